@@ -1,0 +1,47 @@
+# Every habit has one command. The environment lies in .venv and is made when first needed.
+PYTHON ?= python3
+BIN := .venv/bin
+CONSTRAINTS := constraints.txt
+
+.PHONY: help install quickstart test lint typecheck unit test-slow bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: .venv/installed  ## make .venv with the package and what it needs
+
+quickstart: .venv/installed  ## sweep all algorithms on embedded digits and print the tables
+	$(BIN)/domainbed sweep launch configs/quickstart.yaml --skip_confirmation
+	$(BIN)/domainbed collect results/quickstart
+
+test: lint typecheck unit  ## lint, types, tests
+
+lint: .venv/installed-dev  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: .venv/installed-dev  ## mypy on the package
+	$(BIN)/mypy
+
+unit: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed-dev  ## the long checks
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/installed-dev  ## speed and memory, one table per script
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove the environment and caches, but no data and no results
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: setup.py $(CONSTRAINTS) | .venv/bin/python
+	$(BIN)/pip install -c $(CONSTRAINTS) -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,135 @@
+"""Domain-adversarial neural networks: features from which the domain cannot be told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from domainbed import networks
+from domainbed.algorithms.base import (
+    Algorithm,
+    Minibatches,
+    concatenate,
+    domain_sizes,
+    register_algorithm,
+)
+from domainbed.hparams import Choice, Dimension, LogUniform, learning_rate, weight_decay
+
+
+def gradient_penalty(loss_sum: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """mean_n ‖∂ loss_sum / ∂z_n‖², with `loss_sum` a sum over the samples z: (B, d)."""
+    gradients = torch.autograd.grad(loss_sum, features, create_graph=True)[0]
+    return gradients.square().sum(dim=1).mean()
+
+
+def _search_space(small_images: bool) -> dict[str, Dimension]:
+    return {
+        "lambda": LogUniform(1.0, -2, 2, "weight of the discriminator's loss, reversed"),
+        "weight_decay_d": LogUniform(0.0, -6, -2, "L2 coefficient of the discriminator's Adam"),
+        "d_steps_per_g_step": LogUniform(
+            1, 0, 3, "discriminator steps for each step of the network", base=2, integer=True
+        ),
+        "grad_penalty": LogUniform(0.0, -2, 1, "weight of the discriminator's gradient penalty"),
+        "beta1": Choice(0.5, (0.0, 0.5), "first-moment decay of both Adams"),
+        "mlp_width": LogUniform(256, 6, 10, "discriminator: width", base=2, integer=True),
+        "mlp_depth": Choice(3, (3, 4, 5), "discriminator: linear layers"),
+        "mlp_dropout": Choice(0.0, (0.0, 0.1, 0.5), "discriminator: dropout"),
+        "lr_g": learning_rate(small_images),
+        "lr_d": learning_rate(small_images),
+        "weight_decay_g": weight_decay(small_images),
+    }
+
+
+@register_algorithm
+class DANN(Algorithm):
+    """A discriminator learns the domain, the featurizer learns to hide it.
+
+        disc_loss = CE(D(z), domain) + grad_penalty · mean_n ‖∂ Σ CE / ∂z_n‖²
+        discriminator step:  min_D      disc_loss
+        network step:        min_{φ, w} CE(w(z), y) − lambda · disc_loss
+
+    z = φ(x): (E·B, d), D(z): (E·B, E). Of 1 + `d_steps_per_g_step` updates, one is a network
+    step (Ganin et al. 2016, equation 9, alternating as in DomainBed instead of reversing the
+    gradient in one step).
+
+    Attributes:
+        featurizer, classifier, discriminator: φ, w, D.
+        disc_opt, gen_opt: Adam over D, and over φ and w.
+        update_count: updates so far, a buffer.
+    """
+
+    paper = (
+        "Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016, arXiv 1505.07818"
+    )
+    search_space = staticmethod(_search_space)
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.update_count: torch.Tensor
+        self.register_buffer("update_count", torch.tensor([0]))
+        self.featurizer = networks.Featurizer(input_shape, hparams)
+        width: int = self.featurizer.n_outputs  # type: ignore[assignment]
+        self.classifier = networks.Classifier(width, num_classes, hparams["nonlinear_classifier"])
+        self.discriminator = networks.MLP(width, num_domains, hparams)
+        betas = (hparams["beta1"], 0.9)
+        self.disc_opt = torch.optim.Adam(
+            self.discriminator.parameters(),
+            lr=hparams["lr_d"],
+            weight_decay=hparams["weight_decay_d"],
+            betas=betas,
+        )
+        self.gen_opt = torch.optim.Adam(
+            [*self.featurizer.parameters(), *self.classifier.parameters()],
+            lr=hparams["lr_g"],
+            weight_decay=hparams["weight_decay_g"],
+            betas=betas,
+        )
+
+    def update(
+        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> dict[str, float]:
+        self.update_count += 1
+        d_steps = self.hparams["d_steps_per_g_step"]
+        discriminator_step = self.update_count.item() % (1 + d_steps) < d_steps
+        x, y = concatenate(minibatches)
+        # The discriminator's step needs no gradient through the featurizer.
+        with torch.no_grad() if discriminator_step else nullcontext():
+            z = self.featurizer(x)
+        disc_loss = self.discriminator_loss(z, domain_sizes(minibatches))
+        if discriminator_step:
+            _step(self.disc_opt, disc_loss)
+            return {"disc_loss": disc_loss.item()}
+        risk = F.cross_entropy(self.classifier(z), y)
+        gen_loss = risk - self.hparams["lambda"] * disc_loss
+        _step(self.gen_opt, gen_loss)
+        return {"gen_loss": gen_loss.item(), "nll": risk.item()}
+
+    def discriminator_loss(self, z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """How badly D tells the domains of features z (Σ sizes, d), which come domain by domain."""
+        domains = torch.arange(len(sizes), device=z.device).repeat_interleave(
+            torch.tensor(sizes, device=z.device)
+        )
+        if not self.hparams["grad_penalty"]:
+            return F.cross_entropy(self.discriminator(z), domains)
+        z = z if z.requires_grad else z.requires_grad_()
+        losses = F.cross_entropy(self.discriminator(z), domains, reduction="none")
+        return losses.mean() + self.hparams["grad_penalty"] * gradient_penalty(losses.sum(), z)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.featurizer(x))
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

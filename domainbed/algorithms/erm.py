@@ -1,0 +1,71 @@
+"""Empirical risk minimisation, the baseline that everything else is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from domainbed import networks
+from domainbed.algorithms.base import Algorithm, Minibatches, concatenate, register_algorithm
+
+
+@register_algorithm
+class ERM(Algorithm):
+    """Cross-entropy over all training domains, pooled.
+
+        min_{φ, w}  CE(w(φ(x)), y),   (x, y) the concatenation of all minibatches
+
+    x: (E·B, *input_shape), φ(x): (E·B, d), w(φ(x)): (E·B, C).
+
+    Attributes:
+        featurizer: φ.
+        classifier: w.
+        network: w ∘ φ.
+        optimizer: Adam over the network.
+    """
+
+    paper = "Vapnik, Statistical Learning Theory, Wiley 1998"
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.featurizer = networks.Featurizer(input_shape, hparams)
+        self.classifier = networks.Classifier(
+            self.featurizer.n_outputs,  # type: ignore[arg-type]
+            num_classes,
+            hparams["nonlinear_classifier"],
+        )
+        self.network = nn.Sequential(self.featurizer, self.classifier)
+        self.optimizer = self.new_optimizer(self.network)
+
+    def new_optimizer(self, network: nn.Module) -> torch.optim.Adam:
+        """A fresh Adam over `network`, with the run's learning rate and weight decay."""
+        return torch.optim.Adam(
+            network.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
+
+    def update(
+        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> dict[str, float]:
+        x, y = concatenate(minibatches)
+        loss = F.cross_entropy(self.predict(x), y)
+        self.descend(loss)
+        return {"loss": loss.item()}
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One step of the optimizer on `loss`."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)

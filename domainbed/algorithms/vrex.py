@@ -1,0 +1,55 @@
+"""Risk extrapolation: equal risks in all domains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from domainbed.algorithms.annealing import AnnealedPenalty
+from domainbed.algorithms.base import (
+    Minibatches,
+    concatenate,
+    domain_risks,
+    domain_sizes,
+    register_algorithm,
+)
+from domainbed.hparams import LogUniform
+
+
+def vrex_penalty(risks: torch.Tensor) -> torch.Tensor:
+    """The variance of the domains' risks, divided by their number: (E,) to a scalar."""
+    return (risks - risks.mean()).square().mean()
+
+
+@register_algorithm
+class VREx(AnnealedPenalty):
+    """V-REx.
+
+        loss = mean_e L_e + λ · mean_e (L_e − mean L)²
+
+    λ is 1 for the first `vrex_penalty_anneal_iters` updates and `vrex_lambda` after
+    (Krueger et al. 2021, equation 8).
+    """
+
+    paper = (
+        "Krueger et al., Out-of-Distribution Generalization via Risk Extrapolation, "
+        "ICML 2021, arXiv 2003.00688"
+    )
+    search_space = {
+        "vrex_lambda": LogUniform(1e1, -1, 5, "weight of the penalty after annealing"),
+        "vrex_penalty_anneal_iters": LogUniform(
+            500, 0, 4, "updates before the penalty counts in full", integer=True
+        ),
+    }
+    weight_name = "vrex_lambda"
+    anneal_name = "vrex_penalty_anneal_iters"
+    initial_weight = 1.0
+
+    def update(
+        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> dict[str, float]:
+        x, y = concatenate(minibatches)
+        sizes = domain_sizes(minibatches)
+        risks = domain_risks(self.predict(x).split(sizes), y.split(sizes))
+        return self.descend_annealed(risks.mean(), vrex_penalty(risks))

@@ -1,0 +1,50 @@
+"""What all commands share: flags in both spellings, and errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from domainbed.errors import UserError
+
+AddArguments = Callable[[argparse.ArgumentParser], None]
+Main = Callable[[argparse.Namespace], int]
+
+
+def add_flag(parser: Any, name: str, **options: Any) -> None:
+    """Adds `--some_name`, which may also be written `--some-name`."""
+    names = dict.fromkeys([name, "--" + name.removeprefix("--").replace("_", "-")])
+    parser.add_argument(*names, **options)
+
+
+def run_script(add_arguments: AddArguments, main: Main, description: str) -> None:
+    """The whole of a script: parses the command line, runs `main`, exits with its status."""
+    parser = argparse.ArgumentParser(description=description)
+    add_arguments(parser)
+    add_debug_flag(parser)
+    arguments = parser.parse_args()
+    sys.exit(guarded(main, arguments))
+
+
+def add_debug_flag(parser: argparse.ArgumentParser) -> None:
+    add_flag(parser, "--debug", action="store_true", help="show tracebacks of all errors")
+
+
+def guarded(main: Main, arguments: argparse.Namespace) -> int:
+    """Runs `main`: bad input becomes one line and status 2, an interrupt status 130."""
+    try:
+        return main(arguments)
+    except UserError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        sys.stderr.close()
+        return 0

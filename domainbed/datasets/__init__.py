@@ -1,0 +1,102 @@
+"""The datasets. A new one: its class in a file here, and its import below.
+
+The order of the imports is the order of every list of datasets.
+"""
+
+# ruff: noqa: I001
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
+from domainbed.datasets.small_images import (
+    ColoredDigits,
+    ColoredMNIST,
+    RotatedDigits,
+    RotatedMNIST,
+)
+from domainbed.datasets.image_folders import (
+    VLCS,
+    PACS,
+    OfficeHome,
+    TerraIncognita,
+    DomainNet,
+    ImageFolderDataset,
+    folder_dataset,
+)
+from domainbed.seeding import data_seed, seed_everything
+
+
+def get_dataset_class(name: str) -> Any:
+    """The class registered under `name`, or that of a user's own images.
+
+    Args:
+        name: a registered name; `folder:PATH`, images in `PATH/domain/class/`; or the path of a
+            YAML file that describes such a folder (see `folder_dataset`).
+
+    Raises:
+        UserError: no such dataset; the message suggests the nearest name and lists all.
+    """
+    if name.startswith("folder:") or name.endswith((".yaml", ".yml")):
+        return folder_dataset(name)
+    return DATASETS[name]
+
+
+def load_dataset(
+    name: str,
+    root: str,
+    test_envs: Sequence[int],
+    hparams: Mapping[str, Any],
+    trial_seed: int,
+) -> MultipleDomainDataset:
+    """Builds a dataset, or hands out the one that an earlier run of this process built.
+
+    A class whose constructor takes no `trial_seed` may draw from the global sources, as
+    DomainBed's do; they are seeded from the trial, so that its domains stay the same.
+    """
+    cls = get_dataset_class(name)
+    if getattr(cls, "shareable", False):
+        key = (name, root, trial_seed)
+        if key not in _shared:
+            _shared.clear()  # one dataset at a time: they are large
+            _shared[key] = _construct(cls, root, test_envs, hparams, trial_seed)
+        return _shared[key]
+    return _construct(cls, root, test_envs, hparams, trial_seed)
+
+
+_shared: dict[tuple[str, str, int], MultipleDomainDataset] = {}
+
+
+def _construct(
+    cls: Any, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any], trial_seed: int
+) -> MultipleDomainDataset:
+    if "trial_seed" in inspect.signature(cls).parameters:
+        return cls(root, list(test_envs), hparams, trial_seed=trial_seed)
+    with torch.random.fork_rng():
+        seed_everything(data_seed(trial_seed))
+        return cls(root, list(test_envs), hparams)
+
+
+__all__ = [
+    "DATASETS",
+    "PACS",
+    "VLCS",
+    "ColoredDigits",
+    "ColoredMNIST",
+    "DatasetInfo",
+    "DomainNet",
+    "ImageFolderDataset",
+    "MultipleDomainDataset",
+    "OfficeHome",
+    "RotatedDigits",
+    "RotatedMNIST",
+    "TerraIncognita",
+    "folder_dataset",
+    "get_dataset_class",
+    "load_dataset",
+]

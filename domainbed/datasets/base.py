@@ -1,0 +1,76 @@
+"""What a dataset is: a list of domains, and the facts about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch.utils.data import Dataset
+
+from domainbed.registry import Registry
+
+DATASETS = Registry("dataset", entry_point_group="domainbed.datasets")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The published facts about a dataset.
+
+    Attributes:
+        domains: full names, in order.
+        classes: names, or None where there are too many to list here.
+        num_classes: C.
+        images: images per domain, in order.
+        source: where it comes from.
+        licence: under which terms it may be used.
+        citation: who to cite.
+        folder: where it lies below `data_dir`; empty if it needs none.
+        note: what users of it stumble over.
+    """
+
+    domains: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    num_classes: int
+    images: tuple[int, ...]
+    source: str
+    licence: str
+    citation: str
+    folder: str = ""
+    note: str = ""
+
+
+class MultipleDomainDataset:
+    """A dataset with several domains. The contract is DomainBed's.
+
+    A subclass is called with `(root, test_envs, hparams)` — and `trial_seed`, if its constructor
+    takes one — and sets `datasets`, `input_shape` and `num_classes`.
+
+    Attributes:
+        datasets: one `torch.utils.data.Dataset` of (x, y) pairs per domain. A `TensorDataset`
+            is kept on the device as it is; anything else is read by worker processes.
+        input_shape: shape of x.
+        num_classes: C.
+    """
+
+    ENVIRONMENTS: ClassVar[Sequence[str]] = ()
+    N_STEPS: ClassVar[int] = 5001
+    CHECKPOINT_FREQ: ClassVar[int] = 100
+    small_images: ClassVar[bool] = False
+    """Whether the search spaces of small images apply (protocol of the MNIST datasets)."""
+    shareable: ClassVar[bool] = False
+    """Whether the object depends on root and trial seed alone, so that runs may share it."""
+    info: ClassVar[DatasetInfo | None] = None
+
+    datasets: Sequence[Dataset[Any]]
+    input_shape: Sequence[int]
+    num_classes: int
+
+    def __getitem__(self, index: int) -> Dataset[Any]:
+        return self.datasets[index]
+
+    def __iter__(self) -> Iterator[Dataset[Any]]:
+        return iter(self.datasets)
+
+    def __len__(self) -> int:
+        return len(self.datasets)

@@ -1,0 +1,303 @@
+"""Datasets of natural images that lie as `<folder>/<domain>/<class>/<image>`.
+
+The five published ones, and any folder of a user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import yaml
+from PIL import Image
+from torch.utils.data import Dataset
+
+from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
+from domainbed.errors import UserError
+from domainbed.names import DATASET_DOMAINS, dataset_label
+
+IMAGE_SIZE = 224
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def evaluation_transform() -> Callable[[Image.Image], torch.Tensor]:
+    """The published preprocessing: PIL image to (3, 224, 224), normalised."""
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.Resize((IMAGE_SIZE, IMAGE_SIZE)), *_to_normalised_tensor()])
+
+
+def training_transform() -> Callable[[Image.Image], torch.Tensor]:
+    """The published augmentation; draws from PyTorch's global random source."""
+    from torchvision.transforms import v2
+
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(IMAGE_SIZE, scale=(0.7, 1.0)),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(0.3, 0.3, 0.3, 0.3),
+            v2.RandomGrayscale(0.1),
+            *_to_normalised_tensor(),
+        ]
+    )
+
+
+def _to_normalised_tensor() -> list[Callable[..., Any]]:
+    from torchvision.transforms import v2
+
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
+
+
+class ImageDomain(Dataset[tuple[torch.Tensor, int]]):
+    """The images of one domain.
+
+    Attributes:
+        files: paths, class by class and within a class in name order.
+        targets: their labels.
+    """
+
+    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
+        self.files: list[Path] = []
+        self.targets: list[int] = []
+        for label, name in enumerate(classes):
+            images = _images(folder / name)
+            if not images:
+                raise UserError(
+                    f"no images of class {name!r} in {folder / name}: expected files ending in "
+                    + ", ".join(_EXTENSIONS)
+                )
+            self.files += images
+            self.targets += [label] * len(images)
+        self._plain = evaluation_transform()
+        self._augmented = training_transform()
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self._plain(self._open(index)), self.targets[index]
+
+    def augmented(self, index: int) -> tuple[torch.Tensor, int]:
+        """As `[index]`, with the training augmentation."""
+        return self._augmented(self._open(index)), self.targets[index]
+
+    def _open(self, index: int) -> Image.Image:
+        with Image.open(self.files[index]) as image:
+            return image.convert("RGB")
+
+
+class ImageFolderDataset(MultipleDomainDataset):
+    """Domains and classes are the sorted names of the folders.
+
+    Raises:
+        UserError: no such folder, fewer than two domains, domains with different classes, a
+            class without images, or other domains or classes than were published.
+    """
+
+    CHECKPOINT_FREQ = 300
+    shareable = True
+    input_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
+
+    def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        self.root = self.locate(root)
+        self.domain_names = _folders(self.root) if self.root.is_dir() else []
+        if len(self.domain_names) < 2:
+            raise UserError(self._not_here())
+        self.classes = _common_classes(self.root, self.domain_names)
+        self.num_classes = len(self.classes)
+        self._compare_with_published()
+        self.datasets = [ImageDomain(self.root / name, self.classes) for name in self.domain_names]
+
+    @classmethod
+    def locate(cls, root: str) -> Path:
+        """Where the dataset lies below the data folder `root`."""
+        assert cls.info is not None
+        return Path(root) / cls.info.folder
+
+    def _not_here(self) -> str:
+        found = f"found {len(self.domain_names)} domain folder(s)" if self.root.is_dir() else ""
+        return (
+            f"dataset {type(self).__name__} is not in {str(self.root)!r} "
+            f"({found or 'no such folder'}): expected <domain>/<class>/<image> below it; "
+            "give the folder that holds it as --data_dir"
+        )
+
+    def _compare_with_published(self) -> None:
+        if self.info is None:
+            return
+        for what, here, published in (
+            ("domains", self.domain_names, len(self.info.domains)),
+            ("classes", self.classes, self.info.num_classes),
+        ):
+            if len(here) != published:
+                raise UserError(
+                    f"dataset {type(self).__name__} in {str(self.root)!r} has {len(here)} {what} "
+                    f"({', '.join(here[:12])}), but {published} were published: complete it, or "
+                    f"use it as --dataset folder:{self.root}"
+                )
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.suffix.lower() in _EXTENSIONS)
+
+
+def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:
+    """The classes, which every domain must have: labels are positions in this one list."""
+    per_domain = {domain: _folders(root / domain) for domain in domains}
+    classes = sorted(set().union(*per_domain.values()))
+    lacking = [
+        f"domain {domain!r} lacks {', '.join(sorted(set(classes) - set(own)))}"
+        for domain, own in per_domain.items()
+        if own != classes
+    ]
+    if lacking:
+        raise UserError(
+            f"the domains in {str(root)!r} have different classes: {'; '.join(lacking)}. Add the "
+            "missing folders, or remove those classes from all domains"
+        )
+    if not classes:
+        raise UserError(
+            f"no class folders in {root / domains[0]}: expected <domain>/<class>/<image>"
+        )
+    return classes
+
+
+def folder_dataset(name: str) -> type[ImageFolderDataset]:
+    """The dataset class of a user's own images, without code.
+
+    Args:
+        name: `folder:PATH`, or the path of a YAML file with `path` (from the file's own folder)
+            and, if wanted, `steps` and `checkpoint_freq`.
+
+    Raises:
+        UserError: the folder or the file is not there, or the file has other fields.
+    """
+    if name.startswith("folder:"):
+        return _folder_class(dataset_label(name), {"path": Path(name.removeprefix("folder:"))})
+    file = Path(name)
+    try:
+        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"dataset file {name!r} cannot be read: {error}") from error
+    known = {"path", "steps", "checkpoint_freq"}
+    if not isinstance(fields, dict) or "path" not in fields or set(fields) - known:
+        raise UserError(
+            f"dataset file {name!r}: expected the field 'path' and any of "
+            f"{', '.join(sorted(known - {'path'}))}, found {fields!r}"
+        )
+    path = file.parent / Path(fields["path"]).expanduser()
+    return _folder_class(dataset_label(name), {**fields, "path": path})
+
+
+def _folder_class(name: str, fields: Mapping[str, Any]) -> type[ImageFolderDataset]:
+    path = fields["path"].expanduser().resolve()
+    if not path.is_dir():
+        raise UserError(f"dataset folder {str(path)!r} does not exist: check the path")
+    attributes = {
+        "locate": classmethod(lambda cls, root: path),
+        "ENVIRONMENTS": tuple(_folders(path)),
+        "N_STEPS": fields.get("steps", ImageFolderDataset.N_STEPS),
+        "CHECKPOINT_FREQ": fields.get("checkpoint_freq", ImageFolderDataset.CHECKPOINT_FREQ),
+        "__doc__": f"The images in {path}.",
+    }
+    return type(name, (ImageFolderDataset,), attributes)
+
+
+@DATASETS.register
+class VLCS(ImageFolderDataset):
+    """Photographs from four collections."""
+
+    ENVIRONMENTS = DATASET_DOMAINS["VLCS"]
+    info = DatasetInfo(
+        domains=("Caltech101", "LabelMe", "SUN09", "VOC2007"),
+        classes=("bird", "car", "chair", "dog", "person"),
+        num_classes=5,
+        images=(1_415, 2_656, 3_282, 3_376),
+        source="Google Drive file 1skwblH1_okBwxWxmRsp9_qi15hyPpxg8 (VLCS.tar.gz)",
+        licence="terms of the four source datasets; research use",
+        citation="Fang, Xu, Rockmore, Unbiased Metric Learning, ICCV 2013",
+        folder="VLCS",
+    )
+
+
+@DATASETS.register
+class PACS(ImageFolderDataset):
+    """Photographs and three styles of drawing."""
+
+    ENVIRONMENTS = DATASET_DOMAINS["PACS"]
+    info = DatasetInfo(
+        domains=("art_painting", "cartoon", "photo", "sketch"),
+        classes=("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
+        num_classes=7,
+        images=(2_048, 2_344, 1_670, 3_929),
+        source="Google Drive file 1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd (PACS.zip, folder kfold)",
+        licence="none stated; research use",
+        citation="Li et al., Deeper, Broader and Artier Domain Generalization, ICCV 2017",
+        folder="PACS",
+    )
+
+
+@DATASETS.register
+class OfficeHome(ImageFolderDataset):
+    """Everyday objects of office and home."""
+
+    ENVIRONMENTS = DATASET_DOMAINS["OfficeHome"]
+    info = DatasetInfo(
+        domains=("Art", "Clipart", "Product", "Real World"),
+        classes=None,
+        num_classes=65,
+        images=(2_427, 4_365, 4_439, 4_357),
+        source="Google Drive file 1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC "
+        "(zip, folder OfficeHomeDataset_10072016)",
+        licence="non-commercial research and education",
+        citation="Venkateswara et al., Deep Hashing Network for Unsupervised Domain Adaptation, "
+        "CVPR 2017",
+        folder="office_home",
+    )
+
+
+@DATASETS.register
+class TerraIncognita(ImageFolderDataset):
+    """Camera traps at four locations."""
+
+    ENVIRONMENTS = DATASET_DOMAINS["TerraIncognita"]
+    info = DatasetInfo(
+        domains=("location_100", "location_38", "location_43", "location_46"),
+        classes=(
+            *("bird", "bobcat", "cat", "coyote", "dog"),
+            *("empty", "opossum", "rabbit", "raccoon", "squirrel"),
+        ),
+        num_classes=10,
+        images=(4_879, 9_767, 4_020, 6_122),
+        source="https://storage.googleapis.com/public-datasets-lila/caltechcameratraps/",
+        licence="Community Data License Agreement, permissive variant",
+        citation="Beery, Van Horn, Perona, Recognition in Terra Incognita, ECCV 2018",
+        folder="terra_incognita",
+        note="a later copy of the source has 24,330 images: 4,741 + 9,736 + 3,970 + 5,883",
+    )
+
+
+@DATASETS.register
+class DomainNet(ImageFolderDataset):
+    """Six styles of image, 345 classes."""
+
+    CHECKPOINT_FREQ: ClassVar[int] = 1000
+    ENVIRONMENTS = DATASET_DOMAINS["DomainNet"]
+    info = DatasetInfo(
+        domains=("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
+        classes=None,
+        num_classes=345,
+        images=(48_129, 51_605, 72_266, 172_500, 172_947, 69_128),
+        source="http://csr.bu.edu/ftp/visda/2019/multi-source/",
+        licence="fair use; non-commercial research",
+        citation="Peng et al., Moment Matching for Multi-Source Domain Adaptation, ICCV 2019",
+        folder="domain_net",
+        note="the raw archives hold about 9,400 images more than the official lists name",
+    )

@@ -1,0 +1,235 @@
+"""Coloured and rotated handwritten digits: MNIST, and scikit-learn's as the embedded data.
+
+All images are shuffled, and domain i of N gets every N-th one from position i. The shuffle, the
+label noise and the colours come from the trial seed, so that every run of a trial sees the same
+domains (in DomainBed they change with every run).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
+from domainbed.errors import UserError
+from domainbed.names import DATASET_DOMAINS
+from domainbed.seeding import data_seed
+
+
+def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """MNIST's 60,000 training and 10,000 test images: (70000, 28, 28) uint8, and digits."""
+    from torchvision.datasets import MNIST
+
+    try:
+        parts = [MNIST(root, train=train, download=True) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"MNIST is not in {root!r} and could not be downloaded ({error}): put its four "
+            f"idx files, as they are distributed, into {Path(root) / 'MNIST' / 'raw'}, or give "
+            "another --data_dir"
+        ) from error
+    return torch.cat([p.data for p in parts]), torch.cat([p.targets for p in parts])
+
+
+def _digits(root: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """scikit-learn's 1,797 digits: (1797, 8, 8) uint8, and digits."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images)  # 0 … 16
+    return (images * (255 / 16)).round().to(torch.uint8), torch.from_numpy(digits.target)
+
+
+class _ShuffledDigits(MultipleDomainDataset):
+    """Joins, shuffles and deals out the images; a subclass makes the domains of them."""
+
+    small_images = True
+    shareable = True
+    read = staticmethod(_mnist)
+
+    def __init__(
+        self,
+        root: str,
+        test_envs: Sequence[int],
+        hparams: Mapping[str, Any],
+        trial_seed: int = 0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(data_seed(trial_seed))
+        images, digits = self.read(root)
+        order = torch.randperm(len(images), generator=generator)
+        images, digits = images[order], digits[order]
+        self.datasets = self.make_domains(images, digits, generator, root, trial_seed)
+        self.input_shape = tuple(self.datasets[0][0][0].shape)
+
+    def make_domains(
+        self,
+        images: torch.Tensor,
+        digits: torch.Tensor,
+        generator: torch.Generator,
+        root: str,
+        trial_seed: int,
+    ) -> list[TensorDataset]:
+        raise NotImplementedError
+
+
+class _Colored(_ShuffledDigits):
+    """Two channels; the colour predicts the (noisy) label better than the digit does.
+
+    y = 1 if digit < 5, flipped with probability 0.25; colour = y flipped with probability e, per
+    domain; the channel 1 − colour is zero (Arjovsky et al. 2019, section 5.1).
+    """
+
+    num_classes = 2
+    label_noise = 0.25
+    color_noise = (0.1, 0.2, 0.9)
+
+    def make_domains(
+        self,
+        images: torch.Tensor,
+        digits: torch.Tensor,
+        generator: torch.Generator,
+        root: str,
+        trial_seed: int,
+    ) -> list[TensorDataset]:
+        n = len(self.color_noise)
+        return [
+            self._color(images[i::n], digits[i::n], noise, generator)
+            for i, noise in enumerate(self.color_noise)
+        ]
+
+    def _color(
+        self, images: torch.Tensor, digits: torch.Tensor, noise: float, generator: torch.Generator
+    ) -> TensorDataset:
+        def flip(bits: torch.Tensor, probability: float) -> torch.Tensor:
+            return bits ^ (torch.rand(len(bits), generator=generator) < probability)
+
+        labels = flip(digits < 5, self.label_noise)
+        colors = flip(labels, noise)
+        keep = torch.stack([~colors, colors], dim=1)  # channel `colour` stays
+        x = images.div(255).unsqueeze(1) * keep[:, :, None, None]  # (n, 2, H, W)
+        return TensorDataset(x, labels.long())
+
+
+class _Rotated(_ShuffledDigits):
+    """One channel; the domains are angles in degrees, bilinear, with black corners."""
+
+    num_classes = 10
+    angles = (0, 15, 30, 45, 60, 75)
+
+    def make_domains(
+        self,
+        images: torch.Tensor,
+        digits: torch.Tensor,
+        generator: torch.Generator,
+        root: str,
+        trial_seed: int,
+    ) -> list[TensorDataset]:
+        n = len(self.angles)
+        rotated = self._rotated(images, root, trial_seed)
+        return [TensorDataset(rotated[i::n].div(255).unsqueeze(1), digits[i::n]) for i in range(n)]
+
+    def _rotated(self, images: torch.Tensor, root: str, trial_seed: int) -> torch.Tensor:
+        return _rotate(images, self.angles)
+
+
+def _rotate(images: torch.Tensor, angles: Sequence[int]) -> torch.Tensor:
+    """(n, H, W) uint8; image k is turned by angle k mod N."""
+    turned = [
+        np.asarray(
+            Image.fromarray(image).rotate(angles[k % len(angles)], Image.Resampling.BILINEAR)
+        )
+        for k, image in enumerate(images.numpy())
+    ]
+    return torch.from_numpy(np.stack(turned))
+
+
+_MNIST_TERMS = {
+    "source": "http://yann.lecun.com/exdb/mnist/, through torchvision",
+    "licence": "CC BY-SA 3.0",
+    "folder": "MNIST",
+}
+_DIGITS_TERMS = {
+    "source": "UCI Optical Recognition of Handwritten Digits (test part), through scikit-learn",
+    "licence": "CC BY 4.0",
+    "note": "not part of the published benchmark: small enough for tests and the quickstart",
+}
+_ARJOVSKY = "Arjovsky et al., Invariant Risk Minimization, arXiv 1907.02893"
+_GHIFARY = "Ghifary et al., Domain Generalization for Object Recognition, ICCV 2015"
+_ALPAYDIN = "Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998"
+_BINARY = ("digit 5 to 9", "digit 0 to 4")
+_TEN = tuple(str(digit) for digit in range(10))
+
+
+@DATASETS.register
+class ColoredMNIST(_Colored):
+    """MNIST coloured: (2, 28, 28) in [0, 1], 2 classes, domains +90%, +80%, -90%."""
+
+    ENVIRONMENTS = DATASET_DOMAINS["ColoredMNIST"]
+    info = DatasetInfo(
+        ENVIRONMENTS, _BINARY, 2, (23_334, 23_333, 23_333), citation=_ARJOVSKY, **_MNIST_TERMS
+    )
+
+
+@DATASETS.register
+class RotatedMNIST(_Rotated):
+    """MNIST rotated: (1, 28, 28) in [0, 1], 10 classes, domains 0 to 75 degrees.
+
+    The rotated images of a trial (55 MB) are computed once and cached on disk, below `root` or
+    in the folder named by the variable DOMAINBED_CACHE_DIR.
+    """
+
+    ENVIRONMENTS = DATASET_DOMAINS["RotatedMNIST"]
+    info = DatasetInfo(
+        ENVIRONMENTS, _TEN, 10, (11_667,) * 4 + (11_666,) * 2, citation=_GHIFARY, **_MNIST_TERMS
+    )
+
+    def _rotated(self, images: torch.Tensor, root: str, trial_seed: int) -> torch.Tensor:
+        folder = Path(os.environ.get("DOMAINBED_CACHE_DIR") or Path(root) / "cache")
+        file = folder / f"rotated_mnist_trial_{trial_seed}.npy"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{file}.lock"):  # one of several runs computes, the others wait
+                if not file.exists():
+                    _write_aside(file, super()._rotated(images, root, trial_seed).numpy())
+                return torch.from_numpy(np.load(file))
+        except OSError:  # a read-only data folder costs time, nothing else
+            return super()._rotated(images, root, trial_seed)
+
+
+def _write_aside(file: Path, array: np.ndarray) -> None:
+    aside = file.with_suffix(f".{os.getpid()}.tmp")
+    with aside.open("wb") as stream:
+        np.save(stream, array)
+    aside.replace(file)
+
+
+@DATASETS.register
+class ColoredDigits(_Colored):
+    """The construction of ColoredMNIST over scikit-learn's digits: (2, 8, 8), needs no files."""
+
+    read = staticmethod(_digits)
+    N_STEPS: ClassVar[int] = 301
+    CHECKPOINT_FREQ: ClassVar[int] = 50
+    ENVIRONMENTS = DATASET_DOMAINS["ColoredDigits"]
+    info = DatasetInfo(ENVIRONMENTS, _BINARY, 2, (599,) * 3, citation=_ALPAYDIN, **_DIGITS_TERMS)
+
+
+@DATASETS.register
+class RotatedDigits(_Rotated):
+    """The construction of RotatedMNIST over scikit-learn's digits: (1, 8, 8), needs no files."""
+
+    read = staticmethod(_digits)
+    N_STEPS: ClassVar[int] = 301
+    CHECKPOINT_FREQ: ClassVar[int] = 50
+    ENVIRONMENTS = DATASET_DOMAINS["RotatedDigits"]
+    info = DatasetInfo(
+        ENVIRONMENTS, _TEN, 10, (300,) * 3 + (299,) * 3, citation=_ALPAYDIN, **_DIGITS_TERMS
+    )

@@ -1,0 +1,155 @@
+"""Hyper-parameters: the kinds of search dimension, their defaults and their random draws.
+
+An algorithm declares its own dimensions beside its class, in `search_space`; what all runs
+share stands here. Defaults and draws are DomainBed's: each name is drawn alone, from a source
+seeded by that name, so a draw never depends on which other hyper-parameters there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.random import RandomState
+
+from domainbed.seeding import hparam_random_state
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A hyper-parameter that is not searched: every draw gives the default."""
+
+    default: Any
+    doc: str = ""
+
+    def draw(self, random_state: RandomState) -> Any:
+        return self.default
+
+    def describe(self) -> str:
+        return "fixed"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `values`, each equally likely."""
+
+    default: Any
+    values: Sequence[Any]
+    doc: str = ""
+
+    def draw(self, random_state: RandomState) -> Any:
+        return random_state.choice(list(self.values)).item()
+
+    def describe(self) -> str:
+        return "choice of " + ", ".join(map(str, self.values))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform in [low, high); `integer` truncates."""
+
+    default: float
+    low: float
+    high: float
+    doc: str = ""
+    integer: bool = False
+
+    def draw(self, random_state: RandomState) -> float:
+        value = random_state.uniform(self.low, self.high)
+        return int(value) if self.integer else value
+
+    def describe(self) -> str:
+        kind = "integer, uniform" if self.integer else "uniform"
+        return f"{kind} in [{self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """`base` to a power that is uniform in [low, high); `integer` truncates."""
+
+    default: float
+    low: float
+    high: float
+    doc: str = ""
+    base: int = 10
+    integer: bool = False
+
+    def draw(self, random_state: RandomState) -> float:
+        value = self.base ** random_state.uniform(self.low, self.high)
+        return int(value) if self.integer else value
+
+    def describe(self) -> str:
+        kind = "integer, log-uniform" if self.integer else "log-uniform"
+        return f"{kind} in [{self.base}^{self.low:g}, {self.base}^{self.high:g})"
+
+
+Dimension = Fixed | Choice | Uniform | LogUniform
+SearchSpace = Mapping[str, Dimension]
+
+
+def learning_rate(small_images: bool) -> Dimension:
+    """The step size of an Adam, drawn under its own name wherever it is used."""
+    if small_images:
+        return LogUniform(1e-3, -4.5, -2.5, "step size of Adam")
+    return LogUniform(5e-5, -5, -3.5, "step size of Adam")
+
+
+def weight_decay(small_images: bool) -> Dimension:
+    """The L2 coefficient of an Adam that trains a featurizer; small images train without."""
+    if small_images:
+        return Fixed(0.0, "L2 coefficient of Adam")
+    return LogUniform(0.0, -6, -2, "L2 coefficient of Adam")
+
+
+def _batch_size(dataset: str, small_images: bool) -> Dimension:
+    doc = "images per training domain and step"
+    if small_images:
+        return LogUniform(64, 3, 9, doc, base=2, integer=True)
+    high = 5 if dataset == "DomainNet" else 5.5
+    return LogUniform(32, 3, high, doc, base=2, integer=True)
+
+
+def shared_space(dataset: str, small_images: bool) -> dict[str, Dimension]:
+    """The dimensions that every algorithm has on `dataset`."""
+    return {
+        "data_augmentation": Fixed(True, "random crop, flip, colour jitter and greyscale"),
+        "resnet18": Fixed(False, "ResNet-18 instead of ResNet-50"),
+        "resnet_dropout": Choice(0.0, (0.0, 0.1, 0.5), "dropout on the ResNet's features"),
+        "class_balanced": Fixed(False, "draw all classes equally often"),
+        "nonlinear_classifier": Fixed(False, "three linear layers with ReLU, instead of one"),
+        "lr": learning_rate(small_images),
+        "weight_decay": weight_decay(small_images),
+        "batch_size": _batch_size(dataset, small_images),
+    }
+
+
+def search_space(algorithm: str, dataset: str) -> dict[str, Dimension]:
+    """All dimensions of `algorithm` on `dataset`: the shared ones and its own.
+
+    A dataset that is not registered (a folder, say) counts as one of natural images.
+
+    Raises:
+        UserError: no such algorithm.
+    """
+    from domainbed.algorithms import get_algorithm_class
+    from domainbed.datasets import DATASETS
+
+    small_images = dataset in DATASETS and DATASETS[dataset].small_images
+    own = getattr(get_algorithm_class(algorithm), "search_space", {})
+    if callable(own):  # a space that depends on the kind of images
+        own = own(small_images)
+    return {**shared_space(dataset, small_images), **own}
+
+
+def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
+    """The hyper-parameters of hparams seed 0."""
+    return {name: dim.default for name, dim in search_space(algorithm, dataset).items()}
+
+
+def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
+    """A random draw; `seed` is that of the draw, see `seeding.hparams_draw_seed`."""
+    return {
+        name: dim.draw(hparam_random_state(seed, name))
+        for name, dim in search_space(algorithm, dataset).items()
+    }

@@ -1,0 +1,52 @@
+"""Names and orders that tables, data and plans share: any module may import them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+ALGORITHM_ORDER: tuple[str, ...] = ("ERM", "CORAL", "IRM", "VREx", "Fish", "Fishr", "DANN")
+"""The order of rows in the results tables."""
+
+_COLORED = ("+90%", "+80%", "-90%")
+_ROTATED = ("0", "15", "30", "45", "60", "75")
+
+DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
+    "ColoredMNIST": _COLORED,
+    "RotatedMNIST": _ROTATED,
+    "VLCS": ("C", "L", "S", "V"),
+    "PACS": ("A", "C", "P", "S"),
+    "OfficeHome": ("A", "C", "P", "R"),
+    "TerraIncognita": ("L100", "L38", "L43", "L46"),
+    "DomainNet": ("clip", "info", "paint", "quick", "real", "sketch"),
+    "ColoredDigits": _COLORED,
+    "RotatedDigits": _ROTATED,
+}
+"""Each dataset's domains, numbered by their position; the keys are the order of the tables."""
+
+
+def order_algorithms(seen: Iterable[str]) -> list[str]:
+    """The names of `seen`, once each: the known ones in table order, then the rest as they came."""
+    names = list(dict.fromkeys(seen))
+    known = [name for name in ALGORITHM_ORDER if name in names]
+    return known + [name for name in names if name not in ALGORITHM_ORDER]
+
+
+def order_datasets(seen: Iterable[str]) -> list[str]:
+    """The names of `seen`, once each: the known ones in table order, then the rest sorted."""
+    names = set(seen)
+    return [name for name in DATASET_DOMAINS if name in names] + sorted(
+        names - set(DATASET_DOMAINS)
+    )
+
+
+def dataset_label(name: str) -> str:
+    """The name of a dataset in records, seeds and tables, free of any machine's paths.
+
+    `folder:PATH` is called after its last folder, a YAML file after itself.
+    """
+    if name.startswith("folder:"):
+        return Path(name.removeprefix("folder:")).expanduser().resolve().name
+    if name.endswith((".yaml", ".yml")):
+        return Path(name).stem
+    return name

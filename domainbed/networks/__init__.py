@@ -1,0 +1,46 @@
+"""Featurizers and heads. `Featurizer` picks the network that suits the input's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from domainbed.errors import UserError
+from domainbed.networks.heads import MLP, Classifier
+from domainbed.networks.mnist_cnn import MNIST_CNN
+from domainbed.networks.resnet import ResNet
+from domainbed.registry import Registry
+
+NETWORKS = Registry("network")
+NETWORKS.register(MLP)
+NETWORKS.register(MNIST_CNN)
+NETWORKS.register(ResNet)
+
+
+def Featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Module:
+    """A network from inputs of `input_shape` to (B, n_outputs) features.
+
+    Vectors go through an `MLP` as wide as `hparams["mlp_width"]`, images of at most 28×28
+    through `MNIST_CNN`, larger ones through `ResNet`. `hparams["featurizer"]` names another
+    registered network, called with `(input_shape, hparams)`.
+
+    Raises:
+        UserError: no network for that shape.
+    """
+    if "featurizer" in hparams:
+        return NETWORKS[hparams["featurizer"]](input_shape, hparams)
+    if len(input_shape) == 1:
+        return MLP(input_shape[0], hparams["mlp_width"], hparams)
+    if len(input_shape) == 3 and max(input_shape[1:]) <= 28:
+        return MNIST_CNN(input_shape)
+    if len(input_shape) == 3 and min(input_shape[1:]) >= 32:
+        return ResNet(input_shape, hparams)
+    raise UserError(
+        f"no featurizer for inputs of shape {tuple(input_shape)}: expected (features,) or "
+        "(channels, height, width); name a registered network in the hyper-parameter 'featurizer'"
+    )
+
+
+__all__ = ["MLP", "MNIST_CNN", "NETWORKS", "Classifier", "Featurizer", "ResNet"]

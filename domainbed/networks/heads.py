@@ -1,0 +1,52 @@
+"""Classifiers on features, and the multi-layer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) -> nn.Module:
+    """A head from (B, in_features) to (B, out_features) logits.
+
+    One linear layer, or with `is_nonlinear` three of them (in, in/2, in/4, out) with ReLU.
+    """
+    if not is_nonlinear:
+        return nn.Linear(in_features, out_features)
+    return nn.Sequential(
+        nn.Linear(in_features, in_features // 2),
+        nn.ReLU(),
+        nn.Linear(in_features // 2, in_features // 4),
+        nn.ReLU(),
+        nn.Linear(in_features // 4, out_features),
+    )
+
+
+class MLP(nn.Module):
+    """`mlp_depth` linear layers of width `mlp_width`; after each but the last, dropout then ReLU.
+
+    Args:
+        n_inputs: width of the input, (B, n_inputs).
+        n_outputs: width of the output, (B, n_outputs).
+        hparams: reads `mlp_width`, `mlp_depth` (at least 2) and `mlp_dropout`.
+    """
+
+    def __init__(self, n_inputs: int, n_outputs: int, hparams: Mapping[str, Any]) -> None:
+        super().__init__()
+        width = hparams["mlp_width"]
+        self.input = nn.Linear(n_inputs, width)
+        self.dropout = nn.Dropout(hparams["mlp_dropout"])
+        self.hiddens = nn.ModuleList(
+            nn.Linear(width, width) for _ in range(hparams["mlp_depth"] - 2)
+        )
+        self.output = nn.Linear(width, n_outputs)
+        self.n_outputs = n_outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in [self.input, *self.hiddens]:
+            x = F.relu(self.dropout(layer(x)))
+        return self.output(x)

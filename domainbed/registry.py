@@ -1,0 +1,114 @@
+"""One registry for everything that has a name: datasets, algorithms, networks, launchers, …"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar, overload
+
+from domainbed.errors import UserError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, Any]):
+    """Names to objects, with errors that help.
+
+    Args:
+        kind: what is registered, in the singular, for messages: "algorithm".
+        entry_point_group: installed packages that advertise an entry point in this group are
+            listed beside the built-in names, and imported when first asked for.
+
+    Example:
+        >>> SHAPES = Registry("shape")
+        >>> @SHAPES.register
+        ... class Circle: ...
+        >>> SHAPES["Circle"] is Circle
+        True
+    """
+
+    def __init__(self, kind: str, entry_point_group: str | None = None) -> None:
+        self.kind = kind
+        self._group = entry_point_group
+        self._entries: dict[str, Any] = {}
+        self._pending: dict[str, EntryPoint] | None = None if entry_point_group else {}
+
+    @overload
+    def register(self, entry: T, *, name: str | None = None) -> T: ...
+    @overload
+    def register(self, *, name: str | None = None) -> Callable[[T], T]: ...
+    def register(self, entry: Any = None, *, name: str | None = None) -> Any:
+        """Registers `entry` under `name` (default: its `__name__`); works as a decorator.
+
+        Raises:
+            ValueError: the name is taken by another object.
+        """
+        if entry is None:
+            return lambda later: self.register(later, name=name)
+        key = name or entry.__name__
+        taken = self._entries.get(key, entry)
+        # A module that runs twice (a notebook cell, a script that its workers import again)
+        # may register its class once more.
+        if taken is not entry and _origin(taken) != _origin(entry):
+            raise ValueError(
+                f"{self.kind} {key!r} is registered already, by {_origin(taken)}: "
+                f"choose another name for {_origin(entry)}"
+            )
+        self._entries[key] = entry
+        return entry
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._entries:
+            self._import_plugin(name)
+        if name not in self._entries:
+            raise UserError(self._unknown(name))
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._plugins()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._entries
+        yield from [name for name in self._plugins() if name not in self._entries]
+
+    def __len__(self) -> int:
+        return len(set(self._entries) | set(self._plugins()))
+
+    def _plugins(self) -> dict[str, EntryPoint]:
+        if self._pending is None:
+            self._pending = {point.name: point for point in entry_points(group=self._group or "")}
+        return self._pending
+
+    def _import_plugin(self, name: str) -> None:
+        point = self._plugins().get(name)
+        if point is None:
+            return
+        try:
+            entry = point.load()
+        except Exception as error:
+            raise UserError(
+                f"{self.kind} {name!r} comes from the plug-in {point.value!r}, which cannot be "
+                f"imported ({type(error).__name__}: {error}): repair or uninstall that package"
+            ) from error
+        if name not in self._entries:  # the module may have registered itself on import
+            self.register(entry, name=name)
+
+    def _unknown(self, name: str) -> str:
+        names = list(self)
+        nearest = difflib.get_close_matches(
+            str(name).lower(), [known.lower() for known in names], n=1, cutoff=0.5
+        )
+        hint = ""
+        if nearest:
+            match = next(known for known in names if known.lower() == nearest[0])
+            hint = f" Did you mean {match!r}?"
+        return f"unknown {self.kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}"
+
+
+def _origin(entry: Any) -> str:
+    module = getattr(entry, "__module__", "?")
+    if module in ("__main__", "__mp_main__"):  # a worker sees its parent's script under a new name
+        module = getattr(sys.modules.get("__main__"), "__file__", None) or "__main__"
+    return f"{module}.{getattr(entry, '__qualname__', repr(entry))}"

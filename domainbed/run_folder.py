@@ -1,0 +1,106 @@
+"""The folder of one run: its paths, its state, and how files get there safely."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+DONE, RUNNING, FAILED, UNFINISHED, MISSING = "done", "running", "failed", "unfinished", "missing"
+STATES = (DONE, RUNNING, FAILED, UNFINISHED, MISSING)
+
+
+class Busy(Exception):
+    """Another process is at work in the folder."""
+
+
+class RunFolder:
+    """Every path of a run. The layout of results, `done` and `out.txt` is DomainBed's.
+
+    Attributes:
+        results: one JSON record a line.
+        done: exists when the run is finished.
+        out: what was printed.
+        errors: the traceback of a run that failed.
+        model: the trained weights.
+        spec: the run's identity.
+        environment: versions, device and time.
+        checkpoint: everything a killed run needs to go on; gone when it is done.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.results = self.path / "results.jsonl"
+        self.done = self.path / "done"
+        self.out = self.path / "out.txt"
+        self.errors = self.path / "err.txt"
+        self.model = self.path / "model.pkl"
+        self.spec = self.path / "run.json"
+        self.environment = self.path / "environment.json"
+        self.checkpoint = self.path / "checkpoint.pt"
+        self._lock = self.path / "lock"
+
+    def model_at(self, step: int) -> Path:
+        """The weights at one record, where all of them are kept."""
+        return self.path / f"model_step{step}.pkl"
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Holds the folder; the system lets go of it when the process dies, however it dies.
+
+        Raises:
+            Busy: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self._lock, timeout=0):
+                yield
+        except Timeout:
+            raise Busy(f"another process is at work in {self.path}") from None
+
+    def state(self) -> str:
+        """One of `STATES`."""
+        if self.done.exists():
+            return DONE
+        if self._held():
+            return RUNNING
+        if self.errors.exists() and self.errors.stat().st_size:
+            return FAILED
+        return UNFINISHED if self.spec.exists() or self.results.exists() else MISSING
+
+    def _held(self) -> bool:
+        if not self._lock.exists():
+            return False
+        try:
+            with FileLock(self._lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def read_json(self, file: Path) -> dict[str, Any] | None:
+        """The contents of `spec` or `environment`, or None if it is not there."""
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes aside and moves into place, so that no reader and no crash sees half a file."""
+    with written_aside(file) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def written_aside(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to; it takes `file`'s place when all went well."""
+    aside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        with aside.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)

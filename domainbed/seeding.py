@@ -1,0 +1,65 @@
+"""Every seed of the benchmark is derived here, and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def seed_hash(*args: Any) -> int:
+    """A seed in [0, 2^31) derived from `args`, as in DomainBed: MD5 of the tuple's repr."""
+    return int(hashlib.md5(str(args).encode("utf-8")).hexdigest(), 16) % (2**31)
+
+
+def run_seed(
+    dataset: str, algorithm: str, test_envs: Sequence[int], hparams_seed: int, trial_seed: int
+) -> int:
+    """The seed of a run for everything but its split, its data and its hyper-parameters."""
+    return seed_hash(dataset, algorithm, list(test_envs), hparams_seed, trial_seed)
+
+
+def hparams_draw_seed(hparams_seed: int, trial_seed: int, shared_draws: bool = False) -> int:
+    """The seed of a run's hyper-parameter draws.
+
+    The published protocol mixes the trial in, so that one hparams seed means other
+    hyper-parameters in each trial; `shared_draws` uses trial 0's draws in all trials.
+    """
+    return seed_hash(hparams_seed, 0 if shared_draws else trial_seed)
+
+
+def hparam_random_state(random_seed: int, name: str) -> np.random.RandomState:
+    """The source of one hyper-parameter's draw: it depends on nothing but its own name."""
+    return np.random.RandomState(seed_hash(random_seed, name))
+
+
+def split_seed(trial_seed: int, domain: int) -> int:
+    """The seed that cuts one domain into out-split and in-split."""
+    return seed_hash(trial_seed, domain)
+
+
+def data_seed(trial_seed: int) -> int:
+    """The seed of a dataset's own randomness (MNIST's shuffle, label and colour noise)."""
+    return seed_hash(trial_seed, "data")
+
+
+def minibatch_seed(seed: int, domain: int, block: int) -> int:
+    """The seed of one block of minibatch draws of one training domain."""
+    return seed_hash(seed, "minibatch", domain, block)
+
+
+def augmentation_seed(seed: int, domain: int, step: int, position: int) -> int:
+    """The seed of the augmentation of one image, whichever worker process loads it."""
+    return seed_hash(seed, "augmentation", domain, step, position)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and PyTorch (all devices), for code that uses the global sources."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,188 @@
+"""Minibatches: drawn uniformly with replacement, as a pure function of seed, domain and step.
+
+Nothing is remembered between steps, so a run that was interrupted draws on as if it had not
+been, and the number of worker processes changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from domainbed.seeding import augmentation_seed, minibatch_seed
+
+Minibatch = tuple[torch.Tensor, torch.Tensor]
+
+# Indices are drawn for many steps at once: one seeding and one transfer serve them all.
+_BLOCK = 64
+
+
+class IndexDraws:
+    """Which images of one domain each step sees.
+
+    Args:
+        indices: the domain's split, as positions in the domain.
+        batch_size: B.
+        seed: the run's seed.
+        domain: the domain's number.
+        labels: (len(indices),) labels; if given, all classes are drawn equally often.
+        device: where the draws are wanted.
+    """
+
+    def __init__(
+        self,
+        indices: Sequence[int],
+        batch_size: int,
+        seed: int,
+        domain: int,
+        labels: torch.Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._indices = torch.tensor(indices)
+        self._batch_size = batch_size
+        self._seed, self._domain = seed, domain
+        self._weights = None if labels is None else 1 / labels.bincount()[labels].double()
+        self._device = device
+        self._block_number, self._block = -1, torch.empty(0)
+
+    def at(self, step: int) -> torch.Tensor:
+        """(B,) positions in the domain."""
+        number, position = divmod(step, _BLOCK)
+        if number != self._block_number:
+            self._block_number, self._block = number, self._draw(number).to(self._device)
+        return self._block[position]
+
+    def _draw(self, number: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(minibatch_seed(self._seed, self._domain, number))
+        shape = (_BLOCK, self._batch_size)
+        if self._weights is None:
+            chosen = torch.randint(len(self._indices), shape, generator=generator)
+        else:
+            chosen = self._weights.multinomial(
+                _BLOCK * self._batch_size, replacement=True, generator=generator
+            ).view(shape)
+        return self._indices[chosen]
+
+
+class TensorMinibatches:
+    """Minibatches of domains that lie on the device as tensors: gathered, nothing more."""
+
+    def __init__(self, domains: Sequence[Minibatch], draws: Sequence[IndexDraws]) -> None:
+        self._domains, self._draws = domains, draws
+
+    def iterate(self, steps: range) -> Iterator[list[Minibatch]]:
+        """One list of (x, y) per step, with one pair per domain."""
+        for step in steps:
+            chosen = [draws.at(step) for draws in self._draws]
+            yield [(keep_layout(x[i], x), y[i]) for (x, y), i in zip(self._domains, chosen)]
+
+
+class LoadedMinibatches:
+    """Minibatches of domains that are read image by image, by one pool of workers for all.
+
+    Args:
+        domains: the training domains; where one has `augmented(index)`, that is what is read,
+            with PyTorch's global source seeded for each image alone.
+        draws: one per domain.
+        seed: the run's seed.
+        device: where the minibatches go.
+        num_workers: worker processes in all; 0 reads in this process.
+        augment: whether to use `augmented`.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[Dataset[Any]],
+        draws: Sequence[IndexDraws],
+        seed: int,
+        device: torch.device,
+        num_workers: int,
+        augment: bool,
+    ) -> None:
+        self._images = SeededImages(domains, seed, [augment] * len(domains))
+        self._draws, self._device, self._num_workers = draws, device, num_workers
+
+    def iterate(self, steps: range) -> Iterator[list[Minibatch]]:
+        """One list of (x, y) per step, with one pair per domain."""
+        loader = image_loader(
+            self._images, (self._requests(step) for step in steps), self._num_workers, self._device
+        )
+        sizes = [len(draws.at(steps.start)) for draws in self._draws] if len(steps) else []
+        for x, y in loader:
+            x, y = to_device(x, self._device), y.to(self._device, non_blocking=True)
+            yield list(zip(x.split(sizes), y.split(sizes)))
+
+    def _requests(self, step: int) -> list[tuple[int, int, int, int]]:
+        return [
+            (domain, index, step, position)
+            for domain, draws in enumerate(self._draws)
+            for position, index in enumerate(draws.at(step).tolist())
+        ]
+
+
+class SeededImages(Dataset[Any]):
+    """Images of several domains by (domain, index, step, position).
+
+    Augmentation depends on those four and the run's seed, not on who reads the image.
+    """
+
+    def __init__(self, domains: Sequence[Dataset[Any]], seed: int, augment: Sequence[bool]) -> None:
+        self._domains, self._seed, self._augment = domains, seed, augment
+
+    def __getitem__(self, request: tuple[int, int, int, int]) -> Any:
+        number, index, step, position = request
+        domain = self._domains[number]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(augmentation_seed(self._seed, number, step, position))
+            if self._augment[number] and hasattr(domain, "augmented"):
+                return domain.augmented(index)
+            return domain[index]
+
+
+def image_loader(
+    images: Dataset[Any], batches: Iterator[Any], num_workers: int, device: torch.device
+) -> DataLoader[Any]:
+    """A loader that reads the given batches of requests in their order."""
+    return DataLoader(
+        images,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # else each pass would draw from the run's own source
+        pin_memory=device.type == "cuda",
+        prefetch_factor=2 if num_workers else None,
+    )
+
+
+def tensor_domain(domain: Dataset[Any], device: torch.device) -> Minibatch | None:
+    """A `TensorDataset` of inputs and labels on the device, or None for any other domain."""
+    if not isinstance(domain, TensorDataset):
+        return None
+    x, y = domain.tensors
+    return to_device(x, device), y.to(device)
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device; images channels-last, which convolutions prefer."""
+    if x.dim() == 4:
+        return x.to(device, non_blocking=True, memory_format=torch.channels_last)
+    return x.to(device, non_blocking=True)
+
+
+def keep_layout(gathered: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """`gathered` in the memory layout of `source`: gathering may lose channels-last."""
+    if source.dim() == 4:
+        return gathered.contiguous(memory_format=torch.channels_last)
+    return gathered
+
+
+def labels_of(domain: Dataset[Any], indices: Sequence[int]) -> torch.Tensor:
+    """(len(indices),) labels, without reading images where the domain lists its targets."""
+    if isinstance(domain, TensorDataset):
+        return domain.tensors[1][torch.tensor(indices)]
+    targets = getattr(domain, "targets", None)
+    if targets is None:
+        return torch.tensor([int(domain[i][1]) for i in indices])
+    return torch.tensor([int(targets[i]) for i in indices])

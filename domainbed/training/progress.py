@@ -1,0 +1,75 @@
+"""The table of progress: on the terminal, and kept in out.txt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+_WIDTH = 10
+
+
+class ProgressTable:
+    """Prints one row per record, under a header that is repeated when the columns change.
+
+    Args:
+        out: the file that keeps what was printed; appended to.
+        echo: also print to the terminal.
+        steps: of the whole run, for the time left.
+        hidden: keys of the record that have no column.
+    """
+
+    def __init__(self, out: Path, echo: bool, steps: int, hidden: Collection[str] = ()) -> None:
+        self._out, self._echo, self._steps, self._hidden = out, echo, steps, hidden
+        self._columns: list[str] = []
+        self._first: tuple[int, float] | None = None
+
+    def line(self, text: str = "") -> None:
+        with self._out.open("a", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+        if self._echo:
+            print(text, flush=True)
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Prints one record's step, losses, accuracies and the time left."""
+        row = {"step": str(record["step"])}
+        row |= {
+            name.removesuffix("_acc"): _number(name, value)
+            for name, value in record.items()
+            if isinstance(value, float) and name not in self._hidden
+        }
+        row["left"] = self._time_left(record["step"])
+        if list(row) != self._columns:
+            self._columns = list(row)
+            self.line(_row(self._columns))
+        self.line(_row(list(row.values())))
+
+    def _time_left(self, step: int) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        done = step - self._first[0]
+        if step + 1 >= self._steps:
+            return "done"
+        if not done:
+            return "?"
+        return duration((now - self._first[1]) / done * (self._steps - 1 - step))
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "42s", "3m05s", "2h07m"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _number(name: str, value: float) -> str:
+    return f"{value:.3f}" if name.endswith("_acc") else f"{value:.4g}"
+
+
+def _row(cells: list[str]) -> str:
+    return "  ".join(cell.ljust(_WIDTH) for cell in cells).rstrip()

@@ -1,0 +1,43 @@
+"""The package; the settings of its tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "slurm": ["submitit>=1.5"],  # sweeps on a SLURM cluster
+    "ray": ["ray>=2.9"],  # sweeps on a Ray cluster
+    "hub": ["huggingface_hub>=0.24", "datasets>=2.20", "gdown>=5"],  # mirrors of the datasets
+    "dev": [
+        "pytest>=8",
+        "ruff>=0.6",
+        "mypy>=1.11",
+        "types-PyYAML",
+        "types-tqdm",
+        "backpack-for-pytorch>=1.6",
+    ],
+}
+
+setup(
+    name="domainbed",
+    version="0.1.0",
+    description="A benchmark suite for domain generalization, with Fishr at its heart",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["domainbed", "domainbed.*"]),
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.26",
+        "pandas>=2.1",
+        "pillow>=10",
+        "pyyaml>=6",
+        "scikit-learn>=1.4",
+        "filelock>=3.12",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["domainbed = domainbed.cli:main"]},
+)

@@ -1,0 +1,181 @@
+"""A run that is killed at any moment ends as one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from domainbed.algorithms import ALGORITHMS
+from domainbed.run_folder import RunFolder
+from domainbed.spec import RunSpec
+from domainbed.training import checkpoint
+from domainbed.training.trainer import RunOptions, run
+
+STEPS, EVERY = 10, 2
+HPARAMS = {
+    "ERM": {},
+    "CORAL": {},
+    "IRM": {"irm_penalty_anneal_iters": 5},
+    "VREx": {"vrex_penalty_anneal_iters": 5},
+    "Fish": {},
+    "Fishr": {"penalty_anneal_iters": 5},
+    "DANN": {"mlp_dropout": 0.5, "grad_penalty": 0.1, "d_steps_per_g_step": 2},
+}
+
+
+def spec_of(algorithm: str) -> RunSpec:
+    hparams = {"batch_size": 8, **HPARAMS.get(algorithm, {})}
+    return RunSpec.create(
+        "ColoredDigits", algorithm, [2], steps=STEPS, checkpoint_freq=EVERY, hparams=hparams
+    )
+
+
+def records(folder: Path) -> list[dict]:
+    """All records but for timings and the folder's own path."""
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    for record in found:
+        del record["step_time"], record["args"]["output_dir"]
+    return found
+
+
+class Killed(BaseException):
+    """Stands for a kill at a moment that a test chooses."""
+
+
+def run_until(spec: RunSpec, folder: Path, step: int) -> None:
+    def on_step(taken: int) -> None:
+        if taken == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(spec, RunFolder(folder), RunOptions(on_step=on_step))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_interrupted_run_equals_uninterrupted(algorithm: str, tmp_path: Path) -> None:
+    spec = spec_of(algorithm)
+    run(spec, RunFolder(tmp_path / "whole"), RunOptions())
+    for step in (2, 6, 8):  # before, at and after the switch of the penalty
+        run_until(spec, tmp_path / "pieces", step)
+    run(spec, RunFolder(tmp_path / "pieces"), RunOptions())
+    whole, pieces = records(tmp_path / "whole"), records(tmp_path / "pieces")
+    assert [r["step"] for r in whole] == [0, 2, 4, 6, 8, 9]
+    assert pieces == whole
+
+
+def test_random_hparams_and_dropout_resume(tmp_path: Path) -> None:
+    spec = RunSpec.create(
+        "RotatedDigits",
+        "DANN",
+        [0, 3],
+        hparams_seed=4,
+        steps=STEPS,
+        checkpoint_freq=EVERY,
+        hparams={"batch_size": 4, "mlp_dropout": 0.5, "class_balanced": True},
+    )
+    run(spec, RunFolder(tmp_path / "whole"), RunOptions())
+    run_until(spec, tmp_path / "pieces", 5)
+    run(spec, RunFolder(tmp_path / "pieces"), RunOptions())
+    assert records(tmp_path / "pieces") == records(tmp_path / "whole")
+
+
+def test_kill_between_record_and_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of("Fishr")
+    run(spec, RunFolder(tmp_path / "whole"), RunOptions())
+    save = checkpoint.save
+
+    def dies_at_step_4(file: Path, algorithm: object, progress: checkpoint.Progress) -> None:
+        if progress.next_step == 5:
+            raise Killed
+        save(file, algorithm, progress)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checkpoint, "save", dies_at_step_4)
+    with pytest.raises(Killed):
+        run(spec, RunFolder(tmp_path / "pieces"), RunOptions())
+    assert [r["step"] for r in records(tmp_path / "pieces")] == [0, 2, 4]
+    monkeypatch.undo()
+    run(spec, RunFolder(tmp_path / "pieces"), RunOptions())
+    assert records(tmp_path / "pieces") == records(tmp_path / "whole")
+
+
+def test_torn_record_and_half_written_checkpoint_are_mended(tmp_path: Path) -> None:
+    spec = spec_of("IRM")
+    run(spec, RunFolder(tmp_path / "whole"), RunOptions())
+    pieces = tmp_path / "pieces"
+    run_until(spec, pieces, 6)
+    with (pieces / "results.jsonl").open("a") as stream:
+        stream.write('{"step": 6, "los')
+    (pieces / "checkpoint.pt.123.tmp").write_bytes(b"half")
+    run(spec, RunFolder(pieces), RunOptions())
+    assert records(pieces) == records(tmp_path / "whole")
+
+
+COMMAND = """
+import sys
+from domainbed.cli import main
+main(sys.argv[1:])
+"""
+
+
+def train_process(algorithm: str, folder: Path) -> subprocess.Popen:
+    flags = ["--dataset", "ColoredDigits", "--algorithm", algorithm, "--test_envs", "2"]
+    flags += ["--steps", "60", "--checkpoint-freq", "2", "--output_dir", str(folder)]
+    hparams = {"batch_size": 8}
+    hparams |= {k: v * 5 if k.endswith("iters") else v for k, v in HPARAMS[algorithm].items()}
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "train", *flags, "--hparams", json.dumps(hparams)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("algorithm", list(HPARAMS))
+def test_real_process_killed_in_full_flight(algorithm: str, tmp_path: Path) -> None:
+    """SIGKILL a training process at random moments after its first records."""
+    whole = train_process(algorithm, tmp_path / "whole")
+    output, _ = whole.communicate(timeout=120)
+    assert whole.returncode == 0, output
+    pieces, moments = tmp_path / "pieces", random.Random(algorithm)
+    for _ in range(2):
+        process = train_process(algorithm, pieces)
+        wait_for_new_record(pieces, process)
+        time.sleep(moments.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish = train_process(algorithm, pieces)
+    output, _ = finish.communicate(timeout=120)
+    assert finish.returncode == 0, output
+    assert "Resuming at step" in output
+    assert records(pieces) == records(tmp_path / "whole")
+
+
+def wait_for_new_record(folder: Path, process: subprocess.Popen) -> None:
+    results = folder / "results.jsonl"
+    before = results.stat().st_size if results.exists() else 0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if results.exists() and results.stat().st_size > before:
+            return
+        time.sleep(0.01)
+    assert process.poll() is None, "the process ended before it could be killed"
+
+
+def test_finished_run_is_left_alone(tmp_path: Path) -> None:
+    spec, folder = spec_of("ERM"), RunFolder(tmp_path)
+    run(spec, folder, RunOptions())
+    before = folder.results.stat().st_mtime_ns
+    run(spec, folder, RunOptions())
+    assert folder.results.stat().st_mtime_ns == before

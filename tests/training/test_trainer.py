@@ -1,0 +1,244 @@
+"""One run: its records, its files, and its options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from domainbed.algorithms import get_algorithm_class
+from domainbed.datasets import load_dataset
+from domainbed.errors import UserError
+from domainbed.run_folder import Busy, RunFolder
+from domainbed.spec import RunSpec
+from domainbed.training.splits import split_domains
+from domainbed.training.trainer import RunOptions, run
+
+ARGS = {
+    *("algorithm", "dataset", "test_envs", "hparams_seed", "trial_seed", "seed", "steps"),
+    *("checkpoint_freq", "holdout_fraction", "uda_holdout_fraction", "task", "hparams"),
+    *("data_dir", "output_dir", "skip_model_save", "save_model_every_checkpoint"),
+}
+
+
+def digits(**changes: Any) -> RunSpec:
+    fields: dict[str, Any] = {
+        "algorithm": "ERM",
+        "test_envs": [1],
+        "steps": 5,
+        "checkpoint_freq": 2,
+        "hparams": {"batch_size": 8},
+        **changes,
+    }
+    return RunSpec.create("ColoredDigits", **fields)
+
+
+def train(spec: RunSpec, path: Path, **options: Any) -> list[dict[str, Any]]:
+    run(spec, RunFolder(path), RunOptions(**options))
+    return [json.loads(line) for line in (path / "results.jsonl").read_text().splitlines()]
+
+
+def accuracy_keys(record: dict[str, Any]) -> set[str]:
+    return {name for name in record if name.endswith("_acc")}
+
+
+def test_records_have_the_published_keys(tmp_path: Path) -> None:
+    records = train(digits(), tmp_path)
+    assert [r["step"] for r in records] == [0, 2, 4]
+    needed = {f"env{i}_out_acc" for i in range(3)} | {"env1_in_acc"}
+    assert [accuracy_keys(r) for r in records[:-1]] == [needed, needed]
+    assert accuracy_keys(records[-1]) == needed | {"env0_in_acc", "env2_in_acc"}
+    for record in records:
+        assert {"step", "epoch", "step_time", "mem_gb", "loss", "hparams", "args"} <= set(record)
+        assert set(record["args"]) >= ARGS
+        # 599 images, 119 held out, 8 per minibatch
+        assert record["epoch"] == pytest.approx(record["step"] / (480 / 8))
+    args = records[0]["args"]
+    assert (args["dataset"], args["test_envs"], args["steps"]) == ("ColoredDigits", [1], 5)
+    assert json.loads(args["hparams"]) == {"batch_size": 8}
+    assert args["seed"] == digits().seed
+
+
+def test_eval_splits_all_evaluates_everything_and_changes_nothing(tmp_path: Path) -> None:
+    needed = train(digits(), tmp_path / "needed")
+    everything = train(digits(), tmp_path / "all", eval_splits="all")
+    for few, many in zip(needed, everything):
+        assert accuracy_keys(many) == {f"env{i}_{k}_acc" for i in range(3) for k in ("in", "out")}
+        assert {k: many[k] for k in accuracy_keys(few)} == {k: few[k] for k in accuracy_keys(few)}
+
+
+def test_the_same_seed_gives_the_same_records_and_another_does_not(tmp_path: Path) -> None:
+    losses = [
+        [r["loss"] for r in train(digits(seed=seed), tmp_path / name)]
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_loss_is_the_mean_since_the_last_record(tmp_path: Path) -> None:
+    every = [r["loss"] for r in train(digits(checkpoint_freq=1), tmp_path / "every")]
+    second = [r["loss"] for r in train(digits(), tmp_path / "second")]
+    assert second == pytest.approx([every[0], np.mean(every[1:3]), np.mean(every[3:5])])
+
+
+def test_accuracies_are_those_of_the_saved_model(tmp_path: Path) -> None:
+    spec = digits(algorithm="Fishr", test_envs=[2], steps=30)
+    last = train(spec, tmp_path)[-1]
+    saved = torch.load(tmp_path / "model.pkl", weights_only=True)
+    algorithm = get_algorithm_class("Fishr")(
+        saved["model_input_shape"],
+        saved["model_num_classes"],
+        saved["model_num_domains"],
+        saved["model_hparams"],
+    )
+    algorithm.load_state_dict(saved["model_dict"])
+    algorithm.eval()
+    dataset = load_dataset("ColoredDigits", "", [2], {}, 0)
+    splits = split_domains([599] * 3, [2], 0.2, 0)
+    for domain in range(3):
+        for kind, indices in (("in", splits[domain].inside), ("out", splits[domain].out)):
+            right = [
+                int(algorithm.predict(x[None]).argmax()) == int(y)
+                for x, y in (dataset[domain][i] for i in indices)
+            ]
+            assert last[f"env{domain}_{kind}_acc"] == pytest.approx(np.mean(right), abs=2e-3)
+
+
+def test_files_of_a_finished_run(tmp_path: Path) -> None:
+    train(digits(), tmp_path, save_model_every_checkpoint=True)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"results.jsonl", "done", "out.txt", "environment.json", "run.json"} <= names
+    assert {"model.pkl", "model_step0.pkl", "model_step2.pkl", "model_step4.pkl"} <= names
+    assert "checkpoint.pt" not in names
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__.split("+")[0]
+    assert environment["seconds"] > 0
+    assert environment["protocol_version"] == 1
+    assert "env1_in" in (tmp_path / "out.txt").read_text()
+
+
+def test_skip_model_save(tmp_path: Path) -> None:
+    train(digits(), tmp_path, skip_model_save=True)
+    assert not (tmp_path / "model.pkl").exists()
+
+
+def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
+    train(digits(), tmp_path)
+    with pytest.raises(UserError, match=r"holds another run \(algorithm is 'ERM' there and 'IRM'"):
+        train(digits(algorithm="IRM"), tmp_path)
+
+
+def test_results_of_unknown_origin_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="choose another --output_dir"):
+        train(digits(), tmp_path)
+
+
+def test_a_folder_at_work_is_busy(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.exclusive(), pytest.raises(Busy):
+        train(digits(), tmp_path)
+    assert folder.state() == "missing"
+
+
+def test_domain_adaptation_hands_over_unlabeled_images(tmp_path: Path) -> None:
+    spec = digits(task="domain_adaptation", uda_holdout_fraction=0.5)
+    record = train(spec, tmp_path)[0]
+    assert "env1_uda_acc" in record
+
+
+def test_unlabeled_minibatches_reach_the_algorithm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erm, seen = get_algorithm_class("ERM"), []
+    update = erm.update
+
+    def spy(self: Any, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
+        seen.append([tuple(x.shape) for x in unlabeled])
+        return update(self, minibatches, unlabeled)
+
+    monkeypatch.setattr(erm, "update", spy)
+    train(digits(task="domain_adaptation", uda_holdout_fraction=0.5), tmp_path)
+    assert seen == [[(8, 2, 8, 8)]] * 5
+
+
+def test_bf16_trains_and_is_another_run(tmp_path: Path) -> None:
+    half, full = digits(precision="bf16", algorithm="Fishr"), digits(algorithm="Fishr")
+    assert half.run_id != full.run_id
+    losses = [r["loss"] for r in train(half, tmp_path / "half")]
+    reference = [r["loss"] for r in train(full, tmp_path / "full")]
+    assert losses != reference
+    assert losses == pytest.approx(reference, rel=0.1)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> str:
+    """Three domains with two classes of four noisy images each; red ones and blue ones."""
+    source = np.random.default_rng(0)
+    for domain in "abc":
+        for label, channel in (("red", 0), ("blue", 2)):
+            folder = tmp_path / "images" / domain / label
+            folder.mkdir(parents=True)
+            for i in range(4):
+                pixels = source.integers(0, 80, (40, 50, 3), dtype=np.uint8)
+                pixels[..., channel] += 150
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return f"folder:{tmp_path / 'images'}"
+
+
+def folder_spec(dataset: str, **changes: Any) -> RunSpec:
+    hparams = {"batch_size": 2, "resnet18": True, "weights": "none"}
+    return RunSpec.create(
+        dataset, "ERM", [0], steps=2, checkpoint_freq=1, hparams=hparams,
+        holdout_fraction=0.5, **changes,
+    )  # fmt: skip
+
+
+def test_a_plain_folder_trains_with_any_number_of_workers(
+    image_folder: str, tmp_path: Path
+) -> None:
+    spec = folder_spec(image_folder)
+    alone = train(spec, tmp_path / "alone", num_workers=0)
+    helped = train(spec, tmp_path / "helped", num_workers=2)
+    assert [r["loss"] for r in alone] == [r["loss"] for r in helped]
+    assert alone[-1]["args"]["dataset"] == "images"
+    assert alone[-1]["args"]["environments"] == ["a", "b", "c"]
+    assert {"env0_in_acc", "env2_out_acc"} <= set(alone[-1])
+
+
+def test_image_run_resumes_exactly(image_folder: str, tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(step: int) -> None:
+        if step == 1:
+            raise Killed
+
+    spec = folder_spec(image_folder, augment_validation=True)
+    whole = train(spec, tmp_path / "whole", num_workers=0)
+    with pytest.raises(Killed):
+        train(spec, tmp_path / "pieces", num_workers=0, on_step=kill)
+    pieces = train(spec, tmp_path / "pieces", num_workers=1)
+    assert [r["loss"] for r in whole] == [r["loss"] for r in pieces]
+    assert [r["env1_out_acc"] for r in whole] == [r["env1_out_acc"] for r in pieces]
+
+
+def test_pacs_runs_with_the_published_preprocessing(data_dir: str, tmp_path: Path) -> None:
+    spec = RunSpec.create(
+        "PACS",
+        "Fishr",
+        [3],
+        steps=2,
+        checkpoint_freq=2,
+        holdout_fraction=0.1,
+        hparams={"batch_size": 4, "resnet18": True, "weights": "none", "penalty_anneal_iters": 0},
+    )
+    last = train(spec, tmp_path, data_dir=data_dir)[-1]
+    assert np.isfinite(last["loss"])
+    assert last["penalty"] > 0
+    assert 0 <= last["env3_in_acc"] <= 1
