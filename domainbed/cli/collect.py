@@ -1,0 +1,91 @@
+"""`domainbed collect`: the results tables of sweeps."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from domainbed.cli.common import add_flag
+from domainbed.errors import UserError
+
+FORMATS = ("text", "markdown", "latex", "csv", "json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `domainbed collect`."""
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="sweep folders, or run folders"
+    )
+    _add_options(parser)
+
+
+def add_script_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of scripts/collect_results.py, DomainBed's among them."""
+    add_flag(parser, "--input_dir", required=True, metavar="FOLDER", help="sweep or run folder")
+    parser.add_argument("--latex", action="store_true", help="the same as --format latex")
+    _add_options(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the tables, or writes them to a file; returns the exit status.
+
+    Raises:
+        UserError: a folder, a record or a name is wrong, or the file cannot be written.
+    """
+    from domainbed.reporting import FORMATS, build_report, explain, load_records
+
+    records = load_records(args.folders, progress=show_progress)
+    report = build_report(records, args.selection, args.datasets, args.algorithms)
+    text = FORMATS[args.format](report)
+    reasons = explain(report, args.folders) if args.explain else []
+    if args.format in _AS_COMMENT:
+        text += "".join(_AS_COMMENT[args.format].format(line).rstrip() + "\n" for line in reasons)
+    elif reasons:  # a CSV or JSON file with more lines below would be damaged
+        print("\n".join(reasons), file=sys.stderr)
+    _write(text, args.output)
+    return 0
+
+
+def script_main(args: argparse.Namespace) -> int:
+    """As `main`, for the arguments of scripts/collect_results.py."""
+    args.folders = [args.input_dir]
+    args.format = "latex" if args.latex else args.format
+    return main(args)
+
+
+def show_progress(done: int, total: int) -> None:
+    """A line on stderr that counts the run folders read, if somebody is watching."""
+    if not sys.stderr.isatty() or (done % 100 and done < total):
+        return
+    end = "\n" if done == total else ""
+    print(f"\rreading runs: {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+
+_AS_COMMENT = {"text": "{}", "markdown": "    {}", "latex": "% {}"}
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    parser.add_argument(
+        "--selection", nargs="+", metavar="NAME", help="selection methods, by short name (all)"
+    )
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
+    parser.add_argument("--output", metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument(
+        "--explain", action="store_true", help="say which runs the incomplete cells lack, and why"
+    )
+
+
+def _write(text: str, output: str | None) -> None:
+    if output is None:
+        sys.stdout.write(text)
+        return
+    path = Path(output)
+    aside = path.with_name(path.name + ".part")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write --output {output!r}: {error.strerror}") from error

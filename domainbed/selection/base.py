@@ -1,0 +1,113 @@
+"""What the selection methods share: the contract, and array operations over a table of records.
+
+A table of records has one row per record, with the columns `dataset`, `algorithm`, `test_envs`
+(tuple), `trial_seed`, `hparams_seed`, `step` and the accuracies `env{i}_in_acc`, `env{i}_out_acc`
+in [0, 1], NaN where a record has none (`domainbed.reporting.load_records` makes such tables).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from domainbed.registry import Registry
+
+CELL_KEYS = ["trial_seed", "dataset", "algorithm", "test_env"]
+SEED_KEYS = [*CELL_KEYS, "hparams_seed"]
+SCORE_COLUMNS = [*SEED_KEYS, "step", "val_acc", "test_acc"]
+
+SELECTION_METHODS = Registry("selection method")
+
+
+@dataclass(frozen=True)
+class SelectionMethod:
+    """A way to choose a step and a hyper-parameter seed.
+
+    Attributes:
+        name: short name, for the command line.
+        title: the name in the paper and in the tables.
+        needs_pairs: whether runs with two test domains are needed too.
+        score: a function from a table of records to a table with `SCORE_COLUMNS`: for every
+            (trial, dataset, algorithm, test domain, hparams seed) that can be scored one row,
+            with the chosen step and its validation and test accuracy in [0, 1].
+    """
+
+    name: str
+    title: str
+    needs_pairs: bool
+    score: Callable[[pd.DataFrame], pd.DataFrame]
+
+    def rank(self, records: pd.DataFrame) -> pd.DataFrame:
+        """The scores of all hparams seeds, within each cell and trial from best to worst.
+
+        Of equal validation accuracies the highest hparams seed comes first.
+        """
+        keys = [*CELL_KEYS, "val_acc", "hparams_seed"]
+        ascending = [True] * len(CELL_KEYS) + [False, False]
+        return self.score(records).sort_values(keys, ascending=ascending, ignore_index=True)
+
+    def select(self, records: pd.DataFrame) -> pd.DataFrame:
+        """The choice: one row of `SCORE_COLUMNS` for each (trial, dataset, algorithm, domain)."""
+        return self.rank(records).drop_duplicates(CELL_KEYS, ignore_index=True)
+
+
+def register(method: SelectionMethod) -> SelectionMethod:
+    """Registers `method` under its short name, and returns it."""
+    SELECTION_METHODS.register(method, name=method.name)
+    return method
+
+
+def num_domains(records: pd.DataFrame) -> np.ndarray:
+    """How many domains each record knows: the length of env0_out_acc, env1_out_acc, … in it."""
+    if "num_domains" in records:
+        return records["num_domains"].to_numpy(dtype=int)
+    known = ~np.isnan(accuracies(records, "out"))
+    return np.cumprod(known, axis=1).sum(axis=1)
+
+
+def accuracies(records: pd.DataFrame, split: str) -> np.ndarray:
+    """The accuracies on all domains' `split` ("in" or "out"), (records, domains), or NaN."""
+    domains = 0
+    while f"env{domains}_out_acc" in records:
+        domains += 1
+    names = [f"env{i}_{split}_acc" for i in range(domains)]
+    return records.reindex(columns=names).to_numpy(dtype=float)
+
+
+def single_domain_records(records: pd.DataFrame) -> pd.DataFrame:
+    """The records of runs with one test domain, with the columns `test_env` and `test_acc`."""
+    single = records[records["test_envs"].map(len).to_numpy() == 1]
+    test_env = np.array([envs[0] for envs in single["test_envs"]], dtype=int)
+    test_acc = pick(accuracies(single, "in"), test_env)
+    return single.assign(test_env=test_env, test_acc=test_acc)
+
+
+def pick(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """One value of each row: `values[row, columns[row]]`."""
+    return values[np.arange(len(values)), columns]
+
+
+def mean_over_others(values: np.ndarray, test_env: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Each row's mean over the domains 0 … count − 1 without the test domain; NaN if none is left.
+
+    The rows are summed as `np.mean` sums a list, so that ties are ties to the last bit.
+    """
+    means = np.full(len(values), np.nan)
+    for test, domains in {*zip(test_env.tolist(), count.tolist(), strict=True)}:
+        others = [i for i in range(domains) if i != test]
+        rows = (test_env == test) & (count == domains)
+        if others:  # contiguous rows: else numpy adds in another order when there are many domains
+            means[rows] = np.ascontiguousarray(values[rows][:, others]).sum(axis=1) / len(others)
+    return means
+
+
+def best_step(candidates: pd.DataFrame) -> pd.DataFrame:
+    """For each hparams seed the candidate with the highest `val_acc`; the earliest of equals."""
+    keys: list[Any] = [*SEED_KEYS, "val_acc", "step"]
+    ascending = [True] * len(SEED_KEYS) + [False, True]
+    best_first = candidates[SCORE_COLUMNS].sort_values(keys, ascending=ascending, kind="stable")
+    return best_first.drop_duplicates(SEED_KEYS, ignore_index=True)

@@ -1,0 +1,198 @@
+"""The commands that print tables and top hyper-parameters, on a sweep whose numbers are set."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from domainbed.cli import collect, top_hparams
+from domainbed.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """ERM on PACS, two hparams seeds, two trials: test accuracy 0.5 + domain / 10 + seed / 100.
+
+    The validation accuracy is higher for hparams seed 0; trial 1 is 0.02 better in the test.
+    """
+    for env in range(4):
+        for seed in (0, 1):
+            for trial in (0, 1):
+                write_run(tmp_path / "sweep" / f"{env}{seed}{trial}", env, seed, trial)
+    return tmp_path / "sweep"
+
+
+def write_run(folder, env, seed, trial):
+    hparams = {"lr": (1 + seed) / 1000, "batch_size": 32}
+    args = {"dataset": "PACS", "algorithm": "ERM", "test_envs": [env], "hparams_seed": seed}
+    args |= {"trial_seed": trial, "output_dir": "/elsewhere", "steps": 11}
+    lines = []
+    for step in (0, 10):
+        record = {"step": step, "args": args, "hparams": hparams}
+        for i in range(4):
+            record[f"env{i}_in_acc"] = 0.5 + env / 10 + seed / 100 + 0.02 * trial
+            record[f"env{i}_out_acc"] = 0.9 - seed / 10
+        lines.append(json.dumps(record) + "\n")
+    folder.mkdir(parents=True)
+    (folder / "results.jsonl").write_text("".join(lines))
+    (folder / "done").touch()
+
+
+def run(command, *words):
+    """Runs a command module's own parser and main."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.main(parser.parse_args([str(word) for word in words]))
+
+
+def test_collect_prints_the_tables(sweep, capsys):
+    assert run(collect, sweep, "--selection", "training-domain") == 0
+    out, err = capsys.readouterr()
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["Total", "records:", "32"]
+    assert rows[3] == ["Algorithm", "A", "C", "P", "S", "Avg"]
+    # trials 50 and 52: mean 51, population standard deviation 1, over the root of two: 0.7
+    cells = [word for mean in (51, 61, 71, 81) for word in (f"{mean}.0", "+/-", "0.7")]
+    assert rows[4] == ["ERM", *cells, "66.0"]
+    assert rows[7] == ["Algorithm", "PACS", "Avg", "Mean", "rank"]
+    assert rows[8] == ["ERM", "66.0", "+/-", "0.7", "66.0", "1.0"]
+    assert err == ""
+
+
+def test_all_methods_by_default(sweep, capsys):
+    run(collect, sweep)
+    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("---")]
+    assert len(headings) == 6
+    assert [heading.split("method: ")[1] for heading in headings[::2]] == [
+        "training-domain validation set",
+        "leave-one-domain-out cross-validation",
+        "test-domain validation set (oracle)",
+    ]
+
+
+@pytest.mark.parametrize("name", collect.FORMATS)
+def test_output_file(sweep, tmp_path, capsys, name):
+    run(collect, sweep, "--format", name)
+    printed = capsys.readouterr().out
+    run(collect, sweep, "--format", name, "--output", tmp_path / "tables")
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "tables").read_text() == printed
+    assert printed.endswith("\n")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["tables"]
+
+
+def test_output_that_cannot_be_written(sweep, tmp_path):
+    with pytest.raises(UserError, match="cannot write --output"):
+        run(collect, sweep, "--output", tmp_path / "no" / "tables")
+
+
+def test_formats_are_those_of_the_package():
+    from domainbed.reporting import FORMATS
+
+    assert tuple(FORMATS) == collect.FORMATS
+
+
+@pytest.mark.parametrize("name", collect.FORMATS)
+def test_explain_below_the_tables_or_beside(sweep, capsys, name):
+    (sweep / "200" / "done").unlink()
+    run(collect, sweep, "--format", name, "--explain", "--selection", "oracle")
+    out, err = capsys.readouterr()
+    where, other = (err, out) if name in ("csv", "json") else (out, err)
+    assert "unfinished: test_envs [2], trial 0, hparams seed 0: last record at step 10" in where
+    assert "unfinished" not in other
+    if name == "json":
+        json.loads(out)
+    if name == "latex":
+        assert all(
+            line.startswith("%") for line in out.split(r"\end{document}")[1].split("\n")[1:-1]
+        )
+
+
+def test_top_hparams(sweep, capsys):
+    words = ["--input_dir", sweep, "--dataset", "PACS", "--algorithm", "ERM", "--test-env", 3]
+    assert run(top_hparams, *words, "--selection", "oracle") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Total records: 32",
+        "",
+        "Model selection: test-domain validation set (oracle)",
+        "trial_seed: 0",
+        "\tval_acc: 0.900000, test_acc: 0.800000, step: 10, hparams_seed: 0",
+        "\t\thparams:",
+        "\t\t\tbatch_size: 32",
+        "\t\t\tlr: 0.001",
+        "\t\toutput_dirs:",
+        f"\t\t\t{sweep / '300'}",
+        "\tval_acc: 0.800000, test_acc: 0.810000, step: 10, hparams_seed: 1",
+        "\t\thparams:",
+        "\t\t\tbatch_size: 32",
+        "\t\t\tlr: 0.002",
+        "\t\toutput_dirs:",
+        f"\t\t\t{sweep / '310'}",
+        "trial_seed: 1",
+        "\tval_acc: 0.900000, test_acc: 0.820000, step: 10, hparams_seed: 0",
+        "\t\thparams:",
+        "\t\t\tbatch_size: 32",
+        "\t\t\tlr: 0.001",
+        "\t\toutput_dirs:",
+        f"\t\t\t{sweep / '301'}",
+        "\tval_acc: 0.800000, test_acc: 0.830000, step: 10, hparams_seed: 1",
+        "\t\thparams:",
+        "\t\t\tbatch_size: 32",
+        "\t\t\tlr: 0.002",
+        "\t\toutput_dirs:",
+        f"\t\t\t{sweep / '311'}",
+    ]
+    run(top_hparams, *words, "--top", 1)
+    out = capsys.readouterr().out
+    assert out.count("hparams_seed: 0") == 4  # two methods, two trials
+    assert "hparams_seed: 1" not in out
+    assert "cross-validation\nno result" in out
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"--dataset": "VLCS"}, "no records of --dataset VLCS: there are PACS"),
+        ({"--algorithm": "erm"}, "no records of --algorithm erm: there are ERM"),
+        ({"--test_env": "7"}, r"no records with --test_env 7: there are \[0, 1, 2, 3\]"),
+        ({"--top": "0"}, "--top 0 lists nothing"),
+        ({"--selection": "best"}, "unknown selection method 'best'"),
+    ],
+)
+def test_top_hparams_of_what_is_not_there(sweep, changed, message):
+    words = {"--input_dir": sweep, "--dataset": "PACS", "--algorithm": "ERM", "--test_env": "1"}
+    with pytest.raises(UserError, match=message):
+        run(top_hparams, *(word for pair in (words | changed).items() for word in pair))
+
+
+def script(name, *words):
+    """Runs a script as a user does."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+
+
+@pytest.mark.parametrize("flag", ["--input_dir", "--input-dir"])
+def test_collect_script(sweep, capsys, flag):
+    run(collect, sweep, "--format", "latex")
+    expected = capsys.readouterr().out
+    result = script("collect_results.py", flag, sweep, "--latex")
+    assert (result.returncode, result.stdout) == (0, expected)
+    assert "cells 4 have no result" in result.stderr  # leave-one-domain-out has no pairs
+
+
+def test_scripts_print_errors_as_one_line(sweep):
+    for name in ("collect_results.py", "list_top_hparams.py"):
+        words = ["--dataset", "PACS", "--algorithm", "ERM", "--test_env", 0] * name.startswith("l")
+        result = script(name, "--input_dir", sweep / "nowhere", *words)
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1

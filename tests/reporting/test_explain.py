@@ -1,0 +1,157 @@
+"""Why a cell is incomplete."""
+
+import json
+
+import pytest
+from fake_sweep import random_runs, write
+
+from domainbed.errors import UserError
+from domainbed.reporting import build_report, explain, load_records
+
+TRACEBACK = "Traceback (most recent call last):\n  File x\nRuntimeError: CUDA out of memory\n"
+
+
+def lines_of(root, **options):
+    return explain(build_report(load_records(root), **options), root)
+
+
+def plan(root, runs, folders):
+    keys = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
+    entries = {
+        folder.name: {key: run[0]["args"][key] for key in keys}
+        for run, folder in zip(runs, folders, strict=True)
+    }
+    (root / "plan.json").write_text(json.dumps({"runs": entries}))
+
+
+def small(**options):
+    """Eight runs of ERM on PACS: four test domains, one hparams seed, two trials."""
+    return random_runs(0, ["PACS"], ["ERM"], pairs=False, **options)
+
+
+def test_nothing_to_explain(tmp_path):
+    write(tmp_path, random_runs(0), done=True)
+    assert lines_of(tmp_path) == ["", "every run is there and finished"]
+
+
+def test_missing_runs_are_inferred_from_the_grid(tmp_path):
+    runs = random_runs(0, ["PACS"], ["ERM"], n_hparams=5, pairs=False)
+    gone = [([2], 1, seed) for seed in (0, 1, 3)]
+    keys = ("test_envs", "trial_seed", "hparams_seed")
+    kept = [run for run in runs if tuple(run[0]["args"][key] for key in keys) not in gone]
+    assert len(kept) == len(runs) - 3
+    write(tmp_path, kept, done=True)
+    cell = build_report(load_records(tmp_path), ["oracle"]).tables[0].rows["ERM"][2]
+    assert lines_of(tmp_path, selection=["oracle"]) == [
+        "",
+        "PACS, ERM, test domain P (number 2); test-domain validation set (oracle) "
+        f"({cell.text}, 2 of 2 trials):",
+        "  missing: test_envs [2], trial 1, hparams seeds 0-1, 3",
+    ]
+
+
+def test_failed_and_unfinished_runs(tmp_path):
+    folders = write(tmp_path, small(), done=True)  # two trials of test domain 0, then of 1, 2 and 3
+    (folders[0] / "done").unlink()
+    (folders[0] / "err.txt").write_text(TRACEBACK)
+    (folders[2] / "done").unlink()
+    (folders[2] / "err.txt").write_text("UserWarning: not an error\n")
+    (folders[4] / "err.txt").write_text(TRACEBACK)  # of an earlier attempt: the run is done
+    lines = lines_of(tmp_path, selection=["oracle"])
+    assert [line for line in lines if line.startswith("  ")] == [
+        "  failed: test_envs [0], trial 0, hparams seed 0: "
+        f"RuntimeError: CUDA out of memory ({folders[0]})",
+        "  unfinished: test_envs [1], trial 0, hparams seed 0: "
+        f"last record at step 20 of 21 steps ({folders[2]})",
+    ]
+
+
+def test_methods_with_the_same_reasons_share_them(tmp_path):
+    folders = write(tmp_path, small(), done=True)
+    (folders[0] / "done").unlink()
+    lines = lines_of(tmp_path, selection=["oracle", "training-domain"])
+    assert len(lines) == 3
+    assert "(oracle)" in lines[1]
+    assert "training-domain validation set" in lines[1]
+
+
+def test_a_plan_names_runs_that_left_nothing(tmp_path):
+    runs = small()
+    folders = write(tmp_path, runs, done=True)
+    plan(tmp_path, runs, folders)
+    for folder in (folders[6], folders[7]):  # both trials of test domain 3
+        (folder / "results.jsonl").unlink()
+        (folder / "done").unlink()
+    (folders[6] / "err.txt").write_text(TRACEBACK)
+    folders[7].rmdir()
+    text = "\n".join(lines_of(tmp_path, selection=["oracle"]))
+    assert "PACS, ERM, test domain S (number 3); test-domain validation set (oracle) (X, 0" in text
+    assert "  missing: test_envs [3], trial 1, hparams seeds 0" in text
+    assert "  failed: test_envs [3], trial 0, hparams seed 0: RuntimeError" in text
+    assert "nothing names" not in text
+
+
+def test_a_planned_algorithm_without_records(tmp_path):
+    runs = random_runs(0, ["PACS"], ["ERM", "IRM"], n_trials=1, pairs=False)
+    folders = write(tmp_path / "all", runs, done=True)
+    write(tmp_path / "erm", runs[:4], done=True)
+    plan(tmp_path / "erm", runs, folders)
+    lines = lines_of(tmp_path / "erm")
+    absent = lines[lines.index("PACS, IRM; no record of any run:") :]
+    assert absent[1:5] == [
+        f"  missing: test_envs [{env}], trial 0, hparams seeds 0" for env in range(4)
+    ]
+    assert "IRM" not in "\n".join(lines_of(tmp_path / "erm", algorithms=["ERM"]))
+
+
+def test_leave_one_out_without_pairs(tmp_path):
+    write(tmp_path, small(), done=True)
+    text = "\n".join(lines_of(tmp_path))
+    assert text.count("no runs with two test domains are planned or there") == 4
+    assert "leave-one-domain-out cross-validation (X, 0 of 2 trials)" in text
+    assert "oracle" not in text
+
+
+def test_runs_without_a_common_step(tmp_path):
+    runs = random_runs(0, ["PACS"], ["ERM"], n_trials=1)
+    for run in runs:
+        if len(run[0]["args"]["test_envs"]) == 2:
+            for record in run:
+                record["step"] += 1
+    write(tmp_path, runs, done=True)
+    assert "no step is recorded exactly once" in "\n".join(lines_of(tmp_path))
+
+
+def test_folders_that_nothing_names(tmp_path):
+    folders = write(tmp_path, small(), done=True)
+    (folders[0] / "results.jsonl").unlink()
+    (folders[0] / "err.txt").write_text(TRACEBACK)
+    (tmp_path / "notes").mkdir()
+    lines = lines_of(tmp_path, selection=["oracle"])
+    assert lines[-2:] == [
+        "folders without a record, of runs that nothing names:",
+        f"  {folders[0]}: RuntimeError: CUDA out of memory",
+    ]
+
+
+def test_a_folder_that_names_itself(tmp_path):
+    runs = small()
+    folders = write(tmp_path, runs, done=True)
+    for folder, text in ((folders[0], json.dumps(runs[0][0]["args"])), (folders[1], "{")):
+        (folder / "results.jsonl").write_text("")
+        (folder / "done").unlink()
+        (folder / "run.json").write_text(text)
+    text = "\n".join(lines_of(tmp_path, selection=["oracle"]))
+    assert (
+        f"unfinished: test_envs [0], trial 0, hparams seed 0: no record yet ({folders[0]})" in text
+    )
+    assert "missing: test_envs [0], trial 1, hparams seeds 0" in text
+    assert f"nothing names:\n  {folders[1]}: no error is on file" in text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"runs": {"a": {}}}', '{"runs": []}'])
+def test_a_damaged_plan(tmp_path, text):
+    write(tmp_path, small(), done=True)
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match=r"plan\.json: not a plan of runs"):
+        lines_of(tmp_path)

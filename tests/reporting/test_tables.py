@@ -1,0 +1,141 @@
+"""Aggregation against plain loops, and by hand."""
+
+import re
+
+import naive_tables
+import numpy as np
+import pytest
+from fake_sweep import random_runs, write
+
+from domainbed.errors import UserError
+from domainbed.reporting import FORMATS, build_report, collect, load_records
+from domainbed.reporting.tables import Cell, mean_of_cells, mean_over_trials, mean_ranks
+from domainbed.selection import SELECTION_METHODS
+
+
+def grids(text):
+    """The tables in a text report, as lists of rows of texts."""
+    blocks = re.split(r"\n\n-------- .*\n", text)[1:]
+    return [[re.split(r"\s{2,}", row) for row in block.strip().split("\n")] for block in blocks]
+
+
+BOTH = ("PACS", "ColoredMNIST")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seed": 0, "datasets": BOTH, "n_trials": 3},
+        {"seed": 1, "n_hparams": 3, "n_trials": 3, "p_missing": 0.1},
+        {"seed": 2, "n_hparams": 3, "n_trials": 3, "p_missing": 0.4, "levels": 4},
+        {"seed": 3, "n_hparams": 2, "datasets": BOTH, "levels": 2},
+        {"seed": 4, "n_hparams": 2, "levels": 1, "algorithms": ("IRM", "DANN", "VREx")},
+        {"seed": 5, "datasets": ("Birds", "PACS"), "p_missing": 0.6, "levels": 20},
+        {"seed": 6, "n_hparams": 5, "n_trials": 1},
+    ],
+)
+def test_tables_equal_plain_loops_digit_for_digit(tmp_path, options):
+    runs = random_runs(**options)
+    write(tmp_path, runs)
+    table = load_records(tmp_path)
+    records = [record for run in runs for record in run]
+    for name in SELECTION_METHODS:
+        report = build_report(table, selection=[name])
+        assert grids(FORMATS["text"](report)) == naive_tables.tables(records, name)
+
+
+def test_cell_by_hand():
+    cell = mean_over_trials([0.5, 0.7, 0.9])
+    assert cell.text == "70.0 +/- 9.4"  # sqrt(0.08 / 3) / sqrt(3) = 0.0943
+    assert cell.n_trials == 3
+    assert cell.mean == pytest.approx(70)
+    assert cell.std_err == pytest.approx(100 * np.sqrt(0.08) / 3)
+    assert mean_over_trials([0.25]).text == "25.0 +/- 0.0"
+    assert mean_over_trials([]).text == "X"
+
+
+def test_average_of_cells():
+    assert mean_of_cells([Cell(1.04, 0, 3), Cell(1.04, 0, 2)]) == Cell(1.04, None, 2, "1.0")
+    assert mean_of_cells([Cell(1.0, 0, 3), Cell()]).text == "X"
+    assert mean_of_cells([]).text == "X"
+
+
+def test_mean_rank_with_ties_and_gaps():
+    means = [
+        [90.0, 50.0],  # ranks 1.5 and 2
+        [90.0, 60.0],  # 1.5 and 1
+        [80.0, None],  # 3 and none
+        [70.0, 40.0],  # 4 and 3
+    ]
+    assert mean_ranks(means) == [1.75, 1.25, None, 3.5]
+    assert mean_ranks([[5.0], [5.0], [5.0]]) == [2, 2, 2]
+
+
+def test_order_of_rows_and_tables(tmp_path):
+    write(
+        tmp_path,
+        random_runs(0, ("Birds", "PACS", "ColoredMNIST"), ("DANN", "Mine", "ERM"), pairs=False),
+    )
+    report = build_report(load_records(tmp_path), selection=["oracle"])
+    assert [table.dataset for table in report.tables] == ["ColoredMNIST", "PACS", "Birds", None]
+    assert list(report.tables[0].rows) == ["ERM", "DANN", "Mine"]
+
+
+def test_domain_names_of_an_unknown_dataset(tmp_path):
+    write(tmp_path, random_runs(0, ["Birds"], environments=["sea", "wood", "town"]))
+    report = build_report(load_records(tmp_path), selection=["oracle"])
+    labels = [column.label for column in report.tables[0].columns]
+    assert labels == ["sea", "wood", "town", "Avg"]
+
+
+def test_best_is_marked_as_printed(tmp_path):
+    write(tmp_path, random_runs(1, algorithms=("ERM", "IRM", "Fishr"), levels=4))
+    for table in build_report(load_records(tmp_path)).tables:
+        for position, column in enumerate(table.columns):
+            cells = [cells[position] for cells in table.rows.values()]
+            choose = min if column.label == "Mean rank" else max
+            top = choose(float(cell.text.split()[0]) for cell in cells)
+            assert all(cell.best == (float(cell.text.split()[0]) == top) for cell in cells)
+
+
+def test_collect_gives_one_row_per_cell(tmp_path):
+    write(tmp_path, random_runs(0, BOTH, pairs=False))
+    cells = collect(tmp_path, selection=["oracle", "training-domain"], algorithms=["ERM"])
+    assert len(cells) == 2 * ((4 + 1) + (3 + 1) + (2 + 2))
+    assert list(dict.fromkeys(cells["selection"])) == ["oracle", "training-domain"]
+    one = cells[(cells["dataset"] == "PACS") & (cells["test_env"] == "2")].iloc[0]
+    assert one["domain"] == "P"
+    assert one["text"] == f"{one['mean']:.1f} +/- {one['std_err']:.1f}"
+    assert one["n_trials"] == 2
+
+
+def test_warning_counts_what_is_missing(tmp_path, caplog):
+    runs = random_runs(0, ["PACS"], ["ERM", "IRM"], n_trials=3, pairs=False)
+    args = [run[0]["args"] for run in runs]
+    gone = [("ERM", 0, 0), ("ERM", 0, 1), ("ERM", 0, 2), ("IRM", 2, 1)]
+    kept = [
+        run
+        for run, a in zip(runs, args, strict=True)
+        if (a["algorithm"], a["test_envs"][0], a["trial_seed"]) not in gone
+    ]
+    write(tmp_path, kept)
+    build_report(load_records(tmp_path), selection=["oracle"])
+    assert "of 8 cells 1 have no result and 1 lack trials" in caplog.text
+    assert "--explain" in caplog.text
+
+
+def test_whole_sweeps_raise_no_warning(tmp_path, caplog):
+    write(tmp_path, random_runs(0))
+    build_report(load_records(tmp_path))
+    assert caplog.text == ""
+
+
+def test_unknown_names(tmp_path):
+    write(tmp_path, random_runs(0))
+    records = load_records(tmp_path)
+    with pytest.raises(UserError, match="no records of dataset 'VLCS': the folder has Colored"):
+        build_report(records, datasets=["VLCS"])
+    with pytest.raises(UserError, match="no records of algorithm 'erm'"):
+        build_report(records, algorithms=["erm"])
+    with pytest.raises(UserError, match="unknown selection method 'iid'"):
+        build_report(records, selection=["iid"])
