@@ -58,7 +58,8 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self._lock, timeout=0):
+            # A look at the state holds the lock for an instant: that is nobody at work.
+            with FileLock(self._lock, timeout=0.5):
                 yield
         except Timeout:
             raise Busy(f"another process is at work in {self.path}") from None

@@ -31,8 +31,9 @@ def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     try:
         parts = [MNIST(root, train=train, download=True) for train in (True, False)]
     except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"MNIST is not in {root!r} and could not be downloaded ({error}): put its four "
+            f"MNIST is not in {root!r} and could not be downloaded ({reason}): put its four "
             f"idx files, as they are distributed, into {Path(root) / 'MNIST' / 'raw'}, or give "
             "another --data_dir"
         ) from error

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,17 +61,18 @@ class RunOptions:
     on_step: Callable[[int], None] | None = None
 
 
-def run(spec: RunSpec, folder: RunFolder, options: RunOptions) -> None:
+def run(spec: RunSpec, folder: RunFolder | Path | str, options: RunOptions | None = None) -> None:
     """Trains `spec` in `folder`: begins, goes on where a killed run stopped, or does nothing.
 
     Raises:
         Busy: another process is at work in the folder.
         UserError: the folder holds another run, or the spec does not fit the data.
     """
+    folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     with folder.exclusive():
         _claim(folder, spec)
         if not folder.done.exists():
-            Trainer(spec, folder, options).train()
+            Trainer(spec, folder, options or RunOptions()).train()
 
 
 def _claim(folder: RunFolder, spec: RunSpec) -> None:
