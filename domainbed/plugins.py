@@ -31,8 +31,12 @@ def import_plugins(names: Iterable[str]) -> None:
 
 def _import_file(path: Path) -> None:
     module_name = f"domainbed_plugin_{path.stem}"
-    if module_name in sys.modules:
+    loaded = sys.modules.get(module_name)
+    if loaded is not None and Path(str(loaded.__file__)) == path.resolve():
         return
+    if not path.is_file():
+        raise UserError(f"plug-in {str(path)!r} does not exist: give the path of a .py file")
+    path = path.resolve()
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"plug-in {str(path)!r} is no Python file")

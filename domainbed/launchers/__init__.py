@@ -1,0 +1,70 @@
+"""Launchers: where the runs of a sweep are done. A new one: its file, and its import here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from domainbed.errors import UserError
+from domainbed.launchers.base import (
+    BUSY,
+    DONE,
+    FAILED,
+    LAUNCHERS,
+    PROGRESS,
+    STARTED,
+    Event,
+    Job,
+    Launcher,
+    OnEvent,
+    perform,
+)
+from domainbed.launchers.debug import DebugLauncher
+from domainbed.launchers.local import LocalLauncher
+
+
+def launcher_options(name: str) -> list[str]:
+    """The names of a launcher's options.
+
+    Raises:
+        UserError: no such launcher.
+    """
+    return [option.name for option in fields(LAUNCHERS[name])]
+
+
+def create_launcher(name: str, options: Mapping[str, Any]) -> Launcher:
+    """The launcher `name` with its options.
+
+    Raises:
+        UserError: no such launcher; options that it does not have, with all that it has; or a
+            value that cannot be.
+    """
+    valid = launcher_options(name)
+    unknown = [option for option in options if option not in valid]
+    if unknown:
+        raise UserError(
+            f"the launcher {name!r} has no option {', '.join(map(repr, unknown))}. "
+            f"Known: {', '.join(valid) or 'none'}"
+        )
+    launcher: Launcher = LAUNCHERS[name](**options)
+    return launcher
+
+
+__all__ = [
+    "BUSY",
+    "DONE",
+    "FAILED",
+    "LAUNCHERS",
+    "PROGRESS",
+    "STARTED",
+    "DebugLauncher",
+    "Event",
+    "Job",
+    "Launcher",
+    "LocalLauncher",
+    "OnEvent",
+    "create_launcher",
+    "launcher_options",
+    "perform",
+]

@@ -237,10 +237,11 @@ def _state(folder: Path, progress: str) -> State:
 
 
 def _last_error(folder: Path) -> str | None:
-    """The last line of the folder's err.txt, if that holds a traceback and not only warnings."""
+    """The last line of the folder's err.txt, unless it holds warnings only, as DomainBed's may."""
     path = folder / "err.txt"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    if "Traceback (most recent call last)" not in text:
+    ours = (folder / RUN_FILE).is_file()
+    if not text.strip() or not (ours or "Traceback (most recent call last)" in text):
         return None
     return text.strip().splitlines()[-1]
 

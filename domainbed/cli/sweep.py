@@ -1,0 +1,297 @@
+"""`domainbed sweep`: launch a grid of runs, watch it, repair it.
+
+`launch` does what is not done and goes on with what was begun; `retry` does what failed;
+`status` counts; `delete_incomplete` removes the folders of runs that are neither done nor running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainbed.cli.common import add_flag
+from domainbed.errors import UserError
+
+if TYPE_CHECKING:
+    from domainbed.sweeps.config import SweepConfig
+    from domainbed.sweeps.launch import Launch
+
+_FOLDER_OR_CONFIG = "the folder of a sweep, or its config"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares `domainbed sweep`'s actions and their arguments."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, summary in (("launch", "do what is not done"), ("retry", "do again what failed")):
+        action = actions.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        action.add_argument(
+            "config", nargs="?", metavar="CONFIG", help="a YAML file, or the folder of a sweep"
+        )
+        _add_field_flags(action)
+        _add_launch_flags(action)
+        _add_late_debug_flag(action)
+    status = actions.add_parser("status", help="count the runs by their state")
+    status.add_argument("target", metavar="FOLDER_OR_CONFIG", help=_FOLDER_OR_CONFIG)
+    status.add_argument("--json", action="store_true", help="for programs")
+    _add_late_debug_flag(status)
+    delete = actions.add_parser(
+        "delete_incomplete",
+        aliases=["delete-incomplete"],
+        help="remove the folders of runs that are neither done nor running",
+    )
+    delete.add_argument("target", metavar="FOLDER", help=_FOLDER_OR_CONFIG)
+    _add_skip_flag(delete)
+    _add_late_debug_flag(delete)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Does the action; returns the exit status.
+
+    Raises:
+        UserError: the config, a flag or a folder is wrong.
+    """
+    if args.action in ("launch", "retry"):
+        return launch(
+            _config_of(args), args.action == "retry", args.dry_run, args.skip_confirmation
+        )
+    if args.action == "status":
+        return show_status(args.target, args.json)
+    return delete_incomplete(_root_of(args.target), args.skip_confirmation)
+
+
+def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: bool) -> int:
+    """Launches a sweep and tells what came of it.
+
+    Returns:
+        0 if no run of the sweep has failed, 1 if one has, 130 after Ctrl-C.
+    """
+    from domainbed.sweeps.launch import prepare
+
+    launch = prepare(config, retry)
+    print("\n".join(_outlook(launch)), flush=True)
+    if dry_run:
+        print("\n".join(_dry_run_lines(launch)))
+        return 0
+    todo = len(launch.todo)
+    question = f"Launch {_runs(todo)}, {launch.workers} at a time?" if todo else ""
+    if question and sys.stdin.isatty() and not skip_confirmation and not _confirmed(question):
+        return 0
+    try:
+        launch.execute()
+    except KeyboardInterrupt:
+        print(_interrupted_line(launch), file=sys.stderr)
+        return 130
+    return _tell_outcome(launch)
+
+
+def show_status(target: str, as_json: bool) -> int:
+    """Prints how many runs of a sweep are in which state; returns the exit status.
+
+    Raises:
+        UserError: `target` is neither a sweep's folder nor a config.
+    """
+    from domainbed.sweeps.grid import plan
+    from domainbed.sweeps.status import status_json, status_lines, status_of
+    from domainbed.sweeps.store import Store
+
+    if Path(target).is_dir():
+        store = Store(target)
+        runs = store.planned()
+    else:
+        config = _load(target, {})
+        store = Store(config.output_dir)
+        runs = {run.run_id: run.identity() for run in plan(config)}
+    status = status_of(store, runs)
+    print(status_json(status) if as_json else "\n".join(status_lines(status)))
+    return 0
+
+
+def delete_incomplete(root: Path, skip_confirmation: bool) -> int:
+    """Removes the folders of runs that are neither done nor running; returns the exit status.
+
+    Raises:
+        UserError: there is no such folder, or nobody is there to confirm.
+    """
+    from domainbed.sweeps.store import Store, remove
+
+    if not root.is_dir():
+        raise UserError(f"{str(root)!r} is no folder: name the folder of a sweep")
+    folders = Store(root).incomplete()
+    if not folders:
+        print("no incomplete runs")
+        return 0
+    if not skip_confirmation and not sys.stdin.isatty():
+        raise UserError(
+            f"{_runs(len(folders))} in {str(root)!r} would be deleted, and nobody is there to "
+            "confirm it: give --skip_confirmation"
+        )
+    question = f"Delete the folders of {_runs(len(folders))}, with all that they hold?"
+    if skip_confirmation or _confirmed(question):
+        print(f"deleted {_runs(sum(remove(folder) for folder in folders))}")
+    return 0
+
+
+def _add_field_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of a config."""
+    from domainbed.sweeps.config import FIELDS
+
+    fields = parser.add_argument_group("fields of the config", "each wins over the file's value")
+    for name, field in FIELDS.items():
+        options: dict[str, Any] = {"help": field.metadata["help"], "metavar": "VALUE"}
+        if name in ("datasets", "algorithms", "selection", "plugins"):
+            options |= {"nargs": "+", "metavar": "NAME"}
+        elif field.default is False:
+            options = {"help": options["help"], "action": argparse.BooleanOptionalAction}
+        add_flag(fields, f"--{name}", **options)
+    add_flag(
+        fields,
+        "--workers",
+        type=int,
+        metavar="N",
+        help="the launcher's option (one per GPU or core)",
+    )
+
+
+def _add_launch_flags(parser: argparse.ArgumentParser) -> None:
+    add_flag(parser, "--dry_run", action="store_true", help="say what would be done, and how long")
+    _add_skip_flag(parser)
+
+
+def _add_skip_flag(parser: argparse.ArgumentParser) -> None:
+    add_flag(parser, "--skip_confirmation", action="store_true", help="do not ask")
+
+
+def _add_late_debug_flag(parser: argparse.ArgumentParser) -> None:
+    """--debug after the action; where it is not given, what was said before the action stands."""
+    add_flag(
+        parser,
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show tracebacks of all errors",
+    )
+
+
+def _config_of(args: argparse.Namespace) -> SweepConfig:
+    from domainbed.sweeps.config import FIELDS
+
+    given = {name: value for name in FIELDS if (value := getattr(args, name)) is not None}
+    overrides = {name: _parsed(name, value) for name, value in given.items()}
+    options = {} if args.workers is None else {"workers": args.workers}
+    return _load(args.config, overrides, options)
+
+
+def _load(
+    target: str | None, overrides: dict[str, Any], options: dict[str, Any] | None = None
+) -> SweepConfig:
+    """The config in a file, or of the last launch into a folder."""
+    from domainbed.sweeps.config import load_config
+    from domainbed.sweeps.store import Store
+
+    if target is None or not Path(target).is_dir():
+        return load_config(target, overrides, **(options or {}))
+    store = Store(target)
+    if not store.config.is_file():
+        raise UserError(
+            f"{target!r} holds no {store.config.name}: name the folder of a launched sweep, or a "
+            "config"
+        )
+    # The folder may have been moved since it was launched.
+    return load_config(store.config, {"output_dir": target, **overrides}, **(options or {}))
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """What a flag's text stands for; names stay as they are."""
+    from domainbed.sweeps.config import FIELDS
+    from domainbed.sweeps.yaml_file import parse_value
+
+    if isinstance(value, (list, bool)) or FIELDS[name].default in ("", "data"):
+        return value
+    try:
+        return parse_value(value)
+    except Exception as error:
+        raise UserError(
+            f"--{name}: {value!r} is no valid YAML or JSON: check its quotes"
+        ) from error
+
+
+def _root_of(target: str) -> Path:
+    """A sweep's folder, given as such or by a config."""
+    return Path(target if not Path(target).is_file() else _load(target, {}).output_dir)
+
+
+def _outlook(launch: Launch) -> list[str]:
+    """What there is and what is to be done, in a line or two."""
+    from domainbed.run_folder import DONE, FAILED, RUNNING
+
+    states = list(launch.states.values())
+    lines = [
+        f"{launch.store.root}: {_runs(len(states))}, {states.count(DONE)} done, "
+        f"{states.count(FAILED)} failed, {states.count(RUNNING)} running; "
+        f"{len(launch.todo)} to do"
+    ]
+    failed = states.count(FAILED)
+    if failed and not launch.retried:
+        lines.append(
+            f"{_runs(failed)} failed before and stay as they are: "
+            f"`domainbed sweep retry {launch.store.root}` does them again"
+        )
+    return lines
+
+
+def _dry_run_lines(launch: Launch) -> list[str]:
+    from domainbed.sweeps.status import status_lines, status_of
+    from domainbed.training.progress import duration
+
+    runs = {run_id: run.identity() for run_id, run in launch.runs.items()}
+    lines = status_lines(status_of(launch.store, runs))
+    guess, workers = launch.estimate(), max(1, launch.workers)
+    if not launch.todo:
+        return [*lines, "Nothing to do."]
+    if guess is None:
+        return [*lines, "Time: no run is finished, so there is nothing to estimate it from."]
+    return [
+        *lines,
+        f"Time: about {duration(guess.seconds / workers)}, {workers} at a time "
+        f"(from {_runs(guess.basis)} that finished).",
+    ]
+
+
+def _tell_outcome(launch: Launch) -> int:
+    from domainbed.run_folder import DONE, FAILED
+    from domainbed.sweeps.status import failure_lines, status_of
+
+    status = status_of(launch.store, {i: run.identity() for i, run in launch.runs.items()})
+    done, failed = status.total[DONE], status.total[FAILED]
+    left = len(launch.runs) - done - failed
+    if done == len(launch.runs):
+        root = launch.store.root
+        print(f"All runs are done ({done}): `domainbed collect {root}` shows the tables.")
+        return 0
+    print(f"{done} of {_runs(len(launch.runs))} are done, {failed} failed.")
+    if left:
+        print(f"{_runs(left)} more: in the hands of another launch, or not to be done by this one.")
+    if failed:
+        print("\n".join(["Failed:", *failure_lines(status.failures)]))
+        print(f"`domainbed sweep retry {launch.store.root}` does them again.")
+    return 1 if failed else 0
+
+
+def _interrupted_line(launch: Launch) -> str:
+    from domainbed.run_folder import DONE
+
+    done = list(launch.store.states(launch.runs).values()).count(DONE)
+    return (
+        f"\nstopped: {done} of {_runs(len(launch.runs))} are done. The same command, or "
+        f"`domainbed sweep launch {launch.store.root}`, goes on where this one stopped."
+    )
+
+
+def _confirmed(question: str) -> bool:
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" if count == 1 else f"{count} runs"

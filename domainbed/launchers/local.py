@@ -1,0 +1,252 @@
+"""The launcher for one machine: worker processes that stay, and share its cores and GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection, resource_tracker
+from typing import Any
+
+from domainbed.errors import UserError
+from domainbed.launchers.base import (
+    FAILED,
+    LAUNCHERS,
+    PROGRESS,
+    STARTED,
+    Event,
+    Job,
+    Launcher,
+    OnEvent,
+    perform,
+)
+
+_SPAWN = multiprocessing.get_context("spawn")
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_SECONDS_BETWEEN_CHECKS = 1.0
+_SECONDS_TO_STOP = 3.0
+
+
+@LAUNCHERS.register(name="local")
+@dataclass(frozen=True)
+class LocalLauncher(Launcher):
+    """N workers, each of which keeps PyTorch and the dataset loaded between runs.
+
+    Attributes:
+        workers: how many; None means one per GPU, or one per core where there is no GPU.
+    """
+
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.workers, int) and not isinstance(self.workers, bool)
+        if self.workers is not None and not (whole and self.workers >= 1):
+            raise UserError(f"workers is {self.workers!r}: expected a whole number from 1 on")
+
+    def parallelism(self, tasks: int, device: str | None = None) -> int:
+        return min(self.workers or len(visible_gpus(device)) or usable_cores(), tasks)
+
+    def launch(
+        self, job: Job, tasks: Sequence[Any], on_event: OnEvent, device: str | None = None
+    ) -> None:
+        count = self.parallelism(len(tasks), device)
+        threads = str(max(1, usable_cores() // max(1, count)))
+        gpus = visible_gpus(device)
+        places = [dict.fromkeys(_THREAD_VARIABLES, threads) for _ in range(count)]
+        for number, place in enumerate(places if gpus else []):
+            place["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+        _Pool(job, tasks, on_event, places).work()
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def visible_gpus(device: str | None) -> list[str]:
+    """The GPUs to share out, as CUDA_VISIBLE_DEVICES names them; none for any other device.
+
+    A device with a number, "cuda:1", is the user's own choice of one GPU: nothing is shared out.
+    """
+    if device not in (None, "cuda"):
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
+class _Worker:
+    """One process and the task that it is at."""
+
+    def __init__(self, job: Job, place: Mapping[str, str]) -> None:
+        self.place = place
+        self.connection, theirs = _SPAWN.Pipe()
+        self.index: int | None = None
+        # Not daemonic: a daemon may not start the processes that read images.
+        self.process = _SPAWN.Process(target=_serve, args=(theirs, job), daemon=False)
+        with _environment(place), _interrupts_held_back():
+            self.process.start()
+        theirs.close()
+
+    def assign(self, index: int, task: Any) -> None:
+        self.index = index
+        with contextlib.suppress(OSError):  # it is dead: found out at the next look
+            self.connection.send((index, task))
+
+    def events(self) -> Iterator[Event]:
+        """What it has sent; if it died at a task, that this failed."""
+        alive = self.process.is_alive()  # asked first: the dead may have left a last word
+        try:
+            while self.connection.poll():
+                yield self._received()
+        except (EOFError, OSError):
+            self.process.join(_SECONDS_TO_STOP)
+            alive = False
+        if not alive and self.index is not None:
+            yield Event(FAILED, self.index, error=self._obituary())
+            self.index = None
+
+    def _received(self) -> Event:
+        event: Event = self.connection.recv()
+        if event.kind not in (STARTED, PROGRESS):
+            self.index = None
+        return event
+
+    def _obituary(self) -> str:
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            hint = ": out of memory?" if name == "SIGKILL" else ""
+            return f"the worker died with signal {-code} ({name}){hint}\n"
+        return f"the worker ended with exit status {code}\n"
+
+    def dismiss(self) -> None:
+        """Tells an idle worker to end."""
+        with contextlib.suppress(OSError):
+            self.connection.send(None)
+
+    def stop(self) -> None:
+        """Ends the process, whatever it is at, and waits for its end."""
+        self.process.join(_SECONDS_TO_STOP)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+class _Pool:
+    """The workers and the queue of tasks."""
+
+    def __init__(
+        self,
+        job: Job,
+        tasks: Sequence[Any],
+        on_event: OnEvent,
+        places: Sequence[Mapping[str, str]],
+    ) -> None:
+        self.job, self.tasks, self.on_event, self.places = job, tasks, on_event, places
+        self.queue = deque(range(len(tasks)))
+        self.workers: list[_Worker] = []
+
+    def work(self) -> None:
+        """Does all tasks, replacing the workers that die."""
+        try:
+            for place in self.places:
+                self._hire(place)
+            while busy := [worker for worker in self.workers if worker.index is not None]:
+                pipes = [worker.connection for worker in busy]
+                connection.wait(pipes, timeout=_SECONDS_BETWEEN_CHECKS)
+                for worker in busy:
+                    self._attend(worker)
+        except BaseException:
+            for worker in self.workers:
+                worker.process.terminate()
+            raise
+        finally:
+            for worker in self.workers:
+                worker.stop()
+
+    def _hire(self, place: Mapping[str, str]) -> None:
+        if self.queue:
+            self.workers.append(_Worker(self.job, place))
+            self._assign(self.workers[-1])
+
+    def _assign(self, worker: _Worker) -> None:
+        if self.queue:
+            index = self.queue.popleft()
+            worker.assign(index, self.tasks[index])
+        else:
+            worker.dismiss()
+
+    def _attend(self, worker: _Worker) -> None:
+        for event in worker.events():
+            self.on_event(event)
+        if worker.index is not None:
+            return
+        if worker.process.is_alive():
+            self._assign(worker)
+        else:
+            self.workers.remove(worker)
+            worker.stop()
+            self._hire(worker.place)
+
+
+def _serve(pipe: connection.Connection, job: Job) -> None:
+    """The life of a worker: tasks come in, events go out, None ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while (message := pipe.recv()) is not None:
+            index, task = message
+            perform(job, index, task, pipe.send)
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables for a while: a process begun meanwhile has them from the start.
+
+    PyTorch counts threads and GPUs when it is imported; a worker could only set them too late.
+    """
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Blocks Ctrl-C for a while: a process begun meanwhile never sees it, this one afterwards.
+
+    Else a worker that is still importing would print a traceback before it can ignore the signal.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks the signal when it is first started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

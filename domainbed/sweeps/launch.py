@@ -1,0 +1,168 @@
+"""Launching a sweep: dropping what is done, doing the rest, and telling what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from domainbed.errors import UserError
+from domainbed.launchers import FAILED as TASK_FAILED
+from domainbed.launchers import Event, Launcher, create_launcher
+from domainbed.plugins import import_plugins
+from domainbed.run_folder import DONE, FAILED, Busy, RunFolder, write_text
+from domainbed.spec import RunSpec
+from domainbed.sweeps.config import SweepConfig
+from domainbed.sweeps.display import Display
+from domainbed.sweeps.grid import plan
+from domainbed.sweeps.status import Estimate, estimate
+from domainbed.sweeps.store import Store
+from domainbed.training.trainer import RunOptions, run
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A sweep that is ready to be launched.
+
+    Attributes:
+        config: what the user asked for.
+        store: where the runs go.
+        runs: all runs of the sweep, by run id.
+        states: the state of each when this was made.
+        retried: whether failed runs are to be done again.
+    """
+
+    config: SweepConfig
+    store: Store
+    runs: Mapping[str, RunSpec]
+    states: Mapping[str, str]
+    retried: bool = False
+
+    @property
+    def todo(self) -> list[RunSpec]:
+        """The runs to do: for a retry the failed ones, else all but the done and the failed."""
+        wanted = (lambda s: s == FAILED) if self.retried else (lambda s: s not in (DONE, FAILED))
+        return [run for run_id, run in self.runs.items() if wanted(self.states[run_id])]
+
+    @property
+    def workers(self) -> int:
+        """How many runs are done at the same time."""
+        return self._launcher.parallelism(len(self.todo), self.config.device)
+
+    @property
+    def _launcher(self) -> Launcher:
+        options = dict(self.config.launcher)
+        return create_launcher(options.pop("name"), options)
+
+    def estimate(self) -> Estimate | None:
+        """The time that what is not done will take, from what is done."""
+        return estimate(self.store, self.runs, self.states)
+
+    def execute(self) -> None:
+        """Does the runs, and returns when none is left to do. What fails stops nobody.
+
+        Raises:
+            UserError: the output folder cannot be written.
+            KeyboardInterrupt: all that was under way is stopped, and can be resumed.
+        """
+        todo = self.todo
+        self.store.write_plan(self.config, self.runs)
+        for spec in todo if self.retried else ():
+            _forget_failure(self.store.folder(spec))
+        if not todo:
+            return
+        display = Display([spec.steps for spec in todo])
+        job = RunJob(str(self.store.root), run_options(self.config), self.config.plugins)
+        on_event = _in_turn(self._note_death(todo), display.on_event)
+        with contextlib.closing(display):
+            self._launcher.launch(job, todo, on_event, self.config.device)
+
+    def _note_death(self, todo: list[RunSpec]) -> Callable[[Event], None]:
+        """Writes down for a worker that died with its run why it did."""
+
+        def on_event(event: Event) -> None:
+            if event.kind == TASK_FAILED:
+                folder = self.store.folder(todo[event.index])
+                folder.path.mkdir(parents=True, exist_ok=True)
+                if not folder.errors.exists() and not folder.done.exists():
+                    write_text(folder.errors, event.error)
+
+        return on_event
+
+
+def prepare(config: SweepConfig, retry: bool = False) -> Launch:
+    """Plans a sweep and looks at what is there of it; nothing is written yet.
+
+    Raises:
+        UserError: a run that cannot be.
+    """
+    store = Store(config.output_dir)
+    runs = {spec.run_id: spec for spec in plan(config)}
+    return Launch(config, store, runs, store.states(runs), retry)
+
+
+def run_options(config: SweepConfig) -> RunOptions:
+    """What the config says that changes no run's result."""
+    names = {option.name for option in dataclasses.fields(RunOptions)}
+    shared = names & {option.name for option in dataclasses.fields(config)}
+    return RunOptions(**{name: getattr(config, name) for name in sorted(shared)})
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """What a launcher does with each run. It carries all that a fresh process needs to know.
+
+    Attributes:
+        output_dir: the sweep's folder.
+        options: of the run.
+        plugins: what to import first.
+    """
+
+    output_dir: str
+    options: RunOptions
+    plugins: tuple[str, ...] = ()
+
+    def __call__(self, spec: RunSpec, on_step: Callable[[int], None]) -> None:
+        """Trains `spec` in its folder; an error is written into it, and raised.
+
+        Raises:
+            Busy: another launch is at work on the run, or has failed at it.
+        """
+        folder = Store(self.output_dir).folder(spec)
+        if folder.errors.exists() and not folder.done.exists():
+            raise Busy(f"another launch has failed at {folder.path} since this one was planned")
+        try:
+            import_plugins(self.plugins)
+            run(spec, folder, dataclasses.replace(self.options, on_step=on_step))
+        except Busy:
+            raise
+        except (Exception, SystemExit) as error:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_text(folder.errors, _with_summary(error))
+            raise
+
+
+def _with_summary(error: BaseException) -> str:
+    """The traceback, with a last line that says it all."""
+    lines = traceback.format_exc().strip().splitlines()
+    first, *_ = str(error).strip().splitlines() or [""]
+    summary = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
+    if not lines[-1].endswith(summary) or isinstance(error, UserError):
+        lines.append(summary)
+    return "\n".join(lines) + "\n"
+
+
+def _forget_failure(folder: RunFolder) -> None:
+    """Makes a failed run one that is to go on, unless another launch has it in hand already."""
+    with contextlib.suppress(Busy), folder.exclusive():
+        folder.errors.unlink(missing_ok=True)
+
+
+def _in_turn(*handlers: Callable[[Event], None]) -> Callable[[Event], None]:
+    def on_event(event: Event) -> None:
+        for handle in handlers:
+            handle(event)
+
+    return on_event

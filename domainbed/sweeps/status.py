@@ -1,0 +1,137 @@
+"""What became of a sweep's runs: counts, failures, and the time that the rest will take."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from domainbed.names import dataset_label
+from domainbed.run_folder import DONE, FAILED, STATES
+from domainbed.spec import RunSpec
+from domainbed.sweeps.store import Identity, Store, last_error
+
+Group = tuple[str, str]
+"""A dataset's label and an algorithm."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The states of a sweep's runs.
+
+    Attributes:
+        counts: runs by state, of each dataset and algorithm.
+        failures: run id, description and last line of the error, of each failed run.
+    """
+
+    counts: Mapping[Group, Mapping[str, int]]
+    failures: Sequence[tuple[str, str, str]]
+
+    @property
+    def total(self) -> Counter[str]:
+        """Runs by state."""
+        return sum((Counter(counts) for counts in self.counts.values()), Counter())
+
+
+def status_of(store: Store, runs: Mapping[str, Identity]) -> Status:
+    """The states of `runs`, which are given by their ids."""
+    states = store.states(runs)
+    counts: dict[Group, Counter[str]] = defaultdict(Counter)
+    for run_id, run in runs.items():
+        counts[_group(run)][states[run_id]] += 1
+    failed = [run_id for run_id, state in states.items() if state == FAILED]
+    failures = [(i, _describe(runs[i]), last_error(store.folder(i))) for i in failed]
+    return Status(dict(counts), failures)
+
+
+def status_lines(status: Status) -> list[str]:
+    """The status as a table and a list of failures."""
+    rows = [[*group, sum(n.values()), *(n.get(s, 0) for s in STATES)] for group, n in _rows(status)]
+    lines = table(["dataset", "algorithm", "runs", *STATES], rows)
+    if status.failures:
+        lines += ["", "Failed:", *failure_lines(status.failures)]
+    return lines
+
+
+def failure_lines(failures: Iterable[tuple[str, str, str]]) -> list[str]:
+    """For each failed run its folder, what it is, and the last line of its error."""
+    return [f"  {run_id}  {what}\n    {error}" for run_id, what, error in failures]
+
+
+def status_json(status: Status) -> str:
+    """The status for programs."""
+    groups = [
+        {"dataset": dataset, "algorithm": algorithm, **{s: n.get(s, 0) for s in STATES}}
+        for (dataset, algorithm), n in status.counts.items()
+    ]
+    failures = [{"run": i, "what": what, "error": error} for i, what, error in status.failures]
+    total = {state: status.total[state] for state in STATES}
+    return json.dumps({"total": total, "groups": groups, "failures": failures}, indent=2)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Lines with aligned columns: text to the left, numbers to the right."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    numeric = [all(r[c].isdigit() for r in cells[1:]) for c in range(len(header))]
+    lines = []
+    for row in cells:
+        aligned = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric)
+        ]
+        lines.append("  ".join(aligned).rstrip())
+    return lines
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time that runs will take, guessed from finished ones.
+
+    Attributes:
+        seconds: of all runs, one after the other.
+        basis: how many finished runs it rests on.
+    """
+
+    seconds: float
+    basis: int
+
+
+def estimate(
+    store: Store, runs: Mapping[str, RunSpec], states: Mapping[str, str]
+) -> Estimate | None:
+    """The time that the runs that are not done will take; None if none has been finished.
+
+    A step takes as long as it did in finished runs of the same dataset and algorithm; where
+    there are none, as long as it did on average.
+    """
+    rates: dict[Group, list[float]] = defaultdict(list)
+    for run_id, run in runs.items():
+        if states[run_id] == DONE:
+            folder = store.folder(run_id)
+            seconds = (folder.read_json(folder.environment) or {}).get("seconds")
+            if seconds is not None:
+                rates[run.dataset_label, run.algorithm].append(seconds / run.steps)
+    everything = [rate for group in rates.values() for rate in group]
+    if not everything:
+        return None
+    left = [run for run_id, run in runs.items() if states[run_id] != DONE]
+    means = {group: sum(known) / len(known) for group, known in rates.items()}
+    mean = sum(everything) / len(everything)
+    seconds = sum(means.get((r.dataset_label, r.algorithm), mean) * r.steps for r in left)
+    return Estimate(seconds, len(everything))
+
+
+def _rows(status: Status) -> list[tuple[Group, Mapping[str, int]]]:
+    rows = list(status.counts.items())
+    return [*rows, (("all", ""), status.total)] if len(rows) > 1 else rows
+
+
+def _group(run: Identity) -> Group:
+    return dataset_label(run["dataset"]), run["algorithm"]
+
+
+def _describe(run: Identity) -> str:
+    return RunSpec(**{**run, "test_envs": tuple(run["test_envs"])}).describe()

@@ -1,0 +1,121 @@
+"""The folder of a sweep: every path in it, and what its runs have come to."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from domainbed.errors import UserError
+from domainbed.run_folder import DONE, MISSING, RUNNING, Busy, RunFolder, write_text
+from domainbed.spec import RunSpec
+from domainbed.sweeps.config import SweepConfig
+
+_PLAN_VERSION = 1
+
+Identity = Mapping[str, Any]
+"""`RunSpec.identity()`, as plan.json keeps it."""
+
+
+class Store:
+    """Paths and states of a sweep.
+
+    Attributes:
+        root: the sweep's folder; a run's folder in it is called after the run's id.
+        plan: what the launches so far were to do, by run id.
+        config: the config of the last launch.
+    """
+
+    def __init__(self, output_dir: Path | str) -> None:
+        self.root = Path(output_dir)
+        self.plan = self.root / "plan.json"
+        self.config = self.root / "sweep.yaml"
+        self._plan_lock = self.root / "plan.lock"
+
+    def folder(self, run: RunSpec | str) -> RunFolder:
+        """The folder of a run or run id; it need not exist."""
+        return RunFolder(self.root / (run if isinstance(run, str) else run.run_id))
+
+    def states(self, run_ids: Iterable[str]) -> dict[str, str]:
+        """Each run's state, one of `run_folder.STATES`."""
+        # Most runs of a large sweep have no folder yet: one look at the root tells all of them.
+        there = set(os.listdir(self.root)) if self.root.is_dir() else set()
+        return {i: self.folder(i).state() if i in there else MISSING for i in run_ids}
+
+    def write_plan(self, config: SweepConfig, runs: Mapping[str, RunSpec]) -> None:
+        """Writes down what is to be done, beside what earlier launches wrote, and the config.
+
+        Raises:
+            UserError: the folder cannot be written, or the plan there is damaged.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._plan_lock):
+                merged = {**self._planned(), **{i: run.identity() for i, run in runs.items()}}
+                content = json.dumps({"version": _PLAN_VERSION, "runs": merged})
+                write_text(self.plan, content + "\n")
+                write_text(self.config, yaml.safe_dump(config.as_yaml_value(), sort_keys=False))
+        except OSError as error:
+            raise UserError(
+                f"output_dir {str(self.root)!r} cannot be written ({error.strerror}): choose "
+                "another"
+            ) from error
+
+    def planned(self) -> dict[str, Identity]:
+        """All runs that launches into this folder were to do, by run id.
+
+        Raises:
+            UserError: there is no plan, or it is damaged.
+        """
+        if not self.plan.is_file():
+            raise UserError(
+                f"{str(self.root)!r} holds no {self.plan.name}: name the folder of a launched "
+                "sweep, or its config"
+            )
+        return self._planned()
+
+    def _planned(self) -> dict[str, Identity]:
+        if not self.plan.is_file():
+            return {}
+        try:
+            content = json.loads(self.plan.read_text(encoding="utf-8"))
+            return dict(content["runs"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.plan} is damaged ({type(error).__name__}: {error}): remove it and launch "
+                "the sweep again; finished runs stay"
+            ) from error
+
+    def run_folders(self) -> list[RunFolder]:
+        """The folders of runs that are there, planned or not, by name."""
+        planned = self._planned()
+        folders = [RunFolder(path) for path in sorted(self.root.iterdir()) if path.is_dir()]
+        return [f for f in folders if f.path.name in planned or f.spec.exists()]
+
+    def incomplete(self) -> list[RunFolder]:
+        """The folders of runs that are neither done nor running."""
+        return [f for f in self.run_folders() if f.state() not in (DONE, RUNNING)]
+
+
+def last_error(folder: RunFolder) -> str:
+    """The last line of what a failed run left behind."""
+    lines = folder.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def remove(folder: RunFolder) -> bool:
+    """Removes a run's folder, unless it was finished or taken up meanwhile; says whether."""
+    try:
+        with folder.exclusive():
+            if folder.done.exists():
+                return False
+            shutil.rmtree(folder.path)
+            return True
+    except Busy:
+        return False

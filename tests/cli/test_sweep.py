@@ -1,0 +1,267 @@
+"""`domainbed sweep` and scripts/sweep.py as real processes, with real workers."""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from domainbed.algorithms import ALGORITHMS
+from domainbed.cli import sweep as cli
+from domainbed.cli.common import add_debug_flag, guarded
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "scripts" / "sweep.py"
+PROGRAM = """
+import argparse, sys
+from domainbed.cli import sweep
+from domainbed.cli.common import add_debug_flag, guarded
+parser = argparse.ArgumentParser()
+sweep.add_arguments(parser)
+add_debug_flag(parser)
+arguments = parser.parse_args()
+sys.exit(guarded(sweep.main, arguments))
+"""
+CONFIG = """\
+datasets: [ColoredDigits]
+algorithms: [ERM]
+test_envs: [[0], [1], [0, 1], [1, 2]]
+trials: 1
+hparams_seeds: 1
+steps: 3
+checkpoint_freq: 2
+hparams: {batch_size: 2}
+device: cpu
+skip_model_save: true
+launcher: {name: local, workers: 2}
+"""
+MARK = "DOMAINBED_TEST_MARK"
+
+
+def start(*arguments, program=("-c", PROGRAM), mark=""):
+    """A process of its own group, so that only it gets our signals."""
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), MARK: mark},
+    )
+
+
+@pytest.fixture
+def sweep(capsys):
+    """`domainbed sweep` in this process: its output, after a check of its exit status."""
+
+    def sweep(*arguments, status=0, module=cli):
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        add_debug_flag(parser)
+        capsys.readouterr()
+        found = guarded(module.main, parser.parse_args([str(value) for value in arguments]))
+        said = "".join(capsys.readouterr())
+        assert found == status, said
+        return said
+
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def script():
+    """scripts/sweep.py as a module."""
+    spec = importlib.util.spec_from_file_location("sweep_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(CONFIG + f"output_dir: {tmp_path / 'sweep'}\n")
+    return file
+
+
+def results(root):
+    """All records of a sweep by run, without what depends on time and place."""
+    found = {}
+    for file in sorted(root.glob("*/results.jsonl")):
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        for record in records:
+            del record["step_time"], record["args"]["output_dir"]
+        found[file.parent.name] = records
+    return found
+
+
+def marked_processes(mark):
+    """The processes that inherited our mark."""
+    alive = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                environment = (folder / "environ").read_bytes()
+            except OSError:
+                continue
+            if f"{MARK}={mark}".encode() in environment:
+                alive.append(int(folder.name))
+    return alive
+
+
+def wait_until(holds, seconds=90):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_launch_status_retry_relaunch_and_delete(config, tmp_path, sweep):
+    root = tmp_path / "sweep"
+    assert "4 runs, 0 done" in sweep("launch", config, "--dry_run")
+    assert not root.exists()
+    assert json.loads(sweep("status", config, "--json"))["total"]["missing"] == 4
+    debug = ("--launcher", "debug")
+    said = sweep("launch", config, "--test-envs", "[[0]]", *debug)
+    assert "All runs are done (1)" in said
+    # A run fails, because its folder claims to be another's.
+    (done,) = root.glob("*/done")
+    broken = done.parent
+    done.unlink()
+    (broken / "run.json").write_text("{}")
+    said = sweep("launch", config, *debug, status=1)
+    assert "3 of 4 runs are done, 1 failed" in said
+    assert f"{broken} holds another run" in said
+    said = sweep("launch", config, status=1)
+    assert "0 to do" in said
+    assert "domainbed sweep retry" in said
+    assert "holds another run" in sweep("status", root)
+    assert re.search(
+        r"Time: about \d+s, 1 at a time \(from 3 runs", sweep("retry", root, "--dry_run")
+    )
+    assert "give --skip_confirmation" in sweep("delete_incomplete", root, status=2)
+    assert "deleted 1 run" in sweep("delete_incomplete", root, "--skip-confirmation")
+    assert not broken.exists()
+    assert "All runs are done (4)" in sweep("launch", root, *debug)
+    assert "0 to do" in sweep("launch", config)
+
+
+def test_a_launch_on_a_terminal_asks_first(config, tmp_path, sweep, monkeypatch):
+    questions = []
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or "n")
+    sweep("launch", config)
+    assert questions == ["Launch 4 runs, 2 at a time? [y/N] "]
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_ctrl_c_stops_cleanly_and_a_relaunch_ends_as_if_nothing_had_been(config, tmp_path, sweep):
+    mark = uuid.uuid4().hex
+    longer = ("--steps", 60, "--checkpoint_freq", 15)
+    process = start("launch", config, *longer, mark=mark)
+    wait_until(lambda: list((tmp_path / "sweep").glob("*/checkpoint.pt")))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert re.search(r"stopped: \d of 4 runs are done", err)
+    assert "Traceback" not in err
+    wait_until(lambda: not marked_processes(mark), 10)
+    total = json.loads(sweep("status", config, "--json"))["total"]
+    assert total["failed"] == 0
+    assert not list((tmp_path / "sweep").glob("*/err.txt"))
+    sweep("launch", config, *longer)
+    sweep("launch", config, *longer, "--output_dir", tmp_path / "straight")
+    assert len(results(tmp_path / "straight")) == 4
+    assert results(tmp_path / "sweep") == results(tmp_path / "straight")
+    outs = [file.read_text() for file in (tmp_path / "sweep").glob("*/out.txt")]
+    assert any("Resuming at step" in out for out in outs)
+
+
+def test_workers_end_when_their_parent_is_killed(config, tmp_path):
+    mark = uuid.uuid4().hex
+    process = start("launch", config, "--steps", 100000, mark=mark)
+    wait_until(lambda: list((tmp_path / "sweep").glob("*/results.jsonl")))
+    process.kill()
+    process.communicate(timeout=60)
+    wait_until(lambda: not marked_processes(mark), 20)
+
+
+def test_a_killed_worker_fails_its_run_and_the_sweep_goes_on(config, tmp_path, sweep):
+    mark = uuid.uuid4().hex
+    runs = ("--workers", 1, "--test_envs", "[[0], [1]]", "--steps", 100, "--checkpoint_freq", 50)
+    process = start("launch", config, *runs, mark=mark)
+    wait_until(lambda: list((tmp_path / "sweep").glob("*/checkpoint.pt")))
+    commands = {p: Path(f"/proc/{p}/cmdline").read_bytes() for p in marked_processes(mark)}
+    (worker,) = [p for p, command in commands.items() if b"spawn_main" in command]
+    os.kill(worker, signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, out + err
+    (failed,) = (tmp_path / "sweep").glob("*/err.txt")
+    assert "the worker died with signal 9 (SIGKILL)" in failed.read_text()
+    assert "1 of 2 runs are done, 1 failed" in out
+    assert "All runs are done (2)" in sweep("retry", config, *runs)
+
+
+def test_two_launches_at_once_do_every_run_once(config, tmp_path):
+    one_worker = ("--workers", 1, "--algorithms", "ERM", "IRM")
+    both = [start("launch", config, *one_worker) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == 0, out + err
+    outs = [file.read_text() for file in (tmp_path / "sweep").glob("*/out.txt")]
+    assert len(outs) == 8
+    for out in outs:
+        assert len(re.findall("test domain", out)) == 1
+        assert "Resuming" not in out
+    assert {len(records) for records in results(tmp_path / "sweep").values()} == {2}
+
+
+def test_the_script_takes_domainbeds_flags(tmp_path, sweep, script):
+    flags = ["--datasets", "ColoredDigits", "--algorithms", "ERM", "--n_hparams_from", 1]
+    flags += ["--n_hparams", 3, "--n_trials", 2, "--steps", 2, "--single_test_envs"]
+    flags += ["--output_dir", tmp_path, "--command_launcher", "debug", "--skip_confirmation"]
+    flags += ["--hparams", '{"batch_size": 2}', "--skip_model_save", "--data-dir", "x"]
+    assert "12 runs, 0 done" in sweep("launch", *flags, "--dry_run", module=script)
+    launch = ("launch", "--output_dir", tmp_path, "--dry_run", "--n_trials", 1, "--n_hparams", 1)
+    assert f"{len(ALGORITHMS) * 88} runs" in sweep(*launch, module=script)
+    for wrong, says in [
+        (["--task", "chess"], "--task: task is 'chess'"),
+        (["--command_launcher", "x"], "unknown launcher 'x'"),
+        (["--n_trials", 0], "leave no seed"),
+        (["--hparams", "{"], "is no JSON"),
+    ]:
+        assert says in sweep("launch", *flags, *wrong, status=2, module=script)
+
+
+def test_the_script_runs_by_itself(tmp_path):
+    flags = ["--datasets", "ColoredDigits", "--algorithms", "ERM", "--n_hparams", 1]
+    flags += ["--n_trials", 1, "--steps", 2, "--single_test_envs", "--output_dir", tmp_path]
+    flags += ["--command_launcher", "multi_gpu", "--workers", 1]
+    process = start("launch", *flags, program=(str(SCRIPT),))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "All runs are done (3)" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--steps", "0"], "error: --steps: expected a whole number from 1 on, found 0"),
+        (["--hparams", "{lr: ["], "error: --hparams: '{lr: [' is no valid YAML or JSON"),
+        (["--precision", "half"], "error: --precision: "),
+        (["--algorithms", "ERN"], "error: --algorithms: unknown algorithm 'ERN'. Did you mean"),
+        (["--launcher", "debug", "--workers", "2"], "error: --workers: the launcher 'debug' has"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(config, sweep, flags, says):
+    said = sweep("launch", config, *flags, status=2)
+    assert says in said
+    assert len(said.strip().splitlines()) == 1

@@ -1,0 +1,124 @@
+"""Which runs a sweep needs, in which order, and what their names depend on."""
+
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+
+from domainbed.errors import UserError
+from domainbed.names import DATASET_DOMAINS
+from domainbed.selection import SELECTION_METHODS
+from domainbed.spec import RunSpec
+from domainbed.sweeps.config import load_config
+from domainbed.sweeps.grid import plan
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def config(**fields):
+    return load_config(None, {"datasets": ["PACS"], "algorithms": ["ERM"], **fields})
+
+
+@pytest.mark.parametrize("dataset", list(DATASET_DOMAINS))
+def test_singles_and_pairs_are_planned_for_all_methods(dataset):
+    n = len(DATASET_DOMAINS[dataset])
+    runs = plan(config(datasets=[dataset], trials=2, hparams_seeds=3))
+    assert len(runs) == 2 * 3 * (n + n * (n - 1) // 2)
+    assert {run.test_envs for run in runs} == {
+        *itertools.combinations(range(n), 1),
+        *itertools.combinations(range(n), 2),
+    }
+
+
+@pytest.mark.parametrize("method", list(SELECTION_METHODS))
+def test_pairs_are_planned_only_for_methods_that_need_them(method):
+    runs = plan(config(selection=[method], trials=1, hparams_seeds=1))
+    assert len(runs) == (10 if SELECTION_METHODS[method].needs_pairs else 4)
+
+
+def test_explicit_test_domains_seeds_and_fields_reach_the_runs():
+    runs = plan(
+        config(
+            algorithms=["ERM", "Fishr"],
+            test_envs=[[2, 0], 1],
+            trials=[4],
+            hparams_seeds=[7, 9],
+            steps=11,
+            hparams={"batch_size": 8, "Fishr": {"ema": 0.5}},
+            shared_draws=True,
+        )
+    )
+    assert [run.test_envs for run in runs[:2]] == [(0, 2), (1,)]
+    assert runs[2] == RunSpec.create(
+        "PACS",
+        "Fishr",
+        [0, 2],
+        hparams_seed=7,
+        trial_seed=4,
+        steps=11,
+        hparams={"batch_size": 8, "ema": 0.5},
+        shared_draws=True,
+    )
+    assert len(runs) == 2 * 2 * 2
+
+
+def test_every_planned_run_is_what_create_makes_of_it():
+    for run in plan(config(algorithms=["ERM", "DANN"], trials=2, hparams_seeds=2)):
+        assert run == RunSpec.create(
+            run.dataset,
+            run.algorithm,
+            run.test_envs,
+            hparams_seed=run.hparams_seed,
+            trial_seed=run.trial_seed,
+        )
+
+
+def test_runs_that_share_dataset_and_trial_are_neighbours():
+    runs = plan(config(datasets=["PACS", "VLCS"], algorithms=["ERM", "IRM"], hparams_seeds=2))
+    groups = [key for key, _ in itertools.groupby(runs, lambda r: (r.dataset, r.trial_seed))]
+    assert len(groups) == len(set(groups)) == 6
+    first = runs[: len(runs) // 6]
+    assert [run.hparams_seed for run in first] == sorted(run.hparams_seed for run in first)
+
+
+def test_run_ids_depend_on_no_machine():
+    here = plan(config(output_dir="a", data_dir="b", device="cpu"))
+    there = plan(config(output_dir="x", data_dir="y", device="cuda", launcher="debug"))
+    assert [run.run_id for run in here] == [run.run_id for run in there]
+    assert len({run.run_id for run in here}) == len(here)
+    other = plan(config(hparams={"lr": 0.1}))
+    assert not {run.run_id for run in here} & {run.run_id for run in other}
+
+
+def test_the_name_of_a_folder_dataset_counts_and_not_its_place(tmp_path):
+    ids = []
+    for place in ("here", "there"):
+        for domain in "abc":
+            (tmp_path / place / "Birds" / domain).mkdir(parents=True)
+        runs = plan(config(datasets=[f"folder:{tmp_path / place / 'Birds'}"]))
+        ids.append([run.run_id for run in runs])
+    assert ids[0] == ids[1]
+
+
+def test_two_domains_are_too_few_for_pairs(tmp_path):
+    for domain in "ab":
+        (tmp_path / "Two" / domain).mkdir(parents=True)
+    dataset = f"folder:{tmp_path / 'Two'}"
+    with pytest.raises(UserError, match="leave-one-domain-out needs a domain to train on"):
+        config(datasets=[dataset])
+    assert len(plan(config(datasets=[dataset], selection=["oracle"], trials=1))) == 2 * 20
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda f: f.stem)
+def test_the_configs_of_the_repository_are_valid(file):
+    assert load_config(file).skip_model_save
+
+
+def test_the_whole_published_sweep_is_planned_in_seconds():
+    published = load_config(CONFIGS / "paper" / "all.yaml")
+    assert len(published.datasets) == len(published.algorithms) == 7
+    before = time.perf_counter()
+    runs = plan(published)
+    assert len(runs) == 7 * 20 * 3 * (6 + 21 + 4 * 10 + 21)
+    assert time.perf_counter() - before < 10

@@ -1,0 +1,191 @@
+"""What a sweep does with its runs' folders, in this process."""
+
+import json
+import os
+
+import pytest
+
+from domainbed.errors import UserError
+from domainbed.run_folder import DONE, FAILED, MISSING, UNFINISHED
+from domainbed.sweeps.config import load_config
+from domainbed.sweeps.launch import RunJob, prepare, run_options
+from domainbed.sweeps.status import estimate, status_json, status_of
+from domainbed.sweeps.store import Store, last_error, remove
+
+TINY = {
+    "datasets": ["ColoredDigits"],
+    "algorithms": ["ERM"],
+    "test_envs": [[0], [1]],
+    "trials": 1,
+    "hparams_seeds": 1,
+    "steps": 2,
+    "hparams": {"batch_size": 2},
+    "skip_model_save": True,
+    "device": "cpu",
+    "launcher": "debug",
+}
+
+
+def config(tmp_path, **fields):
+    return load_config(None, {**TINY, "output_dir": str(tmp_path / "sweep"), **fields})
+
+
+def break_run(launch, position=0):
+    """Makes a run fail: its folder says that it belongs to another run."""
+    run_id = list(launch.runs)[position]
+    folder = launch.store.folder(run_id)
+    folder.path.mkdir(parents=True)
+    folder.spec.write_text("{}")
+    return folder
+
+
+def test_a_sweep_is_done_once(tmp_path):
+    launch = prepare(config(tmp_path))
+    assert set(launch.states.values()) == {MISSING}
+    assert not launch.store.root.exists()  # looking leaves no trace
+    launch.execute()
+    records = {i: launch.store.folder(i).results.read_text() for i in launch.runs}
+    again = prepare(config(tmp_path))
+    assert set(again.states.values()) == {DONE}
+    assert again.todo == []
+    again.execute()
+    assert records == {i: launch.store.folder(i).results.read_text() for i in launch.runs}
+    plan = json.loads((tmp_path / "sweep" / "plan.json").read_text())
+    assert plan["version"] == 1
+    assert plan["runs"] == {
+        i: json.loads(json.dumps(run.identity())) for i, run in launch.runs.items()
+    }
+
+
+def test_plans_of_several_launches_are_joined(tmp_path):
+    for envs in ([[0]], [[1]]):
+        launch = prepare(config(tmp_path, test_envs=envs))
+        launch.store.write_plan(launch.config, launch.runs)
+    assert [run["test_envs"] for run in launch.store.planned().values()] == [[0], [1]]
+    launch.store.plan.write_text("{torn")
+    with pytest.raises(UserError, match=r"plan\.json is damaged"):
+        launch.store.planned()
+
+
+def test_a_failed_run_leaves_its_error_and_is_done_by_a_retry_alone(tmp_path):
+    launch = prepare(config(tmp_path))
+    folder = break_run(launch)
+    launch.execute()
+    states = list(prepare(config(tmp_path)).states.values())
+    assert states == [FAILED, DONE]
+    text = folder.errors.read_text()
+    assert "Traceback (most recent call last)" in text
+    assert last_error(folder).startswith(f"{folder.path} holds another run")
+    folder.spec.unlink()
+    assert prepare(config(tmp_path)).todo == []
+    retried = prepare(config(tmp_path), retry=True)
+    assert len(retried.todo) == 1
+    retried.execute()
+    assert folder.state() == DONE
+    assert not folder.errors.exists()
+
+
+def test_status_counts_and_quotes(tmp_path):
+    launch = prepare(config(tmp_path, algorithms=["ERM", "IRM"]))
+    break_run(launch, 0)
+    launch.execute()
+    more = prepare(config(tmp_path, algorithms=["ERM", "IRM"], test_envs=[[0], [1], [2]]))
+    unfinished = more.store.folder(next(i for i, s in more.states.items() if s == MISSING))
+    unfinished.path.mkdir()
+    unfinished.spec.write_text("{}")
+    status = status_of(more.store, {i: run.identity() for i, run in more.runs.items()})
+    assert status.counts["ColoredDigits", "ERM"] == {FAILED: 1, DONE: 1, UNFINISHED: 1}
+    assert status.counts["ColoredDigits", "IRM"] == {DONE: 2, MISSING: 1}
+    content = json.loads(status_json(status))
+    assert content["total"] == {
+        "done": 3,
+        "running": 0,
+        "failed": 1,
+        "unfinished": 1,
+        "missing": 1,
+    }
+    (failure,) = content["failures"]
+    assert "holds another run" in failure["error"]
+    assert failure["what"].startswith("ERM on ColoredDigits, test domain 0")
+
+
+def test_a_running_run_is_counted_as_such_and_kept(tmp_path):
+    launch = prepare(config(tmp_path))
+    folder = launch.store.folder(launch.todo[0])
+    with folder.exclusive():
+        folder.spec.write_text("{}")
+        assert list(prepare(config(tmp_path)).states.values()) == ["running", MISSING]
+        assert launch.store.incomplete() == []
+        assert not remove(folder)
+    assert [f.path for f in launch.store.incomplete()] == [folder.path]
+    assert remove(folder)
+    assert not folder.path.exists()
+
+
+def test_only_incomplete_runs_are_removed(tmp_path):
+    launch = prepare(config(tmp_path, test_envs=[[0]]))
+    launch.execute()
+    folder = launch.store.folder(launch.todo[0])
+    (launch.store.root / "notes").mkdir()  # not a run's
+    assert launch.store.incomplete() == []
+    assert not remove(folder)
+    assert folder.state() == DONE
+
+
+def test_the_estimate_scales_finished_runs_by_steps(tmp_path):
+    launch = prepare(config(tmp_path, algorithms=["ERM", "IRM"], steps=100, test_envs=[[0], [1]]))
+    ids = list(launch.runs)
+    assert launch.estimate() is None
+    folder = launch.store.folder(ids[0])  # the first ERM
+    folder.path.mkdir(parents=True)
+    folder.environment.write_text('{"seconds": 50.0}')
+    states = {**launch.states, ids[0]: DONE}
+    guess = estimate(launch.store, launch.runs, states)
+    assert (guess.seconds, guess.basis) == (150.0, 1)  # an ERM by itself, two IRMs by the mean
+    other = launch.store.folder(ids[2])  # the first IRM
+    other.path.mkdir(parents=True)
+    other.environment.write_text('{"seconds": 20.0}')
+    guess = estimate(launch.store, launch.runs, {**states, ids[2]: DONE})
+    assert (guess.seconds, guess.basis) == (70.0, 2)
+
+
+def test_another_launchs_failure_is_not_repeated(tmp_path):
+    launch = prepare(config(tmp_path))
+    folder = launch.store.folder(launch.todo[0])
+    folder.path.mkdir(parents=True)
+    folder.errors.write_text("it failed since\n")
+    launch.execute()
+    assert folder.errors.read_text() == "it failed since\n"
+    assert not folder.results.exists()
+    assert launch.store.folder(launch.todo[1]).state() == DONE
+
+
+def test_options_reach_the_run(tmp_path):
+    options = run_options(config(tmp_path, data_dir="d", eval_splits="all", num_workers=0))
+    assert (options.data_dir, options.eval_splits, options.num_workers) == ("d", "all", 0)
+    assert options.skip_model_save
+    assert options.device == "cpu"
+
+
+def test_plugins_are_imported_by_the_job(tmp_path):
+    plugin = tmp_path / "says_hello.py"
+    plugin.write_text("import os\nos.environ['HELLO_FROM_PLUGIN'] = 'yes'\n")
+    launch = prepare(config(tmp_path, test_envs=[[0]]))
+    job = RunJob(str(launch.store.root), run_options(launch.config), (str(plugin),))
+    try:
+        job(launch.todo[0], lambda step: None)
+        assert os.environ.pop("HELLO_FROM_PLUGIN") == "yes"
+    finally:
+        os.environ.pop("HELLO_FROM_PLUGIN", None)
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    launch = prepare(config(tmp_path, output_dir=str(tmp_path / "file" / "sweep")))
+    with pytest.raises(UserError, match="cannot be written"):
+        launch.execute()
+
+
+def test_a_folder_without_a_plan(tmp_path):
+    with pytest.raises(UserError, match=r"holds no plan\.json"):
+        Store(tmp_path).planned()
