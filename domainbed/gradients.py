@@ -2,8 +2,8 @@
 
 For a linear layer the gradient of sample n is an outer product δ_n ⊗ a_n of the gradient δ_n
 with respect to the layer's output and the layer's input a_n. Its elementwise square is
-δ_n² ⊗ a_n², so the sums over samples of gradients and of their squares are one small matrix
-product each, and δ comes for all samples and layers from one backward pass through the head.
+δ_n² ⊗ a_n², so the sums over samples of gradients and of their squares are small matrix
+products, and δ comes for all samples and layers from one backward pass through the head.
 """
 
 from __future__ import annotations
@@ -60,15 +60,19 @@ def gradient_variances(
         features = features.detach()
     # Variances are differences of two moments, of which reduced precision would leave nothing.
     with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
-        variances = statistics(head, features.float(), labels, list(domain_sizes), loss)
+        inputs = features.to(torch.promote_types(features.dtype, torch.float32))
+        variances = statistics(head, inputs, labels, list(domain_sizes), loss)
     return variances if differentiable else variances.detach()
 
 
 def is_linear_stack(head: nn.Module) -> bool:
     """Whether `head` is a linear layer, or a sequence of different linear and elementwise ones."""
     layers = _layers(head)
-    known = all(isinstance(layer, (nn.Linear, *_ELEMENTWISE)) for layer in layers)
-    return known and len(set(layers)) == len(layers)
+    # Exact types: a subclass (a parametrized Linear, say) may compute something else. A layer
+    # that works in place would overwrite the output whose gradient is wanted.
+    known = all(type(layer) in (nn.Linear, *_ELEMENTWISE) for layer in layers)
+    in_place = any(getattr(layer, "inplace", False) for layer in layers)
+    return known and not in_place and len(set(layers)) == len(layers)
 
 
 def _layers(head: nn.Module) -> list[nn.Module]:
@@ -83,7 +87,7 @@ def _linear_stack_variances(
     loss: PerSampleLoss,
 ) -> torch.Tensor:
     linears, inputs, outputs = [], [], []
-    x = features if features.requires_grad else features.requires_grad_()
+    x = features if features.requires_grad else features.detach().requires_grad_()
     for layer in _layers(head):
         if isinstance(layer, nn.Linear):
             linears.append(layer)
@@ -106,10 +110,20 @@ def _linear_stack_variances(
 
 
 def _outer_product_variance(delta: torch.Tensor, a: torch.Tensor, bias: bool) -> torch.Tensor:
-    """The variance of δ_n ⊗ a_n over n: (n, out) and (n, in) to (out·in [+ out],)."""
-    mean = delta.T @ a / len(a)
-    variance = (delta.square().T @ a.square() / len(a) - mean.square()).flatten()
-    return torch.cat([variance, delta.var(dim=0, unbiased=False)]) if bias else variance
+    """The variance of δ_n ⊗ a_n over n: (n, out) and (n, in) to (out·in [+ out],).
+
+    With δ = δ̄ + δ' and a = ā + a', the variance is that of δ̄ a' + δ' a, whose mean is
+    E[δ' a']. E[g²] − E[g]² would be shorter, but loses a variance that is small beside the mean.
+    """
+    n, mean = len(a), delta.mean(dim=0)
+    delta_c, a_c = delta - mean, a - a.mean(dim=0)
+    second_moment = (
+        torch.outer(mean.square(), a_c.square().mean(dim=0))
+        + 2 * mean.unsqueeze(1) * (delta_c.T @ (a * a_c)) / n
+        + delta_c.square().T @ a.square() / n
+    )
+    variance = (second_moment - (delta_c.T @ a_c / n).square()).flatten()
+    return torch.cat([variance, delta_c.square().mean(dim=0)]) if bias else variance
 
 
 def _materialised_variances(
@@ -119,7 +133,11 @@ def _materialised_variances(
     domain_sizes: list[int],
     loss: PerSampleLoss,
 ) -> torch.Tensor:
-    """For any other head: all gradients at once, (B, P) in memory."""
+    """For any other head: all gradients, one backward pass per sample and (B, P) in memory.
+
+    A loop, because `torch.func.vmap` gets second derivatives wrong: that of the gradient of a
+    LayerNorm's weight, by some percent (PyTorch 2.15).
+    """
     parameters: dict[str, torch.Tensor] = dict(head.named_parameters())
 
     def sample_loss(
@@ -128,7 +146,11 @@ def _materialised_variances(
         logits = torch.func.functional_call(head, parameters, (x.unsqueeze(0),))
         return loss(logits, y.unsqueeze(0)).sum()
 
-    per_sample = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))
-    gradients = per_sample(parameters, features, labels)
-    flat = torch.cat([gradients[name].flatten(1) for name in parameters], dim=1)  # (B, P)
-    return torch.stack([g.var(dim=0, unbiased=False) for g in flat.split(domain_sizes)])
+    sample_gradients = torch.func.grad(sample_loss)
+    rows = []
+    for x, y in zip(features, labels):
+        gradients = sample_gradients(parameters, x, y)
+        rows.append(torch.cat([gradients[name].flatten() for name in parameters]))
+    return torch.stack(
+        [g.var(dim=0, unbiased=False) for g in torch.stack(rows).split(domain_sizes)]
+    )

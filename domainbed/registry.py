@@ -66,6 +66,12 @@ class Registry(Mapping[str, Any]):
             raise UserError(self._unknown(name))
         return self._entries[name]
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The entry, or `default` where there is none."""
+        if name not in self:
+            return default
+        return self[name]
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries or name in self._plugins()
 

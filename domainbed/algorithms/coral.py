@@ -35,8 +35,11 @@ def coral_distance(z_i: torch.Tensor, z_j: torch.Tensor) -> torch.Tensor:
 
 def coral_penalty(features: Sequence[torch.Tensor]) -> torch.Tensor:
     """The mean of `coral_distance` over all pairs of domains; 0 with a single domain."""
-    distances = [coral_distance(z_i, z_j) for z_i, z_j in combinations(features, 2)]
-    return torch.stack(distances).mean() if distances else features[0].new_zeros(())
+    # In full precision: covariances of bfloat16 numbers hardly differ by anything but rounding.
+    with torch.autocast(features[0].device.type, enabled=False):
+        full = [z.to(torch.promote_types(z.dtype, torch.float32)) for z in features]
+        distances = [coral_distance(z_i, z_j) for z_i, z_j in combinations(full, 2)]
+    return torch.stack(distances).mean() if distances else full[0].new_zeros(())
 
 
 def _covariance(z: torch.Tensor) -> torch.Tensor:

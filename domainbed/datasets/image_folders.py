@@ -94,7 +94,7 @@ class ImageFolderDataset(MultipleDomainDataset):
 
     Raises:
         UserError: no such folder, fewer than two domains, domains with different classes, a
-            class without images, or other domains or classes than were published.
+            class without images, or more or fewer domains or classes than were published.
     """
 
     CHECKPOINT_FREQ = 300
@@ -145,7 +145,8 @@ def _folders(path: Path) -> list[str]:
 
 
 def _images(path: Path) -> list[Path]:
-    return sorted(p for p in path.rglob("*") if p.suffix.lower() in _EXTENSIONS)
+    files = (p for p in path.rglob("*") if not p.name.startswith("."))
+    return sorted(p for p in files if p.suffix.lower() in _EXTENSIONS)
 
 
 def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:

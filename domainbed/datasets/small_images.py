@@ -7,6 +7,7 @@ domains (in DomainBed they change with every run).
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -194,7 +195,9 @@ class RotatedMNIST(_Rotated):
 
     def _rotated(self, images: torch.Tensor, root: str, trial_seed: int) -> torch.Tensor:
         folder = Path(os.environ.get("DOMAINBED_CACHE_DIR") or Path(root) / "cache")
-        file = folder / f"rotated_mnist_trial_{trial_seed}.npy"
+        # Named after what is rotated: other images, or in another order, are another file.
+        digest = hashlib.md5(images.numpy().tobytes()).hexdigest()
+        file = folder / f"rotated_mnist_{digest}.npy"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{file}.lock"):  # one of several runs computes, the others wait

@@ -14,7 +14,7 @@ from torch import nn
 from domainbed.run_folder import written_aside
 from domainbed.training.state import capture, plain_numpy_state, restore
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ def save(file: Path, algorithm: nn.Module, progress: Progress) -> None:
         torch.save(contents, aside)
 
 
-def load(file: Path, algorithm: nn.Module, device: torch.device) -> Progress:
+def load(file: Path, algorithm: nn.Module) -> Progress:
     """Restores the algorithm and all random sources; a fresh `Progress` if there is no file."""
     if not file.exists():
         return Progress()
-    contents = torch.load(file, map_location=device, weights_only=True)
+    # To the CPU: restoring moves each tensor to where its owner wants it, and an optimizer wants
+    # its step counts there.
+    contents = torch.load(file, map_location="cpu", weights_only=True)
     if contents["version"] != _VERSION:
         return Progress()  # written by another version: begin again rather than guess
     restore(algorithm, contents["algorithm"])

@@ -136,7 +136,9 @@ class SeededImages(Dataset[Any]):
         number, index, step, position = request
         domain = self._domains[number]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(augmentation_seed(self._seed, number, step, position))
+            # The CPU's source alone: reading images must not touch the GPU's, which dropout uses.
+            seed = augmentation_seed(self._seed, number, step, position)
+            torch.default_generator.manual_seed(seed)
             if self._augment[number] and hasattr(domain, "augmented"):
                 return domain.augmented(index)
             return domain[index]

@@ -153,7 +153,7 @@ class Trainer:
         return {"epoch"} | training | (set() if self.device.type == "cuda" else {"mem_gb"})
 
     def _resume(self) -> Progress:
-        progress = checkpoint.load(self.folder.checkpoint, self.algorithm, self.device)
+        progress = checkpoint.load(self.folder.checkpoint, self.algorithm)
         if progress.next_step:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
         else:
@@ -242,7 +242,9 @@ class Trainer:
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.spec.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
+            # No cache of cast weights: an update that steps several times (Fish) would go on
+            # with the weights from before its first step.
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         return nullcontext()
 
     def _minibatches(self, steps: range) -> Iterator[Any]:

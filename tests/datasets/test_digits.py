@@ -1,0 +1,184 @@
+"""Coloured and rotated digits: the construction, on scikit-learn's digits and small files."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from digit_files import write_small_mnist
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from domainbed.datasets import (
+    ColoredDigits,
+    ColoredMNIST,
+    RotatedDigits,
+    RotatedMNIST,
+    load_dataset,
+)
+from domainbed.errors import UserError
+
+
+def as_bytes(images):
+    """A multiset of images given as floats in [0, 1]."""
+    pixels = (images * 255).round().to(torch.uint8)
+    return Counter(image.numpy().tobytes() for image in pixels)
+
+
+def original_digits():
+    return torch.from_numpy(load_digits().images * (255 / 16)).round() / 255
+
+
+def same_data(first, second):
+    return all(
+        torch.equal(t, u)
+        for a, b in zip(first.datasets, second.datasets, strict=True)
+        for t, u in zip(a.tensors, b.tensors, strict=True)
+    )
+
+
+@pytest.mark.parametrize("cls", [ColoredDigits, RotatedDigits])
+def test_same_domains_for_the_same_trial_whatever_else(cls):
+    first = cls("", [0], {}, trial_seed=1)
+    torch.manual_seed(12345)
+    np.random.seed(5)
+    second = cls("elsewhere", [1, 2], {"lr": 3}, trial_seed=1)
+    assert same_data(first, second)
+    assert not same_data(first, cls("", [0], {}, trial_seed=2))
+
+
+@pytest.mark.parametrize(
+    ("cls", "shape", "classes", "steps"),
+    [(ColoredDigits, (2, 8, 8), 2, 301), (RotatedDigits, (1, 8, 8), 10, 301)],
+)
+def test_facts(cls, shape, classes, steps):
+    dataset = cls("", [0], {})
+    assert dataset.input_shape == shape
+    assert (dataset.num_classes, cls.N_STEPS, cls.CHECKPOINT_FREQ) == (classes, steps, 50)
+    assert tuple(len(d) for d in dataset) == cls.info.images
+    assert sum(cls.info.images) == 1797
+    for domain in dataset:
+        x, y = domain.tensors
+        assert x.shape[1:] == shape
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+        assert x.min() == 0
+        assert 0.9 < x.max() <= 1
+        assert set(y.tolist()) == set(range(classes))
+
+
+def test_colour_is_one_channel_and_the_images_are_kept():
+    dataset = ColoredDigits("", [0], {})
+    kept = []
+    for domain in dataset:
+        x, _ = domain.tensors
+        sums = x.sum(dim=(2, 3))
+        assert ((sums == 0).sum(dim=1) == 1).all()
+        kept.append(x.sum(dim=1))
+    assert as_bytes(torch.cat(kept)) == as_bytes(original_digits())
+
+
+@pytest.mark.parametrize(("domain", "noise"), [(0, 0.1), (1, 0.2), (2, 0.9)])
+def test_colour_noise(domain, noise):
+    """Five standard deviations of a binomial, over five trials."""
+    disagree = n = 0
+    for trial in range(5):
+        x, y = ColoredDigits("", [0], {}, trial_seed=trial).datasets[domain].tensors
+        color = x[:, 1].flatten(1).any(dim=1).long()
+        disagree, n = disagree + (color != y).sum().item(), n + len(y)
+    assert abs(disagree / n - noise) < 5 * (noise * (1 - noise) / n) ** 0.5
+
+
+def test_label_noise_and_which_digits_are_one():
+    digits = load_digits()
+    by_image = {
+        (image * (255 / 16)).round().astype(np.uint8).tobytes(): digit
+        for image, digit in zip(digits.images, digits.target, strict=True)
+    }
+    agree = n = 0
+    for domain in ColoredDigits("", [0], {}):
+        x, y = domain.tensors
+        for image, label in zip((x.sum(1) * 255).round().to(torch.uint8), y, strict=True):
+            agree += label.item() == int(by_image[image.numpy().tobytes()] < 5)
+            n += 1
+    assert abs(agree / n - 0.75) < 5 * (0.75 * 0.25 / n) ** 0.5
+
+
+def test_rotation_is_that_of_pil():
+    plain = RotatedDigits("", [0], {}).datasets[0].tensors[0]
+    originals = as_bytes(original_digits())
+    assert all(originals[key] >= 1 for key in as_bytes(plain.squeeze(1)))
+    images = (original_digits() * 255).round().to(torch.uint8).numpy()
+    for domain, angle in enumerate((0, 15, 30, 45, 60, 75)):
+        turned = Counter(
+            np.asarray(Image.fromarray(i).rotate(angle, Image.Resampling.BILINEAR)).tobytes()
+            for i in images
+        )
+        actual = RotatedDigits("", [0], {}).datasets[domain].tensors[0]
+        assert not as_bytes(actual.squeeze(1)) - turned
+
+
+def test_runs_share_one_object():
+    first = load_dataset("ColoredDigits", "", [0], {}, 0)
+    assert load_dataset("ColoredDigits", "", [1], {"lr": 1}, 0) is first
+    other = load_dataset("ColoredDigits", "", [1], {}, 1)
+    assert not same_data(first, other)
+
+
+@pytest.mark.parametrize("cls", [ColoredMNIST, RotatedMNIST])
+def test_missing_mnist_offline(cls, tmp_path, monkeypatch):
+    import torchvision.datasets
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(UserError, match="could not be downloaded") as caught:
+        cls(str(tmp_path), [0], {})
+    assert str(tmp_path / "MNIST" / "raw") in str(caught.value)
+
+
+def build_rotated(root):
+    dataset = RotatedMNIST(str(root), [0], {})
+    return [t.numpy() for domain in dataset for t in domain.tensors]
+
+
+def test_cache_is_used_and_equals_what_is_computed(tmp_path, monkeypatch):
+    root = write_small_mnist(tmp_path / "data")
+    first = build_rotated(root)
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    written = file.stat().st_mtime_ns
+    again = build_rotated(root)
+    assert file.stat().st_mtime_ns == written
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert [len(part) for part in first[::2]] == [12, 12, 12, 12, 11, 11]
+    monkeypatch.setattr("domainbed.datasets.small_images._rotate", None)
+    assert np.array_equal(build_rotated(root)[2], first[2])
+
+
+def test_cache_of_other_images_is_not_taken(tmp_path, monkeypatch):
+    first = write_small_mnist(tmp_path / "a", seed=0)
+    second = write_small_mnist(tmp_path / "b", seed=1)
+    build_rotated(first)
+    through_cache = build_rotated(second)
+    monkeypatch.setenv("DOMAINBED_CACHE_DIR", str(tmp_path / "other"))
+    assert np.array_equal(through_cache[0], build_rotated(second)[0])
+
+
+def test_an_unwritable_cache_costs_time_only(tmp_path, monkeypatch):
+    root = write_small_mnist(tmp_path / "data")
+    expected = build_rotated(root)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DOMAINBED_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert all(np.array_equal(a, b) for a, b in zip(build_rotated(root), expected, strict=True))
+
+
+def test_several_processes_at_once(tmp_path):
+    root = write_small_mnist(tmp_path / "data")
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        results = pool.map(build_rotated, [root] * 3, chunksize=1)
+    expected = build_rotated(root)
+    for result in results:
+        assert all(np.array_equal(a, b) for a, b in zip(result, expected, strict=True))
+    names = [p.name for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")]
+    assert len(names) == 1
+    assert names[0].endswith(".npy")

@@ -1,0 +1,199 @@
+"""Image folders: discovery, errors, and the published preprocessing on real images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from domainbed.datasets import DATASETS, PACS, get_dataset_class, load_dataset
+from domainbed.datasets.image_folders import evaluation_transform
+from domainbed.errors import UserError
+from domainbed.spec import RunSpec
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def write_images(root, domains=("a", "b"), classes=("cat", "dog"), per_class=2):
+    random = np.random.RandomState(0)
+    for domain in domains:
+        for name in classes:
+            folder = root / domain / name
+            folder.mkdir(parents=True)
+            for i in range(per_class):
+                image = random.randint(0, 256, (20, 30, 3), dtype=np.uint8)
+                Image.fromarray(image).save(folder / f"{i}.png")
+    return root
+
+
+def by_hand(file):
+    """Resize to 224 × 224 bilinearly, scale, normalise: PIL and NumPy alone."""
+    with Image.open(file) as image:
+        resized = image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+    values = (np.asarray(resized) / 255 - MEAN) / STD
+    return torch.from_numpy(values.transpose(2, 0, 1)).float()
+
+
+@pytest.mark.parametrize("size", [(20, 30), (224, 224), (500, 300)])
+def test_preprocessing_of_any_size(size, tmp_path):
+    pixels = np.random.RandomState(1).randint(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as image:
+        actual = evaluation_transform()(image)
+    torch.testing.assert_close(actual, by_hand(tmp_path / "image.png"), rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pacs(pacs_dir):
+    return PACS(str(pacs_dir), [0], {})
+
+
+class TestPACS:
+    def test_counts(self, pacs, pacs_dir):
+        assert pacs.domain_names == ["art_painting", "cartoon", "photo", "sketch"]
+        assert pacs.classes == list(PACS.info.classes)
+        assert (pacs.num_classes, pacs.input_shape) == (7, (3, 224, 224))
+        assert sum(len(domain) for domain in pacs) == 840
+        for domain, name in zip(pacs, pacs.domain_names, strict=True):
+            files = [p for p in (pacs_dir / "PACS" / name).rglob("*") if p.is_file()]
+            assert sorted(domain.files) == sorted(files)
+            for file, label in zip(domain.files, domain.targets, strict=True):
+                assert file.parent.name == pacs.classes[label]
+
+    def test_evaluation(self, pacs):
+        for domain in pacs:
+            for index in (0, len(domain) - 1):
+                x, y = domain[index]
+                expected = by_hand(domain.files[index])
+                torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+                assert y == domain.targets[index]
+
+    def test_augmentation(self, pacs):
+        domain = pacs[0]
+        images = []
+        for seed in (1, 1, 2):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                images.append(domain.augmented(0)[0])
+        assert torch.equal(images[0], images[1])
+        assert not torch.equal(images[0], images[2])
+        assert images[0].shape == (3, 224, 224)
+        assert not torch.equal(images[0], domain[0][0])
+
+    def test_a_tenth_of_the_augmented_images_is_grey(self, pacs):
+        grey = 0
+        mean, std = (torch.tensor(v).float()[:, None, None] for v in (MEAN, STD))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for _ in range(100):
+                x = pacs[0].augmented(0)[0][:, ::16, ::16] * std + mean
+                grey += torch.allclose(x[0], x[1], atol=1e-4) and torch.allclose(
+                    x[1], x[2], atol=1e-4
+                )
+        assert 2 <= grey <= 22
+
+
+def test_folder(tmp_path):
+    root = write_images(tmp_path / "photos", domains=("x", "m"), per_class=3)
+    cls = get_dataset_class(f"folder:{root}")
+    dataset = cls("ignored", [0], {})
+    assert cls.ENVIRONMENTS == ("m", "x")
+    assert (cls.N_STEPS, cls.CHECKPOINT_FREQ) == (5001, 300)
+    assert dataset.classes == ["cat", "dog"]
+    assert [domain.targets for domain in dataset] == [[0, 0, 0, 1, 1, 1]] * 2
+    assert RunSpec.create(f"folder:{root}", "ERM", [1]).dataset_label == "photos"
+
+
+def test_yaml(tmp_path, monkeypatch):
+    write_images(tmp_path / "photos")
+    file = tmp_path / "mine.yaml"
+    file.write_text("path: photos\nsteps: 70\ncheckpoint_freq: 10\n")
+    monkeypatch.chdir(tmp_path.parent)
+    dataset = load_dataset(str(file), "ignored", [0], {}, 0)
+    assert (dataset.N_STEPS, dataset.CHECKPOINT_FREQ) == (70, 10)
+    assert [len(domain) for domain in dataset] == [4, 4]
+    assert RunSpec.create(str(file), "ERM", [1]).dataset_label == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 3", "expected the field 'path'"),
+        ("path: photos\nstep: 3", "'step'"),
+        ("[", "cannot be read"),
+        ("path: nowhere", "does not exist"),
+    ],
+)
+def test_bad_yaml(text, message, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        get_dataset_class(str(tmp_path / "mine.yaml"))
+
+
+def test_different_classes_are_named(tmp_path):
+    root = write_images(tmp_path / "photos")
+    (root / "b" / "zebra").mkdir()
+    (root / "a" / "ape").mkdir()
+    cls = get_dataset_class(f"folder:{root}")
+    with pytest.raises(UserError, match=r"domain 'a' lacks zebra; domain 'b' lacks ape"):
+        cls("", [0], {})
+
+
+def test_empty_class_and_no_classes(tmp_path):
+    root = write_images(tmp_path / "photos", per_class=0)
+    with pytest.raises(UserError, match="no images of class 'cat' in "):
+        get_dataset_class(f"folder:{root}")("", [0], {})
+    bare = write_images(tmp_path / "bare", classes=())
+    for name in "ab":
+        (bare / name).mkdir(parents=True)
+    with pytest.raises(UserError, match="no class folders"):
+        get_dataset_class(f"folder:{bare}")("", [0], {})
+
+
+def test_missing_folders(tmp_path):
+    with pytest.raises(UserError, match="does not exist: check the path"):
+        get_dataset_class(f"folder:{tmp_path / 'none'}")
+    for name in ("VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet"):
+        with pytest.raises(UserError, match=f"dataset {name} is not in .*--data_dir"):
+            DATASETS[name](str(tmp_path), [0], {})
+
+
+@pytest.mark.parametrize(
+    ("domains", "what"), [(("a", "c", "p"), "3 domains"), (("a", "c", "p", "s"), "2 classes")]
+)
+def test_incomplete_copy(domains, what, tmp_path):
+    write_images(tmp_path / "PACS", domains=domains)
+    with pytest.raises(UserError, match=f"has {what}"):
+        PACS(str(tmp_path), [0], {})
+
+
+PUBLISHED = {
+    "ColoredMNIST": (("+90%", "+80%", "-90%"), 2, 70_000, 5001, 100, "MNIST"),
+    "RotatedMNIST": (("0", "15", "30", "45", "60", "75"), 10, 70_000, 5001, 100, "MNIST"),
+    "VLCS": (tuple("CLSV"), 5, 10_729, 5001, 300, "VLCS"),
+    "PACS": (tuple("ACPS"), 7, 9_991, 5001, 300, "PACS"),
+    "OfficeHome": (tuple("ACPR"), 65, 15_588, 5001, 300, "office_home"),
+    "TerraIncognita": (("L100", "L38", "L43", "L46"), 10, 24_788, 5001, 300, "terra_incognita"),
+    "DomainNet": (
+        ("clip", "info", "paint", "quick", "real", "sketch"),
+        *(345, 586_575, 5001, 1000, "domain_net"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(DATASETS))
+def test_metadata_is_complete(name):
+    cls = DATASETS[name]
+    info = cls.info
+    assert all([info.source, info.licence, info.citation])
+    if info.classes is not None:
+        assert len(info.classes) == info.num_classes
+    assert len(set(info.domains)) == len(info.domains)
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_metadata_is_the_published_one(name):
+    cls = DATASETS[name]
+    facts = (cls.ENVIRONMENTS, cls.info.num_classes, sum(cls.info.images))
+    assert (*facts, cls.N_STEPS, cls.CHECKPOINT_FREQ, cls.info.folder) == PUBLISHED[name]

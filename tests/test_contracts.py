@@ -1,0 +1,173 @@
+"""What holds for every registered algorithm and dataset."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import torch
+from helpers import (
+    CLASSES,
+    assert_same_tensors,
+    build,
+    flat_parameters,
+    random_minibatches,
+    resumed,
+)
+
+from domainbed.algorithms import ALGORITHMS, Algorithm
+from domainbed.datasets import DATASETS
+from domainbed.errors import UserError
+from domainbed.hparams import search_space
+
+NAMES = list(ALGORITHMS)
+SIZES = (4, 3)
+
+
+def all_tensors(owner, seen):
+    """Every tensor that can be reached from `owner` through attributes and containers."""
+    if id(owner) in seen:
+        return
+    seen.add(id(owner))
+    if isinstance(owner, torch.Tensor):
+        yield owner
+    elif isinstance(owner, dict):
+        for value in list(owner.values()):
+            yield from all_tensors(value, seen)
+    elif isinstance(owner, (list, tuple)):
+        for value in owner:
+            yield from all_tensors(value, seen)
+    elif isinstance(owner, (torch.nn.Module, torch.optim.Optimizer)):
+        yield from all_tensors(vars(owner), seen)
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestAlgorithm:
+    def test_class(self, name):
+        cls = ALGORITHMS[name]
+        assert issubclass(cls, Algorithm)
+        assert cls.paper
+        assert cls.__doc__
+        parameters = list(inspect.signature(cls).parameters)
+        assert parameters == ["input_shape", "num_classes", "num_domains", "hparams"]
+        assert all(d.doc for d in search_space(name, "PACS").values())
+
+    def test_prediction(self, name):
+        algorithm = build(name)
+        x = random_minibatches((5,))[0][0]
+        logits = algorithm.eval().predict(x)
+        assert logits.shape == (5, CLASSES)
+        assert logits.isfinite().all()
+        assert torch.allclose(algorithm.predict(x[:2]), logits[:2], atol=1e-6)
+
+    def test_steps_change_the_weights_and_the_metrics_are_finite(self, name):
+        algorithm = build(name)
+        before = flat_parameters(algorithm.featurizer), flat_parameters(algorithm.classifier)
+        for step in range(2):
+            metrics = algorithm.update(random_minibatches(SIZES, step))
+            assert metrics
+            assert all(type(v) is float and math.isfinite(v) for v in metrics.values())
+        after = flat_parameters(algorithm.featurizer), flat_parameters(algorithm.classifier)
+        for old, new in zip(before, after, strict=True):
+            assert (old != new).float().mean() > 0.5
+
+    @pytest.mark.parametrize("done", [0, 1, 3])
+    def test_resumes_bit_for_bit(self, name, done):
+        annealed = {"irm_penalty_anneal_iters": 2, "vrex_penalty_anneal_iters": 2}
+        annealed |= {"penalty_anneal_iters": 2, "resnet_dropout": 0.0}
+        original = build(name, **annealed)
+        for step in range(done):
+            original.update(random_minibatches(SIZES, step))
+        copy = resumed(original, build(name, seed=99, **annealed))
+        for step in range(done, done + 3):
+            minibatches = random_minibatches(SIZES, step)
+            assert copy.update(minibatches) == original.update(minibatches)
+        assert_same_tensors(copy, original)
+
+    @pytest.mark.parametrize("sizes", [(4,), (1,), (1, 1), (1, 3), (2, 2)], ids=str)
+    def test_few_domains_and_samples(self, name, sizes):
+        """They work, or say what to change: never NaN."""
+        algorithm = build(name, len(sizes))
+        if name in ("CORAL", "IRM") and min(sizes) == 1:
+            with pytest.raises(UserError, match=f"{name} needs at least 2 .*'batch_size'"):
+                algorithm.update(random_minibatches(sizes))
+        else:
+            for step in range(2):
+                metrics = algorithm.update(random_minibatches(sizes, step))
+                assert all(math.isfinite(value) for value in metrics.values())
+        assert flat_parameters(algorithm).isfinite().all()
+
+    def test_all_state_moves_with_the_module(self, name):
+        """A float32 run goes on in float64, through capture and restore."""
+        original = build(name)
+        original.update(random_minibatches(SIZES))
+        moved = resumed(original, build(name, seed=9, dtype=torch.float64))
+        for step in range(1, 3):
+            moved.update(random_minibatches(SIZES, step, dtype=torch.float64))
+        found = [t for t in all_tensors(moved, set()) if t.is_floating_point() and t.dim()]
+        assert len(found) > len(list(moved.parameters()))
+        assert {t.dtype for t in found} == {torch.float64}
+        assert {t.device for t in found} == {torch.device("cpu")}
+
+    def test_half_precision_training(self, name):
+        """Under bf16 autocast the weights stay near those of float32."""
+        weights = []
+        for enabled in (False, True):
+            algorithm = build(name)
+            for step in range(3):
+                with torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=False):
+                    metrics = algorithm.update(random_minibatches((16, 16), step))
+                assert all(math.isfinite(value) for value in metrics.values())
+            weights.append(flat_parameters(algorithm.classifier))
+        start = flat_parameters(build(name).classifier)
+        assert weights[1].dtype == torch.float32
+        moved, apart = (weights[0] - start).norm(), (weights[0] - weights[1]).norm()
+        assert apart < 0.35 * moved
+
+    def test_same_seed_same_weights(self, name):
+        twins = [build(name), build(name)]
+        for twin in twins:
+            twin.update(random_minibatches(SIZES))
+        assert_same_tensors(*twins)
+
+
+def test_autocast_sees_every_inner_step_of_fish():
+    """Autocast caches weights cast to bf16; a cache across inner steps would be stale."""
+    from domainbed.training.trainer import Trainer
+
+    trainer = object.__new__(Trainer)
+    trainer.spec = type("Spec", (), {"precision": "bf16"})()
+    trainer.device = torch.device("cpu")
+    layer = torch.nn.Linear(1, 1, bias=False)
+    with trainer._precision():
+        first = layer(torch.ones(1, 1)).item()
+        with torch.no_grad():
+            layer.weight += 1
+        second = layer(torch.ones(1, 1)).item()
+    assert second == pytest.approx(first + 1, abs=0.02)
+
+
+@pytest.mark.parametrize("name", list(DATASETS))
+def test_dataset_class(name):
+    cls = DATASETS[name]
+    assert cls.__doc__
+    assert cls.N_STEPS > 0
+    assert cls.CHECKPOINT_FREQ > 0
+    assert len(cls.ENVIRONMENTS) == len(cls.info.domains) == len(cls.info.images)
+    assert list(inspect.signature(cls).parameters)[:3] == ["root", "test_envs", "hparams"]
+
+
+@pytest.mark.parametrize("name", ["ColoredDigits", "RotatedDigits"])
+@pytest.mark.parametrize("algorithm", NAMES)
+def test_embedded_data_trains(name, algorithm):
+    dataset = DATASETS[name]("", [0], {})
+    torch.manual_seed(0)
+    from helpers import small_hparams
+
+    cls = ALGORITHMS[algorithm]
+    own = cls(dataset.input_shape, dataset.num_classes, len(dataset) - 1, small_hparams(algorithm))
+    minibatches = [tuple(t[:4] for t in domain.tensors) for domain in dataset.datasets[1:]]
+    for _ in range(2):
+        assert all(math.isfinite(v) for v in own.update(minibatches).values())
+    assert own.predict(minibatches[0][0]).shape == (4, dataset.num_classes)

@@ -1,0 +1,114 @@
+"""Defaults and draws equal the published table, name by name."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hparams_reference import EXTRA, naive_defaults, naive_random, naive_seed_hash
+
+from domainbed.datasets import DATASETS
+from domainbed.errors import UserError
+from domainbed.hparams import (
+    Choice,
+    Fixed,
+    LogUniform,
+    Uniform,
+    default_hparams,
+    random_hparams,
+    search_space,
+)
+from domainbed.spec import RunSpec
+
+PUBLISHED = (
+    *("ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome", "TerraIncognita"),
+    *("DomainNet", "ColoredDigits", "RotatedDigits"),
+)
+SEEDS = [naive_seed_hash(h, t) for h in range(1, 20, 3) for t in range(3)]
+
+
+def test_all_datasets_are_covered():
+    assert set(PUBLISHED) == set(DATASETS)
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+@pytest.mark.parametrize("algorithm", list(EXTRA))
+class TestAgainstTheTable:
+    def test_defaults(self, algorithm, dataset):
+        assert default_hparams(algorithm, dataset) == naive_defaults(algorithm, dataset)
+
+    def test_draws(self, algorithm, dataset):
+        for seed in SEEDS:
+            assert random_hparams(algorithm, dataset, seed) == naive_random(
+                algorithm, dataset, seed
+            )
+
+    def test_values_survive_json_with_their_types(self, algorithm, dataset):
+        for hparams in (
+            default_hparams(algorithm, dataset),
+            random_hparams(algorithm, dataset, SEEDS[0]),
+        ):
+            again = json.loads(json.dumps(hparams))
+            assert again == hparams
+            assert {k: type(v) for k, v in again.items()} == {
+                k: type(v) for k, v in hparams.items()
+            }
+
+
+def test_fishr_on_colored_mnist_by_hand():
+    assert default_hparams("Fishr", "ColoredMNIST") == {
+        "data_augmentation": True,
+        "resnet18": False,
+        "resnet_dropout": 0.0,
+        "class_balanced": False,
+        "nonlinear_classifier": False,
+        "lr": 0.001,
+        "weight_decay": 0.0,
+        "batch_size": 64,
+        "lambda": 1000,
+        "penalty_anneal_iters": 1500,
+        "ema": 0.95,
+    }
+
+
+def test_a_draw_is_independent_of_other_names():
+    """ERM's names have the same draws in every algorithm."""
+    shared = random_hparams("ERM", "PACS", 17)
+    for algorithm in EXTRA:
+        own = random_hparams(algorithm, "PACS", 17)
+        assert {name: own[name] for name in shared} == shared
+    dann = random_hparams("DANN", "PACS", 17)
+    assert len({dann["lr"], dann["lr_g"], dann["lr_d"]}) == 3
+
+
+def test_unregistered_dataset_counts_as_natural_images():
+    assert default_hparams("ERM", "my_photos") == naive_defaults("ERM", "my_photos")
+    assert default_hparams("ERM", "my_photos")["lr"] == 5e-5
+
+
+def test_unknown_algorithm():
+    with pytest.raises(UserError, match="Did you mean 'Fishr'"):
+        search_space("Fisher", "PACS")
+
+
+def test_a_run_uses_the_draw_of_its_seeds():
+    spec = RunSpec.create("PACS", "Fishr", [0], hparams_seed=4, trial_seed=2)
+    assert spec.resolved_hparams() == naive_random("Fishr", "PACS", naive_seed_hash(4, 2))
+    shared = RunSpec.create("PACS", "Fishr", [0], hparams_seed=4, trial_seed=2, shared_draws=True)
+    assert shared.resolved_hparams() == naive_random("Fishr", "PACS", naive_seed_hash(4, 0))
+
+
+@pytest.mark.parametrize(
+    ("dimension", "text"),
+    [
+        (Fixed(1), "fixed"),
+        (Choice(0.5, (0.05, 0.5)), "choice of 0.05, 0.5"),
+        (Uniform(0.95, 0.9, 0.99), "uniform in [0.9, 0.99)"),
+        (Uniform(5, 0, 50, integer=True), "integer, uniform in [0, 50)"),
+        (LogUniform(1, -1, 5), "log-uniform in [10^-1, 10^5)"),
+        (LogUniform(64, 3, 9, base=2, integer=True), "integer, log-uniform in [2^3, 2^9)"),
+    ],
+    ids=str,
+)
+def test_description(dimension, text):
+    assert dimension.describe() == text

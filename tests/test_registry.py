@@ -1,0 +1,156 @@
+"""The registry: decorators, collisions, suggestions and plug-in packages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import domainbed
+from domainbed.algorithms import ALGORITHMS, ERM, get_algorithm_class, register_algorithm
+from domainbed.datasets import DATASETS, PACS, get_dataset_class
+from domainbed.errors import UserError
+from domainbed.hparams import Fixed, search_space
+from domainbed.registry import Registry
+
+PLUGIN = Path(__file__).parent / "plugin_package"
+
+
+@pytest.fixture
+def shapes():
+    registry = Registry("shape")
+
+    @registry.register
+    class Circle: ...
+
+    @registry.register(name="Box")
+    class Square: ...
+
+    registry.register(int, name="Number")
+    return registry
+
+
+def test_decorator_forms(shapes):
+    assert list(shapes) == ["Circle", "Box", "Number"]
+    assert len(shapes) == 3
+    assert shapes["Circle"].__name__ == "Circle"
+    assert shapes["Box"].__name__ == "Square"
+    assert shapes["Number"] is int
+    assert "Circle" in shapes
+    assert "Square" not in shapes
+
+
+def test_unknown_name(shapes):
+    with pytest.raises(UserError) as caught:
+        shapes["circel"]
+    expected = "unknown shape 'circel'. Did you mean 'Circle'? Known: Circle, Box, Number"
+    assert str(caught.value) == expected
+    with pytest.raises(UserError, match=r"^unknown shape 'zzzzzz'. Known: Circle"):
+        shapes["zzzzzz"]
+
+
+def test_get_has_a_default(shapes):
+    assert shapes.get("Hexagon") is None
+    assert shapes.get("Number") is int
+
+
+def test_duplicate(shapes):
+    with pytest.raises(ValueError, match=r"shape 'Number' is registered already, by builtins.int"):
+        shapes.register(float, name="Number")
+    assert shapes["Number"] is int
+    assert shapes.register(int, name="Number") is int
+
+
+def test_own_names_cannot_be_taken():
+    class Impostor(ERM): ...
+
+    with pytest.raises(ValueError, match="algorithm 'ERM' is registered already"):
+        register_algorithm(Impostor, name="ERM")
+    assert get_algorithm_class("ERM") is ERM
+
+
+def test_built_in_names():
+    assert list(ALGORITHMS)[:7] == ["ERM", "CORAL", "IRM", "VREx", "Fish", "Fishr", "DANN"]
+    assert get_dataset_class("PACS") is DATASETS["PACS"] is PACS
+    with pytest.raises(UserError, match="Did you mean 'RotatedMNIST'"):
+        get_dataset_class("RotatedMINST")
+
+
+def test_hyper_parameters_declared_at_registration(monkeypatch):
+    monkeypatch.setattr(ALGORITHMS, "_entries", dict(ALGORITHMS._entries))
+
+    @register_algorithm(name="Theirs", search_space={"strength": Fixed(3)}, paper="A paper")
+    class TheirMethod(ERM): ...
+
+    assert get_algorithm_class("Theirs") is TheirMethod
+    assert TheirMethod.paper == "A paper"
+    assert search_space("Theirs", "PACS")["strength"] == Fixed(3)
+    assert "strength" not in search_space("ERM", "PACS")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The plug-in package, installed into a folder of its own from a copy of its source."""
+    pytest.importorskip("setuptools", reason="installing the plug-in needs setuptools")
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    (source / "plugin_methods").mkdir()
+    for file in [PLUGIN / "pyproject.toml", *(PLUGIN / "plugin_methods").glob("*.py")]:
+        (source / file.relative_to(PLUGIN)).write_bytes(file.read_bytes())
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target"]
+    command = [sys.executable, "-m", "pip", "install", *options, str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return target
+
+
+def run_with_plugin(installed, code):
+    package = str(Path(domainbed.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), package])}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+TRAIN = """
+import json, sys
+from domainbed.algorithms import ALGORITHMS
+from domainbed.datasets import DATASETS
+from domainbed.run_folder import RunFolder
+from domainbed.spec import RunSpec
+from domainbed.training.trainer import RunOptions, run
+
+assert "HalfERM" in list(ALGORITHMS) and "TwoBlobs" in list(DATASETS)
+assert "plugin_methods" not in sys.modules
+spec = RunSpec.create("TwoBlobs", "HalfERM", [2], hparams={"batch_size": 4})
+folder = RunFolder(sys.argv[1] if len(sys.argv) > 1 else FOLDER)
+run(spec, folder, RunOptions(device="cpu", skip_model_save=True))
+for line in folder.results.read_text().splitlines():
+    record = json.loads(line)
+    print(record["step"], record["hparams"]["slow_down"], record["env0_out_acc"] >= 0)
+"""
+
+BROKEN = """
+from domainbed.algorithms import ALGORITHMS
+from domainbed.errors import UserError
+try:
+    ALGORITHMS["BrokenMethod"]
+except UserError as error:
+    print(error)
+"""
+
+
+def test_plugin_trains(installed, tmp_path):
+    lines = run_with_plugin(installed, f"FOLDER = {str(tmp_path / 'run')!r}\n{TRAIN}")
+    assert lines == ["0 2.0 True", "10 2.0 True", "20 2.0 True"]
+
+
+def test_broken_plugin(installed):
+    (message,) = run_with_plugin(installed, BROKEN)
+    assert message.startswith(
+        "algorithm 'BrokenMethod' comes from the plug-in 'plugin_methods.broken:BrokenMethod', "
+        "which cannot be imported (ModuleNotFoundError: No module named 'a_package"
+    )
+    assert "uninstall that package" in message

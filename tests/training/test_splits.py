@@ -1,0 +1,55 @@
+"""Splits equal a naive shuffle of a Python list."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hparams_reference import naive_seed_hash
+
+from domainbed.errors import UserError
+from domainbed.training.splits import split_domains, split_indices
+
+
+def naive_split(n, fraction, seed):
+    keys = list(range(n))
+    np.random.RandomState(seed).shuffle(keys)
+    cut = int(n * fraction)
+    return keys[:cut], keys[cut:]
+
+
+@pytest.mark.parametrize("n", [2, 5, 99, 1797, 23334])
+@pytest.mark.parametrize("fraction", [0.2, 0.29, 0.5])
+def test_split_indices(n, fraction):
+    for seed in (0, 1981683110, 2**31 - 1):
+        actual = split_indices(n, fraction, seed)
+        assert actual == naive_split(n, fraction, seed)
+        assert all(type(i) is int for part in actual for i in part[:3])
+
+
+def test_known_split():
+    assert split_indices(10, 0.2, 0) == ([2, 8], [4, 9, 1, 6, 7, 3, 0, 5])
+
+
+@pytest.mark.parametrize("trial", [0, 1, 2])
+def test_domains(trial):
+    sizes = [50, 37, 64]
+    for domain, split in enumerate(split_domains(sizes, [1], 0.2, trial)):
+        out, inside = naive_split(sizes[domain], 0.2, naive_seed_hash(trial, domain))
+        assert (split.out, split.inside, split.unlabeled) == (out, inside, [])
+
+
+def test_adaptation_cuts_the_test_domain_again():
+    sizes = [50, 37, 64]
+    splits = split_domains(sizes, [1], 0.2, 2, uda_holdout_fraction=0.3)
+    out, inside = naive_split(37, 0.2, naive_seed_hash(2, 1))
+    chosen, kept = naive_split(len(inside), 0.3, naive_seed_hash(2, 1))
+    assert splits[1].out == out
+    assert splits[1].unlabeled == [inside[i] for i in chosen]
+    assert splits[1].inside == [inside[i] for i in kept]
+    assert splits[0].unlabeled == splits[2].unlabeled == []
+    assert sorted(splits[1].out + splits[1].inside + splits[1].unlabeled) == list(range(37))
+
+
+def test_too_small_a_domain():
+    with pytest.raises(UserError, match="domain 1 has 4 images"):
+        split_domains([50, 4], [0], 0.2, 0)
