@@ -74,6 +74,10 @@ class RunFolder:
             return FAILED
         return UNFINISHED if self.spec.exists() or self.results.exists() else MISSING
 
+    def has_results(self) -> bool:
+        """Whether there is a record, or a mark that all of them were written."""
+        return self.done.exists() or (self.results.exists() and self.results.stat().st_size > 0)
+
     def _held(self) -> bool:
         if not self._lock.exists():
             return False

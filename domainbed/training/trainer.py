@@ -77,15 +77,16 @@ def run(spec: RunSpec, folder: RunFolder | Path | str, options: RunOptions | Non
 
 def _claim(folder: RunFolder, spec: RunSpec) -> None:
     """Writes down whose folder it is, or makes sure that it is this run's."""
+    identity = json.loads(json.dumps(spec.identity()))
     owner = folder.read_json(folder.spec)
-    if owner is None and (folder.results.exists() or folder.done.exists()):
+    if not folder.has_results():  # nothing to lose: a run that failed at its start, say
+        write_text(folder.spec, json.dumps(identity, indent=2, sort_keys=True) + "\n")
+    elif owner is None:
         raise UserError(
             f"{folder.path} holds results, but no run.json says of which run: choose another "
             "--output_dir"
         )
-    if owner is None:
-        write_text(folder.spec, json.dumps(spec.identity(), indent=2, sort_keys=True) + "\n")
-    elif owner != (identity := json.loads(json.dumps(spec.identity()))):
+    elif owner != identity:
         changed = [name for name in identity if owner.get(name) != identity[name]]
         first = changed[0]
         raise UserError(

@@ -133,6 +133,13 @@ def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
         train(digits(algorithm="IRM"), tmp_path)
 
 
+def test_a_run_that_failed_at_its_start_leaves_the_folder_free(tmp_path: Path) -> None:
+    missing = RunSpec.create("PACS", "ERM", [0])
+    with pytest.raises(UserError, match="no such folder"):
+        train(missing, tmp_path, data_dir=str(tmp_path / "nowhere"))
+    assert len(train(digits(), tmp_path)) == 3
+
+
 def test_results_of_unknown_origin_are_refused(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="choose another --output_dir"):
