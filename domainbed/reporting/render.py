@@ -80,7 +80,7 @@ _PREAMBLE = [
     r"\usepackage[T1]{fontenc}",
     r"\usepackage[utf8]{inputenc}",
     r"\usepackage{booktabs}",
-    r"\usepackage{adjustbox}",
+    r"\usepackage{graphicx}",
     r"\begin{document}",
 ]
 
@@ -124,7 +124,9 @@ def _escape_markdown(text: str) -> str:
 def _latex_table(table: Table) -> list[str]:
     header, *rows = _grid(table, r"$\pm$", r"\textbf{{{}}}", _escape_latex)
     lines = [rf"\subsection*{{{_escape_latex(table.dataset or 'Averages')}}}"]
-    lines += [r"\begin{center}", r"\adjustbox{max width=\textwidth}{%"]
+    # Shrunk to the page where it is wider.
+    shrink = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+    lines += [r"\begin{center}", shrink]
     lines += [rf"\begin{{tabular}}{{l{'c' * len(table.columns)}}}", r"\toprule"]
     lines.append(" & ".join(rf"\textbf{{{name}}}" for name in header) + r" \\")
     lines.append(r"\midrule")
