@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from domainbed.training.minibatches import (
+    Minibatch,
     SeededImages,
     image_loader,
     keep_layout,
@@ -18,7 +19,7 @@ from domainbed.training.minibatches import (
 )
 from domainbed.training.splits import Split
 
-_CHUNK = 256
+_GATHERED, _READ = 256, 64  # images per forward pass
 
 
 @dataclass(frozen=True)
@@ -78,37 +79,53 @@ class Evaluator:
         """The fraction of right predictions of each split, by its key in the record."""
         algorithm.eval()
         try:
-            return {split.key: self._accuracy(algorithm, split, step) for split in splits}
+            right = self._count_right(algorithm, splits, step)
         finally:
             algorithm.train()
+        return {
+            split.key: count / len(split.indices) for split, count in zip(splits, right.tolist())
+        }
 
-    def _accuracy(self, algorithm: Any, split: EvaluationSplit, step: int) -> float:
-        right = torch.zeros((), dtype=torch.long, device=self._device)
-        for x, y in self._batches(split, step):
-            right += _right(algorithm.predict(x), y)
-        return right.item() / len(split.indices)
+    def _count_right(
+        self, algorithm: Any, splits: Sequence[EvaluationSplit], step: int
+    ) -> torch.Tensor:
+        """(len(splits),) numbers of right predictions."""
+        right = torch.zeros(len(splits), dtype=torch.long, device=self._device)
+        for number, split in enumerate(splits):
+            for x, y in self._gathered(split):
+                right[number] += _hits(algorithm.predict(x), y).sum()
+        for owners, x, y in self._read(splits, step):
+            right.index_add_(0, owners, _hits(algorithm.predict(x), y).long())
+        return right
 
-    def _batches(
-        self, split: EvaluationSplit, step: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _gathered(self, split: EvaluationSplit) -> Iterator[Minibatch]:
+        """The images of a split whose domain lies on the device; else none."""
         resident = self._tensors[split.domain]
         if resident is None:
-            yield from self._read(split, step)
             return
         x, y = resident
-        for chosen in torch.tensor(split.indices, device=self._device).split(_CHUNK):
+        for chosen in torch.tensor(split.indices, device=self._device).split(_GATHERED):
             yield keep_layout(x[chosen], x), y[chosen]
 
     def _read(
-        self, split: EvaluationSplit, step: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        requests = [(split.domain, index, step, index) for index in split.indices]
-        batches = (requests[i : i + 64] for i in range(0, len(requests), 64))
-        for x, y in image_loader(self._images, batches, self._num_workers, self._device):
-            yield to_device(x, self._device), y.to(self._device)
+        self, splits: Sequence[EvaluationSplit], step: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The images of all other splits in one pass, each batch with its images' splits."""
+        wanted = [
+            (number, (split.domain, index, step, index))
+            for number, split in enumerate(splits)
+            if self._tensors[split.domain] is None
+            for index in split.indices
+        ]
+        batches = [wanted[i : i + _READ] for i in range(0, len(wanted), _READ)]
+        requests = ([request for _, request in batch] for batch in batches)
+        loader = image_loader(self._images, requests, self._num_workers, self._device)
+        for batch, (x, y) in zip(batches, loader if batches else ()):
+            owners = torch.tensor([number for number, _ in batch], device=self._device)
+            yield owners, to_device(x, self._device), y.to(self._device)
 
 
-def _right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many predictions are right; a single logit is a binary decision at 0."""
+def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(B,) whether each prediction is right; a single logit is a binary decision at 0."""
     predicted = logits.squeeze(1) > 0 if logits.size(1) == 1 else logits.argmax(dim=1)
-    return (predicted == labels).sum()
+    return predicted == labels
