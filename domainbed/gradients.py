@@ -1,4 +1,4 @@
-"""Statistics of per-sample gradients, without ever storing a per-sample gradient.
+"""Variances of per-sample gradients; for linear layers without storing any of these gradients.
 
 For a linear layer the gradient of sample n is an outer product δ_n ⊗ a_n of the gradient δ_n
 with respect to the layer's output and the layer's input a_n. Its elementwise square is
@@ -42,8 +42,8 @@ def gradient_variances(
         loss: logits and labels to (B,) losses.
 
     Returns:
-        (E, P): for each domain the elementwise variance (divided by n, Ramé et al. 2022, eq. 3)
-        of the gradients with respect to the P parameters, flattened in the order of
+        (E, P): for each domain the elementwise variance (divided by n, as in the code of Ramé et
+        al. 2022) of the gradients with respect to the P parameters, flattened in the order of
         `head.parameters()`. Differentiable with respect to the features and the head.
 
     Raises:

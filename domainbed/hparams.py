@@ -7,6 +7,7 @@ seeded by that name, so a draw never depends on which other hyper-parameters the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,19 @@ from typing import Any
 from numpy.random import RandomState
 
 from domainbed.seeding import hparam_random_state
+
+
+def _is_number(value: Any, integer: bool) -> bool:
+    """Whether `value` is finite, and a whole number if need be; True and False are none."""
+    kinds = int if integer else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_like(value: Any, examples: Sequence[Any]) -> bool:
+    """Whether `value` is of the examples' kind: a truth value, a whole number, a number, …"""
+    if all(_is_number(example, integer=False) for example in examples):
+        return _is_number(value, all(isinstance(example, int) for example in examples))
+    return any(type(value) is type(example) for example in examples)
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,10 @@ class Fixed:
 
     def draw(self, random_state: RandomState) -> Any:
         return self.default
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`."""
+        return _is_like(value, [self.default])
 
     def describe(self) -> str:
         return "fixed"
@@ -41,23 +59,33 @@ class Choice:
     def draw(self, random_state: RandomState) -> Any:
         return random_state.choice(list(self.values)).item()
 
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`: any of the kind, not only those drawn."""
+        return _is_like(value, list(self.values))
+
     def describe(self) -> str:
         return "choice of " + ", ".join(map(str, self.values))
 
 
 @dataclass(frozen=True)
 class Uniform:
-    """Uniform in [low, high); `integer` truncates."""
+    """Uniform in [low, high); `integer` truncates. A user may set values in [least, below)."""
 
     default: float
     low: float
     high: float
     doc: str = ""
     integer: bool = False
+    least: float = -math.inf
+    below: float = math.inf
 
     def draw(self, random_state: RandomState) -> float:
         value = random_state.uniform(self.low, self.high)
         return int(value) if self.integer else value
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`."""
+        return _is_number(value, self.integer) and self.least <= value < self.below
 
     def describe(self) -> str:
         kind = "integer, uniform" if self.integer else "uniform"
@@ -66,7 +94,10 @@ class Uniform:
 
 @dataclass(frozen=True)
 class LogUniform:
-    """`base` to a power that is uniform in [low, high); `integer` truncates."""
+    """`base` to a power that is uniform in [low, high); `integer` truncates.
+
+    A user may set values from `least` on.
+    """
 
     default: float
     low: float
@@ -74,10 +105,15 @@ class LogUniform:
     doc: str = ""
     base: int = 10
     integer: bool = False
+    least: float = 0.0
 
     def draw(self, random_state: RandomState) -> float:
         value = self.base ** random_state.uniform(self.low, self.high)
         return int(value) if self.integer else value
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`."""
+        return _is_number(value, self.integer) and value >= self.least
 
     def describe(self) -> str:
         kind = "integer, log-uniform" if self.integer else "log-uniform"
@@ -105,9 +141,9 @@ def weight_decay(small_images: bool) -> Dimension:
 def _batch_size(dataset: str, small_images: bool) -> Dimension:
     doc = "images per training domain and step"
     if small_images:
-        return LogUniform(64, 3, 9, doc, base=2, integer=True)
+        return LogUniform(64, 3, 9, doc, base=2, integer=True, least=1)
     high = 5 if dataset == "DomainNet" else 5.5
-    return LogUniform(32, 3, high, doc, base=2, integer=True)
+    return LogUniform(32, 3, high, doc, base=2, integer=True, least=1)
 
 
 def shared_space(dataset: str, small_images: bool) -> dict[str, Dimension]:
@@ -125,7 +161,7 @@ def shared_space(dataset: str, small_images: bool) -> dict[str, Dimension]:
 
 
 def search_space(algorithm: str, dataset: str) -> dict[str, Dimension]:
-    """All dimensions of `algorithm` on `dataset`: the shared ones and its own.
+    """All dimensions of `algorithm` on `dataset`: the shared ones, its parents' and its own.
 
     A dataset that is not registered (a folder, say) counts as one of natural images.
 
@@ -135,11 +171,13 @@ def search_space(algorithm: str, dataset: str) -> dict[str, Dimension]:
     from domainbed.algorithms import get_algorithm_class
     from domainbed.datasets import DATASETS
 
-    small_images = dataset in DATASETS and DATASETS[dataset].small_images
-    own = getattr(get_algorithm_class(algorithm), "search_space", {})
-    if callable(own):  # a space that depends on the kind of images
-        own = own(small_images)
-    return {**shared_space(dataset, small_images), **own}
+    small_images = bool(getattr(DATASETS.get(dataset), "small_images", False))
+    space = shared_space(dataset, small_images)
+    for cls in reversed(get_algorithm_class(algorithm).__mro__):  # its parents' spaces as well
+        own = vars(cls).get("search_space", {})
+        own = getattr(own, "__func__", own)
+        space |= own(small_images) if callable(own) else own
+    return space
 
 
 def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:

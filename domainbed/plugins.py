@@ -22,7 +22,7 @@ def import_plugins(names: Iterable[str]) -> None:
             _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"plug-in {name!r} cannot be imported ({type(error).__name__}: {error}): give an "
                 "importable module or the path of a .py file"

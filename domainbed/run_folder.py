@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from domainbed.errors import UserError
+
 DONE, RUNNING, FAILED, UNFINISHED, MISSING = "done", "running", "failed", "unfinished", "missing"
 STATES = (DONE, RUNNING, FAILED, UNFINISHED, MISSING)
 
@@ -55,11 +57,20 @@ class RunFolder:
 
         Raises:
             Busy: another process holds it.
+            UserError: there can be no such folder.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the folder {str(self.path)!r} cannot be made ({error.strerror}): choose another "
+                "output folder"
+            ) from error
         try:
             # A look at the state holds the lock for an instant: that is nobody at work.
             with FileLock(self._lock, timeout=0.5):
+                for left_over in self.path.glob("*.tmp"):  # of a process that was killed
+                    left_over.unlink(missing_ok=True)
                 yield
         except Timeout:
             raise Busy(f"another process is at work in {self.path}") from None
@@ -86,10 +97,23 @@ class RunFolder:
                 return False
         except Timeout:
             return True
+        except OSError:  # somebody else's folder, which may only be read
+            return False
 
     def read_json(self, file: Path) -> dict[str, Any] | None:
-        """The contents of `spec` or `environment`, or None if it is not there."""
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        """The contents of `spec` or `environment`, or None if it is not there.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if not file.exists():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(
+                f"{file} is damaged ({error}): repair it, or remove its folder"
+            ) from error
 
 
 def write_text(file: Path, text: str) -> None:

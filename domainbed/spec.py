@@ -17,8 +17,8 @@ from domainbed.seeding import hparams_draw_seed, run_seed
 TASKS = ("domain_generalization", "domain_adaptation")
 PRECISIONS = ("float32", "bf16")
 
-OPTIONAL_HPARAMS = ("weights", "featurizer")
-"""Hyper-parameters that networks read when they are given, but that no search space has."""
+OPTIONAL_HPARAMS = ("weights", "featurizer", "mlp_width", "mlp_depth", "mlp_dropout")
+"""Hyper-parameters that networks read when they are given, whatever the search space."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class RunSpec:
         else:
             seed = hparams_draw_seed(self.hparams_seed, self.trial_seed, self.shared_draws)
             drawn = hparams.random_hparams(self.algorithm, label, seed)
-        _check_fixed(self, drawn)
+        _check_fixed(self, hparams.search_space(self.algorithm, label))
         return {**drawn, **self.hparams}
 
     def describe(self) -> str:
@@ -173,22 +173,23 @@ def _check(spec: RunSpec, domains: int) -> None:
             raise UserError(f"{name} is {getattr(spec, name)!r}: expected {expected}")
 
 
-def _check_fixed(spec: RunSpec, drawn: Mapping[str, Any]) -> None:
-    """Refuses misspelt names and wrong types, where the algorithm declares its space."""
+def _check_fixed(spec: RunSpec, space: Mapping[str, Any]) -> None:
+    """Refuses values that cannot be, and unknown names where the algorithm declares its space."""
     from domainbed.algorithms import get_algorithm_class
 
     algorithm = get_algorithm_class(spec.algorithm)
     declared = algorithm.__module__.startswith("domainbed.") or "search_space" in vars(algorithm)
     for name, value in spec.hparams.items():
-        if declared and name not in drawn and name not in OPTIONAL_HPARAMS:
-            nearest = difflib.get_close_matches(name, drawn, n=1)
+        if declared and name not in space and name not in OPTIONAL_HPARAMS:
+            nearest = difflib.get_close_matches(name, space, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise UserError(
                 f"unknown hyper-parameter {name!r} of {spec.algorithm}.{hint} "
-                f"Known: {', '.join([*drawn, *OPTIONAL_HPARAMS])}"
+                f"Known: {', '.join([*dict.fromkeys([*space, *OPTIONAL_HPARAMS])])}"
             )
-        default = drawn.get(name)
-        if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
+        if name in space and not space[name].accepts(value):
+            dimension = space[name]
             raise UserError(
-                f"hyper-parameter {name!r} is {value!r}: expected a {type(default).__name__}"
+                f"hyper-parameter {name!r} of {spec.algorithm} cannot be {value!r}: the default is "
+                f"{dimension.default!r}, a draw is {dimension.describe()}"
             )

@@ -7,6 +7,7 @@ import json
 import pytest
 from hparams_reference import EXTRA, naive_defaults, naive_random, naive_seed_hash
 
+from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.hparams import (
@@ -112,3 +113,9 @@ def test_a_run_uses_the_draw_of_its_seeds():
 )
 def test_description(dimension, text):
     assert dimension.describe() == text
+
+
+def test_a_subclass_adds_to_its_parents_space(monkeypatch):
+    child = type("Child", (ALGORITHMS["IRM"],), {"search_space": {"more": Fixed(1)}})
+    monkeypatch.setitem(ALGORITHMS._entries, "Child", child)
+    assert default_hparams("Child", "PACS") == {**default_hparams("IRM", "PACS"), "more": 1}

@@ -97,8 +97,33 @@ def test_misspelt_hyper_parameter():
 
 
 def test_hyper_parameter_of_a_wrong_type():
-    with pytest.raises(UserError, match="'lr' is 'high': expected a float"):
+    with pytest.raises(UserError, match="'lr' of ERM cannot be 'high': the default is"):
         RunSpec.create("PACS", "ERM", [0], hparams={"lr": "high"})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hparams"),
+    [
+        ("ERM", {"batch_size": 8.5}),
+        ("ERM", {"batch_size": 0}),
+        ("ERM", {"batch_size": True}),
+        ("ERM", {"lr": -1}),
+        ("ERM", {"lr": float("nan")}),
+        ("ERM", {"class_balanced": 1}),
+        ("DANN", {"mlp_depth": 3.5}),
+        ("Fishr", {"ema": 1.0}),
+        ("Fishr", {"penalty_anneal_iters": 1.5}),
+    ],
+)
+def test_values_that_cannot_be(algorithm, hparams):
+    with pytest.raises(UserError, match=f"'{next(iter(hparams))}' of {algorithm} cannot be"):
+        RunSpec.create("PACS", algorithm, [0], hparams=hparams)
+
+
+def test_values_at_the_edge_are_accepted():
+    hparams = {"lambda": 0.5, "penalty_anneal_iters": 0, "ema": 0, "batch_size": 1, "lr": 1}
+    spec = RunSpec.create("PACS", "Fishr", [0], hparams=hparams)
+    assert spec.resolved_hparams()["lambda"] == 0.5
 
 
 def test_fixed_values_win_over_draws():

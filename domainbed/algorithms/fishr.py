@@ -45,9 +45,11 @@ class Fishr(AnnealedPenalty):
     search_space = {
         "lambda": LogUniform(1000, 1, 4, "weight of the penalty after annealing"),
         "penalty_anneal_iters": Uniform(
-            1500, 0, 5000, "updates before the penalty counts", integer=True
+            1500, 0, 5000, "updates before the penalty counts", integer=True, least=0
         ),
-        "ema": Uniform(0.95, 0.90, 0.99, "memory of the moving average of the variances"),
+        "ema": Uniform(
+            0.95, 0.90, 0.99, "memory of the variances' moving average", least=0, below=1
+        ),
     }
 
     def __init__(

@@ -18,7 +18,7 @@ from domainbed.hparams import LogUniform
 
 
 def vrex_penalty(risks: torch.Tensor) -> torch.Tensor:
-    """The variance of the domains' risks, divided by their number: (E,) to a scalar."""
+    """The mean squared deviation of the domains' risks from their mean: (E,) to a scalar."""
     return (risks - risks.mean()).square().mean()
 
 

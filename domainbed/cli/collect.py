@@ -33,10 +33,11 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a folder, a record or a name is wrong, or the file cannot be written.
     """
-    from domainbed.reporting import FORMATS, build_report, explain, load_records
+    from domainbed.reporting import FORMATS, build_report, explain, load_records, planned_selection
 
     records = load_records(args.folders, progress=show_progress)
-    report = build_report(records, args.selection, args.datasets, args.algorithms)
+    selection = args.selection or planned_selection(args.folders)
+    report = build_report(records, selection, args.datasets, args.algorithms)
     text = FORMATS[args.format](report)
     reasons = explain(report, args.folders) if args.explain else []
     if args.format in _AS_COMMENT:
@@ -68,7 +69,10 @@ _AS_COMMENT = {"text": "{}", "markdown": "    {}", "latex": "% {}"}
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     parser.add_argument(
-        "--selection", nargs="+", metavar="NAME", help="selection methods, by short name (all)"
+        "--selection",
+        nargs="+",
+        metavar="NAME",
+        help="selection methods, by short name (those that the sweep was planned for)",
     )
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
     parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
@@ -83,9 +87,10 @@ def _write(text: str, output: str | None) -> None:
         sys.stdout.write(text)
         return
     path = Path(output)
-    aside = path.with_name(path.name + ".part")
     try:
+        aside = path.with_name(path.name + ".part")
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write --output {output!r}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot write --output {output!r}: {reason}") from error

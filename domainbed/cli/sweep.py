@@ -205,7 +205,7 @@ def _load(
 def _parsed(name: str, value: Any) -> Any:
     """What a flag's text stands for; names stay as they are."""
     from domainbed.sweeps.config import FIELDS
-    from domainbed.sweeps.yaml_file import parse_value
+    from domainbed.yaml_file import parse_value
 
     if isinstance(value, (list, bool)) or FIELDS[name].default in ("", "data"):
         return value

@@ -77,6 +77,10 @@ def main(args: argparse.Namespace) -> int:
         UserError: a flag's value is wrong, or the output folder holds another run.
     """
     hparams = parse_hparams(args.hparams)
+    if not args.output_dir:
+        raise UserError("--output_dir is empty: name a folder")
+    if args.num_workers is not None and args.num_workers < 0:
+        raise UserError(f"--num_workers is {args.num_workers}: expected 0 or more")
     # Bad JSON should be told at once, not after PyTorch's import.
     from domainbed.plugins import import_plugins
     from domainbed.run_folder import DONE, Busy, RunFolder

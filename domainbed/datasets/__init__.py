@@ -60,7 +60,8 @@ def load_dataset(
     DomainBed's do; they are seeded from the trial, so that its domains stay the same.
     """
     cls = get_dataset_class(name)
-    if getattr(cls, "shareable", False):
+    # Not inherited by others' subclasses, whose constructors may read what ours do not.
+    if vars(cls).get("shareable") or (cls.__module__.startswith(__name__) and cls.shareable):
         key = (name, root, trial_seed)
         if key not in _shared:
             _shared.clear()  # one dataset at a time: they are large

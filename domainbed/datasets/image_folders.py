@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import yaml
 from PIL import Image
 from torch.utils.data import Dataset
 
 from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
 from domainbed.errors import UserError
 from domainbed.names import DATASET_DOMAINS, dataset_label
+from domainbed.yaml_file import read_yaml
 
 IMAGE_SIZE = 224
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -182,18 +182,17 @@ def folder_dataset(name: str) -> type[ImageFolderDataset]:
     """
     if name.startswith("folder:"):
         return _folder_class(dataset_label(name), {"path": Path(name.removeprefix("folder:"))})
-    file = Path(name)
-    try:
-        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"dataset file {name!r} cannot be read: {error}") from error
-    known = {"path", "steps", "checkpoint_freq"}
-    if not isinstance(fields, dict) or "path" not in fields or set(fields) - known:
-        raise UserError(
-            f"dataset file {name!r}: expected the field 'path' and any of "
-            f"{', '.join(sorted(known - {'path'}))}, found {fields!r}"
-        )
-    path = file.parent / Path(fields["path"]).expanduser()
+    fields, lines = read_yaml(name)
+    if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
+        raise UserError(f"{name}: expected the field 'path' with the folder of the images")
+    for field, value in fields.items():
+        counts = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if field != "path" and not (field in ("steps", "checkpoint_freq") and counts):
+            raise UserError(
+                f"{name}, line {lines[(field,)]}: {field!r} is {value!r}: expected 'path', and "
+                "'steps' and 'checkpoint_freq' with whole numbers from 1 on"
+            )
+    path = Path(name).parent / Path(fields["path"]).expanduser()
     return _folder_class(dataset_label(name), {**fields, "path": path})
 
 

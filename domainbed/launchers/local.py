@@ -49,13 +49,18 @@ class LocalLauncher(Launcher):
             raise UserError(f"workers is {self.workers!r}: expected a whole number from 1 on")
 
     def parallelism(self, tasks: int, device: str | None = None) -> int:
-        return min(self.workers or len(visible_gpus(device)) or usable_cores(), tasks)
+        return min(self._capacity(device), tasks)
+
+    def _capacity(self, device: str | None) -> int:
+        return self.workers or len(visible_gpus(device)) or usable_cores()
 
     def launch(
         self, job: Job, tasks: Sequence[Any], on_event: OnEvent, device: str | None = None
     ) -> None:
         count = self.parallelism(len(tasks), device)
-        threads = str(max(1, usable_cores() // max(1, count)))
+        # By all workers, not by those that this launch has tasks for: another number of threads
+        # rounds differently, and what is resumed alone should end as it would have among others.
+        threads = str(max(1, usable_cores() // self._capacity(device)))
         gpus = visible_gpus(device)
         places = [dict.fromkeys(_THREAD_VARIABLES, threads) for _ in range(count)]
         for number, place in enumerate(places if gpus else []):

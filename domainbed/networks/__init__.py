@@ -14,7 +14,18 @@ from domainbed.networks.resnet import ResNet
 from domainbed.registry import Registry
 
 NETWORKS = Registry("network")
-NETWORKS.register(MLP)
+"""Featurizers: called with `(input_shape, hparams)`, they have `n_outputs`."""
+
+_MLP_DEFAULTS = {"mlp_width": 256, "mlp_depth": 3, "mlp_dropout": 0.0}
+
+
+@NETWORKS.register(name="MLP")
+def mlp_featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Module:
+    """An `MLP` of vectors, as wide at its end as inside."""
+    hparams = {**_MLP_DEFAULTS, **hparams}
+    return MLP(input_shape[0], hparams["mlp_width"], hparams)
+
+
 NETWORKS.register(MNIST_CNN)
 NETWORKS.register(ResNet)
 
@@ -22,9 +33,8 @@ NETWORKS.register(ResNet)
 def Featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Module:
     """A network from inputs of `input_shape` to (B, n_outputs) features.
 
-    Vectors go through an `MLP` as wide as `hparams["mlp_width"]`, images of at most 28×28
-    through `MNIST_CNN`, larger ones through `ResNet`. `hparams["featurizer"]` names another
-    registered network, called with `(input_shape, hparams)`.
+    Vectors go through an `MLP`, images of at most 28×28 through `MNIST_CNN`, of at least 32×32
+    through `ResNet`. `hparams["featurizer"]` names another registered network.
 
     Raises:
         UserError: no network for that shape.
@@ -32,11 +42,11 @@ def Featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Mod
     if "featurizer" in hparams:
         return NETWORKS[hparams["featurizer"]](input_shape, hparams)
     if len(input_shape) == 1:
-        return MLP(input_shape[0], hparams["mlp_width"], hparams)
+        return NETWORKS["MLP"](input_shape, hparams)
     if len(input_shape) == 3 and max(input_shape[1:]) <= 28:
-        return MNIST_CNN(input_shape)
+        return NETWORKS["MNIST_CNN"](input_shape, hparams)
     if len(input_shape) == 3 and min(input_shape[1:]) >= 32:
-        return ResNet(input_shape, hparams)
+        return NETWORKS["ResNet"](input_shape, hparams)
     raise UserError(
         f"no featurizer for inputs of shape {tuple(input_shape)}: expected (features,) or "
         "(channels, height, width); name a registered network in the hyper-parameter 'featurizer'"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,9 @@ class MNIST_CNN(nn.Module):
 
     n_outputs = 128
 
-    def __init__(self, input_shape: Sequence[int]) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], hparams: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(input_shape[0], 64, 3, 1, padding=1)
         self.conv2 = nn.Conv2d(64, 128, 3, stride=2, padding=1)

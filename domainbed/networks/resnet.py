@@ -62,7 +62,12 @@ def _build(name: str, weights: str) -> Any:
         published = models.get_model_weights(name)["IMAGENET1K_V1"]
         network.load_state_dict(_download(name, published))
     elif weights != "none":
-        network.load_state_dict(_read(weights))
+        try:
+            network.load_state_dict(_read(weights))
+        except (RuntimeError, TypeError) as error:
+            raise UserError(
+                f"hyper-parameter 'weights': {weights!r} holds no state dict of {name}"
+            ) from error
     return network
 
 
@@ -81,10 +86,11 @@ def _download(name: str, published: Any) -> Mapping[str, Any]:
 def _read(path: str) -> Mapping[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
+    except Exception as error:  # unpickling what is no state dict raises anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"hyper-parameter 'weights': no file {path!r}: give 'imagenet', 'none' or the path "
-            "of a state dict"
+            f"hyper-parameter 'weights': {path!r} cannot be read ({reason}): give 'imagenet', "
+            "'none' or the path of a state dict"
         ) from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from domainbed.reporting.explain import explain
-from domainbed.reporting.records import Folders, load_records
+from domainbed.reporting.records import Folders, load_records, planned_selection
 from domainbed.reporting.render import FORMATS
 from domainbed.reporting.tables import Cell, Column, Report, Table, build_report, to_frame
 
@@ -21,6 +21,7 @@ __all__ = [
     "collect",
     "explain",
     "load_records",
+    "planned_selection",
     "to_frame",
 ]
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from domainbed.errors import UserError
+from domainbed.selection import SELECTION_METHODS
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,24 @@ def load_records(folders: Folders, progress: Progress | None = None) -> pd.DataF
         raise UserError(f"no complete record in {_join(roots)}: wait for the first checkpoint")
     table = _table(rows)
     _warn_of_duplicates(table)
+    _warn_of_unfinished(files)
     return table
+
+
+def planned_selection(folders: Folders) -> list[str] | None:
+    """The selection methods that a sweep of this project was planned for, in the tables' order.
+
+    None, that is all of them, if one of the folders does not say.
+    """
+    roots = [folders] if isinstance(folders, (str, Path)) else list(folders)
+    planned: set[str] = set()
+    for root in roots:
+        file = Path(root) / "sweep.yaml"
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not config or not config.get("selection"):
+            return None
+        planned |= set(config["selection"])
+    return [name for name in SELECTION_METHODS if name in planned]
 
 
 def run_folders(root: Path) -> list[Path]:
@@ -211,6 +230,17 @@ def _floats(name: str, values: list[Any], rows: list[dict[str, Any]]) -> np.ndar
         bad = next(i for i, v in enumerate(values) if not isinstance(v, (int, float, type(None))))
         place = f"{Path(rows[bad]['folder']) / RECORDS_FILE}, line {rows[bad]['line']}"
         raise UserError(f"{place}: {name} is {values[bad]!r}, not a number") from None
+
+
+def _warn_of_unfinished(files: Sequence[Path]) -> None:
+    unfinished = sum(not file.with_name("done").exists() for file in files)
+    # Records that others made may come without any mark of the end.
+    marked = unfinished < len(files) or any(file.with_name("run.json").exists() for file in files)
+    if unfinished and marked:
+        log.warning(
+            "warning: %d of %d runs are not finished: their records so far count as they are",
+            unfinished, len(files),
+        )  # fmt: skip
 
 
 def _warn_of_duplicates(table: pd.DataFrame) -> None:

@@ -93,8 +93,15 @@ def test_env_sets(value: Any) -> tuple[tuple[int, ...], ...]:
     """A list of lists of domains; a number stands for a list of one."""
     if not isinstance(value, (list, tuple)) or not value:
         raise expected("a list of lists of domain numbers, such as [[0], [0, 1]]", value)
-    sets = _each(lambda envs: tuple(sorted(listed(whole(0))(envs))), value)
+    sets = _each(_test_envs, value)
     return tuple(dict.fromkeys(sets))
+
+
+def _test_envs(value: Any) -> tuple[int, ...]:
+    envs = value if isinstance(value, (list, tuple)) else [value]
+    if len(set(map(str, envs))) < len(envs):
+        raise expected("each domain once", value)
+    return tuple(sorted(listed(whole(0))(envs)))
 
 
 def mapping(value: Any) -> dict[str, Any]:

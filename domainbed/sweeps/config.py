@@ -14,7 +14,7 @@ from domainbed.names import dataset_label
 from domainbed.plugins import import_plugins
 from domainbed.sweeps import checks
 from domainbed.sweeps.checks import Wrong
-from domainbed.sweeps.yaml_file import Where, read_yaml
+from domainbed.yaml_file import Where, read_yaml
 
 
 def _algorithm(value: Any) -> str:
@@ -220,8 +220,8 @@ class _Reader:
             return f"--{name}"
         inside = next((where[:n] for n in range(len(where), 0, -1) if where[:n] in self.lines), ())
         line = f", line {self.lines[inside]}" if inside else ""
-        source = f"{self.file}{line}" if self.file is not None else "sweep"
-        return f"{source}, field {_dotted(where)!r}"
+        source = f"{self.file}{line}, " if self.file is not None else ""
+        return f"{source}field {_dotted(where)!r}"
 
     def _check_datasets_and_algorithms(self, config: SweepConfig) -> None:
         for name in ("datasets", "algorithms"):
@@ -246,9 +246,8 @@ class _Reader:
                 self._check_hparam(config, config.algorithms, where, name, value)
                 continue
             own = self._at(where, checks.mapping, value)
-            chosen = [name] if name in config.algorithms else []
             for key, inner in own.items():
-                self._check_hparam(config, chosen, (*where, key), key, inner)
+                self._check_hparam(config, [name], (*where, key), key, inner)
 
     def _check_hparam(
         self, config: SweepConfig, algorithms: Any, where: Where, name: str, value: Any

@@ -19,6 +19,7 @@ from domainbed.sweeps.display import Display
 from domainbed.sweeps.grid import plan
 from domainbed.sweeps.status import Estimate, estimate
 from domainbed.sweeps.store import Store
+from domainbed.training.environment import choose_device
 from domainbed.training.trainer import RunOptions, run
 
 
@@ -57,16 +58,17 @@ class Launch:
         return create_launcher(options.pop("name"), options)
 
     def estimate(self) -> Estimate | None:
-        """The time that what is not done will take, from what is done."""
-        return estimate(self.store, self.runs, self.states)
+        """The time that what is to do will take, from what is done."""
+        return estimate(self.store, self.runs, self.states, self.todo)
 
     def execute(self) -> None:
         """Does the runs, and returns when none is left to do. What fails stops nobody.
 
         Raises:
-            UserError: the output folder cannot be written.
+            UserError: the output folder cannot be written, or there is no such device.
             KeyboardInterrupt: all that was under way is stopped, and can be resumed.
         """
+        choose_device(self.config.device)  # one error now, not one in each run
         todo = self.todo
         self.store.write_plan(self.config, self.runs)
         for spec in todo if self.retried else ():

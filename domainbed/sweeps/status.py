@@ -100,9 +100,12 @@ class Estimate:
 
 
 def estimate(
-    store: Store, runs: Mapping[str, RunSpec], states: Mapping[str, str]
+    store: Store,
+    runs: Mapping[str, RunSpec],
+    states: Mapping[str, str],
+    todo: Sequence[RunSpec],
 ) -> Estimate | None:
-    """The time that the runs that are not done will take; None if none has been finished.
+    """The time that the runs `todo` will take; None if no run has been finished.
 
     A step takes as long as it did in finished runs of the same dataset and algorithm; where
     there are none, as long as it did on average.
@@ -117,10 +120,9 @@ def estimate(
     everything = [rate for group in rates.values() for rate in group]
     if not everything:
         return None
-    left = [run for run_id, run in runs.items() if states[run_id] != DONE]
     means = {group: sum(known) / len(known) for group, known in rates.items()}
     mean = sum(everything) / len(everything)
-    seconds = sum(means.get((r.dataset_label, r.algorithm), mean) * r.steps for r in left)
+    seconds = sum(means.get((r.dataset_label, r.algorithm), mean) * r.steps for r in todo)
     return Estimate(seconds, len(everything))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from domainbed.errors import UserError
 from domainbed.run_folder import written_aside
 from domainbed.training.state import capture, plain_numpy_state, restore
 
@@ -45,12 +46,22 @@ def save(file: Path, algorithm: nn.Module, progress: Progress) -> None:
 
 
 def load(file: Path, algorithm: nn.Module) -> Progress:
-    """Restores the algorithm and all random sources; a fresh `Progress` if there is no file."""
+    """Restores the algorithm and all random sources; a fresh `Progress` if there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not file.exists():
         return Progress()
     # To the CPU: restoring moves each tensor to where its owner wants it, and an optimizer wants
     # its step counts there.
-    contents = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        contents = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling a damaged file raises anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{file} is damaged ({reason}): remove it to begin the run again"
+        ) from error
     if contents["version"] != _VERSION:
         return Progress()  # written by another version: begin again rather than guess
     restore(algorithm, contents["algorithm"])

@@ -6,9 +6,12 @@ been, and the number of worker processes changes nothing.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -43,7 +46,7 @@ class IndexDraws:
     ) -> None:
         self._indices = torch.tensor(indices)
         self._batch_size = batch_size
-        self._seed, self._domain = seed, domain
+        self._seed, self.domain = seed, domain
         self._weights = None if labels is None else 1 / labels.bincount()[labels].double()
         self._device = device
         self._block_number, self._block = -1, torch.empty(0)
@@ -56,7 +59,7 @@ class IndexDraws:
         return self._block[position]
 
     def _draw(self, number: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(minibatch_seed(self._seed, self._domain, number))
+        generator = torch.Generator().manual_seed(minibatch_seed(self._seed, self.domain, number))
         shape = (_BLOCK, self._batch_size)
         if self._weights is None:
             chosen = torch.randint(len(self._indices), shape, generator=generator)
@@ -84,9 +87,9 @@ class LoadedMinibatches:
     """Minibatches of domains that are read image by image, by one pool of workers for all.
 
     Args:
-        domains: the training domains; where one has `augmented(index)`, that is what is read,
-            with PyTorch's global source seeded for each image alone.
-        draws: one per domain.
+        domains: all domains of the dataset; where one has `augmented(index)`, that is what is
+            read.
+        draws: one for each domain that is wanted.
         seed: the run's seed.
         device: where the minibatches go.
         num_workers: worker processes in all; 0 reads in this process.
@@ -117,16 +120,17 @@ class LoadedMinibatches:
 
     def _requests(self, step: int) -> list[tuple[int, int, int, int]]:
         return [
-            (domain, index, step, position)
-            for domain, draws in enumerate(self._draws)
+            (draws.domain, index, step, position)
+            for draws in self._draws
             for position, index in enumerate(draws.at(step).tolist())
         ]
 
 
 class SeededImages(Dataset[Any]):
-    """Images of several domains by (domain, index, step, position).
+    """Images of a dataset's domains by (domain, index, step, position).
 
-    Augmentation depends on those four and the run's seed, not on who reads the image.
+    What is random about an image (its augmentation, above all) depends on those four and the
+    run's seed, not on who reads it: the global sources are seeded for each image alone.
     """
 
     def __init__(self, domains: Sequence[Dataset[Any]], seed: int, augment: Sequence[bool]) -> None:
@@ -135,13 +139,28 @@ class SeededImages(Dataset[Any]):
     def __getitem__(self, request: tuple[int, int, int, int]) -> Any:
         number, index, step, position = request
         domain = self._domains[number]
-        with torch.random.fork_rng(devices=[]):
-            # The CPU's source alone: reading images must not touch the GPU's, which dropout uses.
-            seed = augmentation_seed(self._seed, number, step, position)
-            torch.default_generator.manual_seed(seed)
+        with _global_sources_seeded(augmentation_seed(self._seed, number, step, position)):
             if self._augment[number] and hasattr(domain, "augmented"):
                 return domain.augmented(index)
             return domain[index]
+
+
+@contextmanager
+def _global_sources_seeded(seed: int) -> Iterator[None]:
+    """Seeds the sources that transforms draw from, for a while.
+
+    Of PyTorch's the CPU's alone: reading images must not touch the GPU's, which dropout uses.
+    """
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
 
 
 def image_loader(

@@ -160,10 +160,18 @@ class Trainer:
         else:
             self.table.line(self.spec.describe())
             self.table.line(f"Hyper-parameters: {json.dumps(self.hparams, sort_keys=True)}")
+            self._keep_earlier_records()
         # A kill may have come between a record and its checkpoint, or within the record's line.
         write_text(self.folder.results, "".join(progress.records))
         self._write_environment(progress)
         return progress
+
+    def _keep_earlier_records(self) -> None:
+        """Where the checkpoint of records is gone, they are to be made again; the old ones stay."""
+        if self.folder.has_results():
+            kept = self.folder.path / "results.before.jsonl"
+            self.folder.results.replace(kept)
+            self.table.line(f"No checkpoint to go on from: earlier records are kept in {kept}")
 
     def _is_recorded(self, step: int) -> bool:
         return step % self.spec.checkpoint_freq == 0 or step == self.spec.steps - 1
@@ -280,7 +288,7 @@ class Trainer:
         if len(in_memory) == len(domains):
             return TensorMinibatches(in_memory, draws)
         return LoadedMinibatches(
-            domains,
+            self.dataset.datasets,
             draws,
             self.spec.seed,
             self.device,

@@ -121,7 +121,7 @@ def test_yaml(tmp_path, monkeypatch):
     [
         ("steps: 3", "expected the field 'path'"),
         ("path: photos\nstep: 3", "'step'"),
-        ("[", "cannot be read"),
+        ("[", "line 1: no valid YAML"),
         ("path: nowhere", "does not exist"),
     ],
 )

@@ -176,7 +176,7 @@ def test_weights_from_a_file(tmp_path):
     torch.save(pretrained.state_dict(), tmp_path / "weights.pt")
     network = networks.ResNet((3, 64, 64), {**RESNET, "weights": str(tmp_path / "weights.pt")})
     assert torch.equal(network.network.layer1[0].conv1.weight, pretrained.layer1[0].conv1.weight)
-    with pytest.raises(UserError, match=r"no file 'nowhere.pt'"):
+    with pytest.raises(UserError, match=r"'nowhere.pt' cannot be read"):
         networks.ResNet((3, 64, 64), {**RESNET, "weights": "nowhere.pt"})
 
 

@@ -164,3 +164,11 @@ def test_the_same_run_in_two_folders(tmp_path, caplog):
     assert len(load_records(tmp_path)) == 6
     assert "3 records are there twice, such as step 0" in caplog.text
     assert all(str(folder) in caplog.text for folder in folders)
+
+
+def test_unfinished_runs_are_counted_in_a_warning(tmp_path, caplog):
+    write(tmp_path, random_runs(0))
+    for folder in sorted(tmp_path.iterdir())[3:]:
+        (folder / "done").write_text("done")
+    load_records(tmp_path)
+    assert "3 of 24 runs are not finished" in caplog.text

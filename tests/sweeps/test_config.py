@@ -64,7 +64,7 @@ def test_defaults_are_the_published_protocol(write):
         ("hparams:\n  lr: 0.1\n  batchsize: 2", 6, "field 'hparams.batchsize': unknown hyper"),
         ("hparams:\n  lambda: 2", 5, "unknown hyper-parameter 'lambda' of ERM"),
         ("hparams:\n  Fishr:\n    emma: 2", 6, "field 'hparams.Fishr.emma': unknown hyper"),
-        ("hparams: {lr: fast}", 4, "hyper-parameter 'lr' is 'fast': expected a float"),
+        ("hparams: {lr: fast}", 4, "hyper-parameter 'lr' of ERM cannot be 'fast'"),
         ("hparams: [1]", 4, "field 'hparams': expected names with values"),
         ("steps: 12", 4, "'steps' is given twice"),
         ("device: [", 5, "no valid YAML"),

@@ -36,6 +36,7 @@ def break_run(launch, position=0):
     folder = launch.store.folder(run_id)
     folder.path.mkdir(parents=True)
     folder.spec.write_text("{}")
+    folder.results.write_text("{}\n")
     return folder
 
 
@@ -77,6 +78,7 @@ def test_a_failed_run_leaves_its_error_and_is_done_by_a_retry_alone(tmp_path):
     assert "Traceback (most recent call last)" in text
     assert last_error(folder).startswith(f"{folder.path} holds another run")
     folder.spec.unlink()
+    folder.results.unlink()
     assert prepare(config(tmp_path)).todo == []
     retried = prepare(config(tmp_path), retry=True)
     assert len(retried.todo) == 1
@@ -140,12 +142,14 @@ def test_the_estimate_scales_finished_runs_by_steps(tmp_path):
     folder.path.mkdir(parents=True)
     folder.environment.write_text('{"seconds": 50.0}')
     states = {**launch.states, ids[0]: DONE}
-    guess = estimate(launch.store, launch.runs, states)
+    todo = list(launch.runs.values())[1:]
+    guess = estimate(launch.store, launch.runs, states, todo)
     assert (guess.seconds, guess.basis) == (150.0, 1)  # an ERM by itself, two IRMs by the mean
     other = launch.store.folder(ids[2])  # the first IRM
     other.path.mkdir(parents=True)
     other.environment.write_text('{"seconds": 20.0}')
-    guess = estimate(launch.store, launch.runs, {**states, ids[2]: DONE})
+    del todo[1]
+    guess = estimate(launch.store, launch.runs, {**states, ids[2]: DONE}, todo)
     assert (guess.seconds, guess.basis) == (70.0, 2)
 
 

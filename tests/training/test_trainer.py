@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from domainbed.algorithms import get_algorithm_class
-from domainbed.datasets import load_dataset
+from domainbed.datasets import DATASETS, MultipleDomainDataset, load_dataset
 from domainbed.errors import UserError
 from domainbed.run_folder import Busy, RunFolder
 from domainbed.spec import RunSpec
@@ -181,6 +183,64 @@ def test_bf16_trains_and_is_another_run(tmp_path: Path) -> None:
     reference = [r["loss"] for r in train(full, tmp_path / "full")]
     assert losses != reference
     assert losses == pytest.approx(reference, rel=0.1)
+
+
+def test_what_a_killed_process_left_is_swept_up(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt.999.tmp").write_bytes(b"half")
+    train(digits(), tmp_path)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_records_without_a_checkpoint_are_kept_aside(tmp_path: Path) -> None:
+    first = train(digits(), tmp_path)
+    (tmp_path / "done").unlink()
+    assert len(train(digits(), tmp_path)) == 3
+    kept = (tmp_path / "results.before.jsonl").read_text().splitlines()
+    assert [json.loads(line)["loss"] for line in kept] == [r["loss"] for r in first]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
+        train(digits(), tmp_path)
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_an_output_dir_that_cannot_be(path: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        train(digits(), tmp_path / path)
+
+
+class NoisyVectors(MultipleDomainDataset):
+    """Vectors with noise from NumPy's global source, as others' datasets have it."""
+
+    ENVIRONMENTS = ("a", "b", "c")
+    small_images = True
+
+    class Domain(Dataset[Any]):
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            noise = np.random.normal(size=6) + random.random()
+            return torch.as_tensor(noise + index % 2, dtype=torch.float32), index % 2
+
+    def __init__(self, root: str, test_envs: Any, hparams: Any) -> None:
+        self.input_shape, self.num_classes = (6,), 2
+        self.datasets = [self.Domain() for _ in self.ENVIRONMENTS]
+
+
+def test_vectors_and_noise_of_other_sources_do_not_depend_on_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASETS._entries, "NoisyVectors", NoisyVectors)
+    spec = RunSpec.create(
+        "NoisyVectors", "ERM", [0], steps=3, checkpoint_freq=1, hparams={"batch_size": 4}
+    )
+    alone = train(spec, tmp_path / "alone", num_workers=0)
+    helped = train(spec, tmp_path / "helped", num_workers=2)
+    assert [r["loss"] for r in alone] == [r["loss"] for r in helped]
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def read_yaml(file: str | Path) -> tuple[Any, dict[Where, int]]:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"config file {str(file)!r} cannot be read: {reason}") from error
+        raise UserError(f"file {str(file)!r} cannot be read: {reason}") from error
     lines: dict[Where, int] = {}
     loader = _Loader(text)
     try:
