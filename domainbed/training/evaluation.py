@@ -14,7 +14,6 @@ from domainbed.training.minibatches import (
     SeededImages,
     image_loader,
     keep_layout,
-    tensor_domain,
     to_device,
 )
 from domainbed.training.splits import Split
@@ -54,6 +53,7 @@ class Evaluator:
 
     Args:
         domains: all domains of the dataset.
+        resident: for each the tensors on the device, or None if it is read image by image.
         device: where the algorithm is.
         num_workers: worker processes in all, for domains that are read.
         augmented: the domains to augment when they are evaluated (DomainBed's behaviour).
@@ -63,13 +63,13 @@ class Evaluator:
     def __init__(
         self,
         domains: Sequence[Dataset[Any]],
+        resident: Sequence[Minibatch | None],
         device: torch.device,
         num_workers: int = 0,
         augmented: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
-        self._device, self._num_workers = device, num_workers
-        self._tensors = [tensor_domain(domain, device) for domain in domains]
+        self._tensors, self._device, self._num_workers = resident, device, num_workers
         self._images = SeededImages(domains, seed, [d in augmented for d in range(len(domains))])
 
     @torch.no_grad()

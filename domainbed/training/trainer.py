@@ -119,6 +119,7 @@ class Trainer:
             self.dataset.input_shape, self.dataset.num_classes, len(self.train_envs), self.hparams
         )
         self.algorithm.to(self.device, memory_format=torch.channels_last).train()
+        self.resident = [tensor_domain(domain, self.device) for domain in self.dataset]
         self.evaluator = self._new_evaluator()
         self.table = ProgressTable(folder.out, options.echo, spec.steps, self._without_column())
 
@@ -271,9 +272,8 @@ class Trainer:
         self, indices: Mapping[int, list[int]], class_balanced: bool
     ) -> TensorMinibatches | LoadedMinibatches:
         """Minibatches of the given domains' images, from the device or from files."""
-        domains = [self.dataset[e] for e in indices]
-        resident = [tensor_domain(domain, self.device) for domain in domains]
-        in_memory = [pair for pair in resident if pair is not None]
+        resident = [pair for e in indices if (pair := self.resident[e]) is not None]
+        gathered = len(resident) == len(indices)
         draws = [
             IndexDraws(
                 chosen,
@@ -281,12 +281,12 @@ class Trainer:
                 self.spec.seed,
                 e,
                 labels=labels_of(self.dataset[e], chosen) if class_balanced else None,
-                device=self.device if len(in_memory) == len(domains) else "cpu",
+                device=self.device if gathered else "cpu",
             )
             for e, chosen in indices.items()
         ]
-        if len(in_memory) == len(domains):
-            return TensorMinibatches(in_memory, draws)
+        if gathered:
+            return TensorMinibatches(resident, draws)
         return LoadedMinibatches(
             self.dataset.datasets,
             draws,
@@ -300,6 +300,7 @@ class Trainer:
         augmented = self.spec.augment_validation and self.hparams["data_augmentation"]
         return Evaluator(
             self.dataset.datasets,
+            self.resident,
             self.device,
             self._num_workers(),
             self.train_envs if augmented else (),
