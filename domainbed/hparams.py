@@ -49,6 +49,27 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class Option:
+    """A variant beyond the published protocol: never drawn, recorded only where a user sets it.
+
+    One of `values`, where there are any; else anything of the default's kind.
+    """
+
+    default: Any
+    doc: str = ""
+    values: Sequence[Any] = ()
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`."""
+        if self.values:
+            return any(value == each and type(value) is type(each) for each in self.values)
+        return _is_like(value, [self.default])
+
+    def describe(self) -> str:
+        return "option: " + ", ".join(map(str, self.values)) if self.values else "option"
+
+
+@dataclass(frozen=True)
 class Choice:
     """One of `values`, each equally likely."""
 
@@ -123,6 +144,15 @@ class LogUniform:
 Dimension = Fixed | Choice | Uniform | LogUniform
 SearchSpace = Mapping[str, Dimension]
 
+NETWORK_OPTIONS: dict[str, Option] = {
+    "weights": Option("imagenet", "pretrained: imagenet, none, or the path of a state dict"),
+    "featurizer": Option("", "a registered network; empty: by the shape of the input"),
+    "mlp_width": Option(256, "width of a featurizer of vectors"),
+    "mlp_depth": Option(3, "linear layers of a featurizer of vectors"),
+    "mlp_dropout": Option(0.0, "dropout in a featurizer of vectors"),
+}
+"""What networks read where it is given, whatever the algorithm."""
+
 
 def learning_rate(small_images: bool) -> Dimension:
     """The step size of an Adam, drawn under its own name wherever it is used."""
@@ -178,6 +208,20 @@ def search_space(algorithm: str, dataset: str) -> dict[str, Dimension]:
         own = getattr(own, "__func__", own)
         space |= own(small_images) if callable(own) else own
     return space
+
+
+def options(algorithm: str) -> dict[str, Option]:
+    """What may be set besides the search space of `algorithm`: networks', parents' and its own.
+
+    Raises:
+        UserError: no such algorithm.
+    """
+    from domainbed.algorithms import get_algorithm_class
+
+    found = dict(NETWORK_OPTIONS)
+    for cls in reversed(get_algorithm_class(algorithm).__mro__):
+        found |= vars(cls).get("options", {})
+    return found
 
 
 def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:

@@ -17,9 +17,6 @@ from domainbed.seeding import hparams_draw_seed, run_seed
 TASKS = ("domain_generalization", "domain_adaptation")
 PRECISIONS = ("float32", "bf16")
 
-OPTIONAL_HPARAMS = ("weights", "featurizer", "mlp_width", "mlp_depth", "mlp_dropout")
-"""Hyper-parameters that networks read when they are given, whatever the search space."""
-
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -130,7 +127,8 @@ class RunSpec:
         else:
             seed = hparams_draw_seed(self.hparams_seed, self.trial_seed, self.shared_draws)
             drawn = hparams.random_hparams(self.algorithm, label, seed)
-        _check_fixed(self, hparams.search_space(self.algorithm, label))
+        space = hparams.search_space(self.algorithm, label)
+        _check_fixed(self, {**hparams.options(self.algorithm), **space})
         return {**drawn, **self.hparams}
 
     def describe(self) -> str:
@@ -180,16 +178,16 @@ def _check_fixed(spec: RunSpec, space: Mapping[str, Any]) -> None:
     algorithm = get_algorithm_class(spec.algorithm)
     declared = algorithm.__module__.startswith("domainbed.") or "search_space" in vars(algorithm)
     for name, value in spec.hparams.items():
-        if declared and name not in space and name not in OPTIONAL_HPARAMS:
+        if declared and name not in space:
             nearest = difflib.get_close_matches(name, space, n=1)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise UserError(
                 f"unknown hyper-parameter {name!r} of {spec.algorithm}.{hint} "
-                f"Known: {', '.join([*dict.fromkeys([*space, *OPTIONAL_HPARAMS])])}"
+                f"Known: {', '.join(space)}"
             )
         if name in space and not space[name].accepts(value):
             dimension = space[name]
             raise UserError(
                 f"hyper-parameter {name!r} of {spec.algorithm} cannot be {value!r}: the default is "
-                f"{dimension.default!r}, a draw is {dimension.describe()}"
+                f"{dimension.default!r}, the range is: {dimension.describe()}"
             )

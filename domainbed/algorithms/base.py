@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.errors import UserError
-from domainbed.hparams import SearchSpace
+from domainbed.hparams import Option, SearchSpace
 from domainbed.registry import Registry
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -33,6 +33,9 @@ class Algorithm(nn.Module):
 
     search_space: ClassVar[Any] = {}
     """A `SearchSpace` of the algorithm's own, or a function of "are the images small?" to one."""
+
+    options: ClassVar[Mapping[str, Option]] = {}
+    """Variants beyond the published protocol, which a user may set as hyper-parameters."""
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from domainbed.cli.common import add_flag
 
@@ -62,11 +63,12 @@ def _dataset_row(name: str, dataset: type) -> list[str]:
 
 def _hparams(algorithm: str, dataset: str) -> list[list[str]]:
     from domainbed.datasets import get_dataset_class
-    from domainbed.hparams import search_space
+    from domainbed.hparams import options, search_space
     from domainbed.names import dataset_label
 
     get_dataset_class(dataset)
-    space = search_space(algorithm, dataset_label(dataset))
+    space: dict[str, Any] = search_space(algorithm, dataset_label(dataset))
+    space |= {k: option for k, option in options(algorithm).items() if k not in space}
     rows = [[name, str(d.default), d.describe(), d.doc] for name, d in space.items()]
     return [["name", "default", "random draw", "meaning"], *rows]
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from domainbed.errors import UserError
+from domainbed.hparams import NETWORK_OPTIONS
 from domainbed.networks.heads import MLP, Classifier
 from domainbed.networks.mnist_cnn import MNIST_CNN
 from domainbed.networks.resnet import ResNet
@@ -16,13 +17,12 @@ from domainbed.registry import Registry
 NETWORKS = Registry("network")
 """Featurizers: called with `(input_shape, hparams)`, they have `n_outputs`."""
 
-_MLP_DEFAULTS = {"mlp_width": 256, "mlp_depth": 3, "mlp_dropout": 0.0}
-
 
 @NETWORKS.register(name="MLP")
 def mlp_featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Module:
     """An `MLP` of vectors, as wide at its end as inside."""
-    hparams = {**_MLP_DEFAULTS, **hparams}
+    defaults = {name: option.default for name, option in NETWORK_OPTIONS.items()}
+    hparams = {**defaults, **hparams}
     return MLP(input_shape[0], hparams["mlp_width"], hparams)
 
 
@@ -39,7 +39,7 @@ def Featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Mod
     Raises:
         UserError: no network for that shape.
     """
-    if "featurizer" in hparams:
+    if hparams.get("featurizer"):
         return NETWORKS[hparams["featurizer"]](input_shape, hparams)
     if len(input_shape) == 1:
         return NETWORKS["MLP"](input_shape, hparams)
