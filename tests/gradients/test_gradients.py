@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from domainbed.gradients import gradient_variances, is_linear_stack
+from domainbed.gradients import gradient_variances
+from domainbed.gradients.closed_form import is_linear_stack
+from domainbed.gradients.per_sample import backpack_suits
 
 SIZES, WIDTH, CLASSES = [4, 3, 5], 6, 3
 
@@ -198,5 +200,21 @@ def test_domain_sizes_must_cover_the_batch():
 
 def test_which_heads_have_the_closed_form():
     closed = {name for name, new in heads().items() if is_linear_stack(new())}
-    assert {"linear", "no bias", "nonlinear", "partly without bias"} <= closed
-    assert not closed & {"layer norm", "convolution", "weight norm", "shared layer", "nested"}
+    assert closed == {"linear", "no bias", "nonlinear", "partly without bias", "nested"}
+
+
+def test_which_heads_go_to_backpack():
+    suited = {name for name, new in heads().items() if backpack_suits(new())}
+    assert {"convolution", "nonlinear"} <= suited
+    assert not suited & {"layer norm", "weight norm", "shared layer", "in-place relu"}
+
+
+def test_a_sequence_with_a_forward_of_its_own_is_not_taken_apart():
+    class Doubled(nn.Sequential):
+        def forward(self, x):
+            return super().forward(2 * x)
+
+    _, features, labels = make("linear")
+    head = Doubled(nn.Linear(WIDTH, CLASSES)).double()
+    expected = naive_variances(head, features, labels, SIZES)
+    torch.testing.assert_close(gradient_variances(head, features, labels, SIZES), expected)

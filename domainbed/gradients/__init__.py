@@ -1,0 +1,219 @@
+"""Statistics of per-sample gradients: means, second moments, variances, covariances by domain.
+
+What Fishr and the diagnostics share. For linear layers no gradient of a sample is ever stored
+(`closed_form`); for other networks all of them are (`per_sample`). One method is chosen by
+itself; all give the same values and the same derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from domainbed.gradients import closed_form, per_sample
+from domainbed.gradients.losses import (
+    PerSampleLoss,
+    per_sample_binary_cross_entropy,
+    per_sample_cross_entropy,
+    resolve_loss,
+)
+
+METHODS = ("auto", "closed_form", "backpack", "func", "loop")
+MOST_COVARIANCE_PARAMETERS = 4096
+
+
+def gradient_variances(
+    head: nn.Module,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    domain_sizes: Sequence[int],
+    loss: str | PerSampleLoss = "cross_entropy",
+    *,
+    method: str = "auto",
+    parameters: Sequence[str] | None = None,
+) -> torch.Tensor:
+    """Var(G_e) for every domain e: variances of the per-sample gradients of the head.
+
+    Args:
+        head: maps (B, d) features to (B, C) logits, without mixing samples; a whole network and
+            its inputs (B, …) are fine as well.
+        features: (B, d), the samples of all domains, one domain after the other.
+        labels: (B,), or what the loss takes.
+        domain_sizes: samples per domain, E numbers that sum to B.
+        loss: "cross_entropy", "bce_with_logits", or a function of logits and labels to (B,)
+            losses.
+        method: "closed_form" (stacks of linear and elementwise layers), "backpack", "func"
+            (torch.func's vmap of grad), "loop" (one backward pass a sample), or "auto": the first
+            of these that can.
+        parameters: names from `head.named_parameters()`; None takes all.
+
+    Returns:
+        (E, P): for each domain the elementwise variance (divided by n, as in the code of Ramé et
+        al. 2022) of the gradients with respect to the P parameters, flattened in the order of
+        `head.parameters()`. Differentiable with respect to the features and the head.
+
+    Raises:
+        ValueError: the domain sizes do not sum to the number of samples, a name or a method
+            that does not exist, or a method that cannot do this head.
+    """
+    return _statistic("variance", head, features, labels, domain_sizes, loss, method, parameters)
+
+
+def gradient_means(
+    head: nn.Module,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    domain_sizes: Sequence[int],
+    loss: str | PerSampleLoss = "cross_entropy",
+    *,
+    method: str = "auto",
+    parameters: Sequence[str] | None = None,
+) -> torch.Tensor:
+    """(E, P) means of the per-sample gradients by domain; see `gradient_variances`."""
+    return _statistic("mean", head, features, labels, domain_sizes, loss, method, parameters)
+
+
+def gradient_second_moments(
+    head: nn.Module,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    domain_sizes: Sequence[int],
+    loss: str | PerSampleLoss = "cross_entropy",
+    *,
+    method: str = "auto",
+    parameters: Sequence[str] | None = None,
+) -> torch.Tensor:
+    """(E, P) means of the squared per-sample gradients, not centred; see `gradient_variances`.
+
+    With the labels of the data this is the diagonal of the empirical Fisher matrix.
+    """
+    return _statistic(
+        "second_moment", head, features, labels, domain_sizes, loss, method, parameters
+    )
+
+
+def gradient_covariances(
+    head: nn.Module,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    domain_sizes: Sequence[int],
+    loss: str | PerSampleLoss = "cross_entropy",
+    *,
+    method: str = "auto",
+    parameters: Sequence[str] | None = None,
+) -> torch.Tensor:
+    """(E, P, P) covariances (divided by n) of the gradients; see `gradient_variances`.
+
+    Raises:
+        ValueError: as there, or more than 4,096 parameters.
+    """
+    return _statistic("covariance", head, features, labels, domain_sizes, loss, method, parameters)
+
+
+_OF_ROWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": lambda g: g.mean(dim=0),
+    "second_moment": lambda g: g.square().mean(dim=0),
+    "variance": lambda g: g.var(dim=0, unbiased=False),
+    "covariance": lambda g: torch.cov(g.T, correction=0).reshape(g.shape[1], g.shape[1]),
+}
+
+
+def _statistic(
+    statistic: str,
+    head: nn.Module,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    domain_sizes: Sequence[int],
+    loss: str | PerSampleLoss,
+    method: str,
+    parameters: Sequence[str] | None,
+) -> torch.Tensor:
+    """Checks the arguments, chooses the method and keeps full precision."""
+    sizes, loss = list(domain_sizes), resolve_loss(loss)
+    names = _selected(head, parameters)
+    _check(statistic, head, features, sizes, names)
+    method = _choose(head, method)
+    differentiable = torch.is_grad_enabled()
+    if not differentiable:
+        features = features.detach()
+    # Variances are differences of two moments, of which reduced precision would leave nothing.
+    with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+        if features.is_floating_point():
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+        if method == "closed_form" and statistic != "covariance":
+            result = closed_form.statistic(statistic, head, features, labels, sizes, loss, names)
+        else:
+            rows = _gradients(method)(head, features, labels, loss, names)
+            result = torch.stack([_OF_ROWS[statistic](g) for g in rows.split(sizes)])
+    return result if differentiable else result.detach()
+
+
+def _gradients(method: str) -> Callable[..., torch.Tensor]:
+    """The function that stores the gradients of all samples, (B, P), by a method."""
+    return {
+        "closed_form": closed_form.gradients,
+        "backpack": per_sample.backpack_gradients,
+        "func": per_sample.func_gradients,
+        "loop": per_sample.loop_gradients,
+    }[method]
+
+
+def _choose(head: nn.Module, method: str) -> str:
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
+    if method == "closed_form" and not closed_form.is_linear_stack(head):
+        raise ValueError(
+            "method 'closed_form' needs a sequence of different linear and elementwise layers, "
+            f"but the head is {head}"
+        )
+    if method != "auto":
+        return method
+    if closed_form.is_linear_stack(head):
+        return "closed_form"
+    return "backpack" if per_sample.backpack_suits(head) else "func"
+
+
+def _selected(head: nn.Module, parameters: Sequence[str] | None) -> list[str]:
+    known = [name for name, _ in head.named_parameters()]
+    if parameters is None:
+        return known
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise ValueError(f"no parameter {unknown[0]!r} in the head, which has {', '.join(known)}")
+    return [name for name in known if name in set(parameters)]
+
+
+def _check(
+    statistic: str,
+    head: nn.Module,
+    features: torch.Tensor,
+    sizes: list[int],
+    names: list[str],
+) -> None:
+    if sum(sizes) != len(features) or min(sizes, default=0) < 1:
+        raise ValueError(
+            f"domain_sizes {sizes} sum to {sum(sizes)}, but there are {len(features)} samples; "
+            "each domain needs one or more"
+        )
+    shapes = dict(head.named_parameters())
+    width = sum(shapes[name].numel() for name in names)
+    if statistic == "covariance" and width > MOST_COVARIANCE_PARAMETERS:
+        raise ValueError(
+            f"full covariances of {width:,} parameters would have {width**2:,} entries a domain: "
+            f"choose at most {MOST_COVARIANCE_PARAMETERS:,} parameters, or variances"
+        )
+
+
+__all__ = [
+    "METHODS",
+    "MOST_COVARIANCE_PARAMETERS",
+    "PerSampleLoss",
+    "gradient_covariances",
+    "gradient_means",
+    "gradient_second_moments",
+    "gradient_variances",
+    "per_sample_binary_cross_entropy",
+    "per_sample_cross_entropy",
+]

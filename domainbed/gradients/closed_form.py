@@ -1,0 +1,212 @@
+"""Linear layers: moments of per-sample gradients as small matrix products.
+
+The gradient of sample n is an outer product δ_n ⊗ a_n of the gradient δ_n with respect to the
+layer's output and the layer's input a_n. Its elementwise square is δ_n² ⊗ a_n², so sums over
+samples are products of matrices with n rows, and δ comes for all samples and layers from one
+backward pass through the head.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from domainbed.gradients.losses import PerSampleLoss
+
+# Layers that treat every sample alone, element by element, and have no parameters.
+_ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
+
+
+def is_linear_stack(head: nn.Module) -> bool:
+    """Whether `head` is a linear layer, or a sequence of different linear and elementwise ones."""
+    layers = flat_layers(head)
+    # Exact types: a subclass (a parametrized Linear, say) may compute something else. A layer
+    # that works in place would overwrite the output whose gradient is wanted.
+    known = all(type(layer) in (nn.Linear, *_ELEMENTWISE) for layer in layers)
+    in_place = any(getattr(layer, "inplace", False) for layer in layers)
+    return known and not in_place and all_different(layers)
+
+
+def flat_layers(head: nn.Module) -> list[nn.Module]:
+    """The layers of nested sequences, one after the other."""
+    if type(head) is not nn.Sequential:
+        return [head]
+    return [layer for part in head for layer in flat_layers(part)]
+
+
+def all_different(layers: list[nn.Module]) -> bool:
+    """Whether no layer comes twice and no two share a parameter."""
+    parameters = [id(p) for layer in layers for p in layer.parameters()]
+    return len(set(layers)) == len(layers) and len(set(parameters)) == len(parameters)
+
+
+class _LinearPass(NamedTuple):
+    """One linear layer in a pass: its names, input (B, in) and δ (B, out)."""
+
+    weight: str
+    bias: str | None
+    a: torch.Tensor
+    delta: torch.Tensor
+
+
+def statistic(
+    kind: str,
+    head: nn.Module,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    domain_sizes: list[int],
+    loss: PerSampleLoss,
+    names: list[str],
+) -> torch.Tensor:
+    """(E, P): "mean", "second_moment" or "variance" of the gradients of the named parameters."""
+    columns = []
+    for layer in _linear_passes(head, features, labels, loss):
+        wanted = [name for name in (layer.weight, layer.bias) if name in names]
+        if not wanted:
+            continue
+        moments = _LAYER_MOMENTS[kind](layer.delta, layer.a, domain_sizes, layer.bias is not None)
+        weights = layer.delta.size(1) * layer.a.size(1)
+        start = 0 if layer.weight in wanted else weights
+        stop = moments.size(1) if layer.bias in wanted else weights
+        # Narrowing costs a copy of its own in the backward pass.
+        whole = (start, stop) == (0, moments.size(1))
+        columns.append(moments if whole else moments[:, start:stop])
+    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
+
+
+def gradients(
+    head: nn.Module,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    loss: PerSampleLoss,
+    names: list[str],
+) -> torch.Tensor:
+    """(B, P): the gradients themselves, where they are wanted after all."""
+    columns = []
+    for layer in _linear_passes(head, features, labels, loss):
+        if layer.weight in names:
+            columns.append((layer.delta.unsqueeze(2) * layer.a.unsqueeze(1)).flatten(1))
+        if layer.bias in names:
+            columns.append(layer.delta)
+    return torch.cat(columns, dim=1)
+
+
+def _linear_passes(
+    head: nn.Module, features: torch.Tensor, labels: torch.Tensor, loss: PerSampleLoss
+) -> list[_LinearPass]:
+    """Forward, and back to the output of every linear layer."""
+    names = {id(parameter): name for name, parameter in head.named_parameters()}
+    linears, inputs, outputs = [], [], []
+    x = features if features.requires_grad else features.detach().requires_grad_()
+    for layer in flat_layers(head):
+        if isinstance(layer, nn.Linear):
+            linears.append(layer)
+            inputs.append(x)
+        x = layer(x)
+        if isinstance(layer, nn.Linear):
+            outputs.append(x)
+    losses = loss(x, labels)
+    if losses.shape != (len(features),):
+        raise ValueError(
+            f"the loss has the shape {tuple(losses.shape)} for {len(features)} samples: it must "
+            "give one number a sample"
+        )
+    # Samples do not mix, so the gradient of the sum holds the gradient of every sample.
+    deltas = torch.autograd.grad(losses.sum(), outputs, create_graph=True)
+    return [
+        _LinearPass(
+            names[id(linear.weight)],
+            None if linear.bias is None else names[id(linear.bias)],
+            a,
+            delta,
+        )
+        for linear, a, delta in zip(linears, inputs, deltas)
+    ]
+
+
+def _layer_means(
+    delta: torch.Tensor, a: torch.Tensor, sizes: list[int], bias: bool
+) -> torch.Tensor:
+    """(E, out·in [+ out]) means of δ_n ⊗ a_n."""
+    rows = []
+    for d, x in zip(delta.split(sizes), a.split(sizes)):
+        weight = (d.T @ x / len(x)).flatten()
+        rows.append(torch.cat([weight, d.mean(dim=0)]) if bias else weight)
+    return torch.stack(rows)
+
+
+def _layer_second_moments(
+    delta: torch.Tensor, a: torch.Tensor, sizes: list[int], bias: bool
+) -> torch.Tensor:
+    """(E, out·in [+ out]) means of (δ_n ⊗ a_n)²."""
+    return _layer_means(delta.square(), a.square(), sizes, bias)
+
+
+class _LayerVariances(torch.autograd.Function):
+    """Variances of δ_n ⊗ a_n over each domain's samples, for a weight and, if wanted, a bias.
+
+    What autograd would keep of the formula is several matrices of the size of the weight for
+    each domain; all that the backward pass needs is δ and a, with n rows.
+
+    With δ = δ̄ + δ' and a = ā + a', the gradient's deviation from its mean is
+    δ̄ a' + δ' a − K, K = E[δ' a']. E[g²] − E[g]² would be shorter, but loses a variance that is
+    small beside the mean.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, delta: torch.Tensor, a: torch.Tensor, sizes: list[int], bias: bool
+    ) -> torch.Tensor:
+        ctx.save_for_backward(delta, a)
+        ctx.sizes = sizes
+        weights = delta.size(1) * a.size(1)
+        out = delta.new_empty(len(sizes), weights + (delta.size(1) if bias else 0))
+        for row, d, x in zip(out, delta.split(sizes), a.split(sizes)):
+            n, mean = len(x), d.mean(dim=0)
+            d_c, x_c = d - mean, x - x.mean(dim=0)
+            variance = row[:weights].view(d.size(1), x.size(1))
+            left = torch.cat([2 * mean * d_c, d_c.square()]).div_(n)
+            torch.mm(left.T, torch.cat([x * x_c, x.square()]), out=variance)
+            variance.addr_(mean.square(), x_c.square().mean(dim=0))
+            variance.sub_((d_c.T @ (x_c / n)).square_())
+            if bias:
+                row[weights:] = d_c.square().mean(dim=0)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        delta, a = ctx.saved_tensors
+        weights = delta.size(1) * a.size(1)
+        parts = zip(gradient, delta.split(ctx.sizes), a.split(ctx.sizes))
+        pairs = [_variance_backward(g[:weights], g[weights:], d, x) for g, d, x in parts]
+        d_delta, d_a = (torch.cat(column) for column in zip(*pairs))
+        return d_delta, d_a, None, None
+
+
+def _variance_backward(
+    g_weight: torch.Tensor, g_bias: torch.Tensor, d: torch.Tensor, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What one domain's variances send back to δ (n, out) and a (n, in).
+
+    The derivative of the variance with respect to g_n is 2/n (g_n − ḡ), and g_n = δ_n ⊗ a_n.
+    """
+    n, mean = len(x), d.mean(dim=0)
+    d_c, x_c = d - mean, x - x.mean(dim=0)
+    g = g_weight.view(d.size(1), x.size(1))
+    g_k = g * (d_c.T @ (x_c / n))
+    to_mean, to_d_c = (torch.cat([x * x_c, x.square()]) @ g.T).split(n)
+    to_x_c, to_x = (torch.cat([d * mean, d * d_c]) @ g).split(n)
+    d_delta = mean * to_mean + d_c * to_d_c - x @ g_k.T
+    d_a = x_c * to_x_c + x * to_x - d @ g_k
+    if len(g_bias):
+        d_delta = d_delta + g_bias * d_c
+    return 2 / n * d_delta, 2 / n * d_a
+
+
+_LAYER_MOMENTS = {
+    "mean": _layer_means,
+    "second_moment": _layer_second_moments,
+    "variance": _LayerVariances.apply,
+}
