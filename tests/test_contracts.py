@@ -16,12 +16,13 @@ from helpers import (
     resumed,
 )
 
-from domainbed.algorithms import ALGORITHMS, Algorithm
+from domainbed.algorithms import ALGORITHMS, Algorithm, get_algorithm_class
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.hparams import search_space
 
-NAMES = list(ALGORITHMS)
+ADD_ONS = [f"Fishr+{name}" for name in ALGORITHMS if name not in ("Fish", "Fishr")]
+NAMES = [*ALGORITHMS, *ADD_ONS]
 SIZES = (4, 3)
 
 
@@ -45,7 +46,7 @@ def all_tensors(owner, seen):
 @pytest.mark.parametrize("name", NAMES)
 class TestAlgorithm:
     def test_class(self, name):
-        cls = ALGORITHMS[name]
+        cls = get_algorithm_class(name)
         assert issubclass(cls, Algorithm)
         assert cls.paper
         assert cls.__doc__
@@ -89,8 +90,9 @@ class TestAlgorithm:
     def test_few_domains_and_samples(self, name, sizes):
         """They work, or say what to change: never NaN."""
         algorithm = build(name, len(sizes))
-        if name in ("CORAL", "IRM") and min(sizes) == 1:
-            with pytest.raises(UserError, match=f"{name} needs at least 2 .*'batch_size'"):
+        base = name.removeprefix("Fishr+")
+        if base in ("CORAL", "IRM") and min(sizes) == 1:
+            with pytest.raises(UserError, match=f"{base} needs at least 2 .*'batch_size'"):
                 algorithm.update(random_minibatches(sizes))
         else:
             for step in range(2):
@@ -165,7 +167,7 @@ def test_embedded_data_trains(name, algorithm):
     torch.manual_seed(0)
     from helpers import small_hparams
 
-    cls = ALGORITHMS[algorithm]
+    cls = get_algorithm_class(algorithm)
     own = cls(dataset.input_shape, dataset.num_classes, len(dataset) - 1, small_hparams(algorithm))
     minibatches = [tuple(t[:4] for t in domain.tensors) for domain in dataset.datasets[1:]]
     for _ in range(2):

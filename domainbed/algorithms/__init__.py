@@ -15,14 +15,17 @@ from domainbed.algorithms.vrex import VREx
 from domainbed.algorithms.fish import Fish
 from domainbed.algorithms.fishr import Fishr
 from domainbed.algorithms.dann import DANN
+from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
 
 def get_algorithm_class(name: str) -> Any:
-    """The class registered under `name`.
+    """The class registered under `name`, or for `Fishr+NAME` that with Fishr's penalty added.
 
     Raises:
         UserError: no such algorithm; the message suggests the nearest name and lists all.
     """
+    if name.startswith(PREFIX) and name not in ALGORITHMS:
+        return with_fishr(ALGORITHMS[name.removeprefix(PREFIX)])
     return ALGORITHMS[name]
 
 

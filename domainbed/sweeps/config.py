@@ -18,9 +18,9 @@ from domainbed.yaml_file import Where, read_yaml
 
 
 def _algorithm(value: Any) -> str:
-    from domainbed.algorithms import ALGORITHMS
+    from domainbed.algorithms import get_algorithm_class
 
-    ALGORITHMS[checks.text(value)]
+    get_algorithm_class(checks.text(value))
     return str(value)
 
 
@@ -278,9 +278,13 @@ class _Reader:
 
 
 def _is_algorithm(name: str) -> bool:
-    from domainbed.algorithms import ALGORITHMS
+    from domainbed.algorithms import get_algorithm_class
 
-    return name in ALGORITHMS
+    try:
+        get_algorithm_class(name)
+    except UserError:
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,258 @@
+"""Fishr's options and its add-on, against loops over samples."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import build, flat_parameters, random_minibatches, resumed, small_hparams
+from references import NAIVE, NaiveAnnealed, mean_loss, per_sample_gradients
+from torch import nn
+
+from domainbed.algorithms import ALGORITHMS, CORAL, ERM, Fishr, get_algorithm_class
+from domainbed.errors import UserError
+from domainbed.hparams import default_hparams, options, search_space
+from domainbed.spec import RunSpec
+
+VECTORS, SIZES = (6,), (3, 5)
+SMALL_MLP = {"mlp_width": 4, "mlp_depth": 2, "mlp_dropout": 0.0}
+PENALTY = {"lambda": 300.0, "penalty_anneal_iters": 1, "ema": 0.8}
+ADDED = {f"fishr_{name}": value for name, value in PENALTY.items()}
+
+NAIVE_STATISTICS = {
+    "variance": lambda g: ((g - g.mean(0)) ** 2).mean(0),
+    "second_moment": lambda g: (g**2).mean(0),
+    "covariance": lambda g: (g - g.mean(0)).T @ (g - g.mean(0)) / len(g),
+    "mean": lambda g: g.mean(0),
+}
+
+
+class NaiveVariant(NaiveAnnealed):
+    """Fishr with options; the gradients are those of `parts` of the network."""
+
+    before, weight_name, anneal_name = 0.0, "lambda", "penalty_anneal_iters"
+
+    def __init__(self, *args, statistic="variance", reduction="mean", parts=("classifier",)):
+        super().__init__(*args)
+        self.statistic, self.reduction, self.parts = statistic, reduction, parts
+        self.averages = [0.0] * self.num_domains
+
+    def penalty(self, minibatches):
+        values = []
+        for domain, (x, y) in enumerate(minibatches):
+            rows = self.rows(x, y)
+            average = self.averages[domain] * self.hparams["ema"]
+            average = average + (1 - self.hparams["ema"]) * NAIVE_STATISTICS[self.statistic](rows)
+            self.averages[domain] = average.detach()
+            values.append((average / (1 - self.hparams["ema"])).flatten())
+        mean = sum(values) / len(values)
+        squares = [(value - mean) ** 2 for value in values]
+        if self.reduction == "sum":
+            return sum(square.sum() for square in squares) / len(squares)
+        return sum(square.mean() for square in squares) / len(squares)
+
+    def rows(self, x, y):
+        network = nn.Sequential(self.featurizer, self.classifier)
+        names = {"featurizer": "0.", "classifier": "1."}
+        everything = list(network.named_parameters())
+        kept = torch.cat(
+            [
+                torch.full((p.numel(),), any(n.startswith(names[part]) for part in self.parts))
+                for n, p in everything
+            ]
+        )
+        return per_sample_gradients(x, y, network)[:, kept]
+
+    def update(self, minibatches):
+        weight, penalty = self.penalty_weight(), self.penalty(minibatches)
+        x, y = (torch.cat(each) for each in zip(*minibatches, strict=True))
+        return self.step(mean_loss(self.classifier(self.featurizer(x)), y) + weight * penalty)
+
+
+def assert_same_weights(algorithm, naive):
+    torch.testing.assert_close(
+        flat_parameters(algorithm.featurizer, algorithm.classifier),
+        flat_parameters(naive.featurizer, naive.classifier),
+        rtol=1e-8,
+        atol=1e-9,
+    )
+
+
+@pytest.mark.parametrize("nonlinear", [False, True])
+@pytest.mark.parametrize(
+    ("chosen", "naive_options"),
+    [
+        ({"fishr_statistic": "second_moment"}, {"statistic": "second_moment"}),
+        ({"fishr_statistic": "covariance"}, {"statistic": "covariance"}),
+        ({"fishr_statistic": "mean"}, {"statistic": "mean"}),
+        ({"fishr_reduction": "sum"}, {"reduction": "sum"}),
+        ({"fishr_statistic": "covariance", "fishr_reduction": "sum"},
+         {"statistic": "covariance", "reduction": "sum"}),
+        ({"fishr_parameters": "all"}, {"parts": ("featurizer", "classifier")}),
+        ({"fishr_parameters": "featurizer"}, {"parts": ("featurizer",)}),
+        ({"fishr_parameters": "classifier, featurizer.output, featurizer.input"},
+         {"parts": ("featurizer", "classifier")}),
+        ({"ema": 0.0}, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_variant_follows_the_naive_one(chosen, naive_options, nonlinear):
+    hparams = {"weight_decay": 0.01, **SMALL_MLP, **PENALTY, **chosen}
+    algorithm = build(
+        "Fishr", 2, dtype=torch.float64, shape=VECTORS, nonlinear_classifier=nonlinear, **hparams
+    )
+    parts = (algorithm.featurizer, algorithm.classifier, dict(algorithm.hparams), 2)
+    naive = NaiveVariant(*parts, **naive_options)
+    for step in range(4):
+        minibatches = random_minibatches(SIZES, step, VECTORS, dtype=torch.float64)
+        algorithm.update(minibatches)
+        naive.update(minibatches)
+        assert_same_weights(algorithm, naive)
+
+
+def test_part_of_a_classifier():
+    """One layer of a nonlinear classifier: the average has its parameters alone."""
+    algorithm = build(
+        "Fishr", shape=VECTORS, nonlinear_classifier=True, fishr_parameters="classifier.4",
+        **SMALL_MLP,
+    )  # fmt: skip
+    assert algorithm.variance_ema.shape == (2, 1 * 3 + 3)
+    algorithm.update(random_minibatches(SIZES, 0, VECTORS))
+    assert (algorithm.variance_ema > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"fishr_parameters": "head"}, "no layer 'head'; expected 'classifier', 'all', or some of"),
+        ({"fishr_parameters": "classifie"}, "no layer 'classifie'"),
+        ({"fishr_parameters": ""}, "no layer ''"),
+    ],
+)
+def test_unknown_layers(chosen, message):
+    with pytest.raises(UserError, match=message):
+        build("Fishr", shape=VECTORS, **SMALL_MLP, **chosen)
+
+
+def test_full_covariances_of_too_many_parameters():
+    with pytest.raises(UserError, match=r"'covariance', of 371,\d{3} parameters: at most 4,096"):
+        build("Fishr", fishr_statistic="covariance", fishr_parameters="all")
+
+
+def test_a_wrong_option_is_told_before_anything_is_built():
+    with pytest.raises(UserError, match=r"'fishr_statistic' of Fishr cannot be 'var'.*covariance"):
+        RunSpec.create("ColoredDigits", "Fishr", [0], hparams={"fishr_statistic": "var"})
+    with pytest.raises(UserError, match="unknown hyper-parameter 'fishr_statistic' of CORAL"):
+        RunSpec.create("ColoredDigits", "CORAL", [0], hparams={"fishr_statistic": "mean"})
+    assert not set(options("Fishr")) & set(search_space("Fishr", "PACS"))
+    assert "fishr_statistic" not in default_hparams("Fishr", "PACS")
+
+
+class TestAddOn:
+    def test_on_erm_it_is_fishr(self):
+        """Without a switch, where Fishr alone begins with a new Adam."""
+        fishr = build("Fishr", **(PENALTY | {"penalty_anneal_iters": 0}))
+        added = build("Fishr+ERM", **(ADDED | {"fishr_penalty_anneal_iters": 0}))
+        for step in range(3):
+            minibatches = random_minibatches(SIZES, step)
+            theirs, own = fishr.update(minibatches), added.update(minibatches)
+            assert own["fishr_penalty"] == pytest.approx(theirs["penalty"], rel=1e-6)
+        for name, value in fishr.state_dict().items():
+            if name != "update_count":
+                torch.testing.assert_close(added.state_dict()[name], value)
+
+    @pytest.mark.parametrize("name", ["CORAL", "VREx", "IRM"])
+    def test_adds_the_naive_penalty_to_the_naive_loss(self, name):
+        own = {"irm_penalty_anneal_iters": 2, "vrex_penalty_anneal_iters": 2}
+        hparams = {**SMALL_MLP, **ADDED, **own}
+        algorithm = build(f"Fishr+{name}", 2, dtype=torch.float64, shape=VECTORS, **hparams)
+        parts = (algorithm.featurizer, algorithm.classifier, dict(algorithm.hparams), 2)
+        naive = NAIVE[name](*parts)
+        variant = NaiveVariant(*parts)
+        variant.hparams = variant.hparams | PENALTY
+        variant.featurizer, variant.classifier = naive.featurizer, naive.classifier
+        step_alone = naive.step
+        for step in range(4):
+            minibatches = random_minibatches(SIZES, step, VECTORS, dtype=torch.float64)
+            weight = PENALTY["lambda"] if step >= PENALTY["penalty_anneal_iters"] else 0.0
+            naive.step = lambda loss, m=minibatches, w=weight: step_alone(
+                loss + w * variant.penalty(m)
+            )
+            algorithm.update(minibatches)
+            naive.update(minibatches)
+            assert_same_weights(algorithm, naive)
+
+    def test_on_dann_it_leaves_the_discriminator_steps_alone(self):
+        algorithm = build("Fishr+DANN", **ADDED, **SMALL_MLP)
+        metrics = [algorithm.update(random_minibatches(SIZES, step)) for step in range(4)]
+        assert [("fishr_penalty" in m) for m in metrics] == [("gen_loss" in m) for m in metrics]
+        assert algorithm.fishr_update_count.item() == 2
+
+    def test_goes_on_after_an_interruption(self):
+        whole = build("Fishr+IRM", **ADDED)
+        for step in range(2):
+            whole.update(random_minibatches(SIZES, step))
+        again = resumed(whole, build("Fishr+IRM", seed=1, **ADDED))
+        for each in (whole, again):
+            each.update(random_minibatches(SIZES, 2))
+        assert torch.equal(flat_parameters(whole), flat_parameters(again))
+
+    def test_leaves_no_hook_behind(self):
+        algorithm = build("Fishr+CORAL", **ADDED)
+        algorithm.update(random_minibatches(SIZES))
+        assert not algorithm.classifier._forward_pre_hooks
+        with pytest.raises(UserError, match="at least 2 samples"):
+            algorithm.update(random_minibatches((1, 1)))
+        assert not algorithm.classifier._forward_pre_hooks
+
+    def test_names_and_hyper_parameters(self):
+        cls = get_algorithm_class("Fishr+CORAL")
+        assert issubclass(cls, CORAL)
+        assert cls is get_algorithm_class("Fishr+CORAL")
+        assert cls.__name__ == "Fishr+CORAL"
+        space = search_space("Fishr+CORAL", "PACS")
+        assert {"mmd_gamma", "fishr_lambda", "fishr_ema"} <= set(space)
+        assert RunSpec.create("ColoredDigits", "Fishr+CORAL", [0]).algorithm == "Fishr+CORAL"
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("Fishr+Fish", "Fishr cannot be added to Fish, it sees one domain at a time"),
+            ("Fishr+Fishr", "it has the penalty already"),
+            ("Fishr+CORALL", "unknown algorithm 'CORALL'. Did you mean 'CORAL'"),
+        ],
+    )
+    def test_what_it_cannot_be_added_to(self, name, message):
+        with pytest.raises(UserError, match=message):
+            get_algorithm_class(name)
+
+    def test_an_algorithm_that_descends_domain_by_domain(self, monkeypatch):
+        class ByDomain(ERM):
+            def update(self, minibatches, unlabeled=None):
+                for x, y in minibatches:
+                    self.descend(nn.functional.cross_entropy(self.predict(x), y))
+                return {}
+
+        monkeypatch.setitem(ALGORITHMS._entries, "ByDomain", ByDomain)
+        algorithm = get_algorithm_class("Fishr+ByDomain")(
+            VECTORS, 3, 2, {**small_hparams("ERM"), **SMALL_MLP, **ADDED}
+        )
+        with pytest.raises(UserError, match="sends 3 of 8 samples through the classifier"):
+            algorithm.update(random_minibatches(SIZES, 0, VECTORS))
+
+
+def test_the_published_fishr_is_the_default():
+    torch.manual_seed(0)
+    plain = build("Fishr", **PENALTY)
+    spelled_out = build(
+        "Fishr", fishr_parameters="classifier", fishr_statistic="variance",
+        fishr_reduction="mean", **PENALTY,
+    )  # fmt: skip
+    assert isinstance(plain, Fishr)
+    twin = copy.deepcopy(plain)
+    for step in range(3):
+        for algorithm in (plain, spelled_out, twin):
+            algorithm.update(random_minibatches(SIZES, step))
+    assert torch.equal(flat_parameters(plain), flat_parameters(spelled_out))
+    assert torch.equal(flat_parameters(plain), flat_parameters(twin))
