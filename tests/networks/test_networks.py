@@ -1,8 +1,6 @@
-"""Featurizers and heads: shapes, names, order of initialisation, frozen batch norm."""
+"""Featurizers and heads of small inputs: shapes, names, order of initialisation."""
 
 from __future__ import annotations
-
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -107,86 +105,3 @@ def test_order_of_initialisation():
     assert torch.equal(algorithm.classifier.weight, linear.weight)
     assert algorithm.network[0] is algorithm.featurizer
     assert algorithm.network[1] is algorithm.classifier
-
-
-def test_resnet18_features_are_those_of_torchvision():
-    from torchvision import models
-
-    network = networks.Featurizer((3, 224, 224), RESNET).eval()
-    reference = models.resnet18(weights=None)
-    reference.load_state_dict(network.network.state_dict(), strict=False)
-    reference.fc = nn.Identity()
-    x = torch.rand(2, 3, 40, 40)
-    assert network.n_outputs == 512
-    torch.testing.assert_close(network(x), reference.eval()(x))
-
-
-def test_resnet50_width_and_names():
-    network = networks.ResNet((3, 64, 64), {**RESNET, "resnet18": False})
-    assert network.n_outputs == 2048
-    names = set(network.state_dict())
-    assert {"network.conv1.weight", "network.layer4.2.bn3.running_var"} <= names
-    assert not any("fc" in name for name in names)
-
-
-def test_batch_norm_stays_frozen():
-    network = networks.ResNet((3, 64, 64), RESNET)
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    before = [m.running_mean.clone() for m in norms]
-    wrapped = nn.Sequential(network).train()
-    wrapped(torch.rand(2, 3, 64, 64)).sum().backward()
-    assert len(norms) == 20
-    assert not any(m.training for m in norms)
-    assert all(torch.equal(m.running_mean, old) for m, old in zip(norms, before, strict=True))
-    assert network.dropout.training
-    assert norms[0].weight.grad is not None
-
-
-def test_resnet_dropout():
-    network = networks.ResNet((3, 64, 64), {**RESNET, "resnet_dropout": 0.5})
-    assert network.dropout.p == 0.5
-    x = torch.rand(1, 3, 64, 64)
-    plain = network.network(x).detach()
-    dropped = network(x).detach()
-    zeros = (dropped == 0).float().mean().item()
-    assert 0.4 < zeros < 0.9  # half, and those that ReLU has put to zero
-    assert torch.allclose(dropped[dropped != 0], 2 * plain[dropped != 0])
-    torch.testing.assert_close(network.eval()(x), network.network(x))
-
-
-@pytest.mark.parametrize("channels", [1, 2, 5])
-def test_other_channels_repeat_the_weights(channels, tmp_path):
-    from torchvision import models
-
-    pretrained = models.resnet18(weights=None)
-    torch.save(pretrained.state_dict(), tmp_path / "weights.pt")
-    hparams = {**RESNET, "weights": str(tmp_path / "weights.pt")}
-    network = networks.ResNet((channels, 64, 64), hparams)
-    weight = network.network.conv1.weight
-    assert weight.shape == (64, channels, 7, 7)
-    for channel in range(channels):
-        assert torch.equal(weight[:, channel], pretrained.conv1.weight[:, channel % 3])
-    assert network(torch.rand(1, channels, 64, 64)).shape == (1, 512)
-
-
-def test_weights_from_a_file(tmp_path):
-    from torchvision import models
-
-    pretrained = models.resnet18(weights=None)
-    torch.save(pretrained.state_dict(), tmp_path / "weights.pt")
-    network = networks.ResNet((3, 64, 64), {**RESNET, "weights": str(tmp_path / "weights.pt")})
-    assert torch.equal(network.network.layer1[0].conv1.weight, pretrained.layer1[0].conv1.weight)
-    with pytest.raises(UserError, match=r"'nowhere.pt' cannot be read"):
-        networks.ResNet((3, 64, 64), {**RESNET, "weights": "nowhere.pt"})
-
-
-def test_offline_error_names_the_place(tmp_path, monkeypatch):
-    def offline(*args, **kwargs):
-        raise URLError("offline")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    hparams = {"resnet18": True, "resnet_dropout": 0.0}
-    place = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
-    with pytest.raises(UserError, match=f"put that file at {place}"):
-        networks.ResNet((3, 224, 224), hparams)

@@ -1,0 +1,104 @@
+"""Published classification models as featurizers; the protocol's are ResNet-50 and ResNet-18."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from domainbed.errors import UserError
+from domainbed.networks.pretrained import headless_model
+
+
+class Backbone(nn.Module):
+    """A model of torchvision or timm without its last layer, with dropout on its features.
+
+    Args:
+        input_shape: (channels, height, width). With other than 3 channels the first
+            convolution takes them, its pretrained weights repeated over the channels.
+        hparams: reads `resnet18` (ResNet-18 in place of ResNet-50) and `resnet_dropout`
+            (dropout on the features), and where they are there `backbone` (another model, by
+            its name in torchvision, or `timm:NAME`), `weights` ("imagenet", the default,
+            "none", or a file) and `freeze_bn` (true, the default, as in the published
+            protocol: all batch norm layers stay in eval mode while training).
+
+    Attributes:
+        network: the model; the names of its parameters are its source's, and DomainBed's.
+        n_outputs: the width of the features.
+
+    Raises:
+        UserError: no such model, weights that are not to be had or do not fit, or a model that
+            cannot take inputs of this shape.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        super().__init__()
+        name = _chosen_model(hparams)
+        self.network = headless_model(name, str(hparams.get("weights", "imagenet")))
+        if input_shape[0] != 3:
+            _take_channels(self.network, input_shape[0], name)
+        self.n_outputs = _width_of_features(self.network, input_shape, name)
+        self.dropout = nn.Dropout(hparams["resnet_dropout"])
+        self.freeze_bn = bool(hparams.get("freeze_bn", True))
+        self.train()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.network(x))
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if self.freeze_bn:
+            self._freeze_batch_norm()
+        return self
+
+    def _freeze_batch_norm(self) -> None:
+        """Keeps the running statistics of all batch norm layers as they were loaded."""
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm):  # of any dimension, synchronised or timm's
+                module.eval()
+
+
+def _chosen_model(hparams: Mapping[str, Any]) -> str:
+    named, resnet18 = hparams.get("backbone", ""), hparams["resnet18"]
+    if resnet18 and named not in ("", "resnet18"):
+        raise UserError(
+            f"the hyper-parameters 'backbone' ({named!r}) and 'resnet18' (True) choose two "
+            "models: set only one of them"
+        )
+    return named or ("resnet18" if resnet18 else "resnet50")
+
+
+def _take_channels(network: Any, channels: int, name: str) -> None:
+    """Makes the first convolution take `channels`: number i gets the weights of i modulo 3."""
+    first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or first.in_channels != 3:
+        raise UserError(
+            f"backbone {name!r} does not begin with a convolution of 3 channels, so it cannot "
+            f"take images of {channels}: choose another backbone"
+        )
+    first.weight = nn.Parameter(first.weight.detach()[:, torch.arange(channels) % 3])
+    first.in_channels = channels
+    if hasattr(network, "transform_input"):
+        network.transform_input = False  # torchvision's takes the three channels apart
+
+
+def _width_of_features(network: nn.Module, input_shape: Sequence[int], name: str) -> int:
+    """Tries the network on one blank image: its features must be (1, width)."""
+    size = "×".join(map(str, input_shape))
+    try:
+        with torch.no_grad():
+            features = network.eval()(torch.zeros(1, *input_shape))
+    except Exception as error:  # each model has its own way to refuse a size
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"backbone {name!r} cannot take images of {size} ({reason}): choose another backbone"
+        ) from error
+    if not isinstance(features, torch.Tensor) or features.dim() != 2:
+        raise UserError(
+            f"backbone {name!r} does not give one vector of features per image of {size}: "
+            "choose another backbone"
+        )
+    return features.shape[1]
