@@ -39,7 +39,7 @@ clean:  ## remove the environment and caches, but no data and no results
 	$(PYTHON) -m venv .venv
 
 .venv/installed: setup.py $(CONSTRAINTS) | .venv/bin/python
-	$(BIN)/pip install -c $(CONSTRAINTS) -e .
+	$(BIN)/pip install -c $(CONSTRAINTS) -e '.[hub,plots]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed

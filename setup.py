@@ -7,16 +7,14 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "slurm": ["submitit>=1.5"],  # sweeps on a SLURM cluster
     "ray": ["ray>=2.9"],  # sweeps on a Ray cluster
-    "hub": ["huggingface_hub>=0.24", "datasets>=2.20", "gdown>=5"],  # mirrors of the datasets
-    "dev": [
-        "pytest>=8",
-        "ruff>=0.6",
-        "mypy>=1.11",
-        "types-PyYAML",
-        "types-tqdm",
-        "backpack-for-pytorch>=1.6",
-    ],
+    "hub": ["huggingface_hub>=0.24", "datasets>=2.20", "gdown>=5"],  # downloads of the datasets
+    "timm": ["timm>=1.0"],  # its backbones
+    "plots": ["matplotlib>=3.8"],
 }
+EXTRAS["dev"] = [
+    *("pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm"),
+    *(EXTRAS["hub"] + EXTRAS["timm"] + EXTRAS["plots"]),
+]
 
 setup(
     name="domainbed",
@@ -30,6 +28,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
+        "backpack-for-pytorch>=1.6",
         "numpy>=1.26",
         "pandas>=2.1",
         "pillow>=10",

@@ -1,0 +1,131 @@
+"""The restarts of a config: one result file each, computed in worker processes where missing."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from domainbed.errors import UserError
+from domainbed.irm_colored_mnist.data import read_images
+from domainbed.irm_colored_mnist.settings import Config
+from domainbed.irm_colored_mnist.training import run_restart
+from domainbed.launchers import FAILED, Event, LocalLauncher
+from domainbed.run_folder import write_text
+from domainbed.sweeps.display import Display
+from domainbed.training.environment import choose_device, describe
+
+Restart = tuple[int, str]
+"""Its number and its algorithm."""
+
+# glibc would hand memory back to the system after every use of a tensor of more than 32 MB, and
+# ask for it again, page by page: a third of the time of a Fishr update on one core.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+
+
+def planned(config: Config) -> list[Restart]:
+    """All restarts of `config`; a number's algorithms, which share the data, are neighbours."""
+    return list(itertools.product(config.restarts, config.algorithms))
+
+
+def missing(config: Config) -> list[Restart]:
+    """The planned restarts that have no result yet."""
+    return [restart for restart in planned(config) if not result_file(config, restart).exists()]
+
+
+def result_file(config: Config, restart: Restart) -> Path:
+    """Where a restart's result lies: in a folder of its settings."""
+    number, algorithm = restart
+    return Path(config.output_dir) / config.settings.digest() / f"{algorithm}_{number}.json"
+
+
+def read_results(config: Config) -> list[dict[str, Any]]:
+    """The results of all planned restarts that have one.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    files = [result_file(config, restart) for restart in planned(config)]
+    return [_read(file) for file in files if file.exists()]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}): remove it to compute it again") from error
+
+
+def compute(config: Config) -> list[str]:
+    """Computes the restarts that are missing, as many at a time as `config.jobs`.
+
+    Returns:
+        the tracebacks of those that failed; they stop no other.
+
+    Raises:
+        UserError: MNIST is missing, the folder cannot be made, or there is no such device.
+        KeyboardInterrupt: what was under way is dropped; what was finished stays.
+    """
+    todo = missing(config)
+    if not todo:
+        return []
+    choose_device(config.device)  # one error now, not one in each restart
+    read_images(config.data_dir)
+    _make_folder(result_file(config, todo[0]).parent)
+    display = Display([config.steps] * len(todo))
+    errors: list[str] = []
+
+    def on_event(event: Event) -> None:
+        display.on_event(event)
+        if event.kind == FAILED:
+            errors.append(event.error)
+
+    with contextlib.closing(display), _environment(_KEEP_MEMORY):
+        LocalLauncher(config.jobs).launch(RestartJob(config), todo, on_event, config.device)
+    return errors
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {str(folder)!r} cannot be made ({error.strerror}): choose another "
+            "output_dir"
+        ) from error
+
+
+@dataclass(frozen=True)
+class RestartJob:
+    """What a worker process does with each restart."""
+
+    config: Config
+
+    def __call__(self, restart: Restart, on_step: Callable[[int], None]) -> None:
+        """Computes a restart and writes its result."""
+        number, algorithm = restart
+        config = self.config
+        device = choose_device(config.device)
+        images, digits = read_images(config.data_dir)
+        result = run_restart(
+            config.settings, algorithm, number, images, digits, device, on_step=on_step
+        )
+        result["environment"] = describe(device)
+        write_text(result_file(config, restart), json.dumps(result, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """For a while sets those variables that the user has not: the workers start with them."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

@@ -1,0 +1,268 @@
+"""Manifests: what they say, what they are refused for, and a training on one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from domainbed.cli import main as command
+from domainbed.datasets import get_dataset_class, load_dataset
+from domainbed.errors import UserError
+from domainbed.run_folder import RunFolder
+from domainbed.spec import RunSpec
+from domainbed.training.trainer import RunOptions, Trainer, run
+
+HEADER = "path,label,domain"
+
+
+def write_images(root, domains=("a", "b"), classes=("cat", "dog"), per_class=4):
+    """Random images as `<domain>/<class>/<i>.png`; returns (path, label, domain, i) of each."""
+    random = np.random.RandomState(0)
+    rows = []
+    for domain in domains:
+        for name in classes:
+            (root / domain / name).mkdir(parents=True)
+            for i in range(per_class):
+                path = f"{domain}/{name}/{i}.png"
+                pixels = random.randint(0, 256, (8, 9, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / path)
+                rows.append((path, name, domain, i))
+    return rows
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Images, and three manifests of them: plain, as JSON Lines, and with splits."""
+    rows = write_images(tmp_path / "pets")
+    np.random.RandomState(1).shuffle(rows)
+    (tmp_path / "pets.csv").write_text(
+        "\n".join(["domain,label,extra,path", *(f"{d},{c},x,pets/{p}" for p, c, d, _ in rows)])
+    )
+    lines = [json.dumps({"path": f"pets/{p}", "label": c, "domain": d}) for p, c, d, _ in rows]
+    (tmp_path / "lines.jsonl").write_text("\n\n".join(lines) + "\n")
+    splits = ("train", "out", "val", "in")
+    (tmp_path / "fixed.csv").write_text(
+        "\n".join([HEADER + ",split", *(f"pets/{p},{c},{d},{splits[i]}" for p, c, d, i in rows)])
+    )
+    return tmp_path
+
+
+def written(tmp_path, *lines, name="bad.csv"):
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    return str(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["pets.csv", "lines.jsonl", "fixed.csv"])
+def test_a_manifest_of_a_folder_is_that_folder(name, pets):
+    """Same domains, classes, files in the same order, and images, however lines are ordered."""
+    folder = get_dataset_class(f"folder:{pets / 'pets'}")("", [0], {})
+    cls = get_dataset_class(f"manifest:{pets / name}")
+    dataset = cls("", [0], {})
+    assert cls.ENVIRONMENTS == ("a", "b")
+    assert (cls.N_STEPS, cls.CHECKPOINT_FREQ, cls.small_images) == (5001, 300, False)
+    assert (dataset.classes, dataset.num_classes) == (["cat", "dog"], 2)
+    assert (dataset.input_shape, dataset.domain_names) == ((3, 224, 224), ["a", "b"])
+    for domain, reference in zip(dataset, folder, strict=True):
+        assert [f.resolve() for f in domain.files] == reference.files
+        assert domain.targets == reference.targets == [0] * 4 + [1] * 4
+        assert torch.equal(domain[5][0], reference[5][0])
+
+
+def test_names(pets, monkeypatch):
+    monkeypatch.chdir(pets)
+    for name in ("pets.csv", "manifest:pets.csv", f"manifest:{pets}/pets.csv"):
+        spec = RunSpec.create(name, "ERM", [1])
+        assert spec.dataset_label == spec.identity()["dataset"] == "pets"
+        assert str(pets) not in json.dumps(spec.identity())
+        assert spec.run_id == RunSpec.create("pets.csv", "ERM", [1]).run_id
+    with pytest.raises(UserError, match="domains of pets between 0 and 1"):
+        RunSpec.create("pets.csv", "ERM", [2])
+
+
+def test_absolute_paths_and_changed_files(pets):
+    rows = [f"{pets}/pets/{d}/cat/{i}.png,cat,{d}" for d in "ab" for i in (0, 1)]
+    file = written(pets, HEADER, *rows)
+    assert [len(domain) for domain in get_dataset_class(file)("", [0], {})] == [2, 2]
+    file = written(pets, HEADER, *rows, f"{pets}/pets/b/cat/3.png,cat,b")
+    dataset = get_dataset_class(file)("", [0], {})
+    assert [domain.files[-1].name for domain in dataset] == ["1.png", "3.png"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "ordered"),
+    [
+        (["10", "9", "-1"], ["-1", "9", "10"]),
+        (["10", "9", "x"], ["10", "9", "x"]),
+        (["NA", "null", "b"], ["NA", "b", "null"]),
+    ],
+)
+def test_order_of_labels(labels, ordered, tmp_path):
+    rows = [f"x.png,{label},{domain}" for label in labels for domain in ("2", "10")]
+    cls = get_dataset_class(written(tmp_path, HEADER, *rows))
+    assert cls.manifest.classes == tuple(ordered)
+    assert cls.ENVIRONMENTS == ("10", "2")
+
+
+def test_numbers_in_json_lines(tmp_path):
+    rows = [{"path": "x", "label": c, "domain": d} for c in (2, 10) for d in (1, 0)]
+    cls = get_dataset_class(written(tmp_path, *map(json.dumps, rows), name="n.jsonl"))
+    assert (cls.manifest.classes, cls.ENVIRONMENTS) == (("2", "10"), ("0", "1"))
+
+
+def test_byte_order_mark_blank_lines_and_quotes(tmp_path):
+    text = f'\ufeff{HEADER}\r\n\r\n"a, b.png", cat ,x\r\n"c.png",cat,y\r\n\r\n'
+    (tmp_path / "m.csv").write_text(text, encoding="utf-8", newline="")
+    manifest = get_dataset_class(str(tmp_path / "m.csv")).manifest
+    assert [own[0].path for own in manifest.images] == ["a, b.png", "c.png"]
+    assert manifest.classes == ("cat",)
+    assert [own[0].line for own in manifest.images] == [3, 4]
+
+
+GOOD = ("x.png,cat,a", "y.png,cat,b")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("path,class,domain", *GOOD), "line 1: no column 'label' in 'path, class, domain'"),
+        ((), "bad.csv lists no images: expected path, label and domain"),
+        ((HEADER,), "bad.csv lists no images"),
+        ((HEADER, GOOD[0]), "line 2: all images are of the domain 'a'"),
+        ((HEADER, *GOOD, "z.png,,b"), "line 4: 'label' is missing"),
+        ((HEADER, *GOOD, "z.png,cat"), "line 4: 'domain' is missing"),
+        ((HEADER, *GOOD, "z,1.png,cat,b"), "line 4: more values than columns"),
+        ((HEADER, *GOOD, '"z.png'), "line 4: no valid CSV"),
+        ((HEADER, *GOOD, "z.png,dog,b"), "line 4: the domain 'b' has the label 'dog', but 'a' lac"),
+        ((HEADER, *GOOD), "line 2: no file 'x.png' (2 of 2 images are missing): give paths from"),
+        ((HEADER + ",split", "x,c,a,in", "y,c,b,test"), "line 3: 'split' is 'test': expected one"),
+        ((HEADER + ",split", "x,c,a,in", "y,c,b,"), "line 3: 'split' is missing: expected path"),
+        (
+            (HEADER + ",split", "x,c,a,in", "y,c,b,val"),
+            "domain 'a' has no images with the split 'o",
+        ),
+    ],
+)
+def test_bad_csv(lines, message, tmp_path):
+    with pytest.raises(UserError) as caught:
+        get_dataset_class(written(tmp_path, *lines))("", [0], {})
+    assert message in str(caught.value)
+    assert "bad.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("{", "{}"), "line 1: no valid JSON"),
+        (("", "[1]"), "line 2: no JSON object: expected path, label and domain"),
+        (('{"path": "x", "label": 1}',), "line 1: 'domain' is missing"),
+        (('{"path": "x", "label": [1], "domain": "a"}',), "line 1: 'label' is [1]: expected text"),
+        (('{"path": "x", "label": true, "domain": "a"}',), "line 1: 'label' is True"),
+    ],
+)
+def test_bad_json_lines(lines, message, tmp_path):
+    with pytest.raises(UserError) as caught:
+        get_dataset_class(written(tmp_path, *lines, name="bad.jsonl"))
+    assert message in str(caught.value)
+
+
+def test_files_that_are_no_manifests(tmp_path):
+    with pytest.raises(UserError, match=r"manifest '.*none.csv' does not exist: check the path"):
+        get_dataset_class(str(tmp_path / "none.csv"))
+    (tmp_path / "latin.csv").write_bytes(b"path,label,domain\n\xe9.png,cat,a\n")
+    with pytest.raises(UserError, match=r"latin.csv is no UTF-8 text"):
+        get_dataset_class(str(tmp_path / "latin.csv"))
+    with pytest.raises(UserError, match=r"expected a file ending in .csv or .jsonl"):
+        get_dataset_class(f"manifest:{written(tmp_path, HEADER, name='m.txt')}")
+
+
+def test_one_missing_file_is_named_by_its_line(pets):
+    (pets / "pets" / "b" / "cat" / "2.png").unlink()
+    lines = (pets / "pets.csv").read_text().splitlines()
+    number = next(i for i, line in enumerate(lines, start=1) if "b/cat/2.png" in line)
+    message = rf"line {number}: no file 'pets/b/cat/2.png' \(1 of 16 images are missing\)"
+    with pytest.raises(UserError, match=message):
+        load_dataset(str(pets / "pets.csv"), "", [0], {}, 0)
+
+
+SMALL = {"backbone": "shufflenet_v2_x0_5", "weights": "none", "batch_size": 2}
+
+
+def small_run(pets, name, **changes):
+    fields = {"steps": 2, "checkpoint_freq": 2, "hparams": SMALL, **changes}
+    return RunSpec.create(str(pets / name), "ERM", [1], **fields)
+
+
+@pytest.mark.parametrize("trial_seed", [0, 1])
+def test_fixed_splits_reach_the_trainer(trial_seed, pets, tmp_path):
+    spec = small_run(pets, "fixed.csv", trial_seed=trial_seed, holdout_fraction=0.9)
+    trainer = Trainer(spec, RunFolder(tmp_path / "run"), RunOptions(num_workers=0))
+    for split, domain in zip(trainer.splits, trainer.dataset, strict=True):
+        assert [domain.files[i].stem for i in split.out] == ["1", "2"] * 2
+        assert [domain.files[i].stem for i in split.inside] == ["0", "3"] * 2
+
+
+def test_fixed_splits_leave_images_for_adaptation(pets, tmp_path):
+    task = {"task": "domain_adaptation", "uda_holdout_fraction": 0.5}
+    trainer = Trainer(
+        small_run(pets, "fixed.csv", **task), RunFolder(tmp_path / "run"), RunOptions(num_workers=0)
+    )
+    train, test = trainer.splits
+    assert (len(train.out), len(train.inside), len(train.unlabeled)) == (4, 4, 0)
+    assert (len(test.out), len(test.inside), len(test.unlabeled)) == (4, 2, 2)
+    assert not set(test.out) & {*test.inside, *test.unlabeled}
+
+
+def test_training(pets, tmp_path):
+    """The losses are those of the same images as a folder, under the same seed."""
+    losses = []
+    for number, name in enumerate((f"{pets}/pets.csv", f"folder:{pets}/pets")):
+        spec = RunSpec.create(name, "ERM", [1], steps=2, checkpoint_freq=1, hparams=SMALL)
+        folder = tmp_path / str(number)
+        run(spec, folder, RunOptions(num_workers=0))
+        records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        losses.append([record["loss"] for record in records])
+        assert records[-1]["args"]["dataset"] == "pets"
+        assert records[-1]["args"]["environments"] == ["a", "b"]
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1]
+
+
+def execute(*arguments):
+    """A command as it is typed; it must end well."""
+    with pytest.raises(SystemExit) as ended:
+        command([str(argument) for argument in arguments])
+    assert ended.value.code == 0
+
+
+def test_list_hparams(pets, capsys):
+    execute("list", "hparams", "ERM", f"manifest:{pets}/pets.csv")
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "5e-05" in rows["lr"]  # that of natural images
+    assert "vit" not in rows["backbone"]
+
+
+def test_sweep_and_collect(pets, tmp_path, capsys):
+    config = {
+        "datasets": [f"manifest:{pets}/fixed.csv"],
+        "algorithms": ["ERM"],
+        "selection": ["training-domain"],
+        "trials": 1,
+        "hparams_seeds": 1,
+        "steps": 1,
+        "hparams": SMALL,
+        "num_workers": 0,
+        "device": "cpu",
+        "launcher": "debug",
+        "output_dir": str(tmp_path / "out"),
+    }
+    (tmp_path / "sweep.yaml").write_text(json.dumps(config))
+    execute("sweep", "launch", tmp_path / "sweep.yaml", "--skip_confirmation")
+    execute("collect", tmp_path / "out")
+    table = capsys.readouterr().out
+    assert "fixed" in table
+    assert "X" not in [cell for line in table.splitlines() for cell in line.split()]
