@@ -1,0 +1,126 @@
+"""`domainbed diagnose` on a tiny run: tables, JSON, plots, and what users get wrong."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+
+import pytest
+
+from domainbed.cli import diagnose as cli
+from domainbed.cli import main
+from domainbed.cli.common import add_debug_flag, guarded
+from domainbed.diagnostics import CURVATURES, DiagnosisOptions, diagnose, rendering
+from domainbed.spec import RunSpec
+from domainbed.training import RunOptions, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "erm"
+    hparams = {"batch_size": 4}
+    spec = RunSpec.create("ColoredDigits", "ERM", [2], steps=2, checkpoint_freq=2, hparams=hparams)
+    run(spec, folder, RunOptions(device="cpu"))
+    return folder
+
+
+@pytest.fixture
+def command(folder, capsys):
+    """The command on the run: what it printed, after a check of its exit status."""
+
+    def command(*words, status=0):
+        found = guarded(cli.main, parsed(folder, "--device", "cpu", "--samples", "30", *words))
+        out, err = capsys.readouterr()
+        assert found == status, err
+        return err if status else out
+
+    return command
+
+
+def parsed(folder, *words):
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    add_debug_flag(parser)
+    return parser.parse_args([str(folder), *map(str, words)])
+
+
+def test_table_and_json_are_of_the_same_numbers(folder, command):
+    diagnosis = diagnose(folder, DiagnosisOptions(device="cpu", samples=30))
+    assert command() == rendering.to_table(diagnosis)
+    assert command("--format", "json") == rendering.to_json(diagnosis)
+
+
+def test_options_reach_the_diagnosis(command):
+    words = ["--format", "json", "--curvature", "hessian", "full_hessian", "--epsilon", "0.5"]
+    found = json.loads(command(*words, "--damping", "0.2", "--landscape", "2", "0"))
+    assert (found["epsilon"], found["damping"], found["version"]) == (0.5, 0.2, 1)
+    assert list(found["after"]["inconsistency"]) == ["hessian", "full_hessian"]
+    assert found["landscape"]["domains"] == [2, 0]
+    assert [domain["images"] for domain in found["domains"]] == [30, 30, 30]
+
+
+def test_defaults_and_names_are_those_of_the_package(folder):
+    assert cli.CURVATURES == CURVATURES
+    assert tuple(rendering.FORMATS) == cli.FORMATS
+    args = vars(parsed(folder))
+    defaults = dataclasses.asdict(DiagnosisOptions())
+    assert args["curvature"] == defaults.pop("curvatures")
+    assert {name: args[name] for name in defaults} == defaults
+
+
+def test_landscape_without_numbers(folder):
+    assert parsed(folder, "--landscape").landscape == []
+    assert parsed(folder).landscape is None
+
+
+@pytest.mark.parametrize(
+    ("file", "start"), [("a.png", b"\x89PNG"), ("A.PNG", b"\x89PNG"), ("a.svg", b"<?xml")]
+)
+def test_plots(file, start, command, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert command("--plot", tmp_path / file).startswith("ERM on ColoredDigits")
+    assert [found.name for found in tmp_path.iterdir() if found.is_file()] == [file]
+    content = (tmp_path / file).read_bytes()
+    assert content.startswith(start)
+    assert len(content) > 10_000
+
+
+def test_a_plot_shows_the_landscape(command, tmp_path):
+    pytest.importorskip("matplotlib")
+    command("--plot", tmp_path / "a.svg")
+    without = (tmp_path / "a.svg").read_text().count("<path")
+    command("--plot", tmp_path / "a.svg", "--landscape")
+    assert (tmp_path / "a.svg").read_text().count("<path") > without + 40  # contours
+
+
+def test_matplotlib_may_be_missing(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "pip install 'domainbed[plots]'" in command("--plot", "a.png", status=2)
+    assert command().startswith("ERM on ColoredDigits")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--plot", "a.txt"], "plot 'a.txt': expected a file that ends in .png, .pdf or .svg"),
+        (["--plot", "nowhere/a.png"], "plot 'nowhere/a.png': there is no such folder"),
+        (["--landscape", "1"], "landscape is [1]: expected two domains"),
+        (["--epsilon", "-1"], "epsilon is -1.0: expected a number above 0"),
+        (["--plugins", "no_such_module"], "plug-in 'no_such_module' cannot be imported"),
+    ],
+)
+def test_wrong_flags_are_one_line(words, message, command):
+    if "--plot" in words:
+        pytest.importorskip("matplotlib")
+    said = command(*words, status=2)
+    assert said.startswith(f"error: {message}")
+    assert said.count("\n") == 1
+
+
+def test_the_console_script_knows_the_command(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["diagnose", str(tmp_path)])
+    assert exit.value.code == 2
+    assert "holds no run.json" in capsys.readouterr().err
