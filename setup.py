@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "slurm": ["submitit>=1.5"],  # sweeps on a SLURM cluster
     "ray": ["ray>=2.9"],  # sweeps on a Ray cluster
-    "hub": ["huggingface_hub>=0.24", "datasets>=2.20", "gdown>=5"],  # downloads of the datasets
+    "hub": ["huggingface_hub>=0.24", "datasets>=2.20", "gdown>=6.4"],  # downloads of the datasets
     "timm": ["timm>=1.0"],  # its backbones
     "plots": ["matplotlib>=3.8"],
 }

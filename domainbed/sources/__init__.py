@@ -1,0 +1,24 @@
+"""Getting and verifying the published datasets; light to import: no PyTorch.
+
+`catalogue` says where they come from, `fetch` brings files, `archives` unpacks them, `layouts`
+finds the images in whatever came, `download` puts it all in place, and `verify` looks at what is
+there.
+"""
+
+from __future__ import annotations
+
+from domainbed.sources.catalogue import SOURCES, Archive, Hub, Origin, Source
+from domainbed.sources.download import download_dataset
+from domainbed.sources.verify import Problem, Report, verify_dataset
+
+__all__ = [
+    "SOURCES",
+    "Archive",
+    "Hub",
+    "Origin",
+    "Problem",
+    "Report",
+    "Source",
+    "download_dataset",
+    "verify_dataset",
+]
