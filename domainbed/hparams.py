@@ -146,12 +146,22 @@ SearchSpace = Mapping[str, Dimension]
 
 NETWORK_OPTIONS: dict[str, Option] = {
     "weights": Option("imagenet", "pretrained: imagenet, none, or the path of a state dict"),
+    "backbone": Option("", "a torchvision model, or timm:NAME; empty: the protocol's ResNet"),
+    "freeze_bn": Option(True, "keep a backbone's batch norm layers in eval mode"),
     "featurizer": Option("", "a registered network; empty: by the shape of the input"),
     "mlp_width": Option(256, "width of a featurizer of vectors"),
     "mlp_depth": Option(3, "linear layers of a featurizer of vectors"),
     "mlp_dropout": Option(0.0, "dropout in a featurizer of vectors"),
 }
 """What networks read where it is given, whatever the algorithm."""
+
+DATA_OPTIONS: dict[str, Option] = {
+    "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),
+    "packed_size": Option(256, "height and width of packed images"),
+    "packed_format": Option("raw", "of packed images; jpeg: less of the disk", ("raw", "jpeg")),
+    "corrupt_images": Option("error", "images that cannot be read", ("error", "skip")),
+}
+"""How image files are read, whatever the algorithm."""
 
 
 def learning_rate(small_images: bool) -> Dimension:
@@ -181,7 +191,7 @@ def shared_space(dataset: str, small_images: bool) -> dict[str, Dimension]:
     return {
         "data_augmentation": Fixed(True, "random crop, flip, colour jitter and greyscale"),
         "resnet18": Fixed(False, "ResNet-18 instead of ResNet-50"),
-        "resnet_dropout": Choice(0.0, (0.0, 0.1, 0.5), "dropout on the ResNet's features"),
+        "resnet_dropout": Choice(0.0, (0.0, 0.1, 0.5), "dropout on the backbone's features"),
         "class_balanced": Fixed(False, "draw all classes equally often"),
         "nonlinear_classifier": Fixed(False, "three linear layers with ReLU, instead of one"),
         "lr": learning_rate(small_images),
@@ -211,14 +221,14 @@ def search_space(algorithm: str, dataset: str) -> dict[str, Dimension]:
 
 
 def options(algorithm: str) -> dict[str, Option]:
-    """What may be set besides the search space of `algorithm`: networks', parents' and its own.
+    """What may be set besides the search space of `algorithm`: shared, parents' and its own.
 
     Raises:
         UserError: no such algorithm.
     """
     from domainbed.algorithms import get_algorithm_class
 
-    found = dict(NETWORK_OPTIONS)
+    found = {**NETWORK_OPTIONS, **DATA_OPTIONS}
     for cls in reversed(get_algorithm_class(algorithm).__mro__):
         found |= vars(cls).get("options", {})
     return found

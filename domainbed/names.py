@@ -40,13 +40,17 @@ def order_datasets(seen: Iterable[str]) -> list[str]:
     )
 
 
+MANIFESTS = (".csv", ".jsonl")
+"""The endings of files that list images."""
+
+
 def dataset_label(name: str) -> str:
     """The name of a dataset in records, seeds and tables, free of any machine's paths.
 
-    `folder:PATH` is called after its last folder, a YAML file after itself.
+    `folder:PATH` is called after its last folder, a YAML file and a manifest after themselves.
     """
     if name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser().resolve().name
-    if name.endswith((".yaml", ".yml")):
-        return Path(name).stem
+    if name.startswith("manifest:") or name.endswith((".yaml", ".yml", *MANIFESTS)):
+        return Path(name.removeprefix("manifest:")).stem
     return name

@@ -56,6 +56,14 @@ def augmentation_seed(seed: int, domain: int, step: int, position: int) -> int:
     return seed_hash(seed, "augmentation", domain, step, position)
 
 
+def batch_augmentation_seed(seed: int, domain: int, step: int, use: str) -> int:
+    """The seed of the augmentation of all of a domain's images in a step, drawn at once.
+
+    `use` keeps the draws of training and of evaluation apart.
+    """
+    return seed_hash(seed, "augmentation", domain, step, use)
+
+
 def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and PyTorch (all devices), for code that uses the global sources."""
     import torch

@@ -6,14 +6,30 @@ import argparse
 import sys
 
 import domainbed
-from domainbed.cli import collect, list_names, sweep, top_hparams, train
+from domainbed.cli import (
+    collect,
+    diagnose,
+    download,
+    irm_colored_mnist,
+    list_names,
+    prepare,
+    sweep,
+    top_hparams,
+    train,
+    verify,
+)
 from domainbed.cli.common import add_debug_flag, guarded
 
 _COMMANDS = {
+    "download": (download, "get published datasets, or put a copy of one in its place"),
+    "verify": (verify, "compare datasets on disk with what was published"),
+    "prepare": (prepare, "pack the images of a dataset, for runs that read them fast"),
     "train": (train, "train one algorithm on one dataset"),
     "sweep": (sweep, "launch, watch and repair a grid of runs"),
     "collect": (collect, "select models and print the results tables of a sweep"),
     "top-hparams": (top_hparams, "list the best hyper-parameters of a sweep"),
+    "diagnose": (diagnose, "how consistent the domains of a trained run are"),
+    "irm-colored-mnist": (irm_colored_mnist, "Colored MNIST in the setup of IRM, with restarts"),
     "list": (list_names, "list algorithms, datasets, or an algorithm's hyper-parameters"),
 }
 

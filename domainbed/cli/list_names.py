@@ -41,7 +41,7 @@ def _algorithms() -> list[list[str]]:
     from domainbed.algorithms import ALGORITHMS
 
     rows = [[name, getattr(ALGORITHMS[name], "paper", "")] for name in ALGORITHMS]
-    return [["algorithm", "paper"], *rows]
+    return [["algorithm", "paper"], *rows, ["Fishr+NAME", "Fishr's penalty added to another"]]
 
 
 def _datasets() -> list[list[str]]:

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the flags; names and meanings are DomainBed's where it has them."""
     what = parser.add_argument_group("what to train")
     add_flag(what, "--dataset", default="ColoredDigits", help="a name of `domainbed list datasets`,"
-             " folder:PATH, or a YAML file (default: %(default)s)")  # fmt: skip
+             " folder:PATH, a YAML file, a .csv or .jsonl of images"
+             " (default: %(default)s)")  # fmt: skip
     add_flag(what, "--algorithm", default="ERM", help="a name of `domainbed list algorithms`"
              " (default: %(default)s)")  # fmt: skip
     add_flag(what, "--test_envs", type=int, nargs="+", default=[0], metavar="DOMAIN",

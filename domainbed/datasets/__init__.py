@@ -29,6 +29,9 @@ from domainbed.datasets.image_folders import (
     ImageFolderDataset,
     folder_dataset,
 )
+from domainbed.datasets.image_access import apply_data_options, data_options
+from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
+from domainbed.names import MANIFESTS, dataset_label
 from domainbed.seeding import data_seed, seed_everything
 
 
@@ -36,14 +39,17 @@ def get_dataset_class(name: str) -> Any:
     """The class registered under `name`, or that of a user's own images.
 
     Args:
-        name: a registered name; `folder:PATH`, images in `PATH/domain/class/`; or the path of a
-            YAML file that describes such a folder (see `folder_dataset`).
+        name: a registered name; `folder:PATH`, images in `PATH/domain/class/`; the path of a
+            YAML file that describes such a folder (see `folder_dataset`); or that of a CSV or
+            JSON Lines file that lists images, also as `manifest:PATH` (see `manifest_dataset`).
 
     Raises:
         UserError: no such dataset; the message suggests the nearest name and lists all.
     """
     if name.startswith("folder:") or name.endswith((".yaml", ".yml")):
         return folder_dataset(name)
+    if name.startswith("manifest:") or name.endswith(MANIFESTS):
+        return manifest_dataset(name)
     return DATASETS[name]
 
 
@@ -62,25 +68,33 @@ def load_dataset(
     cls = get_dataset_class(name)
     # Not inherited by others' subclasses, whose constructors may read what ours do not.
     if vars(cls).get("shareable") or (cls.__module__.startswith(__name__) and cls.shareable):
-        key = (name, root, trial_seed)
+        key = (name, root, trial_seed, *data_options(hparams).items())
         if key not in _shared:
             _shared.clear()  # one dataset at a time: they are large
-            _shared[key] = _construct(cls, root, test_envs, hparams, trial_seed)
+            _shared[key] = _construct(cls, name, root, test_envs, hparams, trial_seed)
         return _shared[key]
-    return _construct(cls, root, test_envs, hparams, trial_seed)
+    return _construct(cls, name, root, test_envs, hparams, trial_seed)
 
 
-_shared: dict[tuple[str, str, int], MultipleDomainDataset] = {}
+_shared: dict[tuple[Any, ...], MultipleDomainDataset] = {}
 
 
 def _construct(
-    cls: Any, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any], trial_seed: int
+    cls: Any,
+    name: str,
+    root: str,
+    test_envs: Sequence[int],
+    hparams: Mapping[str, Any],
+    trial_seed: int,
 ) -> MultipleDomainDataset:
     if "trial_seed" in inspect.signature(cls).parameters:
-        return cls(root, list(test_envs), hparams, trial_seed=trial_seed)
-    with torch.random.fork_rng():
-        seed_everything(data_seed(trial_seed))
-        return cls(root, list(test_envs), hparams)
+        dataset = cls(root, list(test_envs), hparams, trial_seed=trial_seed)
+    else:
+        with torch.random.fork_rng():
+            seed_everything(data_seed(trial_seed))
+            dataset = cls(root, list(test_envs), hparams)
+    apply_data_options(dataset, dataset_label(name), root, hparams)
+    return dataset
 
 
 __all__ = [
@@ -92,6 +106,7 @@ __all__ = [
     "DatasetInfo",
     "DomainNet",
     "ImageFolderDataset",
+    "ManifestDataset",
     "MultipleDomainDataset",
     "OfficeHome",
     "RotatedDigits",
@@ -100,4 +115,5 @@ __all__ = [
     "folder_dataset",
     "get_dataset_class",
     "load_dataset",
+    "manifest_dataset",
 ]

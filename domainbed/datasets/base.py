@@ -51,6 +51,8 @@ class MultipleDomainDataset:
             is kept on the device as it is; anything else is read by worker processes.
         input_shape: shape of x.
         num_classes: C.
+        out_splits: for each domain the positions of the images that validate, where the dataset
+            decides that; not set, or None, where the trial does.
     """
 
     ENVIRONMENTS: ClassVar[Sequence[str]] = ()

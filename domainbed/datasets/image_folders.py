@@ -5,50 +5,21 @@ The five published ones, and any folder of a user's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
 from domainbed.errors import UserError
+from domainbed.images.decode import read_image
+from domainbed.images.resize import IMAGE_SIZE
+from domainbed.images.transforms import evaluation_transform, training_transform
 from domainbed.names import DATASET_DOMAINS, dataset_label
+from domainbed.sources.tree import IMAGE_EXTENSIONS, folder_names, images
 from domainbed.yaml_file import read_yaml
-
-IMAGE_SIZE = 224
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
-
-def evaluation_transform() -> Callable[[Image.Image], torch.Tensor]:
-    """The published preprocessing: PIL image to (3, 224, 224), normalised."""
-    from torchvision.transforms import v2
-
-    return v2.Compose([v2.Resize((IMAGE_SIZE, IMAGE_SIZE)), *_to_normalised_tensor()])
-
-
-def training_transform() -> Callable[[Image.Image], torch.Tensor]:
-    """The published augmentation; draws from PyTorch's global random source."""
-    from torchvision.transforms import v2
-
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(IMAGE_SIZE, scale=(0.7, 1.0)),
-            v2.RandomHorizontalFlip(),
-            v2.ColorJitter(0.3, 0.3, 0.3, 0.3),
-            v2.RandomGrayscale(0.1),
-            *_to_normalised_tensor(),
-        ]
-    )
-
-
-def _to_normalised_tensor() -> list[Callable[..., Any]]:
-    from torchvision.transforms import v2
-
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(_MEAN, _STD)]
 
 
 class ImageDomain(Dataset[tuple[torch.Tensor, int]]):
@@ -57,36 +28,33 @@ class ImageDomain(Dataset[tuple[torch.Tensor, int]]):
     Attributes:
         files: paths, class by class and within a class in name order.
         targets: their labels.
+        unreadable: positions of the images to leave out, because they cannot be read.
     """
+
+    unreadable: Sequence[int] = ()
 
     def __init__(self, folder: Path, classes: Sequence[str]) -> None:
         self.files: list[Path] = []
         self.targets: list[int] = []
         for label, name in enumerate(classes):
-            images = _images(folder / name)
-            if not images:
+            files = images(folder / name)
+            if not files:
                 raise UserError(
                     f"no images of class {name!r} in {folder / name}: expected files ending in "
-                    + ", ".join(_EXTENSIONS)
+                    + ", ".join(IMAGE_EXTENSIONS)
                 )
-            self.files += images
-            self.targets += [label] * len(images)
-        self._plain = evaluation_transform()
-        self._augmented = training_transform()
+            self.files += files
+            self.targets += [label] * len(files)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self._plain(self._open(index)), self.targets[index]
+        return evaluation_transform(read_image(self.files[index])), self.targets[index]
 
     def augmented(self, index: int) -> tuple[torch.Tensor, int]:
         """As `[index]`, with the training augmentation."""
-        return self._augmented(self._open(index)), self.targets[index]
-
-    def _open(self, index: int) -> Image.Image:
-        with Image.open(self.files[index]) as image:
-            return image.convert("RGB")
+        return training_transform(read_image(self.files[index])), self.targets[index]
 
 
 class ImageFolderDataset(MultipleDomainDataset):
@@ -103,7 +71,7 @@ class ImageFolderDataset(MultipleDomainDataset):
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
         self.root = self.locate(root)
-        self.domain_names = _folders(self.root) if self.root.is_dir() else []
+        self.domain_names = folder_names(self.root) if self.root.is_dir() else []
         if len(self.domain_names) < 2:
             raise UserError(self._not_here())
         self.classes = _common_classes(self.root, self.domain_names)
@@ -119,10 +87,12 @@ class ImageFolderDataset(MultipleDomainDataset):
 
     def _not_here(self) -> str:
         found = f"found {len(self.domain_names)} domain folder(s)" if self.root.is_dir() else ""
+        name = type(self).__name__
+        get = f"get it with `domainbed download {name} --data_dir {self.root.parent}`, or "
         return (
-            f"dataset {type(self).__name__} is not in {str(self.root)!r} "
-            f"({found or 'no such folder'}): expected <domain>/<class>/<image> below it; "
-            "give the folder that holds it as --data_dir"
+            f"dataset {name} is not in {str(self.root)!r} ({found or 'no such folder'}): expected "
+            f"<domain>/<class>/<image> below it; {get if self.info else ''}give the folder that "
+            "holds it as --data_dir"
         )
 
     def _compare_with_published(self) -> None:
@@ -140,18 +110,9 @@ class ImageFolderDataset(MultipleDomainDataset):
                 )
 
 
-def _folders(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _images(path: Path) -> list[Path]:
-    files = (p for p in path.rglob("*") if not p.name.startswith("."))
-    return sorted(p for p in files if p.suffix.lower() in _EXTENSIONS)
-
-
 def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:
     """The classes, which every domain must have: labels are positions in this one list."""
-    per_domain = {domain: _folders(root / domain) for domain in domains}
+    per_domain = {domain: folder_names(root / domain) for domain in domains}
     classes = sorted(set().union(*per_domain.values()))
     lacking = [
         f"domain {domain!r} lacks {', '.join(sorted(set(classes) - set(own)))}"
@@ -202,7 +163,7 @@ def _folder_class(name: str, fields: Mapping[str, Any]) -> type[ImageFolderDatas
         raise UserError(f"dataset folder {str(path)!r} does not exist: check the path")
     attributes = {
         "locate": classmethod(lambda cls, root: path),
-        "ENVIRONMENTS": tuple(_folders(path)),
+        "ENVIRONMENTS": tuple(folder_names(path)),
         "N_STEPS": fields.get("steps", ImageFolderDataset.N_STEPS),
         "CHECKPOINT_FREQ": fields.get("checkpoint_freq", ImageFolderDataset.CHECKPOINT_FREQ),
         "__doc__": f"The images in {path}.",

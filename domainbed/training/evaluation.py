@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from domainbed.images.packed import PackedDomain
+from domainbed.seeding import batch_augmentation_seed
 from domainbed.training.minibatches import (
     Minibatch,
     SeededImages,
+    deliver,
     image_loader,
     keep_layout,
-    to_device,
 )
+from domainbed.training.packed_batches import Part, read_packed
 from domainbed.training.splits import Split
 
-_GATHERED, _READ = 256, 64  # images per forward pass
+_GATHERED, _READ = 256, 48  # images per forward pass
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def splits_to_evaluate(
 
 
 class Evaluator:
-    """Computes accuracies, of domains on the device and of domains read image by image alike.
+    """Computes accuracies, of domains on the device, packed, or read image by image alike.
 
     Args:
         domains: all domains of the dataset.
@@ -69,7 +73,9 @@ class Evaluator:
         augmented: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
-        self._tensors, self._device, self._num_workers = resident, device, num_workers
+        self._domains, self._tensors = domains, resident
+        self._device, self._num_workers = device, num_workers
+        self._augmented, self._seed = augmented, seed
         self._images = SeededImages(domains, seed, [d in augmented for d in range(len(domains))])
 
     @torch.no_grad()
@@ -92,7 +98,7 @@ class Evaluator:
         """(len(splits),) numbers of right predictions."""
         right = torch.zeros(len(splits), dtype=torch.long, device=self._device)
         for number, split in enumerate(splits):
-            for x, y in self._gathered(split):
+            for x, y in chain(self._gathered(split), self._packed(split, step)):
                 right[number] += _hits(algorithm.predict(x), y).sum()
         for owners, x, y in self._read(splits, step):
             right.index_add_(0, owners, _hits(algorithm.predict(x), y).long())
@@ -107,6 +113,23 @@ class Evaluator:
         for chosen in torch.tensor(split.indices, device=self._device).split(_GATHERED):
             yield keep_layout(x[chosen], x), y[chosen]
 
+    def _packed(self, split: EvaluationSplit, step: int) -> Iterator[Minibatch]:
+        """The images of a split whose domain is packed; else none."""
+        domain = self._domains[split.domain]
+        if not isinstance(domain, PackedDomain):
+            return
+        starts = range(0, len(split.indices), _READ)
+        parts = ([self._part(domain, split, step, start)] for start in starts)
+        for pairs in read_packed(parts, self._device, self._num_workers):
+            yield pairs[0]
+
+    def _part(self, domain: PackedDomain, split: EvaluationSplit, step: int, start: int) -> Part:
+        """The images of a split from position `start` on, augmented where the domain is."""
+        use = f"{split.kind} {start}"
+        seed = batch_augmentation_seed(self._seed, split.domain, step, use)
+        chosen = split.indices[start : start + _READ]
+        return Part(domain, chosen, seed if split.domain in self._augmented else None)
+
     def _read(
         self, splits: Sequence[EvaluationSplit], step: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -115,14 +138,17 @@ class Evaluator:
             (number, (split.domain, index, step, index))
             for number, split in enumerate(splits)
             if self._tensors[split.domain] is None
+            and not isinstance(self._domains[split.domain], PackedDomain)
             for index in split.indices
         ]
         batches = [wanted[i : i + _READ] for i in range(0, len(wanted), _READ)]
+        if not batches:
+            return
         requests = ([request for _, request in batch] for batch in batches)
-        loader = image_loader(self._images, requests, self._num_workers, self._device)
-        for batch, (x, y) in zip(batches, loader if batches else ()):
+        read = image_loader(self._images, requests, self._num_workers, self._device)
+        for batch, pair in zip(batches, read):
             owners = torch.tensor([number for number, _ in batch], device=self._device)
-            yield owners, to_device(x, self._device), y.to(self._device)
+            yield owners, *deliver(pair, self._device)
 
 
 def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

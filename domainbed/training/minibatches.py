@@ -13,11 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from domainbed.seeding import augmentation_seed, minibatch_seed
+from domainbed.errors import UserError
+from domainbed.images.packed import PackedDomain
+from domainbed.seeding import augmentation_seed, batch_augmentation_seed, minibatch_seed
+from domainbed.training.packed_batches import Part, read_packed
 
 Minibatch = tuple[torch.Tensor, torch.Tensor]
+Request = tuple[int, int, int, int]  # domain, index, step, position
 
 # Indices are drawn for many steps at once: one seeding and one transfer serve them all.
 _BLOCK = 64
@@ -109,53 +113,57 @@ class LoadedMinibatches:
         self._draws, self._device, self._num_workers = draws, device, num_workers
 
     def iterate(self, steps: range) -> Iterator[list[Minibatch]]:
-        """One list of (x, y) per step, with one pair per domain."""
-        loader = image_loader(
-            self._images, (self._requests(step) for step in steps), self._num_workers, self._device
-        )
-        sizes = [len(draws.at(steps.start)) for draws in self._draws] if len(steps) else []
-        for x, y in loader:
-            x, y = to_device(x, self._device), y.to(self._device, non_blocking=True)
-            yield list(zip(x.split(sizes), y.split(sizes)))
+        """One list of (x, y) per step, with one pair per domain.
 
-    def _requests(self, step: int) -> list[tuple[int, int, int, int]]:
-        return [
-            (draws.domain, index, step, position)
-            for draws in self._draws
-            for position, index in enumerate(draws.at(step).tolist())
-        ]
+        Raises:
+            UserError: an image cannot be read.
+        """
+        requests = (self._requests(draws, step) for step in steps for draws in self._draws)
+        batches = image_loader(self._images, requests, self._num_workers, self._device)
+        for pairs in zip(*[batches] * len(self._draws)):
+            yield [deliver(pair, self._device) for pair in pairs]
+
+    def _requests(self, draws: IndexDraws, step: int) -> list[Request]:
+        chosen = draws.at(step).tolist()
+        return [(draws.domain, index, step, position) for position, index in enumerate(chosen)]
 
 
 class SeededImages(Dataset[Any]):
-    """Images of a dataset's domains by (domain, index, step, position).
+    """Batches of a dataset's images, each image by (domain, index, step, position).
 
     What is random about an image (its augmentation, above all) depends on those four and the
-    run's seed, not on who reads it: the global sources are seeded for each image alone.
+    run's seed, not on who reads it: the global sources are seeded for each image.
+
+    A batch is a collated one, or the UserError of an image in it that cannot be read: as a
+    value, since an exception comes out of a worker process with its traceback as its message.
     """
 
     def __init__(self, domains: Sequence[Dataset[Any]], seed: int, augment: Sequence[bool]) -> None:
         self._domains, self._seed, self._augment = domains, seed, augment
 
-    def __getitem__(self, request: tuple[int, int, int, int]) -> Any:
-        number, index, step, position = request
+    def __getitem__(self, requests: Sequence[Request]) -> Any:
+        try:
+            with _global_sources_kept():
+                return default_collate([self._read(*request) for request in requests])
+        except UserError as error:
+            return error
+
+    def _read(self, number: int, index: int, step: int, position: int) -> Any:
         domain = self._domains[number]
-        with _global_sources_seeded(augmentation_seed(self._seed, number, step, position)):
-            if self._augment[number] and hasattr(domain, "augmented"):
-                return domain.augmented(index)
-            return domain[index]
+        _seed_global_sources(augmentation_seed(self._seed, number, step, position))
+        if self._augment[number] and hasattr(domain, "augmented"):
+            return domain.augmented(index)
+        return domain[index]
 
 
 @contextmanager
-def _global_sources_seeded(seed: int) -> Iterator[None]:
-    """Seeds the sources that transforms draw from, for a while.
+def _global_sources_kept() -> Iterator[None]:
+    """Gives the global sources back as they were found.
 
     Of PyTorch's the CPU's alone: reading images must not touch the GPU's, which dropout uses.
     """
     python, array = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
         try:
             yield
         finally:
@@ -163,18 +171,67 @@ def _global_sources_seeded(seed: int) -> Iterator[None]:
             np.random.set_state(array)
 
 
+def _seed_global_sources(seed: int) -> None:
+    """Seeds all sources that transforms may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+
+
 def image_loader(
-    images: Dataset[Any], batches: Iterator[Any], num_workers: int, device: torch.device
-) -> DataLoader[Any]:
-    """A loader that reads the given batches of requests in their order."""
-    return DataLoader(
+    images: SeededImages,
+    batches: Iterator[list[Request]],
+    num_workers: int,
+    device: torch.device,
+) -> Iterator[Any]:
+    """Reads the given batches of requests, in their order.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    loader: DataLoader[Any] = DataLoader(
         images,
-        batch_sampler=batches,
+        batch_size=None,
+        sampler=batches,
         num_workers=num_workers,
         generator=torch.Generator(),  # else each pass would draw from the run's own source
         pin_memory=device.type == "cuda",
         prefetch_factor=2 if num_workers else None,
     )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class PackedMinibatches:
+    """Minibatches of packed images; the arguments are those of `LoadedMinibatches`.
+
+    Threads of this process take the place of worker processes.
+    """
+
+    def __init__(
+        self,
+        domains: Sequence[PackedDomain],
+        draws: Sequence[IndexDraws],
+        seed: int,
+        device: torch.device,
+        num_workers: int,
+        augment: bool,
+    ) -> None:
+        self._domains, self._draws, self._seed = domains, draws, seed
+        self._device, self._num_workers, self._augment = device, num_workers, augment
+
+    def iterate(self, steps: range) -> Iterator[list[Minibatch]]:
+        """One list of (x, y) per step, with one pair per domain."""
+        batches = ([self._part(draws, step) for draws in self._draws] for step in steps)
+        return read_packed(batches, self._device, self._num_workers)
+
+    def _part(self, draws: IndexDraws, step: int) -> Part:
+        number = draws.domain
+        seed = batch_augmentation_seed(self._seed, number, step, "training")
+        chosen = draws.at(step).tolist()
+        return Part(self._domains[number], chosen, seed if self._augment else None)
 
 
 def tensor_domain(domain: Dataset[Any], device: torch.device) -> Minibatch | None:
@@ -190,6 +247,14 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     if x.dim() == 4:
         return x.to(device, non_blocking=True, memory_format=torch.channels_last)
     return x.to(device, non_blocking=True)
+
+
+def deliver(minibatch: Minibatch, device: torch.device) -> Minibatch:
+    """What was read, on the device. A CPU's first convolution arranges images as it likes them."""
+    x, y = minibatch
+    if device.type == "cpu":
+        return x, y
+    return to_device(x, device), y.to(device, non_blocking=True)
 
 
 def keep_layout(gathered: torch.Tensor, source: torch.Tensor) -> torch.Tensor:

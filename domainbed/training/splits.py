@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +40,11 @@ def split_domains(
     holdout_fraction: float,
     trial_seed: int,
     uda_holdout_fraction: float = 0.0,
+    out_splits: Sequence[Sequence[int]] | None = None,
 ) -> list[Split]:
     """The split of every domain, of `sizes` images each.
+
+    With `out_splits` these positions are the domains' out-splits, instead of random ones.
 
     Raises:
         UserError: a domain is too small to leave images in both parts.
@@ -50,6 +53,9 @@ def split_domains(
     for domain, n in enumerate(sizes):
         seed = split_seed(trial_seed, domain)
         out, inside = split_indices(n, holdout_fraction, seed)
+        if out_splits is not None:
+            out = list(out_splits[domain])
+            inside = sorted(set(range(n)).difference(out))
         unlabeled: list[int] = []
         if uda_holdout_fraction and domain in test_envs:
             chosen, kept = split_indices(len(inside), uda_holdout_fraction, seed)
@@ -61,3 +67,25 @@ def split_domains(
             )
         splits.append(Split(out, inside, unlabeled))
     return splits
+
+
+def without_unreadable(
+    splits: Sequence[Split], unreadable: Sequence[Collection[int]]
+) -> list[Split]:
+    """The same cut, without the images of each domain that cannot be read.
+
+    Raises:
+        UserError: nothing else is in a domain's out-split, or in its in-split.
+    """
+    kept = []
+    for domain, (split, bad) in enumerate(zip(splits, map(set, unreadable))):
+        out, inside, unlabeled = (
+            [i for i in part if i not in bad] for part in (split.out, split.inside, split.unlabeled)
+        )
+        if not out or not inside:
+            raise UserError(
+                f"domain {domain} has {len(bad)} images that cannot be read, and too few others: "
+                "replace them"
+            )
+        kept.append(Split(out, inside, unlabeled))
+    return kept

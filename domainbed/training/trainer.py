@@ -17,6 +17,7 @@ import torch
 from domainbed.algorithms import get_algorithm_class
 from domainbed.datasets import get_dataset_class, load_dataset
 from domainbed.errors import UserError
+from domainbed.images.packed import PackedDomain
 from domainbed.run_folder import RunFolder, write_text, written_aside
 from domainbed.seeding import seed_everything
 from domainbed.spec import RunSpec
@@ -27,12 +28,13 @@ from domainbed.training.evaluation import Evaluator, splits_to_evaluate
 from domainbed.training.minibatches import (
     IndexDraws,
     LoadedMinibatches,
+    PackedMinibatches,
     TensorMinibatches,
     labels_of,
     tensor_domain,
 )
 from domainbed.training.progress import ProgressTable
-from domainbed.training.splits import split_domains
+from domainbed.training.splits import split_domains, without_unreadable
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ class Trainer:
             spec.holdout_fraction,
             spec.trial_seed,
             spec.uda_holdout_fraction,
+            getattr(self.dataset, "out_splits", None),
         )
+        self.unreadable = [list(getattr(domain, "unreadable", ())) for domain in self.dataset]
+        self.splits = without_unreadable(self.splits, self.unreadable)
         seed_everything(spec.seed)
         torch.backends.cudnn.deterministic = True
         self.algorithm = get_algorithm_class(spec.algorithm)(
@@ -161,6 +166,8 @@ class Trainer:
         else:
             self.table.line(self.spec.describe())
             self.table.line(f"Hyper-parameters: {json.dumps(self.hparams, sort_keys=True)}")
+            if skipped := sum(map(len, self.unreadable)):
+                self.table.line(f"Images skipped, because they cannot be read: {skipped}")
             self._keep_earlier_records()
         # A kill may have come between a record and its checkpoint, or within the record's line.
         write_text(self.folder.results, "".join(progress.records))
@@ -270,8 +277,8 @@ class Trainer:
 
     def _source(
         self, indices: Mapping[int, list[int]], class_balanced: bool
-    ) -> TensorMinibatches | LoadedMinibatches:
-        """Minibatches of the given domains' images, from the device or from files."""
+    ) -> TensorMinibatches | PackedMinibatches | LoadedMinibatches:
+        """Minibatches of the given domains' images, from the device, a pack, or files."""
         resident = [pair for e in indices if (pair := self.resident[e]) is not None]
         gathered = len(resident) == len(indices)
         draws = [
@@ -287,8 +294,9 @@ class Trainer:
         ]
         if gathered:
             return TensorMinibatches(resident, draws)
-        return LoadedMinibatches(
-            self.dataset.datasets,
+        packed = isinstance(self.dataset[0], PackedDomain)
+        return (PackedMinibatches if packed else LoadedMinibatches)(
+            self.dataset.datasets,  # type: ignore[arg-type]
             draws,
             self.spec.seed,
             self.device,

@@ -1,0 +1,65 @@
+"""How a run reads a dataset's image files: as they are or packed, and what if one is corrupt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any
+
+from domainbed.datasets.base import MultipleDomainDataset
+from domainbed.datasets.image_folders import ImageDomain
+from domainbed.errors import UserError
+from domainbed.hparams import DATA_OPTIONS
+from domainbed.images.listing import Listing, cache_folder, unreadable_images
+from domainbed.images.packed import PackedDomain
+from domainbed.images.packing import PackOptions, open_pack
+
+
+def data_options(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the hyper-parameters that say how images are read, where they are not usual."""
+    return {
+        name: hparams[name]
+        for name, option in DATA_OPTIONS.items()
+        if hparams.get(name, option.default) != option.default
+    }
+
+
+def apply_data_options(
+    dataset: MultipleDomainDataset, name: str, data_dir: str, hparams: Mapping[str, Any]
+) -> None:
+    """Packs the domains of `dataset`, or finds images to skip, where `hparams` ask for it.
+
+    Args:
+        dataset: newly built; its `datasets` are replaced.
+        name: the dataset's, without paths.
+        data_dir: caches lie below it.
+        hparams: see `DATA_OPTIONS`.
+
+    Raises:
+        UserError: the dataset has no image files, or one that cannot be read.
+    """
+    wanted = data_options(hparams)
+    if not wanted:
+        return
+    domains = [domain for domain in dataset.datasets if isinstance(domain, ImageDomain)]
+    if len(domains) < len(dataset.datasets):
+        option, value = next(iter(wanted.items()))
+        raise UserError(
+            f"hyper-parameter {option!r} is {value!r}, but {name} has no image files: leave it out"
+        )
+    listing = Listing(
+        name,
+        [file for domain in domains for file in domain.files],
+        [target for domain in domains for target in domain.targets],
+    )
+    cache, options = cache_folder(data_dir), PackOptions.from_hparams(hparams)
+    starts = [0, *accumulate(map(len, domains))]
+    if wanted.get("data_path") == "fast":
+        pack = open_pack(listing, cache, options)
+        dataset.datasets = [
+            PackedDomain(pack, start, domain.targets) for start, domain in zip(starts, domains)
+        ]
+    elif options.skip_corrupt:
+        unreadable = unreadable_images(listing, cache, options.threads)
+        for start, domain in zip(starts, domains):
+            domain.unreadable = [n - start for n in unreadable if 0 <= n - start < len(domain)]

@@ -1,0 +1,1 @@
+"""Natural images: reading them, their published preprocessing, and packed copies of them."""

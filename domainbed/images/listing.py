@@ -1,0 +1,78 @@
+"""The image files of a dataset, and which of them cannot be read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from domainbed.images.decode import UnreadableImage, read_image
+from domainbed.images.threads import in_order
+from domainbed.run_folder import write_text
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a dataset, in their order.
+
+    Attributes:
+        name: the dataset's.
+        files: all of them.
+        targets: their labels.
+    """
+
+    name: str
+    files: Sequence[Path]
+    targets: Sequence[int]
+
+    @cached_property
+    def relative(self) -> list[str]:
+        """The files' names, from the folder on that holds them all."""
+        common = Path(os.path.commonpath([file.parent for file in self.files]))
+        return [file.relative_to(common).as_posix() for file in self.files]
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes with any name, or size in bytes, of a file."""
+        lines = (f"{name}\t{_size(file)}\n" for name, file in zip(self.relative, self.files))
+        return hashlib.md5("".join(lines).encode("utf-8")).hexdigest()[:12]
+
+
+def _size(file: Path) -> int:
+    """In bytes; -1 for a link to nowhere, which reading will tell of."""
+    return file.stat().st_size if file.exists() else -1
+
+
+def cache_folder(data_dir: str | Path) -> Path:
+    """Where packs lie: below the data folder, or in the folder that DOMAINBED_CACHE_DIR names."""
+    return Path(os.environ.get("DOMAINBED_CACHE_DIR") or Path(data_dir) / "cache")
+
+
+def unreadable_images(listing: Listing, cache: Path, threads: int) -> list[int]:
+    """Numbers of the images that cannot be read.
+
+    All are read once, and the answer is kept in `cache` for as long as no file changes.
+    """
+    file = cache / f"{listing.name}-unreadable-{listing.digest}.json"
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    readable = in_order(_is_readable, listing.files, threads)
+    found = [number for number, fine in enumerate(readable) if not fine]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(found) + "\n")
+    except OSError:  # a read-only folder costs time, nothing else
+        pass
+    return found
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        read_image(file)
+    except UnreadableImage:
+        return False
+    return True

@@ -1,0 +1,107 @@
+"""Packed images: all of a dataset in one file of one size, mapped into memory by every run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from domainbed.errors import UserError
+from domainbed.images.augmentation import preprocess_each
+from domainbed.images.decode import decode_image
+
+INDEX, TABLE, IMAGES = "index.json", "images.csv", "images.bin"
+RAW, JPEG = "raw", "jpeg"
+
+
+class Pack:
+    """The folder that `packing.make_pack` writes, opened.
+
+    Attributes:
+        folder: where it lies.
+        shape: height and width of the stored images.
+        sizes: (N, 2) heights and widths of the original ones.
+        unreadable: numbers of the images that could not be read when it was made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import pandas
+
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        columns = ["height", "width", "bytes"]
+        table = pandas.read_csv(folder / TABLE, usecols=columns)
+        self.folder, self._encoded = folder, index["format"] == JPEG
+        self.shape: tuple[int, int] = (index["height"], index["width"])
+        self.sizes = torch.from_numpy(table[columns[:2]].to_numpy().copy())
+        self._ends = table["bytes"].cumsum().to_numpy()
+        self.unreadable = [int(n) for n in np.flatnonzero(table["bytes"] == 0)]
+        self._bytes: torch.Tensor | None = None
+        if (folder / IMAGES).stat().st_size != self._ends[-1]:
+            raise UserError(f"{folder} is damaged: remove it, and it will be packed again")
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image(self, number: int) -> torch.Tensor:
+        """(H, W, 3) uint8, `shape` in size; to be read only."""
+        start, end = (int(self._ends[number - 1]) if number else 0), int(self._ends[number])
+        stored = self._mapped()[start:end]
+        if not self._encoded:
+            return stored.view(*self.shape, 3)
+        name = f"{number} of {self.folder}"
+        return decode_image(stored.numpy().tobytes(), name).permute(1, 2, 0)
+
+    def _mapped(self) -> torch.Tensor:
+        """The file as a tensor; each process maps it for itself, and memory is shared by all."""
+        if self._bytes is None:
+            mapped = np.memmap(self.folder / IMAGES, dtype=np.uint8, mode="r")
+            self._bytes = _without_warning(mapped)
+        return self._bytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bytes": None}
+
+
+def _without_warning(array: np.ndarray) -> torch.Tensor:
+    import warnings
+
+    with warnings.catch_warnings():  # that it cannot be written to is what we want
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(array)
+
+
+class PackedDomain(Dataset[tuple[torch.Tensor, int]]):
+    """The images of one domain, in a pack.
+
+    Attributes:
+        pack: where they are.
+        targets: their labels.
+        shape: height and width as they are stored.
+        unreadable: the positions of those that could not be read.
+    """
+
+    def __init__(self, pack: Pack, start: int, targets: Sequence[int]) -> None:
+        self.pack, self._start, self.targets = pack, start, list(targets)
+        self.shape = pack.shape
+        own = range(start, start + len(self.targets))
+        self.unreadable = [number - start for number in pack.unreadable if number in own]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """As a network takes it for evaluation: (3, 224, 224), normalised; and its label."""
+        return preprocess_each(self.images([index]))[0], self.targets[index]
+
+    def images(self, indices: Sequence[int]) -> list[torch.Tensor]:
+        """Each (H, W, 3) uint8, as it is stored."""
+        return [self.pack.image(self._start + index) for index in indices]
+
+    def sizes(self, indices: Sequence[int]) -> torch.Tensor:
+        """(len(indices), 2) heights and widths of the original images."""
+        return self.pack.sizes[self._start + torch.tensor(indices)]
