@@ -66,7 +66,7 @@ class Option:
         return _is_like(value, [self.default])
 
     def describe(self) -> str:
-        return "option: " + ", ".join(map(str, self.values)) if self.values else "option"
+        return "not drawn" + (f"; one of {', '.join(self.values)}" if self.values else "")
 
 
 @dataclass(frozen=True)

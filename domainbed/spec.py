@@ -189,5 +189,5 @@ def _check_fixed(spec: RunSpec, space: Mapping[str, Any]) -> None:
             dimension = space[name]
             raise UserError(
                 f"hyper-parameter {name!r} of {spec.algorithm} cannot be {value!r}: the default is "
-                f"{dimension.default!r}, the range is: {dimension.describe()}"
+                f"{dimension.default!r} ({dimension.describe()})"
             )

@@ -25,7 +25,8 @@ def get_algorithm_class(name: str) -> Any:
         UserError: no such algorithm; the message suggests the nearest name and lists all.
     """
     if name.startswith(PREFIX) and name not in ALGORITHMS:
-        return with_fishr(ALGORITHMS[name.removeprefix(PREFIX)])
+        base = name.removeprefix(PREFIX)
+        return with_fishr(ALGORITHMS[base], base)
     return ALGORITHMS[name]
 
 

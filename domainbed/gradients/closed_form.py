@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from domainbed.gradients.losses import PerSampleLoss
+from domainbed.gradients.losses import PerSampleLoss, summed
 
 # Layers that treat every sample alone, element by element, and have no parameters.
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
@@ -22,11 +22,9 @@ _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sig
 def is_linear_stack(head: nn.Module) -> bool:
     """Whether `head` is a linear layer, or a sequence of different linear and elementwise ones."""
     layers = flat_layers(head)
-    # Exact types: a subclass (a parametrized Linear, say) may compute something else. A layer
-    # that works in place would overwrite the output whose gradient is wanted.
+    # Exact types: a subclass (a parametrized Linear, say) may compute something else.
     known = all(type(layer) in (nn.Linear, *_ELEMENTWISE) for layer in layers)
-    in_place = any(getattr(layer, "inplace", False) for layer in layers)
-    return known and not in_place and all_different(layers)
+    return known and are_plain(layers) and not has_hooks(head)
 
 
 def flat_layers(head: nn.Module) -> list[nn.Module]:
@@ -36,10 +34,22 @@ def flat_layers(head: nn.Module) -> list[nn.Module]:
     return [layer for part in head for layer in flat_layers(part)]
 
 
-def all_different(layers: list[nn.Module]) -> bool:
-    """Whether no layer comes twice and no two share a parameter."""
+def are_plain(layers: list[nn.Module]) -> bool:
+    """Whether layers compute what their types say, each once and with parameters of its own.
+
+    A layer that works in place would overwrite the output whose gradient is wanted. Weight norm
+    and pruning put their parameters in the place of the weight.
+    """
     parameters = [id(p) for layer in layers for p in layer.parameters()]
-    return len(set(layers)) == len(layers) and len(set(parameters)) == len(parameters)
+    different = len(set(layers)) == len(layers) and len(set(parameters)) == len(parameters)
+    usual = all(set(layer._parameters) <= {"weight", "bias"} for layer in layers)
+    in_place = any(getattr(layer, "inplace", False) for layer in layers)
+    return different and usual and not in_place and not any(map(has_hooks, layers))
+
+
+def has_hooks(network: nn.Module) -> bool:
+    """Whether any module has a forward hook, which may change what it computes."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 class _LinearPass(NamedTuple):
@@ -107,14 +117,9 @@ def _linear_passes(
         x = layer(x)
         if isinstance(layer, nn.Linear):
             outputs.append(x)
-    losses = loss(x, labels)
-    if losses.shape != (len(features),):
-        raise ValueError(
-            f"the loss has the shape {tuple(losses.shape)} for {len(features)} samples: it must "
-            "give one number a sample"
-        )
     # Samples do not mix, so the gradient of the sum holds the gradient of every sample.
-    deltas = torch.autograd.grad(losses.sum(), outputs, create_graph=True)
+    total = summed(loss(x, labels), len(features))
+    deltas = torch.autograd.grad(total, outputs, create_graph=True)
     return [
         _LinearPass(
             names[id(linear.weight)],

@@ -25,6 +25,20 @@ def per_sample_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) 
     return losses.reshape(len(logits), -1).mean(dim=1)
 
 
+def summed(losses: torch.Tensor, samples: int) -> torch.Tensor:
+    """The sum of (B,) losses, whose gradient holds the gradient of every sample.
+
+    Raises:
+        ValueError: they are not one number a sample.
+    """
+    if losses.shape != (samples,):
+        raise ValueError(
+            f"the loss has the shape {tuple(losses.shape)} for {samples} sample(s): it must give "
+            "one number a sample"
+        )
+    return losses.sum()
+
+
 _LOSSES: dict[str, PerSampleLoss] = {
     "cross_entropy": per_sample_cross_entropy,
     "bce_with_logits": per_sample_binary_cross_entropy,

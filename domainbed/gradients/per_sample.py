@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from domainbed.gradients.closed_form import all_different, flat_layers
-from domainbed.gradients.losses import PerSampleLoss
+from domainbed.gradients.closed_form import are_plain, flat_layers
+from domainbed.gradients.losses import PerSampleLoss, summed
 
 # Layers with parameters whose per-sample gradients BackPACK knows. Batch norm mixes samples
 # unless it is in eval mode, where torch.func serves as well.
@@ -27,18 +27,14 @@ _BACKPACK_LAYERS = (
 )
 
 
-def backpack_suits(head: nn.Module) -> bool:
+def backpack_suits(head: nn.Module, names: list[str]) -> bool:
     """Whether BackPACK is installed and `head` a sequence of different layers that it knows."""
-    layers = flat_layers(head)
-    known = all(
-        type(layer) in _BACKPACK_LAYERS
-        or not (list(layer.parameters()) or isinstance(layer, nn.modules.batchnorm._BatchNorm))
-        for layer in layers
-    )
+    layers, parameters = flat_layers(head), dict(head.named_parameters())
+    known = all(type(layer) in _BACKPACK_LAYERS or not list(layer.parameters()) for layer in layers)
     leaves = not any(list(layer.children()) for layer in layers)
-    in_place = any(getattr(layer, "inplace", False) for layer in layers)
+    trained = all(parameters[name].requires_grad for name in names)
     installed = importlib.util.find_spec("backpack") is not None
-    return installed and known and leaves and not in_place and all_different(layers)
+    return installed and known and leaves and trained and are_plain(layers)
 
 
 def backpack_gradients(
@@ -62,11 +58,13 @@ def backpack_gradients(
     # that holds the same tensors takes the hooks.
     tensors = [*head.parameters(), *head.buffers()]
     twin = extend(copy.deepcopy(head, {id(tensor): tensor for tensor in tensors}))
-    x = features if features.requires_grad else features.detach().requires_grad_()
+    # A view: the hooks that users have on the features are not for this pass.
+    x = features.view_as(features) if features.requires_grad else features.detach()
+    x = x if x.requires_grad else x.requires_grad_()
     chosen: list[Any] = [p for name, p in head.named_parameters() if name in names]
     try:
         with backpack(BatchGrad()):
-            total = loss(twin(x), labels).sum()
+            total = summed(loss(twin(x), labels), len(features))
             # Its hooks fire only where the input of a module is among the targets.
             torch.autograd.grad(total, [*chosen, x], create_graph=True, allow_unused=True)
         return torch.cat([parameter.grad_batch.flatten(1) for parameter in chosen], dim=1)
@@ -89,7 +87,7 @@ def func_gradients(
     gradient = torch.func.grad(_sample_loss(head, loss))
     chosen = _chosen(head, names)
     try:
-        with _DecomposedLayerNorm():
+        with _Decomposed():
             gradients = torch.func.vmap(gradient, in_dims=(None, 0, 0), randomness="different")(
                 chosen, features, labels
             )
@@ -111,9 +109,10 @@ def loop_gradients(
     gradient = torch.func.grad(_sample_loss(head, loss))
     chosen = _chosen(head, names)
     rows = []
-    for x, y in zip(features, labels):
-        gradients = gradient(chosen, x, y)
-        rows.append(torch.cat([gradients[name].flatten() for name in chosen]))
+    with _Decomposed():
+        for x, y in zip(features, labels):
+            gradients = gradient(chosen, x, y)
+            rows.append(torch.cat([gradients[name].flatten() for name in chosen]))
     return torch.stack(rows)
 
 
@@ -130,16 +129,16 @@ def _sample_loss(
         parameters: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor
     ) -> torch.Tensor:
         logits = torch.func.functional_call(head, dict(parameters), (x.unsqueeze(0),))
-        return loss(logits, y.unsqueeze(0)).sum()
+        return summed(loss(logits, y.unsqueeze(0)), 1)
 
     return sample_loss
 
 
-class _DecomposedLayerNorm(TorchFunctionMode):
-    """Computes layer norms from elementary operations.
+class _Decomposed(TorchFunctionMode):
+    """Computes from elementary operations what PyTorch 2.15 cannot differentiate twice.
 
-    `vmap` gets the derivative of the gradient of `layer_norm` wrong by up to some percent
-    (PyTorch 2.15), but not that of its parts.
+    `vmap` gets the derivative of the gradient of `layer_norm` wrong by up to some percent, and
+    that of `hardsigmoid` does not exist.
     """
 
     def __torch_function__(
@@ -147,6 +146,8 @@ class _DecomposedLayerNorm(TorchFunctionMode):
     ) -> Any:
         if func in (F.layer_norm, torch.layer_norm):
             return _layer_norm(*args, **(kwargs or {}))
+        if func is F.hardsigmoid:
+            return F.relu6(args[0] + 3) / 6
         return func(*args, **(kwargs or {}))
 
 

@@ -33,6 +33,9 @@ def planned(config: Config) -> list[Restart]:
     return list(itertools.product(config.restarts, config.algorithms))
 
 
+_RESULT = {"algorithm", "restart", "train_acc", "test_acc", "gray_test_acc", "seconds", "seeds"}
+
+
 def missing(config: Config) -> list[Restart]:
     """The planned restarts that have no result yet."""
     return [restart for restart in planned(config) if not result_file(config, restart).exists()]
@@ -56,9 +59,12 @@ def read_results(config: Config) -> list[dict[str, Any]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(result, dict) or not set(result) >= _RESULT:
+            raise ValueError("fields are missing")
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}): remove it to compute it again") from error
+    return result
 
 
 def compute(config: Config) -> list[str]:

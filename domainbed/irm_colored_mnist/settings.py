@@ -16,6 +16,8 @@ from domainbed.sweeps import checks
 from domainbed.sweeps.checks import Wrong
 from domainbed.yaml_file import read_yaml
 
+_MOST_COVARIANCES = 4096  # parameters; `gradients.MOST_COVARIANCE_PARAMETERS`, without its import
+
 
 def _algorithm(value: Any) -> str:
     from domainbed.irm_colored_mnist.penalties import PENALTIES
@@ -115,7 +117,13 @@ def load_config(file: str | Path | None, overrides: Mapping[str, Any] | None = N
         except (Wrong, UserError) as error:
             field_name = "" if name in overrides else f", field {name!r}"
             raise UserError(f"{place}{field_name}: {error}") from error
-    return Config(**checked)
+    config = Config(**checked)
+    if "Fishr-offdiagonal" in config.algorithms and config.hidden_dim >= _MOST_COVARIANCES:
+        raise UserError(
+            f"hidden_dim is {config.hidden_dim}: Fishr-offdiagonal needs less than "
+            f"{_MOST_COVARIANCES}, for its full covariances"
+        )
+    return config
 
 
 def _known(name: Any) -> dataclasses.Field[Any]:

@@ -227,6 +227,15 @@ class TestAddOn:
         with pytest.raises(UserError, match=message):
             get_algorithm_class(name)
 
+    def test_relatives_of_fishr_and_names_of_registration(self, monkeypatch):
+        monkeypatch.setitem(ALGORITHMS._entries, "Mine", type("Impl", (Fishr,), {}))
+        with pytest.raises(
+            UserError, match=r"'Fishr\+Mine': .* to Mine, it has the penalty already"
+        ):
+            get_algorithm_class("Fishr+Mine")
+        monkeypatch.setitem(ALGORITHMS._entries, "Renamed", type("Impl", (ERM,), {}))
+        assert get_algorithm_class("Fishr+Renamed").__name__ == "Fishr+Renamed"
+
     def test_an_algorithm_that_descends_domain_by_domain(self, monkeypatch):
         class ByDomain(ERM):
             def update(self, minibatches, unlabeled=None):

@@ -52,6 +52,22 @@ def test_table_and_json_are_of_the_same_numbers(folder, command):
     assert command("--format", "json") == rendering.to_json(diagnosis)
 
 
+def test_json_has_null_for_what_is_not_finite(folder):
+    found = diagnose(folder, DiagnosisOptions(device="cpu", samples=30, epsilon=1e308))
+    assert found.after.inconsistency["variance"].score == float("inf")
+    assert (
+        json.loads(rendering.to_json(found))["after"]["inconsistency"]["variance"]["score"] is None
+    )
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"dataset": "ColoredDigits"}'])
+def test_a_run_json_of_nothing(text, tmp_path, capsys):
+    for name, content in (("run.json", text), ("done", "done"), ("results.jsonl", "{}")):
+        (tmp_path / name).write_text(content)
+    assert guarded(cli.main, parsed(tmp_path)) == 2
+    assert capsys.readouterr().err.endswith("train the run again\n")
+
+
 def test_options_reach_the_diagnosis(command):
     words = ["--format", "json", "--curvature", "hessian", "full_hessian", "--epsilon", "0.5"]
     found = json.loads(command(*words, "--damping", "0.2", "--landscape", "2", "0"))

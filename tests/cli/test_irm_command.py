@@ -178,6 +178,10 @@ def test_interrupt(folder):
         (("--algorithms", "IRM", "Irmv2"), "--algorithms: unknown algorithm 'Irmv2'."),
         (("--data_dir", "mine.yaml"), "MNIST is not in 'mine.yaml' and could not be downloaded"),
         (("--output_dir", "mine.yaml/results"), "the folder 'mine.yaml/results"),
+        (
+            ("--algorithms", "Fishr-offdiagonal", "--hidden_dim", "4096"),
+            "hidden_dim is 4096: Fishr",
+        ),
         (("--device", "abacus"), "device 'abacus' cannot be used"),
     ],
 )
@@ -191,8 +195,9 @@ def test_errors_are_one_line(run, flags, message):
 def test_damaged_result(folder, run):
     assert run("--restarts", "1", "--algorithms", "ERM")[0] == 0
     (file,) = result_files(folder)
-    file.write_text('{"algorithm"')
-    status, _, err = run("--restarts", "1", "--algorithms", "ERM")
-    assert status == 2
-    assert "is damaged" in err
+    for damage in ('{"algorithm"', "{}", "[]"):
+        file.write_text(damage)
+        status, _, err = run("--restarts", "1", "--algorithms", "ERM")
+        assert status == 2
+        assert "is damaged" in err
     assert err.count("\n") == 1

@@ -56,3 +56,9 @@ def test_zero_vectors_give_numbers():
     found = closeness(zero, zero)
     assert (found.cosine, found.correlation, found.relative_distance) == ([0], [0], [0])
     assert compare(zero).cosines == [[0]]
+
+
+def test_tiny_vectors_keep_their_direction():
+    """Squares of the gradients of a model that fits well."""
+    found = compare(torch.tensor([[1e-14, 2e-14], [2e-14, 4e-14]], dtype=torch.float64))
+    np.testing.assert_allclose(found.cosines, 1)

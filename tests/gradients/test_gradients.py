@@ -204,7 +204,11 @@ def test_which_heads_have_the_closed_form():
 
 
 def test_which_heads_go_to_backpack():
-    suited = {name for name, new in heads().items() if backpack_suits(new())}
+    suited = {
+        name
+        for name, new in heads().items()
+        if backpack_suits(head := new(), [n for n, _ in head.named_parameters()])
+    }
     assert {"convolution", "nonlinear"} <= suited
     assert not suited & {"layer norm", "weight norm", "shared layer", "in-place relu"}
 

@@ -241,5 +241,5 @@ def test_full_covariances_have_a_limit():
     head = nn.Linear(2048, 7)
     with pytest.raises(ValueError, match=r"14,343 parameters would have 205,721,649 entries"):
         gradient_covariances(head, torch.rand(2, 2048), torch.tensor([0, 1]), [2])
-    with pytest.raises(ValueError, match="'closed_form' needs a sequence of different linear"):
+    with pytest.raises(ValueError, match=r"'closed_form' needs .* a sequence of different linear"):
         gradient_variances(*make(normalised), SIZES, method="closed_form")

@@ -1,0 +1,5 @@
+"""`python -m domainbed`: the `domainbed` command."""
+
+from domainbed.cli import main
+
+main()
