@@ -38,8 +38,26 @@ def fishr_penalty(variances: torch.Tensor, reduction: str = "mean") -> torch.Ten
     Ramé et al. 2022, equation 4, with the mean over the P parameters in place of the sum, as in
     the authors' experiments; `reduction="sum"` is the equation as printed.
     """
-    deviations = (variances - variances.mean(dim=0)).square().flatten(1)
-    return deviations.mean() if reduction == "mean" else deviations.sum(dim=1).mean()
+    terms = variances.numel() if reduction == "mean" else len(variances)
+    return _SquaredDeviations.apply(variances) / terms
+
+
+class _SquaredDeviations(torch.autograd.Function):
+    """Σ_e Σ_k (v_ek − v̄_k)²: (E, …) to a scalar.
+
+    Deviations sum to 0, so the derivative is twice the deviation, with nothing for the mean;
+    autograd would write six more tensors of the size of v to find that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(values)
+        return torch.linalg.vector_norm(values - values.mean(dim=0)).square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (values,) = ctx.saved_tensors
+        return (values - values.mean(dim=0)) * (2 * gradient)
 
 
 class GradientMatching(nn.Module):

@@ -101,3 +101,18 @@ def test_move_towards():
     move_towards(network, target, 0.25)
     torch.testing.assert_close(network.weight.detach(), 0.75 * start + 0.25 * end)
     torch.testing.assert_close(target.weight.detach(), end)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_fishr_penalty_has_the_derivatives_of_its_formula(reduction):
+    torch.manual_seed(0)
+    values = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+    def penalty(values):
+        return fishr_penalty(values, reduction)
+
+    assert torch.autograd.gradcheck(penalty, values)
+    assert torch.autograd.gradgradcheck(penalty, values)
+    same = torch.ones(2, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(penalty(same), same)
+    assert gradient.tolist() == [[0.0] * 5] * 2
