@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # The tensors of the tests are tiny: more threads would only wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

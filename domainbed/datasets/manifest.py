@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from domainbed.datasets.base import MultipleDomainDataset
@@ -144,11 +144,11 @@ def _read(file: Path, modified: int, size: int) -> Manifest:
 def _csv_rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows; lines without any text are passed over."""
     reader = csv.DictReader(stream, strict=True)
-    lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or _COLUMNS)]
-    if lacking:
-        found = ", ".join(reader.fieldnames or ())
-        raise UserError(f"{file}, line 1: no column {lacking[0]!r} in {found!r}: {_EXPECTED}")
     try:
+        lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or _COLUMNS)]
+        if lacking:
+            found = ", ".join(reader.fieldnames or ())
+            raise UserError(f"{file}, line 1: no column {lacking[0]!r} in {found!r}: {_EXPECTED}")
         for row in reader:
             if None in row:
                 raise UserError(
@@ -168,7 +168,7 @@ def _json_rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any]
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file}, line {number}: no valid JSON ({error}): write one object a line"
             ) from error
@@ -197,6 +197,7 @@ def _entry(row: Mapping[str, Any], file: Path, line: int) -> Entry:
 
 
 def _arranged(file: Path, images: Sequence[Entry]) -> Manifest:
+    _require_different_files(file, images)
     domains = tuple(sorted({image.domain for image in images}))
     if len(domains) < 2:
         raise UserError(
@@ -212,8 +213,20 @@ def _arranged(file: Path, images: Sequence[Entry]) -> Manifest:
     label = {name: number for number, name in enumerate(classes)}
     # The order of the lines shall not matter.
     for own in per_domain.values():
-        own.sort(key=lambda image: (label[image.label], PurePath(image.path)))
+        own.sort(key=lambda image: (label[image.label], *os.path.split(image.path)))
     return Manifest(file, domains, classes, tuple(map(tuple, per_domain.values())), fixes_splits)
+
+
+def _require_different_files(file: Path, images: Sequence[Entry]) -> None:
+    lines: dict[str, int] = {}
+    for image in images:
+        path = os.path.normpath(image.path)
+        if path in lines:
+            raise UserError(
+                f"{file}, line {image.line}: {image.path!r} is listed in line {lines[path]} "
+                "already: list each image once"
+            )
+        lines[path] = image.line
 
 
 def _in_order(labels: Iterable[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import torch
@@ -114,9 +115,11 @@ def scale_boxes(boxes: torch.Tensor, sizes: torch.Tensor, stored: tuple[int, int
 
     Each edge goes to the nearest border between two stored pixels.
     """
-    scale = torch.tensor(stored) / sizes.double()
-    start = (boxes[:, :2] * scale).round()
-    end = ((boxes[:, :2] + boxes[:, 2:]) * scale).round()
+    last = torch.tensor(stored)
+    scale = last / sizes.double()
+    start = torch.minimum((boxes[:, :2] * scale).round(), last - 1)
+    # A very thin image's crop may be less than a stored pixel.
+    end = torch.maximum(((boxes[:, :2] + boxes[:, 2:]) * scale).round(), start + 1)
     return torch.cat([start, end - start], dim=1).long()
 
 
@@ -164,7 +167,8 @@ def _planes(count: int) -> torch.Tensor:
     if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
         return torch.empty(shape)
     memory = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.float32).view(shape)
 
 

@@ -46,7 +46,7 @@ def decode_image(data: bytes, name: str) -> torch.Tensor:
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # each format of PIL fails in its own way
         reason = "cut off" if "truncated" in str(error) else "no image that PIL can read"
         raise UnreadableImage(
             f"image {name} cannot be read ({reason}): replace or remove it, or set the "

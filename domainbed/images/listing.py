@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,14 +38,17 @@ class Listing:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with any name, or size in bytes, of a file."""
-        lines = (f"{name}\t{_size(file)}\n" for name, file in zip(self.relative, self.files))
-        return hashlib.md5("".join(lines).encode("utf-8")).hexdigest()[:12]
+        """Changes with any name, size in bytes, or time of the last change, of a file."""
+        lines = (f"{name}\t{_state(file)}\n" for name, file in zip(self.relative, self.files))
+        return hashlib.md5("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def _size(file: Path) -> int:
-    """In bytes; -1 for a link to nowhere, which reading will tell of."""
-    return file.stat().st_size if file.exists() else -1
+def _state(file: Path) -> tuple[int, int]:
+    """Bytes and nanoseconds; -1 for a link to nowhere, which reading will tell of."""
+    if not file.exists():
+        return -1, -1
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def cache_folder(data_dir: str | Path) -> Path:
@@ -58,7 +62,7 @@ def unreadable_images(listing: Listing, cache: Path, threads: int) -> list[int]:
     All are read once, and the answer is kept in `cache` for as long as no file changes.
     """
     file = cache / f"{listing.name}-unreadable-{listing.digest}.json"
-    if file.exists():
+    with suppress(OSError, ValueError):  # not there, or damaged
         return json.loads(file.read_text(encoding="utf-8"))
     readable = in_order(_is_readable, listing.files, threads)
     found = [number for number, fine in enumerate(readable) if not fine]

@@ -30,19 +30,22 @@ class Pack:
     """
 
     def __init__(self, folder: Path) -> None:
-        import pandas
-
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        damaged = UserError(f"{folder} is damaged: remove it, and it will be packed again")
         columns = ["height", "width", "bytes"]
-        table = pandas.read_csv(folder / TABLE, usecols=columns)
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            table = _table(folder / TABLE, columns)
+            stored = (folder / IMAGES).stat().st_size
+        except (OSError, ValueError) as error:
+            raise damaged from error
+        if len(table) != index["images"] or table["bytes"].sum() != stored:
+            raise damaged
         self.folder, self._encoded = folder, index["format"] == JPEG
         self.shape: tuple[int, int] = (index["height"], index["width"])
         self.sizes = torch.from_numpy(table[columns[:2]].to_numpy().copy())
         self._ends = table["bytes"].cumsum().to_numpy()
         self.unreadable = [int(n) for n in np.flatnonzero(table["bytes"] == 0)]
         self._bytes: torch.Tensor | None = None
-        if (folder / IMAGES).stat().st_size != self._ends[-1]:
-            raise UserError(f"{folder} is damaged: remove it, and it will be packed again")
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -65,6 +68,12 @@ class Pack:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_bytes": None}
+
+
+def _table(file: Path, columns: list[str]) -> Any:
+    import pandas
+
+    return pandas.read_csv(file, usecols=columns, encoding_errors="surrogateescape")
 
 
 def _without_warning(array: np.ndarray) -> torch.Tensor:

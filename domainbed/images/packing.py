@@ -137,10 +137,12 @@ def _write(listing: Listing, aside: Path, options: PackOptions) -> None:
     _announce(listing, aside.parent, shape, options)
     encode = partial(_encoded, shape=shape, options=options)
     work = in_order(encode, listing.files, options.threads)
-    bar = tqdm(work, f"packing {listing.name}", len(listing.files), unit="image", leave=False)
+    bar = tqdm(
+        work, f"packing {listing.name}", len(listing.files), disable=None, unit="image", leave=False
+    )
     with (
         (aside / IMAGES).open("wb") as stream,
-        (aside / TABLE).open("w", encoding="utf-8", newline="") as table,
+        (aside / TABLE).open("w", encoding="utf-8", errors="surrogateescape", newline="") as table,
     ):
         writer = csv.writer(table)
         writer.writerow(("file", "label", "height", "width", "bytes"))
@@ -177,7 +179,7 @@ def _common_size(files: Sequence[Path], largest: int) -> tuple[int, int] | None:
         try:
             with Image.open(file) as image:
                 size = image.height, image.width
-        except (OSError, ValueError, SyntaxError):  # told later, by name
+        except Exception:  # told later, by name
             continue
         if max(size) > largest or common not in (None, size):
             return None

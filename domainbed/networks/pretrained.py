@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import nn
@@ -78,9 +77,9 @@ def _published(name: str) -> Any:
         # torchvision's builder unpickles anything; this refuses a cached file with code in it.
         published.get_state_dict(progress=True, check_hash=True, weights_only=True)
         return models.get_model(name, weights=published)
-    except UnpicklingError as error:
-        raise UserError(f"{file} is not a file of weights alone: delete it") from error
-    except (URLError, OSError, RuntimeError) as error:
+    except (UnpicklingError, EOFError, KeyError, RuntimeError, OSError) as error:
+        if file.exists():
+            raise UserError(f"{file} is no file of the weights of {name}: delete it") from error
         reason = " ".join(str(error).split())
         raise UserError(
             f"the ImageNet weights of {name} could not be downloaded from {published.url} "

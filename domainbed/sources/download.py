@@ -163,6 +163,7 @@ def _get(job: _Job, copy: Path | None) -> None:
             _from_sources(job)
         else:
             _from_copy(job, copy)
+        shutil.rmtree(job.partial, ignore_errors=True)  # with what an earlier download left
     finally:
         _clear(job)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import zlib
 from pathlib import Path
 
 from domainbed.errors import UserError
@@ -63,7 +64,14 @@ def _copy(source: Path, raw: Path) -> None:
         if plain is not None:
             shutil.copyfile(plain, raw / name)
         elif packed is not None:
-            with gzip.open(packed) as stream, (raw / name).open("wb") as target:
-                shutil.copyfileobj(stream, target)
+            _unpack(packed, raw / name)
         else:
             raise UserError(f"--from {str(source)!r} has no file {name} or {name}.gz")
+
+
+def _unpack(packed: Path, target: Path) -> None:
+    try:
+        with gzip.open(packed) as stream, target.open("wb") as plain:
+            shutil.copyfileobj(stream, plain)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{packed} is damaged ({one_line(error)}): get it anew") from error

@@ -65,6 +65,11 @@ def split_domains(
                 f"domain {domain} has {n} images, too few for a holdout_fraction of "
                 f"{holdout_fraction}: add images or change the fraction"
             )
+        if uda_holdout_fraction and domain in test_envs and not unlabeled:
+            raise UserError(
+                f"domain {domain} has {n} images, too few for a uda_holdout_fraction of "
+                f"{uda_holdout_fraction}: add images or change the fraction"
+            )
         splits.append(Split(out, inside, unlabeled))
     return splits
 

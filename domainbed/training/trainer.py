@@ -266,17 +266,19 @@ class Trainer:
 
     def _minibatches(self, steps: range) -> Iterator[Any]:
         indices = {e: self.splits[e].inside for e in self.train_envs}
-        return self._source(indices, self.hparams["class_balanced"]).iterate(steps)
+        balanced, augmented = self.hparams["class_balanced"], self.hparams["data_augmentation"]
+        return self._source(indices, balanced, augmented).iterate(steps)
 
     def _unlabeled(self, steps: range) -> Iterator[list[torch.Tensor] | None]:
         if self.spec.task != "domain_adaptation":
             return iter([None] * len(steps))
         indices = {e: self.splits[e].unlabeled for e in self.spec.test_envs}
-        source = self._source(indices, class_balanced=False)
+        # As in DomainBed, images of test domains are never augmented.
+        source = self._source(indices, class_balanced=False, augment=False)
         return ([x for x, _ in pairs] for pairs in source.iterate(steps))
 
     def _source(
-        self, indices: Mapping[int, list[int]], class_balanced: bool
+        self, indices: Mapping[int, list[int]], class_balanced: bool, augment: bool
     ) -> TensorMinibatches | PackedMinibatches | LoadedMinibatches:
         """Minibatches of the given domains' images, from the device, a pack, or files."""
         resident = [pair for e in indices if (pair := self.resident[e]) is not None]
@@ -301,7 +303,7 @@ class Trainer:
             self.spec.seed,
             self.device,
             self._num_workers(),
-            self.hparams["data_augmentation"],
+            augment,
         )
 
     def _new_evaluator(self) -> Evaluator:
