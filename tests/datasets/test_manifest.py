@@ -101,14 +101,14 @@ def test_absolute_paths_and_changed_files(pets):
     ],
 )
 def test_order_of_labels(labels, ordered, tmp_path):
-    rows = [f"x.png,{label},{domain}" for label in labels for domain in ("2", "10")]
+    rows = [f"{domain}/{label}.png,{label},{domain}" for label in labels for domain in ("2", "10")]
     cls = get_dataset_class(written(tmp_path, HEADER, *rows))
     assert cls.manifest.classes == tuple(ordered)
     assert cls.ENVIRONMENTS == ("10", "2")
 
 
 def test_numbers_in_json_lines(tmp_path):
-    rows = [{"path": "x", "label": c, "domain": d} for c in (2, 10) for d in (1, 0)]
+    rows = [{"path": f"{c}/{d}", "label": c, "domain": d} for c in (2, 10) for d in (1, 0)]
     cls = get_dataset_class(written(tmp_path, *map(json.dumps, rows), name="n.jsonl"))
     assert (cls.manifest.classes, cls.ENVIRONMENTS) == (("2", "10"), ("0", "1"))
 
@@ -136,6 +136,8 @@ GOOD = ("x.png,cat,a", "y.png,cat,b")
         ((HEADER, *GOOD, "z.png,cat"), "line 4: 'domain' is missing"),
         ((HEADER, *GOOD, "z,1.png,cat,b"), "line 4: more values than columns"),
         ((HEADER, *GOOD, '"z.png'), "line 4: no valid CSV"),
+        ((f'"{HEADER}', *GOOD), "line 3: no valid CSV"),
+        ((HEADER, *GOOD, "./x.png,cat,b"), "line 4: './x.png' is listed in line 2 already"),
         ((HEADER, *GOOD, "z.png,dog,b"), "line 4: the domain 'b' has the label 'dog', but 'a' lac"),
         ((HEADER, *GOOD), "line 2: no file 'x.png' (2 of 2 images are missing): give paths from"),
         ((HEADER + ",split", "x,c,a,in", "y,c,b,test"), "line 3: 'split' is 'test': expected one"),

@@ -220,3 +220,13 @@ def statistics(x):
     chroma = (x.amax(dim=0) - x.amin(dim=0)).mean()
     balance = grey[:, :112].mean() - grey[:, 112:].mean()
     return torch.stack([x.mean(), x.std(), chroma, x[0].mean() - x[1].mean(), balance])
+
+
+def test_crops_of_very_thin_images_keep_a_pixel():
+    sizes = torch.tensor([[6, 4000]]).expand(200, 2)
+    boxes = scale_boxes(draw_crops(sizes, generator()), sizes, (256, 256))
+    assert (boxes[:, 2:] >= 1).all()
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= 256).all()
+    thin = scale_boxes(torch.tensor([[0, 3999, 6, 1]]), sizes[:1], (256, 256))
+    assert thin.tolist() == [[0, 255, 256, 1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections import namedtuple
@@ -208,12 +209,23 @@ def test_a_cache_that_cannot_be_written(folder, tmp_path, monkeypatch):
         packed(folder)
 
 
-def test_a_damaged_pack_is_named(folder, cache):
-    pack = packed(folder)[0].pack
-    with (pack.folder / "images.bin").open("ab") as stream:
-        stream.write(b"more")
+@pytest.mark.parametrize("name", ["images.bin", "images.csv", "index.json"])
+@pytest.mark.parametrize("damage", ["more", "empty", "gone"])
+def test_a_damaged_pack_is_named(name, damage, folder, cache):
+    file = packed(folder)[0].pack.folder / name
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if damage == "empty" else file.read_bytes() + b"more\n")
     with pytest.raises(UserError, match="is damaged: remove it"):
-        Pack(pack.folder)
+        Pack(file.parent)
+
+
+def test_other_images_of_the_same_names_and_sizes_are_other_packs(folder, cache):
+    first = packed(folder)[0].pack.folder
+    image = next(folder.rglob("*.png"))
+    os.utime(image, ns=(0, 0))  # as one that was written over
+    assert packed(folder)[0].pack.folder != first
 
 
 def test_corrupt_images_are_an_error_or_skipped(folder, cache):

@@ -53,3 +53,8 @@ def test_adaptation_cuts_the_test_domain_again():
 def test_too_small_a_domain():
     with pytest.raises(UserError, match="domain 1 has 4 images"):
         split_domains([50, 4], [0], 0.2, 0)
+
+
+def test_too_few_images_to_adapt_to():
+    with pytest.raises(UserError, match=r"domain 0 has 21 images, too few for a uda_holdout_frac"):
+        split_domains([21, 21], [0], 0.2, 0, uda_holdout_fraction=0.01)
