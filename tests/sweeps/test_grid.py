@@ -110,7 +110,10 @@ def test_two_domains_are_too_few_for_pairs(tmp_path):
     assert len(plan(config(datasets=[dataset], selection=["oracle"], trials=1))) == 2 * 20
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda f: f.stem)
+SWEEPS = sorted(set(CONFIGS.glob("**/*.yaml")) - {CONFIGS / "irm_colored_mnist.yaml"})
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda f: f.stem)
 def test_the_configs_of_the_repository_are_valid(file):
     assert load_config(file).skip_model_save
 
