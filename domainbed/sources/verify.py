@@ -89,7 +89,7 @@ def verify_dataset(name: str, data_dir: Path | str) -> Report:
         raise UserError(f"{name} is made of no image files that could be verified")
     root = cls.locate(str(data_dir))
     if not root.is_dir():
-        problem = Problem("missing", "", f"{root} does not exist: {_remedy(name)}")
+        problem = Problem("missing", "", f"{root} does not exist: {_remedy(name, data_dir)}")
         return Report(name, str(root), problems=[problem])
     return _report(name, root, scan(root), info)
 
@@ -111,14 +111,16 @@ def _listed(manifest: Any) -> ImageFiles:
     return found
 
 
-def _remedy(name: str) -> str:
-    return f"`domainbed download {name}`" if name in SOURCES else "check the path"
+def _remedy(name: str, data_dir: Path | str) -> str:
+    get = f"`domainbed download {name} --data_dir {data_dir}`"
+    return get if name in SOURCES else "check the path"
 
 
 def _verify_mnist(name: str, data_dir: Path) -> Report:
     report = Report(name, str(data_dir / mnist.FOLDER))
     if problem := mnist.check(data_dir):
-        report.problems = [Problem("missing", "", f"{problem}; `domainbed download {name}`")]
+        get = f"`domainbed download {name} --data_dir {data_dir}`"
+        report.problems = [Problem("missing", "", f"{problem}; {get}")]
     else:
         report.edition = "published"
         report.notes = ["70,000 images; domains and colours are made of them when they are loaded"]
