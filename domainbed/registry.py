@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, overload
 
 from domainbed.errors import UserError
+from domainbed.suggest import did_you_mean
 
 T = TypeVar("T")
 
@@ -102,14 +102,7 @@ class Registry(Mapping[str, Any]):
             self.register(entry, name=name)
 
     def _unknown(self, name: str) -> str:
-        names = list(self)
-        nearest = difflib.get_close_matches(
-            str(name).lower(), [known.lower() for known in names], n=1, cutoff=0.5
-        )
-        hint = ""
-        if nearest:
-            match = next(known for known in names if known.lower() == nearest[0])
-            hint = f" Did you mean {match!r}?"
+        names, hint = list(self), did_you_mean(name, self)
         return f"unknown {self.kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}"
 
 

@@ -1,9 +1,8 @@
-"""The folder of one run: its paths, its state, and how files get there safely."""
+"""The folder of one run: its paths and its state."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,22 +113,3 @@ class RunFolder:
             raise UserError(
                 f"{file} is damaged ({error}): repair it, or remove its folder"
             ) from error
-
-
-def write_text(file: Path, text: str) -> None:
-    """Writes aside and moves into place, so that no reader and no crash sees half a file."""
-    with written_aside(file) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def written_aside(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write to; it takes `file`'s place when all went well."""
-    aside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        yield aside
-        with aside.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 from domainbed.errors import UserError
 from domainbed.names import dataset_label
 from domainbed.seeding import hparams_draw_seed, run_seed
+from domainbed.suggest import did_you_mean
 
 TASKS = ("domain_generalization", "domain_adaptation")
 PRECISIONS = ("float32", "bf16")
@@ -179,10 +179,8 @@ def _check_fixed(spec: RunSpec, space: Mapping[str, Any]) -> None:
     declared = algorithm.__module__.startswith("domainbed.") or "search_space" in vars(algorithm)
     for name, value in spec.hparams.items():
         if declared and name not in space:
-            nearest = difflib.get_close_matches(name, space, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise UserError(
-                f"unknown hyper-parameter {name!r} of {spec.algorithm}.{hint} "
+                f"unknown hyper-parameter {name!r} of {spec.algorithm}.{did_you_mean(name, space)} "
                 f"Known: {', '.join(space)}"
             )
         if name in space and not space[name].accepts(value):

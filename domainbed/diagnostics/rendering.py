@@ -12,7 +12,7 @@ from typing import Any
 
 from domainbed.diagnostics.diagnosis import Diagnosis, Landscape, Stage
 from domainbed.errors import UserError
-from domainbed.run_folder import written_aside
+from domainbed.files import written_aside
 
 JSON_VERSION = 1
 

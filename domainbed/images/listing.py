@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from domainbed.files import write_text
 from domainbed.images.decode import UnreadableImage, read_image
 from domainbed.images.threads import in_order
-from domainbed.run_folder import write_text
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,6 @@ def _state(file: Path) -> tuple[int, int]:
         return -1, -1
     status = file.stat()
     return status.st_size, status.st_mtime_ns
-
-
-def cache_folder(data_dir: str | Path) -> Path:
-    """Where packs lie: below the data folder, or in the folder that DOMAINBED_CACHE_DIR names."""
-    return Path(os.environ.get("DOMAINBED_CACHE_DIR") or Path(data_dir) / "cache")
 
 
 def unreadable_images(listing: Listing, cache: Path, threads: int) -> list[int]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UserError
+from domainbed.files import write_text
 from domainbed.irm_colored_mnist.data import read_images
 from domainbed.irm_colored_mnist.settings import Config
 from domainbed.irm_colored_mnist.training import run_restart
 from domainbed.launchers import FAILED, Event, LocalLauncher
-from domainbed.run_folder import write_text
 from domainbed.sweeps.display import Display
 from domainbed.training.environment import choose_device, describe
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,6 +12,7 @@ from torch import nn
 
 from domainbed.errors import UserError
 from domainbed.networks.weights import load_weights
+from domainbed.suggest import did_you_mean
 
 _LIST_TORCHVISION = 'python -c "from torchvision import models; print(models.list_models(models))"'
 _LIST_TIMM = 'python -c "import timm; print(timm.list_models())"'
@@ -142,7 +142,5 @@ def _no_timm_weights(name: str, config: Any, error: Exception) -> str:
 
 
 def _unknown(name: str, known: Sequence[str], listing: str, prefix: str = "") -> str:
-    wanted = name.removeprefix(prefix).lower()
-    nearest = difflib.get_close_matches(wanted, known, n=1)
-    hint = f" Did you mean {prefix + nearest[0]!r}?" if nearest else ""
+    hint = did_you_mean(name, [prefix + each for each in known])
     return f"unknown backbone {name!r}.{hint} All {len(known)} are listed by: {listing}"

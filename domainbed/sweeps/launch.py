@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from domainbed.errors import UserError
+from domainbed.files import write_text
 from domainbed.launchers import FAILED as TASK_FAILED
 from domainbed.launchers import Event, Launcher, create_launcher
 from domainbed.plugins import import_plugins
-from domainbed.run_folder import DONE, FAILED, Busy, RunFolder, write_text
+from domainbed.run_folder import DONE, FAILED, Busy, RunFolder
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.display import Display

@@ -13,7 +13,8 @@ import yaml
 from filelock import FileLock
 
 from domainbed.errors import UserError
-from domainbed.run_folder import DONE, MISSING, RUNNING, Busy, RunFolder, write_text
+from domainbed.files import write_text
+from domainbed.run_folder import DONE, MISSING, RUNNING, Busy, RunFolder
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 

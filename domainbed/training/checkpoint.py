@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from domainbed.errors import UserError
-from domainbed.run_folder import written_aside
+from domainbed.files import written_aside
 from domainbed.training.state import capture, plain_numpy_state, restore
 
 _VERSION = 2

@@ -17,8 +17,9 @@ import torch
 from domainbed.algorithms import get_algorithm_class
 from domainbed.datasets import get_dataset_class, load_dataset
 from domainbed.errors import UserError
+from domainbed.files import write_text, written_aside
 from domainbed.images.packed import PackedDomain
-from domainbed.run_folder import RunFolder, write_text, written_aside
+from domainbed.run_folder import RunFolder
 from domainbed.seeding import seed_everything
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint

@@ -1,0 +1,35 @@
+"""How files get to disk safely: written aside and moved into place, one process at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes aside and moves into place, so that no reader and no crash sees half a file."""
+    with written_aside(file) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def written_aside(file: Path) -> Iterator[Path]:
+    """A path beside `file` to write to; it takes `file`'s place when all went well."""
+    aside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        with aside.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def cache_folder(data_dir: str | Path) -> Path:
+    """Where what was computed from data is kept, for all runs.
+
+    Below the data folder, or in the folder that DOMAINBED_CACHE_DIR names.
+    """
+    return Path(os.environ.get("DOMAINBED_CACHE_DIR") or Path(data_dir) / "cache")

@@ -1,0 +1,40 @@
+"""Text in aligned columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def text_table(
+    rows: Iterable[Sequence[Any]], right: Iterable[int] = (), least: int = 0, indent: str = ""
+) -> list[str]:
+    """One line per row; columns are two spaces apart.
+
+    Args:
+        rows: the cells, of which `str` is shown; all rows are of one length.
+        right: the columns that are aligned to the right.
+        least: the least width of a column.
+        indent: what each line begins with.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(least, *map(len, column)) for column in zip(*cells, strict=True)]
+    aligned = set(right)
+    return [
+        indent
+        + "  ".join(
+            cell.rjust(width) if number in aligned else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def pipe_table(rows: Sequence[Sequence[Any]], text_columns: int = 1) -> list[str]:
+    """The rows as a Markdown table, the first of them its header.
+
+    All columns but the first `text_columns` are aligned to the right.
+    """
+    header, *body = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    numbers = len(rows[0]) - text_columns
+    return [header, "|:--" * text_columns + "|--:" * numbers + "|", *body]
