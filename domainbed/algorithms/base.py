@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from domainbed.dimensions import Option, SearchSpace, SpaceOf
 from domainbed.errors import UserError
-from domainbed.hparams import Option, SearchSpace
 from domainbed.registry import Registry
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -32,7 +32,7 @@ class Algorithm(nn.Module):
     """Authors, title, venue and arXiv number."""
 
     search_space: ClassVar[Any] = {}
-    """A `SearchSpace` of the algorithm's own, or a function of "are the images small?" to one."""
+    """A `SearchSpace` of the algorithm's own, or a function of `DatasetFacts` to one."""
 
     options: ClassVar[Mapping[str, Option]] = {}
     """Variants beyond the published protocol, which a user may set as hyper-parameters."""
@@ -71,7 +71,7 @@ def register_algorithm(
     algorithm: type | None = None,
     *,
     name: str | None = None,
-    search_space: SearchSpace | Callable[[bool], SearchSpace] | None = None,
+    search_space: SearchSpace | SpaceOf | None = None,
     paper: str | None = None,
 ) -> Any:
     """Adds an algorithm to the registry; works as a decorator, with or without arguments.
@@ -80,7 +80,7 @@ def register_algorithm(
     declared here instead of in the class.
 
     Example:
-        >>> from domainbed.hparams import LogUniform
+        >>> from domainbed.dimensions import LogUniform
         >>> register_algorithm(
         ...     TheirMethod, search_space={"their_weight": LogUniform(1.0, -2, 2)}
         ... )  # doctest: +SKIP

@@ -16,7 +16,7 @@ from domainbed.algorithms.base import (
     require_samples,
 )
 from domainbed.algorithms.erm import ERM
-from domainbed.hparams import LogUniform
+from domainbed.dimensions import LogUniform
 
 
 def coral_distance(z_i: torch.Tensor, z_j: torch.Tensor) -> torch.Tensor:

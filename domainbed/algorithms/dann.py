@@ -17,7 +17,14 @@ from domainbed.algorithms.base import (
     domain_sizes,
     register_algorithm,
 )
-from domainbed.hparams import Choice, Dimension, LogUniform, learning_rate, weight_decay
+from domainbed.dimensions import (
+    Choice,
+    DatasetFacts,
+    Dimension,
+    LogUniform,
+    learning_rate,
+    weight_decay,
+)
 
 
 def gradient_penalty(loss_sum: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -26,7 +33,7 @@ def gradient_penalty(loss_sum: torch.Tensor, features: torch.Tensor) -> torch.Te
     return gradients.square().sum(dim=1).mean()
 
 
-def _search_space(small_images: bool) -> dict[str, Dimension]:
+def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
     return {
         "lambda": LogUniform(1.0, -2, 2, "weight of the discriminator's loss, reversed"),
         "weight_decay_d": LogUniform(0.0, -6, -2, "L2 coefficient of the discriminator's Adam"),
@@ -44,9 +51,9 @@ def _search_space(small_images: bool) -> dict[str, Dimension]:
         "mlp_width": LogUniform(256, 6, 10, "discriminator: width", base=2, integer=True, least=1),
         "mlp_depth": Choice(3, (3, 4, 5), "discriminator: linear layers"),
         "mlp_dropout": Choice(0.0, (0.0, 0.1, 0.5), "discriminator: dropout"),
-        "lr_g": learning_rate(small_images),
-        "lr_d": learning_rate(small_images),
-        "weight_decay_g": weight_decay(small_images),
+        "lr_g": learning_rate(facts),
+        "lr_d": learning_rate(facts),
+        "weight_decay_g": weight_decay(facts),
     }
 
 

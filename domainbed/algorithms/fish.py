@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from domainbed.algorithms.base import Minibatches, register_algorithm
 from domainbed.algorithms.erm import ERM
-from domainbed.hparams import Choice
+from domainbed.dimensions import Choice
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.algorithms.annealing import AnnealedPenalty
 from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes, register_algorithm
+from domainbed.dimensions import LogUniform, Option, Uniform
 from domainbed.errors import UserError
 from domainbed.gradients import (
     MOST_COVARIANCE_PARAMETERS,
@@ -22,7 +23,6 @@ from domainbed.gradients import (
     gradient_second_moments,
     gradient_variances,
 )
-from domainbed.hparams import LogUniform, Option, Uniform
 
 _STATISTICS = {
     "variance": gradient_variances,

@@ -12,8 +12,8 @@ import torch
 from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes
 from domainbed.algorithms.fish import Fish
 from domainbed.algorithms.fishr import GradientMatching
+from domainbed.dimensions import LogUniform, Uniform
 from domainbed.errors import UserError
-from domainbed.hparams import LogUniform, Uniform
 
 PREFIX = "Fishr+"
 

@@ -15,7 +15,7 @@ from domainbed.algorithms.base import (
     register_algorithm,
     require_samples,
 )
-from domainbed.hparams import LogUniform
+from domainbed.dimensions import LogUniform
 
 
 def scale_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from domainbed.algorithms.base import (
     domain_sizes,
     register_algorithm,
 )
-from domainbed.hparams import LogUniform
+from domainbed.dimensions import LogUniform
 
 
 def vrex_penalty(risks: torch.Tensor) -> torch.Tensor:

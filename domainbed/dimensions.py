@@ -1,0 +1,169 @@
+"""The kinds of search dimension, and the facts of a dataset that a search space may depend on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.random import RandomState
+
+
+def _is_number(value: Any, integer: bool) -> bool:
+    """Whether `value` is finite, and a whole number if need be; True and False are none."""
+    kinds = int if integer else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_like(value: Any, examples: Sequence[Any]) -> bool:
+    """Whether `value` is of the examples' kind: a truth value, a whole number, a number, …"""
+    if all(_is_number(example, integer=False) for example in examples):
+        return _is_number(value, all(isinstance(example, int) for example in examples))
+    return any(type(value) is type(example) for example in examples)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A hyper-parameter that is not searched: every draw gives the default."""
+
+    default: Any
+    doc: str = ""
+
+    def draw(self, random_state: RandomState) -> Any:
+        return self.default
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`."""
+        return _is_like(value, [self.default])
+
+    def describe(self) -> str:
+        return "fixed"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A variant beyond the published protocol: never drawn, recorded only where a user sets it.
+
+    One of `values`, where there are any; else anything of the default's kind.
+    """
+
+    default: Any
+    doc: str = ""
+    values: Sequence[Any] = ()
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`."""
+        if self.values:
+            return any(value == each and type(value) is type(each) for each in self.values)
+        return _is_like(value, [self.default])
+
+    def describe(self) -> str:
+        return "not drawn" + (f"; one of {', '.join(self.values)}" if self.values else "")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `values`, each equally likely."""
+
+    default: Any
+    values: Sequence[Any]
+    doc: str = ""
+
+    def draw(self, random_state: RandomState) -> Any:
+        return random_state.choice(list(self.values)).item()
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`: any of the kind, not only those drawn."""
+        return _is_like(value, list(self.values))
+
+    def describe(self) -> str:
+        return "choice of " + ", ".join(map(str, self.values))
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform in [low, high); `integer` truncates. A user may set values in [least, below)."""
+
+    default: float
+    low: float
+    high: float
+    doc: str = ""
+    integer: bool = False
+    least: float = -math.inf
+    below: float = math.inf
+
+    def draw(self, random_state: RandomState) -> float:
+        value = random_state.uniform(self.low, self.high)
+        return int(value) if self.integer else value
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`."""
+        return _is_number(value, self.integer) and self.least <= value < self.below
+
+    def describe(self) -> str:
+        kind = "integer, uniform" if self.integer else "uniform"
+        return f"{kind} in [{self.low:g}, {self.high:g})"
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """`base` to a power that is uniform in [low, high); `integer` truncates.
+
+    A user may set values from `least` on.
+    """
+
+    default: float
+    low: float
+    high: float
+    doc: str = ""
+    base: int = 10
+    integer: bool = False
+    least: float = 0.0
+
+    def draw(self, random_state: RandomState) -> float:
+        value = self.base ** random_state.uniform(self.low, self.high)
+        return int(value) if self.integer else value
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a user may set it to `value`."""
+        return _is_number(value, self.integer) and value >= self.least
+
+    def describe(self) -> str:
+        kind = "integer, log-uniform" if self.integer else "log-uniform"
+        return f"{kind} in [{self.base}^{self.low:g}, {self.base}^{self.high:g})"
+
+
+Dimension = Fixed | Choice | Uniform | LogUniform
+SearchSpace = Mapping[str, Dimension]
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What a search space may depend on.
+
+    Attributes:
+        name: the dataset's, without paths.
+        small_images: whether it is one of MNIST's kind, which the protocol treats apart.
+    """
+
+    name: str
+    small_images: bool = False
+
+
+SpaceOf = Callable[[DatasetFacts], SearchSpace]
+"""A search space that depends on the dataset."""
+
+
+def learning_rate(facts: DatasetFacts) -> Dimension:
+    """The step size of an Adam, drawn under its own name wherever it is used."""
+    if facts.small_images:
+        return LogUniform(1e-3, -4.5, -2.5, "step size of Adam")
+    return LogUniform(5e-5, -5, -3.5, "step size of Adam")
+
+
+def weight_decay(facts: DatasetFacts) -> Dimension:
+    """The L2 coefficient of an Adam that trains a featurizer; small images train without."""
+    if facts.small_images:
+        return Fixed(0.0, "L2 coefficient of Adam")
+    return LogUniform(0.0, -6, -2, "L2 coefficient of Adam")
