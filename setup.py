@@ -30,6 +30,7 @@ setup(
         "torchvision>=0.19",
         "backpack-for-pytorch>=1.6",
         "numpy>=1.26",
+        "pydantic>=2.10",
         "pandas>=2.1",
         "pillow>=10",
         "pyyaml>=6",

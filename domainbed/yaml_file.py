@@ -1,4 +1,4 @@
-"""Reading YAML such that every value's line is known."""
+"""Reading YAML such that every value's line is known, and no file can do harm."""
 
 from __future__ import annotations
 
@@ -13,9 +13,23 @@ from domainbed.errors import UserError
 Where = tuple[str | int, ...]
 """Keys and positions that lead to a value: ("algorithms", 1)."""
 
+_MOST_BYTES = 10_000_000
+_MOST_VALUES = 1_000_000  # as counted with every alias written out
+
+# 010 is 8 in YAML 1.1, and 1:30 is 90.
+_MISLEADING = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+")
+
 
 class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as the number that everybody means by it; YAML 1.1 wants 1.0e-3."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.style is None:
+            _refuse_misleading(node)
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # a 13th month, a number of 5000 digits
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
 
 
 _Loader.add_implicit_resolver(
@@ -23,57 +37,127 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _refuse_misleading(node: yaml.ScalarNode) -> None:
+    if _MISLEADING.fullmatch(node.value):
+        raise yaml.MarkedYAMLError(
+            problem=f"{node.value} can be read in two ways: write a number without leading zeros "
+            f"and colons, or the text '{node.value}' in quotes",
+            problem_mark=node.start_mark,
+        )
+
+
 def parse_value(text: str) -> Any:
     """The value that `text` stands for in YAML.
 
     Raises:
-        yaml.YAMLError: `text` is no YAML.
+        UserError: `text` is no YAML.
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        reason = _reason(error)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    raise UserError(f"{text!r} is no valid YAML or JSON ({reason}): check its quotes")
 
 
 def read_yaml(file: str | Path) -> tuple[Any, dict[Where, int]]:
     """A YAML file's value, and the line of each value in it.
 
     Raises:
-        UserError: the file cannot be read, or is no YAML, or gives a field twice.
+        UserError: the file cannot be read, or is no YAML, or gives a field twice, or what it says
+            is not plainly data: it refers to itself, say.
     """
+    text = _read(Path(file))
+    loader = None
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"file {str(file)!r} cannot be read: {reason}") from error
-    lines: dict[Where, int] = {}
-    loader = _Loader(text)
-    try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return None, lines
-        _note_lines(node, (), lines, str(file))
+            return None, {}
+        lines = _Lines(str(file)).of(node)
         return loader.construct_document(node), lines
     except yaml.YAMLError as error:
-        raise UserError(_complaint(str(file), error)) from error
+        raise UserError(_complaint(str(file), text, error)) from error
+    except RecursionError as error:
+        raise UserError(f"{file}: its values are nested too deeply") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
-def _note_lines(node: yaml.Node, where: Where, lines: dict[Where, int], file: str) -> None:
-    lines.setdefault(where, node.start_mark.line + 1)
-    if isinstance(node, yaml.SequenceNode):
-        for position, item in enumerate(node.value):
-            _note_lines(item, (*where, position), lines, file)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inside = (*where, key.value)
-            if inside in lines:
-                line = key.start_mark.line + 1
-                raise UserError(f"{file}, line {line}: {key.value!r} is given twice: remove one")
-            lines[inside] = key.start_mark.line + 1
-            _note_lines(value, inside, lines, file)
+def _read(file: Path) -> str:
+    """The text of a regular file: a pipe would block, and a device may never end."""
+    try:
+        size = file.stat().st_size
+        if not file.is_file():
+            raise UserError(f"{str(file)!r} is no file: name a YAML file")
+        if size > _MOST_BYTES:
+            raise UserError(
+                f"file {str(file)!r} has {size:,} bytes: expected at most {_MOST_BYTES:,}"
+            )
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"file {str(file)!r} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no UTF-8, or a NUL in the file's name
+        raise UserError(f"file {str(file)!r} cannot be read: {error}") from error
 
 
-def _complaint(file: str, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    place = f"{file}, line {mark.line + 1}" if mark else file
-    return f"{place}: no valid YAML ({reason})"
+class _Lines:
+    """The line of each value of a file, and a refusal of what has no end."""
+
+    def __init__(self, file: str) -> None:
+        self._file, self._count = file, 0
+        self._lines: dict[Where, int] = {}
+        self._open: set[int] = set()
+
+    def of(self, node: yaml.Node) -> dict[Where, int]:
+        self._note(node, ())
+        return self._lines
+
+    def _note(self, node: yaml.Node, where: Where) -> None:
+        self._lines.setdefault(where, node.start_mark.line + 1)
+        self._count += 1
+        if self._count > _MOST_VALUES:
+            self._refuse(node, f"more than {_MOST_VALUES:,} values, with its aliases written out")
+        if id(node) in self._open:
+            self._refuse(node, "a value that contains itself")
+        self._open.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for position, item in enumerate(node.value):
+                self._note(item, (*where, position))
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                self._note(value, (*where, self._key(key, where)))
+        self._open.remove(id(node))
+
+    def _key(self, key: yaml.Node, where: Where) -> str:
+        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            said = f"{key.value}: " if isinstance(key, yaml.ScalarNode) else "a list or mapping "
+            self._refuse(key, f"{said}as a name: expected a text, in quotes if need be")
+        inside = (*where, key.value)
+        if inside in self._lines:
+            self._refuse(key, f"{key.value!r} is given twice: remove one")
+        self._lines[inside] = key.start_mark.line + 1
+        return str(key.value)
+
+    def _refuse(self, node: yaml.Node, reason: str) -> None:
+        raise UserError(f"{self._file}, line {node.start_mark.line + 1}: {reason}")
+
+
+def _complaint(file: str, text: str, error: yaml.YAMLError) -> str:
+    line = 0
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        line = error.problem_mark.line + 1
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+    place = f"{file}, line {line}" if line else file
+    return f"{place}: no valid YAML ({_reason(error)})"
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"the character #x{error.character:02x} is not allowed"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        return error.problem
+    return " ".join(str(error).split())

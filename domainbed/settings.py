@@ -1,0 +1,403 @@
+"""Settings: each declared once, from which flags, checks of YAML files, docs and a schema follow.
+
+A model is a subclass of `Settings`. A field's type, bounds, default and help are its declaration:
+
+    class Mine(Settings):
+        steps: int | None = Field(
+            None, ge=1, description="updates", json_schema_extra={"default_text": "the dataset's"}
+        )
+
+`json_schema_extra` may hold `flag`: False for a field that no flag sets; and `default_text`: what
+help and docs show in place of the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
+
+from domainbed.errors import UserError
+from domainbed.suggest import did_you_mean
+from domainbed.text_table import pipe_table
+from domainbed.yaml_file import Where, parse_value, read_yaml
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+Schema = Mapping[str, Any]
+
+_OWN_KEYS = ("flag", "default_text")
+
+
+class Settings(BaseModel):
+    """Frozen; nothing unknown is taken, and no value is quietly turned into another type."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+# ---- kinds of fields ----
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+def checked(check: Callable[[Any], Any]) -> AfterValidator:
+    """A check of a value, for `Annotated`: `check` returns the value, or raises `UserError`.
+
+    The error's `where` is a place inside the value; the place of the value is put before it.
+    """
+    return AfterValidator(_placed(check))
+
+
+def converted(convert: Callable[[Any], Any], accepts: Any) -> BeforeValidator:
+    """As `checked`, but before the type is looked at: from a value that is one of `accepts`."""
+    return BeforeValidator(_placed(convert), json_schema_input_type=accepts)
+
+
+class _OneOrMore:
+    """Says in the JSON schema of a list that one item may stand alone."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        of_list = handler(schema)
+        items = of_list["items"]
+        return {"anyOf": [*items.get("anyOf", [items]), of_list]}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+Listed = Annotated[
+    tuple[T, ...],
+    Field(min_length=1),
+    AfterValidator(lambda items: tuple(dict.fromkeys(items))),
+    BeforeValidator(_as_tuple),
+    _OneOrMore(),
+]
+"""A list without repetitions, kept as a tuple; an item may stand alone: `Listed[Text]`."""
+
+
+def _placed(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def placed(value: Any) -> Any:
+        try:
+            return check(value)
+        except UserError as error:  # Pydantic knows the place of its own errors only
+            raise PydanticCustomError("user_error", "wrong", {"error": error}) from error
+
+    return placed
+
+
+# ---- from values to a model ----
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where values came from, for errors.
+
+    Attributes:
+        file: the YAML file.
+        lines: the line of each of its values.
+        flags: the flags that gave values, by the place of the value: {("steps",): "--steps"}.
+    """
+
+    file: str | Path | None = None
+    lines: Mapping[Where, int] = field(default_factory=dict)
+    flags: Mapping[Where, str] = field(default_factory=dict)
+
+    def name(self, where: Where) -> str:
+        """The place of a value: "mine.yaml, line 4, field 'algorithms[1]'", or "--algorithms"."""
+        flag = next((self.flags[part] for part in _outwards(where) if part in self.flags), "")
+        if flag:
+            return flag
+        line = next((self.lines[part] for part in _outwards(where) if part in self.lines), 0)
+        parts = [str(self.file)] if self.file is not None else []
+        parts += [f"line {line}"] if line else []
+        parts += [f"field {dotted(where)!r}"] if where else []
+        return ", ".join(parts)
+
+
+def dotted(where: Where) -> str:
+    """("algorithms", 1) as "algorithms[1]"."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in where]
+    return "".join(parts).removeprefix(".")
+
+
+def make(model: type[M], values: Mapping[str, Any], places: Places | None = None) -> M:
+    """The model with these values.
+
+    Raises:
+        UserError: one line: the place of the first wrong value, what was expected there, and what
+            was found. Without `places` the place is the field's name.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise _explained(_first(model, error), places) from error
+    except UserError as error:  # of a check of the whole model
+        raise _explained(error, places) from error
+
+
+def load(model: type[M], file: str | Path | None, overrides: Mapping[str, Any] | None = None) -> M:
+    """The model with the values of a YAML file, and `overrides`, from flags, over them.
+
+    A value of None leaves the field to its default.
+
+    Raises:
+        UserError: see `make`; or the file cannot be read, see `read_yaml`.
+    """
+    overrides = overrides or {}
+    values, lines = read_fields(file)
+    places = Places(file, lines, {(name,): f"--{name}" for name in overrides})
+    return make(model, given(model, {**values, **overrides}), places)
+
+
+def read_fields(file: str | Path | None) -> tuple[dict[str, Any], dict[Where, int]]:
+    """The fields in a YAML file, and the line of each value; without a file there are none.
+
+    Raises:
+        UserError: the file does not hold fields with values.
+    """
+    if file is None:
+        return {}, {}
+    values, lines = read_yaml(file)
+    if values is None:
+        return {}, lines
+    if not isinstance(values, dict):
+        raise UserError(f"{file}, line 1: expected fields with values, found {found(values)}")
+    return values, lines
+
+
+def given(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that are None, which leave a field to its default."""
+    known = model.model_fields
+    return {name: value for name, value in values.items() if value is not None or name not in known}
+
+
+def found(value: Any) -> str:
+    """A value as errors show it, on one line that is not too long."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 80
+    return shown.repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _outwards(where: Where) -> Iterator[Where]:
+    return (where[:end] for end in range(len(where), 0, -1))
+
+
+def _explained(error: UserError, places: Places | None) -> UserError:
+    where = error.where
+    place = places.name(where) if places is not None else dotted(where)
+    return UserError(f"{place}: {error}" if place else str(error), *where)
+
+
+def _first(model: type[BaseModel], error: ValidationError) -> UserError:
+    """The first of Pydantic's errors in our words; a name that is unknown explains others."""
+    errors = error.errors(include_url=False)
+    one = min(errors, key=lambda one: one["type"] != "extra_forbidden")
+    inner = one.get("ctx", {}).get("error")
+    if one["type"] == "user_error" and inner is not None:
+        return UserError(str(inner), *one["loc"], *inner.where)
+    return UserError(_message(model, one), *one["loc"])
+
+
+def _message(model: type[BaseModel], error: ErrorDetails) -> str:
+    schema = model.model_json_schema()
+    *outer, name = error["loc"] or ("",)
+    if error["type"] == "extra_forbidden":
+        known = _schema_at(schema, tuple(outer)).get("properties", {})
+        return f"unknown field.{did_you_mean(name, known)} Known: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"is missing: give it in a config file or as --{name}"
+    if error["type"] == "too_short" and error["ctx"]["min_length"] == 1:
+        return f"expected at least one, found {found(error['input'])}"
+    expected = describe(_schema_at(schema, error["loc"]), schema.get("$defs", {}))
+    # Where the schema says nothing of a value, Pydantic's own words are the best there are.
+    said = f"expected {expected}" if expected else error["msg"]
+    return f"{said}, found {found(error['input'])}"
+
+
+# ---- what a schema says ----
+
+
+def describe(schema: Schema, definitions: Schema | None = None) -> str:
+    """What a JSON schema expects, in words: "a whole number from 1 on"."""
+    kinds = [_kind(each) for each in _alternatives(schema, definitions or {})]
+    return " or ".join(dict.fromkeys(kind for kind in kinds if kind))
+
+
+def _kind(schema: Schema) -> str:
+    if "enum" in schema or "const" in schema:
+        return "one of " + ", ".join(map(str, schema.get("enum") or [schema["const"]]))
+    kinds = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "a text",
+        "boolean": "true or false",
+        "array": "a list",
+        "object": "names with values",
+    }
+    bounds = (
+        ("minimum", " from {} on"),
+        ("exclusiveMinimum", " above {}"),
+        ("maximum", ", up to {}"),
+        ("exclusiveMaximum", ", below {}"),
+    )
+    limits = [words.format(f"{schema[key]:g}") for key, words in bounds if key in schema]
+    return kinds.get(schema.get("type", ""), "") + "".join(limits)
+
+
+def _alternatives(schema: Schema, definitions: Schema) -> list[Schema]:
+    """The schemas of which a value need fulfil one; None is left out: it means "not given"."""
+    if "$ref" in schema:
+        return _alternatives(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    several = schema.get("anyOf") or schema.get("oneOf")
+    if several:
+        return [one for each in several for one in _alternatives(each, definitions)]
+    return [] if schema.get("type") == "null" else [schema]
+
+
+def _schema_at(schema: Schema, where: Where) -> Schema:
+    """The schema of a value inside; an empty one where nothing is said of it."""
+    definitions = schema.get("$defs", {})
+    for part in where:
+        inner = [_inside(each, part) for each in _alternatives(schema, definitions)]
+        schema = next((each for each in inner if each), {})
+    return schema
+
+
+def _inside(schema: Schema, part: str | int) -> Schema:
+    if isinstance(part, int):
+        return schema.get("items") or {}
+    inner = schema.get("properties", {}).get(part) or schema.get("additionalProperties")
+    return inner if isinstance(inner, dict) else {}
+
+
+# ---- flags ----
+
+
+def add_flags(parser: Any, model: type[Settings], leave_out: tuple[str, ...] = ()) -> None:
+    """Declares a flag for each field, as --some_name and --some-name.
+
+    What is not given is not in the namespace; `read_flags` reads what is.
+
+    Args:
+        parser: an `argparse` parser or group.
+        leave_out: fields without a flag, beside those that are declared so.
+    """
+    for name, schema in _flagged(model).items():
+        if name not in leave_out:
+            spellings = dict.fromkeys([f"--{name}", "--" + name.replace("_", "-")])
+            parser.add_argument(*spellings, **_flag_options(model, name, schema))
+
+
+def read_flags(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]:
+    """The values that flags gave, by field; a text stands for what it means in YAML.
+
+    Raises:
+        UserError: a text is no YAML.
+    """
+    said = vars(arguments)
+    fields = {name: schema for name, schema in _flagged(model).items() if name in said}
+    return {name: _meant(name, schema, model, said[name]) for name, schema in fields.items()}
+
+
+def _fields(model: type[Settings]) -> dict[str, Schema]:
+    """The JSON schema of each field, by its name."""
+    return model.model_json_schema().get("properties", {})
+
+
+def _flagged(model: type[Settings]) -> dict[str, Schema]:
+    return {name: schema for name, schema in _fields(model).items() if schema.get("flag", True)}
+
+
+def _flag_options(model: type[Settings], name: str, schema: Schema) -> dict[str, Any]:
+    shown = default_text(model, name)
+    text = schema.get("description", "") + (f" (default: {shown})" if shown else "")
+    options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
+    kinds = _kinds(model, schema)
+    if kinds == {"boolean"}:
+        return {**options, "action": argparse.BooleanOptionalAction}
+    if _is_list(kinds):
+        options["nargs"] = "+"
+    return {**options, "metavar": "NAME" if _is_text(kinds) else "VALUE"}
+
+
+def _meant(name: str, schema: Schema, model: type[Settings], value: Any) -> Any:
+    kinds = _kinds(model, schema)
+    if _is_text(kinds) or kinds == {"boolean"}:
+        return value
+    try:
+        return [parse_value(text) for text in value] if _is_list(kinds) else parse_value(value)
+    except UserError as error:
+        raise UserError(f"--{name}: {error}", name) from error
+
+
+def _kinds(model: type[Settings], schema: Schema) -> set[str]:
+    """The JSON types that a field's value may have; of a list's items as "list of integer"."""
+    definitions = model.model_json_schema().get("$defs", {})
+    kinds = set()
+    for each in _alternatives(schema, definitions):
+        items = _alternatives(each.get("items", {}), definitions)
+        of = {str(item.get("type")) for item in items}
+        kinds |= {f"list of {kind}" for kind in of} if "items" in each else {each.get("type", "")}
+    return kinds
+
+
+def _is_text(kinds: set[str]) -> bool:
+    return kinds <= {"string", "list of string"}
+
+
+def _is_list(kinds: set[str]) -> bool:
+    """Whether several words of the command line are the items, and each has one meaning."""
+    of = {kind.removeprefix("list of ") for kind in kinds}
+    return len(of) == 1 and of != {"array"} and kinds != of
+
+
+# ---- documentation ----
+
+
+def default_text(model: type[Settings], name: str) -> str:
+    """A field's default as people write it; nothing where it has none."""
+    schema = _fields(model)[name]
+    shown = schema.get("default_text", schema.get("default"))
+    if shown is None:
+        return ""
+    if isinstance(shown, bool):
+        return str(shown).lower()
+    return ", ".join(map(str, shown)) if isinstance(shown, (list, tuple)) else str(shown)
+
+
+def docs_table(model: type[Settings]) -> str:
+    """All fields as a Markdown table: name, what it may be, default, help."""
+    definitions = model.model_json_schema().get("$defs", {})
+    rows = [("field", "value", "default", "meaning")]
+    for name, schema in _fields(model).items():
+        expected, meaning = describe(schema, definitions), schema.get("description", "")
+        rows.append((f"`{name}`", expected, default_text(model, name), meaning))
+    return "\n".join(pipe_table(rows, text_columns=4)) + "\n"
+
+
+def json_schema(model: type[Settings]) -> dict[str, Any]:
+    """The JSON schema of a model's YAML files, by which editors complete and check them."""
+    schema = model.model_json_schema()
+    for properties in schema.get("properties", {}).values():
+        for key in _OWN_KEYS:
+            properties.pop(key, None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
