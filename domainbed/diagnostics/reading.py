@@ -11,21 +11,13 @@ import torch
 from torch import nn
 
 from domainbed.datasets import DATASETS
+from domainbed.datasets.domain import Minibatch, evaluation_draws
 from domainbed.errors import UserError
 from domainbed.names import dataset_label
 from domainbed.run_folder import DONE, RunFolder
 from domainbed.seeding import split_seed
 from domainbed.spec import RunSpec
-from domainbed.training.minibatches import (
-    Minibatch,
-    SeededImages,
-    image_loader,
-    keep_layout,
-    to_device,
-)
 from domainbed.training.trainer import RunOptions, Trainer
-
-_GATHERED, _READ = 256, 64  # images per forward pass
 
 
 def read_spec(folder: RunFolder, dataset: str | None) -> RunSpec:
@@ -144,21 +136,8 @@ class TrainedRun:
 
     def batches(self, domain: int) -> Iterator[Minibatch]:
         """The images of `indices` with their labels, on the device and not augmented."""
-        resident, device = self._trainer.resident[domain], self._trainer.device
-        indices = self.indices(domain)
-        if resident is not None:
-            x, y = resident
-            for chosen in torch.tensor(indices, device=device).split(_GATHERED):
-                yield keep_layout(x[chosen], x), y[chosen]
-            return
-        domains = self._trainer.dataset.datasets
-        images = SeededImages(domains, self.spec.seed, [False] * len(domains))
-        requests = (
-            [(domain, index, 0, index) for index in indices[i : i + _READ]]
-            for i in range(0, len(indices), _READ)
-        )
-        for x, y in image_loader(images, requests, self._num_workers, device):
-            yield to_device(x, device), y.to(device)
+        draws = evaluation_draws(self.indices(domain), seed=self.spec.seed, domain=domain)
+        return self._trainer.domains[domain].batches(draws, self._num_workers)
 
     @torch.no_grad()
     def features(self, domain: int) -> Minibatch:

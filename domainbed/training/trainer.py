@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from domainbed.algorithms import get_algorithm_class
-from domainbed.datasets import get_dataset_class, load_dataset
+from domainbed.datasets import domains_of, get_dataset_class, load_dataset
+from domainbed.datasets.domain import Minibatch
 from domainbed.errors import UserError
 from domainbed.files import write_text, written_aside
-from domainbed.images.packed import PackedDomain
+from domainbed.record_keys import record_key
 from domainbed.run_folder import RunFolder
 from domainbed.seeding import seed_everything
 from domainbed.spec import RunSpec
@@ -26,16 +27,9 @@ from domainbed.training import checkpoint
 from domainbed.training.checkpoint import Progress
 from domainbed.training.environment import choose_device, describe
 from domainbed.training.evaluation import Evaluator, splits_to_evaluate
-from domainbed.training.minibatches import (
-    IndexDraws,
-    LoadedMinibatches,
-    PackedMinibatches,
-    TensorMinibatches,
-    labels_of,
-    tensor_domain,
-)
+from domainbed.training.minibatches import IndexDraws, minibatches
 from domainbed.training.progress import ProgressTable
-from domainbed.training.splits import split_domains, without_unreadable
+from domainbed.training.splits import split_domains
 
 
 @dataclass(frozen=True)
@@ -109,23 +103,20 @@ class Trainer:
             spec.dataset, options.data_dir, spec.test_envs, self.hparams, spec.trial_seed
         )
         self.train_envs = [e for e in range(len(self.dataset)) if e not in spec.test_envs]
+        self.domains = [domain.to(self.device) for domain in domains_of(self.dataset)]
         self.splits = split_domains(
-            [len(domain) for domain in self.dataset],  # type: ignore[arg-type]
+            self.domains,
             spec.test_envs,
             spec.holdout_fraction,
             spec.trial_seed,
             spec.uda_holdout_fraction,
-            getattr(self.dataset, "out_splits", None),
         )
-        self.unreadable = [list(getattr(domain, "unreadable", ())) for domain in self.dataset]
-        self.splits = without_unreadable(self.splits, self.unreadable)
         seed_everything(spec.seed)
         torch.backends.cudnn.deterministic = True
         self.algorithm = get_algorithm_class(spec.algorithm)(
             self.dataset.input_shape, self.dataset.num_classes, len(self.train_envs), self.hparams
         )
         self.algorithm.to(self.device, memory_format=torch.channels_last).train()
-        self.resident = [tensor_domain(domain, self.device) for domain in self.dataset]
         self.evaluator = self._new_evaluator()
         self.table = ProgressTable(folder.out, options.echo, spec.steps, self._without_column())
 
@@ -135,11 +126,11 @@ class Trainer:
         history: dict[str, list[float]] = defaultdict(list)
         steps = range(progress.next_step, self.spec.steps)
         began = step_began = time.monotonic()
-        for step, minibatches, unlabeled in zip(
+        for step, labeled, unlabeled in zip(
             steps, self._minibatches(steps), self._unlabeled(steps)
         ):
             with self._precision():
-                metrics = self.algorithm.update(minibatches, unlabeled)
+                metrics = self.algorithm.update(labeled, unlabeled)
             history["step_time"].append(time.monotonic() - step_began)
             for name, value in metrics.items():
                 history[name].append(float(value))
@@ -167,7 +158,7 @@ class Trainer:
         else:
             self.table.line(self.spec.describe())
             self.table.line(f"Hyper-parameters: {json.dumps(self.hparams, sort_keys=True)}")
-            if skipped := sum(map(len, self.unreadable)):
+            if skipped := sum(len(domain.unreadable) for domain in self.domains):
                 self.table.line(f"Images skipped, because they cannot be read: {skipped}")
             self._keep_earlier_records()
         # A kill may have come between a record and its checkpoint, or within the record's line.
@@ -195,12 +186,12 @@ class Trainer:
             self.splits, self.spec.test_envs, last or self.options.eval_splits == "all"
         )
         with self._precision():
-            accuracies = self.evaluator.accuracies(self.algorithm, splits, step)
+            values = self.evaluator.evaluate(self.algorithm, splits, step)
         record = {
             "step": step,
             "epoch": step / batches_per_epoch,
             **{name: float(np.mean(values)) for name, values in history.items()},
-            **accuracies,
+            **{record_key(v.domain, v.split, v.metric): v.value for v in values},
             "mem_gb": self._memory(),
         }
         self.table.record(record)
@@ -268,51 +259,33 @@ class Trainer:
     def _minibatches(self, steps: range) -> Iterator[Any]:
         indices = {e: self.splits[e].inside for e in self.train_envs}
         balanced, augmented = self.hparams["class_balanced"], self.hparams["data_augmentation"]
-        return self._source(indices, balanced, augmented).iterate(steps)
+        return self._source(steps, indices, balanced, augmented)
 
     def _unlabeled(self, steps: range) -> Iterator[list[torch.Tensor] | None]:
         if self.spec.task != "domain_adaptation":
             return iter([None] * len(steps))
         indices = {e: self.splits[e].unlabeled for e in self.spec.test_envs}
         # As in DomainBed, images of test domains are never augmented.
-        source = self._source(indices, class_balanced=False, augment=False)
-        return ([x for x, _ in pairs] for pairs in source.iterate(steps))
+        source = self._source(steps, indices, class_balanced=False, augment=False)
+        return ([x for x, _ in pairs] for pairs in source)
 
     def _source(
-        self, indices: Mapping[int, list[int]], class_balanced: bool, augment: bool
-    ) -> TensorMinibatches | PackedMinibatches | LoadedMinibatches:
-        """Minibatches of the given domains' images, from the device, a pack, or files."""
-        resident = [pair for e in indices if (pair := self.resident[e]) is not None]
-        gathered = len(resident) == len(indices)
+        self, steps: range, indices: Mapping[int, list[int]], class_balanced: bool, augment: bool
+    ) -> Iterator[list[Minibatch]]:
+        """Minibatches of the given domains' images."""
+        size, seed = self.hparams["batch_size"], self.spec.seed
         draws = [
             IndexDraws(
-                chosen,
-                self.hparams["batch_size"],
-                self.spec.seed,
-                e,
-                labels=labels_of(self.dataset[e], chosen) if class_balanced else None,
-                device=self.device if gathered else "cpu",
+                chosen, size, seed, e, self.domains[e].labels[chosen] if class_balanced else None
             )
             for e, chosen in indices.items()
         ]
-        if gathered:
-            return TensorMinibatches(resident, draws)
-        packed = isinstance(self.dataset[0], PackedDomain)
-        return (PackedMinibatches if packed else LoadedMinibatches)(
-            self.dataset.datasets,  # type: ignore[arg-type]
-            draws,
-            self.spec.seed,
-            self.device,
-            self._num_workers(),
-            augment,
-        )
+        return minibatches(self.domains, draws, steps, augment, self._num_workers())
 
     def _new_evaluator(self) -> Evaluator:
         augmented = self.spec.augment_validation and self.hparams["data_augmentation"]
         return Evaluator(
-            self.dataset.datasets,
-            self.resident,
-            self.device,
+            self.domains,
             self._num_workers(),
             self.train_envs if augmented else (),
             self.spec.seed,
