@@ -29,6 +29,7 @@ from domainbed.datasets.image_folders import (
     ImageFolderDataset,
     folder_dataset,
 )
+from domainbed.datasets.foreign import domains_of
 from domainbed.datasets.image_access import apply_data_options, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.names import MANIFESTS, dataset_label
@@ -112,6 +113,7 @@ __all__ = [
     "RotatedDigits",
     "RotatedMNIST",
     "TerraIncognita",
+    "domains_of",
     "folder_dataset",
     "get_dataset_class",
     "load_dataset",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
+from domainbed.dimensions import Option
 from domainbed.registry import Registry
 
 DATASETS = Registry("dataset", entry_point_group="domainbed.datasets")
@@ -48,11 +49,12 @@ class MultipleDomainDataset:
 
     Attributes:
         datasets: one `torch.utils.data.Dataset` of (x, y) pairs per domain. A `TensorDataset`
-            is kept on the device as it is; anything else is read by worker processes.
+            is kept on the device as it is, a `Domain` says itself how it is read, and anything
+            else is read by worker processes.
         input_shape: shape of x.
         num_classes: C.
         out_splits: for each domain the positions of the images that validate, where the dataset
-            decides that; not set, or None, where the trial does.
+            decides that; None where the trial does.
     """
 
     ENVIRONMENTS: ClassVar[Sequence[str]] = ()
@@ -63,10 +65,18 @@ class MultipleDomainDataset:
     shareable: ClassVar[bool] = False
     """Whether the object depends on root and trial seed alone, so that runs may share it."""
     info: ClassVar[DatasetInfo | None] = None
+    options: ClassVar[Mapping[str, Option]] = {}
+    """What hyper-parameters may change of the data; see `option`."""
 
     datasets: Sequence[Dataset[Any]]
     input_shape: Sequence[int]
     num_classes: int
+    out_splits: Sequence[Sequence[int]] | None = None
+
+    @classmethod
+    def option(cls, name: str, hparams: Mapping[str, Any]) -> Any:
+        """The value of one of the class's `options`: the user's, or the default."""
+        return hparams.get(name, cls.options[name].default)
 
     def __getitem__(self, index: int) -> Dataset[Any]:
         return self.datasets[index]

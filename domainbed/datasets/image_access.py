@@ -8,11 +8,11 @@ from typing import Any
 
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import ImageDomain
+from domainbed.datasets.packed_domain import PackedDomain
 from domainbed.errors import UserError
 from domainbed.files import cache_folder
 from domainbed.hparams import DATA_OPTIONS
 from domainbed.images.listing import Listing, unreadable_images
-from domainbed.images.packed import PackedDomain
 from domainbed.images.packing import PackOptions, open_pack
 
 
