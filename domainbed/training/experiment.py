@@ -11,14 +11,15 @@ import torch
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.datasets import MultipleDomainDataset, load_dataset
-from domainbed.datasets.domain import Domain, domains_of
+from domainbed.datasets.domain import Domain, Minibatch
+from domainbed.datasets.foreign import domains_of
 from domainbed.errors import UserError
 from domainbed.run_fields import RunOptions
 from domainbed.seeding import seed_everything
 from domainbed.spec import RunSpec
-from domainbed.training.evaluation import Measurement, evaluate, splits_to_evaluate
+from domainbed.training.evaluation import Evaluator, Value, splits_to_evaluate
 from domainbed.training.machine import choose_device
-from domainbed.training.minibatches import IndexDraws, Minibatch, minibatches
+from domainbed.training.minibatches import IndexDraws, minibatches
 from domainbed.training.splits import Split, split_domains
 
 
@@ -71,33 +72,24 @@ class Experiment:
         """For each step one (x, y) per training domain: x (B, *input_shape), y (B,)."""
         hparams = self.spec.hparams
         draws = [
-            IndexDraws(
-                self.splits[e].inside,
-                hparams["batch_size"],
-                self.spec.seed,
-                e,
-                labels=self.domains[e].labels if hparams["class_balanced"] else None,
-                augment=hparams["data_augmentation"],
-            )
+            self._draws(e, self.splits[e].inside, hparams["class_balanced"])
             for e in self.train_envs
         ]
-        return minibatches([self.domains[e] for e in self.train_envs], draws, steps, self.workers)
+        augment = hparams["data_augmentation"]
+        return minibatches(self.domains, draws, steps, augment, self.workers)
 
     def unlabeled(self, steps: range) -> Iterator[list[torch.Tensor] | None]:
         """For each step one x per test domain in the task domain_adaptation, else None."""
         if self.spec.task != "domain_adaptation":
             return iter([None] * len(steps))
         # As in DomainBed, images of test domains are never augmented.
-        draws = [
-            IndexDraws(self.splits[e].unlabeled, self.spec.hparams["batch_size"], self.spec.seed, e)
-            for e in self.spec.test_envs
-        ]
-        domains = [self.domains[e] for e in self.spec.test_envs]
-        return ([x for x, _ in pairs] for pairs in minibatches(domains, draws, steps, self.workers))
+        draws = [self._draws(e, self.splits[e].unlabeled) for e in self.spec.test_envs]
+        of_steps = minibatches(self.domains, draws, steps, augment=False, workers=self.workers)
+        return ([x for x, _ in pairs] for pairs in of_steps)
 
     def evaluate(
         self, step: int, everything: bool, on_batch: Callable[[int, int], None] | None = None
-    ) -> list[Measurement]:
+    ) -> list[Value]:
         """The metrics of the splits, at the weights that the algorithm has.
 
         Args:
@@ -107,18 +99,21 @@ class Experiment:
         """
         spec = self.spec
         augmented = spec.augment_validation and spec.hparams["data_augmentation"]
+        evaluator = Evaluator(
+            self.domains,
+            self.workers,
+            self.train_envs if augmented else (),
+            spec.seed,
+            spec.metrics,
+        )
+        splits = splits_to_evaluate(self.splits, spec.test_envs, everything)
         with self.precision():
-            return evaluate(
-                self.algorithm,
-                self.domains,
-                splits_to_evaluate(self.splits, spec.test_envs, everything),
-                metrics=spec.metrics,
-                augmented=self.train_envs if augmented else (),
-                seed=spec.seed,
-                step=step,
-                workers=self.workers,
-                on_batch=on_batch,
-            )
+            return evaluator.evaluate(self.algorithm, splits, step, on_batch)
+
+    def _draws(self, domain: int, indices: list[int], balanced: bool = False) -> IndexDraws:
+        labels = self.domains[domain].labels[indices] if balanced else None
+        size = self.spec.hparams["batch_size"]
+        return IndexDraws(indices, size, self.spec.seed, domain, labels)
 
 
 def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:

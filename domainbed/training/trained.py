@@ -19,8 +19,8 @@ from domainbed.images.transforms import evaluation_transform
 from domainbed.names import dataset_label
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import RunFolder
-from domainbed.states import DONE
 from domainbed.spec import RunSpec
+from domainbed.states import DONE
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import choose_device, random_state_kept
 from domainbed.training.model_file import read_model
