@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch.utils.data import Dataset
 
 from domainbed.dimensions import Option
+from domainbed.errors import UserError
 from domainbed.registry import Registry
 
 DATASETS = Registry("dataset", entry_point_group="domainbed.datasets")
@@ -44,8 +45,9 @@ class DatasetInfo:
 class MultipleDomainDataset:
     """A dataset with several domains. The contract is DomainBed's.
 
-    A subclass is called with `(root, test_envs, hparams)` — and `trial_seed`, if its constructor
-    takes one — and sets `datasets`, `input_shape` and `num_classes`.
+    A subclass is called with `(root, test_envs, hparams)` — and `trial_seed` and `data_seed`, if
+    its constructor takes them, see `load_dataset` — and sets `datasets`, `input_shape` and
+    `num_classes`.
 
     Attributes:
         datasets: one `torch.utils.data.Dataset` of (x, y) pairs per domain. A `TensorDataset`
@@ -75,8 +77,21 @@ class MultipleDomainDataset:
 
     @classmethod
     def option(cls, name: str, hparams: Mapping[str, Any]) -> Any:
-        """The value of one of the class's `options`: the user's, or the default."""
-        return hparams.get(name, cls.options[name].default)
+        """The value of one of the class's `options`: the user's, or the default.
+
+        Raises:
+            UserError: the option cannot have the user's value.
+        """
+        declared = cls.options[name]
+        value = hparams.get(name, declared.default)
+        if not declared.accepts(value):
+            raise UserError(
+                f"hyper-parameter {name!r} of {cls.__name__} cannot be {value!r}: the default is "
+                f"{declared.default!r} ({declared.describe()})",
+                "hparams",
+                name,
+            )
+        return value
 
     def __getitem__(self, index: int) -> Dataset[Any]:
         return self.datasets[index]
