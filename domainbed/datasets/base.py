@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from domainbed.registry import Registry
 
-DATASETS = Registry("dataset", entry_point_group="domainbed.datasets")
+DATASETS: Registry[Any] = Registry("dataset", entry_point_group="domainbed.datasets")
 
 
 @dataclass(frozen=True)
