@@ -40,26 +40,6 @@ __all__ = [
 ]
 
 
-NETWORK_OPTIONS: dict[str, Option] = {
-    "weights": Option("imagenet", "pretrained: imagenet, none, or the path of a state dict"),
-    "backbone": Option("", "a torchvision model, or timm:NAME; empty: the protocol's ResNet"),
-    "freeze_bn": Option(True, "keep a backbone's batch norm layers in eval mode"),
-    "featurizer": Option("", "a registered network; empty: by the shape of the input"),
-    "mlp_width": Option(256, "width of a featurizer of vectors"),
-    "mlp_depth": Option(3, "linear layers of a featurizer of vectors"),
-    "mlp_dropout": Option(0.0, "dropout in a featurizer of vectors"),
-}
-"""What networks read where it is given, whatever the algorithm."""
-
-DATA_OPTIONS: dict[str, Option] = {
-    "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),
-    "packed_size": Option(256, "height and width of packed images"),
-    "packed_format": Option("raw", "of packed images; jpeg: less of the disk", ("raw", "jpeg")),
-    "corrupt_images": Option("error", "images that cannot be read", ("error", "skip")),
-}
-"""How image files are read, whatever the algorithm."""
-
-
 def _batch_size(facts: DatasetFacts) -> Dimension:
     doc = "images per training domain and step"
     if facts.small_images:
@@ -90,17 +70,12 @@ def search_space(algorithm: str, dataset: str) -> dict[str, Dimension]:
     Raises:
         UserError: no such algorithm.
     """
-    from domainbed.algorithms import get_algorithm_class
+    from domainbed.algorithms import declared_space, get_algorithm_class
     from domainbed.datasets import DATASETS
 
     small_images = bool(getattr(DATASETS.get(dataset), "small_images", False))
     facts = DatasetFacts(dataset, small_images)
-    space = shared_space(facts)
-    for cls in reversed(get_algorithm_class(algorithm).__mro__):  # its parents' spaces as well
-        own = vars(cls).get("search_space", {})
-        own = getattr(own, "__func__", own)
-        space |= own(facts) if callable(own) else own
-    return space
+    return shared_space(facts) | declared_space(get_algorithm_class(algorithm), facts)
 
 
 def options(algorithm: str) -> dict[str, Option]:
@@ -109,12 +84,15 @@ def options(algorithm: str) -> dict[str, Option]:
     Raises:
         UserError: no such algorithm.
     """
-    from domainbed.algorithms import get_algorithm_class
+    from domainbed.algorithms import declared_options, get_algorithm_class
+    from domainbed.datasets.image_access import DATA_OPTIONS
+    from domainbed.networks import NETWORK_OPTIONS
 
-    found = {**NETWORK_OPTIONS, **DATA_OPTIONS}
-    for cls in reversed(get_algorithm_class(algorithm).__mro__):
-        found |= vars(cls).get("options", {})
-    return found
+    return {
+        **NETWORK_OPTIONS,
+        **DATA_OPTIONS,
+        **declared_options(get_algorithm_class(algorithm)),
+    }
 
 
 def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:

@@ -124,7 +124,9 @@ class Trainer:
         self.algorithm = get_algorithm_class(spec.algorithm)(
             self.dataset.input_shape, self.dataset.num_classes, len(self.train_envs), self.hparams
         )
-        self.algorithm.to(self.device, memory_format=torch.channels_last).train()
+        # PyTorch's stubs know no overload with both a device and a memory format.
+        self.algorithm.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.algorithm.train()
         self.resident = [tensor_domain(domain, self.device) for domain in self.dataset]
         self.evaluator = self._new_evaluator()
         self.table = ProgressTable(folder.out, options.echo, spec.steps, self._without_column())
