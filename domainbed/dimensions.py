@@ -62,6 +62,11 @@ class Option:
         return "not drawn" + (f"; one of {', '.join(self.values)}" if self.values else "")
 
 
+def with_defaults(options: Mapping[str, Option], hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters, and the declared defaults of those options that they leave out."""
+    return {**{name: option.default for name, option in options.items()}, **hparams}
+
+
 @dataclass(frozen=True)
 class Choice:
     """One of `values`, each equally likely."""

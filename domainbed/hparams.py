@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.random import RandomState
 
-from domainbed.algorithms import get_algorithm_class
+from domainbed.algorithms import declared_options, declared_space, get_algorithm_class
 from domainbed.datasets import DATASETS, dataset_facts
 from domainbed.datasets.image_access import DATA_OPTIONS
 from domainbed.dimensions import (
@@ -80,12 +80,7 @@ def search_space(algorithm: str, dataset: str) -> dict[str, Dimension]:
         UserError: no such algorithm.
     """
     facts = dataset_facts(dataset)
-    space = shared_space(facts)
-    for cls in reversed(get_algorithm_class(algorithm).__mro__):  # its parents' spaces as well
-        own = vars(cls).get("search_space", {})
-        own = getattr(own, "__func__", own)
-        space |= own(facts) if callable(own) else own
-    return space
+    return shared_space(facts) | declared_space(get_algorithm_class(algorithm), facts)
 
 
 def options(algorithm: str, dataset: str | None = None) -> dict[str, Option]:
@@ -94,12 +89,9 @@ def options(algorithm: str, dataset: str | None = None) -> dict[str, Option]:
     Raises:
         UserError: no such algorithm.
     """
-    found = {**NETWORK_OPTIONS, **DATA_OPTIONS}
-    if dataset in DATASETS:
-        found |= DATASETS[dataset].options
-    for cls in reversed(get_algorithm_class(algorithm).__mro__):
-        found |= vars(cls).get("options", {})
-    return found
+    of_data = DATASETS[dataset].options if dataset in DATASETS else {}
+    of_algorithm = declared_options(get_algorithm_class(algorithm))
+    return {**NETWORK_OPTIONS, **DATA_OPTIONS, **of_data, **of_algorithm}
 
 
 def file_options(algorithm: str, dataset: str) -> list[str]:

@@ -70,8 +70,8 @@ def main(args: argparse.Namespace) -> int:
     # What is wrong with the flags should be told at once, not after PyTorch's import.
     from domainbed.plugins import import_plugins
     from domainbed.run_folder import Busy, RunFolder
-    from domainbed.states import DONE
     from domainbed.spec import RunSpec
+    from domainbed.states import DONE
     from domainbed.training import run
 
     import_plugins(settings.plugins)

@@ -12,7 +12,7 @@ from domainbed.dimensions import Option
 from domainbed.errors import UserError
 from domainbed.registry import Registry
 
-DATASETS = Registry("dataset", entry_point_group="domainbed.datasets")
+DATASETS: Registry[Any] = Registry("dataset", entry_point_group="domainbed.datasets")
 
 
 @dataclass(frozen=True)

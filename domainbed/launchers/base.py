@@ -14,7 +14,7 @@ from domainbed.run_folder import Busy
 
 STARTED, PROGRESS, DONE, FAILED, BUSY = "started", "progress", "done", "failed", "busy"
 
-LAUNCHERS = Registry("launcher", entry_point_group="domainbed.launchers")
+LAUNCHERS: Registry[Any] = Registry("launcher", entry_point_group="domainbed.launchers")
 
 _SECONDS_BETWEEN_REPORTS = 0.3
 

@@ -20,7 +20,7 @@ CELL_KEYS = ["trial_seed", "dataset", "algorithm", "test_env"]
 SEED_KEYS = [*CELL_KEYS, "hparams_seed"]
 SCORE_COLUMNS = [*SEED_KEYS, "step", "val_acc", "test_acc"]
 
-SELECTION_METHODS = Registry("selection method")
+SELECTION_METHODS: Registry[SelectionMethod] = Registry("selection method")
 
 
 @dataclass(frozen=True)

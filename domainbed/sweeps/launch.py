@@ -14,8 +14,8 @@ from domainbed.launchers import Event, Launcher, create_launcher
 from domainbed.plugins import import_plugins
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import Busy, RunFolder
-from domainbed.states import DONE, FAILED
 from domainbed.spec import RunSpec
+from domainbed.states import DONE, FAILED
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.display import Display
 from domainbed.sweeps.grid import plan

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from domainbed.states import DONE, FAILED, STATES
 from domainbed.spec import RunSpec, describe_run
+from domainbed.states import DONE, FAILED, STATES
 from domainbed.sweeps.store import PlannedRun, Store, last_error
 from domainbed.text_table import text_table
 

@@ -15,8 +15,8 @@ from filelock import FileLock
 from domainbed.errors import UserError
 from domainbed.files import write_text
 from domainbed.run_folder import Busy, RunFolder
-from domainbed.states import DONE, MISSING, RUNNING
 from domainbed.spec import RunSpec
+from domainbed.states import DONE, MISSING, RUNNING
 from domainbed.sweeps.config import SweepConfig
 
 _PLAN_VERSION = 1
