@@ -7,15 +7,48 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from domainbed.errors import UserError
 from domainbed.names import dataset_label
 from domainbed.seeding import hparams_draw_seed, run_seed
+from domainbed.settings import Settings
 from domainbed.suggest import did_you_mean
 
 TASKS = ("domain_generalization", "domain_adaptation")
 PRECISIONS = ("float32", "bf16")
+
+
+class RunFields(Settings):
+    """What a user may set of a run, beside what names it."""
+
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="updates per run",
+        json_schema_extra={"default_text": "the dataset's"},
+    )
+    checkpoint_freq: int | None = Field(
+        None,
+        ge=1,
+        description="updates between records",
+        json_schema_extra={"default_text": "the dataset's"},
+    )
+    holdout_fraction: float = Field(0.2, gt=0, lt=1, description="the out-splits' share")
+    uda_holdout_fraction: float = Field(
+        0.0, ge=0, lt=1, description="the unlabelled share of test domains, for domain adaptation"
+    )
+    task: Literal["domain_generalization", "domain_adaptation"] = Field(
+        "domain_generalization", description="what the runs train for"
+    )
+    shared_draws: bool = Field(False, description="the same draws in all trials")
+    augment_validation: bool = Field(
+        False,
+        description="augment the training domains' validation images, as DomainBed does",
+    )
+    precision: Literal["float32", "bf16"] = Field("float32", description="of the numbers")
 
 
 @dataclass(frozen=True)
@@ -168,7 +201,7 @@ def _check(spec: RunSpec, domains: int) -> None:
     ]
     for name, holds, expected in rules:
         if not holds:
-            raise UserError(f"{name} is {getattr(spec, name)!r}: expected {expected}")
+            raise UserError(f"{name} is {getattr(spec, name)!r}: expected {expected}", name)
 
 
 def _check_fixed(spec: RunSpec, space: Mapping[str, Any]) -> None:
@@ -181,11 +214,15 @@ def _check_fixed(spec: RunSpec, space: Mapping[str, Any]) -> None:
         if declared and name not in space:
             raise UserError(
                 f"unknown hyper-parameter {name!r} of {spec.algorithm}.{did_you_mean(name, space)} "
-                f"Known: {', '.join(space)}"
+                f"Known: {', '.join(space)}",
+                "hparams",
+                name,
             )
         if name in space and not space[name].accepts(value):
             dimension = space[name]
             raise UserError(
                 f"hyper-parameter {name!r} of {spec.algorithm} cannot be {value!r}: the default is "
-                f"{dimension.default!r} ({dimension.describe()})"
+                f"{dimension.default!r} ({dimension.describe()})",
+                "hparams",
+                name,
             )

@@ -108,9 +108,7 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
 
 def run_options(config: SweepConfig) -> RunOptions:
     """What the config says that changes no run's result."""
-    names = {option.name for option in dataclasses.fields(RunOptions)}
-    shared = names & {option.name for option in dataclasses.fields(config)}
-    return RunOptions(**{name: getattr(config, name) for name in sorted(shared)})
+    return RunOptions(**config.run_options())
 
 
 @dataclass(frozen=True)
