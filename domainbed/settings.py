@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -29,7 +29,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     ValidationError,
 )
-from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from domainbed.errors import UserError
 from domainbed.suggest import did_you_mean
@@ -84,14 +84,16 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-Listed = Annotated[
+Items = Annotated[
     tuple[T, ...],
-    Field(min_length=1),
     AfterValidator(lambda items: tuple(dict.fromkeys(items))),
     BeforeValidator(_as_tuple),
     _OneOrMore(),
 ]
-"""A list without repetitions, kept as a tuple; an item may stand alone: `Listed[Text]`."""
+"""A list without repetitions, kept as a tuple; an item may stand alone: `Items[Text]`."""
+
+Listed = Annotated[Items[T], Field(min_length=1)]
+"""`Items`, of which there is at least one."""
 
 
 def _placed(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -102,6 +104,29 @@ def _placed(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
             raise PydanticCustomError("user_error", "wrong", {"error": error}) from error
 
     return placed
+
+
+def _counted(value: Any) -> Any:
+    """A count n stands for the seeds 0 … n-1."""
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"expected a count from 1 on or a list of seeds, found {found(value)}")
+    if value > MOST_SEEDS:
+        raise UserError(f"expected at most {MOST_SEEDS:,} seeds, found {found(value)}")
+    return tuple(range(value))
+
+
+MOST_SEEDS = 1_000_000
+
+_Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[
+    tuple[_Seed, ...],
+    Field(min_length=1),
+    AfterValidator(lambda seeds: tuple(dict.fromkeys(seeds))),
+    converted(_counted, accepts=Annotated[int, Field(ge=1)] | list[_Seed]),
+]
+"""How many seeds, or a list of them; kept as a tuple without repetitions."""
 
 
 # ---- from values to a model ----
@@ -149,9 +174,15 @@ def make(model: type[M], values: Mapping[str, Any], places: Places | None = None
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise _explained(_first(model, error), places) from error
+        where, said, shown = _first(model, error)
+        cause: Exception = error
     except UserError as error:  # of a check of the whole model
-        raise _explained(error, places) from error
+        where, said, shown, cause = error.where, str(error), "", error
+    if places is not None:
+        message = f"{places.name(where)}: {said}" + (f", found {shown}" if shown else "")
+    else:
+        message = f"{dotted(where)}{f' is {shown}' if shown else ''}: {said}"
+    raise UserError(message.removeprefix(": "), *where) from cause
 
 
 def load(model: type[M], file: str | Path | None, overrides: Mapping[str, Any] | None = None) -> M:
@@ -201,36 +232,28 @@ def _outwards(where: Where) -> Iterator[Where]:
     return (where[:end] for end in range(len(where), 0, -1))
 
 
-def _explained(error: UserError, places: Places | None) -> UserError:
-    where = error.where
-    place = places.name(where) if places is not None else dotted(where)
-    return UserError(f"{place}: {error}" if place else str(error), *where)
-
-
-def _first(model: type[BaseModel], error: ValidationError) -> UserError:
-    """The first of Pydantic's errors in our words; a name that is unknown explains others."""
+def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, str]:
+    """Of the first of Pydantic's errors: where it is, what was expected there, what was found."""
     errors = error.errors(include_url=False)
-    one = min(errors, key=lambda one: one["type"] != "extra_forbidden")
-    inner = one.get("ctx", {}).get("error")
-    if one["type"] == "user_error" and inner is not None:
-        return UserError(str(inner), *one["loc"], *inner.where)
-    return UserError(_message(model, one), *one["loc"])
-
-
-def _message(model: type[BaseModel], error: ErrorDetails) -> str:
+    one = min(errors, key=lambda one: one["type"] != "extra_forbidden")  # it explains others
+    where, context = one["loc"], one.get("ctx", {})
+    if one["type"] == "user_error":
+        return (*where, *context["error"].where), str(context["error"]), ""
     schema = model.model_json_schema()
-    *outer, name = error["loc"] or ("",)
-    if error["type"] == "extra_forbidden":
-        known = _schema_at(schema, tuple(outer)).get("properties", {})
-        return f"unknown field.{did_you_mean(name, known)} Known: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"is missing: give it in a config file or as --{name}"
-    if error["type"] == "too_short" and error["ctx"]["min_length"] == 1:
-        return f"expected at least one, found {found(error['input'])}"
-    expected = describe(_schema_at(schema, error["loc"]), schema.get("$defs", {}))
+    if one["type"] == "extra_forbidden":
+        known = _names_at(schema, where[:-1])
+        return (
+            where,
+            f"unknown field.{did_you_mean(where[-1], known)} Known: {', '.join(known)}",
+            "",
+        )
+    if one["type"] == "missing":
+        return where, f"is missing: give it in a config file or as --{dotted(where)}", ""
+    if one["type"] == "too_short" and context["min_length"] == 1:
+        return where, "expected at least one", found(one["input"])
+    expected = describe(_schema_at(schema, where), schema.get("$defs", {}))
     # Where the schema says nothing of a value, Pydantic's own words are the best there are.
-    said = f"expected {expected}" if expected else error["msg"]
-    return f"{said}, found {found(error['input'])}"
+    return where, f"expected {expected}" if expected else one["msg"], found(one["input"])
 
 
 # ---- what a schema says ----
@@ -267,19 +290,20 @@ def _alternatives(schema: Schema, definitions: Schema) -> list[Schema]:
     """The schemas of which a value need fulfil one; None is left out: it means "not given"."""
     if "$ref" in schema:
         return _alternatives(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    several = schema.get("anyOf") or schema.get("oneOf")
-    if several:
+    several = schema.get("anyOf", schema.get("oneOf"))
+    if several is not None:
         return [one for each in several for one in _alternatives(each, definitions)]
     return [] if schema.get("type") == "null" else [schema]
 
 
 def _schema_at(schema: Schema, where: Where) -> Schema:
-    """The schema of a value inside; an empty one where nothing is said of it."""
+    """The schema of a value inside; one without alternatives where nothing is said of it."""
     definitions = schema.get("$defs", {})
+    schemas = [schema]
     for part in where:
-        inner = [_inside(each, part) for each in _alternatives(schema, definitions)]
-        schema = next((each for each in inner if each), {})
-    return schema
+        outer = [each for one in schemas for each in _alternatives(one, definitions)]
+        schemas = [inner for each in outer if (inner := _inside(each, part))]
+    return {"anyOf": schemas}
 
 
 def _inside(schema: Schema, part: str | int) -> Schema:
@@ -289,22 +313,28 @@ def _inside(schema: Schema, part: str | int) -> Schema:
     return inner if isinstance(inner, dict) else {}
 
 
+def _names_at(schema: Schema, where: Where) -> list[str]:
+    """The names of the fields that a value inside has."""
+    schemas = _alternatives(_schema_at(schema, where), schema.get("$defs", {}))
+    return [name for each in schemas for name in each.get("properties", {})]
+
+
 # ---- flags ----
 
 
-def add_flags(parser: Any, model: type[Settings], leave_out: tuple[str, ...] = ()) -> None:
+def add_flags(parser: Any, model: type[Settings], only: Iterable[str] | None = None) -> None:
     """Declares a flag for each field, as --some_name and --some-name.
 
     What is not given is not in the namespace; `read_flags` reads what is.
 
     Args:
         parser: an `argparse` parser or group.
-        leave_out: fields without a flag, beside those that are declared so.
+        only: the fields that get one; by default all that are not declared to have none.
     """
-    for name, schema in _flagged(model).items():
-        if name not in leave_out:
-            spellings = dict.fromkeys([f"--{name}", "--" + name.replace("_", "-")])
-            parser.add_argument(*spellings, **_flag_options(model, name, schema))
+    fields = _flagged(model)
+    for name in fields if only is None else only:
+        spellings = dict.fromkeys([f"--{name}", "--" + name.replace("_", "-")])
+        parser.add_argument(*spellings, **_flag_options(model, name, fields[name]))
 
 
 def read_flags(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]:
@@ -336,6 +366,8 @@ def _flag_options(model: type[Settings], name: str, schema: Schema) -> dict[str,
         return {**options, "action": argparse.BooleanOptionalAction}
     if _is_list(kinds):
         options["nargs"] = "+"
+    if "enum" in schema:
+        return {**options, "metavar": "{" + ",".join(map(str, schema["enum"])) + "}"}
     return {**options, "metavar": "NAME" if _is_text(kinds) else "VALUE"}
 
 
@@ -365,9 +397,9 @@ def _is_text(kinds: set[str]) -> bool:
 
 
 def _is_list(kinds: set[str]) -> bool:
-    """Whether several words of the command line are the items, and each has one meaning."""
-    of = {kind.removeprefix("list of ") for kind in kinds}
-    return len(of) == 1 and of != {"array"} and kinds != of
+    """Whether words of the command line are items; else one word is the whole value, in YAML."""
+    lists = {kind for kind in kinds if kind.startswith("list of ")}
+    return bool(lists) and (_is_text(kinds) or (lists == kinds and kinds != {"list of array"}))
 
 
 # ---- documentation ----
@@ -377,7 +409,7 @@ def default_text(model: type[Settings], name: str) -> str:
     """A field's default as people write it; nothing where it has none."""
     schema = _fields(model)[name]
     shown = schema.get("default_text", schema.get("default"))
-    if shown is None:
+    if shown in (None, [], {}):
         return ""
     if isinstance(shown, bool):
         return str(shown).lower()

@@ -1,52 +1,59 @@
-"""The `domainbed` command. Commands import what they need when they run, not to show help."""
+"""The `domainbed` command. Only the module of the command that was given is imported."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 
 import domainbed
-from domainbed.cli import (
-    collect,
-    diagnose,
-    download,
-    irm_colored_mnist,
-    list_names,
-    prepare,
-    sweep,
-    top_hparams,
-    train,
-    verify,
-)
-from domainbed.cli.common import add_debug_flag, guarded
+from domainbed.cli.common import Parser, add_debug_flag, guarded
+from domainbed.suggest import did_you_mean
+from domainbed.text_table import text_table
 
 _COMMANDS = {
-    "download": (download, "get published datasets, or put a copy of one in its place"),
-    "verify": (verify, "compare datasets on disk with what was published"),
-    "prepare": (prepare, "pack the images of a dataset, for runs that read them fast"),
-    "train": (train, "train one algorithm on one dataset"),
-    "sweep": (sweep, "launch, watch and repair a grid of runs"),
-    "collect": (collect, "select models and print the results tables of a sweep"),
-    "top-hparams": (top_hparams, "list the best hyper-parameters of a sweep"),
-    "diagnose": (diagnose, "how consistent the domains of a trained run are"),
-    "irm-colored-mnist": (irm_colored_mnist, "Colored MNIST in the setup of IRM, with restarts"),
-    "list": (list_names, "list algorithms, datasets, or an algorithm's hyper-parameters"),
+    "download": ("download", "get published datasets, or put a copy of one in its place"),
+    "verify": ("verify", "compare datasets on disk with what was published"),
+    "prepare": ("prepare", "pack the images of a dataset, for runs that read them fast"),
+    "train": ("train", "train one algorithm on one dataset"),
+    "sweep": ("sweep", "launch, watch and repair a grid of runs"),
+    "config": ("config", "what the config of a sweep may say, for editors and people"),
+    "collect": ("collect", "select models and print the results tables of a sweep"),
+    "top-hparams": ("top_hparams", "list the best hyper-parameters of a sweep"),
+    "diagnose": ("diagnose", "how consistent the domains of a trained run are"),
+    "irm-colored-mnist": ("irm_colored_mnist", "Colored MNIST in the setup of IRM, with restarts"),
+    "list": ("list_names", "list algorithms, datasets, or an algorithm's hyper-parameters"),
 }
+_MORE = "`domainbed COMMAND --help` explains a command."
 
 
 def main(argv: list[str] | None = None) -> None:
     """The console script: parses `argv` (default: the command line), runs, exits."""
-    parser = argparse.ArgumentParser(
+    words = sys.argv[1:] if argv is None else argv
+    name = _command(words)
+    module = importlib.import_module(f"domainbed.cli.{_COMMANDS[name][0]}")
+    parser = Parser(prog=f"domainbed {name}", description=module.__doc__)
+    module.add_arguments(parser)
+    add_debug_flag(parser)
+    arguments = parser.parse_args(words[1:])
+    sys.exit(guarded(module.main, arguments))
+
+
+def _command(words: list[str]) -> str:
+    """The command; or an exit with the help, the version or what is wrong."""
+    summaries = [(name, summary) for name, (_, summary) in _COMMANDS.items()]
+    parser = Parser(
         prog="domainbed",
+        usage="domainbed [-h] [--version] COMMAND …",
         description="Domain generalization: reproduce tables, launch sweeps, compare algorithms.",
-        epilog="`domainbed COMMAND --help` explains a command.",
+        epilog="\n".join(["commands:", *text_table(summaries, indent="  "), "", _MORE]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=domainbed.__version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, summary) in _COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
-        module.add_arguments(command)
-        add_debug_flag(command)
-        command.set_defaults(main=module.main)
-    arguments = parser.parse_args(argv)
-    sys.exit(guarded(arguments.main, arguments))
+    if not words or words[0].startswith("-"):
+        parser.parse_args(words)
+        parser.error("a COMMAND is missing")
+    if words[0] not in _COMMANDS:
+        hint = did_you_mean(words[0], _COMMANDS)
+        parser.error(f"unknown command {words[0]!r}.{hint} Known: {', '.join(_COMMANDS)}")
+    return words[0]

@@ -14,6 +14,13 @@ AddArguments = Callable[[argparse.ArgumentParser], None]
 Main = Callable[[argparse.Namespace], int]
 
 
+class Parser(argparse.ArgumentParser):
+    """Takes flags as they are written, and no beginnings of them: a new flag breaks no command."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+
 def add_flag(parser: Any, name: str, **options: Any) -> None:
     """Adds `--some_name`, which may also be written `--some-name`."""
     names = dict.fromkeys([name, "--" + name.removeprefix("--").replace("_", "-")])
@@ -22,7 +29,7 @@ def add_flag(parser: Any, name: str, **options: Any) -> None:
 
 def run_script(add_arguments: AddArguments, main: Main, description: str) -> None:
     """The whole of a script: parses the command line, runs `main`, exits with its status."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     add_arguments(parser)
     add_debug_flag(parser)
     arguments = parser.parse_args()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import add_flag
 from domainbed.errors import UserError
+from domainbed.settings import add_flags, read_flags
 
 if TYPE_CHECKING:
     from domainbed.sweeps.config import SweepConfig
@@ -134,24 +135,14 @@ def delete_incomplete(root: Path, skip_confirmation: bool) -> int:
 
 
 def _add_field_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of a config."""
-    from domainbed.sweeps.config import FIELDS
+    """One flag for each field of a config, and for each option of the launchers."""
+    from domainbed.launchers import WITH_FLAGS
+    from domainbed.sweeps.config import SweepConfig
 
     fields = parser.add_argument_group("fields of the config", "each wins over the file's value")
-    for name, field in FIELDS.items():
-        options: dict[str, Any] = {"help": field.metadata["help"], "metavar": "VALUE"}
-        if name in ("datasets", "algorithms", "selection", "plugins"):
-            options |= {"nargs": "+", "metavar": "NAME"}
-        elif field.default is False:
-            options = {"help": options["help"], "action": argparse.BooleanOptionalAction}
-        add_flag(fields, f"--{name}", **options)
-    add_flag(
-        fields,
-        "--workers",
-        type=int,
-        metavar="N",
-        help="the launcher's option (one per GPU or core)",
-    )
+    add_flags(fields, SweepConfig)
+    for launcher in WITH_FLAGS:
+        add_flags(fields, launcher)
 
 
 def _add_launch_flags(parser: argparse.ArgumentParser) -> None:
@@ -175,12 +166,17 @@ def _add_late_debug_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def _config_of(args: argparse.Namespace) -> SweepConfig:
-    from domainbed.sweeps.config import FIELDS
+    from domainbed.sweeps.config import SweepConfig
 
-    given = {name: value for name in FIELDS if (value := getattr(args, name)) is not None}
-    overrides = {name: _parsed(name, value) for name, value in given.items()}
-    options = {} if args.workers is None else {"workers": args.workers}
-    return _load(args.config, overrides, options)
+    return _load(args.config, read_flags(args, SweepConfig), launcher_flags(args))
+
+
+def launcher_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a launcher that flags gave."""
+    from domainbed.launchers import WITH_FLAGS
+
+    given = [read_flags(args, launcher) for launcher in WITH_FLAGS]
+    return {name: value for options in given for name, value in options.items()}
 
 
 def _load(
@@ -200,21 +196,6 @@ def _load(
         )
     # The folder may have been moved since it was launched.
     return load_config(store.config, {"output_dir": target, **overrides}, **(options or {}))
-
-
-def _parsed(name: str, value: Any) -> Any:
-    """What a flag's text stands for; names stay as they are."""
-    from domainbed.sweeps.config import FIELDS
-    from domainbed.yaml_file import parse_value
-
-    if isinstance(value, (list, bool)) or FIELDS[name].default in ("", "data"):
-        return value
-    try:
-        return parse_value(value)
-    except Exception as error:
-        raise UserError(
-            f"--{name}: {value!r} is no valid YAML or JSON: check its quotes"
-        ) from error
 
 
 def _root_of(target: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from domainbed.errors import UserError
@@ -22,6 +21,10 @@ from domainbed.launchers.base import (
 )
 from domainbed.launchers.debug import DebugLauncher
 from domainbed.launchers.local import LocalLauncher
+from domainbed.settings import make
+
+WITH_FLAGS: tuple[type[Launcher], ...] = (DebugLauncher, LocalLauncher)
+"""The launchers whose options are flags of a sweep."""
 
 
 def launcher_options(name: str) -> list[str]:
@@ -30,7 +33,7 @@ def launcher_options(name: str) -> list[str]:
     Raises:
         UserError: no such launcher.
     """
-    return [option.name for option in fields(LAUNCHERS[name])]
+    return list(LAUNCHERS[name].model_fields)
 
 
 def create_launcher(name: str, options: Mapping[str, Any]) -> Launcher:
@@ -38,17 +41,17 @@ def create_launcher(name: str, options: Mapping[str, Any]) -> Launcher:
 
     Raises:
         UserError: no such launcher; options that it does not have, with all that it has; or a
-            value that cannot be.
+            value that cannot be. Its `where` is the option.
     """
     valid = launcher_options(name)
     unknown = [option for option in options if option not in valid]
     if unknown:
         raise UserError(
             f"the launcher {name!r} has no option {', '.join(map(repr, unknown))}. "
-            f"Known: {', '.join(valid) or 'none'}"
+            f"Known: {', '.join(valid) or 'none'}",
+            unknown[0],
         )
-    launcher: Launcher = LAUNCHERS[name](**options)
-    return launcher
+    return make(LAUNCHERS[name], options)
 
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "LAUNCHERS",
     "PROGRESS",
     "STARTED",
+    "WITH_FLAGS",
     "DebugLauncher",
     "Event",
     "Job",

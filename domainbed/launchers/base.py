@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from domainbed.registry import Registry
 from domainbed.run_folder import Busy
+from domainbed.settings import Settings
 
 STARTED, PROGRESS, DONE, FAILED, BUSY = "started", "progress", "done", "failed", "busy"
 
@@ -46,8 +47,8 @@ It must be picklable, and raise `Busy` for a task that another process is at wor
 OnEvent = Callable[[Event], None]
 
 
-class Launcher(ABC):
-    """Where tasks are done. A subclass is a dataclass: its fields are the launcher's options."""
+class Launcher(Settings):
+    """Where tasks are done. A subclass's fields are the launcher's options, and its flags."""
 
     @abstractmethod
     def launch(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from domainbed.launchers.base import LAUNCHERS, Job, Launcher, OnEvent, perform
 
 
 @LAUNCHERS.register(name="debug")
-@dataclass(frozen=True)
 class DebugLauncher(Launcher):
     """No worker processes, so that breakpoints and prints work."""
 

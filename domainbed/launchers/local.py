@@ -9,11 +9,11 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from typing import Any
 
-from domainbed.errors import UserError
+from pydantic import Field
+
 from domainbed.launchers.base import (
     FAILED,
     LAUNCHERS,
@@ -33,20 +33,18 @@ _SECONDS_TO_STOP = 3.0
 
 
 @LAUNCHERS.register(name="local")
-@dataclass(frozen=True)
 class LocalLauncher(Launcher):
     """N workers, each of which keeps PyTorch and the dataset loaded between runs.
 
-    Attributes:
-        workers: how many; None means one per GPU, or one per core where there is no GPU.
+    One per GPU, or one per core where there is no GPU, unless `workers` says how many.
     """
 
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        whole = isinstance(self.workers, int) and not isinstance(self.workers, bool)
-        if self.workers is not None and not (whole and self.workers >= 1):
-            raise UserError(f"workers is {self.workers!r}: expected a whole number from 1 on")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="worker processes of the launcher local",
+        json_schema_extra={"default_text": "one per GPU or core"},
+    )
 
     def parallelism(self, tasks: int, device: str | None = None) -> int:
         return min(self._capacity(device), tasks)

@@ -1,122 +1,170 @@
-"""The config of a sweep: its fields, and where each of their values came from."""
+"""The config of a sweep: its fields, from a YAML file and from flags.
+
+What looks names up is imported when a config is checked, not to declare its flags: it takes PyTorch.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, model_validator
 
 from domainbed.errors import UserError
 from domainbed.names import dataset_label
 from domainbed.plugins import import_plugins
-from domainbed.sweeps import checks
-from domainbed.sweeps.checks import Wrong
-from domainbed.yaml_file import Where, read_yaml
+from domainbed.run_fields import RunFields, RunOptions
+from domainbed.settings import (
+    Items,
+    Listed,
+    Places,
+    Seeds,
+    Text,
+    checked,
+    converted,
+    found,
+    given,
+    make,
+    read_fields,
+)
+from domainbed.yaml_file import Where
+
+if TYPE_CHECKING:
+    from domainbed.spec import RunSpec
+
+TestEnvs = tuple[int, ...]
+
+_MOST_RUNS = 1_000_000
 
 
-def _algorithm(value: Any) -> str:
-    from domainbed.algorithms import get_algorithm_class
-
-    get_algorithm_class(checks.text(value))
-    return str(value)
-
-
-def _dataset(value: Any) -> str:
+def _dataset(name: str) -> str:
     from domainbed.datasets import get_dataset_class
 
-    get_dataset_class(checks.text(value))
-    return str(value)
+    get_dataset_class(name)
+    return name
 
 
-def _selection(value: Any) -> str:
+def _algorithm(name: str) -> str:
+    from domainbed.algorithms import get_algorithm_class
+
+    get_algorithm_class(name)
+    return name
+
+
+def _selection(name: str) -> str:
     from domainbed.selection import SELECTION_METHODS
 
-    SELECTION_METHODS[checks.text(value)]
-    return str(value)
+    SELECTION_METHODS[name]
+    return name
 
 
-def _launcher(value: Any) -> dict[str, Any]:
-    """A launcher's name, or a mapping of its name and its options."""
-    from domainbed.launchers import create_launcher, launcher_options
+def _test_envs(value: Any) -> Any:
+    """A number stands for itself alone; the order of domains means nothing."""
+    envs = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(set(map(repr, envs))) < len(envs):
+        raise UserError(f"expected each domain once, found {found(value)}")
+    return tuple(envs)
 
-    chosen = {"name": value} if isinstance(value, str) else checks.mapping(value)
-    options = {name: option for name, option in chosen.items() if name != "name"}
-    name = checks.text(chosen.get("name", "local"))
-    valid = launcher_options(name)
-    try:
-        create_launcher(name, options)
-    except UserError as error:
-        said = str(error).split()[0]  # a complaint about a value begins with its option's name
-        faulty = [option for option in options if option not in valid or option == said]
-        raise Wrong(str(error), *faulty[:1]) from error
+
+def _launcher(chosen: dict[str, Any]) -> dict[str, Any]:
+    """A launcher's name and its options, which it must know."""
+    from domainbed.launchers import create_launcher
+
+    name = chosen.get("name", "local")
+    if not isinstance(name, str):
+        raise UserError(f"expected the name of a launcher, found {found(name)}", "name")
+    options = {option: value for option, value in chosen.items() if option != "name"}
+    create_launcher(name, options)
     return {"name": name, **options}
 
 
-def _option(default: Any, check: checks.Check, help: str) -> Any:
-    """A field: its default, what it may hold, and the help of its flag, in one place."""
-    made = {"default_factory": dict} if default is dict else {"default": default}
-    return field(**made, metadata={"check": check, "help": help})
+def _chosen(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
 
 
-@dataclass(frozen=True)
-class SweepConfig:
-    """A checked sweep. Fields that are None leave the choice to the dataset or the machine."""
+_Domain = Annotated[int, Field(ge=0)]
+_TestEnvs = Annotated[
+    tuple[_Domain, ...],
+    Field(min_length=1),
+    checked(lambda envs: tuple(sorted(envs))),
+    converted(_test_envs, accepts=_Domain | list[_Domain]),
+]
 
-    datasets: tuple[str, ...] = _option((), checks.listed(_dataset), "names of datasets")
-    algorithms: tuple[str, ...] = _option((), checks.listed(_algorithm), "names of algorithms")
-    output_dir: str = _option("", checks.text, "the folder of the sweep (results/CONFIG's name)")
-    data_dir: str = _option("data", checks.text, "where the datasets lie (data)")
-    trials: tuple[int, ...] = _option(
-        tuple(range(3)), checks.seeds, "how many trials, or a list of trial seeds (3)"
+
+class SweepConfig(RunFields, RunOptions):
+    """A checked sweep. What is not given of a run's fields is left to its protocol."""
+
+    plugins: Items[Text] = Field((), description="modules or .py files that register what is yours")
+    datasets: Listed[Annotated[Text, checked(_dataset)]] = Field(description="names of datasets")
+    algorithms: Listed[Annotated[Text, checked(_algorithm)]] = Field(
+        description="names of algorithms"
     )
-    hparams_seeds: tuple[int, ...] = _option(
-        tuple(range(20)), checks.seeds, "how many hparams seeds, or a list of them (20)"
+    output_dir: Text = Field(
+        "results/sweep",
+        description="the folder of the sweep",
+        json_schema_extra={"default_text": "results/ and the config's name"},
     )
-    test_envs: tuple[tuple[int, ...], ...] | None = _option(
-        None, checks.test_env_sets, "list of lists of test domains (what the selection needs)"
+    trials: Seeds = Field(
+        tuple(range(3)),
+        description="how many trials, or a list of trial seeds",
+        json_schema_extra={"default_text": "3"},
     )
-    selection: tuple[str, ...] = _option(
+    hparams_seeds: Seeds = Field(
+        tuple(range(20)),
+        description="how many hparams seeds, or a list of them",
+        json_schema_extra={"default_text": "20"},
+    )
+    test_envs: Listed[_TestEnvs] | None = Field(
+        None,
+        description="list of lists of test domains",
+        json_schema_extra={"default_text": "what the selection needs"},
+    )
+    selection: Listed[Annotated[Text, checked(_selection)]] = Field(
         ("training-domain", "leave-one-domain-out", "oracle"),
-        checks.listed(_selection),
-        "selection methods that the runs are to serve (all three)",
+        description="selection methods that the runs are to serve",
     )
-    steps: int | None = _option(None, checks.whole(1), "updates per run (the dataset's)")
-    checkpoint_freq: int | None = _option(
-        None, checks.whole(1), "updates between records (the dataset's)"
+    hparams: dict[str, Any] = Field(
+        {}, description="fixed hyper-parameters; an algorithm's name holds its own"
     )
-    holdout_fraction: float = _option(0.2, checks.fraction, "the out-splits' share (0.2)")
-    uda_holdout_fraction: float = _option(
-        0.0, checks.fraction, "the unlabelled share of test domains, for domain adaptation (0)"
+    launcher: Annotated[
+        dict[str, Any], checked(_launcher), converted(_chosen, accepts=str | dict[str, Any])
+    ] = Field(
+        {"name": "local"},
+        description="name of a launcher, or {name: …, its options}",
+        json_schema_extra={"default_text": "local"},
     )
-    task: str = _option("domain_generalization", checks.text, "or domain_adaptation")
-    hparams: Mapping[str, Any] = _option(
-        dict, checks.mapping, "fixed hyper-parameters; an algorithm's name holds its own"
-    )
-    shared_draws: bool = _option(False, checks.flag, "the same draws in all trials")
-    augment_validation: bool = _option(
-        False, checks.flag, "augment the training domains' validation images, as DomainBed does"
-    )
-    precision: str = _option("float32", checks.text, "float32 or bf16")
-    device: str | None = _option(None, checks.text, "cpu, cuda or mps (the best there is)")
-    num_workers: int | None = _option(
-        None, checks.whole(0), "processes per run that read images (by the cores)"
-    )
-    eval_splits: str = _option(
-        "needed", checks.one_of("needed", "all"), "evaluate what selection needs, or all"
-    )
-    skip_model_save: bool = _option(False, checks.flag, "do not keep the trained weights")
-    save_model_every_checkpoint: bool = _option(
-        False, checks.flag, "keep the weights of every record"
-    )
-    plugins: tuple[str, ...] = _option(
-        (), checks.listed(checks.text), "modules or .py files that register what is yours"
-    )
-    launcher: Mapping[str, Any] = _option(
-        dict, _launcher, "name of a launcher, or {name: …, its options} (local)"
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _import_plugins(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What plug-ins register must be there before names are looked up."""
+        named = values.get("plugins", ())
+        names = [named] if isinstance(named, str) else named
+        # What is no list of texts is refused when its turn comes.
+        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+            with _inside("plugins"):
+                import_plugins(names)
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> SweepConfig:
+        _check_labels(self.datasets)
+        _check_hparams(self)
+        _check_test_envs(self)
+        _check_count(self)
+        return self
+
+    def run_fields(self) -> dict[str, Any]:
+        """The fields of a run that were given; the others take the protocol's values."""
+        names = [name for name in RunFields.model_fields if name in self.model_fields_set]
+        return {name: getattr(self, name) for name in names}
+
+    def run_options(self) -> dict[str, Any]:
+        """What a run needs of the machine."""
+        return {name: getattr(self, name) for name in RunOptions.model_fields}
 
     def hparams_of(self, algorithm: str) -> dict[str, Any]:
         """The fixed hyper-parameters of one algorithm: those of all, and over them its own."""
@@ -125,12 +173,9 @@ class SweepConfig:
 
     def as_yaml_value(self) -> dict[str, Any]:
         """What a config file would say, for a sweep that is the same."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values = {name: _plain(value) for name, value in values.items()}
+        unset = set(RunFields.model_fields) - self.model_fields_set
+        values = self.model_dump(mode="json", exclude=unset)
         return {name: v for name, v in values.items() if v not in (None, {}, [])}
-
-
-FIELDS = {f.name: f for f in dataclasses.fields(SweepConfig)}
 
 
 def load_config(
@@ -146,135 +191,143 @@ def load_config(
     Raises:
         UserError: one line that names the field, and the file and line or the flag.
     """
-    return _Reader(file, overrides or {}, launcher_options).config()
+    overrides = overrides or {}
+    values, lines = read_fields(file)
+    values = given(SweepConfig, {**values, **overrides})
+    values.setdefault("output_dir", str(Path("results") / (Path(file).stem if file else "sweep")))
+    if launcher_options:
+        chosen = _chosen(values.get("launcher", {}))
+        values["launcher"] = {"name": "local", **chosen, **launcher_options}
+    flags: dict[Where, str] = {(name,): f"--{name}" for name in overrides}
+    flags |= {("launcher", name): f"--{name}" for name in launcher_options}
+    return make(SweepConfig, values, Places(file, lines, flags))
 
 
-class _Reader:
-    """Values from a file and from flags, and the place of each."""
+def test_env_sets(config: SweepConfig, dataset: str) -> list[TestEnvs]:
+    """The sets of test domains of a dataset: those of the config, or what selection needs.
 
-    def __init__(
-        self,
-        file: str | Path | None,
-        overrides: Mapping[str, Any],
-        launcher_options: Mapping[str, Any],
-    ) -> None:
-        self.file, self.overrides, self.launcher_options = file, overrides, launcher_options
-        values, self.lines = read_yaml(file) if file is not None else (None, {})
-        if values is not None and not isinstance(values, dict):
-            raise UserError(f"{file}, line 1: expected fields with values, found {values!r}")
-        self.raw = {**(values or {}), **overrides}
-        if launcher_options:
-            chosen = self.raw.get("launcher") or {}
-            chosen = {"name": chosen} if isinstance(chosen, str) else chosen
-            self.raw["launcher"] = {"name": "local", **chosen, **launcher_options}
+    Every domain alone; and every pair, if a selection method of the config reads pairs.
 
-    def config(self) -> SweepConfig:
-        for name in self.raw:
-            self._refuse_unknown(name)
-        given = {name: value for name, value in self.raw.items() if value is not None}
-        # What plug-ins register must be there before names are looked up.
-        values = {"plugins": self._checked("plugins", given.pop("plugins", []))}
-        values |= {name: self._checked(name, value) for name, value in given.items()}
-        config = SweepConfig(**{**self._defaults(), **values})
-        self._check_datasets_and_algorithms(config)
-        self._check_hparams(config)
-        self._check_runs(config)
-        return config
+    Raises:
+        UserError: the dataset's class does not list its domains.
+    """
+    from domainbed.datasets import get_dataset_class
+    from domainbed.selection import SELECTION_METHODS
 
-    def _defaults(self) -> dict[str, Any]:
-        stem = Path(self.file).stem if self.file is not None else "sweep"
-        return {"output_dir": str(Path("results") / stem), "launcher": {"name": "local"}}
+    if config.test_envs is not None:
+        return list(config.test_envs)
+    domains = range(len(get_dataset_class(dataset).ENVIRONMENTS))
+    if not domains:
+        raise UserError(
+            f"the dataset {dataset!r} does not list its domains (ENVIRONMENTS), so test domains "
+            "cannot be planned: give them, as in [[0], [1]]",
+            "test_envs",
+        )
+    pairing = [name for name in config.selection if SELECTION_METHODS[name].needs_pairs]
+    if pairing and len(domains) < 3:
+        raise UserError(
+            f"{pairing[0]} needs a domain to train on beside two test domains, and {dataset!r} "
+            f"has {len(domains)} domains: leave that method out of 'selection'",
+            "selection",
+        )
+    sizes = (1, 2) if pairing else (1,)
+    return [envs for size in sizes for envs in itertools.combinations(domains, size)]
 
-    def _refuse_unknown(self, name: Any) -> None:
-        if name in FIELDS:
-            return
-        nearest = difflib.get_close_matches(str(name), FIELDS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise self._error((name,), f"unknown field.{hint} Known: {', '.join(FIELDS)}")
 
-    def _checked(self, name: str, value: Any) -> Any:
-        if name == "plugins" and value == []:
-            return ()
-        clean = self._at((name,), FIELDS[name].metadata["check"], value)
-        if name == "plugins":
-            self._at((name,), import_plugins, clean)
-        return clean
+def first_run(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> RunSpec:
+    """The checked run with hparams seed 0 and trial 0.
 
-    def _at(self, where: Where, check: Callable[..., Any], *values: Any) -> Any:
-        """Calls `check`; what it complains of is said with its place."""
-        try:
-            return check(*values)
-        except Wrong as wrong:
-            raise self._error((*where, *wrong.inside), wrong.message) from wrong
-        except UserError as error:
-            raise self._error(where, str(error)) from error
+    Raises:
+        UserError: see `RunSpec.create`.
+    """
+    from domainbed.spec import RunSpec
 
-    def _error(self, where: Where, message: str) -> UserError:
-        return UserError(f"{self._place(where)}: {message}")
+    hparams = config.hparams_of(algorithm)
+    return RunSpec.create(dataset, algorithm, envs, hparams=hparams, **config.run_fields())
 
-    def _place(self, where: Where) -> str:
-        name = str(where[0])
-        if name == "launcher" and where[-1] in self.launcher_options:
-            return f"--{where[-1]}"
-        if name in self.overrides:
-            return f"--{name}"
-        inside = next((where[:n] for n in range(len(where), 0, -1) if where[:n] in self.lines), ())
-        line = f", line {self.lines[inside]}" if inside else ""
-        source = f"{self.file}{line}, " if self.file is not None else ""
-        return f"{source}field {_dotted(where)!r}"
 
-    def _check_datasets_and_algorithms(self, config: SweepConfig) -> None:
-        for name in ("datasets", "algorithms"):
-            if not getattr(config, name):
-                raise self._error(
-                    (name,), f"is missing: give it in a config file or as --{name} NAME …"
-                )
-        labels: dict[str, str] = {}
-        for position, dataset in enumerate(config.datasets):
-            other = labels.setdefault(dataset_label(dataset), dataset)
-            if other != dataset:
-                raise self._error(
-                    ("datasets", position),
-                    f"{dataset!r} and {other!r} would both be called {dataset_label(dataset)!r} "
-                    "in the results: rename one of the folders",
-                )
+def _check_labels(datasets: Iterable[str]) -> None:
+    labels: dict[str, str] = {}
+    for position, dataset in enumerate(datasets):
+        other = labels.setdefault(dataset_label(dataset), dataset)
+        if other != dataset:
+            raise UserError(
+                f"{dataset!r} and {other!r} would both be called {dataset_label(dataset)!r} "
+                "in the results: rename one of the folders",
+                "datasets",
+                position,
+            )
 
-    def _check_hparams(self, config: SweepConfig) -> None:
-        for name, value in config.hparams.items():
-            where: Where = ("hparams", name)
-            if not _is_algorithm(name):
-                self._check_hparam(config, config.algorithms, where, name, value)
-                continue
-            own = self._at(where, checks.mapping, value)
-            for key, inner in own.items():
-                self._check_hparam(config, [name], (*where, key), key, inner)
 
-    def _check_hparam(
-        self, config: SweepConfig, algorithms: Any, where: Where, name: str, value: Any
-    ) -> None:
-        from domainbed.spec import RunSpec
+def _check_hparams(config: SweepConfig) -> None:
+    """One run of each dataset and algorithm, by which its hyper-parameters are checked."""
+    from domainbed.spec import RunSpec
 
-        for dataset in config.datasets:
-            for algorithm in algorithms:
-                spec = RunSpec(dataset, algorithm, (0,), 0, 0, 0, 1, 1, hparams={name: value})
-                self._at(where, spec.resolved_hparams)
+    for name, value in config.hparams.items():
+        if _is_algorithm(name) and not isinstance(value, dict):
+            raise UserError(f"expected names with values, found {found(value)}", "hparams", name)
+    for dataset in config.datasets:
+        envs = test_env_sets(config, dataset)[0]
+        for algorithm in config.algorithms:
+            with _inside_config(config, dataset, algorithm, envs):
+                first_run(config, dataset, algorithm, envs)
+        for algorithm in filter(_is_algorithm, config.hparams):  # not all of them need to run
+            with _inside_config(config, dataset, algorithm, envs):
+                own = config.hparams[algorithm]
+                RunSpec.create(dataset, algorithm, envs, hparams=own, **config.run_fields())
 
-    def _check_runs(self, config: SweepConfig) -> None:
-        """Makes one run of each dataset and test domains, which checks what depends on both."""
-        from domainbed.sweeps.grid import first_run, test_env_sets
 
-        for dataset in config.datasets:
-            for envs in self._at(("test_envs",), test_env_sets, config, dataset):
-                try:
-                    first_run(config, dataset, config.algorithms[0], envs)
-                except UserError as error:
-                    raise self._run_error(config, envs, str(error)) from error
+def _check_test_envs(config: SweepConfig) -> None:
+    """One run of each dataset and test domains."""
+    algorithm = config.algorithms[0]
+    for dataset in config.datasets:
+        for envs in test_env_sets(config, dataset):
+            with _inside_config(config, dataset, algorithm, envs):
+                first_run(config, dataset, algorithm, envs)
 
-    def _run_error(self, config: SweepConfig, envs: tuple[int, ...], message: str) -> UserError:
-        name = message.split()[0]  # a run's complaint begins with the name of its field
-        if name == "test_envs" and config.test_envs:
-            return self._error((name, config.test_envs.index(envs)), message)
-        return self._error((name if name in FIELDS else "datasets",), message)
+
+def _check_count(config: SweepConfig) -> None:
+    sets = sum(len(test_env_sets(config, dataset)) for dataset in config.datasets)
+    seeds = {"trials": len(config.trials), "hparams_seeds": len(config.hparams_seeds)}
+    count = len(config.algorithms) * sets * seeds["trials"] * seeds["hparams_seeds"]
+    if count > _MOST_RUNS:
+        largest = max(seeds, key=lambda name: seeds[name])
+        raise UserError(f"{count:,} runs: expected at most {_MOST_RUNS:,} in one sweep", largest)
+
+
+@contextmanager
+def _inside(field: str) -> Iterator[None]:
+    """Says of an error that it lies in a field."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error), field, *error.where) from error
+
+
+@contextmanager
+def _inside_config(
+    config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs
+) -> Iterator[None]:
+    """Says of a run's error where in the config it lies."""
+    try:
+        yield
+    except UserError as error:
+        where = _where(config, dataset, algorithm, envs, error.where)
+        raise UserError(str(error), *where) from error
+
+
+def _where(
+    config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs, where: Where
+) -> Where:
+    field, *inner = where or ("",)
+    if field == "hparams" and inner:
+        own = inner[0] in config.hparams.get(algorithm, {})
+        return ("hparams", algorithm, *inner) if own else where
+    if field == "test_envs" and config.test_envs is not None:
+        return ("test_envs", config.test_envs.index(envs))
+    if field in SweepConfig.model_fields:
+        return where
+    return ("datasets", config.datasets.index(dataset))
 
 
 def _is_algorithm(name: str) -> bool:
@@ -285,19 +338,3 @@ def _is_algorithm(name: str) -> bool:
     except UserError:
         return False
     return True
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that YAML writes them as everybody does."""
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return value
-
-
-def _dotted(where: Where) -> str:
-    """("algorithms", 1) as "algorithms[1]"."""
-    first, *rest = where
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest]
-    return str(first) + "".join(parts)

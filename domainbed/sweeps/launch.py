@@ -109,7 +109,7 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
 
 def run_options(config: SweepConfig) -> RunOptions:
     """What the config says that changes no run's result."""
-    return RunOptions(**{name: getattr(config, name) for name in RunOptions.model_fields})
+    return RunOptions(**config.run_options())
 
 
 @dataclass(frozen=True)

@@ -233,10 +233,13 @@ def test_the_script_takes_domainbeds_flags(tmp_path, sweep, script):
     launch = ("launch", "--output_dir", tmp_path, "--dry_run", "--n_trials", 1, "--n_hparams", 1)
     assert f"{len(ALGORITHMS) * 88} runs" in sweep(*launch, module=script)
     for wrong, says in [
-        (["--task", "chess"], "--task: task is 'chess'"),
+        (
+            ["--task", "chess"],
+            "--task: expected one of domain_generalization, domain_ad",
+        ),
         (["--command_launcher", "x"], "unknown launcher 'x'"),
         (["--n_trials", 0], "leave no seed"),
-        (["--hparams", "{"], "is no JSON"),
+        (["--hparams", "{"], "is no valid YAML or JSON"),
     ]:
         assert says in sweep("launch", *flags, *wrong, status=2, module=script)
 

@@ -10,9 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.irm_colored_mnist.data import Domain, data_seed, domain_sizes, make_domains
-from domainbed.irm_colored_mnist.penalties import PENALTIES, ForwardPass
-from domainbed.irm_colored_mnist.settings import Settings
+from domainbed.experiments.irm_colored_mnist.data import (
+    Domain,
+    data_seed,
+    domain_sizes,
+    make_domains,
+)
+from domainbed.experiments.irm_colored_mnist.penalties import PENALTIES, ForwardPass
+from domainbed.experiments.irm_colored_mnist.settings import Settings
 from domainbed.seeding import seed_hash
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,14 @@ import numpy as np
 import pandas as pd
 
 import domainbed
+from domainbed.experiments.irm_colored_mnist.settings import Settings
+from domainbed.text_table import pipe_table, text_table
 
+_PUBLISHED = (
+    Path(domainbed.__file__)
+    .parents[1]
+    .joinpath("results", "published", "fishr_2022_irm_colored_mnist.csv")
+)
 _MEASURES = {
     "train_acc": "train acc",
     "test_acc": "test acc",
@@ -25,8 +32,7 @@ def table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
     Columns: algorithm; restarts, how many; for train_acc (mean of the two training domains),
     test_acc and gray_test_acc the mean over restarts in percent, and as …_std the standard
     deviation (of the population: divided by n, as NumPy does); seconds, the mean per restart; and
-    for each accuracy published_… and published_…_std, where the repository's published numbers
-    are at hand and have this label flip.
+    for each accuracy published_… and published_…_std, unless `why_unpublished` says why not.
     """
     rows = []
     for algorithm in dict.fromkeys(result["algorithm"] for result in results):
@@ -37,20 +43,32 @@ def table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
             row |= {name: values.mean(), f"{name}_std": values.std()}
         rows.append(row | {"seconds": np.mean([result["seconds"] for result in own])})
     ours = pd.DataFrame(rows)
-    published = published_values(results[0]["settings"]["label_flip"]) if results else None
-    return ours if published is None else ours.merge(published, how="left", on="algorithm")
+    if not results or why_unpublished(results[0]["settings"]):
+        return ours
+    published = published_values(results[0]["settings"]["label_flip"])
+    return ours.merge(published, how="left", on="algorithm")
+
+
+def why_unpublished(settings: Mapping[str, Any]) -> str:
+    """Why no published values can stand beside results of these settings; "" where they can."""
+    paper = Settings().identity()
+    others = [name for name in paper if name != "label_flip" and settings[name] != paper[name]]
+    if others:
+        said = [f"{name} is {settings[name]} (the paper's: {paper[name]})" for name in others]
+        return f"the settings are not the paper's: {', '.join(said)}"
+    if not _PUBLISHED.is_file():  # an installed package comes without it
+        return "they come with the repository, and not with an installed package"
+    if published_values(settings["label_flip"]) is None:
+        return f"there are none for label_flip {settings['label_flip']}"
+    return ""
 
 
 def published_values(label_flip: float) -> pd.DataFrame | None:
-    """Ramé et al. 2022, table 2; None where there are none for `label_flip`, or no file.
+    """Ramé et al. 2022, table 2; None where there are none for `label_flip`.
 
     Columns: algorithm, and published_X for every X of the file, in percent.
     """
-    root = Path(domainbed.__file__).parents[1]
-    file = root / "results" / "published" / "fishr_2022_irm_colored_mnist.csv"
-    if not file.is_file():  # an installed package comes without it
-        return None
-    values = pd.read_csv(file)
+    values = pd.read_csv(_PUBLISHED)
     values = values[np.isclose(values["label_flip"], label_flip)].drop(columns="label_flip")
     renamed = values.rename(columns=lambda name: name if name == "algorithm" else _published(name))
     return renamed if len(renamed) else None
@@ -58,21 +76,12 @@ def published_values(label_flip: float) -> pd.DataFrame | None:
 
 def to_text(results: Sequence[dict[str, Any]]) -> str:
     """Aligned columns, and below them what the numbers are."""
-    grid = _grid(results, "+/-")
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in grid
-    ]
-    return "\n".join([*lines, "", *_notes(results)]) + "\n"
+    return "\n".join([*text_table(_grid(results, "+/-")), "", *_notes(results)]) + "\n"
 
 
 def to_markdown(results: Sequence[dict[str, Any]]) -> str:
     """A Markdown table, and below it what the numbers are."""
-    header, *rows = _grid(results, "±")
-    rule = ["|:--" + "|--:" * (len(header) - 1) + "|"]
-    lines = [f"| {' | '.join(row)} |" for row in (header, *rows)]
-    return "\n".join([lines[0], *rule, *lines[1:], "", *_notes(results)]) + "\n"
+    return "\n".join([*pipe_table(_grid(results, "±")), "", *_notes(results)]) + "\n"
 
 
 def to_csv(results: Sequence[dict[str, Any]]) -> str:
@@ -127,6 +136,9 @@ def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
         "Accuracy in percent after the last update: mean and standard deviation (divided by n) "
         "over restarts."
     ]
+    reason = why_unpublished(results[0]["settings"]) if results else ""
+    if reason:
+        lines.append(f"No published values beside: {reason}.")
     for name in ("data", "initialisation"):
         values = ", ".join(f"{number}: {of[name]}" for number, of in sorted(seeds.items()))
         lines.append(f"Seeds ({name}) by restart: {values}.")

@@ -12,17 +12,18 @@ import torch
 
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
-from domainbed.irm_colored_mnist.data import (
+from domainbed.experiments.irm_colored_mnist import tables
+from domainbed.experiments.irm_colored_mnist.data import (
     COLOR_FLIPS,
     Domain,
     data_seed,
     make_domains,
     read_images,
 )
-from domainbed.irm_colored_mnist.penalties import PENALTIES
-from domainbed.irm_colored_mnist.settings import Config, Settings, load_config
-from domainbed.irm_colored_mnist.tables import FORMATS, published_values, table
-from domainbed.irm_colored_mnist.training import (
+from domainbed.experiments.irm_colored_mnist.penalties import PENALTIES
+from domainbed.experiments.irm_colored_mnist.settings import Config, Settings, load_config
+from domainbed.experiments.irm_colored_mnist.tables import FORMATS, published_values, table
+from domainbed.experiments.irm_colored_mnist.training import (
     Network,
     accuracy,
     forward_pass,
@@ -30,7 +31,7 @@ from domainbed.irm_colored_mnist.training import (
     train,
 )
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 ALGORITHMS = ("ERM", "IRM", "VREx", "Fishr", "Fishr-offdiagonal", "Fishr-uncentred")
 SMALL = Settings(steps=8, hidden_dim=5, lr=0.01, penalty_weight=37.0, anneal_step=4)
 
@@ -272,8 +273,8 @@ class TestConfig:
         [
             ("restarts: 2\nstep: 3", "line 2, field 'step': unknown field. Did you mean 'steps'"),
             ("label_flip: 1.5", "line 1, field 'label_flip': expected a number from 0 on, below 1"),
-            ("lr: -1", "field 'lr': expected a number from 0 on, found -1"),
-            ("lr: .nan", "field 'lr': expected a number from 0 on, found nan"),
+            ("lr: -1", "field 'lr': expected a number from 0 on, below 1e\\+30, found -1"),
+            ("lr: .nan", "field 'lr': expected a number from 0 on, below 1e\\+30, found nan"),
             ("algorithms: [ERM, Fish]", "line 1.*unknown algorithm 'Fish'. Did you mean 'Fishr'"),
             ("jobs: 0", "expected a whole number from 1 on, found 0"),
             ("- 3", "line 1: expected fields with values"),
@@ -290,13 +291,17 @@ class TestConfig:
         digests = {Settings(**change).digest() for change in ({}, {"steps": 7}, {"label_flip": 0})}
         assert len(digests) == 3
 
+    def test_a_folder_of_results_keeps_its_name(self):
+        assert Settings().digest() == "53baa6b9a32e"
+        assert Settings(label_flip=0, steps=7).digest() == "e14853929b2d"
 
-def made_up_results(label_flip=0.25):
+
+def made_up_results(label_flip=0.25, **changed):
     def result(algorithm, restart, test_acc):
         return {
             "algorithm": algorithm,
             "restart": restart,
-            "settings": {"label_flip": label_flip},
+            "settings": Settings(label_flip=label_flip, **changed).identity(),
             "seeds": {"data": 11 + restart, "initialisation": 21 + restart},
             "train_acc": 0.8,
             "test_acc": test_acc,
@@ -324,8 +329,24 @@ class TestTable:
         assert "published_test_acc" not in table(made_up_results(label_flip=0.0))
 
     def test_without_the_published_file(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("domainbed.__file__", str(tmp_path / "domainbed" / "__init__.py"))
-        assert "published" not in FORMATS["text"](made_up_results())
+        monkeypatch.setattr(tables, "_PUBLISHED", tmp_path / "gone.csv")
+        text = FORMATS["text"](made_up_results())
+        assert "published" not in text.splitlines()[0]
+        assert "No published values beside: they come with the repository" in text
+
+    @pytest.mark.parametrize(
+        ("changed", "reason"),
+        [
+            ({"steps": 500}, "steps is 500 (the paper's: 501)"),
+            ({"lr": 0.001}, "lr is 0.001 (the paper's: 0.0004898536566546834)"),
+            ({"label_flip": 0.0}, "there are none for label_flip 0.0"),
+        ],
+    )
+    def test_published_values_stand_beside_the_papers_settings_only(self, changed, reason):
+        results = made_up_results(**changed)
+        assert "published_test_acc" not in table(results)
+        assert reason in FORMATS["markdown"](results)
+        assert "No published values" not in FORMATS["markdown"](made_up_results())
 
     def test_text_and_markdown(self):
         lines = FORMATS["text"](made_up_results()).splitlines()

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UserError
+from domainbed.experiments.irm_colored_mnist.data import read_images
+from domainbed.experiments.irm_colored_mnist.settings import Config
+from domainbed.experiments.irm_colored_mnist.training import run_restart
 from domainbed.files import write_text
-from domainbed.irm_colored_mnist.data import read_images
-from domainbed.irm_colored_mnist.settings import Config
-from domainbed.irm_colored_mnist.training import run_restart
 from domainbed.launchers import FAILED, Event, LocalLauncher
 from domainbed.sweeps.display import Display
 from domainbed.training.environment import choose_device, describe
@@ -92,7 +92,7 @@ def compute(config: Config) -> list[str]:
             errors.append(event.error)
 
     with contextlib.closing(display), _environment(_KEEP_MEMORY):
-        LocalLauncher(config.jobs).launch(RestartJob(config), todo, on_event, config.device)
+        LocalLauncher(workers=config.jobs).launch(RestartJob(config), todo, on_event, config.device)
     return errors
 
 

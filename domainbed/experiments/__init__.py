@@ -1,0 +1,1 @@
+"""Experiments of single papers, which are no sweeps of runs."""
