@@ -123,9 +123,20 @@ class RunFolder:
             return DONE
         if self._held():
             return RUNNING
-        if self.errors.exists() and self.errors.stat().st_size:
+        if self.last_error():
             return FAILED
         return UNFINISHED if self.spec.exists() or self.results.exists() else MISSING
+
+    def last_error(self) -> str:
+        """The last line of a failed run's err.txt; "" where no run failed.
+
+        DomainBed's err.txt may hold warnings only: without `spec`, a traceback tells a failure.
+        """
+        if not self.errors.is_file():
+            return ""
+        text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
+        has_failed = self.spec.exists() or "Traceback (most recent call last)" in text
+        return text.splitlines()[-1] if text and has_failed else ""
 
     def has_results(self) -> bool:
         """Whether there is a record, or a mark that all of them were written."""

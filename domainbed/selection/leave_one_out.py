@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from domainbed.records import Records
 from domainbed.selection.base import (
     SEED_KEYS,
     SelectionMethod,
-    accuracies,
+    SingleDomainRecords,
     best_step,
     mean_over_others,
-    num_domains,
     pick,
+    records_of_runs,
     register,
     single_domain_records,
 )
@@ -20,7 +21,7 @@ from domainbed.selection.base import (
 STEP_KEYS = [*SEED_KEYS, "step"]
 
 
-def score_leave_one_out(records: pd.DataFrame) -> pd.DataFrame:
+def score_leave_one_out(records: Records) -> pd.DataFrame:
     """Scores each hparams seed by its best step.
 
     For test domain t, a step's validation accuracy is the mean, over the other domains d, of the
@@ -28,34 +29,34 @@ def score_leave_one_out(records: pd.DataFrame) -> pd.DataFrame:
     the run whose only test domain is t. A step counts only if all these runs have recorded it,
     the single one exactly once.
     """
-    singles = single_domain_records(records).drop_duplicates(STEP_KEYS, keep=False)
+    singles = single_domain_records(records)
+    singles = singles.only(~singles.keys.duplicated(STEP_KEYS, keep=False).to_numpy())
     held_out = _held_out_accuracies(singles, _pair_records(records))
-    test_env = singles["test_env"].to_numpy()
-    val_acc = mean_over_others(held_out, test_env, num_domains(singles))
-    return best_step(singles.assign(val_acc=val_acc).dropna(subset=["val_acc"]))
+    val_acc = mean_over_others(held_out, singles.test_env, singles.num_domains)
+    return best_step(singles.scores(val_acc).dropna(subset=["val_acc"]))
 
 
-def _pair_records(records: pd.DataFrame) -> pd.DataFrame:
+def _pair_records(records: Records) -> pd.DataFrame:
     """Every record of a run on {a, b} twice: as a validation of a on b, and of b on a."""
-    is_pair = [len(envs) == 2 and envs[0] != envs[1] for envs in records["test_envs"]]
-    pairs = records[np.array(is_pair, dtype=bool)]
-    envs = np.array(pairs["test_envs"].tolist(), dtype=int).reshape(-1, 2)
-    in_acc = accuracies(pairs, "in")
-    keys = pairs[[key for key in STEP_KEYS if key != "test_env"]]
+    is_pair = [len(envs) == 2 and envs[0] != envs[1] for envs in records.runs["test_envs"]]
+    keys, found = records_of_runs(records, is_pair)
+    envs = np.array(keys.pop("test_envs").tolist(), dtype=int).reshape(-1, 2)
     sides = [
-        keys.assign(test_env=envs[:, t], val_env=envs[:, v], val_acc=pick(in_acc, envs[:, v]))
+        keys.assign(
+            test_env=envs[:, t], val_env=envs[:, v], val_acc=pick(found.in_split, envs[:, v])
+        )
         for t, v in ((0, 1), (1, 0))
     ]
     return pd.concat(sides, ignore_index=True)
 
 
-def _held_out_accuracies(singles: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
-    """For each row of `singles` the validation accuracy on each other domain, or NaN if missing.
+def _held_out_accuracies(singles: SingleDomainRecords, pairs: pd.DataFrame) -> np.ndarray:
+    """For each single record the validation accuracy on each other domain, or NaN if missing.
 
     If a pair was recorded twice the later record counts, as numpy keeps the last assignment.
     """
-    held_out = np.full(accuracies(singles, "out").shape, np.nan)
-    index = pd.MultiIndex.from_frame(singles[STEP_KEYS])
+    held_out = np.full(singles.in_split.shape, np.nan)
+    index = pd.MultiIndex.from_frame(singles.keys[STEP_KEYS])
     rows = index.get_indexer(pd.MultiIndex.from_frame(pairs[STEP_KEYS]))
     wanted = pairs[rows >= 0]
     held_out[rows[rows >= 0], wanted["val_env"]] = wanted["val_acc"]
