@@ -89,7 +89,7 @@ def options(algorithm: str, dataset: str | None = None) -> dict[str, Option]:
     Raises:
         UserError: no such algorithm.
     """
-    of_data = DATASETS[dataset].options if dataset in DATASETS else {}
+    of_data = DATASETS[dataset].options if dataset and dataset in DATASETS else {}
     of_algorithm = declared_options(get_algorithm_class(algorithm))
     return {**NETWORK_OPTIONS, **DATA_OPTIONS, **of_data, **of_algorithm}
 

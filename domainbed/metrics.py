@@ -6,12 +6,16 @@ over all images of a split is recorded. A single logit (C = 1) is a binary decis
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
 from domainbed.registry import Registry
 
-METRICS = Registry("metric")
+Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+METRICS: Registry[Metric] = Registry("metric")
 
 
 @METRICS.register

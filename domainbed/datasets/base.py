@@ -55,6 +55,7 @@ class MultipleDomainDataset:
             else is read by worker processes.
         input_shape: shape of x.
         num_classes: C.
+        classes: their names, where the data has them.
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
     """
@@ -70,10 +71,20 @@ class MultipleDomainDataset:
     options: ClassVar[Mapping[str, Option]] = {}
     """What hyper-parameters may change of the data; see `option`."""
 
+    reads_images: ClassVar[bool] = False
+    """Whether inputs are files of natural images, with their published preprocessing."""
+
     datasets: Sequence[Dataset[Any]]
     input_shape: Sequence[int]
     num_classes: int
+    classes: Sequence[str] = ()
     out_splits: Sequence[Sequence[int]] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the data, or as published, or else the classes' numbers."""
+        published = self.info.classes if self.info else None
+        return list(self.classes or published or map(str, range(self.num_classes)))
 
     @classmethod
     def option(cls, name: str, hparams: Mapping[str, Any]) -> Any:

@@ -77,6 +77,7 @@ class ImageFolderDataset(MultipleDomainDataset):
 
     CHECKPOINT_FREQ = 300
     shareable = True
+    reads_images = True
     input_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:

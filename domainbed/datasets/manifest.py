@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from domainbed.datasets.base import MultipleDomainDataset
-from domainbed.datasets.image_folders import IMAGE_SIZE, ImageDomain
+from domainbed.datasets.image_folders import ImageDomain
 from domainbed.errors import UserError
+from domainbed.images.resize import IMAGE_SIZE
 from domainbed.names import dataset_label
 
 _COLUMNS = ("path", "label", "domain")
@@ -65,6 +66,7 @@ class ManifestDataset(MultipleDomainDataset):
 
     CHECKPOINT_FREQ = 300
     shareable = True
+    reads_images = True
     input_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
     manifest: ClassVar[Manifest]
 

@@ -17,7 +17,9 @@ from domainbed.networks.pretrained import headless_model
 _AUGMIX = "timm:resnet50.ram_in1k"
 
 BACKBONE_OPTIONS: dict[str, Option] = {
-    "weights": Option("imagenet", "pretrained: imagenet, none, or the path of a state dict"),
+    "weights": Option(
+        "imagenet", "pretrained: imagenet, none, or the path of a state dict", file=True
+    ),
     "freeze_bn": Option(True, "keep a backbone's batch norm layers in eval mode"),
     "resnet50_augmix": Option(False, f"{_AUGMIX} instead of ResNet-50, as in DomainBed from 2024"),
 }

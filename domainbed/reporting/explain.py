@@ -17,8 +17,9 @@ from domainbed.names import dataset_label
 from domainbed.reporting.load import Folders, as_paths, run_folders
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.tables import Cell, Report, Table, trials_of
-from domainbed.run_folder import DONE, FAILED, MISSING, RUNNING, UNFINISHED, RunFolder
+from domainbed.run_folder import RunFolder
 from domainbed.selection import SelectionMethod
+from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
 
 PLAN_FILE = "plan.json"
 
@@ -34,7 +35,7 @@ class Run(NamedTuple):
 
 
 class State(NamedTuple):
-    """What became of a run: `kind` is one of `run_folder.STATES`."""
+    """What became of a run: `kind` is one of `states.STATES`."""
 
     kind: str
     detail: str = ""

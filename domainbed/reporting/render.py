@@ -17,7 +17,7 @@ JSON_VERSION = 1
 TEXT_WIDTH = 20  # of a column of a dataset's table
 TEXT_WIDTH_AVERAGES = 10
 
-RENDERERS = Registry("format")
+RENDERERS: Registry[Callable[[Report], str]] = Registry("format")
 """By name, functions from a report to a text."""
 
 

@@ -1,6 +1,7 @@
 """The config of a sweep: its fields, from a YAML file and from flags.
 
-What looks names up is imported when a config is checked, not to declare its flags: it takes PyTorch.
+What looks names up is imported when a config is checked, and not to declare its flags: it takes
+PyTorch along.
 """
 
 from __future__ import annotations

@@ -154,7 +154,8 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         len(domains) - len(spec.test_envs),
         spec.hparams,
     )
-    algorithm.to(device, memory_format=torch.channels_last).train()
+    # PyTorch's stubs know no overload with both a device and a memory format.
+    algorithm.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     return Experiment(
         spec,
         device,

@@ -36,11 +36,11 @@ class ProgressTable:
 
     def evaluating(self, done: int, total: int) -> None:
         """Counts the images of an evaluation, for somebody who watches; says once what it costs."""
-        if done <= self._evaluated:
-            self._evaluation_began = time.monotonic()
-        self._evaluated = done
         if not self._echo:
             return
+        if self._evaluated in (0, total):
+            self._evaluation_began = time.monotonic()
+        self._evaluated = done
         if sys.stderr.isatty():
             end = "\r" + " " * 40 + "\r" if done == total else ""
             print(f"\revaluating {done:,} of {total:,} images{end}", end="", file=sys.stderr)

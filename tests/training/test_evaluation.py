@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from domainbed.training.metrics import METRICS
 from torch import nn
 
 from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
-from domainbed.training.metrics import METRICS
 from domainbed.training.splits import Split
 
 LOGITS = torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0], [0.0, 0.5, -1.0], [0.0, 0.0, 4.0]])
