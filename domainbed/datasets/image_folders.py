@@ -17,10 +17,10 @@ from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
 from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 from domainbed.images.decode import read_image
+from domainbed.images.folders import IMAGE_EXTENSIONS, folder_names, images
 from domainbed.images.resize import IMAGE_SIZE
 from domainbed.images.transforms import evaluation_transform, training_transform
 from domainbed.names import DATASET_DOMAINS, dataset_label
-from domainbed.sources.tree import IMAGE_EXTENSIONS, folder_names, images
 from domainbed.yaml_file import read_yaml
 
 
