@@ -15,7 +15,7 @@ from domainbed.errors import UserError
 from domainbed.files import written_aside
 from domainbed.training.state import capture, plain_numpy_state, restore
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def load(file: Path, algorithm: nn.Module) -> Progress:
     """Restores the algorithm and all random sources; a fresh `Progress` if there is no file.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or the algorithm cannot go on from it, see `restore`.
     """
     if not file.exists():
         return Progress()
