@@ -69,7 +69,8 @@ def load(folder: RunFolder, run_id: str, algorithm: nn.Module) -> Progress:
     A damaged checkpoint is passed over for the one before it.
 
     Raises:
-        UserError: no checkpoint is whole, or it is another run's.
+        UserError: no checkpoint is whole, it is another run's, or the algorithm cannot go on
+            from it, see `restore`.
     """
     files = [f for f in (folder.checkpoint, folder.checkpoint_before) if f.exists()]
     reasons = []
