@@ -54,7 +54,7 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
             progress(done, len(files))
     if not read.records:
         raise UserError(f"no complete record in {_join(roots)}: wait for the first checkpoint")
-    records = Records(pd.DataFrame(read.runs), _values(read))
+    records = Records(read.table(), _values(read))
     _warn_of_duplicates(records)
     _warn_of_unfinished(files)
     return records
@@ -139,27 +139,25 @@ class _Reading:
             except (KeyError, TypeError) as error:
                 raise UserError(f"{path}, line {line}: {_explain(error)}") from error
             if facts is not run or step in steps:
-                run, steps = {"folder": str(path.parent), **facts, **_NOTHING_YET}, set()
+                run, steps = {"folder": str(path.parent), **facts}, set()
                 self.runs.append(run)
             steps.add(step)
-            self._add(record, line, run)
+            self.records.append(record)
+            self.run.append(len(self.runs) - 1)
+            self.line.append(line)
         _check_name(RunFolder(path.parent), self.runs[first:])
 
-    def _add(self, record: dict[str, Any], line: int, run: dict[str, Any]) -> None:
-        run["num_records"] += 1
-        run["last_step"] = max(run["last_step"], record["step"])
-        run["diverged"] |= record.get("diverged") is True
-        self.records.append(record)
-        self.run.append(len(self.runs) - 1)
-        self.line.append(line)
+    def table(self) -> pd.DataFrame:
+        """The runs as in `Records.runs`."""
+        told = ((record["step"], record.get("diverged") is True) for record in self.records)
+        by_run = pd.DataFrame(told, columns=["last_step", "diverged"]).groupby(self.run)
+        ends = by_run.max().assign(num_records=by_run.size())
+        return pd.DataFrame(self.runs).join(ends)
 
     def place(self, record: int) -> str:
         """File and line of a record."""
         folder = Path(self.runs[self.run[record]]["folder"])
         return f"{folder / RECORDS_FILE}, line {self.line[record]}"
-
-
-_NOTHING_YET = {"num_records": 0, "last_step": 0, "diverged": False}
 
 
 def _parse(path: Path) -> list[tuple[int, Any]]:
