@@ -55,38 +55,38 @@ class Records:
         return Records(self.runs[wanted].reset_index(drop=True), values)
 
     @cached_property
-    def accuracies(self) -> Accuracies:
+    def accuracies(self) -> AccuracyTable:
         """The accuracies on in-splits and out-splits, one row per record."""
         is_accuracy = self.values["metric"] == "accuracy"
         values = self.values[is_accuracy & self.values["split"].isin(["in", "out"])]
         step, domain = values["step"].to_numpy(), values["domain"].to_numpy()
-        first, last = step.min(initial=0), step.max(initial=0)
-        span = last - first + 1  # one integer per record sorts far faster than two columns
-        records, rows = np.unique(
+        first = step.min(initial=0)
+        span = step.max(initial=0) - first + 1  # one integer per record sorts far faster than two
+        found, rows = np.unique(
             values["run"].to_numpy() * span + (step - first), return_inverse=True
         )
         domains = max([0, *self.runs["num_domains"], domain.max(initial=-1) + 1])
-        splits = np.full((2, len(records), domains), np.nan)
+        splits = np.full((2, len(found), domains), np.nan)
         splits[(values["split"] == "out").to_numpy().astype(int), rows, domain] = values["value"]
-        return Accuracies(records // span, records % span + first, splits[0], splits[1])
+        keys = self.runs[[*RUN_KEYS, "num_domains"]].iloc[found // span].reset_index(drop=True)
+        return AccuracyTable(keys.assign(step=found % span + first), splits[0], splits[1])
 
 
 @dataclass(frozen=True)
-class Accuracies:
-    """Accuracies in [0, 1] as arrays, one row per record, ordered by run and step.
+class AccuracyTable:
+    """Accuracies in [0, 1] side by side, one row per record, in the order of runs and steps.
 
     Attributes:
-        run: row of `Records.runs`.
-        step: of the record.
+        keys: `RUN_KEYS` and `num_domains` of the run, and `step`.
         in_split, out_split: (records, domains), NaN where nothing was measured.
     """
 
-    run: np.ndarray
-    step: np.ndarray
+    keys: pd.DataFrame
     in_split: np.ndarray
     out_split: np.ndarray
 
-    def only(self, wanted: np.ndarray) -> Accuracies:
+    def only(self, wanted: Any) -> AccuracyTable:
         """The rows where `wanted` is true."""
-        arrays = (self.run, self.step, self.in_split, self.out_split)
-        return Accuracies(*(array[wanted] for array in arrays))
+        rows = np.asarray(wanted, dtype=bool)
+        keys = self.keys[rows].reset_index(drop=True)
+        return AccuracyTable(keys, self.in_split[rows], self.out_split[rows])

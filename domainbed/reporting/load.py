@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from itertools import compress, product
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +13,9 @@ import pandas as pd
 import yaml
 
 from domainbed.errors import UserError
-from domainbed.names import dataset_label
-from domainbed.record_keys import parse_record_key, record_key
-from domainbed.records import NO_DOMAIN, NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS, Records
-from domainbed.run_folder import RunFolder
+from domainbed.record_keys import parse_record_key
+from domainbed.records import NO_DOMAIN, RUN_KEYS, Records
+from domainbed.reporting.results_file import REMEDY, read_file
 from domainbed.selection import SELECTION_METHODS
 
 log = logging.getLogger(__name__)
@@ -54,7 +51,7 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
             progress(done, len(files))
     if not read.records:
         raise UserError(f"no complete record in {_join(roots)}: wait for the first checkpoint")
-    records = Records(pd.DataFrame(read.runs), _values(read))
+    records = Records(read.table(), _values(read))
     _warn_of_duplicates(records)
     _warn_of_unfinished(files)
     return records
@@ -115,10 +112,6 @@ def _join(paths: Iterable[str | Path]) -> str:
     return ", ".join(repr(str(path)) for path in paths)
 
 
-_REMEDY = "repair or remove the line"
-_NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError)
-
-
 class _Reading:
     """What was read so far: the runs, and for each record its run, line and contents."""
 
@@ -130,157 +123,24 @@ class _Reading:
 
     def file(self, path: Path) -> None:
         """Reads one results.jsonl."""
-        first = len(self.runs)
-        run: dict[str, Any] = {}
-        steps: set[int] = set()
-        for line, record in _parse(path):
-            try:
-                facts, step = _run_of(record, run)
-            except (KeyError, TypeError) as error:
-                raise UserError(f"{path}, line {line}: {_explain(error)}") from error
-            if facts is not run or step in steps:
-                run, steps = {"folder": str(path.parent), **facts, **_NOTHING_YET}, set()
+        for line, run, record in read_file(path):
+            if not self.runs or run is not self.runs[-1]:
                 self.runs.append(run)
-            steps.add(step)
-            self._add(record, line, run)
-        _check_name(RunFolder(path.parent), self.runs[first:])
+            self.records.append(record)
+            self.run.append(len(self.runs) - 1)
+            self.line.append(line)
 
-    def _add(self, record: dict[str, Any], line: int, run: dict[str, Any]) -> None:
-        run["num_records"] += 1
-        run["last_step"] = max(run["last_step"], record["step"])
-        run["diverged"] |= record.get("diverged") is True
-        self.records.append(record)
-        self.run.append(len(self.runs) - 1)
-        self.line.append(line)
+    def table(self) -> pd.DataFrame:
+        """The runs as in `Records.runs`."""
+        told = ((record["step"], record.get("diverged") is True) for record in self.records)
+        by_run = pd.DataFrame(told, columns=["last_step", "diverged"]).groupby(self.run)
+        ends = by_run.max().assign(num_records=by_run.size())
+        return pd.DataFrame(self.runs).join(ends)
 
     def place(self, record: int) -> str:
         """File and line of a record."""
         folder = Path(self.runs[self.run[record]]["folder"])
         return f"{folder / RECORDS_FILE}, line {self.line[record]}"
-
-
-_NOTHING_YET = {"num_records": 0, "last_step": 0, "diverged": False}
-
-
-def _parse(path: Path) -> list[tuple[int, Any]]:
-    """The line numbers and records of a file, but for a last line that was cut off."""
-    *lines, rest = path.read_bytes().split(b"\n")  # a whole line ends with a newline
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    records = _parse_at_once([line for _, line in numbered])
-    if records is None:
-        records = _parse_each(path, numbered, may_be_torn=not rest.strip())
-    if rest.strip() or len(records) < len(numbered):
-        if RunFolder(path.parent).done.exists():
-            raise UserError(
-                f"{path}: the last line is cut off, but the run is marked done: remove its folder "
-                "and do the run again"
-            )
-        log.warning("warning: %s: the last line is cut off and was skipped (a killed run?)", path)
-    return [(number, record) for (number, _), record in zip(numbered, records, strict=False)]
-
-
-def _parse_at_once(lines: list[bytes]) -> list[Any] | None:
-    """All lines as one JSON array, 1.5 times as fast as line by line; None if any is damaged."""
-    if not all(line.startswith(b"{") and line.rstrip().endswith(b"}") for line in lines):
-        return None
-    try:
-        records = json.loads((b"[" + b",".join(lines) + b"]").decode())
-    except _NOT_JSON:
-        return None
-    return records if len(records) == len(lines) else None
-
-
-def _parse_each(path: Path, lines: list[tuple[int, bytes]], may_be_torn: bool) -> list[Any]:
-    records = []
-    for position, (number, line) in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line.decode()))
-        except _NOT_JSON as error:
-            if may_be_torn and position == len(lines):
-                break
-            raise UserError(f"{path}, line {number}: {_explain(error)}") from error
-    return records
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, _NOT_JSON):
-        return f"not valid JSON ({error}): {_REMEDY}"
-    if isinstance(error, KeyError):
-        return f"the record lacks the key {error.args[0]!r}: {_REMEDY}"
-    return f"{error}: {_REMEDY}"
-
-
-def _run_of(record: Any, previous: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """The run that a record is of, `previous` if it is that one, and its step; all checked."""
-    if not isinstance(record, dict):
-        raise TypeError(f"{record!r} is not a record (a JSON object)")
-    args, hparams = record.pop("args"), record.pop("hparams", {})  # equal ones are freed, not kept
-    step = record["step"]
-    if not _is_int(step):
-        raise TypeError(f"step is {step!r}, not an integer")
-    is_same = previous and args == previous["args"] and hparams == previous["hparams"]
-    run = previous if is_same else {**_run(args), "hparams": hparams, "args": args}
-    domains = _count_domains(record, run["test_envs"])
-    return run if run.get("num_domains") == domains else {**run, "num_domains": domains}, step
-
-
-def _run(args: Any) -> dict[str, Any]:
-    """The columns of a run that its args tell."""
-    if not isinstance(args, dict):
-        raise TypeError(f"args is {args!r}, not an object")
-    run = {key: args[key] for key in RUN_KEYS}
-    for key in ("dataset", "algorithm"):
-        if not isinstance(run[key], str):
-            raise TypeError(f"args.{key} is {run[key]!r}, not a name")
-    for key in ("hparams_seed", "trial_seed"):
-        if not _is_int(run[key]):
-            raise TypeError(f"args.{key} is {run[key]!r}, not an integer")
-    envs = run["test_envs"]
-    if not isinstance(envs, list) or not all(_is_int(env) and env >= 0 for env in envs):
-        raise TypeError(f"args.test_envs is {envs!r}, not a list of domain numbers")
-    others = {"test_envs": tuple(envs), "output_dir": args.get("output_dir")}
-    return {**run, **others, **{key: str(args.get(key, NOT_RECORDED)) for key in PROTOCOL_KEYS}}
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-_accuracy_key = cache(lambda domain, split: record_key(domain, split, "accuracy"))
-
-
-def _count_domains(record: dict[str, Any], test_envs: tuple[int, ...]) -> int:
-    """How many domains a record knows, after checking that it knows the test domains."""
-    domains = 0
-    while _accuracy_key(domains, "out") in record:
-        domains += 1
-    for env in test_envs:
-        for split in ("in", "out"):
-            key = _accuracy_key(env, split)
-            if record[key] is None:
-                raise TypeError(f"{key} is None, not a number")
-        if env >= domains:
-            raise KeyError(_accuracy_key(domains, "out"))
-    return domains
-
-
-def _check_name(folder: RunFolder, runs: Sequence[dict[str, Any]]) -> None:
-    """Raises where a folder's run.json names another run than its records do."""
-    named = (folder.read_json(folder.spec) or {}) if runs else {}
-    for run, key in product(runs, RUN_KEYS):
-        if key in named:
-            ours, theirs = _comparable(key, run[key]), _comparable(key, named[key])
-            if ours != theirs:
-                raise UserError(
-                    f"{folder.results} has records with {key} {ours!r}, but {folder.spec} names "
-                    f"{theirs!r}: remove the file that is not of this run"
-                )
-
-
-def _comparable(key: str, value: Any) -> Any:
-    if key == "dataset":
-        return dataset_label(value)
-    return sorted(value) if key == "test_envs" else value
 
 
 class _Block(NamedTuple):
@@ -325,7 +185,7 @@ def _block(name: str, read: _Reading) -> _Block:
         is_wrong[is_number] = ~((numbers >= 0) & (numbers <= 1))
         for bad in is_wrong.nonzero()[0].tolist():
             raise UserError(
-                f"{read.place(bad)}: {name} is {found[bad]!r}, not a number in [0, 1]: {_REMEDY}"
+                f"{read.place(bad)}: {name} is {found[bad]!r}, not a number in [0, 1]: {REMEDY}"
             )
     return _Block(domain, split, metric, is_number.nonzero()[0], numbers)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from domainbed.records import Accuracies, Records
+from domainbed.records import AccuracyTable, Records
 from domainbed.registry import Registry
 
 CELL_KEYS = ["trial_seed", "dataset", "algorithm", "test_env"]
@@ -61,49 +61,13 @@ def register(method: SelectionMethod) -> SelectionMethod:
     return method
 
 
-@dataclass(frozen=True)
-class SingleDomainRecords:
-    """The records of runs with one test domain, ordered by run and step; row i of each is one.
-
-    Attributes:
-        keys: `SEED_KEYS`, `step`, and the test domain's in-split accuracy `test_acc`.
-        in_split, out_split: accuracies in [0, 1], (records, domains), or NaN.
-        test_env: the test domain.
-        num_domains: how many domains the record knows.
-    """
-
-    keys: pd.DataFrame
-    in_split: np.ndarray
-    out_split: np.ndarray
-    test_env: np.ndarray
-    num_domains: np.ndarray
-
-    def only(self, wanted: np.ndarray) -> SingleDomainRecords:
-        """The records where `wanted` is true."""
-        arrays = (self.in_split, self.out_split, self.test_env, self.num_domains)
-        return SingleDomainRecords(self.keys[wanted], *(array[wanted] for array in arrays))
-
-    def scores(self, val_acc: np.ndarray) -> pd.DataFrame:
-        """The table of `SCORE_COLUMNS` with these validation accuracies."""
-        return self.keys.assign(val_acc=val_acc)[SCORE_COLUMNS]
-
-
-def single_domain_records(records: Records) -> SingleDomainRecords:
-    """The records of runs with one test domain."""
-    keys, found = records_of_runs(records, [len(envs) == 1 for envs in records.runs["test_envs"]])
-    test_env = np.array([envs[0] for envs in keys["test_envs"]], dtype=int)
-    keys = keys.assign(test_env=test_env, test_acc=pick(found.in_split, test_env))
-    count = keys["num_domains"].to_numpy(dtype=int)
-    return SingleDomainRecords(keys, found.in_split, found.out_split, test_env, count)
-
-
-def records_of_runs(records: Records, wanted: list[bool]) -> tuple[pd.DataFrame, Accuracies]:
-    """Of the wanted runs, for each record the run's columns with `step`, and the accuracies."""
-    found = records.accuracies
-    found = found.only(np.array(wanted, dtype=bool)[found.run])
-    columns = ["trial_seed", "dataset", "algorithm", "hparams_seed", "test_envs", "num_domains"]
-    keys = records.runs[columns].iloc[found.run].reset_index(drop=True)
-    return keys.assign(step=found.step), found
+def single_domain_records(records: Records) -> AccuracyTable:
+    """The records of runs with one test domain, with the keys `test_env` and `test_acc`."""
+    table = records.accuracies
+    single = table.only(table.keys["test_envs"].map(len) == 1)
+    test_env = np.array([envs[0] for envs in single.keys["test_envs"]], dtype=int)
+    test_acc = pick(single.in_split, test_env)
+    return replace(single, keys=single.keys.assign(test_env=test_env, test_acc=test_acc))
 
 
 def pick(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -111,11 +75,12 @@ def pick(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return values[np.arange(len(values)), columns]
 
 
-def mean_over_others(values: np.ndarray, test_env: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Each row's mean over the domains 0 … count − 1 without the test domain; NaN if none is left.
+def mean_over_others(values: np.ndarray, keys: pd.DataFrame) -> np.ndarray:
+    """Each row's mean over its domains without the test domain; NaN if none is left.
 
     The rows are summed as `np.mean` sums a list, so that ties are ties to the last bit.
     """
+    test_env, count = keys["test_env"].to_numpy(), keys["num_domains"].to_numpy()
     means = np.full(len(values), np.nan)
     for test, domains in {*zip(test_env.tolist(), count.tolist(), strict=True)}:
         others = [i for i in range(domains) if i != test]
@@ -129,5 +94,5 @@ def best_step(candidates: pd.DataFrame) -> pd.DataFrame:
     """For each hparams seed the candidate with the highest `val_acc`; the earliest of equals."""
     keys: list[Any] = [*SEED_KEYS, "val_acc", "step"]
     ascending = [True] * len(SEED_KEYS) + [False, True]
-    best_first = candidates.sort_values(keys, ascending=ascending, kind="stable")
+    best_first = candidates[SCORE_COLUMNS].sort_values(keys, ascending=ascending, kind="stable")
     return best_first.drop_duplicates(SEED_KEYS, ignore_index=True)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from domainbed.records import Records
+from domainbed.records import AccuracyTable, Records
 from domainbed.selection.base import (
     SEED_KEYS,
     SelectionMethod,
-    SingleDomainRecords,
     best_step,
     mean_over_others,
     pick,
-    records_of_runs,
     register,
     single_domain_records,
 )
@@ -30,27 +28,27 @@ def score_leave_one_out(records: Records) -> pd.DataFrame:
     the single one exactly once.
     """
     singles = single_domain_records(records)
-    singles = singles.only(~singles.keys.duplicated(STEP_KEYS, keep=False).to_numpy())
+    singles = singles.only(~singles.keys.duplicated(STEP_KEYS, keep=False))
     held_out = _held_out_accuracies(singles, _pair_records(records))
-    val_acc = mean_over_others(held_out, singles.test_env, singles.num_domains)
-    return best_step(singles.scores(val_acc).dropna(subset=["val_acc"]))
+    val_acc = mean_over_others(held_out, singles.keys)
+    return best_step(singles.keys.assign(val_acc=val_acc).dropna(subset=["val_acc"]))
 
 
 def _pair_records(records: Records) -> pd.DataFrame:
     """Every record of a run on {a, b} twice: as a validation of a on b, and of b on a."""
-    is_pair = [len(envs) == 2 and envs[0] != envs[1] for envs in records.runs["test_envs"]]
-    keys, found = records_of_runs(records, is_pair)
-    envs = np.array(keys.pop("test_envs").tolist(), dtype=int).reshape(-1, 2)
+    test_envs = records.accuracies.keys["test_envs"]
+    pairs = records.accuracies.only([len(envs) == 2 and envs[0] != envs[1] for envs in test_envs])
+    envs = np.array(pairs.keys["test_envs"].tolist(), dtype=int).reshape(-1, 2)
     sides = [
-        keys.assign(
-            test_env=envs[:, t], val_env=envs[:, v], val_acc=pick(found.in_split, envs[:, v])
+        pairs.keys.assign(
+            test_env=envs[:, t], val_env=envs[:, v], val_acc=pick(pairs.in_split, envs[:, v])
         )
         for t, v in ((0, 1), (1, 0))
     ]
     return pd.concat(sides, ignore_index=True)
 
 
-def _held_out_accuracies(singles: SingleDomainRecords, pairs: pd.DataFrame) -> np.ndarray:
+def _held_out_accuracies(singles: AccuracyTable, pairs: pd.DataFrame) -> np.ndarray:
     """For each single record the validation accuracy on each other domain, or NaN if missing.
 
     If a pair was recorded twice the later record counts, as numpy keeps the last assignment.

@@ -6,6 +6,7 @@ import pandas as pd
 
 from domainbed.records import Records
 from domainbed.selection.base import (
+    SCORE_COLUMNS,
     SEED_KEYS,
     SelectionMethod,
     pick,
@@ -21,7 +22,8 @@ def score_oracle(records: Records) -> pd.DataFrame:
     with a single test domain count.
     """
     singles = single_domain_records(records)
-    scores = singles.scores(pick(singles.out_split, singles.test_env))
+    val_acc = pick(singles.out_split, singles.keys["test_env"].to_numpy())
+    scores = singles.keys.assign(val_acc=val_acc)[SCORE_COLUMNS]
     in_order = scores.sort_values([*SEED_KEYS, "step"], kind="stable")
     return in_order.drop_duplicates(SEED_KEYS, keep="last", ignore_index=True)
 

@@ -21,8 +21,8 @@ def score_training_domain(records: Records) -> pd.DataFrame:
     Only runs with a single test domain count.
     """
     singles = single_domain_records(records)
-    val_acc = mean_over_others(singles.out_split, singles.test_env, singles.num_domains)
-    return best_step(singles.scores(val_acc))
+    val_acc = mean_over_others(singles.out_split, singles.keys)
+    return best_step(singles.keys.assign(val_acc=val_acc))
 
 
 TRAINING_DOMAIN = register(

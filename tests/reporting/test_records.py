@@ -68,7 +68,7 @@ def test_training_domains_may_lack_their_in_split(run):
     accuracies = read.accuracies
     assert np.isnan(accuracies.in_split[:, 0]).tolist() == [True, True, False]
     assert accuracies.in_split[:, 1].tolist() == [record["env1_in_acc"] for record in records]
-    assert accuracies.step.tolist() == [0, 10, 20]
+    assert accuracies.keys["step"].tolist() == [0, 10, 20]
 
 
 def test_a_run_folder_and_several_folders(tmp_path):
