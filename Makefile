@@ -33,7 +33,7 @@ test-slow: .venv/installed-dev  ## the long checks
 	$(BIN)/python -m pytest -m slow
 
 docs: .venv/installed-dev  ## the documentation as a site, in site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed-dev  ## speed and memory, one table per script
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
