@@ -57,7 +57,7 @@ def run_until(spec: RunSpec, folder: Path, step: int) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        run(spec, RunFolder(folder), RunOptions(on_step=on_step))
+        run(spec, RunFolder(folder), on_step=on_step)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
