@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from pathlib import Path
@@ -86,13 +87,15 @@ def run_folders(root: Path) -> list[Path]:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"{str(root)!r} {what}: name a sweep folder or a run folder")
-    inside = sorted(path for path in root.iterdir() if path.is_dir() and _is_inside(root, path))
+    with os.scandir(root) as entries:  # far fewer system calls than by `Path.iterdir`
+        names = sorted(entry.name for entry in entries if entry.is_dir() and _stays(root, entry))
+    inside = [root / name for name in names]
     return [root, *inside] if (root / RECORDS_FILE).is_file() else inside
 
 
 def _record_files(root: Path) -> list[Path]:
     files = [folder / RECORDS_FILE for folder in run_folders(root)]
-    found = [file for file in files if file.is_file() and _is_inside(root, file)]
+    found = [file for file in files if file.is_file() and _stays(root, file)]
     if not found:
         raise UserError(
             f"no records in {str(root)!r}: neither it nor a folder in it holds {RECORDS_FILE}"
@@ -100,11 +103,11 @@ def _record_files(root: Path) -> list[Path]:
     return found
 
 
-def _is_inside(root: Path, path: Path) -> bool:
-    """Whether the folder of `root` holds `path`; a link may lead elsewhere."""
-    if not path.is_symlink() or path.resolve().is_relative_to(root.resolve()):
+def _stays(root: Path, path: Path | os.DirEntry[str]) -> bool:
+    """Whether a file or folder found in `root` is no link that leads elsewhere."""
+    if not path.is_symlink() or Path(path).resolve().is_relative_to(root.resolve()):
         return True
-    log.warning("warning: %s is a link that leaves %s: not followed", path, root)
+    log.warning("warning: %s is a link that leaves %s: not followed", Path(path), root)
     return False
 
 

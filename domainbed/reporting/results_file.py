@@ -13,7 +13,6 @@ from domainbed.errors import UserError
 from domainbed.names import dataset_label
 from domainbed.record_keys import record_key
 from domainbed.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
-from domainbed.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]
             last line of a finished run is cut off. That of an unfinished one is skipped, with a
             warning.
     """
-    folder = RunFolder(path.parent)
     run: dict[str, Any] = {}
     steps: set[int] = set()
     for line, record in _parse(path):
@@ -43,7 +41,7 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]
             raise UserError(f"{path}, line {line}: {_explain(error)}") from error
         if facts is not run or step in steps:
             run, steps = {"folder": str(path.parent), **facts}, set()
-            _check_name(folder, run)
+            _check_name(path, run)
         steps.add(step)
         yield line, run, record
 
@@ -150,14 +148,18 @@ def _count_domains(record: dict[str, Any], test_envs: tuple[int, ...]) -> int:
     return domains
 
 
-def _check_name(folder: RunFolder, run: dict[str, Any]) -> None:
-    """Raises where a folder's run.json names another run than its records do."""
-    named = folder.read_json(folder.spec) or {}
+def _check_name(path: Path, run: dict[str, Any]) -> None:
+    """Raises where the folder's run.json names another run than the records of `path` do."""
+    spec = path.with_name("run.json")
+    try:
+        named = dict(json.loads(spec.read_bytes())) if spec.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{spec} is damaged ({error}): repair or remove it") from error
     for key in [key for key in RUN_KEYS if key in named]:
         ours, theirs = _comparable(key, run[key]), _comparable(key, named[key])
         if ours != theirs:
             raise UserError(
-                f"{folder.results} has records with {key} {ours!r}, but {folder.spec} names "
+                f"{path} has records with {key} {ours!r}, but {spec} names "
                 f"{theirs!r}: remove the file that is not of this run"
             )
 

@@ -254,6 +254,13 @@ def test_a_folder_that_names_another_run(run):
             assert word in str(error.value)
 
 
+@pytest.mark.parametrize("text", ["{", "[1]", "12", '"run"'])
+def test_a_damaged_name_of_a_folder(run, text):
+    run.with_name("run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        load_records(run.parent)
+
+
 def test_links_out_of_the_folder_are_not_followed(tmp_path, caplog):
     runs = random_runs(0, pairs=False)
     inside = write(tmp_path / "sweep", runs[:2])
