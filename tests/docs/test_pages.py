@@ -90,7 +90,7 @@ def with_flags(flags: str) -> str:
 def check_flags(source: str) -> None:
     """Every `--flag` of a command that is not run is one that its `--help` knows."""
     for line in source.replace("\\\n", " ").splitlines():
-        command = re.match(r"\s*(domainbed|python \S+\.py)( [^-#|>$]\S*)*", line)
+        command = re.match(r"\s*(domainbed|python \S+\.py)( [^-#|>$\s]\S*)*", line)
         if command is None:
             continue
         words = [word for word in shlex.split(line, comments=True) if re.match(r"--\w", word)]
