@@ -147,9 +147,9 @@ class SweepConfig(RunFields, RunOptions):
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
         _check_labels(self.datasets)
+        _check_count(self)
         _check_hparams(self)
         _check_test_envs(self)
-        _check_count(self)
         return self
 
     def run_fields(self) -> dict[str, Any]:
