@@ -134,6 +134,14 @@ def test_a_check_of_the_whole_names_its_field():
         make(Example, {"steps": 13}, Places("mine", flags={("steps",): "--steps"}))
 
 
+def test_seeds_are_a_count_or_a_list():
+    for value in (0, True, "x", None):
+        with pytest.raises(UserError, match=r"^trials: expected a count from 1 on or a list of"):
+            make(Example, {"trials": value})
+    with pytest.raises(UserError, match=r"^trials: expected at most 1,000,000 seeds, found 10000"):
+        make(Example, {"trials": 10**12})
+
+
 def test_an_unknown_name_explains_what_is_missing():
     class Named(Settings):
         datasets: Text
@@ -246,7 +254,8 @@ def test_the_schema_is_json_and_says_what_a_file_may_hold():
     ("schema", "words"),
     [
         ({"type": "integer", "minimum": 1, "maximum": 8}, "a whole number from 1 on, up to 8"),
-        ({"type": "number", "exclusiveMinimum": 0}, "a number above 0"),
+        ({"type": "number", "exclusiveMinimum": 0.0}, "a number above 0"),
+        ({"type": "integer", "maximum": 1000000}, "a whole number, up to 1000000"),
         ({"const": "x"}, "one of x"),
         ({"anyOf": [{"type": "null"}, {"type": "boolean"}]}, "true or false"),
         ({}, ""),

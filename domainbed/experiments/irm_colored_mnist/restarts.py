@@ -33,7 +33,16 @@ def planned(config: Config) -> list[Restart]:
     return list(itertools.product(config.restarts, config.algorithms))
 
 
-_RESULT = {"algorithm", "restart", "train_acc", "test_acc", "gray_test_acc", "seconds", "seeds"}
+_RESULT = {
+    "algorithm",
+    "restart",
+    "settings",
+    "train_acc",
+    "test_acc",
+    "gray_test_acc",
+    "seconds",
+    "seeds",
+}
 
 
 def missing(config: Config) -> list[Restart]:
