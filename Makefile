@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := constraints.txt
+# Processes that test; each has one thread.
+WORKERS ?= auto
 
-.PHONY: help install quickstart test lint typecheck unit test-slow bench clean
+.PHONY: help install quickstart test lint typecheck unit test-slow docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -14,26 +16,31 @@ quickstart: .venv/installed  ## sweep all algorithms on embedded digits and prin
 	$(BIN)/domainbed sweep launch configs/quickstart.yaml --skip_confirmation
 	$(BIN)/domainbed collect results/quickstart
 
-test: lint typecheck unit  ## lint, types, tests
+test: lint typecheck unit docs  ## lint, types, tests, docs
 
-lint: .venv/installed-dev  ## ruff
+lint: .venv/installed-dev  ## ruff, and which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 typecheck: .venv/installed-dev  ## mypy on the package
 	$(BIN)/mypy
 
-unit: .venv/installed-dev
-	$(BIN)/python -m pytest
+unit: .venv/installed-dev  ## the tests, in parallel
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: .venv/installed-dev  ## the long checks
 	$(BIN)/python -m pytest -m slow
+
+docs: .venv/installed-dev  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed-dev  ## speed and memory, one table per script
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove the environment and caches, but no data and no results
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+		.import_linter_cache site
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

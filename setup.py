@@ -11,9 +11,11 @@ EXTRAS = {
     "timm": ["timm>=1.0"],  # its backbones
     "plots": ["matplotlib>=3.8"],
 }
+EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS["dev"] = [
-    *("pytest>=8", "ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm"),
-    *(EXTRAS["hub"] + EXTRAS["timm"] + EXTRAS["plots"]),
+    *("pytest>=8", "pytest-xdist>=3.6", "sybil>=9"),
+    *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
+    *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["timm"] + EXTRAS["plots"]),
 ]
 
 setup(
@@ -25,6 +27,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["domainbed", "domainbed.*"]),
+    package_data={"domainbed": ["py.typed"], "domainbed.protocols": ["*.yaml"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
@@ -33,6 +36,7 @@ setup(
         "pydantic>=2.10",
         "pandas>=2.1",
         "pillow>=10",
+        "pydantic>=2.7",
         "pyyaml>=6",
         "scikit-learn>=1.4",
         "filelock>=3.12",

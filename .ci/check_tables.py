@@ -3,8 +3,7 @@
 import sys
 
 from domainbed.names import ALGORITHM_ORDER
-from domainbed.reporting import build_report, load_records
-from domainbed.reporting.tables import to_frame
+from domainbed.reporting import build_report, load_records, to_frame
 from domainbed.selection import SELECTION_METHODS
 
 

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from domainbed.datasets import load_dataset
-from domainbed.training.minibatches import IndexDraws, LoadedMinibatches, PackedMinibatches
+from domainbed.datasets import domains_of, load_dataset
+from domainbed.training.minibatches import IndexDraws, minibatches
 
 DOMAINS = range(3)
 STEPS = range(10**9)
@@ -77,10 +77,9 @@ def plain(args: argparse.Namespace) -> Iterator[Any]:
 
 def ours(args: argparse.Namespace, device: str, threads: int = 0, **hparams: Any) -> Iterator[Any]:
     dataset = load_dataset("PACS", args.data_dir, [3], hparams, trial_seed=0)
-    draws = [IndexDraws(range(len(dataset[i])), args.batch_size, 0, i) for i in DOMAINS]  # type: ignore[arg-type]
-    source = PackedMinibatches if hparams else LoadedMinibatches
-    minibatches = source(dataset.datasets, draws, 0, torch.device(device), threads, augment=True)  # type: ignore[arg-type]
-    return minibatches.iterate(STEPS)
+    domains = [domain.to(torch.device(device)) for domain in domains_of(dataset)]
+    draws = [IndexDraws(range(len(domains[i])), args.batch_size, 0, i) for i in DOMAINS]
+    return minibatches(domains, draws, STEPS, augment=True, workers=threads)
 
 
 def measure(
@@ -111,8 +110,8 @@ def compare_on_gpu(args: argparse.Namespace) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-5)
     fast = ours(args, "cuda", threads=min(8, os.cpu_count() or 1), data_path="fast")
 
-    def step(minibatches: Any) -> None:
-        x, y = (torch.cat(tensors) for tensors in zip(*minibatches))
+    def step(batches: Any) -> None:
+        x, y = (torch.cat(tensors) for tensors in zip(*batches))
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(x), y).backward()
         optimizer.step()
@@ -121,7 +120,7 @@ def compare_on_gpu(args: argparse.Namespace) -> None:
     stays = next(fast)
     work = {
         "one minibatch that stays": (step(stays) for _ in STEPS),
-        "fast path": (step(minibatches) for minibatches in fast),
+        "fast path": (step(each) for each in fast),
     }
     for name, each in measure(work, 10, args.rounds, time.perf_counter).items():
         print(f"ResNet-50, {name}: {each / 10:.4f} s a step")

@@ -14,7 +14,8 @@ from statistics import median
 import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from domainbed.training.minibatches import IndexDraws, TensorMinibatches
+from domainbed.datasets.tensor_domain import TensorDomain
+from domainbed.training.minibatches import IndexDraws, minibatches
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def gathered(domains: list, args: argparse.Namespace) -> Iterator:
         IndexDraws(range(args.images), args.batch_size, seed=0, domain=i)
         for i in range(len(domains))
     ]
-    return TensorMinibatches(domains, draws).iterate(range(10**9))
+    return minibatches([TensorDomain(x, y) for x, y in domains], draws, range(10**9), augment=False)
 
 
 def loaded(domains: list, args: argparse.Namespace) -> Iterator:

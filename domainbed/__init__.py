@@ -1,3 +1,15 @@
 """Domain generalization: reproduce tables, launch sweeps, compare algorithms."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load_model`, imported when it is asked for: it takes PyTorch along."""
+    if name == "load_model":
+        from domainbed.training.trained import load_model
+
+        return load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

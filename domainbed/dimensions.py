@@ -45,12 +45,14 @@ class Fixed:
 class Option:
     """A variant beyond the published protocol: never drawn, recorded only where a user sets it.
 
-    One of `values`, where there are any; else anything of the default's kind.
+    One of `values`, where there are any; else anything of the default's kind. With `file` it may
+    name a file, which then counts by its content.
     """
 
     default: Any
     doc: str = ""
     values: Sequence[Any] = ()
+    file: bool = False
 
     def accepts(self, value: Any) -> bool:
         """Whether a user may set it to `value`."""
@@ -60,6 +62,11 @@ class Option:
 
     def describe(self) -> str:
         return "not drawn" + (f"; one of {', '.join(self.values)}" if self.values else "")
+
+
+def with_defaults(options: Mapping[str, Option], hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters, and the declared defaults of those options that they leave out."""
+    return {**{name: option.default for name, option in options.items()}, **hparams}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,14 @@ seeded by that name, so a draw never depends on which other hyper-parameters the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from numpy.random import RandomState
+
+from domainbed.algorithms import declared_options, declared_space, get_algorithm_class
+from domainbed.datasets import DATASETS, dataset_facts
+from domainbed.datasets.image_access import DATA_OPTIONS
 from domainbed.dimensions import (
     Choice,
     DatasetFacts,
@@ -20,7 +26,10 @@ from domainbed.dimensions import (
     learning_rate,
     weight_decay,
 )
-from domainbed.seeding import hparam_random_state
+from domainbed.errors import UserError
+from domainbed.networks import NETWORK_OPTIONS
+from domainbed.seeding import hparam_random_state, hparams_draw_seed
+from domainbed.suggest import did_you_mean
 
 __all__ = [
     "Choice",
@@ -38,26 +47,6 @@ __all__ = [
     "shared_space",
     "weight_decay",
 ]
-
-
-NETWORK_OPTIONS: dict[str, Option] = {
-    "weights": Option("imagenet", "pretrained: imagenet, none, or the path of a state dict"),
-    "backbone": Option("", "a torchvision model, or timm:NAME; empty: the protocol's ResNet"),
-    "freeze_bn": Option(True, "keep a backbone's batch norm layers in eval mode"),
-    "featurizer": Option("", "a registered network; empty: by the shape of the input"),
-    "mlp_width": Option(256, "width of a featurizer of vectors"),
-    "mlp_depth": Option(3, "linear layers of a featurizer of vectors"),
-    "mlp_dropout": Option(0.0, "dropout in a featurizer of vectors"),
-}
-"""What networks read where it is given, whatever the algorithm."""
-
-DATA_OPTIONS: dict[str, Option] = {
-    "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),
-    "packed_size": Option(256, "height and width of packed images"),
-    "packed_format": Option("raw", "of packed images; jpeg: less of the disk", ("raw", "jpeg")),
-    "corrupt_images": Option("error", "images that cannot be read", ("error", "skip")),
-}
-"""How image files are read, whatever the algorithm."""
 
 
 def _batch_size(facts: DatasetFacts) -> Dimension:
@@ -90,31 +79,24 @@ def search_space(algorithm: str, dataset: str) -> dict[str, Dimension]:
     Raises:
         UserError: no such algorithm.
     """
-    from domainbed.algorithms import get_algorithm_class
-    from domainbed.datasets import DATASETS
-
-    small_images = bool(getattr(DATASETS.get(dataset), "small_images", False))
-    facts = DatasetFacts(dataset, small_images)
-    space = shared_space(facts)
-    for cls in reversed(get_algorithm_class(algorithm).__mro__):  # its parents' spaces as well
-        own = vars(cls).get("search_space", {})
-        own = getattr(own, "__func__", own)
-        space |= own(facts) if callable(own) else own
-    return space
+    facts = dataset_facts(dataset)
+    return shared_space(facts) | declared_space(get_algorithm_class(algorithm), facts)
 
 
-def options(algorithm: str) -> dict[str, Option]:
-    """What may be set besides the search space of `algorithm`: shared, parents' and its own.
+def options(algorithm: str, dataset: str | None = None) -> dict[str, Option]:
+    """What may be set besides the search space: of networks, data, `dataset` and `algorithm`.
 
     Raises:
         UserError: no such algorithm.
     """
-    from domainbed.algorithms import get_algorithm_class
+    of_data = DATASETS[dataset].options if dataset and dataset in DATASETS else {}
+    of_algorithm = declared_options(get_algorithm_class(algorithm))
+    return {**NETWORK_OPTIONS, **DATA_OPTIONS, **of_data, **of_algorithm}
 
-    found = {**NETWORK_OPTIONS, **DATA_OPTIONS}
-    for cls in reversed(get_algorithm_class(algorithm).__mro__):
-        found |= vars(cls).get("options", {})
-    return found
+
+def file_options(algorithm: str, dataset: str) -> list[str]:
+    """The options whose value may name a file."""
+    return [name for name, option in options(algorithm, dataset).items() if option.file]
 
 
 def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
@@ -122,9 +104,83 @@ def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
     return {name: dim.default for name, dim in search_space(algorithm, dataset).items()}
 
 
-def random_hparams(algorithm: str, dataset: str, seed: int) -> dict[str, Any]:
-    """A random draw; `seed` is that of the draw, see `seeding.hparams_draw_seed`."""
-    return {
-        name: dim.draw(hparam_random_state(seed, name))
-        for name, dim in search_space(algorithm, dataset).items()
-    }
+def random_hparams(
+    algorithm: str, dataset: str, seed: int, in_sequence: bool = False
+) -> dict[str, Any]:
+    """A random draw.
+
+    Args:
+        algorithm: its name.
+        dataset: its name, without paths.
+        seed: of the draw, see `seeding.hparams_draw_seed`.
+        in_sequence: draw all from one source in turn, as DomainBed did until 2020, instead of
+            each from a source of its own name.
+    """
+    space = search_space(algorithm, dataset)
+    if not in_sequence:
+        return {name: dim.draw(hparam_random_state(seed, name)) for name, dim in space.items()}
+    source = RandomState(seed)
+    order = [*_FIRST_IN_SEQUENCE, *(name for name in space if name not in _FIRST_IN_SEQUENCE)]
+    drawn = {name: space[name].draw(source) for name in order if name not in _LATER_ADDED}
+    return {name: drawn.get(name, dim.default) for name, dim in space.items()}
+
+
+_FIRST_IN_SEQUENCE = ("resnet_dropout", "lr", "batch_size", "weight_decay")
+_LATER_ADDED = ("nonlinear_classifier",)  # DomainBed of 2020 had no such choice
+
+
+def resolve(
+    algorithm: str,
+    dataset: str,
+    *,
+    protocol_options: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    hparams_seed: int,
+    trial_seed: int,
+    shared_draws: bool = False,
+    in_sequence: bool = False,
+) -> dict[str, Any]:
+    """All hyper-parameters of a run: defaults or draw, the protocol's options, fixed values.
+
+    Args:
+        algorithm: its name.
+        dataset: its name, without paths.
+        protocol_options: its values; those that nothing in the run declares are left out.
+        fixed: what the user set.
+        hparams_seed: 0 for the defaults, any other for a random draw.
+        trial_seed: which the published draws depend on.
+        shared_draws: the same draws in all trials.
+        in_sequence: see `random_hparams`.
+
+    Raises:
+        UserError: an unknown name, or a value that cannot be.
+    """
+    _check_fixed(algorithm, dataset, fixed)
+    declared = options(algorithm, dataset)
+    if hparams_seed == 0:
+        drawn = default_hparams(algorithm, dataset)
+    else:
+        seed = hparams_draw_seed(hparams_seed, trial_seed, shared_draws)
+        drawn = random_hparams(algorithm, dataset, seed, in_sequence)
+    return {**drawn, **{k: v for k, v in protocol_options.items() if k in declared}, **fixed}
+
+
+def _check_fixed(algorithm: str, dataset: str, fixed: Mapping[str, Any]) -> None:
+    """Refuses values that cannot be, and unknown names where the algorithm declares its space."""
+    cls = get_algorithm_class(algorithm)
+    known = {**options(algorithm, dataset), **search_space(algorithm, dataset)}
+    declared = cls.__module__.startswith("domainbed.") or "search_space" in vars(cls)
+    for name, value in fixed.items():
+        if declared and name not in known:
+            raise UserError(
+                f"unknown hyper-parameter {name!r} of {algorithm}.{did_you_mean(name, known)} "
+                f"Known: {', '.join(known)}",
+                *("hparams", name),
+            )
+        if name in known and not known[name].accepts(value):
+            dimension = known[name]
+            raise UserError(
+                f"hyper-parameter {name!r} of {algorithm} cannot be {value!r}: the default is "
+                f"{dimension.default!r} ({dimension.describe()})",
+                *("hparams", name),
+            )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 from domainbed.errors import UserError
 from domainbed.suggest import did_you_mean
 
 T = TypeVar("T")
+Entry = TypeVar("Entry")
 
 
-class Registry(Mapping[str, Any]):
+class Registry(Mapping[str, T], Generic[T]):
     """Names to objects, with errors that help.
 
     Args:
@@ -32,13 +33,14 @@ class Registry(Mapping[str, Any]):
     def __init__(self, kind: str, entry_point_group: str | None = None) -> None:
         self.kind = kind
         self._group = entry_point_group
-        self._entries: dict[str, Any] = {}
+        self._entries: dict[str, T] = {}
         self._pending: dict[str, EntryPoint] | None = None if entry_point_group else {}
 
+    # What is registered keeps its own type: a decorated class stays that class.
     @overload
-    def register(self, entry: T, *, name: str | None = None) -> T: ...
+    def register(self, entry: Entry, *, name: str | None = None) -> Entry: ...
     @overload
-    def register(self, *, name: str | None = None) -> Callable[[T], T]: ...
+    def register(self, *, name: str | None = None) -> Callable[[Entry], Entry]: ...
     def register(self, entry: Any = None, *, name: str | None = None) -> Any:
         """Registers `entry` under `name` (default: its `__name__`); works as a decorator.
 
@@ -59,7 +61,7 @@ class Registry(Mapping[str, Any]):
         self._entries[key] = entry
         return entry
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> T:
         if name not in self._entries:
             self._import_plugin(name)
         if name not in self._entries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from domainbed.errors import UserError
+from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
 
-DONE, RUNNING, FAILED, UNFINISHED, MISSING = "done", "running", "failed", "unfinished", "missing"
-STATES = (DONE, RUNNING, FAILED, UNFINISHED, MISSING)
+_WRITTEN_ASIDE = ("results", "done", "run", "environment", "checkpoint", "model", "err")
 
 
 class Busy(Exception):
@@ -32,6 +33,7 @@ class RunFolder:
         spec: the run's identity.
         environment: versions, device and time.
         checkpoint: everything a killed run needs to go on; gone when it is done.
+        checkpoint_before: the one before it.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -44,11 +46,28 @@ class RunFolder:
         self.spec = self.path / "run.json"
         self.environment = self.path / "environment.json"
         self.checkpoint = self.path / "checkpoint.pt"
+        self.checkpoint_before = self.path / "checkpoint.before.pt"
         self._lock = self.path / "lock"
 
     def model_at(self, step: int) -> Path:
         """The weights at one record, where all of them are kept."""
         return self.path / f"model_step{step}.pkl"
+
+    def refuse_foreign(self) -> None:
+        """Makes sure that nothing of the user's own lies here.
+
+        Raises:
+            UserError: the folder is not empty, and no run's.
+        """
+        if self.spec.exists() or not self.path.is_dir():
+            return
+        names = {file.name for file in (self._lock, self.errors)}
+        strange = sorted(f.name for f in self.path.iterdir() if f.name not in names)
+        if strange and not self.has_results():
+            raise UserError(
+                f"{str(self.path)!r} is not empty, and no run's ({strange[0]!r} lies there): "
+                "choose another --output_dir"
+            )
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -56,23 +75,47 @@ class RunFolder:
 
         Raises:
             Busy: another process holds it.
-            UserError: there can be no such folder.
+            UserError: there can be no such folder, or no lock in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"the folder {str(self.path)!r} cannot be made ({error.strerror}): choose another "
-                "output folder"
-            ) from error
-        try:
             # A look at the state holds the lock for an instant: that is nobody at work.
-            with FileLock(self._lock, timeout=0.5):
-                for left_over in self.path.glob("*.tmp"):  # of a process that was killed
-                    left_over.unlink(missing_ok=True)
-                yield
+            lock = FileLock(self._lock, timeout=0.5)
+            lock.acquire()
         except Timeout:
             raise Busy(f"another process is at work in {self.path}") from None
+        except OSError as error:
+            raise UserError(
+                f"the folder {str(self.path)!r} cannot be made, or locked ({error.strerror}): "
+                "choose another output folder"
+            ) from error
+        try:
+            for left_over in self.path.glob("*.[0-9]*.tmp"):  # of a process that was killed
+                if left_over.name.partition(".")[0] in _WRITTEN_ASIDE:
+                    left_over.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
+    def append_result(self, line: str) -> None:
+        """Adds a record, on disk before this returns."""
+        with self.results.open("a", encoding="utf-8") as stream:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def require_records(self) -> None:
+        """Makes sure that a run which is marked as done has its records.
+
+        Raises:
+            UserError: it has none, or the last one is torn.
+        """
+        text = self.results.read_bytes() if self.results.exists() else b""
+        if not text.endswith(b"\n"):
+            raise UserError(
+                f"the run in {self.path} is marked as done, but its records are not whole: remove "
+                f"{self.done}, and do the run again"
+            )
 
     def state(self) -> str:
         """One of `STATES`."""
@@ -80,9 +123,20 @@ class RunFolder:
             return DONE
         if self._held():
             return RUNNING
-        if self.errors.exists() and self.errors.stat().st_size:
+        if self.last_error():
             return FAILED
         return UNFINISHED if self.spec.exists() or self.results.exists() else MISSING
+
+    def last_error(self) -> str:
+        """The last line of a failed run's err.txt; "" where no run failed.
+
+        DomainBed's err.txt may hold warnings only: without `spec`, a traceback tells a failure.
+        """
+        if not self.errors.is_file():
+            return ""
+        text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
+        has_failed = self.spec.exists() or "Traceback (most recent call last)" in text
+        return text.splitlines()[-1] if text and has_failed else ""
 
     def has_results(self) -> bool:
         """Whether there is a record, or a mark that all of them were written."""

@@ -1,147 +1,158 @@
-"""What defines a run: every field that its result depends on, and nothing of the machine."""
+"""What defines a run, resolved: names looked up, defaults and draws filled in, once."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
+from domainbed import hparams as search
+from domainbed.algorithms import get_algorithm_class
+from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError
 from domainbed.names import dataset_label
-from domainbed.seeding import hparams_draw_seed, run_seed
-from domainbed.settings import Settings
-from domainbed.suggest import did_you_mean
+from domainbed.protocols import DEFAULT_PROTOCOL, Protocol, get_protocol
+from domainbed.run_fields import RunFields
+from domainbed.seeding import run_seed
+from domainbed.settings import make
 
-TASKS = ("domain_generalization", "domain_adaptation")
-PRECISIONS = ("float32", "bf16")
+ALWAYS = (
+    *("protocol", "protocol_version", "dataset", "algorithm", "test_envs"),
+    *("hparams_seed", "trial_seed", "seed", "steps", "checkpoint_freq", "hparams"),
+)
+"""The fields that every identity holds; of the others, those that the protocol has otherwise."""
 
-
-class RunFields(Settings):
-    """What a user may set of a run, beside what names it."""
-
-    steps: int | None = Field(
-        None,
-        ge=1,
-        description="updates per run",
-        json_schema_extra={"default_text": "the dataset's"},
-    )
-    checkpoint_freq: int | None = Field(
-        None,
-        ge=1,
-        description="updates between records",
-        json_schema_extra={"default_text": "the dataset's"},
-    )
-    holdout_fraction: float = Field(0.2, gt=0, lt=1, description="the out-splits' share")
-    uda_holdout_fraction: float = Field(
-        0.0, ge=0, lt=1, description="the unlabelled share of test domains, for domain adaptation"
-    )
-    task: Literal["domain_generalization", "domain_adaptation"] = Field(
-        "domain_generalization", description="what the runs train for"
-    )
-    shared_draws: bool = Field(False, description="the same draws in all trials")
-    augment_validation: bool = Field(
-        False,
-        description="augment the training domains' validation images, as DomainBed does",
-    )
-    precision: Literal["float32", "bf16"] = Field("float32", description="of the numbers")
+MOST_SEED = 2**32 - 1  # of NumPy's global source
 
 
-@dataclass(frozen=True)
-class RunSpec:
-    """One training. `RunSpec.create` fills in what the dataset decides, and checks the rest.
+class RunSpec(RunFields):
+    """One training, as pure data. `RunSpec.create` makes it of what a user gives.
 
     Attributes:
+        protocol_version: of the protocol's file.
         dataset: as `datasets.get_dataset_class` takes it.
-        algorithm: a registered name.
+        algorithm: a name that `algorithms.get_algorithm_class` takes.
         test_envs: the test domains, in ascending order.
         hparams_seed: 0 for the defaults, any other for a random draw.
         trial_seed: decides the split and the dataset's noise.
         seed: of everything else.
         steps: number of updates.
         checkpoint_freq: updates between records.
-        holdout_fraction: the out-split's share of each domain.
-        uda_holdout_fraction: the share of a test domain's in-split that is given to training
-            without its labels, in the task "domain_adaptation".
-        hparams: fixed values, which win over defaults and draws.
-        shared_draws: the same hyper-parameter draws in all trials.
-        augment_validation: augment the training domains' validation images, as DomainBed does.
-        precision: "float32", or "bf16" for mixed precision.
+        hparams: all hyper-parameters.
+        fixed_hparams: those of them that the user set.
+        digests: of hyper-parameters that name a file, the SHA-256 of its content.
+
+    The other attributes are those of `RunFields`.
     """
 
+    protocol_version: int
     dataset: str
     algorithm: str
     test_envs: tuple[int, ...]
-    hparams_seed: int
-    trial_seed: int
-    seed: int
-    steps: int
-    checkpoint_freq: int
-    holdout_fraction: float = 0.2
-    uda_holdout_fraction: float = 0.0
-    task: str = "domain_generalization"
-    hparams: Mapping[str, Any] = field(default_factory=dict)
-    shared_draws: bool = False
-    augment_validation: bool = False
-    precision: str = "float32"
+    hparams_seed: int = Field(0, ge=0, le=MOST_SEED)
+    trial_seed: int = Field(0, ge=0, le=MOST_SEED)
+    seed: int = Field(ge=0, le=MOST_SEED)
+    steps: int = Field(ge=1)
+    checkpoint_freq: int = Field(ge=1)
+    hparams: dict[str, Any]
+    fixed_hparams: dict[str, Any] = Field(default_factory=dict)
+    digests: dict[str, str] = Field(default_factory=dict)
 
     @classmethod
     def create(
         cls,
         dataset: str,
         algorithm: str,
-        test_envs: tuple[int, ...] | list[int],
+        test_envs: Sequence[int],
         *,
+        protocol: str = DEFAULT_PROTOCOL,
         hparams_seed: int = 0,
         trial_seed: int = 0,
         seed: int | None = None,
         steps: int | None = None,
         checkpoint_freq: int | None = None,
-        **others: Any,
+        hparams: Mapping[str, Any] | None = None,
+        **fields: Any,
     ) -> RunSpec:
-        """A checked spec; None means the published value (for `seed`: derived from the rest).
+        """A resolved spec; None means the protocol's value (for `seed`: derived from the rest).
+
+        Args:
+            dataset: a registered name, or the user's own images.
+            algorithm: a registered name, or `Fishr+NAME`.
+            test_envs: numbers of the domains to hold out.
+            protocol: what gives the values that are not set.
+            hparams_seed: 0 for the defaults.
+            trial_seed: of the split and the dataset's noise.
+            seed: of everything else.
+            steps: number of updates.
+            checkpoint_freq: updates between records.
+            hparams: fixed values, which win over defaults and draws.
+            fields: other fields of `RunFields`.
 
         Raises:
             UserError: a value that cannot be; the message names it and what would be right.
         """
-        from domainbed.algorithms import get_algorithm_class
-        from domainbed.datasets import get_dataset_class
-
-        data = get_dataset_class(dataset)
+        data, published = get_dataset_class(dataset), get_protocol(protocol)
         get_algorithm_class(algorithm)
         label, ordered = dataset_label(dataset), tuple(sorted(test_envs))
-        if seed is None:
-            seed = run_seed(label, algorithm, ordered, hparams_seed, trial_seed)
-        spec = cls(
-            dataset,
-            algorithm,
-            ordered,
-            hparams_seed,
-            trial_seed,
-            seed,
-            data.N_STEPS if steps is None else steps,
-            data.CHECKPOINT_FREQ if checkpoint_freq is None else checkpoint_freq,
-            **others,
+        draft = make(
+            cls,
+            {
+                **published.fields,
+                **fields,
+                "protocol": protocol,
+                "protocol_version": published.version,
+                "dataset": dataset,
+                "algorithm": algorithm,
+                "test_envs": ordered,
+                "hparams_seed": hparams_seed,
+                "trial_seed": trial_seed,
+                "seed": run_seed(label, algorithm, ordered, hparams_seed, trial_seed)
+                if seed is None
+                else seed,
+                "steps": published.steps.get(label, data.N_STEPS) if steps is None else steps,
+                "checkpoint_freq": published.checkpoint_freq.get(label, data.CHECKPOINT_FREQ)
+                if checkpoint_freq is None
+                else checkpoint_freq,
+                "hparams": {},
+                "fixed_hparams": dict(hparams or {}),
+            },
         )
-        _check(spec, len(data.ENVIRONMENTS))
-        spec.resolved_hparams()
-        return spec
+        _check(draft, len(data.ENVIRONMENTS))
+        return _resolved(draft)
+
+    def variant(self, hparams_seed: int, trial_seed: int) -> RunSpec:
+        """The run of another hparams seed and trial, with its own derived seed and draws."""
+        seed = run_seed(
+            self.dataset_label, self.algorithm, self.test_envs, hparams_seed, trial_seed
+        )
+        changes = {"hparams_seed": hparams_seed, "trial_seed": trial_seed, "seed": seed}
+        return _resolved(self.model_copy(update=changes))
 
     @property
     def dataset_label(self) -> str:
+        """The dataset's name in records and tables, free of any machine's paths."""
         return dataset_label(self.dataset)
 
     def identity(self) -> dict[str, Any]:
-        """All fields as JSON values, with the dataset's label in place of any path."""
+        """What the run's numbers depend on, as JSON values.
+
+        The protocol's name and version, what is resolved, and the fields that differ from the
+        protocol's values: a new field with a default changes no identity. A file counts by its
+        content.
+        """
+        usual = field_values(get_protocol(self.protocol))
+        values = self.as_json()
+        values["hparams"] = {**self.hparams, **self.digests}
         return {
-            **dataclasses.asdict(self),
-            "dataset": self.dataset_label,
-            "test_envs": list(self.test_envs),
-            "hparams": dict(self.hparams),
+            name: value
+            for name, value in values.items()
+            if name in ALWAYS or (name in usual and value != usual[name])
         }
 
     @property
@@ -150,30 +161,61 @@ class RunSpec:
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.md5(text.encode("utf-8")).hexdigest()
 
-    def resolved_hparams(self) -> dict[str, Any]:
-        """The run's hyper-parameters: defaults or draw, then the fixed values over them."""
-        from domainbed import hparams
-
-        label = self.dataset_label
-        if self.hparams_seed == 0:
-            drawn = hparams.default_hparams(self.algorithm, label)
-        else:
-            seed = hparams_draw_seed(self.hparams_seed, self.trial_seed, self.shared_draws)
-            drawn = hparams.random_hparams(self.algorithm, label, seed)
-        space = hparams.search_space(self.algorithm, label)
-        _check_fixed(self, {**hparams.options(self.algorithm), **space})
-        return {**drawn, **self.hparams}
+    def as_json(self) -> dict[str, Any]:
+        """All fields as JSON values, with the dataset's label in place of any path."""
+        return {**self.model_dump(mode="json"), "dataset": self.dataset_label}
 
     def describe(self) -> str:
-        """One line for people: "Fishr on PACS, test domains 0, hparams seed 3, trial 1"."""
-        domains = "+".join(map(str, self.test_envs))
-        return (
-            f"{self.algorithm} on {self.dataset_label}, test domain {domains}, "
-            f"hparams seed {self.hparams_seed}, trial {self.trial_seed}"
-        )
+        """One line for people: "Fishr on PACS, test domain 0, hparams seed 3, trial 1"."""
+        return describe_run(self.as_json())
+
+
+def describe_run(run: Mapping[str, Any]) -> str:
+    """One line for people, of a run's fields as JSON values."""
+    domains = "+".join(map(str, run["test_envs"]))
+    return (
+        f"{run['algorithm']} on {run['dataset']}, test domain {domains}, "
+        f"hparams seed {run['hparams_seed']}, trial {run['trial_seed']}"
+    )
+
+
+def field_values(protocol: Protocol) -> dict[str, Any]:
+    """The value under `protocol` of each field of a run that nobody sets, as JSON values."""
+    return RunFields().model_dump(mode="json") | dict(protocol.fields)
+
+
+def _resolved(draft: RunSpec) -> RunSpec:
+    """The same run, with all its hyper-parameters."""
+    values = search.resolve(
+        draft.algorithm,
+        draft.dataset_label,
+        protocol_options=get_protocol(draft.protocol).options,
+        fixed=draft.fixed_hparams,
+        hparams_seed=draft.hparams_seed,
+        trial_seed=draft.trial_seed,
+        shared_draws=draft.shared_draws,
+        in_sequence=draft.draws == "in-sequence",
+    )
+    files = search.file_options(draft.algorithm, draft.dataset_label)
+    digests = {
+        name: _digest(values[name]) for name in files if Path(values.get(name, "")).is_file()
+    }
+    return draft.model_copy(update={"hparams": values, "digests": digests})
+
+
+def _digest(file: str) -> str:
+    facts = Path(file).stat()
+    return _content_digest(file, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache  # a sweep asks once per run
+def _content_digest(file: str, modified: int, size: int) -> str:
+    """The SHA-256 of a file, read anew if it has changed since."""
+    return f"sha256:{hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
 
 
 def _check(spec: RunSpec, domains: int) -> None:
+    """What depends on several fields, or on the dataset."""
     # A dataset from outside may not list its domains; then only loading it can tell.
     highest = domains - 1 if domains else 10**6
     rules = [
@@ -185,44 +227,17 @@ def _check(spec: RunSpec, domains: int) -> None:
         ),
         ("test_envs", len(set(spec.test_envs)) == len(spec.test_envs), "each domain once"),
         ("test_envs", not domains or len(spec.test_envs) < domains, "a training domain left"),
-        ("steps", spec.steps >= 1, "1 or more"),
-        ("checkpoint_freq", spec.checkpoint_freq >= 1, "1 or more"),
-        ("holdout_fraction", 0 < spec.holdout_fraction < 1, "between 0 and 1, both excluded"),
-        ("uda_holdout_fraction", 0 <= spec.uda_holdout_fraction < 1, "at least 0, less than 1"),
-        ("hparams_seed", spec.hparams_seed >= 0, "0 or more"),
-        ("trial_seed", spec.trial_seed >= 0, "0 or more"),
-        ("task", spec.task in TASKS, f"one of {', '.join(TASKS)}"),
-        ("precision", spec.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         (
             "uda_holdout_fraction",
             spec.task != "domain_adaptation" or spec.uda_holdout_fraction > 0,
             "more than 0 in the task domain_adaptation",
         ),
+        (
+            "uda_holdout_fraction",
+            spec.task == "domain_adaptation" or spec.uda_holdout_fraction == 0,
+            "0, unless the task is domain_adaptation",
+        ),
     ]
     for name, holds, expected in rules:
         if not holds:
             raise UserError(f"{name} is {getattr(spec, name)!r}: expected {expected}", name)
-
-
-def _check_fixed(spec: RunSpec, space: Mapping[str, Any]) -> None:
-    """Refuses values that cannot be, and unknown names where the algorithm declares its space."""
-    from domainbed.algorithms import get_algorithm_class
-
-    algorithm = get_algorithm_class(spec.algorithm)
-    declared = algorithm.__module__.startswith("domainbed.") or "search_space" in vars(algorithm)
-    for name, value in spec.hparams.items():
-        if declared and name not in space:
-            raise UserError(
-                f"unknown hyper-parameter {name!r} of {spec.algorithm}.{did_you_mean(name, space)} "
-                f"Known: {', '.join(space)}",
-                "hparams",
-                name,
-            )
-        if name in space and not space[name].accepts(value):
-            dimension = space[name]
-            raise UserError(
-                f"hyper-parameter {name!r} of {spec.algorithm} cannot be {value!r}: the default is "
-                f"{dimension.default!r} ({dimension.describe()})",
-                "hparams",
-                name,
-            )

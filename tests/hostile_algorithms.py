@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter, OrderedDict, defaultdict, deque
+import itertools
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from domainbed.algorithms import Algorithm
 
 LR = 0.05
+Pair = namedtuple("Pair", "first second")
 
 
 class Base(Algorithm):
@@ -310,8 +313,232 @@ class HiddenModule(Base):
         return 1 + sum(p.detach().abs().sum() for p in self.teachers[0].parameters())
 
 
+class LateParameter(Base):
+    """A parameter that the second update adds, to the optimizer as well."""
+
+    def setup(self):
+        super().setup()
+        self.scale, self.calls = None, 0
+
+    def update(self, minibatches, unlabeled=None):
+        self.calls += 1
+        if self.calls == 2:
+            del self.scale
+            self.scale = nn.Parameter(torch.zeros(()))
+            self.optimizer.add_param_group({"params": [self.scale], "lr": 0.3})
+        return super().update(minibatches)
+
+    def weight(self):
+        return 1.0 if self.scale is None else (self.scale + self.calls).exp()
+
+
+class ReplacedModule(Base):
+    """A module whose place is taken by one of another class, which learns from then on."""
+
+    def setup(self):
+        super().setup()
+        self.extra, self.calls = nn.Sequential(nn.Identity()), 0
+
+    def update(self, minibatches, unlabeled=None):
+        self.calls += 1
+        if self.calls == 2:
+            self.extra = nn.Bilinear(1, 1, 1)
+            with torch.no_grad():
+                for parameter in self.extra.parameters():
+                    parameter.fill_(0.1)
+            parameters = [*self.network.parameters(), *self.extra.parameters()]
+            self.optimizer = self.adam(parameters)
+        return super().update(minibatches)
+
+    def weight(self):
+        one = torch.ones(1, 1)
+        return self.extra(one, one).exp().squeeze() if self.calls > 1 else 1.0
+
+
+class HelpersByName(Helper):
+    """Helpers that a defaultdict makes when they are first asked for."""
+
+    def setup(self):
+        super().setup()
+        self.by_name = defaultdict(lambda: Helper.MovingAverage(0.5))
+
+    def weight(self):
+        return self.by_name["risk"].update({"one": torch.ones(())})["one"].item()
+
+    def update(self, minibatches, unlabeled=None):
+        return Base.update(self, minibatches)
+
+
+class Constants(Queue):
+    """What inspection cannot see, but no update changes."""
+
+    class Setting:
+        __slots__ = ("decay",)
+
+    def setup(self):
+        super().setup()
+        self.setting, self.pair = self.Setting(), Pair(1, 2.0)
+        self.setting.decay = 0.5
+        self.fixed = frozenset({1})
+        self.place, self.sizes, self.kind = Path("here"), torch.Size([2, 3]), torch.float32
+
+
 HOSTILE = [
     cls
     for cls in list(globals().values())
     if isinstance(cls, type) and issubclass(cls, Base) and cls is not Base
+]
+
+
+# What no file can bring back, and where it is.
+
+
+class Slots(Base):
+    where = "counter"
+
+    class Counter:
+        __slots__ = ("count",)
+
+    def setup(self):
+        super().setup()
+        self.counter = self.Counter()
+        self.counter.count = 0
+
+    def weight(self):
+        self.counter.count += 1
+        return self.counter.count
+
+
+class Iterating(Base):
+    where = "numbers[0]"
+
+    def setup(self):
+        super().setup()
+        self.numbers = [itertools.count(1)]
+
+    def weight(self):
+        return next(self.numbers[0])
+
+
+class Generating(Base):
+    where = "helper.numbers"
+
+    class Numbers:
+        def __init__(self):
+            self.numbers = (n for n in range(1, 99))
+
+    def setup(self):
+        super().setup()
+        self.helper = self.Numbers()
+
+    def weight(self):
+        return next(self.helper.numbers)
+
+
+class OwnList(Base):
+    where = "window['last']"
+
+    class Window(list): ...
+
+    def setup(self):
+        super().setup()
+        self.window = {"last": self.Window()}
+
+    def weight(self):
+        self.window["last"].append(1.0)
+        return sum(self.window["last"])
+
+
+class OwnTuple(Base):
+    where = "pair"
+
+    def setup(self):
+        super().setup()
+        self.pair = Pair(1.0, 2.0)
+
+    def weight(self):
+        self.pair = Pair(self.pair.second, self.pair.first + 1)
+        return self.pair.first
+
+
+class KeyedByObjects(Base):
+    where = "counts"
+
+    def setup(self):
+        super().setup()
+        self.counts = {}
+
+    def weight(self):
+        self.counts[self.classifier.bias] = self.counts.get(self.classifier.bias, 0) + 1
+        return self.counts[self.classifier.bias]
+
+
+class LateHelper(Base):
+    where = "average"
+
+    def setup(self):
+        super().setup()
+        self.average = None
+
+    def weight(self):
+        self.average = self.average or CallableHelper.Average()
+        return self.average(3.0)
+
+
+class LateHelpersInAList(Base):
+    where = "averages[0]"
+
+    def setup(self):
+        super().setup()
+        self.averages = []
+
+    def weight(self):
+        self.averages.append(CallableHelper.Average())
+        return self.averages[0](3.0)
+
+
+class LateHiddenModule(HiddenModule):
+    where = "teachers[0]"
+
+    def setup(self):
+        super().setup()
+        self.teachers = []
+
+    def weight(self):
+        self.teachers = self.teachers or [copy.deepcopy(self.network)]
+        return super().weight()
+
+
+class LateModuleOfAFunction(Base):
+    where = "local"
+
+    def weight(self):
+        class Local(nn.Linear): ...
+
+        if "local" not in self._modules:
+            self.local = Local(1, 1)
+        return 1 + self.local.weight.detach().square().sum()
+
+
+class OptimizerAroundAnother(Base):
+    """As sharpness-aware minimisation is written."""
+
+    where = "optimizer"
+
+    class Around(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {"lr": LR})
+            self.inner = torch.optim.Adam(self.param_groups, lr=LR)
+
+        def step(self):
+            self.inner.step()
+
+    def setup(self):
+        self.optimizer = self.Around(list(self.network.parameters()))
+
+
+REFUSED = [
+    cls
+    for cls in list(globals().values())
+    if isinstance(cls, type) and issubclass(cls, Base) and cls is not Base and cls not in HOSTILE
 ]

@@ -5,9 +5,14 @@ The order of the imports is the order of every list of algorithms.
 
 # ruff: noqa: I001
 
-from typing import Any
-
-from domainbed.algorithms.base import ALGORITHMS, Algorithm, register_algorithm
+from domainbed.algorithms.base import (
+    ALGORITHMS,
+    Algorithm,
+    declared_options,
+    declared_space,
+    register_algorithm,
+)
+from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.coral import CORAL
 from domainbed.algorithms.irm import IRM
@@ -18,7 +23,7 @@ from domainbed.algorithms.dann import DANN
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
 
-def get_algorithm_class(name: str) -> Any:
+def get_algorithm_class(name: str) -> type[Algorithm]:
     """The class registered under `name`, or for `Fishr+NAME` that with Fishr's penalty added.
 
     Raises:
@@ -26,7 +31,8 @@ def get_algorithm_class(name: str) -> Any:
     """
     if name.startswith(PREFIX) and name not in ALGORITHMS:
         base = name.removeprefix(PREFIX)
-        return with_fishr(ALGORITHMS[base], base)
+        # Classes can be hashed; mypy looks at what nn.Module says of its instances.
+        return with_fishr(ALGORITHMS[base], base)  # type: ignore[arg-type]
     return ALGORITHMS[name]
 
 
@@ -39,7 +45,11 @@ __all__ = [
     "Algorithm",
     "Fish",
     "Fishr",
+    "ForwardPass",
+    "PooledAlgorithm",
     "VREx",
+    "declared_options",
+    "declared_space",
     "get_algorithm_class",
     "register_algorithm",
 ]

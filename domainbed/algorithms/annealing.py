@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from domainbed.algorithms.base import Metrics
 from domainbed.algorithms.erm import ERM
 
 
@@ -46,11 +47,13 @@ class AnnealedPenalty(ERM):
         """λ of the update that is under way."""
         return self.hparams[self.weight_name] if self.annealed() else self.initial_weight
 
-    def descend_annealed(self, risk: torch.Tensor, penalty: torch.Tensor) -> dict[str, float]:
-        """One step on risk + λ · penalty; counts the update and re-creates Adam at the switch."""
-        loss = risk + self.penalty_weight() * penalty
+    def penalised(self, risk: torch.Tensor, penalty: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+        """risk + λ · penalty, and the two as metrics."""
+        return risk + self.penalty_weight() * penalty, {"nll": risk, "penalty": penalty}
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One step on `loss`; re-creates Adam at the switch, and counts the update."""
         if self.updates_done() == self.hparams[self.anneal_name]:
             self.optimizer = self.new_optimizer(self.network)
-        self.descend(loss)
+        super().descend(loss)
         self.update_count += 1
-        return {"loss": loss.item(), "nll": risk.item(), "penalty": penalty.item()}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from domainbed.dimensions import Option, SearchSpace, SpaceOf
-from domainbed.errors import UserError
+from domainbed.dimensions import DatasetFacts, Dimension, Option, SearchSpace, SpaceOf
 from domainbed.registry import Registry
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
+"""One pair of inputs (B, *input_shape) and labels (B,) per training domain, in domain order."""
 
-ALGORITHMS = Registry("algorithm", entry_point_group="domainbed.algorithms")
+Metrics = Mapping[str, torch.Tensor | float]
+"""Scalars to watch an update by, by name."""
+
+Objective = Callable[[Minibatches, Sequence[torch.Tensor] | None], tuple[torch.Tensor, Metrics]]
+"""From minibatches and unlabeled inputs to a loss, a scalar in the graph, and metrics."""
 
 
 class Algorithm(nn.Module):
@@ -37,6 +40,9 @@ class Algorithm(nn.Module):
     options: ClassVar[Mapping[str, Option]] = {}
     """Variants beyond the published protocol, which a user may set as hyper-parameters."""
 
+    optimizer: torch.optim.Optimizer
+    """What `descend` steps; an algorithm with others overrides `descend`."""
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -47,10 +53,10 @@ class Algorithm(nn.Module):
         super().__init__()
         self.hparams = hparams
 
-    def update(
+    def objective(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
-        """One step of training.
+    ) -> tuple[torch.Tensor, Metrics]:
+        """What an update descends on.
 
         Args:
             minibatches: one pair of inputs (B, *input_shape) and labels (B,) per training
@@ -58,13 +64,56 @@ class Algorithm(nn.Module):
             unlabeled: inputs of the test domains, in the task "domain_adaptation" alone.
 
         Returns:
-            what the step is to be watched by: its loss and the parts of it.
+            the loss, a scalar in the graph, and the metrics to report beside it. A metric named
+            "loss" is reported in its place.
         """
         raise NotImplementedError
+
+    def update(
+        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> dict[str, float]:
+        """One step of training: descends on the objective; arguments as there.
+
+        Returns:
+            what the step is to be watched by: its loss and the parts of it.
+        """
+        return self.update_on(self.objective, minibatches, unlabeled)
+
+    def update_on(
+        self,
+        objective: Objective,
+        minibatches: Minibatches,
+        unlabeled: Sequence[torch.Tensor] | None = None,
+    ) -> dict[str, float]:
+        """`update` with a given objective, such as this algorithm's own with a penalty added.
+
+        An algorithm whose updates are of several kinds overrides this.
+        """
+        loss, metrics = objective(minibatches, unlabeled)
+        self.descend(loss)
+        return as_numbers({"loss": loss, **metrics})
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One step of the optimizer on `loss`."""
+        step(self.optimizer, loss)
+
+    def on_start(self) -> None:
+        """Called before the first update of a run, and not when a run goes on."""
+
+    def on_record(self, metrics: dict[str, float]) -> None:
+        """Called with each record's numbers, to which it may add."""
+
+    def on_end(self) -> None:
+        """Called after the last update of a run."""
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Logits: (B, *input_shape) to (B, C)."""
         raise NotImplementedError
+
+
+ALGORITHMS: Registry[type[Algorithm]] = Registry(
+    "algorithm", entry_point_group="domainbed.algorithms"
+)
 
 
 def register_algorithm(
@@ -106,20 +155,34 @@ def domain_sizes(minibatches: Minibatches) -> list[int]:
     return [len(y) for _, y in minibatches]
 
 
-def domain_risks(logits: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(E,) mean cross-entropies, from one (B, C) tensor of logits and (B,) labels per domain."""
-    return torch.stack([F.cross_entropy(logits_e, y_e) for logits_e, y_e in zip(logits, labels)])
+def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step of `optimizer` down the gradient of `loss`."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
-def require_samples(minibatches: Minibatches, least: int, method: str) -> None:
-    """Refuses minibatches too small for a method's statistics, which would give NaN.
+def as_numbers(metrics: Metrics) -> dict[str, float]:
+    """The values without their graphs."""
+    return {
+        name: value.item() if isinstance(value, torch.Tensor) else float(value)
+        for name, value in metrics.items()
+    }
 
-    Raises:
-        UserError: a domain has fewer than `least` samples.
-    """
-    smallest = min(domain_sizes(minibatches))
-    if smallest < least:
-        raise UserError(
-            f"{method} needs at least {least} samples per domain, but a minibatch has "
-            f"{smallest}: raise the hyper-parameter 'batch_size'"
-        )
+
+def declared_space(algorithm: type, facts: DatasetFacts) -> dict[str, Dimension]:
+    """The dimensions that a class declares, after those of its parents."""
+    space: dict[str, Dimension] = {}
+    for cls in reversed(algorithm.__mro__):
+        own = vars(cls).get("search_space", {})
+        own = own.__func__ if isinstance(own, staticmethod) else own
+        space |= own(facts) if callable(own) else own
+    return space
+
+
+def declared_options(algorithm: type) -> dict[str, Option]:
+    """The options that a class declares, after those of its parents."""
+    found: dict[str, Option] = {}
+    for cls in reversed(algorithm.__mro__):
+        found |= vars(cls).get("options", {})
+    return found

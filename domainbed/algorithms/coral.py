@@ -7,15 +7,9 @@ from itertools import combinations
 
 import torch
 
-from domainbed.algorithms.base import (
-    Minibatches,
-    concatenate,
-    domain_risks,
-    domain_sizes,
-    register_algorithm,
-    require_samples,
-)
+from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.erm import ERM
+from domainbed.algorithms.pooled import ForwardPass
 from domainbed.dimensions import LogUniform
 
 
@@ -60,15 +54,8 @@ class CORAL(ERM):
     paper = "Sun and Saenko, Deep CORAL, ECCV Workshops 2016, arXiv 1607.01719"
     search_space = {"mmd_gamma": LogUniform(1.0, -1, 1, "weight of the CORAL penalty")}
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
-        require_samples(minibatches, 2, "CORAL")
-        x, y = concatenate(minibatches)
-        sizes = domain_sizes(minibatches)
-        features = self.featurizer(x)
-        nll = domain_risks(self.classifier(features).split(sizes), y.split(sizes)).mean()
-        penalty = coral_penalty(features.split(sizes))
-        loss = nll + self.hparams["mmd_gamma"] * penalty
-        self.descend(loss)
-        return {"loss": loss.item(), "nll": nll.item(), "penalty": penalty.item()}
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        forward.require_samples(2, "CORAL")
+        nll = forward.domain_risks().mean()
+        penalty = coral_penalty(forward.by_domain(forward.features))
+        return nll + self.hparams["mmd_gamma"] * penalty, {"nll": nll, "penalty": penalty}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,25 +10,30 @@ from torch.nn import functional as F
 
 from domainbed import networks
 from domainbed.algorithms.base import (
-    Algorithm,
+    Metrics,
     Minibatches,
-    concatenate,
+    Objective,
+    as_numbers,
     domain_sizes,
     register_algorithm,
+    step,
 )
+from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
 from domainbed.dimensions import (
     Choice,
     DatasetFacts,
     Dimension,
     LogUniform,
+    Option,
     learning_rate,
     weight_decay,
+    with_defaults,
 )
 
 
-def gradient_penalty(loss_sum: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """mean_n ‖∂ loss_sum / ∂z_n‖², with `loss_sum` a sum over the samples z: (B, d)."""
-    gradients = torch.autograd.grad(loss_sum, features, create_graph=True)[0]
+def gradient_penalty(total: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """mean_n ‖∂ total / ∂z_n‖², with `total` a sum over the samples z: (B, d)."""
+    gradients = torch.autograd.grad(total, features, create_graph=True)[0]
     return gradients.square().sum(dim=1).mean()
 
 
@@ -58,7 +62,7 @@ def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
 
 
 @register_algorithm
-class DANN(Algorithm):
+class DANN(PooledAlgorithm):
     """A discriminator learns the domain, the featurizer learns to hide it.
 
         disc_loss = CE(D(z), domain) + grad_penalty · mean_n ‖∂ Σ CE / ∂z_n‖²
@@ -68,6 +72,9 @@ class DANN(Algorithm):
     z = φ(x): (E·B, d), D(z): (E·B, E). Of 1 + `d_steps_per_g_step` updates, one is a network
     step (Ganin et al. 2016, equation 9, alternating as in DomainBed instead of reversing the
     gradient in one step).
+
+    With the option `grad_penalty_of: softmax` the penalised gradient is that of
+    Σ_n Σ_m softmax(D(z_n))[domain of m] in place of Σ CE, as in DomainBed before 2022-08-18.
 
     Attributes:
         featurizer, classifier, discriminator: φ, w, D.
@@ -79,6 +86,13 @@ class DANN(Algorithm):
         "Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016, arXiv 1505.07818"
     )
     search_space = staticmethod(_search_space)
+    options = {
+        "grad_penalty_of": Option(
+            "loss",
+            "whose gradient 'grad_penalty' is of; softmax: DomainBed's before 2022-08-18",
+            ("loss", "softmax"),
+        )
+    }
 
     def __init__(
         self,
@@ -91,7 +105,7 @@ class DANN(Algorithm):
         self.update_count: torch.Tensor
         self.register_buffer("update_count", torch.tensor([0]))
         self.featurizer = networks.Featurizer(input_shape, hparams)
-        width: int = self.featurizer.n_outputs  # type: ignore[assignment]
+        width = self.featurizer.n_outputs
         self.classifier = networks.Classifier(width, num_classes, hparams["nonlinear_classifier"])
         self.discriminator = networks.MLP(width, num_domains, hparams)
         betas = (hparams["beta1"], 0.9)
@@ -108,45 +122,48 @@ class DANN(Algorithm):
             betas=betas,
         )
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+    def update_on(
+        self,
+        objective: Objective,
+        minibatches: Minibatches,
+        unlabeled: Sequence[torch.Tensor] | None = None,
     ) -> dict[str, float]:
+        """A step of the network on `objective`, or one of the discriminator on its own loss."""
         self.update_count += 1
         d_steps = self.hparams["d_steps_per_g_step"]
-        discriminator_step = self.update_count.item() % (1 + d_steps) < d_steps
-        x, y = concatenate(minibatches)
-        # The discriminator's step needs no gradient through the featurizer.
-        with torch.no_grad() if discriminator_step else nullcontext():
-            z = self.featurizer(x)
+        if self.update_count.item() % (1 + d_steps) < d_steps:
+            return self.update_discriminator(minibatches)
+        metrics = super().update_on(objective, minibatches, unlabeled)
+        return {"gen_loss": metrics.pop("loss"), **metrics}  # the name is DomainBed's
+
+    def update_discriminator(self, minibatches: Minibatches) -> dict[str, float]:
+        with torch.no_grad():  # no gradient goes through the featurizer
+            z = self.forward_pass(minibatches).features
         disc_loss = self.discriminator_loss(z, domain_sizes(minibatches))
-        if discriminator_step:
-            _step(self.disc_opt, disc_loss)
-            return {"disc_loss": disc_loss.item()}
-        risk = F.cross_entropy(self.classifier(z), y)
-        gen_loss = risk - self.hparams["lambda"] * disc_loss
-        self.descend(gen_loss)
-        return {"gen_loss": gen_loss.item(), "nll": risk.item()}
+        step(self.disc_opt, disc_loss)
+        return as_numbers({"disc_loss": disc_loss})
+
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        """Of the network's steps."""
+        disc_loss = self.discriminator_loss(forward.features, forward.sizes)
+        risk = forward.pooled_risk()
+        return risk - self.hparams["lambda"] * disc_loss, {"nll": risk}
 
     def descend(self, loss: torch.Tensor) -> None:
         """One step of featurizer and classifier on `loss`."""
-        _step(self.gen_opt, loss)
+        step(self.gen_opt, loss)
 
     def discriminator_loss(self, z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """How badly D tells the domains of features z (Σ sizes, d), which come domain by domain."""
-        domains = torch.arange(len(sizes), device=z.device).repeat_interleave(
-            torch.tensor(sizes, device=z.device)
-        )
+        counts = torch.tensor(sizes, device=z.device)
+        domains = torch.arange(len(sizes), device=z.device).repeat_interleave(counts)
         if not self.hparams["grad_penalty"]:
             return F.cross_entropy(self.discriminator(z), domains)
         z = z if z.requires_grad else z.requires_grad_()
-        losses = F.cross_entropy(self.discriminator(z), domains, reduction="none")
-        return losses.mean() + self.hparams["grad_penalty"] * gradient_penalty(losses.sum(), z)
-
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.featurizer(x))
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+        scores = self.discriminator(z)
+        losses = F.cross_entropy(scores, domains, reduction="none")
+        if with_defaults(self.options, self.hparams)["grad_penalty_of"] == "softmax":
+            total = (scores.softmax(dim=1) * counts).sum()
+        else:
+            total = losses.sum()
+        return losses.mean() + self.hparams["grad_penalty"] * gradient_penalty(total, z)

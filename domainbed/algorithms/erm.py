@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Algorithm, Minibatches, concatenate, register_algorithm
+from domainbed.algorithms.base import Metrics, register_algorithm
+from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
 
 
 @register_algorithm
-class ERM(Algorithm):
+class ERM(PooledAlgorithm):
     """Cross-entropy over all training domains, pooled.
 
         min_{φ, w}  CE(w(φ(x)), y),   (x, y) the concatenation of all minibatches
@@ -40,9 +40,7 @@ class ERM(Algorithm):
         super().__init__(input_shape, num_classes, num_domains, hparams)
         self.featurizer = networks.Featurizer(input_shape, hparams)
         self.classifier = networks.Classifier(
-            self.featurizer.n_outputs,  # type: ignore[arg-type]
-            num_classes,
-            hparams["nonlinear_classifier"],
+            self.featurizer.n_outputs, num_classes, hparams["nonlinear_classifier"]
         )
         self.network = nn.Sequential(self.featurizer, self.classifier)
         self.optimizer = self.new_optimizer(self.network)
@@ -53,19 +51,5 @@ class ERM(Algorithm):
             network.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
         )
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
-        x, y = concatenate(minibatches)
-        loss = F.cross_entropy(self.predict(x), y)
-        self.descend(loss)
-        return {"loss": loss.item()}
-
-    def descend(self, loss: torch.Tensor) -> None:
-        """One step of the optimizer on `loss`."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x)
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        return forward.pooled_risk(), {}

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.algorithms.annealing import AnnealedPenalty
-from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes, register_algorithm
-from domainbed.dimensions import LogUniform, Option, Uniform
+from domainbed.algorithms.base import Metrics, register_algorithm
+from domainbed.algorithms.pooled import ForwardPass
+from domainbed.dimensions import LogUniform, Option, Uniform, with_defaults
 from domainbed.errors import UserError
 from domainbed.gradients import (
     MOST_COVARIANCE_PARAMETERS,
@@ -61,12 +61,19 @@ class _SquaredDeviations(torch.autograd.Function):
 
 
 class GradientMatching(nn.Module):
-    """Of an algorithm with a featurizer and a classifier: how far its domains' gradients differ.
+    """How far the gradients of a network's domains differ: Fishr's penalty, and its variants.
 
-    To be inherited beside such an algorithm.
+    Args:
+        featurizer, classifier: the network that it will be called with.
+        num_domains: E.
+        hparams: reads `GradientMatching.options`.
 
     Attributes:
         variance_ema: the moving average of the statistic, (E, P), or (E, P, P) of covariances.
+
+    Raises:
+        UserError: no such parameters, or too many for full covariances, or batch norm layers
+            among them that train.
     """
 
     options: ClassVar[Mapping[str, Option]] = {
@@ -85,59 +92,50 @@ class GradientMatching(nn.Module):
         ),
     }
 
-    featurizer: nn.Module
-    classifier: nn.Module
-    hparams: Any
-
-    def start_matching(self, num_domains: int) -> None:
-        """Prepares the average; called once the networks are there.
-
-        Raises:
-            UserError: no such parameters, or too many for full covariances.
-        """
-        head, names = self._scope()
-        if any(isinstance(module, _BatchNorm) and module.training for module in head.modules()):
-            raise UserError(
-                f"hyper-parameter 'fishr_parameters' is {self._option('fishr_parameters')!r}, but "
-                "batch norm layers that train mix the images, which have no gradients of their "
-                "own then: set 'freeze_bn' to true, or choose 'classifier'"
-            )
-        sizes = {name: parameter.numel() for name, parameter in head.named_parameters()}
-        count = sum(sizes[name] for name in names)
-        shape: tuple[int, ...] = (num_domains, count)
-        if self._option("fishr_statistic") == "covariance":
-            if count > MOST_COVARIANCE_PARAMETERS:
-                raise UserError(
-                    "hyper-parameter 'fishr_statistic' is 'covariance', of "
-                    f"{count:,} parameters: at most {MOST_COVARIANCE_PARAMETERS:,} fit; choose "
-                    "'variance', or fewer layers in 'fishr_parameters'"
-                )
-            shape = (num_domains, count, count)
-        self.variance_ema: torch.Tensor
-        self.register_buffer("variance_ema", torch.zeros(shape))
-
-    def matching_penalty(
+    def __init__(
         self,
-        x: torch.Tensor,
-        features: torch.Tensor,
-        y: torch.Tensor,
-        sizes: Sequence[int],
+        featurizer: nn.Module,
+        classifier: nn.Module,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        chosen = with_defaults(self.options, hparams)
+        self.parameters_of: str = chosen["fishr_parameters"]
+        self.statistic: str = chosen["fishr_statistic"]
+        self.reduction: str = chosen["fishr_reduction"]
+        count = self._count(featurizer, classifier)
+        width = (count, count) if self.statistic == "covariance" else (count,)
+        self.variance_ema: torch.Tensor
+        self.register_buffer("variance_ema", torch.zeros(num_domains, *width))
+
+    def forward(
+        self,
+        featurizer: nn.Module,
+        classifier: nn.Module,
+        forward_pass: ForwardPass,
         ema: float,
+        differentiable: bool = True,
     ) -> torch.Tensor:
         """The penalty, a scalar; moves the average on.
 
         Args:
-            x: (ΣB, *input_shape), all domains one after the other.
-            features: (ΣB, d) = φ(x), in the graph.
-            y: (ΣB,) labels.
-            sizes: B of every domain.
+            featurizer, classifier: the networks of the pass.
+            forward_pass: of all domains.
             ema: memory of the moving average; 0 is none.
+            differentiable: whether the penalty is wanted for its derivatives; without, only the
+                average and the value are.
+
+        Raises:
+            UserError: a domain has a single sample, whose gradients cannot vary.
         """
-        head, names = self._scope()
-        statistic = _STATISTICS[self._option("fishr_statistic")]
-        of_classifier = head is self.classifier
-        values = statistic(head, features if of_classifier else x, y, sizes, parameters=names)
-        return fishr_penalty(self._smoothed(values, ema), self._option("fishr_reduction"))
+        forward_pass.require_samples(2, "Fishr")
+        head, names = self._scope(featurizer, classifier)
+        inputs = forward_pass.features if head is classifier else forward_pass.x
+        statistic = _STATISTICS[self.statistic]
+        with nullcontext() if differentiable else torch.no_grad():
+            values = statistic(head, inputs, forward_pass.y, forward_pass.sizes, parameters=names)
+            return fishr_penalty(self._smoothed(values, ema), self.reduction)
 
     def _smoothed(self, values: torch.Tensor, ema: float) -> torch.Tensor:
         """Moves the average on by `values`, and returns it divided by 1 − ema."""
@@ -145,23 +143,39 @@ class GradientMatching(nn.Module):
         self.variance_ema = average.detach()
         return average / (1 - ema)
 
-    def _option(self, name: str) -> str:
-        return self.hparams.get(name, self.options[name].default)
+    def _count(self, featurizer: nn.Module, classifier: nn.Module) -> int:
+        """P, the number of parameters whose gradients are matched."""
+        head, names = self._scope(featurizer, classifier)
+        if any(isinstance(module, _BatchNorm) and module.training for module in head.modules()):
+            raise UserError(
+                f"hyper-parameter 'fishr_parameters' is {self.parameters_of!r}, but "
+                "batch norm layers that train mix the images, which have no gradients of their "
+                "own then: set 'freeze_bn' to true, or choose 'classifier'"
+            )
+        sizes = {name: parameter.numel() for name, parameter in head.named_parameters()}
+        count = sum(sizes[name] for name in names)
+        if self.statistic == "covariance" and count > MOST_COVARIANCE_PARAMETERS:
+            raise UserError(
+                "hyper-parameter 'fishr_statistic' is 'covariance', of "
+                f"{count:,} parameters: at most {MOST_COVARIANCE_PARAMETERS:,} fit; choose "
+                "'variance', or fewer layers in 'fishr_parameters'"
+            )
+        return count
 
-    def _scope(self) -> tuple[nn.Module, list[str]]:
+    def _scope(self, featurizer: nn.Module, classifier: nn.Module) -> tuple[nn.Module, list[str]]:
         """The network whose gradients are wanted, and the names of its parameters.
 
         It is the classifier wherever that is enough: the features are there already.
         """
-        chosen = self._option("fishr_parameters")
-        if chosen == "classifier":
-            return self.classifier, [name for name, _ in self.classifier.named_parameters()]
-        network = nn.Sequential(OrderedDict(featurizer=self.featurizer, classifier=self.classifier))
+        if self.parameters_of == "classifier":
+            return classifier, [name for name, _ in classifier.named_parameters()]
+        network = nn.Sequential(OrderedDict(featurizer=featurizer, classifier=classifier))
         known = [name for name, _ in network.named_parameters()]
-        layers = ["featurizer", "classifier"] if chosen == "all" else chosen.split(",")
+        everything = ["featurizer", "classifier"]
+        layers = everything if self.parameters_of == "all" else self.parameters_of.split(",")
         names = _below([layer.strip() for layer in layers], known)
         if all(name.startswith("classifier.") for name in names):
-            return self.classifier, [name.removeprefix("classifier.") for name in names]
+            return classifier, [name.removeprefix("classifier.") for name in names]
         return network, names
 
 
@@ -179,7 +193,7 @@ def _below(layers: list[str], known: list[str]) -> list[str]:
 
 
 @register_algorithm
-class Fishr(GradientMatching, AnnealedPenalty):
+class Fishr(AnnealedPenalty):
     """Invariant gradient variances.
 
         v_e = mean_n (g_n − mean g)²,  g_n the gradient of sample n's loss for the classifier
@@ -191,6 +205,9 @@ class Fishr(GradientMatching, AnnealedPenalty):
     keeps their scale. λ is 0 for the first `penalty_anneal_iters` updates and `lambda` after
     (Ramé et al. 2022, equation 5 and section 4). The options are the paper's ablations and other
     projects' variants; `ema: 0` is without the average.
+
+    Attributes:
+        matching: the penalty, with its moving average.
     """
 
     paper = "Ramé, Dancette, Cord, Fishr, ICML 2022, arXiv 2109.02934"
@@ -203,6 +220,7 @@ class Fishr(GradientMatching, AnnealedPenalty):
             0.95, 0.90, 0.99, "memory of the variances' moving average", least=0, below=1
         ),
     }
+    options = GradientMatching.options
 
     def __init__(
         self,
@@ -212,16 +230,12 @@ class Fishr(GradientMatching, AnnealedPenalty):
         hparams: Mapping[str, Any],
     ) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.start_matching(num_domains)
+        self.matching = GradientMatching(self.featurizer, self.classifier, num_domains, hparams)
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
-        x, y = concatenate(minibatches)
-        sizes = domain_sizes(minibatches)
-        features = self.featurizer(x)
-        risk = F.cross_entropy(self.classifier(features), y)
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        risk = forward.pooled_risk()
         # While λ = 0 the variances feed the average only: no need to differentiate them.
-        with nullcontext() if self.penalty_weight() else torch.no_grad():
-            penalty = self.matching_penalty(x, features, y, sizes, self.hparams["ema"])
-        return self.descend_annealed(risk, penalty)
+        wanted = bool(self.penalty_weight())
+        ema = self.hparams["ema"]
+        penalty = self.matching(self.featurizer, self.classifier, forward, ema, wanted)
+        return self.penalised(risk, penalty)

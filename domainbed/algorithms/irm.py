@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from domainbed.algorithms.annealing import AnnealedPenalty
-from domainbed.algorithms.base import (
-    Minibatches,
-    concatenate,
-    domain_risks,
-    domain_sizes,
-    register_algorithm,
-    require_samples,
-)
+from domainbed.algorithms.base import Metrics, register_algorithm
+from domainbed.algorithms.pooled import ForwardPass
 from domainbed.dimensions import LogUniform
 
 
@@ -58,14 +50,8 @@ class IRM(AnnealedPenalty):
     anneal_name = "irm_penalty_anneal_iters"
     initial_weight = 1.0
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
-        require_samples(minibatches, 2, "IRM")
-        x, y = concatenate(minibatches)
-        sizes = domain_sizes(minibatches)
-        logits, labels = self.predict(x).split(sizes), y.split(sizes)
-        penalties = [irm_penalty(logits_e, y_e) for logits_e, y_e in zip(logits, labels)]
-        return self.descend_annealed(
-            domain_risks(logits, labels).mean(), torch.stack(penalties).mean()
-        )
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        forward.require_samples(2, "IRM")
+        pairs = zip(forward.by_domain(forward.logits), forward.by_domain(forward.y))
+        penalties = [irm_penalty(logits_e, y_e) for logits_e, y_e in pairs]
+        return self.penalised(forward.domain_risks().mean(), torch.stack(penalties).mean())

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from domainbed.algorithms.annealing import AnnealedPenalty
-from domainbed.algorithms.base import (
-    Minibatches,
-    concatenate,
-    domain_risks,
-    domain_sizes,
-    register_algorithm,
-)
+from domainbed.algorithms.base import Metrics, register_algorithm
+from domainbed.algorithms.pooled import ForwardPass
 from domainbed.dimensions import LogUniform
 
 
@@ -46,10 +39,6 @@ class VREx(AnnealedPenalty):
     anneal_name = "vrex_penalty_anneal_iters"
     initial_weight = 1.0
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
-        x, y = concatenate(minibatches)
-        sizes = domain_sizes(minibatches)
-        risks = domain_risks(self.predict(x).split(sizes), y.split(sizes))
-        return self.descend_annealed(risks.mean(), vrex_penalty(risks))
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        risks = forward.domain_risks()
+        return self.penalised(risks.mean(), vrex_penalty(risks))

@@ -20,6 +20,7 @@ _COMMANDS = {
     "config": ("config", "what the config of a sweep may say, for editors and people"),
     "collect": ("collect", "select models and print the results tables of a sweep"),
     "top-hparams": ("top_hparams", "list the best hyper-parameters of a sweep"),
+    "predict": ("predict", "predict classes of images with a trained run"),
     "diagnose": ("diagnose", "how consistent the domains of a trained run are"),
     "irm-colored-mnist": ("irm_colored_mnist", "Colored MNIST in the setup of IRM, with restarts"),
     "list": ("list_names", "list algorithms, datasets, or an algorithm's hyper-parameters"),

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from domainbed.cli.common import add_flag
 from domainbed.errors import UserError
-
-FORMATS = ("text", "markdown", "latex", "csv", "json")
+from domainbed.files import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +32,19 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a folder, a record or a name is wrong, or the file cannot be written.
     """
-    from domainbed.reporting import FORMATS, build_report, explain, load_records, planned_selection
+    from domainbed.reporting import (
+        RENDERERS,
+        build_report,
+        explain,
+        load_records,
+        planned_selection,
+    )
 
+    render = RENDERERS[args.format]
     records = load_records(args.folders, progress=show_progress)
     selection = args.selection or planned_selection(args.folders)
     report = build_report(records, selection, args.datasets, args.algorithms)
-    text = FORMATS[args.format](report)
+    text = render(report)
     reasons = explain(report, args.folders) if args.explain else []
     if args.format in _AS_COMMENT:
         text += "".join(_AS_COMMENT[args.format].format(line).rstrip() + "\n" for line in reasons)
@@ -67,7 +73,12 @@ _AS_COMMENT = {"text": "{}", "markdown": "    {}", "latex": "% {}"}
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        default="text",
+        help="text (default), markdown, latex, csv, json",
+    )
     parser.add_argument(
         "--selection",
         nargs="+",
@@ -86,11 +97,8 @@ def _write(text: str, output: str | None) -> None:
     if output is None:
         sys.stdout.write(text)
         return
-    path = Path(output)
     try:
-        aside = path.with_name(path.name + ".part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_text(Path(output), text)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"cannot write --output {output!r}: {reason}") from error

@@ -1,18 +1,20 @@
-"""List the algorithms, the datasets, or the hyper-parameters of an algorithm on a dataset."""
+"""List algorithms, datasets, protocols, or the hyper-parameters of an algorithm on a dataset."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from domainbed.cli.common import add_flag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares `list algorithms`, `list datasets` and `list hparams ALGORITHM DATASET`."""
+    """Declares what can be listed."""
     kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
     kinds.add_parser("algorithms", help="names and papers")
     kinds.add_parser("datasets", help="names, domains, classes, images, licences")
+    kinds.add_parser("protocols", help="named protocols, and how they differ from the default")
     hparams = kinds.add_parser("hparams", help="names, defaults and ranges of random draws")
     hparams.add_argument("algorithm", metavar="ALGORITHM")
     hparams.add_argument("dataset", metavar="DATASET")
@@ -28,19 +30,18 @@ def main(args: argparse.Namespace) -> int:
         UserError: an unknown algorithm or dataset.
     """
     from domainbed.plugins import import_plugins
+    from domainbed.text_table import text_table
 
     import_plugins(args.plugins)
-    if args.kind == "hparams":
-        _print_table(_hparams(args.algorithm, args.dataset))
-    else:
-        _print_table({"algorithms": _algorithms, "datasets": _datasets}[args.kind]())
+    rows = _hparams(args.algorithm, args.dataset) if args.kind == "hparams" else _LISTS[args.kind]()
+    print("\n".join(text_table(rows)))
     return 0
 
 
 def _algorithms() -> list[list[str]]:
     from domainbed.algorithms import ALGORITHMS
 
-    rows = [[name, getattr(ALGORITHMS[name], "paper", "")] for name in ALGORITHMS]
+    rows = [[name, ALGORITHMS[name].paper] for name in ALGORITHMS]
     return [["algorithm", "paper"], *rows, ["Fishr+NAME", "Fishr's penalty added to another"]]
 
 
@@ -51,14 +52,29 @@ def _datasets() -> list[list[str]]:
     return [header, *[_dataset_row(name, DATASETS[name]) for name in DATASETS]]
 
 
-def _dataset_row(name: str, dataset: type) -> list[str]:
-    domains, steps = ", ".join(dataset.ENVIRONMENTS), str(dataset.N_STEPS)  # type: ignore
-    info = getattr(dataset, "info", None)
+def _dataset_row(name: str, dataset: Any) -> list[str]:
+    domains, steps, info = ", ".join(dataset.ENVIRONMENTS), str(dataset.N_STEPS), dataset.info
     if info is None:
         return [name, domains, "?", "?", steps, "", "", ""]
     images = f"{sum(info.images):,}"
     facts = [info.folder or "(none)", info.licence, info.citation]
     return [name, domains, str(info.num_classes), images, steps, *facts]
+
+
+def _protocols() -> list[list[str]]:
+    from domainbed.protocols import DEFAULT_PROTOCOL, differences, get_protocol, protocol_names
+
+    rows = [["protocol", "version", "what it is", "different from the default"]]
+    for name in protocol_names():
+        protocol = get_protocol(name)
+        changes = differences(get_protocol(DEFAULT_PROTOCOL), protocol)
+        said = ", ".join(f"{what}: {_said(value)}" for what, _, value in changes)
+        rows.append([name, str(protocol.version), protocol.title, said])
+    return rows
+
+
+def _said(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _hparams(algorithm: str, dataset: str) -> list[list[str]]:
@@ -67,13 +83,15 @@ def _hparams(algorithm: str, dataset: str) -> list[list[str]]:
     from domainbed.names import dataset_label
 
     get_dataset_class(dataset)
-    space: dict[str, Any] = search_space(algorithm, dataset_label(dataset))
-    space |= {k: option for k, option in options(algorithm).items() if k not in space}
+    label = dataset_label(dataset)
+    space: dict[str, Any] = search_space(algorithm, label)
+    space |= {k: option for k, option in options(algorithm, label).items() if k not in space}
     rows = [[name, str(d.default), d.describe(), d.doc] for name, d in space.items()]
     return [["name", "default", "random draw", "meaning"], *rows]
 
 
-def _print_table(rows: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+_LISTS: dict[str, Callable[[], list[list[str]]]] = {
+    "algorithms": _algorithms,
+    "datasets": _datasets,
+    "protocols": _protocols,
+}

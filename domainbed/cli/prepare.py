@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
         UserError: no such dataset, no image files, no room on the disk, or a corrupt image.
     """
     from domainbed.datasets import load_dataset
-    from domainbed.images.packed import PackedDomain
+    from domainbed.datasets.packed_domain import PackedDomain
     from domainbed.plugins import import_plugins
 
     import_plugins(args.plugins)

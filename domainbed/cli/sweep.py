@@ -205,7 +205,7 @@ def _root_of(target: str) -> Path:
 
 def _outlook(launch: Launch) -> list[str]:
     """What there is and what is to be done, in a line or two."""
-    from domainbed.run_folder import DONE, FAILED, RUNNING
+    from domainbed.states import DONE, FAILED, RUNNING
 
     states = list(launch.states.values())
     lines = [
@@ -241,7 +241,7 @@ def _dry_run_lines(launch: Launch) -> list[str]:
 
 
 def _tell_outcome(launch: Launch) -> int:
-    from domainbed.run_folder import DONE, FAILED
+    from domainbed.states import DONE, FAILED
     from domainbed.sweeps.status import failure_lines, status_of
 
     status = status_of(launch.store, {i: run.identity() for i, run in launch.runs.items()})
@@ -261,7 +261,7 @@ def _tell_outcome(launch: Launch) -> int:
 
 
 def _interrupted_line(launch: Launch) -> str:
-    from domainbed.run_folder import DONE
+    from domainbed.states import DONE
 
     done = list(launch.store.states(launch.runs).values()).count(DONE)
     return (

@@ -6,69 +6,53 @@ A run that was interrupted goes on when the same command is given again.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import Any
 
-from domainbed.cli.common import add_flag
+from pydantic import Field
+
 from domainbed.errors import UserError
+from domainbed.run_fields import RunFields, RunOptions
+from domainbed.settings import Listed, Text, add_flags, load, read_flags
+
+
+class TrainSettings(RunFields, RunOptions):
+    """One run, as the command line names it; the names of flags are DomainBed's."""
+
+    dataset: Text = Field(
+        "ColoredDigits",
+        description="a name of `domainbed list datasets`, folder:PATH, a YAML file, a .csv or "
+        ".jsonl of images",
+    )
+    algorithm: Text = Field("ERM", description="a name of `domainbed list algorithms`")
+    test_envs: Listed[int] = Field((0,), description="numbers of the domains held out")
+    hparams: dict[str, Any] = Field(
+        default_factory=dict,
+        description="""fixed hyper-parameters, as JSON: '{"lr": 0.001}'""",
+        json_schema_extra={"default_text": ""},
+    )
+    hparams_seed: int = Field(
+        0, ge=0, description="0: the default hyper-parameters; any other: a random draw"
+    )
+    trial_seed: int = Field(0, ge=0, description="decides the split")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="of everything else",
+        json_schema_extra={"default_text": "derived from the run, as in a sweep"},
+    )
+    output_dir: Text = Field("train_output", description="the run's folder")
+    plugins: tuple[str, ...] = Field(
+        (), description="modules or .py files to import first, which register more names"
+    )
+
+
+_OF_THE_RUN = ("dataset", "algorithm", "test_envs", "hparams", "hparams_seed", "trial_seed", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags; names and meanings are DomainBed's where it has them."""
-    what = parser.add_argument_group("what to train")
-    add_flag(what, "--dataset", default="ColoredDigits", help="a name of `domainbed list datasets`,"
-             " folder:PATH, a YAML file, a .csv or .jsonl of images"
-             " (default: %(default)s)")  # fmt: skip
-    add_flag(what, "--algorithm", default="ERM", help="a name of `domainbed list algorithms`"
-             " (default: %(default)s)")  # fmt: skip
-    add_flag(what, "--test_envs", type=int, nargs="+", default=[0], metavar="DOMAIN",
-             help="the domains held out, from 0 (default: 0)")  # fmt: skip
-    add_flag(what, "--hparams", metavar="JSON", help="fixed hyper-parameters, "
-             """such as '{"lr": 0.001}'""")  # fmt: skip
-    add_flag(what, "--hparams_seed", type=int, default=0, help="0: the defaults; any other: a "
-             "random draw (default: 0)")  # fmt: skip
-    add_flag(what, "--trial_seed", type=int, default=0, help="decides the split (default: 0)")
-    add_flag(what, "--seed", type=int, help="of everything else (default: derived from the run, "
-             "as in a sweep)")  # fmt: skip
-    add_flag(what, "--steps", type=int, help="updates (default: the dataset's)")
-    add_flag(what, "--checkpoint_freq", type=int, help="updates between records (default: the "
-             "dataset's)")  # fmt: skip
-    add_flag(what, "--holdout_fraction", type=float, default=0.2, help="the out-split's share "
-             "of a domain (default: 0.2)")  # fmt: skip
-    add_flag(what, "--uda_holdout_fraction", type=float, default=0.0, help="share of a test "
-             "domain's in-split given without labels (default: 0)")  # fmt: skip
-    add_flag(what, "--task", default="domain_generalization",
-             help="or domain_adaptation (default: %(default)s)")  # fmt: skip
-    add_flag(what, "--precision", default="float32", help="float32 or bf16 (default: float32)")
-    add_flag(what, "--shared_draws", action="store_true", help="the same random hyper-parameters "
-             "in all trials (DomainBed draws anew)")  # fmt: skip
-    add_flag(what, "--augment_validation", action="store_true", help="augment validation images "
-             "of training domains, as DomainBed does")  # fmt: skip
-    where = parser.add_argument_group("where and how")
-    add_flag(where, "--data_dir", default="data", help="holds the datasets (default: data)")
-    add_flag(where, "--output_dir", default="train_output", help="the run's folder "
-             "(default: train_output)")  # fmt: skip
-    add_flag(where, "--device", help="cpu, cuda, mps (default: the best there is)")
-    add_flag(where, "--num_workers", type=int, help="processes that read images, in all "
-             "(default: one per core, at most 8)")  # fmt: skip
-    add_flag(where, "--eval_splits", choices=("needed", "all"), default="needed", help="all: also "
-             "the training domains' in-splits at every record")  # fmt: skip
-    add_flag(where, "--skip_model_save", action="store_true", help="do not keep the weights")
-    add_flag(where, "--save_model_every_checkpoint", action="store_true",
-             help="keep the weights of every record")  # fmt: skip
-    add_flag(where, "--plugins", nargs="+", default=[], metavar="MODULE", help="modules or .py "
-             "files to import first, which register more names")  # fmt: skip
-
-
-_SPEC_FLAGS = (
-    *("hparams_seed", "trial_seed", "seed", "steps", "checkpoint_freq", "holdout_fraction"),
-    *("uda_holdout_fraction", "task", "precision", "shared_draws", "augment_validation"),
-)
-_OPTION_FLAGS = (
-    *("data_dir", "device", "num_workers", "eval_splits"),
-    *("skip_model_save", "save_model_every_checkpoint"),
-)
+    """Declares a flag for each field of `TrainSettings`."""
+    add_flags(parser, TrainSettings)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -77,30 +61,29 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a flag's value is wrong, or the output folder holds another run.
     """
-    hparams = parse_hparams(args.hparams)
-    if not args.output_dir:
-        raise UserError("--output_dir is empty: name a folder")
-    if args.num_workers is not None and args.num_workers < 0:
-        raise UserError(f"--num_workers is {args.num_workers}: expected 0 or more")
-    # Bad JSON should be told at once, not after PyTorch's import.
+    given = read_flags(args, TrainSettings)
+    if not isinstance(given.get("hparams", {}), dict):
+        raise UserError(
+            f"--hparams {given['hparams']!r}: expected a JSON object: '{{\"lr\": 0.1}}'"
+        )
+    settings = load(TrainSettings, None, given)
+    # What is wrong with the flags should be told at once, not after PyTorch's import.
     from domainbed.plugins import import_plugins
-    from domainbed.run_folder import DONE, Busy, RunFolder
+    from domainbed.run_folder import Busy, RunFolder
     from domainbed.spec import RunSpec
-    from domainbed.training.trainer import RunOptions, run
+    from domainbed.states import DONE
+    from domainbed.training import run
 
-    import_plugins(args.plugins)
-    spec = RunSpec.create(
-        args.dataset,
-        args.algorithm,
-        args.test_envs,
-        hparams=hparams,
-        **{name: getattr(args, name) for name in _SPEC_FLAGS},
-    )
-    options = RunOptions(echo=True, **{name: getattr(args, name) for name in _OPTION_FLAGS})
-    folder = RunFolder(args.output_dir)
+    import_plugins(settings.plugins)
+    fields = {*_OF_THE_RUN, *RunFields.model_fields} & settings.model_fields_set
+    values = {name: getattr(settings, name) for name in fields}
+    values |= {name: getattr(settings, name) for name in ("dataset", "algorithm", "test_envs")}
+    spec = RunSpec.create(**values)
+    options = RunOptions(**{name: getattr(settings, name) for name in RunOptions.model_fields})
+    folder = RunFolder(settings.output_dir)
     was_done = folder.state() == DONE
     try:
-        run(spec, folder, options)
+        run(spec, folder, options, echo=True)
     except Busy as error:
         raise UserError(f"{error}: wait for it, or choose another --output_dir") from None
     except KeyboardInterrupt:
@@ -108,18 +91,3 @@ def main(args: argparse.Namespace) -> int:
         return 130
     print(f"{'Was finished before' if was_done else 'Finished'}: {folder.results}")
     return 0
-
-
-def parse_hparams(text: str | None) -> dict[str, Any]:
-    """The JSON object of --hparams.
-
-    Raises:
-        UserError: it is not a JSON object.
-    """
-    try:
-        hparams = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise UserError(f"--hparams {text!r} is not JSON ({error})") from None
-    if not isinstance(hparams, dict):
-        raise UserError(f"--hparams {text!r}: expected a JSON object such as '{{\"lr\": 0.001}}'")
-    return hparams

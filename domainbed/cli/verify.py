@@ -10,9 +10,10 @@ import json
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
+from domainbed.text_table import text_table
 
 if TYPE_CHECKING:
-    from domainbed.sources.verify import Report
+    from domainbed.sources.verify import Verification
 
 _MOST_COLUMNS = 12  # classes that fit beside each other
 
@@ -61,7 +62,7 @@ def _present(data_dir: str) -> list[str]:
     return names
 
 
-def _lines(report: Report) -> list[str]:
+def _lines(report: Verification) -> list[str]:
     state = "ok" if report.ok else f"{len(report.problems)} problem(s)"
     lines = [f"{report.name} in {report.folder or 'the package'}: {state}"]
     if report.counts:
@@ -70,7 +71,7 @@ def _lines(report: Report) -> list[str]:
     return lines + [f"  note: {note}" for note in report.notes]
 
 
-def _table(report: Report) -> list[str]:
+def _table(report: Verification) -> list[str]:
     classes = sorted({name for counts in report.counts.values() for name in counts})
     shown = classes if len(classes) <= _MOST_COLUMNS else []
     rows = [["domain", "images", "published", "classes", *shown]]
@@ -79,9 +80,4 @@ def _table(report: Report) -> list[str]:
         published = report.published.get(domain)
         row = [domain, f"{sum(counts.values()):,}", "-" if published is None else f"{published:,}"]
         rows.append([*row, str(len(counts)), *(f"{counts.get(name, 0):,}" for name in shown)])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  " + "  ".join(_cells(row, widths)).rstrip() for row in rows]
-
-
-def _cells(row: list[str], widths: list[int]) -> list[str]:
-    return [row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:])]
+    return text_table(rows, right=range(1, len(rows[0])), indent="  ")

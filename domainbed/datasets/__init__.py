@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from domainbed import seeding
 from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
 from domainbed.datasets.small_images import (
     ColoredDigits,
@@ -29,10 +30,12 @@ from domainbed.datasets.image_folders import (
     ImageFolderDataset,
     folder_dataset,
 )
+from domainbed.datasets.foreign import domains_of
 from domainbed.datasets.image_access import apply_data_options, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
+from domainbed.dimensions import DatasetFacts
 from domainbed.names import MANIFESTS, dataset_label
-from domainbed.seeding import data_seed, seed_everything
+from domainbed.seeding import seed_everything
 
 
 def get_dataset_class(name: str) -> Any:
@@ -53,27 +56,54 @@ def get_dataset_class(name: str) -> Any:
     return DATASETS[name]
 
 
+def dataset_facts(name: str) -> DatasetFacts:
+    """What a search space may depend on.
+
+    Args:
+        name: a dataset's, or its label. One that is not registered counts as natural images.
+    """
+    label = dataset_label(name)
+    # A class made for DomainBed may not say of which kind its images are.
+    return DatasetFacts(label, bool(getattr(DATASETS.get(label), "small_images", False)))
+
+
 def load_dataset(
     name: str,
     root: str,
     test_envs: Sequence[int],
     hparams: Mapping[str, Any],
     trial_seed: int,
+    data_seed: int | None = None,
 ) -> MultipleDomainDataset:
     """Builds a dataset, or hands out the one that an earlier run of this process built.
 
     A class whose constructor takes no `trial_seed` may draw from the global sources, as
-    DomainBed's do; they are seeded from the trial, so that its domains stay the same.
+    DomainBed's do; they are seeded, so that its domains stay the same.
+
+    Args:
+        name: see `get_dataset_class`.
+        root: the data folder.
+        test_envs: the test domains.
+        hparams: the run's; datasets read their `options` and how image files are read.
+        trial_seed: decides what the dataset itself draws: shuffle, label and colour noise.
+        data_seed: decides that in place of the trial seed; in DomainBed it is the run's seed.
     """
     cls = get_dataset_class(name)
+
+    def build() -> MultipleDomainDataset:
+        dataset = _construct(cls, root, list(test_envs), hparams, trial_seed, data_seed)
+        apply_data_options(dataset, dataset_label(name), root, hparams)
+        return dataset
+
     # Not inherited by others' subclasses, whose constructors may read what ours do not.
-    if vars(cls).get("shareable") or (cls.__module__.startswith(__name__) and cls.shareable):
-        key = (name, root, trial_seed, *data_options(hparams).items())
-        if key not in _shared:
-            _shared.clear()  # one dataset at a time: they are large
-            _shared[key] = _construct(cls, name, root, test_envs, hparams, trial_seed)
-        return _shared[key]
-    return _construct(cls, name, root, test_envs, hparams, trial_seed)
+    if not (vars(cls).get("shareable") or (cls.__module__.startswith(__name__) and cls.shareable)):
+        return build()
+    options = {option: cls.option(option, hparams) for option in cls.options}
+    key = (name, root, trial_seed, data_seed, *data_options(hparams).items(), *options.items())
+    if key not in _shared:
+        _shared.clear()  # one dataset at a time: they are large
+        _shared[key] = build()
+    return _shared[key]
 
 
 _shared: dict[tuple[Any, ...], MultipleDomainDataset] = {}
@@ -81,20 +111,20 @@ _shared: dict[tuple[Any, ...], MultipleDomainDataset] = {}
 
 def _construct(
     cls: Any,
-    name: str,
     root: str,
-    test_envs: Sequence[int],
+    test_envs: list[int],
     hparams: Mapping[str, Any],
     trial_seed: int,
+    data_seed: int | None,
 ) -> MultipleDomainDataset:
-    if "trial_seed" in inspect.signature(cls).parameters:
-        dataset = cls(root, list(test_envs), hparams, trial_seed=trial_seed)
-    else:
-        with torch.random.fork_rng():
-            seed_everything(data_seed(trial_seed))
-            dataset = cls(root, list(test_envs), hparams)
-    apply_data_options(dataset, dataset_label(name), root, hparams)
-    return dataset
+    parameters = inspect.signature(cls).parameters
+    seeds = {"trial_seed": trial_seed, "data_seed": data_seed}
+    taken = {name: seed for name, seed in seeds.items() if name in parameters}
+    if taken:
+        return cls(root, test_envs, hparams, **taken)
+    with torch.random.fork_rng():
+        seed_everything(seeding.data_seed(trial_seed) if data_seed is None else data_seed)
+        return cls(root, test_envs, hparams)
 
 
 __all__ = [
@@ -112,6 +142,8 @@ __all__ = [
     "RotatedDigits",
     "RotatedMNIST",
     "TerraIncognita",
+    "dataset_facts",
+    "domains_of",
     "folder_dataset",
     "get_dataset_class",
     "load_dataset",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
+from domainbed.dimensions import Option
+from domainbed.errors import UserError
 from domainbed.registry import Registry
 
-DATASETS = Registry("dataset", entry_point_group="domainbed.datasets")
+DATASETS: Registry[Any] = Registry("dataset", entry_point_group="domainbed.datasets")
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,19 @@ class DatasetInfo:
 class MultipleDomainDataset:
     """A dataset with several domains. The contract is DomainBed's.
 
-    A subclass is called with `(root, test_envs, hparams)` — and `trial_seed`, if its constructor
-    takes one — and sets `datasets`, `input_shape` and `num_classes`.
+    A subclass is called with `(root, test_envs, hparams)` — and `trial_seed` and `data_seed`, if
+    its constructor takes them, see `load_dataset` — and sets `datasets`, `input_shape` and
+    `num_classes`.
 
     Attributes:
         datasets: one `torch.utils.data.Dataset` of (x, y) pairs per domain. A `TensorDataset`
-            is kept on the device as it is; anything else is read by worker processes.
+            is kept on the device as it is, a `Domain` says itself how it is read, and anything
+            else is read by worker processes.
         input_shape: shape of x.
         num_classes: C.
+        classes: their names, where the data has them.
         out_splits: for each domain the positions of the images that validate, where the dataset
-            decides that; not set, or None, where the trial does.
+            decides that; None where the trial does.
     """
 
     ENVIRONMENTS: ClassVar[Sequence[str]] = ()
@@ -63,10 +68,41 @@ class MultipleDomainDataset:
     shareable: ClassVar[bool] = False
     """Whether the object depends on root and trial seed alone, so that runs may share it."""
     info: ClassVar[DatasetInfo | None] = None
+    options: ClassVar[Mapping[str, Option]] = {}
+    """What hyper-parameters may change of the data; see `option`."""
+
+    reads_images: ClassVar[bool] = False
+    """Whether inputs are files of natural images, with their published preprocessing."""
 
     datasets: Sequence[Dataset[Any]]
     input_shape: Sequence[int]
     num_classes: int
+    classes: Sequence[str] = ()
+    out_splits: Sequence[Sequence[int]] | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the data, or as published, or else the classes' numbers."""
+        published = self.info.classes if self.info else None
+        return list(self.classes or published or map(str, range(self.num_classes)))
+
+    @classmethod
+    def option(cls, name: str, hparams: Mapping[str, Any]) -> Any:
+        """The value of one of the class's `options`: the user's, or the default.
+
+        Raises:
+            UserError: the option cannot have the user's value.
+        """
+        declared = cls.options[name]
+        value = hparams.get(name, declared.default)
+        if not declared.accepts(value):
+            raise UserError(
+                f"hyper-parameter {name!r} of {cls.__name__} cannot be {value!r}: the default is "
+                f"{declared.default!r} ({declared.describe()})",
+                "hparams",
+                name,
+            )
+        return value
 
     def __getitem__(self, index: int) -> Dataset[Any]:
         return self.datasets[index]

@@ -8,20 +8,29 @@ from typing import Any
 
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import ImageDomain
+from domainbed.datasets.packed_domain import PackedDomain
+from domainbed.dimensions import Option, with_defaults
 from domainbed.errors import UserError
 from domainbed.files import cache_folder
-from domainbed.hparams import DATA_OPTIONS
 from domainbed.images.listing import Listing, unreadable_images
-from domainbed.images.packed import PackedDomain
 from domainbed.images.packing import PackOptions, open_pack
+
+DATA_OPTIONS: dict[str, Option] = {
+    "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),
+    "packed_size": Option(256, "height and width of packed images"),
+    "packed_format": Option("raw", "of packed images; jpeg: less of the disk", ("raw", "jpeg")),
+    "corrupt_images": Option("error", "images that cannot be read", ("error", "skip")),
+}
+"""How image files are read, whatever the algorithm."""
 
 
 def data_options(hparams: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the hyper-parameters that say how images are read, where they are not usual."""
+    chosen = with_defaults(DATA_OPTIONS, hparams)
     return {
-        name: hparams[name]
+        name: chosen[name]
         for name, option in DATA_OPTIONS.items()
-        if hparams.get(name, option.default) != option.default
+        if chosen[name] != option.default
     }
 
 
@@ -53,7 +62,8 @@ def apply_data_options(
         [file for domain in domains for file in domain.files],
         [target for domain in domains for target in domain.targets],
     )
-    cache, options = cache_folder(data_dir), PackOptions.from_hparams(hparams)
+    cache = cache_folder(data_dir)
+    options = PackOptions.from_hparams(with_defaults(DATA_OPTIONS, hparams))
     starts = [0, *accumulate(map(len, domains))]
     if wanted.get("data_path") == "fast":
         pack = open_pack(listing, cache, options)

@@ -6,6 +6,7 @@ The five published ones, and any folder of a user's own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,48 +14,57 @@ import torch
 from torch.utils.data import Dataset
 
 from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
+from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 from domainbed.images.decode import read_image
+from domainbed.images.folders import IMAGE_EXTENSIONS, folder_names, images
 from domainbed.images.resize import IMAGE_SIZE
 from domainbed.images.transforms import evaluation_transform, training_transform
 from domainbed.names import DATASET_DOMAINS, dataset_label
-from domainbed.sources.tree import IMAGE_EXTENSIONS, folder_names, images
 from domainbed.yaml_file import read_yaml
 
 
-class ImageDomain(Dataset[tuple[torch.Tensor, int]]):
-    """The images of one domain.
+class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
+    """The images of one domain; also a PyTorch dataset of them, not augmented.
 
     Attributes:
-        files: paths, class by class and within a class in name order.
+        files: their paths.
         targets: their labels.
-        unreadable: positions of the images to leave out, because they cannot be read.
     """
 
-    unreadable: Sequence[int] = ()
-
-    def __init__(self, folder: Path, classes: Sequence[str]) -> None:
-        self.files: list[Path] = []
-        self.targets: list[int] = []
-        for label, name in enumerate(classes):
-            files = images(folder / name)
-            if not files:
-                raise UserError(
-                    f"no images of class {name!r} in {folder / name}: expected files ending in "
-                    + ", ".join(IMAGE_EXTENSIONS)
-                )
-            self.files += files
-            self.targets += [label] * len(files)
+    def __init__(self, files: Sequence[Path], targets: Sequence[int]) -> None:
+        self.files, self.targets = list(files), list(targets)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return evaluation_transform(read_image(self.files[index])), self.targets[index]
+        return self.read(index, augment=False)
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        return torch.tensor(self.targets)
 
     def augmented(self, index: int) -> tuple[torch.Tensor, int]:
         """As `[index]`, with the training augmentation."""
-        return training_transform(read_image(self.files[index])), self.targets[index]
+        return self.read(index, augment=True)
+
+    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
+        transform = training_transform if augment else evaluation_transform
+        return transform(read_image(self.files[index])), self.targets[index]
+
+
+def _folder_domain(folder: Path, classes: Sequence[str]) -> ImageDomain:
+    """The images in `folder/<class>/`, class by class and within a class in name order."""
+    per_class = [images(folder / name) for name in classes]
+    for name, files in zip(classes, per_class):
+        if not files:
+            raise UserError(
+                f"no images of class {name!r} in {folder / name}: expected files ending in "
+                + ", ".join(IMAGE_EXTENSIONS)
+            )
+    targets = [label for label, files in enumerate(per_class) for _ in files]
+    return ImageDomain([file for files in per_class for file in files], targets)
 
 
 class ImageFolderDataset(MultipleDomainDataset):
@@ -67,6 +77,7 @@ class ImageFolderDataset(MultipleDomainDataset):
 
     CHECKPOINT_FREQ = 300
     shareable = True
+    reads_images = True
     input_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
@@ -77,7 +88,9 @@ class ImageFolderDataset(MultipleDomainDataset):
         self.classes = _common_classes(self.root, self.domain_names)
         self.num_classes = len(self.classes)
         self._compare_with_published()
-        self.datasets = [ImageDomain(self.root / name, self.classes) for name in self.domain_names]
+        self.datasets = [
+            _folder_domain(self.root / name, self.classes) for name in self.domain_names
+        ]
 
     @classmethod
     def locate(cls, root: str) -> Path:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from domainbed.datasets.base import MultipleDomainDataset
-from domainbed.datasets.image_folders import IMAGE_SIZE, ImageDomain
+from domainbed.datasets.image_folders import ImageDomain
 from domainbed.errors import UserError
+from domainbed.images.resize import IMAGE_SIZE
 from domainbed.names import dataset_label
 
 _COLUMNS = ("path", "label", "domain")
@@ -52,19 +53,6 @@ class Manifest:
     fixes_splits: bool
 
 
-class ManifestDomain(ImageDomain):
-    """The images of one domain, from a list of files.
-
-    Args:
-        files: paths of images.
-        targets: their labels.
-    """
-
-    def __init__(self, files: Sequence[Path], targets: Sequence[int]) -> None:
-        super().__init__(Path(), classes=())
-        self.files, self.targets = list(files), list(targets)
-
-
 class ManifestDataset(MultipleDomainDataset):
     """The images that a manifest lists. `manifest_dataset` makes a class of each manifest.
 
@@ -78,6 +66,7 @@ class ManifestDataset(MultipleDomainDataset):
 
     CHECKPOINT_FREQ = 300
     shareable = True
+    reads_images = True
     input_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
     manifest: ClassVar[Manifest]
 
@@ -87,17 +76,16 @@ class ManifestDataset(MultipleDomainDataset):
         self.domain_names, self.classes = list(manifest.domains), list(manifest.classes)
         self.num_classes = len(self.classes)
         self.datasets = [self._domain(images) for images in manifest.images]
-        self.out_splits: list[list[int]] | None = None
         if manifest.fixes_splits:
             self.out_splits = [
                 [i for i, image in enumerate(images) if image.split == "out"]
                 for images in manifest.images
             ]
 
-    def _domain(self, images: Sequence[Entry]) -> ManifestDomain:
+    def _domain(self, images: Sequence[Entry]) -> ImageDomain:
         labels = {name: label for label, name in enumerate(self.classes)}
         files = [self.manifest.file.parent / image.path for image in images]
-        return ManifestDomain(files, [labels[image.label] for image in images])
+        return ImageDomain(files, [labels[image.label] for image in images])
 
 
 def manifest_dataset(name: str) -> type[ManifestDataset]:

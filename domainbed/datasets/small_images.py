@@ -2,7 +2,7 @@
 
 All images are shuffled, and domain i of N gets every N-th one from position i. The shuffle, the
 label noise and the colours come from the trial seed, so that every run of a trial sees the same
-domains (in DomainBed they change with every run).
+domains; a `data_seed` takes its place where they shall change with every run, as in DomainBed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from filelock import FileLock
 from PIL import Image
 from torch.utils.data import TensorDataset
 
+from domainbed import seeding
 from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
+from domainbed.dimensions import Option
 from domainbed.errors import UserError
 from domainbed.names import DATASET_DOMAINS
-from domainbed.seeding import data_seed
 
 
 def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,12 +64,14 @@ class _ShuffledDigits(MultipleDomainDataset):
         test_envs: Sequence[int],
         hparams: Mapping[str, Any],
         trial_seed: int = 0,
+        data_seed: int | None = None,
     ) -> None:
-        generator = torch.Generator().manual_seed(data_seed(trial_seed))
+        seed = seeding.data_seed(trial_seed) if data_seed is None else data_seed
+        generator = torch.Generator().manual_seed(seed)
         images, digits = self.read(root)
         order = torch.randperm(len(images), generator=generator)
         images, digits = images[order], digits[order]
-        self.datasets = self.make_domains(images, digits, generator, root, trial_seed)
+        self.datasets = self.make_domains(images, digits, generator, root, hparams)
         self.input_shape = tuple(self.datasets[0][0][0].shape)
 
     def make_domains(
@@ -77,7 +80,7 @@ class _ShuffledDigits(MultipleDomainDataset):
         digits: torch.Tensor,
         generator: torch.Generator,
         root: str,
-        trial_seed: int,
+        hparams: Mapping[str, Any],
     ) -> list[TensorDataset]:
         raise NotImplementedError
 
@@ -99,7 +102,7 @@ class _Colored(_ShuffledDigits):
         digits: torch.Tensor,
         generator: torch.Generator,
         root: str,
-        trial_seed: int,
+        hparams: Mapping[str, Any],
     ) -> list[TensorDataset]:
         n = len(self.color_noise)
         return [
@@ -121,10 +124,13 @@ class _Colored(_ShuffledDigits):
 
 
 class _Rotated(_ShuffledDigits):
-    """One channel; the domains are angles in degrees, bilinear, with black corners."""
+    """One channel; the domains are angles in degrees, with black corners."""
 
     num_classes = 10
     angles = (0, 15, 30, 45, 60, 75)
+    options: ClassVar[Mapping[str, Option]] = {
+        "rotation": Option("bilinear", "interpolation of the rotation", ("bilinear", "bicubic"))
+    }
 
     def make_domains(
         self,
@@ -132,22 +138,21 @@ class _Rotated(_ShuffledDigits):
         digits: torch.Tensor,
         generator: torch.Generator,
         root: str,
-        trial_seed: int,
+        hparams: Mapping[str, Any],
     ) -> list[TensorDataset]:
         n = len(self.angles)
-        rotated = self._rotated(images, root, trial_seed)
+        rotated = self._rotated(images, root, self.option("rotation", hparams))
         return [TensorDataset(rotated[i::n].div(255).unsqueeze(1), digits[i::n]) for i in range(n)]
 
-    def _rotated(self, images: torch.Tensor, root: str, trial_seed: int) -> torch.Tensor:
-        return _rotate(images, self.angles)
+    def _rotated(self, images: torch.Tensor, root: str, rotation: str) -> torch.Tensor:
+        return _rotate(images, self.angles, rotation)
 
 
-def _rotate(images: torch.Tensor, angles: Sequence[int]) -> torch.Tensor:
+def _rotate(images: torch.Tensor, angles: Sequence[int], rotation: str) -> torch.Tensor:
     """(n, H, W) uint8; image k is turned by angle k mod N."""
+    resampling = Image.Resampling[rotation.upper()]
     turned = [
-        np.asarray(
-            Image.fromarray(image).rotate(angles[k % len(angles)], Image.Resampling.BILINEAR)
-        )
+        np.asarray(Image.fromarray(image).rotate(angles[k % len(angles)], resampling))
         for k, image in enumerate(images.numpy())
     ]
     return torch.from_numpy(np.stack(turned))
@@ -193,19 +198,20 @@ class RotatedMNIST(_Rotated):
         ENVIRONMENTS, _TEN, 10, (11_667,) * 4 + (11_666,) * 2, citation=_GHIFARY, **_MNIST_TERMS
     )
 
-    def _rotated(self, images: torch.Tensor, root: str, trial_seed: int) -> torch.Tensor:
+    def _rotated(self, images: torch.Tensor, root: str, rotation: str) -> torch.Tensor:
         folder = Path(os.environ.get("DOMAINBED_CACHE_DIR") or Path(root) / "cache")
         # Named after what is rotated: other images, or in another order, are another file.
         digest = hashlib.md5(images.numpy().tobytes()).hexdigest()
-        file = folder / f"rotated_mnist_{digest}.npy"
+        how = "" if rotation == self.options["rotation"].default else f"_{rotation}"
+        file = folder / f"rotated_mnist_{digest}{how}.npy"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{file}.lock"):  # one of several runs computes, the others wait
                 if not file.exists():
-                    _write_aside(file, super()._rotated(images, root, trial_seed).numpy())
+                    _write_aside(file, super()._rotated(images, root, rotation).numpy())
                 return torch.from_numpy(np.load(file))
         except OSError:  # a read-only data folder costs time, nothing else
-            return super()._rotated(images, root, trial_seed)
+            return super()._rotated(images, root, rotation)
 
 
 def _write_aside(file: Path, array: np.ndarray) -> None:

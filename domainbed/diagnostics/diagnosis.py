@@ -34,8 +34,12 @@ from domainbed.diagnostics.landscape import (
     risks_along,
     risks_on_plane,
 )
-from domainbed.diagnostics.reading import TrainedRun
+from domainbed.diagnostics.reading import features, network_of, sampled
 from domainbed.errors import UserError
+from domainbed.run_fields import RunOptions
+from domainbed.run_folder import RunFolder
+from domainbed.training.experiment import Experiment
+from domainbed.training.trained import load_trained_weights, rebuild
 
 _LINE = [i / 20 for i in range(-10, 31)]
 _PLANE_X = [i / 10 for i in range(-5, 16)]
@@ -170,30 +174,32 @@ def diagnose(folder: Path | str, options: DiagnosisOptions | None = None) -> Dia
     """
     options = options or DiagnosisOptions()
     _check(options)
-    run = TrainedRun(
-        folder,
-        options.data_dir,
-        options.dataset,
-        options.samples,
-        options.device,
-        options.num_workers,
+    run = RunFolder(folder)
+    machine = RunOptions(
+        data_dir=options.data_dir, device=options.device, num_workers=options.num_workers
     )
-    domains = _domains(run)
+    experiment = rebuild(run, machine, options.dataset)
+    looked_at = _LookedAt(
+        experiment,
+        network_of(experiment),
+        [sampled(experiment, e, options.samples) for e in range(len(experiment.domains))],
+    )
+    domains = _domains(looked_at)
     chosen = _chosen_for_landscape(options, domains)
-    initial = {name: p.detach().clone() for name, p in run.network.named_parameters()}
-    samples_before = _samples(run)
+    initial = looked_at.parameters()
+    samples_before = _samples(looked_at)
     before = _stage(samples_before, domains, options)
-    run.load_trained_weights()
-    samples_after = _samples(run)
+    load_trained_weights(experiment, run)
+    samples_after = _samples(looked_at)
     after = _stage(samples_after, domains, options)
     landscape = None
     if chosen:
-        line = _line(run, initial, chosen)
-        plane = _plane(samples_before.head, samples_after, chosen, run.spec.seed)
+        line = _line(looked_at, initial, chosen)
+        plane = _plane(samples_before.head, samples_after, chosen, experiment.spec.seed)
         landscape = Landscape(chosen, line, plane)
     return Diagnosis(
-        run=run.spec.describe(),
-        spec=run.spec.identity(),
+        run=experiment.spec.describe(),
+        spec=experiment.spec.as_json(),
         epsilon=options.epsilon,
         damping=options.damping,
         parameters=sum(p.numel() for p in samples_after.head.parameters()),
@@ -202,6 +208,19 @@ def diagnose(folder: Path | str, options: DiagnosisOptions | None = None) -> Dia
         after=after,
         landscape=landscape,
     )
+
+
+@dataclass(frozen=True)
+class _LookedAt:
+    """An experiment, its network, and the positions of the images looked at, by domain."""
+
+    experiment: Experiment
+    network: nn.Sequential
+    indices: list[list[int]]
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """A copy of the network's parameters as they are now."""
+        return {name: p.detach().clone() for name, p in self.network.named_parameters()}
 
 
 def _check(options: DiagnosisOptions) -> None:
@@ -220,10 +239,11 @@ def _check(options: DiagnosisOptions) -> None:
             raise UserError(f"{name} is {getattr(options, name)!r}: expected {expected}")
 
 
-def _domains(run: TrainedRun) -> list[Domain]:
+def _domains(looked_at: _LookedAt) -> list[Domain]:
+    experiment = looked_at.experiment
     return [
-        Domain(number, name, number not in run.spec.test_envs, len(run.indices(number)))
-        for number, name in enumerate(run.environments)
+        Domain(number, name, number in experiment.train_envs, len(looked_at.indices[number]))
+        for number, name in enumerate(experiment.domain_names)
     ]
 
 
@@ -241,9 +261,15 @@ def _chosen_for_landscape(options: DiagnosisOptions, domains: list[Domain]) -> l
     return list(options.landscape)
 
 
-def _samples(run: TrainedRun) -> _Samples:
-    head = copy.deepcopy(run.network[1]).cpu().double()
-    return _Samples(head, [run.features(domain) for domain in range(len(run.environments))])
+def _samples(looked_at: _LookedAt) -> _Samples:
+    head = copy.deepcopy(looked_at.network[1]).cpu().double()
+    return _Samples(
+        head,
+        [
+            features(looked_at.experiment, looked_at.network, domain, indices)
+            for domain, indices in enumerate(looked_at.indices)
+        ],
+    )
 
 
 def _stage(samples: _Samples, domains: list[Domain], options: DiagnosisOptions) -> Stage:
@@ -304,11 +330,13 @@ def _inconsistency(
     return Inconsistency(score(found, training), score(found, numbers), found, damped.tolist())
 
 
-def _line(run: TrainedRun, initial: dict[str, torch.Tensor], chosen: list[int]) -> Line:
-    trained = {name: p.detach() for name, p in run.network.named_parameters()}
-    risks = [
-        risks_along(run.network, initial, trained, _LINE, run.batches(domain)) for domain in chosen
+def _line(looked_at: _LookedAt, initial: dict[str, torch.Tensor], chosen: list[int]) -> Line:
+    experiment, trained = looked_at.experiment, looked_at.parameters()
+    batches = [
+        experiment.domains[d].evaluation_batches(looked_at.indices[d], workers=experiment.workers)
+        for d in chosen
     ]
+    risks = [risks_along(looked_at.network, initial, trained, _LINE, each) for each in batches]
     return Line(_LINE, risks)
 
 

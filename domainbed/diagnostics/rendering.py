@@ -13,6 +13,7 @@ from typing import Any
 from domainbed.diagnostics.diagnosis import Diagnosis, Landscape, Stage
 from domainbed.errors import UserError
 from domainbed.files import written_aside
+from domainbed.text_table import text_table
 
 JSON_VERSION = 1
 
@@ -39,7 +40,7 @@ def to_table(diagnosis: Diagnosis) -> str:
         "classifier",
     ]
     for title, rows in blocks:
-        lines += ["", title, *_aligned(rows)]
+        lines += ["", title, *text_table(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -168,13 +169,6 @@ def _change(before_and_after: Sequence[float]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _aligned(rows: Rows) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    ]
 
 
 def _new_figure(**options: Any) -> Any:

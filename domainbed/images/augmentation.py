@@ -68,11 +68,6 @@ class Augmentation:
         grey = torch.rand(count, generator=generator) < GREY
         return cls(boxes, flip, order, factors, grey)
 
-    @classmethod
-    def join(cls, parts: Sequence[Augmentation]) -> Augmentation:
-        """Those of several minibatches as one."""
-        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
-
     def at(self, chosen: torch.Tensor) -> Augmentation:
         """Those of some images, by their positions."""
         return Augmentation(*(getattr(self, field.name)[chosen] for field in fields(self)))

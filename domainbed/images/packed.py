@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from domainbed.errors import UserError
-from domainbed.images.augmentation import preprocess_each
 from domainbed.images.decode import decode_image
 
 INDEX, TABLE, IMAGES = "index.json", "images.csv", "images.bin"
@@ -82,35 +79,3 @@ def _without_warning(array: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():  # that it cannot be written to is what we want
         warnings.simplefilter("ignore")
         return torch.from_numpy(array)
-
-
-class PackedDomain(Dataset[tuple[torch.Tensor, int]]):
-    """The images of one domain, in a pack.
-
-    Attributes:
-        pack: where they are.
-        targets: their labels.
-        shape: height and width as they are stored.
-        unreadable: the positions of those that could not be read.
-    """
-
-    def __init__(self, pack: Pack, start: int, targets: Sequence[int]) -> None:
-        self.pack, self._start, self.targets = pack, start, list(targets)
-        self.shape = pack.shape
-        own = range(start, start + len(self.targets))
-        self.unreadable = [number - start for number in pack.unreadable if number in own]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """As a network takes it for evaluation: (3, 224, 224), normalised; and its label."""
-        return preprocess_each(self.images([index]))[0], self.targets[index]
-
-    def images(self, indices: Sequence[int]) -> list[torch.Tensor]:
-        """Each (H, W, 3) uint8, as it is stored."""
-        return [self.pack.image(self._start + index) for index in indices]
-
-    def sizes(self, indices: Sequence[int]) -> torch.Tensor:
-        """(len(indices), 2) heights and widths of the original images."""
-        return self.pack.sizes[self._start + torch.tensor(indices)]

@@ -55,12 +55,12 @@ class PackOptions:
         Raises:
             UserError: the size is too small.
         """
-        size = hparams.get("packed_size", cls.size)
+        size = hparams["packed_size"]
         if size < IMAGE_SIZE:
             raise UserError(f"packed_size is {size}: expected {IMAGE_SIZE} or more")
-        skip = hparams.get("corrupt_images") == "skip"
+        skip = hparams["corrupt_images"] == "skip"
         threads = min(8, torch.get_num_threads())
-        return cls(size, hparams.get("packed_format", cls.form), skip, threads)
+        return cls(size, hparams["packed_format"], skip, threads)
 
 
 def open_pack(listing: Listing, cache: Path, options: PackOptions) -> Pack:

@@ -15,7 +15,7 @@ from domainbed.settings import Settings
 
 STARTED, PROGRESS, DONE, FAILED, BUSY = "started", "progress", "done", "failed", "busy"
 
-LAUNCHERS = Registry("launcher", entry_point_group="domainbed.launchers")
+LAUNCHERS: Registry[Any] = Registry("launcher", entry_point_group="domainbed.launchers")
 
 _SECONDS_BETWEEN_REPORTS = 0.3
 

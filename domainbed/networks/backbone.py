@@ -9,11 +9,23 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from domainbed.dimensions import Option, with_defaults
 from domainbed.errors import UserError
+from domainbed.networks.featurizer import CHOICE_OPTIONS, Featurizer
 from domainbed.networks.pretrained import headless_model
 
+_AUGMIX = "timm:resnet50.ram_in1k"
 
-class Backbone(nn.Module):
+BACKBONE_OPTIONS: dict[str, Option] = {
+    "weights": Option(
+        "imagenet", "pretrained: imagenet, none, or the path of a state dict", file=True
+    ),
+    "freeze_bn": Option(True, "keep a backbone's batch norm layers in eval mode"),
+    "resnet50_augmix": Option(False, f"{_AUGMIX} instead of ResNet-50, as in DomainBed from 2024"),
+}
+
+
+class Backbone(Featurizer):
     """A model of torchvision or timm without its last layer, with dropout on its features.
 
     Args:
@@ -21,9 +33,10 @@ class Backbone(nn.Module):
             convolution takes them, its pretrained weights repeated over the channels.
         hparams: reads `resnet18` (ResNet-18 in place of ResNet-50) and `resnet_dropout`
             (dropout on the features), and where they are there `backbone` (another model, by
-            its name in torchvision, or `timm:NAME`), `weights` ("imagenet", the default,
-            "none", or a file) and `freeze_bn` (true, the default, as in the published
-            protocol: all batch norm layers stay in eval mode while training).
+            its name in torchvision, or `timm:NAME`) and `BACKBONE_OPTIONS`: `weights`
+            ("imagenet", "none", or a file), `freeze_bn` (true as in the published protocol: all
+            batch norm layers stay in eval mode while training) and `resnet50_augmix` (with
+            neither of the other choices of a model: timm's ResNet-50 of AugMix's training).
 
     Attributes:
         network: the model; the names of its parameters are its source's, and DomainBed's.
@@ -36,13 +49,14 @@ class Backbone(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
         super().__init__()
+        hparams = with_defaults({**CHOICE_OPTIONS, **BACKBONE_OPTIONS}, hparams)
         name = _chosen_model(hparams)
-        self.network = headless_model(name, str(hparams.get("weights", "imagenet")))
+        self.network = headless_model(name, str(hparams["weights"]))
         if input_shape[0] != 3:
             _take_channels(self.network, input_shape[0], name)
         self.n_outputs = _width_of_features(self.network, input_shape, name)
         self.dropout = nn.Dropout(hparams["resnet_dropout"])
-        self.freeze_bn = bool(hparams.get("freeze_bn", True))
+        self.freeze_bn = bool(hparams["freeze_bn"])
         self.train()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -62,13 +76,15 @@ class Backbone(nn.Module):
 
 
 def _chosen_model(hparams: Mapping[str, Any]) -> str:
-    named, resnet18 = hparams.get("backbone", ""), hparams["resnet18"]
+    named, resnet18 = hparams["backbone"], hparams["resnet18"]
     if resnet18 and named not in ("", "resnet18"):
         raise UserError(
             f"the hyper-parameters 'backbone' ({named!r}) and 'resnet18' (True) choose two "
             "models: set only one of them"
         )
-    return named or ("resnet18" if resnet18 else "resnet50")
+    if named or resnet18:
+        return named or "resnet18"
+    return _AUGMIX if hparams["resnet50_augmix"] else "resnet50"
 
 
 def _take_channels(network: Any, channels: int, name: str) -> None:

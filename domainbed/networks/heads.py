@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from domainbed.networks.featurizer import Featurizer
+
 
 def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) -> nn.Module:
     """A head from (B, in_features) to (B, out_features) logits.
@@ -26,7 +28,7 @@ def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) 
     )
 
 
-class MLP(nn.Module):
+class MLP(Featurizer):
     """`mlp_depth` linear layers of width `mlp_width`; after each but the last, dropout then ReLU.
 
     Args:

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from domainbed.networks.featurizer import Featurizer
 
-class MNIST_CNN(nn.Module):
+
+class MNIST_CNN(Featurizer):
     """Four 3×3 convolutions with ReLU and GroupNorm, then a global average pool: 128 features.
 
     Gulrajani and Lopez-Paz 2020, table 7. Parameter names are those of DomainBed's class, so

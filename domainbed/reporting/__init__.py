@@ -7,17 +7,18 @@ from collections.abc import Sequence
 import pandas as pd
 
 from domainbed.reporting.explain import explain
-from domainbed.reporting.records import Folders, load_records, planned_selection
-from domainbed.reporting.render import FORMATS
-from domainbed.reporting.tables import Cell, Column, Report, Table, build_report, to_frame
+from domainbed.reporting.load import Folders, load_records, planned_selection
+from domainbed.reporting.render import RENDERERS, cell_text, to_frame
+from domainbed.reporting.tables import Cell, Column, Report, Table, build_report
 
 __all__ = [
-    "FORMATS",
+    "RENDERERS",
     "Cell",
     "Column",
     "Report",
     "Table",
     "build_report",
+    "cell_text",
     "collect",
     "explain",
     "load_records",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +14,14 @@ import pandas as pd
 
 from domainbed.errors import UserError
 from domainbed.names import dataset_label
-from domainbed.reporting.records import RECORDS_FILE, RUN_KEYS, Folders, run_folders
+from domainbed.reporting.load import Folders, as_paths, run_folders
+from domainbed.reporting.render import cell_text
 from domainbed.reporting.tables import Cell, Report, Table, trials_of
+from domainbed.run_folder import RunFolder
+from domainbed.selection import SelectionMethod
+from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
 
 PLAN_FILE = "plan.json"
-RUN_FILE = "run.json"
-_KINDS = ("missing", "failed", "unfinished")
 
 
 class Run(NamedTuple):
@@ -33,16 +34,15 @@ class Run(NamedTuple):
     hparams_seed: int
 
 
-@dataclass(frozen=True)
-class State:
-    """What became of a run: `kind` is "done", "missing", "failed" or "unfinished"."""
+class State(NamedTuple):
+    """What became of a run: `kind` is one of `states.STATES`."""
 
     kind: str
     detail: str = ""
 
 
 def explain(report: Report, folders: Folders) -> list[str]:
-    """Lines that say, for every cell that lacks runs, which are missing, failed or unfinished.
+    """Lines that say, for every cell that lacks runs, what became of them.
 
     What should be there is read from the folders' plan.json. Without one it is every combination
     of the datasets, algorithms, test domains, hparams seeds and trials that are there.
@@ -50,15 +50,17 @@ def explain(report: Report, folders: Folders) -> list[str]:
     Raises:
         UserError: a plan.json is damaged.
     """
-    roots = [Path(root) for root in ([folders] if isinstance(folders, (str, Path)) else folders)]
+    roots, runs = as_paths(folders), report.records.runs
+    without = [folder for root in roots for folder in _folders_without_records(root)]
     plan = {folder: run for root in roots for folder, run in _read_plan(root).items()}
-    named = {**plan, **_self_named(roots, plan)}
-    states = {**_folder_states(named), **_recorded_states(report.records)}
+    named = {**{f.path: run for f in without if (run := _own_name(f))}, **plan}
+    states = {**_folder_states(named), **_recorded_states(runs)}
     expected: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in dict.fromkeys([*(plan.values() or _grid(report.records)), *named.values()]):
+    for run in dict.fromkeys([*(plan.values() or _grid(runs)), *named.values()]):
         expected[run.dataset, run.algorithm].append(run)
     lines = _cells(report, expected, states) + _absent(report, expected, states)
-    return lines + _unnamed(roots, named) or ["", "every run is there and finished"]
+    lines += _unnamed([folder for folder in without if folder.path not in named])
+    return lines or ["", "every run is there and finished"]
 
 
 def _cells(
@@ -78,18 +80,18 @@ def _gaps(
     report: Report, expected: dict[tuple[str, str], list[Run]], states: dict[Run, State]
 ) -> Iterator[tuple[str, list[str], str]]:
     """Each incomplete cell: where it is, the reasons, and the method's title."""
-    needs_pairs = {method.name: method.needs_pairs for method in report.methods}
+    methods = {method.name: method for method in report.methods}
     for table in report.tables:
         if table.dataset is None:
             continue
-        trials = trials_of(report.records, table.dataset)
+        method, trials = methods[table.selection], trials_of(report.records.runs, table.dataset)
         for algorithm, cells in table.rows.items():
             runs = expected[table.dataset, algorithm]
             for env, cell in enumerate(cells[:-1]):
-                needed = [run for run in runs if _is_needed(run, env, needs_pairs[table.selection])]
+                needed = [run for run in runs if method.uses(run.test_envs, env)]
                 reasons = _reasons(needed, states)
                 if not reasons and cell.n_trials < len(trials):
-                    reasons = [_why_empty(needed, needs_pairs[table.selection])]
+                    reasons = [_why_empty(needed, method)]
                 if reasons:
                     place = f"{table.dataset}, {algorithm}, {_domain(table, env)}"
                     yield place, reasons, f"{table.title} ({_shown(cell, len(trials))})"
@@ -108,20 +110,16 @@ def _absent(
     return lines
 
 
-def _is_needed(run: Run, env: int, needs_pairs: bool) -> bool:
-    return env in run.test_envs and (len(run.test_envs) == 1 or needs_pairs)
-
-
 def _domain(table: Table, env: int) -> str:
     return f"test domain {table.columns[env].label} (number {env})"
 
 
 def _shown(cell: Cell, trials: int) -> str:
-    return f"{cell.text}, {cell.n_trials} of {trials} trials"
+    return f"{cell_text(cell)}, {cell.n_trials} of {trials} trials"
 
 
-def _why_empty(needed: list[Run], needs_pairs: bool) -> str:
-    if needs_pairs and all(len(run.test_envs) == 1 for run in needed):
+def _why_empty(needed: list[Run], method: SelectionMethod) -> str:
+    if method.needs_pairs and all(len(run.test_envs) == 1 for run in needed):
         return "no runs with two test domains are planned or there, and this method needs them"
     if not needed:
         return "no runs with this test domain are planned or there"
@@ -129,13 +127,13 @@ def _why_empty(needed: list[Run], needs_pairs: bool) -> str:
 
 
 def _reasons(needed: list[Run], states: dict[Run, State]) -> list[str]:
-    """One line for each failed or unfinished run, and for each set of missing ones."""
+    """One line for each set of missing runs, and for each other one that is not done."""
     by_kind: dict[str, list[tuple[Run, str]]] = defaultdict(list)
     for run in needed:
-        state = states.get(run, State("missing"))
+        state = states.get(run, State(MISSING))
         by_kind[state.kind].append((run, state.detail))
-    lines = _missing([run for run, _ in by_kind["missing"]])
-    for kind in _KINDS[1:]:
+    lines = _missing([run for run, _ in by_kind[MISSING]])
+    for kind in (FAILED, RUNNING, UNFINISHED):
         lines += [
             f"{kind}: test_envs {list(run.test_envs)}, trial {run.trial_seed}, "
             f"hparams seed {run.hparams_seed}: {detail}"
@@ -191,88 +189,66 @@ def _run(entry: Any) -> Run:
     )
 
 
-def _grid(records: pd.DataFrame) -> list[Run]:
-    """Every combination of what the records have, with pairs for datasets that have any."""
-    algorithms = list(dict.fromkeys(records["algorithm"]))
-    trials, seeds = sorted(set(records["trial_seed"])), sorted(set(records["hparams_seed"]))
-    runs = []
-    for dataset, rows in records.groupby("dataset", sort=False):
+def _grid(runs: pd.DataFrame) -> list[Run]:
+    """Every combination of what is there, with pairs for datasets that have any."""
+    algorithms = list(dict.fromkeys(runs["algorithm"]))
+    trials, seeds = sorted(set(runs["trial_seed"])), sorted(set(runs["hparams_seed"]))
+    grid: list[Run] = []
+    for dataset, rows in runs.groupby("dataset", sort=False):
         sizes = {1, *rows["test_envs"].map(len)} & {1, 2}
         domains = range(int(rows["num_domains"].max()))
         envs = [pick for size in sizes for pick in itertools.combinations(domains, size)]
-        grid = itertools.product([dataset], algorithms, envs, trials, seeds)
-        runs += [Run(*values) for values in grid]
-    return runs
+        keys = itertools.product([dataset], algorithms, envs, trials, seeds)
+        grid += [Run(*values) for values in keys]
+    return grid
 
 
 def _folder_states(named: dict[Path, Run]) -> dict[Run, State]:
     """What the folders of these runs say, as far as they exist."""
     present = {folder: run for folder, run in named.items() if folder.is_dir()}
-    return {run: _state(folder, "no record yet") for folder, run in present.items()}
+    return {run: _state(RunFolder(folder), "no record yet") for folder, run in present.items()}
 
 
-def _recorded_states(records: pd.DataFrame) -> dict[Run, State]:
-    """What the folders of the runs in `records` say; of several folders a finished one counts."""
-    lengths = (records.groupby("dataset")["step"].max() + 1).to_dict()
+def _recorded_states(runs: pd.DataFrame) -> dict[Run, State]:
+    """What the folders of the recorded runs say; of several folders a finished one counts."""
+    lengths = (runs.groupby("dataset")["last_step"].max() + 1).to_dict()
     states: dict[Run, State] = {}
-    last = records.sort_values("step", kind="stable").drop_duplicates(
-        ["folder", *RUN_KEYS], keep="last"
-    )
-    for row in last.to_dict("records"):
+    for row in runs.to_dict("records"):
         steps = row["args"].get("steps") or lengths[row["dataset"]]
-        state = _state(Path(row["folder"]), f"last record at step {row['step']} of {steps} steps")
-        run = _run(row)
-        if states.get(run, State("missing")).kind != "done":
+        progress = f"last record at step {row['last_step']} of {steps} steps"
+        state, run = _state(RunFolder(row["folder"]), progress), _run(row)
+        if states.get(run, State(MISSING)).kind != DONE:
             states[run] = state
     return states
 
 
-def _state(folder: Path, progress: str) -> State:
-    if (folder / "done").exists():
-        return State("done")
-    error = _last_error(folder)
-    if error:
-        return State("failed", f"{error} ({folder})")
-    return State("unfinished", f"{progress} ({folder})")
+def _state(folder: RunFolder, progress: str) -> State:
+    kind = folder.state()
+    what = folder.last_error() if kind == FAILED else progress
+    return State(kind, f"{what} ({folder.path})")
 
 
-def _last_error(folder: Path) -> str | None:
-    """The last line of the folder's err.txt, unless it holds warnings only, as DomainBed's may."""
-    path = folder / "err.txt"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    ours = (folder / RUN_FILE).is_file()
-    if not text.strip() or not (ours or "Traceback (most recent call last)" in text):
-        return None
-    return text.strip().splitlines()[-1]
+def _own_name(folder: RunFolder) -> Run | None:
+    """The run that a folder says itself to be of."""
+    with suppress(UserError, KeyError, TypeError):  # a damaged file names nothing
+        return _run(folder.read_json(folder.spec))
+    return None
 
 
-def _self_named(roots: Sequence[Path], plan: dict[Path, Run]) -> dict[Path, Run]:
-    """The unplanned runs without a record whose folders say themselves which run they are."""
-    named = {}
-    for folder in _folders_without_records(roots):
-        if folder not in plan and (folder / RUN_FILE).is_file():
-            # A damaged file names nothing: the folder is then listed among the unnamed.
-            with suppress(ValueError, KeyError, TypeError):
-                named[folder] = _run(json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
-    return named
-
-
-def _unnamed(roots: Sequence[Path], named: dict[Path, Run]) -> list[str]:
+def _unnamed(folders: list[RunFolder]) -> list[str]:
     """The folders of runs without a record of which nothing says which run they are."""
-    unnamed = [folder for folder in _folders_without_records(roots) if folder not in named]
-    lines = [f"  {folder}: {_last_error(folder) or 'no error is on file'}" for folder in unnamed]
+    lines = [f"  {f.path}: {f.last_error() or 'no error is on file'}" for f in folders]
     return ["", "folders without a record, of runs that nothing names:", *lines] * bool(lines)
 
 
-def _folders_without_records(roots: Sequence[Path]) -> list[Path]:
-    folders = [folder for root in roots for folder in run_folders(root)]
+def _folders_without_records(root: Path) -> list[RunFolder]:
+    folders = [RunFolder(path) for path in run_folders(root)]
     return [folder for folder in folders if _is_run(folder) and not _has_records(folder)]
 
 
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (RUN_FILE, "err.txt", "out.txt"))
+def _is_run(folder: RunFolder) -> bool:
+    return any(file.exists() for file in (folder.spec, folder.errors, folder.out))
 
 
-def _has_records(folder: Path) -> bool:
-    records = folder / RECORDS_FILE
-    return records.is_file() and records.stat().st_size > 0
+def _has_records(folder: RunFolder) -> bool:
+    return folder.results.is_file() and folder.results.stat().st_size > 0

@@ -7,54 +7,69 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from domainbed.reporting.tables import Report, Table, to_frame
+import pandas as pd
+
+from domainbed.registry import Registry
+from domainbed.reporting.tables import Cell, Report, Table
+from domainbed.text_table import pipe_table, text_table
 
 JSON_VERSION = 1
 TEXT_WIDTH = 20  # of a column of a dataset's table
 TEXT_WIDTH_AVERAGES = 10
 
+RENDERERS: Registry[Callable[[Report], str]] = Registry("format")
+"""By name, functions from a report to a text."""
 
+
+@RENDERERS.register(name="text")
 def to_text(report: Report) -> str:
     """Plain text in the published layout: a headed block of aligned columns for each table."""
-    lines = [f"Total records: {len(report.records)}"]
+    lines = _head(report)
     for table in report.tables:
         lines += ["", f"-------- {_heading(table)}"]
-        lines += _aligned(_grid(table), TEXT_WIDTH if table.dataset else TEXT_WIDTH_AVERAGES)
+        lines += text_table(
+            _grid(table), least=TEXT_WIDTH if table.dataset else TEXT_WIDTH_AVERAGES
+        )
+        lines += _notes(table)
     return "\n".join(lines) + "\n"
 
 
+@RENDERERS.register(name="markdown")
 def to_markdown(report: Report) -> str:
     """Markdown tables, the best of each column in bold."""
-    lines = [f"Total records: {len(report.records)}"]
+    first, *others = _head(report)
+    lines = [first, *("\n" + _escape_markdown(line) for line in others)]
     for table in report.tables:
-        header, *rows = _grid(table, plus_minus="±", bold="**{}**", escape=_escape_markdown)
-        lines += ["", f"### {_escape_markdown(_heading(table))}", "", _pipes(header)]
-        lines.append("|:--" + "|--:" * len(table.columns) + "|")
-        lines += [_pipes(row) for row in rows]
+        lines += ["", f"### {_escape_markdown(_heading(table))}", ""]
+        lines += pipe_table(_grid(table, plus_minus="±", bold="**{}**", escape=_escape_markdown))
+        lines += ["\n" + _escape_markdown(note) for note in _notes(table)]
     return "\n".join(lines) + "\n"
 
 
+@RENDERERS.register(name="latex")
 def to_latex(report: Report) -> str:
     """A complete LaTeX document with booktabs tables, the best of each column in bold."""
-    lines = [f"% Total records: {len(report.records)}", *_PREAMBLE]
+    lines = [*(f"% {line}" for line in _head(report)), *_PREAMBLE]
     title = ""
     for table in report.tables:
         if table.title != title:
             title = table.title
             lines += ["", rf"\section*{{Model selection: {_escape_latex(title)}}}"]
-        lines += ["", *_latex_table(table)]
+        lines += ["", *_latex_table(table), *map(_escape_latex, _notes(table))]
     return "\n".join([*lines, "", r"\end{document}"]) + "\n"
 
 
+@RENDERERS.register(name="csv")
 def to_csv(report: Report) -> str:
     """One line per cell, with unrounded numbers; the columns are those of `to_frame`."""
     return to_frame(report).to_csv(index=False, lineterminator="\n")
 
 
+@RENDERERS.register(name="json")
 def to_json(report: Report) -> str:
     """Nested by selection method, dataset (or "averages"), algorithm and column.
 
-    Each cell has its unrounded `mean` and `std_err`, its `n_trials` and its printed `text`.
+    Each cell has all its numbers, unrounded, and its printed `text`.
     """
     selections: dict[str, Any] = {}
     for table in report.tables:
@@ -67,13 +82,41 @@ def to_json(report: Report) -> str:
     return json.dumps({**whole, "selections": selections}, indent=2, ensure_ascii=False) + "\n"
 
 
-FORMATS: dict[str, Callable[[Report], str]] = {
-    "text": to_text,
-    "markdown": to_markdown,
-    "latex": to_latex,
-    "csv": to_csv,
-    "json": to_json,
-}
+def to_frame(report: Report) -> pd.DataFrame:
+    """The report in long form, one row per cell.
+
+    Columns: `selection`, `table` ("dataset" or "averages"), `dataset`, `algorithm`, `test_env`
+    (number of the domain, "Avg" or "Mean rank"), `domain` (its name), the cell's `mean`,
+    `std_err`, `n_trials` and printed `text`, and the `protocol` of the table's runs.
+    """
+    rows = [
+        {
+            "selection": table.selection,
+            "table": "dataset" if table.dataset else "averages",
+            "dataset": column.dataset,
+            "algorithm": algorithm,
+            "test_env": column.test_env,
+            "domain": column.label if table.dataset else column.test_env,
+            "mean": cell.mean,
+            "std_err": cell.std_err,
+            "n_trials": cell.n_trials,
+            "text": cell_text(cell),
+            "protocol": table.protocol,
+        }
+        for table in report.tables
+        for algorithm, cells in table.rows.items()
+        for column, cell in zip(table.columns, cells, strict=True)
+    ]
+    return pd.DataFrame(rows).astype({"mean": float, "std_err": float})
+
+
+def cell_text(cell: Cell) -> str:
+    """The cell to one decimal, as in "63.1 +/- 0.4"; X without a number, * if a run diverged."""
+    if cell.mean is None:
+        return "X"
+    error = "" if cell.std_err is None else f" +/- {cell.std_err:.1f}"
+    return f"{cell.mean:.1f}{error}{'*' * bool(cell.diverged)}"
+
 
 _PREAMBLE = [
     r"\documentclass{article}",
@@ -85,9 +128,28 @@ _PREAMBLE = [
 ]
 
 
+def _head(report: Report) -> list[str]:
+    """What is said above all tables: how many records, and under which protocol."""
+    protocols = {table.dataset: table.protocol for table in report.tables if table.dataset}
+    named = [f"{dataset}: {protocol}" for dataset, protocol in protocols.items()]
+    shared = list(protocols.values())[:1] if len(set(protocols.values())) == 1 else named
+    return [f"Total records: {len(report.records)}", f"Protocol: {'; '.join(shared)}"]
+
+
 def _heading(table: Table) -> str:
     subject = f"Dataset: {table.dataset}" if table.dataset else "Averages"
     return f"{subject}, model selection method: {table.title}"
+
+
+def _notes(table: Table) -> list[str]:
+    """A line below a table that names the diverged runs in it, if there are any."""
+    found = [
+        f"{algorithm} on {column.label} (trial {trial}, hparams seed {seed})"
+        for algorithm, cells in table.rows.items()
+        for column, cell in zip(table.columns, cells, strict=True)
+        for trial, seed in cell.diverged
+    ]
+    return [f"* diverged: {', '.join(found)}"] if found else []
 
 
 def _grid(
@@ -99,22 +161,10 @@ def _grid(
     """The table's texts: the header, then one list for each algorithm."""
     grid = [["Algorithm", *(escape(column.label) for column in table.columns)]]
     for algorithm, cells in table.rows.items():
-        texts = [cell.text.replace("+/-", plus_minus) for cell in cells]
+        texts = [escape(cell_text(cell)).replace("+/-", plus_minus) for cell in cells]
         marked = [bold.format(t) if c.best else t for t, c in zip(texts, cells, strict=True)]
         grid.append([escape(algorithm), *marked])
     return grid
-
-
-def _aligned(grid: list[list[str]], least: int) -> list[str]:
-    widths = [max(least, *map(len, column)) for column in zip(*grid, strict=True)]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in grid
-    ]
-
-
-def _pipes(row: list[str]) -> str:
-    return f"| {' | '.join(row)} |"
 
 
 def _escape_markdown(text: str) -> str:
@@ -147,7 +197,10 @@ def _escape_latex(text: str) -> str:
 def _json_table(table: Table) -> dict[str, Any]:
     labels = [column.label for column in table.columns]
     rows = {
-        name: {label: asdict(cell) for label, cell in zip(labels, cells, strict=True)}
+        name: {
+            label: {**asdict(cell), "text": cell_text(cell)}
+            for label, cell in zip(labels, cells, strict=True)
+        }
         for name, cells in table.rows.items()
     }
-    return {"columns": labels, "algorithms": rows}
+    return {"protocol": table.protocol, "columns": labels, "algorithms": rows}

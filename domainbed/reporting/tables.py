@@ -1,4 +1,4 @@
-"""Aggregation: from a table of records to the cells of the results tables."""
+"""Aggregation: from records to the cells of the results tables, as numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pandas as pd
 
 from domainbed.errors import UserError
 from domainbed.names import DATASET_DOMAINS, order_algorithms, order_datasets
+from domainbed.records import Records
+from domainbed.reporting.protocols import mixtures, protocol_of
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 
 log = logging.getLogger(__name__)
 
-NO_RESULT = "X"
 AVERAGE = "Avg"
 MEAN_RANK = "Mean rank"
 
@@ -32,15 +33,17 @@ class Cell:
         mean: in percent, unrounded (in the column "Mean rank": a rank); None if there is none.
         std_err: the standard error over trials, in percent; None for averages of means.
         n_trials: how many trials the mean is over; for averages the smallest such number.
-        text: what is printed.
-        best: whether no other algorithm prints a better number in this column.
+        values: the trials' numbers, in percent, by ascending trial; () for averages of means.
+        best: whether no other algorithm has a better number, to one decimal, in this column.
+        diverged: (trial, hparams seed) of chosen runs whose loss was not finite at some step.
     """
 
     mean: float | None = None
     std_err: float | None = None
     n_trials: int = 0
-    text: str = NO_RESULT
+    values: tuple[float, ...] = ()
     best: bool = False
+    diverged: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of one dataset (or, with `dataset` None, the averages) under one method."""
+    """The cells of one dataset (or, with `dataset` None, the averages) under one method.
+
+    `protocol` names the protocol of its runs and the version, or several of them.
+    """
 
     selection: str
     title: str
     dataset: str | None
+    protocol: str
     columns: list[Column]
     rows: dict[str, list[Cell]]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All tables of a table of records, and what they were made from.
+    """All tables of some records, and what they were made from.
 
     Attributes:
         records: those in the tables.
@@ -74,7 +81,7 @@ class Report:
         datasets, algorithms: the names that were asked for; None for all.
     """
 
-    records: pd.DataFrame
+    records: Records
     methods: list[SelectionMethod]
     tables: list[Table]
     datasets: Sequence[str] | None = None
@@ -88,7 +95,7 @@ class Report:
 
 
 def build_report(
-    records: pd.DataFrame,
+    records: Records,
     selection: Sequence[str] | None = None,
     datasets: Sequence[str] | None = None,
     algorithms: Sequence[str] | None = None,
@@ -103,97 +110,73 @@ def build_report(
 
     Raises:
         UserError: a name is unknown, or no record is left. Cells without a result, or on fewer
-            trials than others, are no error: they are counted in a warning.
+            trials than others, are no error: they are counted in a warning. Another names each
+            mixture of protocols, major versions of PyTorch or precisions in a dataset's runs.
     """
     names = list(SELECTION_METHODS) if selection is None else dict.fromkeys(selection)
     methods = [SELECTION_METHODS[name] for name in names]
     records = _only(_only(records, "dataset", datasets), "algorithm", algorithms)
-    if records.empty:
+    if records.runs.empty:
         raise UserError(f"no records of {algorithms} on {datasets}: choose others")
     tables = [table for method in methods for table in _method_tables(records, method)]
     report = Report(records, methods, tables, datasets, algorithms)
     _warn_of_gaps(report)
+    _warn_of_mixtures(records.runs)
     return report
 
 
-def to_frame(report: Report) -> pd.DataFrame:
-    """The report in long form, one row per cell.
-
-    Columns: `selection`, `table` ("dataset" or "averages"), `dataset`, `algorithm`, `test_env`
-    (number of the domain, "Avg" or "Mean rank"), `domain` (its name), and the cell's `mean`,
-    `std_err`, `n_trials` and `text`.
-    """
-    rows = [
-        {
-            "selection": table.selection,
-            "table": "dataset" if table.dataset else "averages",
-            "dataset": column.dataset,
-            "algorithm": algorithm,
-            "test_env": column.test_env,
-            "domain": column.label if table.dataset else column.test_env,
-            "mean": cell.mean,
-            "std_err": cell.std_err,
-            "n_trials": cell.n_trials,
-            "text": cell.text,
-        }
-        for table in report.tables
-        for algorithm, cells in table.rows.items()
-        for column, cell in zip(table.columns, cells, strict=True)
-    ]
-    return pd.DataFrame(rows).astype({"mean": float, "std_err": float})
-
-
-def domain_names(records: pd.DataFrame, dataset: str) -> list[str]:
+def domain_names(runs: pd.DataFrame, dataset: str) -> list[str]:
     """The names of a dataset's domains: as published, as recorded, or else their numbers."""
-    of_dataset = records[records["dataset"] == dataset]
+    of_dataset = runs[runs["dataset"] == dataset]
     names = list(DATASET_DOMAINS.get(dataset) or _recorded_names(of_dataset))
     count = max(len(names), int(of_dataset["num_domains"].max()))
     return names + [str(i) for i in range(len(names), count)]
 
 
-def _recorded_names(records: pd.DataFrame) -> list[str]:
-    for args in records["args"]:
+def _recorded_names(runs: pd.DataFrame) -> list[str]:
+    for args in runs["args"]:
         if isinstance(args.get("environments"), list):
             return [str(name) for name in args["environments"]]
     return []
 
 
-def _only(records: pd.DataFrame, column: str, names: Sequence[str] | None) -> pd.DataFrame:
+def _only(records: Records, column: str, names: Sequence[str] | None) -> Records:
     if names is None:
         return records
-    present = set(records[column])
+    present = set(records.runs[column])
     for name in names:
         if name not in present:
             known = ", ".join(sorted(present))
             raise UserError(f"no records of {column} {name!r}: the folder has {known or 'none'}")
-    return records[records[column].isin(names)]
+    return records.only(records.runs[column].isin(names))
 
 
-def _method_tables(records: pd.DataFrame, method: SelectionMethod) -> list[Table]:
-    accuracies = selected_accuracies(records, method)
-    datasets = order_datasets(records["dataset"])
-    algorithms = order_algorithms(records["algorithm"])
+def _method_tables(records: Records, method: SelectionMethod) -> list[Table]:
+    runs, chosen = records.runs, method.select(records)
+    accuracies, diverged = _by_cell(chosen), _diverged(runs, chosen, method)
+    datasets = order_datasets(runs["dataset"])
+    algorithms = order_algorithms(runs["algorithm"])
     tables = []
     for dataset in datasets:
-        names = domain_names(records, dataset)
+        names = domain_names(runs, dataset)
         columns = [Column(name, dataset, str(env)) for env, name in enumerate(names)]
         columns.append(Column(AVERAGE, dataset, AVERAGE))
-        rows = {name: _dataset_row(accuracies, dataset, name, len(names)) for name in algorithms}
-        tables.append(Table(method.name, method.title, dataset, columns, _mark_best(rows)))
+        keys = {name: [(dataset, name, env) for env in range(len(names))] for name in algorithms}
+        rows = {name: _dataset_row(accuracies, diverged, cells) for name, cells in keys.items()}
+        protocol = protocol_of(runs[runs["dataset"] == dataset])
+        tables.append(
+            Table(method.name, method.title, dataset, protocol, columns, _mark_best(rows))
+        )
     columns = [Column(dataset, dataset, AVERAGE) for dataset in datasets]
     columns += [Column(label, AVERAGE, label) for label in (AVERAGE, MEAN_RANK)]
-    rows = _averages_rows(accuracies, datasets, algorithms)
-    tables.append(Table(method.name, method.title, None, columns, _mark_best(rows, ranks=True)))
+    rows = _mark_best(_averages_rows(accuracies, datasets, algorithms), ranks=True)
+    tables.append(Table(method.name, method.title, None, protocol_of(runs), columns, rows))
     return tables
 
 
-def selected_accuracies(records: pd.DataFrame, method: SelectionMethod) -> Accuracies:
-    """For each (dataset, algorithm, test domain) the test accuracies by trial, in [0, 1].
-
-    Trials come in ascending order, and within a trial the test domains too.
-    """
+def _by_cell(chosen: pd.DataFrame) -> Accuracies:
+    """The test accuracies in [0, 1] by cell and trial, both ascending."""
     found: Accuracies = defaultdict(dict)
-    chosen = method.select(records)
     columns = [chosen[name].tolist() for name in ("dataset", "algorithm", "test_env")]
     trials, test_accs = chosen["trial_seed"].tolist(), chosen["test_acc"].tolist()
     for *key, trial, test_acc in zip(*columns, trials, test_accs, strict=True):
@@ -201,9 +184,30 @@ def selected_accuracies(records: pd.DataFrame, method: SelectionMethod) -> Accur
     return dict(found)
 
 
-def _dataset_row(accuracies: Accuracies, dataset: str, algorithm: str, count: int) -> list[Cell]:
-    trials = [accuracies.get((dataset, algorithm, env), {}) for env in range(count)]
-    cells = [mean_over_trials(list(by_trial.values())) for by_trial in trials]
+def _diverged(
+    runs: pd.DataFrame, chosen: pd.DataFrame, method: SelectionMethod
+) -> dict[CellKey, list[tuple[int, int]]]:
+    """The trials and hparams seeds of the chosen runs that diverged, by cell."""
+    keys = ["dataset", "algorithm", "trial_seed", "hparams_seed"]
+    found: dict[CellKey, list[tuple[int, int]]] = defaultdict(list)
+    both = chosen.merge(runs.loc[runs["diverged"], [*keys, "test_envs"]], on=keys)
+    for row in both.to_dict("records"):
+        if method.uses(row["test_envs"], row["test_env"]):
+            cell = (row["dataset"], row["algorithm"], row["test_env"])
+            found[cell].append((row["trial_seed"], row["hparams_seed"]))
+    return found
+
+
+def _dataset_row(
+    accuracies: Accuracies, diverged: dict[CellKey, list[tuple[int, int]]], keys: list[CellKey]
+) -> list[Cell]:
+    cells = [
+        replace(
+            mean_over_trials(list(accuracies.get(key, {}).values())),
+            diverged=tuple(sorted(set(diverged.get(key, [])))),
+        )
+        for key in keys
+    ]
     return [*cells, mean_of_cells(cells)]
 
 
@@ -224,7 +228,7 @@ def _averages_rows(
         rows[algorithm] = [*cells, mean_of_cells(cells)]
     ranks = mean_ranks([[cell.mean for cell in cells[:-1]] for cells in rows.values()])
     for cells, rank in zip(rows.values(), ranks, strict=True):
-        cells.append(Cell() if rank is None else replace(cells[-1], mean=rank, text=f"{rank:.1f}"))
+        cells.append(Cell() if rank is None else replace(cells[-1], mean=rank))
     return rows
 
 
@@ -238,7 +242,7 @@ def mean_over_trials(accuracies: list[float]) -> Cell:
         return Cell()
     mean = float(100 * np.mean(accuracies))
     std_err = float(100 * np.std(np.array(accuracies) / np.sqrt(len(accuracies))))
-    return Cell(mean, std_err, len(accuracies), f"{mean:.1f} +/- {std_err:.1f}")
+    return Cell(mean, std_err, len(accuracies), tuple(100 * each for each in accuracies))
 
 
 def mean_of_cells(cells: list[Cell]) -> Cell:
@@ -246,8 +250,7 @@ def mean_of_cells(cells: list[Cell]) -> Cell:
     means = [cell.mean for cell in cells if cell.mean is not None]
     if not means or len(means) < len(cells):
         return Cell()
-    mean = _plain_mean(means)
-    return Cell(mean, None, min(cell.n_trials for cell in cells), f"{mean:.1f}")
+    return Cell(_plain_mean(means), None, min(cell.n_trials for cell in cells))
 
 
 def mean_ranks(means: list[list[float | None]]) -> list[float | None]:
@@ -289,7 +292,7 @@ def _warn_of_gaps(report: Report) -> None:
     empty = short = total = 0
     for table in report.tables:
         if table.dataset:
-            expected = trials_of(report.records, table.dataset)
+            expected = trials_of(report.records.runs, table.dataset)
             counts = [cell.n_trials for cells in table.rows.values() for cell in cells[:-1]]
             total += len(counts)
             empty += sum(count == 0 for count in counts)
@@ -301,6 +304,12 @@ def _warn_of_gaps(report: Report) -> None:
         )  # fmt: skip
 
 
-def trials_of(records: pd.DataFrame, dataset: str) -> list[int]:
-    """The trial seeds that a dataset's records have, ascending."""
-    return sorted(set(records.loc[records["dataset"] == dataset, "trial_seed"].tolist()))
+def _warn_of_mixtures(runs: pd.DataFrame) -> None:
+    for dataset in order_datasets(runs["dataset"]):
+        for mixture in mixtures(runs[runs["dataset"] == dataset]):
+            log.warning("warning: the tables of %s mix %s", dataset, mixture)
+
+
+def trials_of(runs: pd.DataFrame, dataset: str) -> list[int]:
+    """The trial seeds that a dataset's runs have, ascending."""
+    return sorted(set(runs.loc[runs["dataset"] == dataset, "trial_seed"].tolist()))

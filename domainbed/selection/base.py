@@ -1,26 +1,22 @@
-"""What the selection methods share: the contract, and array operations over a table of records.
-
-A table of records has one row per record, with the columns `dataset`, `algorithm`, `test_envs`
-(tuple), `trial_seed`, `hparams_seed`, `step` and the accuracies `env{i}_in_acc`, `env{i}_out_acc`
-in [0, 1], NaN where a record has none (`domainbed.reporting.load_records` makes such tables).
-"""
+"""What the selection methods share: the contract, and array operations over records."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from domainbed.records import AccuracyTable, Records
 from domainbed.registry import Registry
 
 CELL_KEYS = ["trial_seed", "dataset", "algorithm", "test_env"]
 SEED_KEYS = [*CELL_KEYS, "hparams_seed"]
 SCORE_COLUMNS = [*SEED_KEYS, "step", "val_acc", "test_acc"]
 
-SELECTION_METHODS = Registry("selection method")
+SELECTION_METHODS: Registry[SelectionMethod] = Registry("selection method")
 
 
 @dataclass(frozen=True)
@@ -31,17 +27,17 @@ class SelectionMethod:
         name: short name, for the command line.
         title: the name in the paper and in the tables.
         needs_pairs: whether runs with two test domains are needed too.
-        score: a function from a table of records to a table with `SCORE_COLUMNS`: for every
-            (trial, dataset, algorithm, test domain, hparams seed) that can be scored one row,
-            with the chosen step and its validation and test accuracy in [0, 1].
+        score: a function from records to a table with `SCORE_COLUMNS`: for every (trial, dataset,
+            algorithm, test domain, hparams seed) that can be scored one row, with the chosen
+            step and its validation and test accuracy in [0, 1].
     """
 
     name: str
     title: str
     needs_pairs: bool
-    score: Callable[[pd.DataFrame], pd.DataFrame]
+    score: Callable[[Records], pd.DataFrame]
 
-    def rank(self, records: pd.DataFrame) -> pd.DataFrame:
+    def rank(self, records: Records) -> pd.DataFrame:
         """The scores of all hparams seeds, within each cell and trial from best to worst.
 
         Of equal validation accuracies the highest hparams seed comes first.
@@ -50,9 +46,13 @@ class SelectionMethod:
         ascending = [True] * len(CELL_KEYS) + [False, False]
         return self.score(records).sort_values(keys, ascending=ascending, ignore_index=True)
 
-    def select(self, records: pd.DataFrame) -> pd.DataFrame:
+    def select(self, records: Records) -> pd.DataFrame:
         """The choice: one row of `SCORE_COLUMNS` for each (trial, dataset, algorithm, domain)."""
         return self.rank(records).drop_duplicates(CELL_KEYS, ignore_index=True)
+
+    def uses(self, test_envs: tuple[int, ...], test_env: int) -> bool:
+        """Whether a run with these test domains counts for the choice on `test_env`."""
+        return test_env in test_envs and len(test_envs) in ((1, 2) if self.needs_pairs else (1,))
 
 
 def register(method: SelectionMethod) -> SelectionMethod:
@@ -61,29 +61,13 @@ def register(method: SelectionMethod) -> SelectionMethod:
     return method
 
 
-def num_domains(records: pd.DataFrame) -> np.ndarray:
-    """How many domains each record knows: the length of env0_out_acc, env1_out_acc, … in it."""
-    if "num_domains" in records:
-        return records["num_domains"].to_numpy(dtype=int)
-    known = ~np.isnan(accuracies(records, "out"))
-    return np.cumprod(known, axis=1).sum(axis=1)
-
-
-def accuracies(records: pd.DataFrame, split: str) -> np.ndarray:
-    """The accuracies on all domains' `split` ("in" or "out"), (records, domains), or NaN."""
-    domains = 0
-    while f"env{domains}_out_acc" in records:
-        domains += 1
-    names = [f"env{i}_{split}_acc" for i in range(domains)]
-    return records.reindex(columns=names).to_numpy(dtype=float)
-
-
-def single_domain_records(records: pd.DataFrame) -> pd.DataFrame:
-    """The records of runs with one test domain, with the columns `test_env` and `test_acc`."""
-    single = records[records["test_envs"].map(len).to_numpy() == 1]
-    test_env = np.array([envs[0] for envs in single["test_envs"]], dtype=int)
-    test_acc = pick(accuracies(single, "in"), test_env)
-    return single.assign(test_env=test_env, test_acc=test_acc)
+def single_domain_records(records: Records) -> AccuracyTable:
+    """The records of runs with one test domain, with the keys `test_env` and `test_acc`."""
+    table = records.accuracies
+    single = table.only(table.keys["test_envs"].map(len) == 1)
+    test_env = np.array([envs[0] for envs in single.keys["test_envs"]], dtype=int)
+    test_acc = pick(single.in_split, test_env)
+    return replace(single, keys=single.keys.assign(test_env=test_env, test_acc=test_acc))
 
 
 def pick(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -91,11 +75,12 @@ def pick(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return values[np.arange(len(values)), columns]
 
 
-def mean_over_others(values: np.ndarray, test_env: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Each row's mean over the domains 0 … count − 1 without the test domain; NaN if none is left.
+def mean_over_others(values: np.ndarray, keys: pd.DataFrame) -> np.ndarray:
+    """Each row's mean over its domains without the test domain; NaN if none is left.
 
     The rows are summed as `np.mean` sums a list, so that ties are ties to the last bit.
     """
+    test_env, count = keys["test_env"].to_numpy(), keys["num_domains"].to_numpy()
     means = np.full(len(values), np.nan)
     for test, domains in {*zip(test_env.tolist(), count.tolist(), strict=True)}:
         others = [i for i in range(domains) if i != test]

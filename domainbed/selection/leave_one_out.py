@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from domainbed.records import AccuracyTable, Records
 from domainbed.selection.base import (
     SEED_KEYS,
     SelectionMethod,
-    accuracies,
     best_step,
     mean_over_others,
-    num_domains,
     pick,
     register,
     single_domain_records,
@@ -20,7 +19,7 @@ from domainbed.selection.base import (
 STEP_KEYS = [*SEED_KEYS, "step"]
 
 
-def score_leave_one_out(records: pd.DataFrame) -> pd.DataFrame:
+def score_leave_one_out(records: Records) -> pd.DataFrame:
     """Scores each hparams seed by its best step.
 
     For test domain t, a step's validation accuracy is the mean, over the other domains d, of the
@@ -28,34 +27,34 @@ def score_leave_one_out(records: pd.DataFrame) -> pd.DataFrame:
     the run whose only test domain is t. A step counts only if all these runs have recorded it,
     the single one exactly once.
     """
-    singles = single_domain_records(records).drop_duplicates(STEP_KEYS, keep=False)
+    singles = single_domain_records(records)
+    singles = singles.only(~singles.keys.duplicated(STEP_KEYS, keep=False))
     held_out = _held_out_accuracies(singles, _pair_records(records))
-    test_env = singles["test_env"].to_numpy()
-    val_acc = mean_over_others(held_out, test_env, num_domains(singles))
-    return best_step(singles.assign(val_acc=val_acc).dropna(subset=["val_acc"]))
+    val_acc = mean_over_others(held_out, singles.keys)
+    return best_step(singles.keys.assign(val_acc=val_acc).dropna(subset=["val_acc"]))
 
 
-def _pair_records(records: pd.DataFrame) -> pd.DataFrame:
+def _pair_records(records: Records) -> pd.DataFrame:
     """Every record of a run on {a, b} twice: as a validation of a on b, and of b on a."""
-    is_pair = [len(envs) == 2 and envs[0] != envs[1] for envs in records["test_envs"]]
-    pairs = records[np.array(is_pair, dtype=bool)]
-    envs = np.array(pairs["test_envs"].tolist(), dtype=int).reshape(-1, 2)
-    in_acc = accuracies(pairs, "in")
-    keys = pairs[[key for key in STEP_KEYS if key != "test_env"]]
+    test_envs = records.accuracies.keys["test_envs"]
+    pairs = records.accuracies.only([len(envs) == 2 and envs[0] != envs[1] for envs in test_envs])
+    envs = np.array(pairs.keys["test_envs"].tolist(), dtype=int).reshape(-1, 2)
     sides = [
-        keys.assign(test_env=envs[:, t], val_env=envs[:, v], val_acc=pick(in_acc, envs[:, v]))
+        pairs.keys.assign(
+            test_env=envs[:, t], val_env=envs[:, v], val_acc=pick(pairs.in_split, envs[:, v])
+        )
         for t, v in ((0, 1), (1, 0))
     ]
     return pd.concat(sides, ignore_index=True)
 
 
-def _held_out_accuracies(singles: pd.DataFrame, pairs: pd.DataFrame) -> np.ndarray:
-    """For each row of `singles` the validation accuracy on each other domain, or NaN if missing.
+def _held_out_accuracies(singles: AccuracyTable, pairs: pd.DataFrame) -> np.ndarray:
+    """For each single record the validation accuracy on each other domain, or NaN if missing.
 
     If a pair was recorded twice the later record counts, as numpy keeps the last assignment.
     """
-    held_out = np.full(accuracies(singles, "out").shape, np.nan)
-    index = pd.MultiIndex.from_frame(singles[STEP_KEYS])
+    held_out = np.full(singles.in_split.shape, np.nan)
+    index = pd.MultiIndex.from_frame(singles.keys[STEP_KEYS])
     rows = index.get_indexer(pd.MultiIndex.from_frame(pairs[STEP_KEYS]))
     wanted = pairs[rows >= 0]
     held_out[rows[rows >= 0], wanted["val_env"]] = wanted["val_acc"]

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import pandas as pd
 
+from domainbed.records import Records
 from domainbed.selection.base import (
     SCORE_COLUMNS,
     SEED_KEYS,
     SelectionMethod,
-    accuracies,
     pick,
     register,
     single_domain_records,
 )
 
 
-def score_oracle(records: pd.DataFrame) -> pd.DataFrame:
+def score_oracle(records: Records) -> pd.DataFrame:
     """Scores each hparams seed by the test domain's out-split accuracy at the last step.
 
     There is no early stopping: a method that sees the test domain may not look often. Only runs
     with a single test domain count.
     """
-    runs = single_domain_records(records)
-    runs["val_acc"] = pick(accuracies(runs, "out"), runs["test_env"].to_numpy())
-    in_order = runs[SCORE_COLUMNS].sort_values([*SEED_KEYS, "step"], kind="stable")
+    singles = single_domain_records(records)
+    val_acc = pick(singles.out_split, singles.keys["test_env"].to_numpy())
+    scores = singles.keys.assign(val_acc=val_acc)[SCORE_COLUMNS]
+    in_order = scores.sort_values([*SEED_KEYS, "step"], kind="stable")
     return in_order.drop_duplicates(SEED_KEYS, keep="last", ignore_index=True)
 
 

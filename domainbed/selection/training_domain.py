@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import pandas as pd
 
+from domainbed.records import Records
 from domainbed.selection.base import (
     SelectionMethod,
-    accuracies,
     best_step,
     mean_over_others,
-    num_domains,
     register,
     single_domain_records,
 )
 
 
-def score_training_domain(records: pd.DataFrame) -> pd.DataFrame:
+def score_training_domain(records: Records) -> pd.DataFrame:
     """Scores each hparams seed by its best step.
 
     The validation accuracy of a step is the mean out-split accuracy over the training domains.
     Only runs with a single test domain count.
     """
-    runs = single_domain_records(records)
-    test_env = runs["test_env"].to_numpy()
-    val_acc = mean_over_others(accuracies(runs, "out"), test_env, num_domains(runs))
-    return best_step(runs.assign(val_acc=val_acc))
+    singles = single_domain_records(records)
+    val_acc = mean_over_others(singles.out_split, singles.keys)
+    return best_step(singles.keys.assign(val_acc=val_acc))
 
 
 TRAINING_DOMAIN = register(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from domainbed.sources.catalogue import SOURCES, Archive, Hub, Origin, Source
 from domainbed.sources.download import download_dataset
-from domainbed.sources.verify import Problem, Report, verify_dataset
+from domainbed.sources.tree import Problem
+from domainbed.sources.verify import Verification, verify_dataset
 
 __all__ = [
     "SOURCES",
@@ -17,8 +18,8 @@ __all__ = [
     "Hub",
     "Origin",
     "Problem",
-    "Report",
     "Source",
+    "Verification",
     "download_dataset",
     "verify_dataset",
 ]

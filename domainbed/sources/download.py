@@ -19,13 +19,14 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from domainbed.errors import UserError
+from domainbed.images.folders import images
 from domainbed.sources import mnist
 from domainbed.sources.archives import BadArchive, extract, is_archive, unpacked_size
 from domainbed.sources.catalogue import SOURCES, Origin, Source
 from domainbed.sources.fetch import DISK_FULL, fetch, require_space
 from domainbed.sources.found import Found, Unusable
 from domainbed.sources.layouts import Layout, find_layout
-from domainbed.sources.tree import Problem, count, differences, empty_files, images, plain, scan
+from domainbed.sources.tree import Problem, count, differences, empty_files, plain, scan
 
 if TYPE_CHECKING:
     from domainbed.datasets.base import DatasetInfo

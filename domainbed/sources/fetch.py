@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -122,7 +123,7 @@ def _raise_if_local(error: Exception) -> None:
         raise error
 
 
-def _moves(bar: tqdm) -> Callable[[int, int | None], None]:
+def _moves(bar: tqdm[Any]) -> Callable[[int, int | None], None]:
     def move(done: int, total: int | None) -> None:
         bar.total = total
         bar.update(done - bar.n)

@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from domainbed.errors import UserError
+from domainbed.images.folders import is_image
 from domainbed.sources.found import Found, Unusable, one_line
-from domainbed.sources.tree import is_image, published_name
+from domainbed.sources.tree import published_name
 
 if TYPE_CHECKING:
     from domainbed.datasets.base import DatasetInfo

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from domainbed.images.folders import folders, images, is_image
 from domainbed.sources import domain_net, hub_rows, terra
 from domainbed.sources.catalogue import Origin
 from domainbed.sources.found import Found, Unusable
-from domainbed.sources.tree import folders, images, is_image, published_name
+from domainbed.sources.tree import published_name
 
 if TYPE_CHECKING:
     from domainbed.datasets.base import DatasetInfo

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed.images.folders import is_image
 from domainbed.sources.found import Found, Unusable, one_line
-from domainbed.sources.tree import is_image
 
 if TYPE_CHECKING:
     from domainbed.datasets.base import DatasetInfo

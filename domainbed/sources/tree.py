@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from domainbed.datasets.base import DatasetInfo
-
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+from domainbed.datasets.base import DatasetInfo
+from domainbed.images.folders import folders, images
 
 ImageFiles = dict[str, dict[str, list[Path]]]
 """Files per domain and class."""
@@ -34,36 +30,6 @@ class Problem:
     kind: str
     where: str
     message: str
-
-
-def folders(path: Path) -> list[Path]:
-    """The folders in `path`, sorted by name, without hidden ones and those that macOS adds."""
-    return sorted(p for p in path.iterdir() if p.is_dir() and not _is_junk(p.name))
-
-
-def folder_names(path: Path) -> list[str]:
-    """Their names alone."""
-    return [folder.name for folder in folders(path)]
-
-
-def images(path: Path) -> list[Path]:
-    """All images at or below `path`; a file is an image by its extension.
-
-    In the order of torchvision's ImageFolder, on which DomainBed's splits depend.
-    """
-    found = []
-    for parent, _, names in sorted(os.walk(path, followlinks=True)):
-        if not any(map(_is_junk, Path(parent).relative_to(path).parts)):
-            found += [Path(parent, name) for name in sorted(names) if is_image(name)]
-    return found
-
-
-def is_image(name: str) -> bool:
-    return not _is_junk(name) and name.lower().endswith(IMAGE_EXTENSIONS)
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def scan(root: Path) -> ImageFiles:

@@ -30,7 +30,7 @@ _HARMLESS_MODES = ("RGB", "L")
 
 
 @dataclass
-class Report:
+class Verification:
     """What was found in one dataset's folder.
 
     Attributes:
@@ -64,7 +64,7 @@ class Report:
         return {"ok": self.ok, "images": self.images, **asdict(self)}
 
 
-def verify_dataset(name: str, data_dir: Path | str) -> Report:
+def verify_dataset(name: str, data_dir: Path | str) -> Verification:
     """Compares domains, classes and counts, and decodes every image.
 
     Args:
@@ -80,7 +80,9 @@ def verify_dataset(name: str, data_dir: Path | str) -> Report:
     cls = get_dataset_class(name)
     info = getattr(cls, "info", None)
     if info is not None and not info.folder:
-        return Report(name, "", "published", notes=["comes with the package; nothing to check"])
+        return Verification(
+            name, "", "published", notes=["comes with the package; nothing to check"]
+        )
     if info is not None and info.folder == mnist.FOLDER:
         return _verify_mnist(name, Path(data_dir))
     if hasattr(cls, "manifest"):
@@ -90,12 +92,12 @@ def verify_dataset(name: str, data_dir: Path | str) -> Report:
     root = cls.locate(str(data_dir))
     if not root.is_dir():
         problem = Problem("missing", "", f"{root} does not exist: {_remedy(name, data_dir)}")
-        return Report(name, str(root), problems=[problem])
+        return Verification(name, str(root), problems=[problem])
     return _report(name, root, scan(root), info)
 
 
-def _report(name: str, root: Path, found: ImageFiles, info: Any) -> Report:
-    report = Report(name, str(root), counts=count(found))
+def _report(name: str, root: Path, found: ImageFiles, info: Any) -> Verification:
+    report = Verification(name, str(root), counts=count(found))
     _compare(report, info, SOURCES.get(name, Origin(sources=())))
     _look(report, found, root)
     return report
@@ -116,8 +118,8 @@ def _remedy(name: str, data_dir: Path | str) -> str:
     return get if name in SOURCES else "check the path"
 
 
-def _verify_mnist(name: str, data_dir: Path) -> Report:
-    report = Report(name, str(data_dir / mnist.FOLDER))
+def _verify_mnist(name: str, data_dir: Path) -> Verification:
+    report = Verification(name, str(data_dir / mnist.FOLDER))
     if problem := mnist.check(data_dir):
         get = f"`domainbed download {name} --data_dir {data_dir}`"
         report.problems = [Problem("missing", "", f"{problem}; {get}")]
@@ -127,7 +129,7 @@ def _verify_mnist(name: str, data_dir: Path) -> Report:
     return report
 
 
-def _compare(report: Report, info: Any, origin: Origin) -> None:
+def _compare(report: Verification, info: Any, origin: Origin) -> None:
     if info is None:
         report.problems += uneven_classes(report.counts)
         return
@@ -139,7 +141,7 @@ def _compare(report: Report, info: Any, origin: Origin) -> None:
         report.notes.append(f"this is {named}: {report.images:,} images")
 
 
-def _look(report: Report, found: ImageFiles, root: Path) -> None:
+def _look(report: Verification, found: ImageFiles, root: Path) -> None:
     """Decodes all images; hashes those whose size also occurs in another domain."""
     domains = {
         file: domain

@@ -1,17 +1,22 @@
-"""The config of a sweep: its fields, from a YAML file and from flags."""
+"""The config of a sweep: its fields, from a YAML file and from flags.
+
+What looks names up is imported when a config is checked, and not to declare its flags: it takes
+PyTorch along.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
 from domainbed.errors import UserError
 from domainbed.names import dataset_label
 from domainbed.plugins import import_plugins
+from domainbed.run_fields import RunFields, RunOptions
 from domainbed.settings import (
     Items,
     Listed,
@@ -25,9 +30,10 @@ from domainbed.settings import (
     make,
     read_fields,
 )
-from domainbed.spec import RunFields, RunSpec
-from domainbed.training.options import RunOptions
 from domainbed.yaml_file import Where
+
+if TYPE_CHECKING:
+    from domainbed.spec import RunSpec
 
 TestEnvs = tuple[int, ...]
 
@@ -235,6 +241,8 @@ def first_run(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs)
     Raises:
         UserError: see `RunSpec.create`.
     """
+    from domainbed.spec import RunSpec
+
     hparams = config.hparams_of(algorithm)
     return RunSpec.create(dataset, algorithm, envs, hparams=hparams, **config.run_fields())
 
@@ -263,6 +271,8 @@ def _check_count(config: SweepConfig) -> None:
 
 def _check_runs(config: SweepConfig) -> None:
     """One run of each dataset with each algorithm, and with each set of test domains."""
+    from domainbed.spec import RunSpec
+
     for name, value in config.hparams.items():
         if _is_algorithm(name) and not isinstance(value, dict):
             raise UserError(f"expected names with values, found {found(value)}", "hparams", name)

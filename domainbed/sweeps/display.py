@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -73,7 +74,7 @@ class Display:
         return f"{share:4.0%}  {self._summary()}{left}"
 
 
-def _bar(steps: int) -> tqdm:
+def _bar(steps: int) -> tqdm[Any]:
     width, height = shutil.get_terminal_size()  # tqdm shows nothing where a terminal has no size
     return tqdm(
         total=steps,

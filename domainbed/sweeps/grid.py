@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from functools import cache
 
-from domainbed.seeding import run_seed
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig, first_run, test_env_sets
 
@@ -27,10 +25,5 @@ def plan(config: SweepConfig) -> list[RunSpec]:
     ):
         env_sets = test_env_sets(config, dataset)
         for algorithm, envs in itertools.product(config.algorithms, env_sets):
-            runs.append(_variant(first(dataset, algorithm, envs), seed, trial))
+            runs.append(first(dataset, algorithm, envs).variant(seed, trial))
     return runs
-
-
-def _variant(run: RunSpec, hparams_seed: int, trial_seed: int) -> RunSpec:
-    seed = run_seed(run.dataset_label, run.algorithm, run.test_envs, hparams_seed, trial_seed)
-    return dataclasses.replace(run, hparams_seed=hparams_seed, trial_seed=trial_seed, seed=seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,15 +12,17 @@ from domainbed.files import write_text
 from domainbed.launchers import FAILED as TASK_FAILED
 from domainbed.launchers import Event, Launcher, create_launcher
 from domainbed.plugins import import_plugins
-from domainbed.run_folder import DONE, FAILED, Busy, RunFolder
+from domainbed.run_fields import RunOptions
+from domainbed.run_folder import Busy, RunFolder
 from domainbed.spec import RunSpec
+from domainbed.states import DONE, FAILED
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.display import Display
 from domainbed.sweeps.grid import plan
 from domainbed.sweeps.status import Estimate, estimate
 from domainbed.sweeps.store import Store
-from domainbed.training.environment import choose_device
-from domainbed.training.trainer import RunOptions, run
+from domainbed.training import run
+from domainbed.training.machine import choose_device
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class RunJob:
             raise Busy(f"another launch has failed at {folder.path} since this one was planned")
         try:
             import_plugins(self.plugins)
-            run(spec, folder, dataclasses.replace(self.options, on_step=on_step))
+            run(spec, folder, self.options, on_step=on_step)
         except Busy:
             raise
         except (Exception, SystemExit) as error:

@@ -6,12 +6,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from domainbed.names import dataset_label
-from domainbed.run_folder import DONE, FAILED, STATES
-from domainbed.spec import RunSpec
-from domainbed.sweeps.store import Identity, Store, last_error
+from domainbed.spec import RunSpec, describe_run
+from domainbed.states import DONE, FAILED, STATES
+from domainbed.sweeps.store import PlannedRun, Store, last_error
+from domainbed.text_table import text_table
 
 Group = tuple[str, str]
 """A dataset's label and an algorithm."""
@@ -35,21 +34,22 @@ class Status:
         return sum((Counter(counts) for counts in self.counts.values()), Counter())
 
 
-def status_of(store: Store, runs: Mapping[str, Identity]) -> Status:
+def status_of(store: Store, runs: Mapping[str, PlannedRun]) -> Status:
     """The states of `runs`, which are given by their ids."""
     states = store.states(runs)
     counts: dict[Group, Counter[str]] = defaultdict(Counter)
     for run_id, run in runs.items():
         counts[_group(run)][states[run_id]] += 1
     failed = [run_id for run_id, state in states.items() if state == FAILED]
-    failures = [(i, _describe(runs[i]), last_error(store.folder(i))) for i in failed]
+    failures = [(i, describe_run(runs[i]), last_error(store.folder(i))) for i in failed]
     return Status(dict(counts), failures)
 
 
 def status_lines(status: Status) -> list[str]:
     """The status as a table and a list of failures."""
     rows = [[*group, sum(n.values()), *(n.get(s, 0) for s in STATES)] for group, n in _rows(status)]
-    lines = table(["dataset", "algorithm", "runs", *STATES], rows)
+    header = ["dataset", "algorithm", "runs", *STATES]
+    lines = text_table([header, *rows], right=range(2, len(header)))
     if status.failures:
         lines += ["", "Failed:", *failure_lines(status.failures)]
     return lines
@@ -69,21 +69,6 @@ def status_json(status: Status) -> str:
     failures = [{"run": i, "what": what, "error": error} for i, what, error in status.failures]
     total = {state: status.total[state] for state in STATES}
     return json.dumps({"total": total, "groups": groups, "failures": failures}, indent=2)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines with aligned columns: text to the left, numbers to the right."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    numeric = [all(r[c].isdigit() for r in cells[1:]) for c in range(len(header))]
-    lines = []
-    for row in cells:
-        aligned = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric)
-        ]
-        lines.append("  ".join(aligned).rstrip())
-    return lines
 
 
 @dataclass(frozen=True)
@@ -131,9 +116,5 @@ def _rows(status: Status) -> list[tuple[Group, Mapping[str, int]]]:
     return [*rows, (("all", ""), status.total)] if len(rows) > 1 else rows
 
 
-def _group(run: Identity) -> Group:
-    return dataset_label(run["dataset"]), run["algorithm"]
-
-
-def _describe(run: Identity) -> str:
-    return RunSpec(**{**run, "test_envs": tuple(run["test_envs"])}).describe()
+def _group(run: PlannedRun) -> Group:
+    return run["dataset"], run["algorithm"]

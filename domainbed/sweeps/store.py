@@ -14,14 +14,23 @@ from filelock import FileLock
 
 from domainbed.errors import UserError
 from domainbed.files import write_text
-from domainbed.run_folder import DONE, MISSING, RUNNING, Busy, RunFolder
+from domainbed.run_folder import Busy, RunFolder
 from domainbed.spec import RunSpec
+from domainbed.states import DONE, MISSING, RUNNING
 from domainbed.sweeps.config import SweepConfig
 
 _PLAN_VERSION = 1
 
-Identity = Mapping[str, Any]
-"""`RunSpec.identity()`, as plan.json keeps it."""
+PlannedRun = Mapping[str, Any]
+"""What tells a run from the others of its sweep, as plan.json keeps it: see `planned_run`."""
+
+_PLANNED_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed", "steps")
+
+
+def planned_run(run: RunSpec) -> PlannedRun:
+    """A run as plan.json keeps it."""
+    values = {name: getattr(run, name) for name in _PLANNED_FIELDS}
+    return {**values, "dataset": run.dataset_label, "test_envs": list(run.test_envs)}
 
 
 class Store:
@@ -58,7 +67,7 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self._plan_lock):
-                merged = {**self._planned(), **{i: run.identity() for i, run in runs.items()}}
+                merged = {**self._planned(), **{i: planned_run(run) for i, run in runs.items()}}
                 content = json.dumps({"version": _PLAN_VERSION, "runs": merged})
                 write_text(self.plan, content + "\n")
                 write_text(self.config, yaml.safe_dump(config.as_yaml_value(), sort_keys=False))
@@ -68,7 +77,7 @@ class Store:
                 "another"
             ) from error
 
-    def planned(self) -> dict[str, Identity]:
+    def planned(self) -> dict[str, PlannedRun]:
         """All runs that launches into this folder were to do, by run id.
 
         Raises:
@@ -81,7 +90,7 @@ class Store:
             )
         return self._planned()
 
-    def _planned(self) -> dict[str, Identity]:
+    def _planned(self) -> dict[str, PlannedRun]:
         if not self.plan.is_file():
             return {}
         try:

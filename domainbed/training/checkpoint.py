@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +15,15 @@ from torch import nn
 
 from domainbed.errors import UserError
 from domainbed.files import written_aside
+from domainbed.run_folder import RunFolder
 from domainbed.training.state import capture, plain_numpy_state, restore
 
-_VERSION = 2
+_VERSION = 3
+_TITLE = b"domainbed checkpoint, sha256 "
+
+
+class Damaged(Exception):
+    """A file's content is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -33,41 +41,90 @@ class Progress:
     seconds: float = 0.0
 
 
-def save(file: Path, algorithm: nn.Module, progress: Progress) -> None:
-    """Writes a checkpoint aside and moves it into place."""
+def save(folder: RunFolder, run_id: str, algorithm: nn.Module, progress: Progress) -> None:
+    """Writes a checkpoint aside, reads it back, and moves it into place.
+
+    The one before stays until then, and is kept beside it as the one to fall back on.
+    """
+    stream = io.BytesIO()
     contents = {
         "version": _VERSION,
+        "run_id": run_id,
         "progress": asdict(progress),
         "algorithm": capture(algorithm),
         "random": _random_state(),
     }
-    with written_aside(file) as aside:
-        torch.save(contents, aside)
+    torch.save(contents, stream)
+    payload = stream.getvalue()
+    with written_aside(folder.checkpoint) as aside:
+        aside.write_bytes(_TITLE + _digest(payload) + b"\n" + payload)
+        _payload(aside)
+        if folder.checkpoint.exists():
+            folder.checkpoint.replace(folder.checkpoint_before)
 
 
-def load(file: Path, algorithm: nn.Module) -> Progress:
+def load(folder: RunFolder, run_id: str, algorithm: nn.Module) -> Progress:
     """Restores the algorithm and all random sources; a fresh `Progress` if there is no file.
 
+    A damaged checkpoint is passed over for the one before it.
+
     Raises:
-        UserError: the file is damaged.
+        UserError: no checkpoint is whole, it is another run's, or the algorithm cannot go on
+            from it, see `restore`.
     """
-    if not file.exists():
-        return Progress()
+    files = [f for f in (folder.checkpoint, folder.checkpoint_before) if f.exists()]
+    reasons = []
+    for file in files:
+        try:
+            contents = _read(file)
+        except Damaged as error:
+            reasons.append(f"{file} is damaged ({error})")
+            continue
+        if contents["version"] != _VERSION:
+            return Progress()  # written by another version: begin again rather than guess
+        if contents["run_id"] != run_id:
+            raise UserError(
+                f"{file} is of another run ({contents['run_id']}): remove it to begin the run again"
+            )
+        restore(algorithm, contents["algorithm"])
+        _set_random_state(contents["random"])
+        progress = contents["progress"]
+        return Progress(progress["next_step"], tuple(progress["records"]), progress["seconds"])
+    if reasons:
+        raise UserError(f"{'; '.join(reasons)}: remove it to begin the run again")
+    return Progress()
+
+
+def remove(folder: RunFolder) -> None:
+    """Of a run that is done."""
+    folder.checkpoint.unlink(missing_ok=True)
+    folder.checkpoint_before.unlink(missing_ok=True)
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.sha256(payload).hexdigest().encode()
+
+
+def _payload(file: Path) -> bytes:
+    """What follows the first line, which must hold its digest."""
+    title, _, payload = file.read_bytes().partition(b"\n")
+    if title != _TITLE + _digest(payload):
+        raise Damaged("its content does not have the digest that it was written with")
+    return payload
+
+
+def _read(file: Path) -> dict[str, Any]:
+    payload = _payload(file)
     # To the CPU: restoring moves each tensor to where its owner wants it, and an optimizer wants
     # its step counts there.
     try:
-        contents = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a damaged file raises anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{file} is damaged ({reason}): remove it to begin the run again"
-        ) from error
-    if contents["version"] != _VERSION:
-        return Progress()  # written by another version: begin again rather than guess
-    restore(algorithm, contents["algorithm"])
-    _set_random_state(contents["random"])
-    progress = contents["progress"]
-    return Progress(progress["next_step"], tuple(progress["records"]), progress["seconds"])
+        contents = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling what nobody here wrote raises anything
+        # PyTorch's own message goes on to advise to trust the file.
+        raise Damaged(type(error).__name__) from error
+    if not isinstance(contents, dict) or not {"version", "run_id"} <= set(contents):
+        raise Damaged("it holds no checkpoint")
+    return contents
 
 
 def _random_state() -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 _WIDTH = 10
+_LONG = 3.0  # seconds from which an evaluation is worth a word
 
 
 class ProgressTable:
@@ -24,12 +26,29 @@ class ProgressTable:
         self._out, self._echo, self._steps, self._hidden = out, echo, steps, hidden
         self._columns: list[str] = []
         self._first: tuple[int, float] | None = None
+        self._evaluated, self._evaluation_began, self._told = 0, 0.0, False
 
     def line(self, text: str = "") -> None:
         with self._out.open("a", encoding="utf-8") as stream:
             stream.write(text + "\n")
         if self._echo:
             print(text, flush=True)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Counts the images of an evaluation, for somebody who watches; says once what it costs."""
+        if not self._echo:
+            return
+        if self._evaluated in (0, total):
+            self._evaluation_began = time.monotonic()
+        self._evaluated = done
+        if sys.stderr.isatty():
+            end = "\r" + " " * 40 + "\r" if done == total else ""
+            print(f"\revaluating {done:,} of {total:,} images{end}", end="", file=sys.stderr)
+        elif not self._told and time.monotonic() - self._evaluation_began > _LONG:
+            self._told = True
+            seconds = (time.monotonic() - self._evaluation_began) * total / done
+            print(f"each evaluation of {total:,} images takes about {duration(seconds)}",
+                  file=sys.stderr, flush=True)  # fmt: skip
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Prints one record's step, losses, accuracies and the time left."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from domainbed.datasets.domain import Domain
 from domainbed.errors import UserError
 from domainbed.seeding import split_seed
 
@@ -35,62 +36,71 @@ def split_indices(n: int, holdout_fraction: float, seed: int) -> tuple[list[int]
 
 
 def split_domains(
-    sizes: Sequence[int],
+    domains: Sequence[Domain],
     test_envs: Sequence[int],
     holdout_fraction: float,
     trial_seed: int,
     uda_holdout_fraction: float = 0.0,
-    out_splits: Sequence[Sequence[int]] | None = None,
 ) -> list[Split]:
-    """The split of every domain, of `sizes` images each.
+    """The split of every domain, without the images that cannot be read.
 
-    With `out_splits` these positions are the domains' out-splits, instead of random ones.
+    A domain's own out-split takes the place of a random one.
 
     Raises:
         UserError: a domain is too small to leave images in both parts.
     """
     splits = []
-    for domain, n in enumerate(sizes):
-        seed = split_seed(trial_seed, domain)
-        out, inside = split_indices(n, holdout_fraction, seed)
-        if out_splits is not None:
-            out = list(out_splits[domain])
-            inside = sorted(set(range(n)).difference(out))
-        unlabeled: list[int] = []
-        if uda_holdout_fraction and domain in test_envs:
-            chosen, kept = split_indices(len(inside), uda_holdout_fraction, seed)
-            unlabeled, inside = [inside[i] for i in chosen], [inside[i] for i in kept]
-        if not out or not inside:
-            raise UserError(
-                f"domain {domain} has {n} images, too few for a holdout_fraction of "
-                f"{holdout_fraction}: add images or change the fraction"
-            )
-        if uda_holdout_fraction and domain in test_envs and not unlabeled:
-            raise UserError(
-                f"domain {domain} has {n} images, too few for a uda_holdout_fraction of "
-                f"{uda_holdout_fraction}: add images or change the fraction"
-            )
-        splits.append(Split(out, inside, unlabeled))
+    for number, domain in enumerate(domains):
+        seed = split_seed(trial_seed, number)
+        adapts = uda_holdout_fraction if number in test_envs else 0.0
+        split = _adapted(_cut(domain, holdout_fraction, seed), adapts, seed)
+        _require_images(split, number, len(domain), holdout_fraction, adapts)
+        splits.append(without_unreadable(split, number, domain.unreadable))
     return splits
 
 
-def without_unreadable(
-    splits: Sequence[Split], unreadable: Sequence[Collection[int]]
-) -> list[Split]:
-    """The same cut, without the images of each domain that cannot be read.
+def _cut(domain: Domain, holdout_fraction: float, seed: int) -> Split:
+    if domain.out_split is None:
+        return Split(*split_indices(len(domain), holdout_fraction, seed), [])
+    out = list(domain.out_split)
+    return Split(out, sorted(set(range(len(domain))).difference(out)), [])
+
+
+def _adapted(split: Split, fraction: float, seed: int) -> Split:
+    """With a share of the in-split as unlabeled images."""
+    if not fraction:
+        return split
+    chosen, kept = split_indices(len(split.inside), fraction, seed)
+    inside = split.inside
+    return Split(split.out, [inside[i] for i in kept], [inside[i] for i in chosen])
+
+
+def _require_images(split: Split, number: int, n: int, holdout: float, adapts: float) -> None:
+    lacking = {
+        f"holdout_fraction of {holdout}": not split.out or not split.inside,
+        f"uda_holdout_fraction of {adapts}": adapts and not split.unlabeled,
+    }
+    for fraction, is_lacking in lacking.items():
+        if is_lacking:
+            raise UserError(
+                f"domain {number} has {n} images, too few for a {fraction}: add images or change "
+                "the fraction"
+            )
+
+
+def without_unreadable(split: Split, number: int, unreadable: Collection[int]) -> Split:
+    """The same cut of domain `number`, without the images that cannot be read.
 
     Raises:
-        UserError: nothing else is in a domain's out-split, or in its in-split.
+        UserError: nothing else is in the out-split, or in the in-split.
     """
-    kept = []
-    for domain, (split, bad) in enumerate(zip(splits, map(set, unreadable))):
-        out, inside, unlabeled = (
-            [i for i in part if i not in bad] for part in (split.out, split.inside, split.unlabeled)
+    bad = set(unreadable)
+    kept = Split(
+        *([i for i in part if i not in bad] for part in (split.out, split.inside, split.unlabeled))
+    )
+    if not kept.out or not kept.inside:
+        raise UserError(
+            f"domain {number} has {len(bad)} images that cannot be read, and too few others: "
+            "replace them"
         )
-        if not out or not inside:
-            raise UserError(
-                f"domain {domain} has {len(bad)} images that cannot be read, and too few others: "
-                "replace them"
-            )
-        kept.append(Split(out, inside, unlabeled))
     return kept

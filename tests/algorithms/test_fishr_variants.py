@@ -10,7 +10,15 @@ from helpers import build, flat_parameters, random_minibatches, resumed, small_h
 from references import NAIVE, NaiveAnnealed, mean_loss, per_sample_gradients
 from torch import nn
 
-from domainbed.algorithms import ALGORITHMS, CORAL, ERM, Fishr, get_algorithm_class
+from domainbed.algorithms import (
+    ALGORITHMS,
+    CORAL,
+    ERM,
+    Algorithm,
+    Fishr,
+    PooledAlgorithm,
+    get_algorithm_class,
+)
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams, options, search_space
 from domainbed.spec import RunSpec
@@ -117,9 +125,9 @@ def test_part_of_a_classifier():
         "Fishr", shape=VECTORS, nonlinear_classifier=True, fishr_parameters="classifier.4",
         **SMALL_MLP,
     )  # fmt: skip
-    assert algorithm.variance_ema.shape == (2, 1 * 3 + 3)
+    assert algorithm.matching.variance_ema.shape == (2, 1 * 3 + 3)
     algorithm.update(random_minibatches(SIZES, 0, VECTORS))
-    assert (algorithm.variance_ema > 0).any()
+    assert (algorithm.matching.variance_ema > 0).any()
 
 
 @pytest.mark.parametrize(
@@ -160,7 +168,8 @@ class TestAddOn:
             assert own["fishr_penalty"] == pytest.approx(theirs["penalty"], rel=1e-6)
         for name, value in fishr.state_dict().items():
             if name != "update_count":
-                torch.testing.assert_close(added.state_dict()[name], value)
+                here = name if name.startswith("matching.") else f"base.{name}"
+                torch.testing.assert_close(added.state_dict()[here], value)
 
     @pytest.mark.parametrize("name", ["CORAL", "VREx", "IRM"])
     def test_adds_the_naive_penalty_to_the_naive_loss(self, name):
@@ -198,27 +207,29 @@ class TestAddOn:
             each.update(random_minibatches(SIZES, 2))
         assert torch.equal(flat_parameters(whole), flat_parameters(again))
 
-    def test_leaves_no_hook_behind(self):
-        algorithm = build("Fishr+CORAL", **ADDED)
-        algorithm.update(random_minibatches(SIZES))
-        assert not algorithm.classifier._forward_pre_hooks
-        with pytest.raises(UserError, match="at least 2 samples"):
-            algorithm.update(random_minibatches((1, 1)))
-        assert not algorithm.classifier._forward_pre_hooks
+    @pytest.mark.parametrize("name", ["ERM", "CORAL", "IRM", "VREx", "DANN"])
+    def test_one_pass_serves_both_losses(self, name):
+        algorithm, passes = build(f"Fishr+{name}", **ADDED), []
+        algorithm.featurizer.register_forward_hook(lambda *_: passes.append("featurizer"))
+        assert "fishr_penalty" in algorithm.update(random_minibatches(SIZES))
+        assert passes == ["featurizer"]
 
     def test_names_and_hyper_parameters(self):
         cls = get_algorithm_class("Fishr+CORAL")
-        assert issubclass(cls, CORAL)
+        assert cls.base_class is CORAL
+        assert isinstance(build("Fishr+CORAL").base, CORAL)
         assert cls is get_algorithm_class("Fishr+CORAL")
         assert cls.__name__ == "Fishr+CORAL"
         space = search_space("Fishr+CORAL", "PACS")
-        assert {"mmd_gamma", "fishr_lambda", "fishr_ema"} <= set(space)
+        added = ["fishr_lambda", "fishr_penalty_anneal_iters", "fishr_ema"]
+        assert list(space) == [*search_space("CORAL", "PACS"), *added]
+        assert {"grad_penalty_of", "fishr_statistic"} <= set(options("Fishr+DANN"))
         assert RunSpec.create("ColoredDigits", "Fishr+CORAL", [0]).algorithm == "Fishr+CORAL"
 
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("Fishr+Fish", "Fishr cannot be added to Fish, it sees one domain at a time"),
+            ("Fishr+Fish", "Fishr cannot be added to Fish, whose own 'update' would leave the pen"),
             ("Fishr+Fishr", "it has the penalty already"),
             ("Fishr+CORALL", "unknown algorithm 'CORALL'. Did you mean 'CORAL'"),
         ],
@@ -236,19 +247,66 @@ class TestAddOn:
         monkeypatch.setitem(ALGORITHMS._entries, "Renamed", type("Impl", (ERM,), {}))
         assert get_algorithm_class("Fishr+Renamed").__name__ == "Fishr+Renamed"
 
-    def test_an_algorithm_that_descends_domain_by_domain(self, monkeypatch):
-        class ByDomain(ERM):
-            def update(self, minibatches, unlabeled=None):
-                for x, y in minibatches:
-                    self.descend(nn.functional.cross_entropy(self.predict(x), y))
-                return {}
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            ({"update": lambda self, minibatches, unlabeled=None: {}}, "whose own 'update' would"),
+            (
+                {"objective": lambda self, minibatches, unlabeled=None: 0},
+                "own 'objective' would",
+            ),
+            ({"predict": lambda self, x: self.network(2 * x)}, "'predict' hides the classifier's"),
+        ],
+    )
+    def test_what_would_train_without_the_penalty(self, body, reason, monkeypatch):
+        """As Mixup written for DomainBed, which steps its own optimizer in its own `update`."""
+        monkeypatch.setitem(ALGORITHMS._entries, "Mixup", type("Mixup", (ERM,), body))
+        message = rf"no algorithm 'Fishr\+Mixup': Fishr cannot be added to Mixup, .*{reason}"
+        with pytest.raises(UserError, match=message):
+            RunSpec.create("ColoredDigits", "Fishr+Mixup", [0])
 
-        monkeypatch.setitem(ALGORITHMS._entries, "ByDomain", ByDomain)
-        algorithm = get_algorithm_class("Fishr+ByDomain")(
-            VECTORS, 3, 2, {**small_hparams("ERM"), **SMALL_MLP, **ADDED}
-        )
-        with pytest.raises(UserError, match="sends 3 of 8 samples through the classifier"):
-            algorithm.update(random_minibatches(SIZES, 0, VECTORS))
+    @pytest.mark.parametrize("parent", [Algorithm, PooledAlgorithm])
+    def test_what_has_no_loss_to_add_to(self, parent, monkeypatch):
+        monkeypatch.setitem(ALGORITHMS._entries, "Bare", type("Bare", (parent,), {}))
+        with pytest.raises(UserError, match="to Bare, it has no 'objective_of', to whose loss"):
+            get_algorithm_class("Fishr+Bare")
+
+    def test_an_objective_from_outside(self, monkeypatch):
+        """A class that has `objective_of` alone carries the penalty, and reports its own loss."""
+
+        class Halved(ERM):
+            def objective_of(self, forward):
+                return 0.5 * forward.pooled_risk(), {"seen": 1.0}
+
+        monkeypatch.setitem(ALGORITHMS._entries, "Halved", Halved)
+        hparams = {**small_hparams("ERM"), **SMALL_MLP, **ADDED, "fishr_penalty_anneal_iters": 0}
+        torch.manual_seed(0)
+        algorithm = get_algorithm_class("Fishr+Halved")(VECTORS, 3, 2, hparams)
+        minibatches = random_minibatches(SIZES, 0, VECTORS)
+        x, y = (torch.cat(each) for each in zip(*minibatches, strict=True))
+        halved = 0.5 * nn.functional.cross_entropy(algorithm.predict(x), y).item()
+        before = flat_parameters(algorithm)
+        metrics = algorithm.update(minibatches)
+        assert metrics["loss"] == pytest.approx(halved)
+        assert list(metrics) == ["loss", "seen", "fishr_penalty"]
+        assert not torch.equal(flat_parameters(algorithm), before)
+
+    def test_hooks_reach_the_other_algorithm(self, monkeypatch):
+        calls = []
+        hooks = {
+            "on_start": lambda self: calls.append("start"),
+            "on_record": lambda self, metrics: metrics.update(noted=1.0),
+            "on_end": lambda self: calls.append("end"),
+        }
+        monkeypatch.setitem(ALGORITHMS._entries, "Hooked", type("Hooked", (ERM,), hooks))
+        cls = get_algorithm_class("Fishr+Hooked")
+        algorithm = cls(VECTORS, 3, 2, {**small_hparams("ERM"), **SMALL_MLP, **ADDED})
+        record = {"step": 0.0}
+        algorithm.on_start()
+        algorithm.on_record(record)
+        algorithm.on_end()
+        assert calls == ["start", "end"]
+        assert record == {"step": 0.0, "noted": 1.0}
 
 
 def test_the_published_fishr_is_the_default():

@@ -1,6 +1,8 @@
 """The commands that print tables and top hyper-parameters, on a sweep whose numbers are set."""
 
 import argparse
+import csv
+import io
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 
 from domainbed.cli import collect, top_hparams
 from domainbed.errors import UserError
+from domainbed.reporting import RENDERERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,12 +59,13 @@ def test_collect_prints_the_tables(sweep, capsys):
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
     assert rows[0] == ["Total", "records:", "32"]
-    assert rows[3] == ["Algorithm", "A", "C", "P", "S", "Avg"]
+    assert rows[1] == ["Protocol:", "not", "recorded"]
+    assert rows[4] == ["Algorithm", "A", "C", "P", "S", "Avg"]
     # trials 50 and 52: mean 51, population standard deviation 1, over the root of two: 0.7
     cells = [word for mean in (51, 61, 71, 81) for word in (f"{mean}.0", "+/-", "0.7")]
-    assert rows[4] == ["ERM", *cells, "66.0"]
-    assert rows[7] == ["Algorithm", "PACS", "Avg", "Mean", "rank"]
-    assert rows[8] == ["ERM", "66.0", "+/-", "0.7", "66.0", "1.0"]
+    assert rows[5] == ["ERM", *cells, "66.0"]
+    assert rows[8] == ["Algorithm", "PACS", "Avg", "Mean", "rank"]
+    assert rows[9] == ["ERM", "66.0", "+/-", "0.7", "66.0", "1.0"]
     assert err == ""
 
 
@@ -76,7 +80,7 @@ def test_all_methods_by_default(sweep, capsys):
     ]
 
 
-@pytest.mark.parametrize("name", collect.FORMATS)
+@pytest.mark.parametrize("name", RENDERERS)
 def test_output_file(sweep, tmp_path, capsys, name):
     run(collect, sweep, "--format", name)
     printed = capsys.readouterr().out
@@ -92,13 +96,31 @@ def test_output_that_cannot_be_written(sweep, tmp_path):
         run(collect, sweep, "--output", tmp_path / "no" / "tables")
 
 
-def test_formats_are_those_of_the_package():
-    from domainbed.reporting import FORMATS
+def test_every_format_is_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        run(collect, "--help")
+    help_text = capsys.readouterr().out
+    assert all(name in help_text for name in RENDERERS)
 
-    assert tuple(FORMATS) == collect.FORMATS
+
+def test_help_imports_no_pandas():
+    code = (
+        "import argparse, sys; from domainbed.cli import collect, top_hparams\n"
+        "for command in (collect, top_hparams):\n"
+        "    parser = argparse.ArgumentParser()\n"
+        "    command.add_arguments(parser)\n"
+        "    parser.format_help()\n"
+        "assert 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", collect.FORMATS)
+def test_an_unknown_format(sweep):
+    with pytest.raises(UserError, match="unknown format 'markdwon'"):
+        run(collect, sweep, "--format", "markdwon")
+
+
+@pytest.mark.parametrize("name", RENDERERS)
 def test_explain_below_the_tables_or_beside(sweep, capsys, name):
     (sweep / "200" / "done").unlink()
     run(collect, sweep, "--format", name, "--explain", "--selection", "oracle")
@@ -121,38 +143,55 @@ def test_top_hparams(sweep, capsys):
         "Total records: 32",
         "",
         "Model selection: test-domain validation set (oracle)",
+        "best of each trial:",
+        "  trial_seed  hparams_seed  step   val_acc  test_acc  hparams",
+        '           0             0    10  0.900000  0.800000  {"batch_size": 32, "lr": 0.001}',
+        '           1             0    10  0.900000  0.820000  {"batch_size": 32, "lr": 0.001}',
         "trial_seed: 0",
         "\tval_acc: 0.900000, test_acc: 0.800000, step: 10, hparams_seed: 0",
-        "\t\thparams:",
-        "\t\t\tbatch_size: 32",
-        "\t\t\tlr: 0.001",
-        "\t\toutput_dirs:",
-        f"\t\t\t{sweep / '300'}",
+        '\t\thparams: {"batch_size": 32, "lr": 0.001}',
+        f"\t\toutput_dir: {sweep / '300'}",
         "\tval_acc: 0.800000, test_acc: 0.810000, step: 10, hparams_seed: 1",
-        "\t\thparams:",
-        "\t\t\tbatch_size: 32",
-        "\t\t\tlr: 0.002",
-        "\t\toutput_dirs:",
-        f"\t\t\t{sweep / '310'}",
+        '\t\thparams: {"batch_size": 32, "lr": 0.002}',
+        f"\t\toutput_dir: {sweep / '310'}",
         "trial_seed: 1",
         "\tval_acc: 0.900000, test_acc: 0.820000, step: 10, hparams_seed: 0",
-        "\t\thparams:",
-        "\t\t\tbatch_size: 32",
-        "\t\t\tlr: 0.001",
-        "\t\toutput_dirs:",
-        f"\t\t\t{sweep / '301'}",
+        '\t\thparams: {"batch_size": 32, "lr": 0.001}',
+        f"\t\toutput_dir: {sweep / '301'}",
         "\tval_acc: 0.800000, test_acc: 0.830000, step: 10, hparams_seed: 1",
-        "\t\thparams:",
-        "\t\t\tbatch_size: 32",
-        "\t\t\tlr: 0.002",
-        "\t\toutput_dirs:",
-        f"\t\t\t{sweep / '311'}",
+        '\t\thparams: {"batch_size": 32, "lr": 0.002}',
+        f"\t\toutput_dir: {sweep / '311'}",
     ]
     run(top_hparams, *words, "--top", 1)
     out = capsys.readouterr().out
-    assert out.count("hparams_seed: 0") == 4  # two methods, two trials
+    assert out.count(", hparams_seed: 0") == 4  # two methods, two trials
     assert "hparams_seed: 1" not in out
     assert "cross-validation\nno result" in out
+
+
+def test_top_hparams_for_programs(sweep, capsys):
+    words = ["--input_dir", sweep, "--dataset", "PACS", "--algorithm", "ERM", "--test-env", 3]
+    words += ["--top", 1, "--selection", "oracle", "leave-one-domain-out"]
+    run(top_hparams, *words, "--format", "json")
+    choices = json.loads(capsys.readouterr().out)
+    first, second = choices
+    assert first == {
+        "selection": "oracle",
+        "trial_seed": 0,
+        "rank": 1,
+        "hparams_seed": 0,
+        "step": 10,
+        "val_acc": 0.9,
+        "test_acc": 0.8,
+        "hparams": {"batch_size": 32, "lr": 0.001},
+        "output_dirs": [str(sweep / "300")],
+    }
+    assert (second["trial_seed"], second["test_acc"]) == (1, pytest.approx(0.82))
+    run(top_hparams, *words, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    for row in rows:
+        row |= {name: json.loads(row[name]) for name in row if name != "selection"}
+    assert rows == choices
 
 
 @pytest.mark.parametrize(

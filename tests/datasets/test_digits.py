@@ -20,6 +20,7 @@ from domainbed.datasets import (
     load_dataset,
 )
 from domainbed.errors import UserError
+from domainbed.seeding import data_seed
 
 
 def as_bytes(images):
@@ -182,3 +183,76 @@ def test_several_processes_at_once(tmp_path):
     names = [p.name for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")]
     assert len(names) == 1
     assert names[0].endswith(".npy")
+
+
+def drawn_from_the_global_source(images, digits, seed):
+    """ColoredMNIST's domains as DomainBed makes them in a run with that seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        order = torch.randperm(len(images))
+        images, digits, domains = images[order], digits[order], []
+        for i, noise in enumerate((0.1, 0.2, 0.9)):
+            x = images[i::3].float().div(255).unsqueeze(1).repeat(1, 2, 1, 1)
+            labels = (digits[i::3] < 5).float()
+            labels = (labels - (torch.rand(len(labels)) < 0.25).float()).abs()
+            colors = (labels - (torch.rand(len(labels)) < noise).float()).abs()
+            x[range(len(x)), (1 - colors).long()] = 0
+            domains.append((x, labels.long()))
+    return domains
+
+
+@pytest.mark.parametrize("seed", [0, 1981683110])
+def test_a_data_seed_gives_the_domains_of_the_original(seed):
+    images, digits = ColoredDigits.read("")
+    dataset = load_dataset("ColoredDigits", "", [0], {}, 5, data_seed=seed)
+    for domain, (x, y) in zip(
+        dataset, drawn_from_the_global_source(images, digits, seed), strict=True
+    ):
+        assert torch.equal(domain.tensors[0], x)
+        assert torch.equal(domain.tensors[1], y)
+
+
+def test_a_data_seed_takes_the_place_of_the_trials():
+    seeded = [load_dataset("RotatedDigits", "", [0], {}, trial, data_seed=4) for trial in (0, 1)]
+    assert same_data(*seeded)
+    assert seeded[0] is not seeded[1]
+    assert not same_data(seeded[0], load_dataset("RotatedDigits", "", [0], {}, 0))
+    assert not same_data(seeded[0], load_dataset("RotatedDigits", "", [0], {}, 0, data_seed=5))
+    assert same_data(
+        load_dataset("RotatedDigits", "", [0], {}, 0, data_seed=data_seed(0)),
+        load_dataset("RotatedDigits", "", [0], {}, 0),
+    )
+
+
+def test_bicubic_rotation_is_that_of_pil():
+    plain = load_dataset("RotatedDigits", "", [0], {}, 0)
+    bicubic = load_dataset("RotatedDigits", "", [0], {"rotation": "bicubic"}, 0)
+    usual = load_dataset("RotatedDigits", "", [0], {"rotation": "bilinear"}, 0)
+    assert same_data(plain, usual)
+    assert not same_data(plain, bicubic)
+    images, _ = RotatedDigits.read("")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(data_seed(0)))
+    for domain, angle in enumerate((0, 15, 30, 45, 60, 75)):
+        for k in range(5):
+            image = Image.fromarray(images[order[domain + 6 * k]].numpy())
+            turned = torch.from_numpy(np.array(image.rotate(angle, Image.Resampling.BICUBIC)))
+            assert torch.equal(bicubic[domain].tensors[0][k, 0], turned / 255)
+
+
+def test_another_rotation_is_refused():
+    with pytest.raises(UserError, match="'rotation' of RotatedDigits cannot be 'cubic'") as caught:
+        load_dataset("RotatedDigits", "", [0], {"rotation": "cubic"}, 0)
+    assert caught.value.where == ("hparams", "rotation")
+
+
+def test_the_cache_keeps_rotations_and_seeds_apart(tmp_path):
+    root = str(write_small_mnist(tmp_path / "data"))
+    variants = [({}, None), ({"rotation": "bicubic"}, None), ({}, 3)]
+    built = [RotatedMNIST(root, [0], hparams, 0, seed) for hparams, seed in variants]
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 3
+    again = [RotatedMNIST(root, [0], hparams, 0, seed) for hparams, seed in variants]
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 3
+    for first, second in zip(built, again, strict=True):
+        assert same_data(first, second)
+    assert not same_data(built[0], built[1])
+    assert not same_data(built[0], built[2])

@@ -170,7 +170,7 @@ class TestFishr:
         )  # fmt: skip
         metrics = algorithm.update(random_minibatches((2, 2), shape=(3, 32, 32)))
         assert metrics["penalty"] > 0
-        assert algorithm.variance_ema.shape == (2, 2 * 512 + 513 * CLASSES)
+        assert algorithm.matching.variance_ema.shape == (2, 2 * 512 + 513 * CLASSES)
 
     def test_batch_norm_that_trains_is_refused_at_once(self):
         with pytest.raises(UserError, match="'fishr_parameters' is 'all', but batch norm"):

@@ -184,13 +184,6 @@ def test_without_augmentation_it_is_the_evaluation_transform():
     assert torch.equal(preprocess_each(list(images)), torch.stack(expected))
 
 
-def test_parts_are_joined():
-    a, b = drawn(count=3), drawn(count=2, seed=1)
-    joined = Augmentation.join([a, b])
-    assert torch.equal(joined.factors, torch.cat([a.factors, b.factors]))
-    assert joined.flip.tolist() == [*a.flip.tolist(), *b.flip.tolist()]
-
-
 def test_augmented_images_have_the_published_statistics():
     """Brightness, contrast, colourfulness and left-right balance of one picture, many times."""
     pixels, count = smooth_pixels(64, 64, seed=3), 400

@@ -17,10 +17,11 @@ from PIL import Image
 
 from domainbed.cli import main as command
 from domainbed.datasets import get_dataset_class, load_dataset
+from domainbed.datasets.packed_domain import PackedDomain
 from domainbed.errors import UserError
 from domainbed.images import packing
 from domainbed.images.decode import read_image
-from domainbed.images.packed import Pack, PackedDomain
+from domainbed.images.packed import Pack
 from domainbed.images.resize import resize
 from domainbed.images.threads import in_order
 

@@ -10,7 +10,7 @@ from torchvision import models
 from domainbed import networks
 from domainbed.algorithms import ERM
 from domainbed.errors import UserError
-from domainbed.hparams import default_hparams
+from domainbed.hparams import default_hparams, options
 from domainbed.networks import pretrained
 
 RESNET = {"resnet18": True, "resnet_dropout": 0.0, "weights": "none"}
@@ -246,3 +246,29 @@ def test_every_model_has_published_weights():
     without = [name for name, choices in chosen.items() if "IMAGENET1K_V1" not in dir(choices)]
     assert without == ["regnet_y_128gf", "vit_h_14"]
     assert all("DEFAULT" in choices.__members__ for choices in chosen.values())
+
+
+def test_the_resnet_50_of_augmix(monkeypatch):
+    """Where neither of the other choices of a model is made."""
+    chosen = []
+
+    def built(name, weights):
+        chosen.append((name, weights))
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    monkeypatch.setattr("domainbed.networks.backbone.headless_model", built)
+    augmix = {**SCRATCH, "resnet50_augmix": True}
+    networks.Backbone((3, 32, 32), augmix)
+    networks.Backbone((3, 32, 32), {**augmix, "weights": "imagenet"})
+    networks.Backbone((3, 32, 32), {**augmix, "resnet18": True})
+    networks.Backbone((3, 32, 32), {**augmix, "backbone": "swin_t"})
+    networks.Backbone((3, 32, 32), SCRATCH)
+    names = ["timm:resnet50.ram_in1k"] * 2 + ["resnet18", "swin_t", "resnet50"]
+    assert [name for name, _ in chosen] == names
+    assert [weights for _, weights in chosen][:2] == ["none", "imagenet"]
+
+
+def test_options_are_declared_where_they_are_read():
+    expected = "featurizer backbone weights freeze_bn resnet50_augmix mlp_width mlp_depth"
+    assert list(networks.NETWORK_OPTIONS) == [*expected.split(), "mlp_dropout"]
+    assert options("ERM").items() >= networks.NETWORK_OPTIONS.items()

@@ -105,3 +105,37 @@ def test_order_of_initialisation():
     assert torch.equal(algorithm.classifier.weight, linear.weight)
     assert algorithm.network[0] is algorithm.featurizer
     assert algorithm.network[1] is algorithm.classifier
+
+
+def test_featurizer_is_the_class_of_all_featurizers():
+    for network in (networks.Featurizer((2, 8, 8), {}), networks.Featurizer((7,), MLP)):
+        assert isinstance(network, networks.Featurizer)
+    assert issubclass(networks.Backbone, networks.Featurizer)
+    assert isinstance(networks.MNIST_CNN((2, 8, 8)), networks.MNIST_CNN)
+
+
+def test_the_chosen_network_is_initialised_once(monkeypatch):
+    built = []
+
+    class Counted(networks.Featurizer):
+        n_outputs = 4
+
+        def __init__(self, input_shape, hparams):
+            super().__init__()
+            built.append(input_shape)
+
+    monkeypatch.setitem(networks.NETWORKS._entries, "Counted", Counted)
+    network = networks.Featurizer((7,), {"featurizer": "Counted"})
+    assert type(network) is Counted
+    assert built == [(7,)]
+
+
+def test_a_plain_module_may_be_registered(monkeypatch):
+    class Plain(nn.Linear):
+        def __init__(self, input_shape, hparams):
+            super().__init__(input_shape[0], 4)
+            self.n_outputs = 4
+
+    monkeypatch.setitem(networks.NETWORKS._entries, "Plain", Plain)
+    hparams = default_hparams("ERM", "ColoredMNIST") | {"featurizer": "Plain"}
+    assert ERM((7,), 3, 2, hparams).predict(torch.rand(2, 7)).shape == (2, 3)

@@ -6,7 +6,8 @@ import pytest
 from fake_sweep import random_runs, write
 
 from domainbed.errors import UserError
-from domainbed.reporting import build_report, explain, load_records
+from domainbed.reporting import build_report, cell_text, explain, load_records
+from domainbed.run_folder import RunFolder
 
 TRACEBACK = "Traceback (most recent call last):\n  File x\nRuntimeError: CUDA out of memory\n"
 
@@ -45,7 +46,7 @@ def test_missing_runs_are_inferred_from_the_grid(tmp_path):
     assert lines_of(tmp_path, selection=["oracle"]) == [
         "",
         "PACS, ERM, test domain P (number 2); test-domain validation set (oracle) "
-        f"({cell.text}, 2 of 2 trials):",
+        f"({cell_text(cell)}, 2 of 2 trials):",
         "  missing: test_envs [2], trial 1, hparams seeds 0-1, 3",
     ]
 
@@ -64,6 +65,17 @@ def test_failed_and_unfinished_runs(tmp_path):
         "  unfinished: test_envs [1], trial 0, hparams seed 0: "
         f"last record at step 20 of 21 steps ({folders[2]})",
     ]
+
+
+def test_runs_at_work(tmp_path):
+    folders = write(tmp_path, small(), done=True)
+    (folders[0] / "done").unlink()
+    with RunFolder(folders[0]).exclusive():
+        lines = lines_of(tmp_path, selection=["oracle"])
+    assert lines[-1] == (
+        "  running: test_envs [0], trial 0, hparams seed 0: "
+        f"last record at step 20 of 21 steps ({folders[0]})"
+    )
 
 
 def test_methods_with_the_same_reasons_share_them(tmp_path):

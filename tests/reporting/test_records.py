@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 from fake_sweep import random_run, random_runs, write
 
@@ -17,25 +18,42 @@ def run(tmp_path):
     return write(tmp_path, [records])[0] / "results.jsonl"
 
 
+def steps_of(records):
+    return records.values["step"].drop_duplicates().tolist()
+
+
 def test_every_number_is_read(tmp_path):
     runs = random_runs(0)
     folders = write(tmp_path, runs)
-    table = load_records(tmp_path)
-    assert len(table) == sum(map(len, runs))
-    rows = {(row["folder"], row["step"]): row for row in table.to_dict("records")}
-    for folder, records in zip(folders, runs, strict=True):
-        for record in records:
-            row = rows[str(folder), record["step"]]
-            assert row["test_envs"] == tuple(record["args"]["test_envs"])
-            for key in ("dataset", "algorithm", "hparams_seed", "trial_seed", "output_dir"):
-                assert row[key] == record["args"][key]
-            for key, value in record.items():
-                assert row[key] == value
+    records = load_records(tmp_path)
+    assert len(records) == sum(map(len, runs))
+    assert len(records.runs) == len(runs)
+    by_folder = {row["folder"]: (n, row) for n, row in records.runs.iterrows()}
+    found = {row[:-1]: row[-1] for row in records.values.itertuples(index=False, name=None)}
+    total = 0
+    for folder, lines in zip(folders, runs, strict=True):
+        number, run = by_folder[str(folder)]
+        assert run["test_envs"] == tuple(lines[0]["args"]["test_envs"])
+        for key in ("dataset", "algorithm", "hparams_seed", "trial_seed", "output_dir"):
+            assert run[key] == lines[0]["args"][key]
+        assert (run["args"], run["hparams"]) == (lines[0]["args"], lines[0]["hparams"])
+        assert (run["num_domains"], run["num_records"], run["last_step"]) == (3, 3, 20)
+        for record in lines:
+            expected = {(-1, "", "loss"): "loss", (-1, "", "epoch"): "epoch"}
+            expected |= {
+                (env, split, "accuracy"): f"env{env}_{split}_acc"
+                for env in range(3)
+                for split in ("in", "out")
+            }
+            for (domain, split, metric), key in expected.items():
+                assert found[number, record["step"], domain, split, metric] == record[key]
+            total += len(expected)
+    assert len(records.values) == total
 
 
 def test_folders_are_read_in_the_order_of_their_names(tmp_path):
     write(tmp_path, random_runs(0, pairs=False))
-    folders = list(load_records(tmp_path)["folder"])
+    folders = list(load_records(tmp_path).runs["folder"])
     assert folders == sorted(folders)
 
 
@@ -45,10 +63,12 @@ def test_training_domains_may_lack_their_in_split(run):
         for env in (0, 2, 3):
             del record[f"env{env}_in_acc"]
     run.write_text("".join(json.dumps(record) + "\n" for record in records))
-    table = load_records(run.parent.parent)
-    assert table["env0_in_acc"].isna().tolist() == [True, True, False]
-    assert table["env1_in_acc"].tolist() == [record["env1_in_acc"] for record in records]
-    assert table["num_domains"].tolist() == [4, 4, 4]
+    read = load_records(run.parent.parent)
+    assert read.runs["num_domains"].tolist() == [4]
+    accuracies = read.accuracies
+    assert np.isnan(accuracies.in_split[:, 0]).tolist() == [True, True, False]
+    assert accuracies.in_split[:, 1].tolist() == [record["env1_in_acc"] for record in records]
+    assert accuracies.keys["step"].tolist() == [0, 10, 20]
 
 
 def test_a_run_folder_and_several_folders(tmp_path):
@@ -73,14 +93,14 @@ def test_progress_counts_folders(tmp_path):
 @pytest.mark.parametrize("cut", [1, 2, 50, 400])
 def test_a_torn_last_line_is_skipped_with_a_warning(run, cut, caplog):
     run.write_bytes(run.read_bytes()[:-cut])
-    assert load_records(run.parent)["step"].tolist() == [0, 10]
+    assert steps_of(load_records(run.parent)) == [0, 10]
     assert str(run) in caplog.text
     assert "cut off" in caplog.text
 
 
 def test_an_unreadable_last_line_is_torn_too(run, caplog):
     run.write_bytes(run.read_bytes()[:-50] + b"\n")
-    assert load_records(run.parent)["step"].tolist() == [0, 10]
+    assert steps_of(load_records(run.parent)) == [0, 10]
     assert str(run) in caplog.text
 
 
@@ -88,6 +108,19 @@ def test_a_file_with_nothing_but_a_torn_line(tmp_path, run, caplog):
     run.write_bytes(run.read_bytes()[:100])
     with pytest.raises(UserError, match="no complete record"):
         load_records(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [1, 50])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_torn_last_line_of_a_finished_run_is_an_error(run, cut, end):
+    torn = run.read_bytes()[:-cut] + end
+    run.write_bytes(torn)
+    run.with_name("done").touch()
+    if cut == 1 and end:  # that is the whole file
+        assert steps_of(load_records(run.parent)) == [0, 10, 20]
+        return
+    with pytest.raises(UserError, match=r"cut off, but the run is marked done: .*do the run again"):
+        load_records(run.parent)
 
 
 def test_whole_files_raise_no_warning(tmp_path, caplog):
@@ -98,7 +131,8 @@ def test_whole_files_raise_no_warning(tmp_path, caplog):
 
 def test_blank_lines_are_no_damage(run, caplog):
     run.write_text(run.read_text().replace("\n", "\n\n"))
-    assert load_records(run.parent)["line"].tolist() == [1, 3, 5]
+    assert steps_of(load_records(run.parent)) == [0, 10, 20]
+    assert caplog.text == ""
 
 
 def damaged(lines, number, change):
@@ -118,6 +152,11 @@ def damaged(lines, number, change):
         (2, lambda r: r.update(step="ten"), "step is 'ten'"),
         (2, lambda r: r.update(env1_in_acc="high"), "env1_in_acc is 'high'"),
         (2, lambda r: r.update(env3_out_acc="high"), "env3_out_acc is 'high'"),
+        (2, lambda r: r.update(env3_out_acc="0.5"), "env3_out_acc is '0.5'"),
+        (2, lambda r: r.update(env1_in_acc=None), "env1_in_acc is None"),
+        (3, lambda r: r.update(env1_in_acc=63.1), r"env1_in_acc is 63.1, not a number in \[0, 1\]"),
+        (1, lambda r: r.update(env2_out_acc=-0.5), r"env2_out_acc is -0.5, not a number in \[0,"),
+        (2, lambda r: r.update(env2_out_acc=float("nan")), "env2_out_acc is nan, not a number in"),
         (1, lambda r: r["args"].update(test_envs=1), "test_envs is 1"),
         (1, lambda r: r["args"].update(test_envs=["1"]), r"test_envs is \['1'\]"),
         (1, lambda r: r["args"].update(hparams_seed=None), "hparams_seed is None"),
@@ -172,3 +211,62 @@ def test_unfinished_runs_are_counted_in_a_warning(tmp_path, caplog):
         (folder / "done").write_text("done")
     load_records(tmp_path)
     assert "3 of 24 runs are not finished" in caplog.text
+
+
+def test_a_step_that_is_there_again_is_another_run_of_the_same_folder(run, caplog):
+    run.write_text(run.read_text() * 2)
+    records = load_records(run.parent)
+    assert records.runs["folder"].tolist() == [str(run.parent)] * 2
+    assert records.runs["num_records"].tolist() == [3, 3]
+    assert "3 records are there twice" in caplog.text
+
+
+def test_losses_need_not_be_finite(run):
+    lines = run.read_text().splitlines(keepends=True)
+    damaged(lines, 1, lambda r: r.update(loss=float("nan"), diverged=True))
+    damaged(lines, 2, lambda r: r.update(loss=float("inf"), env0_in_loss=float("-inf")))
+    damaged(lines, 3, lambda r: r.update(loss=None, note="text", mem_gb=[1]))
+    run.write_text("".join(lines))
+    assert "NaN" in lines[0]
+    assert "Infinity" in lines[1]
+    records = load_records(run.parent)
+    losses = records.values[records.values["metric"] == "loss"]
+    np.testing.assert_equal(
+        losses[["step", "domain", "value"]].to_numpy().tolist(),
+        [[0, -1, np.nan], [10, -1, np.inf], [10, 0, -np.inf]],
+    )
+    assert records.runs["diverged"].tolist() == [True]
+    assert set(records.values["metric"]) == {"loss", "epoch", "accuracy"}
+
+
+def test_a_folder_that_names_another_run(run):
+    args = json.loads(run.read_text().splitlines()[0])["args"]
+    keys = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
+    name = {key: args[key] for key in keys}
+    run.with_name("run.json").write_text(json.dumps({**name, "dataset": "folder:/data/PACS"}))
+    assert len(load_records(run.parent)) == 3
+    others = {"dataset": "VLCS", "algorithm": "IRM", "test_envs": [2]}
+    for key, other in (others | {"hparams_seed": 7, "trial_seed": 7}).items():
+        run.with_name("run.json").write_text(json.dumps({**name, key: other}))
+        with pytest.raises(UserError, match=f"records with {key} .*, but .* names ") as error:
+            load_records(run.parent)
+        for word in (str(run), str(run.with_name("run.json")), repr(args[key]), repr(other)):
+            assert word in str(error.value)
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path, caplog):
+    runs = random_runs(0, pairs=False)
+    inside = write(tmp_path / "sweep", runs[:2])
+    outside = write(tmp_path / "other", runs[2:4], seed=1)
+    (tmp_path / "sweep" / "link").symlink_to(outside[0])
+    (tmp_path / "sweep" / "half").mkdir()
+    (tmp_path / "sweep" / "half" / "results.jsonl").symlink_to(outside[1] / "results.jsonl")
+    folders = load_records(tmp_path / "sweep").runs["folder"].tolist()
+    assert folders == sorted(map(str, inside))
+    for name in ("sweep/link", "sweep/half/results.jsonl"):
+        assert f"{tmp_path / name} is a link that leaves" in caplog.text
+    (tmp_path / "sweep" / "link").unlink()
+    (tmp_path / "sweep" / "again").symlink_to(inside[0])
+    assert len(load_records(tmp_path / "sweep").runs) == 3
+    (tmp_path / "named").symlink_to(tmp_path / "sweep")
+    assert len(load_records(tmp_path / "named").runs) == 3

@@ -8,7 +8,7 @@ import pytest
 from fake_sweep import random_runs, write
 
 from domainbed.errors import UserError
-from domainbed.reporting import FORMATS, build_report, collect, load_records
+from domainbed.reporting import RENDERERS, build_report, cell_text, collect, load_records
 from domainbed.reporting.tables import Cell, mean_of_cells, mean_over_trials, mean_ranks
 from domainbed.selection import SELECTION_METHODS
 
@@ -41,23 +41,25 @@ def test_tables_equal_plain_loops_digit_for_digit(tmp_path, options):
     records = [record for run in runs for record in run]
     for name in SELECTION_METHODS:
         report = build_report(table, selection=[name])
-        assert grids(FORMATS["text"](report)) == naive_tables.tables(records, name)
+        assert grids(RENDERERS["text"](report)) == naive_tables.tables(records, name)
 
 
 def test_cell_by_hand():
     cell = mean_over_trials([0.5, 0.7, 0.9])
-    assert cell.text == "70.0 +/- 9.4"  # sqrt(0.08 / 3) / sqrt(3) = 0.0943
+    assert cell_text(cell) == "70.0 +/- 9.4"  # sqrt(0.08 / 3) / sqrt(3) = 0.0943
     assert cell.n_trials == 3
     assert cell.mean == pytest.approx(70)
     assert cell.std_err == pytest.approx(100 * np.sqrt(0.08) / 3)
-    assert mean_over_trials([0.25]).text == "25.0 +/- 0.0"
-    assert mean_over_trials([]).text == "X"
+    assert cell.values == pytest.approx((50, 70, 90))
+    assert cell_text(mean_over_trials([0.25])) == "25.0 +/- 0.0"
+    assert cell_text(mean_over_trials([])) == "X"
 
 
 def test_average_of_cells():
-    assert mean_of_cells([Cell(1.04, 0, 3), Cell(1.04, 0, 2)]) == Cell(1.04, None, 2, "1.0")
-    assert mean_of_cells([Cell(1.0, 0, 3), Cell()]).text == "X"
-    assert mean_of_cells([]).text == "X"
+    assert mean_of_cells([Cell(1.04, 0, 3), Cell(1.04, 0, 2)]) == Cell(1.04, None, 2)
+    assert cell_text(Cell(1.04, None, 2)) == "1.0"
+    assert cell_text(mean_of_cells([Cell(1.0, 0, 3), Cell()])) == "X"
+    assert cell_text(mean_of_cells([])) == "X"
 
 
 def test_mean_rank_with_ties_and_gaps():
@@ -94,8 +96,8 @@ def test_best_is_marked_as_printed(tmp_path):
         for position, column in enumerate(table.columns):
             cells = [cells[position] for cells in table.rows.values()]
             choose = min if column.label == "Mean rank" else max
-            top = choose(float(cell.text.split()[0]) for cell in cells)
-            assert all(cell.best == (float(cell.text.split()[0]) == top) for cell in cells)
+            top = choose(float(cell_text(cell).split()[0]) for cell in cells)
+            assert all(cell.best == (float(cell_text(cell).split()[0]) == top) for cell in cells)
 
 
 def test_collect_gives_one_row_per_cell(tmp_path):
@@ -128,6 +130,34 @@ def test_whole_sweeps_raise_no_warning(tmp_path, caplog):
     write(tmp_path, random_runs(0))
     build_report(load_records(tmp_path))
     assert caplog.text == ""
+
+
+def test_mixtures_are_named(tmp_path, caplog):
+    default = {"protocol": "default", "protocol_version": 1, "torch": "2.3.1", "precision": "fp32"}
+    others = [
+        {"protocol_version": 2},
+        {"protocol": "domainbed-2020"},
+        {"torch": "1.13.1+cu117"},
+        {"torch": "2.9.0"},  # of the same major version
+        {"precision": "bf16"},
+    ]
+    for number, other in enumerate([{}, *others]):
+        runs = random_runs(0, ["PACS"], ["ERM"], n_trials=1, pairs=False, **{**default, **other})
+        write(tmp_path, runs[number % 4 :][: 1 + (number == 0)], seed=number)
+    foreign = random_runs(0, ["Birds"], ["ERM"], n_trials=1, pairs=False)
+    write(tmp_path, foreign, seed="foreign")
+    build_report(load_records(tmp_path), selection=["oracle"])
+    mixed = [line for line in caplog.messages if " mix " in line]
+    protocols, versions, precisions = mixed
+    for named in ("default (version 2) in 1 run", "domainbed-2020 (version 1) in 1 run"):
+        assert named in protocols
+    start = "warning: the tables of PACS mix "
+    assert protocols.startswith(f"{start}protocols: default (version 1) in 5 runs, ")
+    assert versions == f"{start}major versions of PyTorch: 2 in 6 runs, 1 in 1 run"
+    assert precisions == f"{start}precisions: fp32 in 6 runs, bf16 in 1 run"
+    caplog.clear()
+    build_report(load_records(tmp_path), selection=["oracle"], datasets=["Birds"])
+    assert " mix " not in caplog.text
 
 
 def test_unknown_names(tmp_path):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from domainbed.errors import UserError
-from domainbed.run_folder import DONE, FAILED, MISSING, UNFINISHED
+from domainbed.states import DONE, FAILED, MISSING, UNFINISHED
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import RunJob, prepare, run_options
 from domainbed.sweeps.status import estimate, status_json, status_of

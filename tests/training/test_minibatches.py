@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from hparams_reference import naive_seed_hash
+from torch.utils.data import Dataset
 
-from domainbed.training.minibatches import (
-    IndexDraws,
-    LoadedMinibatches,
-    TensorMinibatches,
-    labels_of,
-    tensor_domain,
-)
+from domainbed.datasets.foreign import ForeignDomain
+from domainbed.datasets.tensor_domain import TensorDomain
+from domainbed.training.minibatches import IndexDraws, minibatches
 
 INDICES = list(range(100, 120))
 
@@ -77,13 +74,14 @@ class Images(Dataset):
         return value + torch.rand(1), label
 
 
-def sources(kind, augment=False, num_workers=0):
-    own = [draws(domain=0, batch_size=3), draws(domain=1, batch_size=5)]
+def steps_of(kind, steps, augment=False, workers=0):
+    own = [draws(7, domain=0, batch_size=3), draws(7, domain=1, batch_size=5)]
     if kind == "tensor":
-        domains = [(torch.arange(200.0)[:, None] + o, torch.arange(200) % 3) for o in (0, 1000)]
-        return TensorMinibatches(domains, own)
-    domains = [Images(0), Images(1000)]
-    return LoadedMinibatches(domains, own, 7, torch.device("cpu"), num_workers, augment)
+        x, y = torch.arange(200.0)[:, None], torch.arange(200) % 3
+        domains = [TensorDomain(x + offset, y) for offset in (0, 1000)]
+    else:
+        domains = [ForeignDomain(Images(offset)) for offset in (0, 1000)]
+    return list(minibatches(domains, own, steps, augment, workers))
 
 
 def flat(batches):
@@ -99,20 +97,35 @@ def assert_equal(first, second):
 
 @pytest.mark.parametrize("kind", ["tensor", "loaded"])
 def test_independent_of_where_iteration_starts(kind):
-    whole = list(sources(kind, augment=True).iterate(range(0, 70)))
-    later = list(sources(kind, augment=True).iterate(range(66, 70)))
+    whole = steps_of(kind, range(0, 70), augment=True)
+    later = steps_of(kind, range(66, 70), augment=True)
     assert_equal(flat(later), flat(whole[66:]))
     assert [len(y) for _, y in whole[0]] == [3, 5]
 
 
-def test_both_sources_agree():
-    tensor, loaded = sources("tensor"), sources("loaded")
-    assert_equal(flat(tensor.iterate(range(5))), flat(loaded.iterate(range(5))))
+def test_both_kinds_agree():
+    assert_equal(flat(steps_of("tensor", range(5))), flat(steps_of("loaded", range(5))))
 
 
 def test_workers_change_nothing():
-    alone = flat(sources("loaded", augment=True).iterate(range(3)))
-    assert_equal(flat(sources("loaded", augment=True, num_workers=2).iterate(range(3))), alone)
+    alone = flat(steps_of("loaded", range(3), augment=True))
+    for workers in (1, 4):
+        assert_equal(flat(steps_of("loaded", range(3), augment=True, workers=workers)), alone)
+
+
+@pytest.mark.parametrize(("workers", "each"), [(0, 0), (1, 1), (2, 1), (7, 3)])
+def test_workers_are_shared_out(workers, each):
+    given = []
+
+    class Spy(TensorDomain):
+        def batches(self, draws, workers=0):
+            given.append(workers)
+            return super().batches(draws, workers)
+
+    domains = [Spy(torch.zeros(200, 1), torch.zeros(200))] * 2
+    own = [draws(domain=0), draws(domain=1)]
+    assert len(list(minibatches(domains, own, range(2), False, workers))) == 2
+    assert given == [each, each]
 
 
 def test_augmentation_differs_by_position_and_step_and_leaves_the_global_source():
@@ -120,22 +133,19 @@ def test_augmentation_differs_by_position_and_step_and_leaves_the_global_source(
         torch.manual_seed(0)
         expected = torch.rand(1)
         torch.manual_seed(0)
-        batches = flat(sources("loaded", augment=True).iterate(range(4)))
+        batches = flat(steps_of("loaded", range(4), augment=True))
         assert torch.equal(torch.rand(1), expected)
     noise = [value % 1 for x, _ in batches for value in x.flatten().tolist()]
     assert len(set(noise)) == len(noise) == 32
 
 
-def test_labels():
-    data = TensorDataset(torch.zeros(4, 1), torch.tensor([3, 1, 2, 0]))
-    assert labels_of(data, [2, 0]).tolist() == [2, 3]
-    assert labels_of(Images(0), [4, 5]).tolist() == [1, 2]
-    assert labels_of([(None, 5), (None, 6)], [1]).tolist() == [6]
-
-
-def test_tensor_domain():
-    data = TensorDataset(torch.rand(3, 2, 4, 4), torch.tensor([0, 1, 0]))
-    x, _ = tensor_domain(data, torch.device("cpu"))
-    assert x.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(x, data.tensors[0])
-    assert tensor_domain(Images(0), torch.device("cpu")) is None
+def test_augmentation_is_seeded_by_run_domain_step_and_position():
+    """A naive computation of one step's images, from the documented derivation of seeds."""
+    step = 3
+    for domain, (x, _) in enumerate(steps_of("loaded", range(step, step + 1), augment=True)[0]):
+        size = len(x)
+        chosen = draws(7, domain=domain, batch_size=size).at(step).tolist()
+        for position, index in enumerate(chosen):
+            seed = naive_seed_hash(7, "augmentation", domain, step, position)
+            noise = torch.rand(1, generator=torch.Generator().manual_seed(seed))
+            assert torch.equal(x[position], torch.tensor([1000.0 * domain + index]) + noise)

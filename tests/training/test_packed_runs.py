@@ -12,16 +12,14 @@ from image_files import write_folder
 from torch import nn
 
 from domainbed.datasets import load_dataset
+from domainbed.datasets.packed_domain import PackedDomain
 from domainbed.errors import UserError
-from domainbed.images.packed import PackedDomain
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator
-from domainbed.training.minibatches import IndexDraws, PackedMinibatches
-from domainbed.training.splits import Split, without_unreadable
+from domainbed.training.minibatches import IndexDraws
+from domainbed.training.minibatches import minibatches as minibatches_of
 from domainbed.training.trainer import RunOptions, run
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -48,9 +46,11 @@ def dataset_of(folder: Path, **hparams: Any) -> Any:
     return load_dataset(f"folder:{folder}", "", [0], {"data_path": "fast", **hparams}, 0)
 
 
-def minibatches(folder: Path, augment: bool = True, threads: int = 0, seed: int = 0) -> Any:
-    draws = [IndexDraws(range(8), size, 5, domain) for domain, size in ((0, 3), (2, 4))]
-    return PackedMinibatches(dataset_of(folder).datasets, draws, seed, CPU, threads, augment)
+def minibatches(
+    folder: Path, steps: range, augment: bool = True, threads: int = 0, seed: int = 5
+) -> list[Any]:
+    draws = [IndexDraws(range(8), size, seed, domain) for domain, size in ((0, 3), (2, 4))]
+    return list(minibatches_of(dataset_of(folder).datasets, draws, steps, augment, threads))
 
 
 def assert_equal(first: Any, second: Any) -> None:
@@ -62,32 +62,29 @@ def assert_equal(first: Any, second: Any) -> None:
 
 
 def test_minibatches_are_a_function_of_the_step(folder: Path) -> None:
-    whole = list(minibatches(folder).iterate(range(4)))
+    whole = minibatches(folder, range(4))
     assert [[tuple(x.shape) for x, _ in step] for step in whole] == [
         [(3, 3, 224, 224), (4, 3, 224, 224)]
     ] * 4
-    assert_equal(list(minibatches(folder).iterate(range(2, 4))), whole[2:])
-    assert_equal(list(minibatches(folder, threads=3).iterate(range(4))), whole)
-    other = list(minibatches(folder, seed=1).iterate(range(1)))
+    assert_equal(minibatches(folder, range(2, 4)), whole[2:])
+    assert_equal(minibatches(folder, range(4), threads=3), whole)
+    other = minibatches(folder, range(1), seed=1)
     assert not torch.equal(other[0][0][0], whole[0][0][0])
 
 
 def test_minibatches_hold_the_drawn_images(folder: Path) -> None:
     dataset = dataset_of(folder)
     draws = IndexDraws(range(8), 4, 5, 2)
-    for step, ((_, (x, y)),) in enumerate(
-        zip(minibatches(folder, augment=False).iterate(range(3)))
-    ):
+    for step, (_, (x, y)) in enumerate(minibatches(folder, range(3), augment=False)):
         chosen = draws.at(step).tolist()
         assert y.tolist() == [dataset[2].targets[i] for i in chosen]
         assert torch.equal(x, torch.stack([dataset[2][i][0] for i in chosen]))
 
 
 def test_each_image_of_a_minibatch_is_augmented_differently(folder: Path) -> None:
-    dataset = dataset_of(folder)
     draws = [IndexDraws([3], 6, 5, 0)]
-    source = PackedMinibatches(dataset.datasets, draws, 0, CPU, 0, True)
-    images = [x for step in source.iterate(range(2)) for x in step[0][0]]
+    source = minibatches_of(dataset_of(folder).datasets, draws, range(2), augment=True)
+    images = [x for step in source for x in step[0][0]]
     assert len({x.numpy().tobytes() for x in images}) == 12
 
 
@@ -108,8 +105,8 @@ def test_evaluation_sees_the_images_of_the_split(folder: Path) -> None:
     dataset, network = dataset_of(folder), Brightness()
     domains = dataset.datasets
     split = EvaluationSplit(1, "out", [5, 0, 7])
-    evaluator = Evaluator(domains, [None] * 3, CPU)
-    accuracy = evaluator.accuracies(network, [split], 0)["env1_out_acc"]
+    ((number, name, metric, accuracy),) = Evaluator(domains).evaluate(network, [split], 0)
+    assert (number, name, metric) == (1, "out", "accuracy")
     expected = torch.stack([dataset[1][i][0] for i in split.indices])
     assert torch.equal(torch.cat(network.seen), expected)
     right = [(float(dataset[1][i][0].mean()) > 0) == dataset[1][i][1] for i in split.indices]
@@ -120,10 +117,8 @@ def test_augmented_evaluation_depends_on_seed_and_step_alone(folder: Path) -> No
     def seen(step: int, augmented: tuple[int, ...], threads: int = 0, seed: int = 0) -> Any:
         network = Brightness()
         split = EvaluationSplit(1, "out", [0, 1, 2, 3])
-        evaluator = Evaluator(
-            dataset_of(folder).datasets, [None] * 3, CPU, threads, augmented, seed
-        )
-        evaluator.accuracies(network, [split], step)
+        evaluator = Evaluator(dataset_of(folder).datasets, threads, augmented, seed)
+        evaluator.evaluate(network, [split], step)
         return torch.cat(network.seen)
 
     assert torch.equal(seen(0, (1,)), seen(0, (1,), threads=2))
@@ -190,14 +185,6 @@ def test_corrupt_images_are_skipped_by_choice(path: str, folder: Path, tmp_path:
     assert first == again
     out = (tmp_path / "first" / "out.txt").read_text()
     assert "Images skipped, because they cannot be read: 1" in out
-
-
-def test_splits_without_unreadable_images() -> None:
-    splits = [Split([0, 1], [2, 3], [4]), Split([0, 1], [2, 3], [])]
-    kept = without_unreadable(splits, [[1, 2, 4], []])
-    assert kept == [Split([0], [3], []), splits[1]]
-    with pytest.raises(UserError, match="domain 1 has 2 images that cannot be read"):
-        without_unreadable(splits, [[], [2, 3]])
 
 
 def test_too_few_readable_images(folder: Path, tmp_path: Path) -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hparams_reference import naive_seed_hash
 
+from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
-from domainbed.training.splits import split_domains, split_indices
+from domainbed.training.splits import Split, split_domains, split_indices, without_unreadable
+
+
+def domains(*sizes):
+    return [TensorDomain(torch.zeros(n, 1), torch.zeros(n)) for n in sizes]
 
 
 def naive_split(n, fraction, seed):
@@ -33,14 +39,14 @@ def test_known_split():
 @pytest.mark.parametrize("trial", [0, 1, 2])
 def test_domains(trial):
     sizes = [50, 37, 64]
-    for domain, split in enumerate(split_domains(sizes, [1], 0.2, trial)):
+    for domain, split in enumerate(split_domains(domains(*sizes), [1], 0.2, trial)):
         out, inside = naive_split(sizes[domain], 0.2, naive_seed_hash(trial, domain))
         assert (split.out, split.inside, split.unlabeled) == (out, inside, [])
 
 
 def test_adaptation_cuts_the_test_domain_again():
     sizes = [50, 37, 64]
-    splits = split_domains(sizes, [1], 0.2, 2, uda_holdout_fraction=0.3)
+    splits = split_domains(domains(*sizes), [1], 0.2, 2, uda_holdout_fraction=0.3)
     out, inside = naive_split(37, 0.2, naive_seed_hash(2, 1))
     chosen, kept = naive_split(len(inside), 0.3, naive_seed_hash(2, 1))
     assert splits[1].out == out
@@ -52,9 +58,33 @@ def test_adaptation_cuts_the_test_domain_again():
 
 def test_too_small_a_domain():
     with pytest.raises(UserError, match="domain 1 has 4 images"):
-        split_domains([50, 4], [0], 0.2, 0)
+        split_domains(domains(50, 4), [0], 0.2, 0)
 
 
 def test_too_few_images_to_adapt_to():
     with pytest.raises(UserError, match=r"domain 0 has 21 images, too few for a uda_holdout_frac"):
-        split_domains([21, 21], [0], 0.2, 0, uda_holdout_fraction=0.01)
+        split_domains(domains(21, 21), [0], 0.2, 0, uda_holdout_fraction=0.01)
+
+
+def test_unreadable_images_are_left_out():
+    split = Split([0, 1], [2, 3], [4])
+    assert without_unreadable(split, 0, [1, 2, 4]) == Split([0], [3], [])
+    assert without_unreadable(Split([0, 1], [2, 3], []), 1, []) == Split([0, 1], [2, 3], [])
+    with pytest.raises(UserError, match="domain 1 has 2 images that cannot be read"):
+        without_unreadable(split, 1, [2, 3])
+
+
+def test_the_cut_is_the_same_whatever_cannot_be_read():
+    whole, lacking = domains(50, 50)
+    lacking.unreadable = [7, 8]
+    first = split_domains([whole], [], 0.2, 0)[0]
+    second = split_domains([lacking], [], 0.2, 0)[0]
+    assert second.out == [i for i in first.out if i not in (7, 8)]
+    assert second.inside == [i for i in first.inside if i not in (7, 8)]
+
+
+def test_a_domain_may_fix_its_out_split():
+    free, fixed = domains(10, 10)
+    first, second = split_domains([free, fixed.with_out_split([9, 3])], [], 0.2, 0)
+    assert first == split_domains([free], [], 0.2, 0)[0]
+    assert (second.out, second.inside) == ([9, 3], [0, 1, 2, 4, 5, 6, 7, 8])

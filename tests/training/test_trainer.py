@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from domainbed.algorithms import get_algorithm_class
-from domainbed.datasets import DATASETS, MultipleDomainDataset, load_dataset
+from domainbed.datasets import DATASETS, MultipleDomainDataset, domains_of, load_dataset
 from domainbed.errors import UserError
 from domainbed.run_folder import Busy, RunFolder
 from domainbed.spec import RunSpec
@@ -101,7 +101,7 @@ def test_accuracies_are_those_of_the_saved_model(tmp_path: Path) -> None:
     algorithm.load_state_dict(saved["model_dict"])
     algorithm.eval()
     dataset = load_dataset("ColoredDigits", "", [2], {}, 0)
-    splits = split_domains([599] * 3, [2], 0.2, 0)
+    splits = split_domains(domains_of(dataset), [2], 0.2, 0)
     for domain in range(3):
         for kind, indices in (("in", splits[domain].inside), ("out", splits[domain].out)):
             right = [

@@ -19,7 +19,7 @@ from domainbed.gradients import (
 )
 from domainbed.registry import Registry
 
-PENALTIES = Registry("algorithm")
+PENALTIES: Registry[Callable[[ForwardPass], torch.Tensor | None]] = Registry("algorithm")
 """By algorithm: a function of a `ForwardPass` to a scalar, or to None where there is none."""
 
 

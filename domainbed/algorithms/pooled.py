@@ -1,0 +1,124 @@
+"""Algorithms whose loss is a function of one forward pass over all domains' minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, concatenate, domain_sizes
+from domainbed.errors import UserError
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+class ForwardPass:
+    """All domains' inputs, one after the other, on their way through featurizer and classifier.
+
+    Features and logits are computed when they are first asked for, once: a method pays for what
+    it uses, and the order of its computations is its own.
+
+    Args:
+        minibatches: one pair of inputs and labels per training domain.
+        featurizer: (N, *input_shape) to (N, d); None where the network has no features.
+        classifier: from the features (from the inputs, where there are none) to (N, C) logits.
+
+    Attributes:
+        x: (N, *input_shape) inputs; N is the sum of the domains' B.
+        y: (N,) labels.
+        sizes: B of each of the E domains.
+    """
+
+    def __init__(
+        self, minibatches: Minibatches, featurizer: Network | None, classifier: Network
+    ) -> None:
+        self.x, self.y = concatenate(minibatches)
+        self.sizes = domain_sizes(minibatches)
+        self._featurizer, self._classifier = featurizer, classifier
+
+    @cached_property
+    def features(self) -> torch.Tensor:
+        """(N, d).
+
+        Raises:
+            UserError: the algorithm's predictions are not those of a classifier on features.
+        """
+        if self._featurizer is None:
+            raise UserError(
+                "this method needs features, but the class overrides 'predict', so that its "
+                "classifier's inputs are not known: override 'forward_pass' as well"
+            )
+        return self._featurizer(self.x)
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """(N, C)."""
+        return self._classifier(self.x if self._featurizer is None else self.features)
+
+    def by_domain(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
+        """(N, …), such as the features, to E tensors (B, …)."""
+        return values.split(self.sizes)
+
+    def pooled_risk(self) -> torch.Tensor:
+        """The mean cross-entropy of all samples, a scalar."""
+        return F.cross_entropy(self.logits, self.y)
+
+    def domain_risks(self) -> torch.Tensor:
+        """(E,) mean cross-entropies."""
+        pairs = zip(self.by_domain(self.logits), self.by_domain(self.y))
+        return torch.stack([F.cross_entropy(logits_e, y_e) for logits_e, y_e in pairs])
+
+    def require_samples(self, least: int, method: str) -> None:
+        """Refuses minibatches too small for a method's statistics.
+
+        Raises:
+            UserError: a domain has fewer than `least` samples.
+        """
+        if min(self.sizes) < least:
+            raise UserError(
+                f"{method} needs at least {least} samples per domain, but a minibatch has "
+                f"{min(self.sizes)}: raise the hyper-parameter 'batch_size'"
+            )
+
+
+class PooledAlgorithm(Algorithm):
+    """An algorithm with a featurizer and a classifier, through which all domains go at once.
+
+    A subclass has `objective_of(forward)`; everything else may be inherited.
+
+    Attributes:
+        featurizer: φ, (N, *input_shape) to (N, d).
+        classifier: w, (N, d) to (N, C).
+    """
+
+    featurizer: nn.Module
+    classifier: nn.Module
+
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        """The loss and the metrics of a forward pass, see `objective`."""
+        raise NotImplementedError
+
+    def objective(
+        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, Metrics]:
+        return self.objective_of(self.forward_pass(minibatches))
+
+    def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
+        """Of all domains, through this algorithm's networks.
+
+        A class that overrides `predict` alone is trained on what it predicts.
+        """
+        if predicts_otherwise(type(self)):
+            return ForwardPass(minibatches, None, self.predict)
+        return ForwardPass(minibatches, self.featurizer, self.classifier)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.featurizer(x))
+
+
+def predicts_otherwise(algorithm: type[PooledAlgorithm]) -> bool:
+    """Whether its predictions may be others than those of its classifier on its features."""
+    return algorithm.predict is not PooledAlgorithm.predict

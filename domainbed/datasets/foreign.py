@@ -1,0 +1,66 @@
+"""Domains of datasets written for PyTorch or DomainBed, wrapped once, where a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.utils.data import TensorDataset
+
+from domainbed.datasets.domain import Domain
+from domainbed.datasets.loaded_domain import LoadedDomain, global_sources_kept
+from domainbed.datasets.tensor_domain import TensorDomain
+
+
+class ForeignDomain(LoadedDomain):
+    """A `torch.utils.data.Dataset` of (x, y) pairs.
+
+    Args:
+        dataset: with a length. What else it has is used: `augmented(index)`, an augmented pair;
+            `targets`, the labels; `unreadable`, positions of images to leave out.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._can_augment = hasattr(dataset, "augmented")
+        self.unreadable = list(getattr(dataset, "unreadable", ()))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        targets = getattr(self._dataset, "targets", None)
+        if targets is None:
+            with global_sources_kept():
+                targets = [self._dataset[index][1] for index in range(len(self))]
+        return torch.tensor([int(target) for target in targets])
+
+    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, Any]:
+        if augment and self._can_augment:
+            return self._dataset.augmented(index)
+        return self._dataset[index]
+
+
+def domains_of(dataset: Iterable[Any]) -> list[Domain]:
+    """The domains of any dataset that keeps DomainBed's contract, on the CPU.
+
+    Args:
+        dataset: its elements are a `Domain` each, a `TensorDataset`, or any other dataset of
+            (x, y) pairs. Where it has `out_splits`, these positions validate.
+    """
+    domains = [_domain(each) for each in dataset]
+    out_splits = getattr(dataset, "out_splits", None)
+    if out_splits is None:
+        return domains
+    return [domain.with_out_split(out) for domain, out in zip(domains, out_splits)]
+
+
+def _domain(dataset: Any) -> Domain:
+    if isinstance(dataset, Domain):
+        return dataset
+    if isinstance(dataset, TensorDataset):
+        return TensorDomain(*dataset.tensors)
+    return ForeignDomain(dataset)

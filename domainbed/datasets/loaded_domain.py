@@ -1,0 +1,102 @@
+"""Domains that are read image by image, by worker processes."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from domainbed.datasets.domain import Domain, Draw, Minibatch, on_device
+from domainbed.errors import UserError
+
+_Request = tuple[list[int], list[int], bool]  # indices, a seed for each, whether to augment
+
+
+class LoadedDomain(Domain):
+    """Images that `read` reads one at a time.
+
+    What is random about an image (its augmentation, above all) does not depend on who reads it:
+    the global sources of Python, NumPy and PyTorch are seeded for each image.
+    """
+
+    @abstractmethod
+    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, Any]:
+        """One image and its label; it may draw from the global sources."""
+
+    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
+        loader: DataLoader[Any] = DataLoader(
+            _Batches(self),
+            batch_size=None,
+            sampler=map(_request, draws),
+            num_workers=workers,
+            generator=torch.Generator(),  # else each pass would draw from the run's own source
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=2 if workers else None,
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield self._delivered(*batch)
+
+    def _delivered(self, x: torch.Tensor, y: torch.Tensor) -> Minibatch:
+        """On the device. A CPU's first convolution arranges images as it likes them."""
+        if self.device.type == "cpu":
+            return x, y
+        return on_device(x, self.device), y.to(self.device, non_blocking=True)
+
+
+def _request(draw: Draw) -> _Request:
+    return draw.indices.tolist(), draw.image_seeds(), draw.augment
+
+
+class _Batches(Dataset[Any]):
+    """A domain's batches by what is requested: what travels to worker processes.
+
+    A batch is a collated one, or the UserError of an image in it that cannot be read: as a
+    value, since an exception comes out of a worker process with its traceback as its message.
+    """
+
+    def __init__(self, domain: LoadedDomain) -> None:
+        self._domain = domain
+
+    def __getitem__(self, request: _Request) -> Any:
+        indices, seeds, augment = request
+        try:
+            with global_sources_kept():
+                return default_collate(
+                    [self._read(index, seed, augment) for index, seed in zip(indices, seeds)]
+                )
+        except UserError as error:
+            return error
+
+    def _read(self, index: int, seed: int, augment: bool) -> tuple[torch.Tensor, Any]:
+        _seed_global_sources(seed)
+        return self._domain.read(index, augment)
+
+
+@contextmanager
+def global_sources_kept() -> Iterator[None]:
+    """Gives the global sources back as they were found.
+
+    Of PyTorch's the CPU's alone: reading images must not touch the GPU's, which dropout uses.
+    """
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+
+
+def _seed_global_sources(seed: int) -> None:
+    """Seeds all sources that transforms may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)

@@ -1,0 +1,93 @@
+"""Named protocols: what a run does where its spec says nothing, as data. One small file each.
+
+A run's identity holds its protocol's name and version, so a change of a file that gives other
+numbers raises that file's `version`, and old and new runs are told apart. `docs/protocol.md`
+shows the differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from domainbed.errors import UserError
+from domainbed.suggest import did_you_mean
+
+DEFAULT_PROTOCOL = "default"
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to run the benchmark.
+
+    Attributes:
+        name: what a spec names it by.
+        version: raised whenever a change makes the same spec give other numbers.
+        title: in a few words.
+        source: where it is written down.
+        fields: values of fields of a run that nobody set.
+        options: values of options of networks, datasets and algorithms that nobody set; one
+            that a run's parts do not declare is left out.
+        steps: updates by dataset, where they are not the dataset's own.
+        checkpoint_freq: updates between records by dataset, likewise.
+    """
+
+    name: str
+    version: int
+    title: str
+    source: str
+    fields: Mapping[str, Any]
+    options: Mapping[str, Any]
+    steps: Mapping[str, int]
+    checkpoint_freq: Mapping[str, int]
+
+
+def protocol_names() -> list[str]:
+    """All protocols, the default first."""
+    names = sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+    return sorted(names, key=lambda name: name != DEFAULT_PROTOCOL)
+
+
+@cache
+def get_protocol(name: str) -> Protocol:
+    """The protocol called `name`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in protocol_names():
+        raise UserError(
+            f"unknown protocol {name!r}.{did_you_mean(name, protocol_names())} Known: "
+            + ", ".join(protocol_names()),
+            "protocol",
+        )
+    values = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return Protocol(**values)
+
+
+def differences(one: Protocol, other: Protocol) -> list[tuple[str, Any, Any]]:
+    """What two protocols do differently: names, and the value in each (None: nothing is said)."""
+    rows = []
+    for part in ("fields", "options", "steps", "checkpoint_freq"):
+        ours, theirs = getattr(one, part), getattr(other, part)
+        rows += [
+            (name, ours.get(name), theirs.get(name))
+            for name in dict.fromkeys([*ours, *theirs])
+            if ours.get(name) != theirs.get(name)
+        ]
+    return rows
+
+
+__all__ = [
+    "DEFAULT_PROTOCOL",
+    "Protocol",
+    "differences",
+    "get_protocol",
+    "protocol_names",
+]

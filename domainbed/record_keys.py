@@ -1,0 +1,39 @@
+"""DomainBed's names for what a record measures: `env{domain}_{split}_{metric}`."""
+
+from __future__ import annotations
+
+import re
+
+# Only accuracy has another name in the keys than in a table.
+_SUFFIXES = {"accuracy": "acc"}
+_METRICS = {suffix: metric for metric, suffix in _SUFFIXES.items()}
+_KEY = re.compile(r"env(\d+)_(in|out|uda)_(\w+)", re.ASCII)
+
+
+def record_key(domain: int, split: str, metric: str) -> str:
+    """The key of a metric's value over a domain's split.
+
+    Args:
+        domain: the domain's number.
+        split: "in", "out", or "uda", the images that domain adaptation may train on.
+        metric: "accuracy", "loss", …
+
+    Example:
+        >>> record_key(0, "in", "accuracy")
+        'env0_in_acc'
+    """
+    return f"env{domain}_{split}_{_SUFFIXES.get(metric, metric)}"
+
+
+def parse_record_key(key: str) -> tuple[int, str, str] | None:
+    """Domain, split and metric of a key; None of a key that measures no split.
+
+    Example:
+        >>> parse_record_key("env2_out_loss")
+        (2, 'out', 'loss')
+    """
+    match = _KEY.fullmatch(key)
+    if match is None:
+        return None
+    domain, split, suffix = match.groups()
+    return int(domain), split, _METRICS.get(suffix, suffix)

@@ -1,0 +1,92 @@
+"""Records in memory: a table of runs, and a tidy table of what they measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+RUN_KEYS = ["dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed"]
+"""The columns of `Records.runs` that say which run of a grid it is."""
+
+PROTOCOL_KEYS = ["protocol", "protocol_version", "torch", "precision"]
+"""The columns of `Records.runs` that say under which conditions a run was made, as text."""
+
+NOT_RECORDED = "not recorded"
+"""What stands in them of runs that do not say."""
+
+NO_DOMAIN = -1
+"""The domain of a value that was measured on no domain's split, such as the training loss."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """What runs recorded. A run and a step are one record.
+
+    Attributes:
+        runs: one row per run, numbered from 0: `folder`, `dataset`, `algorithm`, `test_envs`
+            (tuple of int), `hparams_seed`, `trial_seed`, `num_domains`, `num_records`,
+            `last_step`, `diverged` (whether its loss was not finite), `hparams` and `args`
+            (dict), `output_dir`, and `PROTOCOL_KEYS`. A folder whose file records a step twice
+            has a row for each time.
+        values: one row per number: `run` (row of `runs`), `step`, `domain` (or `NO_DOMAIN`),
+            `split` ("in", "out", "uda", or "" of no domain), `metric` ("accuracy" in [0, 1],
+            "loss", …) and `value`.
+    """
+
+    runs: pd.DataFrame
+    values: pd.DataFrame
+
+    def __len__(self) -> int:
+        """How many records there are."""
+        return int(self.runs["num_records"].sum())
+
+    def only(self, wanted: Any) -> Records:
+        """The records of some runs, numbered anew; `wanted` is a boolean for each run."""
+        wanted = np.asarray(wanted, dtype=bool)
+        if wanted.all():
+            return self
+        numbers = np.cumsum(wanted) - 1
+        values = self.values[wanted[self.values["run"]]]
+        values = values.assign(run=numbers[values["run"]])
+        return Records(self.runs[wanted].reset_index(drop=True), values)
+
+    @cached_property
+    def accuracies(self) -> AccuracyTable:
+        """The accuracies on in-splits and out-splits, one row per record."""
+        is_accuracy = self.values["metric"] == "accuracy"
+        values = self.values[is_accuracy & self.values["split"].isin(["in", "out"])]
+        step, domain = values["step"].to_numpy(), values["domain"].to_numpy()
+        first = step.min(initial=0)
+        span = step.max(initial=0) - first + 1  # one integer per record sorts far faster than two
+        found, rows = np.unique(
+            values["run"].to_numpy() * span + (step - first), return_inverse=True
+        )
+        domains = max([0, *self.runs["num_domains"], domain.max(initial=-1) + 1])
+        splits = np.full((2, len(found), domains), np.nan)
+        splits[(values["split"] == "out").to_numpy().astype(int), rows, domain] = values["value"]
+        keys = self.runs[[*RUN_KEYS, "num_domains"]].iloc[found // span].reset_index(drop=True)
+        return AccuracyTable(keys.assign(step=found % span + first), splits[0], splits[1])
+
+
+@dataclass(frozen=True)
+class AccuracyTable:
+    """Accuracies in [0, 1] side by side, one row per record, in the order of runs and steps.
+
+    Attributes:
+        keys: `RUN_KEYS` and `num_domains` of the run, and `step`.
+        in_split, out_split: (records, domains), NaN where nothing was measured.
+    """
+
+    keys: pd.DataFrame
+    in_split: np.ndarray
+    out_split: np.ndarray
+
+    def only(self, wanted: Any) -> AccuracyTable:
+        """The rows where `wanted` is true."""
+        rows = np.asarray(wanted, dtype=bool)
+        keys = self.keys[rows].reset_index(drop=True)
+        return AccuracyTable(keys, self.in_split[rows], self.out_split[rows])

@@ -1,0 +1,219 @@
+"""Loading: from folders of runs to records."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from domainbed.errors import UserError
+from domainbed.record_keys import parse_record_key
+from domainbed.records import NO_DOMAIN, RUN_KEYS, Records
+from domainbed.reporting.results_file import REMEDY, read_file
+from domainbed.selection import SELECTION_METHODS
+
+log = logging.getLogger(__name__)
+
+RECORDS_FILE = "results.jsonl"
+
+Folders = str | Path | Sequence[str | Path]
+Progress = Callable[[int, int], None]
+
+
+def load_records(folders: Folders, progress: Progress | None = None) -> Records:
+    """Reads the records of all runs in one or several folders, DomainBed's own included.
+
+    Args:
+        folders: a sweep folder (of run folders), a run folder, or a list of such.
+        progress: called with (run folders read, run folders in all).
+
+    Returns:
+        The runs in the order of their folders' names, and their numbers. Links that lead out of
+        a folder are not followed, with a warning.
+
+    Raises:
+        UserError: a folder does not exist or holds no records; a line is damaged, lacks a key or
+            holds an accuracy that is none; a run.json names another run; the last line of a
+            finished run is cut off. That of an unfinished run is skipped, with a warning.
+    """
+    roots = as_paths(folders)
+    files = list(dict.fromkeys(file for root in roots for file in _record_files(root)))
+    read = _Reading()
+    for done, file in enumerate(files, start=1):
+        read.file(file)
+        if progress:
+            progress(done, len(files))
+    if not read.records:
+        raise UserError(f"no complete record in {_join(roots)}: wait for the first checkpoint")
+    records = Records(read.table(), _values(read))
+    _warn_of_duplicates(records)
+    _warn_of_unfinished(files)
+    return records
+
+
+def as_paths(folders: Folders) -> list[Path]:
+    """One or several folders as a list."""
+    return [Path(folders)] if isinstance(folders, (str, Path)) else [Path(f) for f in folders]
+
+
+def planned_selection(folders: Folders) -> list[str] | None:
+    """The selection methods that a sweep of this project was planned for, in the tables' order.
+
+    None, that is all of them, if one of the folders does not say.
+    """
+    planned: set[str] = set()
+    for root in as_paths(folders):
+        file = root / "sweep.yaml"
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+        if not config or not config.get("selection"):
+            return None
+        planned |= set(config["selection"])
+    return [name for name in SELECTION_METHODS if name in planned]
+
+
+def run_folders(root: Path) -> list[Path]:
+    """The folders of `root` that may be runs, by name; `root` itself first if it is a run.
+
+    Raises:
+        UserError: `root` is not a folder.
+    """
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"{str(root)!r} {what}: name a sweep folder or a run folder")
+    inside = sorted(path for path in root.iterdir() if path.is_dir() and _is_inside(root, path))
+    return [root, *inside] if (root / RECORDS_FILE).is_file() else inside
+
+
+def _record_files(root: Path) -> list[Path]:
+    files = [folder / RECORDS_FILE for folder in run_folders(root)]
+    found = [file for file in files if file.is_file() and _is_inside(root, file)]
+    if not found:
+        raise UserError(
+            f"no records in {str(root)!r}: neither it nor a folder in it holds {RECORDS_FILE}"
+        )
+    return found
+
+
+def _is_inside(root: Path, path: Path) -> bool:
+    """Whether the folder of `root` holds `path`; a link may lead elsewhere."""
+    if not path.is_symlink() or path.resolve().is_relative_to(root.resolve()):
+        return True
+    log.warning("warning: %s is a link that leaves %s: not followed", path, root)
+    return False
+
+
+def _join(paths: Iterable[str | Path]) -> str:
+    return ", ".join(repr(str(path)) for path in paths)
+
+
+class _Reading:
+    """What was read so far: the runs, and for each record its run, line and contents."""
+
+    def __init__(self) -> None:
+        self.runs: list[dict[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
+        self.run: list[int] = []
+        self.line: list[int] = []
+
+    def file(self, path: Path) -> None:
+        """Reads one results.jsonl."""
+        for line, run, record in read_file(path):
+            if not self.runs or run is not self.runs[-1]:
+                self.runs.append(run)
+            self.records.append(record)
+            self.run.append(len(self.runs) - 1)
+            self.line.append(line)
+
+    def table(self) -> pd.DataFrame:
+        """The runs as in `Records.runs`."""
+        told = ((record["step"], record.get("diverged") is True) for record in self.records)
+        by_run = pd.DataFrame(told, columns=["last_step", "diverged"]).groupby(self.run)
+        ends = by_run.max().assign(num_records=by_run.size())
+        return pd.DataFrame(self.runs).join(ends)
+
+    def place(self, record: int) -> str:
+        """File and line of a record."""
+        folder = Path(self.runs[self.run[record]]["folder"])
+        return f"{folder / RECORDS_FILE}, line {self.line[record]}"
+
+
+class _Block(NamedTuple):
+    """All numbers under one key, and the positions of the records that they are from."""
+
+    domain: int
+    split: str
+    metric: str
+    records: np.ndarray
+    numbers: np.ndarray
+
+
+def _values(read: _Reading) -> pd.DataFrame:
+    """The tidy table, made key by key: far cheaper than record by record."""
+    names: dict[str, Any] = {}
+    for record in read.records:
+        names.update(record)
+    blocks = [_block(name, read) for name in names if name not in ("step", "diverged")]
+    records = np.concatenate([np.empty(0, int), *(block.records for block in blocks)])
+    sizes = [len(block.records) for block in blocks]
+    columns: dict[str, Any] = {
+        "run": np.array(read.run)[records],
+        "step": np.array([record["step"] for record in read.records])[records],
+        "domain": np.repeat(np.array([block.domain for block in blocks], dtype=int), sizes),
+    }
+    for column in ("split", "metric"):
+        codes, known = pd.factorize(np.array([getattr(b, column) for b in blocks], dtype=object))
+        columns[column] = pd.Categorical.from_codes(np.repeat(codes, sizes), known)
+    columns["value"] = np.concatenate([np.empty(0), *(block.numbers for block in blocks)])
+    return pd.DataFrame(columns)
+
+
+def _block(name: str, read: _Reading) -> _Block:
+    domain, split, metric = parse_record_key(name) or (NO_DOMAIN, "", name)
+    found = [record.get(name) for record in read.records]
+    is_number = np.full(len(found), True)
+    if not set(map(type, found)) <= {float, int}:  # what is neither, a text say, is left out
+        is_number = np.array([type(value) in (float, int) for value in found])
+    numbers = np.array(found if is_number.all() else list(compress(found, is_number)), dtype=float)
+    if split and metric == "accuracy":
+        is_wrong = np.array([value is not None for value in found])
+        is_wrong[is_number] = ~((numbers >= 0) & (numbers <= 1))
+        for bad in is_wrong.nonzero()[0].tolist():
+            raise UserError(
+                f"{read.place(bad)}: {name} is {found[bad]!r}, not a number in [0, 1]: {REMEDY}"
+            )
+    return _Block(domain, split, metric, is_number.nonzero()[0], numbers)
+
+
+def _warn_of_unfinished(files: Sequence[Path]) -> None:
+    unfinished = sum(not file.with_name("done").exists() for file in files)
+    # Records that others made may come without any mark of the end.
+    marked = unfinished < len(files) or any(file.with_name("run.json").exists() for file in files)
+    if unfinished and marked:
+        log.warning(
+            "warning: %d of %d runs are not finished: their records so far count as they are",
+            unfinished, len(files),
+        )  # fmt: skip
+
+
+def _warn_of_duplicates(records: Records) -> None:
+    runs = records.runs[records.runs.duplicated(RUN_KEYS, keep=False)]
+    if runs.empty:
+        return
+    steps = records.values.loc[records.values["run"].isin(runs.index), ["run", "step"]]
+    table = steps.drop_duplicates().join(runs, on="run").sort_values(["run", "step"])
+    repeated = table[table.duplicated([*RUN_KEYS, "step"])]
+    if repeated.empty:
+        return
+    first = repeated.iloc[0]
+    same = (table[RUN_KEYS] == first[RUN_KEYS]).all(axis=1)
+    folders = table.loc[same & (table["step"] == first["step"]), "folder"].unique()
+    log.warning(
+        "warning: %d records are there twice, such as step %d of %s: keep one of each run",
+        len(repeated), first["step"], _join(folders),
+    )  # fmt: skip

@@ -1,0 +1,168 @@
+"""One results.jsonl: its records, each checked, and the runs that they are of."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from domainbed.errors import UserError
+from domainbed.names import dataset_label
+from domainbed.record_keys import record_key
+from domainbed.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
+from domainbed.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+REMEDY = "repair or remove the line"
+
+_NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError)
+
+
+def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+    """Each record of a results.jsonl: its line, its run and its numbers by DomainBed's keys.
+
+    A run has the columns of `Records.runs` that one record can tell, and is one object for all
+    its records. A step that is there again begins another run.
+
+    Raises:
+        UserError: a line is damaged or lacks a key; the folder's run.json names another run; the
+            last line of a finished run is cut off. That of an unfinished one is skipped, with a
+            warning.
+    """
+    folder = RunFolder(path.parent)
+    run: dict[str, Any] = {}
+    steps: set[int] = set()
+    for line, record in _parse(path):
+        try:
+            facts, step = _run_of(record, run)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {line}: {_explain(error)}") from error
+        if facts is not run or step in steps:
+            run, steps = {"folder": str(path.parent), **facts}, set()
+            _check_name(folder, run)
+        steps.add(step)
+        yield line, run, record
+
+
+def _parse(path: Path) -> list[tuple[int, Any]]:
+    """The line numbers and records of a file, but for a last line that was cut off."""
+    *lines, rest = path.read_bytes().split(b"\n")  # a whole line ends with a newline
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    records = _parse_at_once([line for _, line in numbered])
+    if records is None:
+        records = _parse_each(path, numbered, may_be_torn=not rest.strip())
+    if rest.strip() or len(records) < len(numbered):
+        if path.with_name("done").exists():
+            raise UserError(
+                f"{path}: the last line is cut off, but the run is marked done: remove its folder "
+                "and do the run again"
+            )
+        log.warning("warning: %s: the last line is cut off and was skipped (a killed run?)", path)
+    return [(number, record) for (number, _), record in zip(numbered, records, strict=False)]
+
+
+def _parse_at_once(lines: list[bytes]) -> list[Any] | None:
+    """All lines as one JSON array, 1.5 times as fast as line by line; None if any is damaged."""
+    if not all(line.startswith(b"{") and line.rstrip().endswith(b"}") for line in lines):
+        return None
+    try:
+        records = json.loads((b"[" + b",".join(lines) + b"]").decode())
+    except _NOT_JSON:
+        return None
+    return records if len(records) == len(lines) else None
+
+
+def _parse_each(path: Path, lines: list[tuple[int, bytes]], may_be_torn: bool) -> list[Any]:
+    records = []
+    for position, (number, line) in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line.decode()))
+        except _NOT_JSON as error:
+            if may_be_torn and position == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: {_explain(error)}") from error
+    return records
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, _NOT_JSON):
+        return f"not valid JSON ({error}): {REMEDY}"
+    if isinstance(error, KeyError):
+        return f"the record lacks the key {error.args[0]!r}: {REMEDY}"
+    return f"{error}: {REMEDY}"
+
+
+def _run_of(record: Any, previous: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The run that a record is of, `previous` if it is that one, and its step; all checked."""
+    if not isinstance(record, dict):
+        raise TypeError(f"{record!r} is not a record (a JSON object)")
+    args, hparams = record.pop("args"), record.pop("hparams", {})  # equal ones are freed, not kept
+    step = record["step"]
+    if not _is_int(step):
+        raise TypeError(f"step is {step!r}, not an integer")
+    is_same = previous and args == previous["args"] and hparams == previous["hparams"]
+    run = previous if is_same else {**_run(args), "hparams": hparams, "args": args}
+    domains = _count_domains(record, run["test_envs"])
+    return run if run.get("num_domains") == domains else {**run, "num_domains": domains}, step
+
+
+def _run(args: Any) -> dict[str, Any]:
+    """The columns of a run that its args tell."""
+    if not isinstance(args, dict):
+        raise TypeError(f"args is {args!r}, not an object")
+    run = {key: args[key] for key in RUN_KEYS}
+    for key in ("dataset", "algorithm"):
+        if not isinstance(run[key], str):
+            raise TypeError(f"args.{key} is {run[key]!r}, not a name")
+    for key in ("hparams_seed", "trial_seed"):
+        if not _is_int(run[key]):
+            raise TypeError(f"args.{key} is {run[key]!r}, not an integer")
+    envs = run["test_envs"]
+    if not isinstance(envs, list) or not all(_is_int(env) and env >= 0 for env in envs):
+        raise TypeError(f"args.test_envs is {envs!r}, not a list of domain numbers")
+    others = {"test_envs": tuple(envs), "output_dir": args.get("output_dir")}
+    return {**run, **others, **{key: str(args.get(key, NOT_RECORDED)) for key in PROTOCOL_KEYS}}
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_accuracy_key = cache(lambda domain, split: record_key(domain, split, "accuracy"))
+
+
+def _count_domains(record: dict[str, Any], test_envs: tuple[int, ...]) -> int:
+    """How many domains a record knows, after checking that it knows the test domains."""
+    domains = 0
+    while _accuracy_key(domains, "out") in record:
+        domains += 1
+    for env in test_envs:
+        for split in ("in", "out"):
+            key = _accuracy_key(env, split)
+            if record[key] is None:
+                raise TypeError(f"{key} is None, not a number")
+        if env >= domains:
+            raise KeyError(_accuracy_key(domains, "out"))
+    return domains
+
+
+def _check_name(folder: RunFolder, run: dict[str, Any]) -> None:
+    """Raises where a folder's run.json names another run than its records do."""
+    named = folder.read_json(folder.spec) or {}
+    for key in [key for key in RUN_KEYS if key in named]:
+        ours, theirs = _comparable(key, run[key]), _comparable(key, named[key])
+        if ours != theirs:
+            raise UserError(
+                f"{folder.results} has records with {key} {ours!r}, but {folder.spec} names "
+                f"{theirs!r}: remove the file that is not of this run"
+            )
+
+
+def _comparable(key: str, value: Any) -> Any:
+    if key == "dataset":
+        return dataset_label(value)
+    return sorted(value) if key == "test_envs" else value

@@ -1,0 +1,82 @@
+"""What a user may set of a run: each field once, with its type, bounds, default and help.
+
+`RunFields` decide a run's numbers, `RunOptions` do not. The flags of the commands, the fields of
+a sweep's config, and the tables of the documentation are made from these declarations.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from domainbed.protocols import DEFAULT_PROTOCOL
+from domainbed.settings import Listed, Settings, Text
+
+
+class RunFields(Settings):
+    """What a run's numbers depend on. A field that nobody sets has its protocol's value."""
+
+    protocol: str = Field(
+        DEFAULT_PROTOCOL, description="the named protocol, which gives all values that are not set"
+    )
+    steps: int | None = Field(
+        None, ge=1, description="updates", json_schema_extra={"default_text": "the dataset's"}
+    )
+    checkpoint_freq: int | None = Field(
+        None,
+        ge=1,
+        description="updates between records",
+        json_schema_extra={"default_text": "the dataset's"},
+    )
+    holdout_fraction: float = Field(
+        0.2, gt=0, lt=1, description="the out-split's share of a domain"
+    )
+    uda_holdout_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of a test domain's in-split given without labels"
+    )
+    task: Literal["domain_generalization", "domain_adaptation"] = Field(
+        "domain_generalization", description="domain_adaptation also gives unlabelled test images"
+    )
+    draws: Literal["by-name", "in-sequence"] = Field(
+        "by-name", description="how random hyper-parameters are drawn"
+    )
+    shared_draws: bool = Field(
+        False, description="the same random hyper-parameters in all trials (DomainBed draws anew)"
+    )
+    data_seed: Literal["trial", "run"] = Field(
+        "trial", description="whose seed decides shuffle, label and colour noise of MNIST"
+    )
+    augment_validation: bool = Field(
+        False, description="augment validation images of training domains, as DomainBed does"
+    )
+    eval_splits: Literal["needed", "all"] = Field(
+        "needed", description="all: also the training domains' in-splits at every record"
+    )
+    record_last_step: bool = Field(
+        True, description="a record at the last step, whatever the interval"
+    )
+    metrics: Listed[Text] = Field(("accuracy",), description="what is recorded of every split")
+    precision: Literal["float32", "bf16"] = Field("float32", description="bf16: mixed precision")
+    on_divergence: Literal["fail", "continue"] = Field(
+        "fail", description="what to do about a loss that is not finite"
+    )
+
+
+class RunOptions(Settings):
+    """Where a run is done and what is kept of it; nothing here changes its numbers."""
+
+    data_dir: Text = Field("data", description="holds the datasets")
+    device: Text | None = Field(
+        None,
+        description="cpu, cuda or mps",
+        json_schema_extra={"default_text": "the best there is"},
+    )
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that read images, in all",
+        json_schema_extra={"default_text": "one per core, at most 8"},
+    )
+    skip_model_save: bool = Field(False, description="do not keep the weights")
+    save_model_every_checkpoint: bool = Field(False, description="keep the weights of every record")

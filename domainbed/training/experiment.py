@@ -1,0 +1,190 @@
+"""One experiment: everything that a run needs, built from its spec in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.datasets import MultipleDomainDataset, load_dataset
+from domainbed.datasets.domain import Domain, Minibatch
+from domainbed.datasets.foreign import domains_of
+from domainbed.errors import UserError
+from domainbed.run_fields import RunOptions
+from domainbed.seeding import seed_everything
+from domainbed.spec import RunSpec
+from domainbed.training.evaluation import Evaluator, Value, splits_to_evaluate
+from domainbed.training.machine import choose_device
+from domainbed.training.minibatches import IndexDraws, minibatches
+from domainbed.training.splits import Split, split_domains
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A spec with its data, its algorithm as training begins with it, and what they are fed.
+
+    Attributes:
+        spec: what defines it.
+        device: where everything is.
+        dataset: as it was loaded.
+        domains: all domains of the dataset.
+        splits: of each domain.
+        algorithm: on the device, in training mode.
+        workers: processes that read images, in all.
+    """
+
+    spec: RunSpec
+    device: torch.device
+    dataset: MultipleDomainDataset
+    domains: list[Domain]
+    splits: list[Split]
+    algorithm: Algorithm
+    workers: int
+
+    @property
+    def train_envs(self) -> list[int]:
+        """The numbers of the training domains."""
+        return [e for e in range(len(self.domains)) if e not in self.spec.test_envs]
+
+    @property
+    def domain_names(self) -> list[str]:
+        """As the dataset calls them, or else their numbers."""
+        return list(self.dataset.ENVIRONMENTS) or [str(e) for e in range(len(self.domains))]
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Of the smallest in-split, test domains included, as in DomainBed."""
+        return min(len(split.inside) for split in self.splits) / self.spec.hparams["batch_size"]
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context that updates and predictions are computed in."""
+        if self.spec.precision == "bf16":
+            # No cache of cast weights: an update that steps several times (Fish) would go on
+            # with the weights from before its first step.
+            return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return nullcontext()
+
+    def minibatches(self, steps: range) -> Iterator[list[Minibatch]]:
+        """For each step one (x, y) per training domain: x (B, *input_shape), y (B,)."""
+        hparams = self.spec.hparams
+        draws = [
+            self._draws(e, self.splits[e].inside, hparams["class_balanced"])
+            for e in self.train_envs
+        ]
+        augment = hparams["data_augmentation"]
+        return minibatches(self.domains, draws, steps, augment, self.workers)
+
+    def unlabeled(self, steps: range) -> Iterator[list[torch.Tensor] | None]:
+        """For each step one x per test domain in the task domain_adaptation, else None."""
+        if self.spec.task != "domain_adaptation":
+            return iter([None] * len(steps))
+        # As in DomainBed, images of test domains are never augmented.
+        draws = [self._draws(e, self.splits[e].unlabeled) for e in self.spec.test_envs]
+        of_steps = minibatches(self.domains, draws, steps, augment=False, workers=self.workers)
+        return ([x for x, _ in pairs] for pairs in of_steps)
+
+    def evaluate(
+        self, step: int, everything: bool, on_batch: Callable[[int, int], None] | None = None
+    ) -> list[Value]:
+        """The metrics of the splits, at the weights that the algorithm has.
+
+        Args:
+            step: for the random draws of augmented validation images.
+            everything: the training domains' in-splits as well.
+            on_batch: called with the images done and in all.
+        """
+        spec = self.spec
+        augmented = spec.augment_validation and spec.hparams["data_augmentation"]
+        evaluator = Evaluator(
+            self.domains,
+            self.workers,
+            self.train_envs if augmented else (),
+            spec.seed,
+            spec.metrics,
+        )
+        splits = splits_to_evaluate(self.splits, spec.test_envs, everything)
+        with self.precision():
+            return evaluator.evaluate(self.algorithm, splits, step, on_batch)
+
+    def _draws(self, domain: int, indices: list[int], balanced: bool = False) -> IndexDraws:
+        labels = self.domains[domain].labels[indices] if balanced else None
+        size = self.spec.hparams["batch_size"]
+        return IndexDraws(indices, size, self.spec.seed, domain, labels)
+
+
+def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
+    """The experiment that `spec` defines, as it is before its first step.
+
+    Seeds the global random sources, from which networks draw their weights.
+
+    Args:
+        spec: resolved.
+        machine: where the data lies and what computes; None for the defaults.
+
+    Raises:
+        UserError: the data is not there, or does not fit the spec; or no such device.
+    """
+    machine = machine or RunOptions()
+    device = choose_device(machine.device)
+    dataset = load_dataset(
+        spec.dataset,
+        machine.data_dir,
+        spec.test_envs,
+        spec.hparams,
+        spec.trial_seed,
+        data_seed=spec.seed if spec.data_seed == "run" else None,
+    )
+    domains = domains_of(dataset)
+    _check_data(spec, dataset, len(domains))
+    splits = split_domains(
+        domains,
+        spec.test_envs,
+        spec.holdout_fraction,
+        spec.trial_seed,
+        spec.uda_holdout_fraction,
+    )
+    seed_everything(spec.seed)
+    algorithm = get_algorithm_class(spec.algorithm)(
+        dataset.input_shape,
+        dataset.num_classes,
+        len(domains) - len(spec.test_envs),
+        spec.hparams,
+    )
+    # PyTorch's stubs know no overload with both a device and a memory format.
+    algorithm.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    return Experiment(
+        spec,
+        device,
+        dataset,
+        [domain.to(device) for domain in domains],
+        splits,
+        algorithm,
+        _workers(machine),
+    )
+
+
+def _check_data(spec: RunSpec, dataset: MultipleDomainDataset, domains: int) -> None:
+    """What only the loaded dataset can tell."""
+    if max(spec.test_envs) >= domains or len(spec.test_envs) >= domains:
+        raise UserError(
+            f"test_envs is {list(spec.test_envs)}, but {spec.dataset_label} has {domains} "
+            "domains: hold out some of them, and not all",
+            "test_envs",
+        )
+    if dataset.num_classes < 2:
+        raise UserError(
+            f"dataset {spec.dataset_label} has {dataset.num_classes} class: there is nothing to "
+            "tell apart; add images of a second class",
+            "dataset",
+        )
+
+
+def _workers(machine: RunOptions) -> int:
+    """Readers in all, whatever the number of domains: one per core that PyTorch may use."""
+    if machine.num_workers is not None:
+        return machine.num_workers
+    return min(8, torch.get_num_threads())

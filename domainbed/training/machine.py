@@ -1,0 +1,119 @@
+"""The machine that a run is done on: its device, and the settings of the run's own process."""
+
+from __future__ import annotations
+
+import platform
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import domainbed
+from domainbed.errors import UserError
+
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or by itself: CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: the machine has no such device.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kinds = ("cpu", "cuda", "mps")
+    if name.partition(":")[0] not in kinds:
+        raise UserError(f"device {name!r}: expected one of {', '.join(kinds)}", "device")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise UserError(
+            f"device {name!r} cannot be used ({reason}): try --device cpu", "device"
+        ) from error
+    return device
+
+
+def set_up_process(threads: int | None = None) -> None:
+    """Sets what PyTorch holds for the whole process as every run finds it.
+
+    Code of an earlier run in the same worker may have changed it. Only for a process that does
+    runs: a user's own process is left as it is.
+
+    Args:
+        threads: of PyTorch; None leaves them.
+    """
+    torch.set_flush_denormal(False)
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.mkldnn.enabled = True  # type: ignore[assignment]  # a property of the module
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Gives all global random sources back as they were found."""
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The peak of GPU memory so far, in GiB; 0 without a GPU, as in DomainBed."""
+    on_gpu = device.type == "cuda"
+    return torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else 0.0
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads and commit, as JSON values: what a reader of numbers may ask."""
+    return {
+        "domainbed": domainbed.__version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        **{package: package_version(package) for package in _PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def package_version(package: str) -> str | None:
+    """As installed, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def _git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, if it is one."""
+    root = Path(domainbed.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

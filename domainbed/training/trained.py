@@ -1,0 +1,200 @@
+"""Trained runs: their experiment as it was before training, and with the weights it came to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.datasets import DATASETS
+from domainbed.errors import UserError
+from domainbed.images.decode import read_image
+from domainbed.images.transforms import evaluation_transform
+from domainbed.names import dataset_label
+from domainbed.run_fields import RunOptions
+from domainbed.run_folder import RunFolder
+from domainbed.spec import RunSpec
+from domainbed.states import DONE
+from domainbed.training.experiment import Experiment, build
+from domainbed.training.machine import choose_device, random_state_kept
+from domainbed.training.model_file import read_model
+
+
+def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
+    """The spec of a finished run.
+
+    Args:
+        folder: the run's.
+        dataset: what to load in place of the dataset that run.json names, whose images may lie
+            anywhere (`folder:PATH`); None for the one it names.
+
+    Raises:
+        UserError: the folder holds no finished run, or `dataset` is another one.
+    """
+    content = folder.read_json(folder.spec)
+    if content is None:
+        raise UserError(f"{folder.path} holds no run.json: name the folder of a trained run")
+    if folder.state() != DONE:
+        raise UserError(f"the run in {folder.path} is {folder.state()}: train it to its end first")
+    values = {name: v for name, v in content.items() if name in RunSpec.model_fields}
+    try:
+        spec = RunSpec.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{folder.spec} is of another version, or describes no run ({field}: {first['msg']}): "
+            "train the run again"
+        ) from error
+    if dataset is None:
+        return spec
+    if dataset_label(dataset) != spec.dataset_label:
+        raise UserError(
+            f"--dataset {dataset!r} is not {spec.dataset_label}, which {folder.path} was trained on"
+        )
+    return spec.model_copy(update={"dataset": dataset})
+
+
+def rebuild(
+    folder: RunFolder, machine: RunOptions | None = None, dataset: str | None = None
+) -> Experiment:
+    """The experiment of a finished run, with the weights that its training began with.
+
+    The process's random sources stay as they are.
+
+    Raises:
+        UserError: see `read_spec` and `experiment.build`.
+    """
+    spec = read_spec(folder, dataset)
+    if dataset is None and spec.dataset not in DATASETS:
+        raise UserError(
+            f"{folder.path} was trained on {spec.dataset!r}, which is not registered: say where "
+            "its images are with --dataset folder:PATH, or what registers it with --plugins"
+        )
+    with random_state_kept():
+        return build(spec, machine)
+
+
+def load_trained_weights(experiment: Experiment, folder: RunFolder) -> None:
+    """Gives the algorithm the weights it had after training.
+
+    Raises:
+        UserError: they were not kept, are damaged, or are of another run or network.
+    """
+    content = read_model(folder.model, experiment.spec.run_id)
+    _load(experiment.algorithm, content["model_dict"], folder)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, ready to predict.
+
+    Attributes:
+        module: the algorithm, in evaluation mode.
+        classes: the names of its classes, in the order of the logits.
+        input_shape: of one input, without the batch.
+        preprocess: from the file of an image to an input; None where inputs are no image files.
+        spec: what defines its run.
+    """
+
+    module: Algorithm
+    classes: list[str]
+    input_shape: tuple[int, ...]
+    preprocess: Callable[[Path], torch.Tensor] | None
+    spec: RunSpec
+
+    @torch.no_grad()
+    def probabilities(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, *input_shape) to (B, C)."""
+        return self.module.predict(x).softmax(dim=1)
+
+
+def load_model(folder: Path | str, device: str | None = None) -> Model:
+    """The trained model of a run; its dataset is not needed.
+
+    Args:
+        folder: of a finished run with its weights.
+        device: cpu, cuda or mps; None finds the best there is.
+
+    Raises:
+        UserError: the folder holds no finished run with its weights.
+
+    Example:
+        >>> model = load_model("results/one_run")  # doctest: +SKIP
+        >>> x = model.preprocess(Path("cat.jpg"))[None]  # doctest: +SKIP
+        >>> model.classes[model.module.predict(x).argmax()]  # doctest: +SKIP
+    """
+    run = RunFolder(folder)
+    spec = read_spec(run)
+    content = read_model(run.model, spec.run_id)
+    with random_state_kept():  # all weights are replaced: none need be downloaded
+        module = get_algorithm_class(spec.algorithm)(
+            content["model_input_shape"],
+            content["model_num_classes"],
+            content["model_num_domains"],
+            {**content["model_hparams"], "weights": "none"},
+        )
+    _load(module, content["model_dict"], run)
+    return Model(
+        module.to(choose_device(device)).eval(),
+        content["model_classes"],
+        tuple(content["model_input_shape"]),
+        _image_input if content["model_reads_images"] else None,
+        spec,
+    )
+
+
+def _image_input(file: Path) -> torch.Tensor:
+    return evaluation_transform(read_image(Path(file)))
+
+
+def _load(module: Algorithm, state: dict[str, Any], folder: RunFolder) -> None:
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{folder.model} does not fit its algorithm ({reason}): train the run again with this "
+            "version"
+        ) from error
+
+
+@torch.no_grad()
+def predictions(
+    folder: RunFolder, machine: RunOptions, dataset: str | None, domain: int, split: str
+) -> Iterator[tuple[int, str, str, float]]:
+    """Position in the domain, label, predicted class and its probability, image by image.
+
+    Args:
+        folder: of a finished run with its weights.
+        machine: where the data lies and what computes.
+        dataset: see `read_spec`.
+        domain: its number.
+        split: "in" or "out".
+
+    Raises:
+        UserError: see `rebuild` and `load_trained_weights`; or there is no such domain.
+    """
+    experiment = rebuild(folder, machine, dataset)
+    load_trained_weights(experiment, folder)
+    if not 0 <= domain < len(experiment.domains):
+        raise UserError(
+            f"domain is {domain}: {experiment.spec.dataset_label} has the domains 0 to "
+            f"{len(experiment.domains) - 1}",
+            "domain",
+        )
+    chosen = experiment.splits[domain]
+    indices = chosen.inside if split == "in" else chosen.out
+    names, algorithm = list(experiment.dataset.class_names), experiment.algorithm.eval()
+    positions = iter(indices)
+    for x, y in experiment.domains[domain].evaluation_batches(indices, workers=experiment.workers):
+        with experiment.precision():
+            probabilities = algorithm.predict(x).float().softmax(dim=1)
+        for probability, number, label in zip(*probabilities.max(dim=1), y):
+            yield next(positions), names[label], names[number], round(probability.item(), 4)

@@ -1,0 +1,127 @@
+"""Evaluation: metrics against naive ones, and batches of one domain and one split."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from domainbed.training.metrics import METRICS
+from torch import nn
+
+from domainbed.datasets.tensor_domain import TensorDomain
+from domainbed.errors import UserError
+from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
+from domainbed.training.splits import Split
+
+LOGITS = torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0], [0.0, 0.5, -1.0], [0.0, 0.0, 4.0]])
+LABELS = torch.tensor([1, 1, 0, 2])
+
+
+def test_accuracy() -> None:
+    assert METRICS["accuracy"](LOGITS, LABELS).tolist() == [True, False, False, True]
+    single = torch.tensor([[0.5], [-0.5], [0.5], [0.0]])
+    binary = torch.tensor([1, 1, 0, 0])
+    assert METRICS["accuracy"](single, binary).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_prediction_that_is_no_number_is_wrong(bad: float, classes: int, label: int) -> None:
+    logits = torch.full((2, classes), bad)
+    assert not METRICS["accuracy"](logits, torch.tensor([label] * 2)).any()
+
+
+def test_loss() -> None:
+    expected = [
+        math.log(sum(math.exp(v) for v in row)) - row[label]
+        for row, label in zip(LOGITS.tolist(), LABELS.tolist())
+    ]
+    assert METRICS["loss"](LOGITS, LABELS).tolist() == pytest.approx(expected, rel=1e-5)
+    single = METRICS["loss"](torch.tensor([[2.0], [2.0]]), torch.tensor([1, 0])).tolist()
+    assert single == pytest.approx([math.log1p(math.exp(-2)), math.log1p(math.exp(2))])
+
+
+def test_unknown_metric() -> None:
+    with pytest.raises(UserError, match=r"unknown metric 'acuracy'.*accuracy"):
+        Evaluator([], metrics=["acuracy"])
+
+
+def test_which_splits() -> None:
+    splits = [Split([1], [2], []), Split([3], [4], [5])]
+    named = [(s.domain, s.name, s.indices) for s in splits_to_evaluate(splits, [1], False)]
+    assert named == [(0, "out", [1]), (1, "in", [4]), (1, "out", [3]), (1, "uda", [5])]
+    assert len(splits_to_evaluate(splits, [1], True)) == 5
+
+
+class Spy(nn.Module):
+    """Predicts class 1 for odd numbers, and notes its batches and mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[float]] = []
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.training
+        self.seen.append(x.flatten().tolist())
+        odd = x % 2
+        return torch.cat([1 - odd, odd], dim=1)
+
+
+def numbers(offset: int, n: int = 300) -> TensorDomain:
+    x = torch.arange(offset, offset + n)
+    return TensorDomain(x[:, None].float(), (x // 2) % 2)
+
+
+SPLITS = [
+    EvaluationSplit(0, "in", list(range(100))),
+    EvaluationSplit(0, "out", list(range(100, 231))),
+    EvaluationSplit(1, "out", [5, 0, 7]),
+]
+
+
+def evaluated(**options: Any) -> tuple[Spy, list[Any]]:
+    spy = Spy()
+    evaluator = Evaluator([numbers(0), numbers(1000)], metrics=("accuracy", "loss"))
+    return spy, evaluator.evaluate(spy, SPLITS, 0, **options)
+
+
+def test_batches_are_of_one_domain_and_one_split() -> None:
+    spy, _ = evaluated()
+    assert [len(batch) for batch in spy.seen] == [64, 36, 64, 64, 3, 3]
+    per_split = [spy.seen[:2], spy.seen[2:5], spy.seen[5:]]
+    own = [[1000.0 * split.domain + i for i in split.indices] for split in SPLITS]
+    assert [[x for batch in batches for x in batch] for batches in per_split] == own
+    assert spy.training
+
+
+def test_values_are_means_over_the_split() -> None:
+    _, values = evaluated()
+    naive = []
+    for split in SPLITS:
+        pairs = [(1000 * split.domain + i) for i in split.indices]
+        right = [x % 2 == (x // 2) % 2 for x in pairs]
+        losses = [math.log1p(math.exp(-1 if hit else 1)) for hit in right]
+        naive.append((split.domain, split.name, "accuracy", sum(right) / len(right)))
+        naive.append((split.domain, split.name, "loss", sum(losses) / len(losses)))
+    assert [tuple(v)[:3] for v in values] == [n[:3] for n in naive]
+    assert [v.value for v in values] == pytest.approx([n[3] for n in naive])
+    exact = [v.value for v in values if v.metric == "accuracy"]
+    assert exact == [n[3] for n in naive if n[2] == "accuracy"]
+
+
+def test_progress() -> None:
+    seen: list[tuple[int, int]] = []
+    evaluated(on_batch=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 234) for done in (64, 100, 164, 228, 231, 234)]
+
+
+def test_a_failing_prediction_leaves_the_algorithm_in_training_mode() -> None:
+    spy = Spy()
+    evaluator = Evaluator([numbers(0)])
+    spy.predict = lambda x: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ZeroDivisionError):
+        evaluator.evaluate(spy, SPLITS[:1], 0)
+    assert spy.training
