@@ -242,11 +242,8 @@ def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, 
     schema = model.model_json_schema()
     if one["type"] == "extra_forbidden":
         known = _names_at(schema, where[:-1])
-        return (
-            where,
-            f"unknown field.{did_you_mean(where[-1], known)} Known: {', '.join(known)}",
-            "",
-        )
+        hint = did_you_mean(where[-1], known)
+        return where, f"unknown field.{hint} Known: {', '.join(known)}", ""
     if one["type"] == "missing":
         return where, f"is missing: give it in a config file or as --{dotted(where)}", ""
     if one["type"] == "too_short" and context["min_length"] == 1:
@@ -282,7 +279,7 @@ def _kind(schema: Schema) -> str:
         ("maximum", ", up to {}"),
         ("exclusiveMaximum", ", below {}"),
     )
-    limits = [words.format(f"{schema[key]:g}") for key, words in bounds if key in schema]
+    limits = [words.format(f"{schema[key]:.15g}") for key, words in bounds if key in schema]
     return kinds.get(schema.get("type", ""), "") + "".join(limits)
 
 

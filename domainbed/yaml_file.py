@@ -14,7 +14,7 @@ Where = tuple[str | int, ...]
 """Keys and positions that lead to a value: ("algorithms", 1)."""
 
 _MOST_BYTES = 10_000_000
-_MOST_VALUES = 1_000_000  # as counted with every alias written out
+_MOST_VALUES = 100_000  # as counted with every alias written out
 
 # 010 is 8 in YAML 1.1, and 1:30 is 90.
 _MISLEADING = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+")
@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:  # a 13th month, a number of 5000 digits
-            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
+            raise _refusal(node, str(error)) from error
 
 
 _Loader.add_implicit_resolver(
@@ -39,26 +39,27 @@ _Loader.add_implicit_resolver(
 
 def _refuse_misleading(node: yaml.ScalarNode) -> None:
     if _MISLEADING.fullmatch(node.value):
-        raise yaml.MarkedYAMLError(
-            problem=f"{node.value} can be read in two ways: write a number without leading zeros "
-            f"and colons, or the text '{node.value}' in quotes",
-            problem_mark=node.start_mark,
+        raise _refusal(
+            node,
+            f"{node.value} can be read in two ways: write a number without leading zeros and "
+            f"colons, or the text '{node.value}' in quotes",
         )
+
+
+def _refusal(node: yaml.Node, reason: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
 
 
 def parse_value(text: str) -> Any:
     """The value that `text` stands for in YAML.
 
     Raises:
-        UserError: `text` is no YAML.
+        UserError: `text` is no YAML, or not plainly data.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _parse(text)[0]
     except yaml.YAMLError as error:
-        reason = _reason(error)
-    except RecursionError:
-        reason = "it is nested too deeply"
-    raise UserError(f"{text!r} is no valid YAML or JSON ({reason}): check its quotes")
+        raise UserError(f"{text[:80]!r} is no valid YAML or JSON ({_reason(error)})") from error
 
 
 def read_yaml(file: str | Path) -> tuple[Any, dict[Where, int]]:
@@ -69,18 +70,23 @@ def read_yaml(file: str | Path) -> tuple[Any, dict[Where, int]]:
             is not plainly data: it refers to itself, say.
     """
     text = _read(Path(file))
+    try:
+        return _parse(text)
+    except yaml.YAMLError as error:
+        raise UserError(_complaint(str(file), text, error)) from error
+
+
+def _parse(text: str) -> tuple[Any, dict[Where, int]]:
     loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None, {}
-        lines = _Lines(str(file)).of(node)
+        lines = _Lines().of(node)
         return loader.construct_document(node), lines
-    except yaml.YAMLError as error:
-        raise UserError(_complaint(str(file), text, error)) from error
     except RecursionError as error:
-        raise UserError(f"{file}: its values are nested too deeply") from error
+        raise yaml.YAMLError("it is nested too deeply") from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -106,8 +112,8 @@ def _read(file: Path) -> str:
 class _Lines:
     """The line of each value of a file, and a refusal of what has no end."""
 
-    def __init__(self, file: str) -> None:
-        self._file, self._count = file, 0
+    def __init__(self) -> None:
+        self._count = 0
         self._lines: dict[Where, int] = {}
         self._open: set[int] = set()
 
@@ -119,9 +125,10 @@ class _Lines:
         self._lines.setdefault(where, node.start_mark.line + 1)
         self._count += 1
         if self._count > _MOST_VALUES:
-            self._refuse(node, f"more than {_MOST_VALUES:,} values, with its aliases written out")
+            reason = f"more than {_MOST_VALUES:,} values, with aliases written out"
+            raise _refusal(node, reason)
         if id(node) in self._open:
-            self._refuse(node, "a value that contains itself")
+            raise _refusal(node, "a value that contains itself")
         self._open.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             for position, item in enumerate(node.value):
@@ -133,16 +140,13 @@ class _Lines:
 
     def _key(self, key: yaml.Node, where: Where) -> str:
         if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-            said = f"{key.value}: " if isinstance(key, yaml.ScalarNode) else "a list or mapping "
-            self._refuse(key, f"{said}as a name: expected a text, in quotes if need be")
+            said = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            raise _refusal(key, f"{said} as a name: expected a text, in quotes if need be")
         inside = (*where, key.value)
         if inside in self._lines:
-            self._refuse(key, f"{key.value!r} is given twice: remove one")
+            raise _refusal(key, f"{key.value!r} is given twice: remove one")
         self._lines[inside] = key.start_mark.line + 1
         return str(key.value)
-
-    def _refuse(self, node: yaml.Node, reason: str) -> None:
-        raise UserError(f"{self._file}, line {node.start_mark.line + 1}: {reason}")
 
 
 def _complaint(file: str, text: str, error: yaml.YAMLError) -> str:

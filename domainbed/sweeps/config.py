@@ -7,8 +7,7 @@ PyTorch along.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,16 +145,17 @@ class SweepConfig(RunFields, RunOptions):
         names = [named] if isinstance(named, str) else named
         # What is no list of texts is refused when its turn comes.
         if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            with _inside("plugins"):
+            try:
                 import_plugins(names)
+            except UserError as error:
+                raise UserError(str(error), "plugins") from error
         return values
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
         _check_labels(self.datasets)
-        _check_hparams(self)
-        _check_test_envs(self)
         _check_count(self)
+        _check_runs(self)
         return self
 
     def run_fields(self) -> dict[str, Any]:
@@ -260,33 +260,6 @@ def _check_labels(datasets: Iterable[str]) -> None:
             )
 
 
-def _check_hparams(config: SweepConfig) -> None:
-    """One run of each dataset and algorithm, by which its hyper-parameters are checked."""
-    from domainbed.spec import RunSpec
-
-    for name, value in config.hparams.items():
-        if _is_algorithm(name) and not isinstance(value, dict):
-            raise UserError(f"expected names with values, found {found(value)}", "hparams", name)
-    for dataset in config.datasets:
-        envs = test_env_sets(config, dataset)[0]
-        for algorithm in config.algorithms:
-            with _inside_config(config, dataset, algorithm, envs):
-                first_run(config, dataset, algorithm, envs)
-        for algorithm in filter(_is_algorithm, config.hparams):  # not all of them need to run
-            with _inside_config(config, dataset, algorithm, envs):
-                own = config.hparams[algorithm]
-                RunSpec.create(dataset, algorithm, envs, hparams=own, **config.run_fields())
-
-
-def _check_test_envs(config: SweepConfig) -> None:
-    """One run of each dataset and test domains."""
-    algorithm = config.algorithms[0]
-    for dataset in config.datasets:
-        for envs in test_env_sets(config, dataset):
-            with _inside_config(config, dataset, algorithm, envs):
-                first_run(config, dataset, algorithm, envs)
-
-
 def _check_count(config: SweepConfig) -> None:
     sets = sum(len(test_env_sets(config, dataset)) for dataset in config.datasets)
     seeds = {"trials": len(config.trials), "hparams_seeds": len(config.hparams_seeds)}
@@ -296,30 +269,31 @@ def _check_count(config: SweepConfig) -> None:
         raise UserError(f"{count:,} runs: expected at most {_MOST_RUNS:,} in one sweep", largest)
 
 
-@contextmanager
-def _inside(field: str) -> Iterator[None]:
-    """Says of an error that it lies in a field."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error), field, *error.where) from error
+def _check_runs(config: SweepConfig) -> None:
+    """One run of each dataset with each algorithm, and with each set of test domains."""
+    from domainbed.spec import RunSpec
 
-
-@contextmanager
-def _inside_config(
-    config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs
-) -> Iterator[None]:
-    """Says of a run's error where in the config it lies."""
-    try:
-        yield
-    except UserError as error:
-        where = _where(config, dataset, algorithm, envs, error.where)
-        raise UserError(str(error), *where) from error
+    for name, value in config.hparams.items():
+        if _is_algorithm(name) and not isinstance(value, dict):
+            raise UserError(f"expected names with values, found {found(value)}", "hparams", name)
+    for dataset in config.datasets:
+        first, *others = test_env_sets(config, dataset)
+        runs = [(name, first, config.hparams_of(name)) for name in config.algorithms]
+        runs += [(runs[0][0], envs, runs[0][2]) for envs in others]
+        # Hyper-parameters may be given for algorithms that are not to run.
+        runs += [(name, first, own) for name, own in config.hparams.items() if _is_algorithm(name)]
+        for algorithm, envs, hparams in runs:
+            try:
+                RunSpec.create(dataset, algorithm, envs, hparams=hparams, **config.run_fields())
+            except UserError as error:
+                where = _where(config, dataset, algorithm, envs, error.where)
+                raise UserError(str(error), *where) from error
 
 
 def _where(
     config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs, where: Where
 ) -> Where:
+    """Where in the config the fault of a run lies."""
     field, *inner = where or ("",)
     if field == "hparams" and inner:
         own = inner[0] in config.hparams.get(algorithm, {})

@@ -183,7 +183,7 @@ def test_interrupt(folder):
             ("--algorithms", "Fishr-offdiagonal", "--hidden_dim", "4096"),
             "--hidden_dim: found 4096: Fishr-offdiagonal needs less than 4096",
         ),
-        (("--device", "abacus"), "device 'abacus' cannot be used"),
+        (("--device", "abacus"), "device 'abacus': expected one of cpu, cuda, mps"),
     ],
 )
 def test_errors_are_one_line(run, flags, message):

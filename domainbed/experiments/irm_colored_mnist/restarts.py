@@ -18,7 +18,7 @@ from domainbed.experiments.irm_colored_mnist.training import run_restart
 from domainbed.files import write_text
 from domainbed.launchers import FAILED, Event, LocalLauncher
 from domainbed.sweeps.display import Display
-from domainbed.training.environment import choose_device, describe
+from domainbed.training.machine import choose_device, describe
 
 Restart = tuple[int, str]
 """Its number and its algorithm."""
@@ -33,7 +33,16 @@ def planned(config: Config) -> list[Restart]:
     return list(itertools.product(config.restarts, config.algorithms))
 
 
-_RESULT = {"algorithm", "restart", "train_acc", "test_acc", "gray_test_acc", "seconds", "seeds"}
+_RESULT = {
+    "algorithm",
+    "restart",
+    "settings",
+    "train_acc",
+    "test_acc",
+    "gray_test_acc",
+    "seconds",
+    "seeds",
+}
 
 
 def missing(config: Config) -> list[Restart]:

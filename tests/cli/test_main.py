@@ -1,0 +1,81 @@
+"""The `domainbed` command itself: what it imports, and what it says of wrong words."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+import domainbed
+from domainbed.cli import _COMMANDS, main
+
+
+def said(capsys, *words):
+    with pytest.raises(SystemExit) as exit:
+        main(list(words))
+    return exit.value.code, *capsys.readouterr()
+
+
+def test_help_lists_all_commands_with_their_summaries(capsys):
+    status, out, _ = said(capsys, "--help")
+    assert status == 0
+    for name, (_, summary) in _COMMANDS.items():
+        assert [*name.split(), *summary.split()] in [line.split() for line in out.splitlines()]
+
+
+def test_help_imports_nothing_that_it_does_not_need():
+    program = (
+        "import sys\nfrom domainbed.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "slow = {'pydantic', 'torch', 'numpy', 'yaml', 'domainbed.cli.sweep'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {slow}' if slow else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", list(_COMMANDS))
+def test_every_command_explains_itself(name, capsys):
+    status, out, _ = said(capsys, name, "--help")
+    assert status == 0
+    assert out.startswith(f"usage: domainbed {name} ")
+    summary = importlib.import_module(f"domainbed.cli.{_COMMANDS[name][0]}").__doc__.split()[0]
+    assert summary in out
+
+
+def test_actions_of_a_command_explain_themselves(capsys):
+    status, out, _ = said(capsys, "sweep", "launch", "--help")
+    assert status == 0
+    assert out.startswith("usage: domainbed sweep launch ")
+    assert "--n_trials" not in out
+    assert "--checkpoint-freq" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["swep"], "unknown command 'swep'. Did you mean 'sweep'? Known: download, verify,"),
+        ([], "a COMMAND is missing"),
+        (["--vers"], "unrecognized arguments: --vers"),
+        (["sweep", "launch", "--step", "3"], "unrecognized arguments: --step"),
+        (["list", "--debu"], "--debu"),
+    ],
+)
+def test_wrong_words_exit_with_2(words, says, capsys):
+    status, out, err = said(capsys, *words)
+    assert (status, out) == (2, "")
+    assert says in err
+
+
+def test_version(capsys):
+    assert said(capsys, "--version")[:2] == (0, f"{domainbed.__version__}\n")
+
+
+def test_the_schema_of_a_sweeps_config(capsys):
+    status, out, _ = said(capsys, "config", "schema")
+    assert status == 0
+    fields = json.loads(out)["properties"]
+    assert {"datasets", "algorithms", "steps", "data_dir", "launcher", "hparams"} <= set(fields)
+    assert all("description" in field for field in fields.values())
+    assert said(capsys, "config", "table")[1].count("\n") == 2 + len(fields)
