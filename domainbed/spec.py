@@ -126,12 +126,19 @@ class RunSpec(RunFields):
         _check(draft, len(data.ENVIRONMENTS))
         return _resolved(draft)
 
-    def variant(self, hparams_seed: int, trial_seed: int) -> RunSpec:
-        """The run of another hparams seed and trial, with its own derived seed and draws."""
+    def variant(
+        self, hparams_seed: int, trial_seed: int, hparams: Mapping[str, Any] | None = None
+    ) -> RunSpec:
+        """The run of another hparams seed and trial, with its own derived seed and draws.
+
+        `hparams` are those draws, where they are known: they do not depend on the test domains.
+        """
         seed = run_seed(
             self.dataset_label, self.algorithm, self.test_envs, hparams_seed, trial_seed
         )
         changes = {"hparams_seed": hparams_seed, "trial_seed": trial_seed, "seed": seed}
+        if hparams is not None:
+            return self.model_copy(update={**changes, "hparams": dict(hparams)})
         return _resolved(self.model_copy(update=changes))
 
     @property

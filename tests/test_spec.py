@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
 
+from domainbed.algorithms import Fishr
+from domainbed.dimensions import LogUniform
 from domainbed.errors import UserError
-from domainbed.spec import RunSpec
+from domainbed.run_fields import RunFields
+from domainbed.spec import ALWAYS, RunSpec
 
 
 def test_defaults_are_the_published_ones():
@@ -25,10 +27,82 @@ def test_seed_is_derived():
     assert RunSpec.create("PACS", "ERM", [0], seed=7).seed == 7
 
 
-def test_run_id_is_pinned():
-    """Changing it would make every finished run of every user run again."""
-    spec = RunSpec.create("ColoredMNIST", "Fishr", [2])
-    assert spec.run_id == "f4764eed7803c7e89710e0e7378da34b"
+FROZEN_IDS = {
+    ("ColoredMNIST", "Fishr", (2,)): {},
+    ("PACS", "ERM", (0, 3)): {"hparams_seed": 7, "trial_seed": 2},
+    ("DomainNet", "DANN", (5,)): {"hparams": {"resnet18": True}, "steps": 15001},
+    ("PACS", "CORAL", (1,)): {"protocol": "domainbed-2020", "hparams_seed": 1},
+    ("RotatedMNIST", "IRM", (1,)): {"protocol": "domainbed-2024", "precision": "bf16"},
+}
+
+
+def test_run_ids_are_frozen():
+    """Changing one would make every finished run of every user run again."""
+    ids = [RunSpec.create(*run, **fields).run_id for run, fields in FROZEN_IDS.items()]
+    assert ids == [
+        "bcf2c773b66d4034752e0d251834360a",
+        "5ea045ce5d2c7b533a60a8727990b0bc",
+        "32aa50875f53db9b01d56d4c5a86ddd7",
+        "ed4789412b44de712f19664b60f364ad",
+        "4cc816be61bf69da11b886eace399fd2",
+    ]
+
+
+def test_a_new_field_with_a_default_changes_no_id():
+    class Grown(RunSpec):
+        averaging: str = "none"
+
+    spec = RunSpec.create("PACS", "ERM", [0])
+    grown = Grown.create("PACS", "ERM", [0])
+    assert grown.averaging == "none"
+    assert grown.run_id == spec.run_id
+    # Declared where a run's fields are, it counts as soon as it is set.
+    fields = RunFields.model_fields
+    assert all(name in spec.identity() for name in ALWAYS)
+    assert not {name for name in fields if name not in ALWAYS} & set(spec.identity())
+
+
+def test_a_changed_search_space_changes_the_id(monkeypatch):
+    before = RunSpec.create("PACS", "Fishr", [0])
+    space = {**Fishr.search_space, "lambda": LogUniform(999, 1, 4, "another default")}
+    monkeypatch.setattr(Fishr, "search_space", space)
+    assert RunSpec.create("PACS", "Fishr", [0]).run_id != before.run_id
+
+
+def test_weights_count_by_their_content(tmp_path):
+    for name, content in (("a.pt", b"1"), ("b.pt", b"1"), ("c.pt", b"2")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (
+        RunSpec.create("PACS", "ERM", [0], hparams={"weights": str(tmp_path / name)}).run_id
+        for name in ("a.pt", "b.pt", "c.pt")
+    )
+    assert a == b != c
+
+
+def test_protocols_decide_what_nobody_sets():
+    spec = RunSpec.create("RotatedMNIST", "DANN", [0], protocol="domainbed-2020")
+    assert (spec.augment_validation, spec.record_last_step) == (True, False)
+    assert (spec.draws, spec.data_seed, spec.eval_splits) == ("in-sequence", "run", "all")
+    assert spec.hparams["rotation"] == "bicubic"
+    assert spec.hparams["grad_penalty_of"] == "softmax"
+    erm = RunSpec.create("PACS", "ERM", [0], protocol="domainbed-2024")
+    assert (erm.hparams["freeze_bn"], erm.hparams["resnet50_augmix"]) == (False, True)
+    assert "rotation" not in erm.hparams
+    assert erm.identity()["protocol_version"] == 1
+    assert not {"augment_validation", "eval_splits"} & set(erm.identity())
+    own = RunSpec.create("PACS", "ERM", [0], protocol="domainbed-2024", augment_validation=False)
+    assert own.identity()["augment_validation"] is False
+
+
+def test_a_protocols_option_is_the_users_to_set():
+    hparams = {"freeze_bn": True}
+    spec = RunSpec.create("PACS", "ERM", [0], protocol="domainbed-2024", hparams=hparams)
+    assert spec.hparams["freeze_bn"] is True
+
+
+def test_unknown_protocol():
+    with pytest.raises(UserError, match="Did you mean 'domainbed-2020'"):
+        RunSpec.create("PACS", "ERM", [0], protocol="domainbed2020")
 
 
 def test_test_envs_are_ordered():
@@ -37,18 +111,18 @@ def test_test_envs_are_ordered():
 
 def test_every_field_is_part_of_the_identity():
     spec = RunSpec.create("PACS", "ERM", [0])
-    names = {field.name for field in dataclasses.fields(RunSpec)}
-    assert set(spec.identity()) == names
     changed = {
         **{"algorithm": "IRM", "dataset": "VLCS", "test_envs": (1,), "hparams_seed": 1},
-        **{"trial_seed": 1, "seed": 1, "steps": 3, "checkpoint_freq": 1},
+        **{"trial_seed": 1, "seed": 1, "steps": 3, "checkpoint_freq": 1, "protocol_version": 2},
         **{"holdout_fraction": 0.1, "uda_holdout_fraction": 0.1, "task": "domain_adaptation"},
         **{"hparams": {"lr": 1}, "shared_draws": True, "augment_validation": True},
-        "precision": "bf16",
+        **{"precision": "bf16", "draws": "in-sequence", "data_seed": "run", "eval_splits": "all"},
+        **{"record_last_step": False, "metrics": ("loss",), "on_divergence": "continue"},
+        **{"protocol": "domainbed-2020", "digests": {"weights": "sha256:0"}},
     }
-    assert set(changed) == names
-    ids = {dataclasses.replace(spec, **{k: v}).run_id for k, v in changed.items()}
-    assert len(ids | {spec.run_id}) == len(names) + 1
+    assert set(changed) == set(RunSpec.model_fields) - {"fixed_hparams"}
+    ids = {spec.model_copy(update={k: v}).run_id for k, v in changed.items()}
+    assert len(ids | {spec.run_id}) == len(changed) + 1
 
 
 def test_identity_is_json_and_has_no_path(tmp_path):
@@ -69,14 +143,16 @@ def test_identity_is_json_and_has_no_path(tmp_path):
         ("test_envs", {"test_envs": [-1]}, "between 0 and 3"),
         ("test_envs", {"test_envs": [1, 1]}, "each domain once"),
         ("test_envs", {"test_envs": [0, 1, 2, 3]}, "a training domain left"),
-        ("steps", {"steps": 0}, "1 or more"),
-        ("checkpoint_freq", {"checkpoint_freq": 0}, "1 or more"),
-        ("holdout_fraction", {"holdout_fraction": 0.0}, "between 0 and 1"),
-        ("holdout_fraction", {"holdout_fraction": 1.0}, "between 0 and 1"),
-        ("uda_holdout_fraction", {"uda_holdout_fraction": 1.0}, "less than 1"),
+        ("steps", {"steps": 0}, "from 1 on"),
+        ("checkpoint_freq", {"checkpoint_freq": 0}, "from 1 on"),
+        ("holdout_fraction", {"holdout_fraction": 0.0}, "above 0, below 1"),
+        ("holdout_fraction", {"holdout_fraction": 1.0}, "above 0, below 1"),
+        ("uda_holdout_fraction", {"uda_holdout_fraction": 1.0}, "below 1"),
         ("uda_holdout_fraction", {"task": "domain_adaptation"}, "more than 0"),
-        ("hparams_seed", {"hparams_seed": -1}, "0 or more"),
-        ("trial_seed", {"trial_seed": -1}, "0 or more"),
+        ("uda_holdout_fraction", {"uda_holdout_fraction": 0.1}, "0, unless the task"),
+        ("seed", {"seed": 2**64}, "up to"),
+        ("hparams_seed", {"hparams_seed": -1}, "from 0"),
+        ("trial_seed", {"trial_seed": -1}, "from 0"),
         ("task", {"task": "segmentation"}, "domain_generalization"),
         ("precision", {"precision": "fp8"}, "float32, bf16"),
     ],
@@ -123,13 +199,13 @@ def test_values_that_cannot_be(algorithm, hparams):
 def test_values_at_the_edge_are_accepted():
     hparams = {"lambda": 0.5, "penalty_anneal_iters": 0, "ema": 0, "batch_size": 1, "lr": 1}
     spec = RunSpec.create("PACS", "Fishr", [0], hparams=hparams)
-    assert spec.resolved_hparams()["lambda"] == 0.5
+    assert spec.hparams["lambda"] == 0.5
 
 
 def test_fixed_values_win_over_draws():
     spec = RunSpec.create("PACS", "ERM", [0], hparams_seed=5, hparams={"lr": 0.25})
     other = RunSpec.create("PACS", "ERM", [0], hparams_seed=5)
-    assert spec.resolved_hparams() == {**other.resolved_hparams(), "lr": 0.25}
+    assert spec.hparams == {**other.hparams, "lr": 0.25}
 
 
 @pytest.mark.parametrize(("dataset", "algorithm"), [("PACCS", "ERM"), ("PACS", "EMR")])

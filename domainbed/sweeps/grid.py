@@ -18,12 +18,15 @@ def plan(config: SweepConfig) -> list[RunSpec]:
     Raises:
         UserError: a run that cannot be; see `RunSpec.create`.
     """
-    runs = []
+    runs: list[RunSpec] = []
     first = cache(lambda *of: first_run(config, *of))  # its checks are as good for the others
     for dataset, trial, seed in itertools.product(
         config.datasets, config.trials, config.hparams_seeds
     ):
         env_sets = test_env_sets(config, dataset)
-        for algorithm, envs in itertools.product(config.algorithms, env_sets):
-            runs.append(first(dataset, algorithm, envs).variant(seed, trial))
+        for algorithm in config.algorithms:
+            hparams = None
+            for envs in env_sets:
+                runs.append(first(dataset, algorithm, envs).variant(seed, trial, hparams))
+                hparams = runs[-1].hparams
     return runs
