@@ -39,6 +39,9 @@ def gradient_penalty(total: torch.Tensor, features: torch.Tensor) -> torch.Tenso
 
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
     return {
+        "lr_g": learning_rate(facts),
+        "lr_d": learning_rate(facts),
+        "weight_decay_g": weight_decay(facts),
         "lambda": LogUniform(1.0, -2, 2, "weight of the discriminator's loss, reversed"),
         "weight_decay_d": LogUniform(0.0, -6, -2, "L2 coefficient of the discriminator's Adam"),
         "d_steps_per_g_step": LogUniform(
@@ -55,9 +58,6 @@ def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
         "mlp_width": LogUniform(256, 6, 10, "discriminator: width", base=2, integer=True, least=1),
         "mlp_depth": Choice(3, (3, 4, 5), "discriminator: linear layers"),
         "mlp_dropout": Choice(0.0, (0.0, 0.1, 0.5), "discriminator: dropout"),
-        "lr_g": learning_rate(facts),
-        "lr_d": learning_rate(facts),
-        "weight_decay_g": weight_decay(facts),
     }
 
 

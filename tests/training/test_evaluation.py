@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from domainbed.training.metrics import METRICS
 from torch import nn
 
 from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
+from domainbed.metrics import METRICS
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
 from domainbed.training.splits import Split
 

@@ -35,7 +35,8 @@ def spec_of(folder: Path, **changes: Any) -> RunSpec:
 
 
 def train(spec: RunSpec, path: Path, **options: Any) -> list[dict[str, Any]]:
-    run(spec, RunFolder(path), RunOptions(**options))
+    given = {name: options.pop(name) for name in ("on_step",) if name in options}
+    run(spec, RunFolder(path), RunOptions(**options), **given)
     records = [json.loads(line) for line in (path / "results.jsonl").read_text().splitlines()]
     for record in records:
         del record["step_time"], record["args"]["output_dir"]

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from domainbed.algorithms import ALGORITHMS
+from domainbed.errors import UserError
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
@@ -95,10 +97,10 @@ def test_kill_between_record_and_checkpoint(
     run(spec, RunFolder(tmp_path / "whole"), RunOptions())
     save = checkpoint.save
 
-    def dies_at_step_4(file: Path, algorithm: object, progress: checkpoint.Progress) -> None:
-        if progress.next_step == 5:
+    def dies_at_step_4(*of_run: Any) -> None:
+        if of_run[-1].next_step == 5:
             raise Killed
-        save(file, algorithm, progress)  # type: ignore[arg-type]
+        save(*of_run)
 
     monkeypatch.setattr(checkpoint, "save", dies_at_step_4)
     with pytest.raises(Killed):
@@ -151,7 +153,7 @@ def test_real_process_killed_in_full_flight(algorithm: str, tmp_path: Path) -> N
     pieces, moments = tmp_path / "pieces", random.Random(algorithm)
     for _ in range(2):
         process = train_process(algorithm, pieces)
-        wait_for_new_record(pieces, process)
+        wait_for_new_checkpoint(pieces, process)
         time.sleep(moments.uniform(0, 0.15))
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -162,12 +164,12 @@ def test_real_process_killed_in_full_flight(algorithm: str, tmp_path: Path) -> N
     assert records(pieces) == records(tmp_path / "whole")
 
 
-def wait_for_new_record(folder: Path, process: subprocess.Popen) -> None:
-    results = folder / "results.jsonl"
-    before = results.stat().st_size if results.exists() else 0
+def wait_for_new_checkpoint(folder: Path, process: subprocess.Popen) -> None:
+    file = folder / "checkpoint.pt"
+    before = file.stat().st_mtime_ns if file.exists() else 0
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if results.exists() and results.stat().st_size > before:
+        if file.exists() and file.stat().st_mtime_ns > before:
             return
         time.sleep(0.01)
     assert process.poll() is None, "the process ended before it could be killed"
@@ -179,3 +181,58 @@ def test_finished_run_is_left_alone(tmp_path: Path) -> None:
     before = folder.results.stat().st_mtime_ns
     run(spec, folder, RunOptions())
     assert folder.results.stat().st_mtime_ns == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    spec = spec_of("Fishr")
+    run(spec, RunFolder(tmp_path / "whole"))
+    pieces = RunFolder(tmp_path / "pieces")
+    run_until(spec, pieces.path, 6)
+    content = bytearray(pieces.checkpoint.read_bytes())
+    for position in random.Random(0).sample(range(len(content)), 20):
+        flipped = bytearray(content)
+        flipped[position] ^= 1
+        pieces.checkpoint.write_bytes(flipped)
+        with pytest.raises(checkpoint.Damaged):
+            checkpoint._payload(pieces.checkpoint)
+    run(spec, pieces)
+    assert "Resuming at step 3 of" in pieces.out.read_text()
+    assert records(pieces.path) == records(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    run_until(spec_of("ERM"), tmp_path / "a", 6)
+    run_until(spec_of("CORAL"), tmp_path / "b", 6)
+    (tmp_path / "a" / "checkpoint.pt").replace(tmp_path / "b" / "checkpoint.pt")
+    with pytest.raises(UserError, match="is of another run"):
+        run(spec_of("CORAL"), tmp_path / "b")
+
+
+def test_another_major_version_of_pytorch_is_refused(tmp_path: Path) -> None:
+    run_until(spec_of("ERM"), tmp_path, 6)
+    file = tmp_path / "environment.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "torch": "1.12.0"}))
+    with pytest.raises(UserError, match=r"was begun under PyTorch 1\.12\.0"):
+        run(spec_of("ERM"), tmp_path)
+
+
+def test_a_resumed_run_keeps_its_threads_and_its_first_environment(tmp_path: Path) -> None:
+    run_until(spec_of("ERM"), tmp_path, 6)
+    file = tmp_path / "environment.json"
+    first = json.loads(file.read_text())
+    file.write_text(json.dumps({**first, "threads": 2, "host": "elsewhere"}))
+    run(spec_of("ERM"), tmp_path)
+    after = json.loads(file.read_text())
+    assert (after["threads"], after["host"]) == (2, "elsewhere")
+    assert [(session["threads"], session["host"]) for session in after["resumed"]] == [
+        (2, first["host"])
+    ]
+
+
+def test_done_without_whole_records_is_an_error(tmp_path: Path) -> None:
+    spec = spec_of("ERM")
+    run(spec, tmp_path)
+    results = tmp_path / "results.jsonl"
+    results.write_bytes(results.read_bytes()[:-20])
+    with pytest.raises(UserError, match="marked as done, but its records are not whole"):
+        run(spec, tmp_path)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from domainbed.algorithms import get_algorithm_class
+from domainbed.algorithms import ALGORITHMS, ERM, get_algorithm_class
 from domainbed.datasets import DATASETS, MultipleDomainDataset, domains_of, load_dataset
 from domainbed.errors import UserError
 from domainbed.run_folder import Busy, RunFolder
@@ -41,7 +41,8 @@ def digits(**changes: Any) -> RunSpec:
 
 
 def train(spec: RunSpec, path: Path, **options: Any) -> list[dict[str, Any]]:
-    run(spec, RunFolder(path), RunOptions(**options))
+    given = {name: options.pop(name) for name in ("on_step", "echo") if name in options}
+    run(spec, RunFolder(path), RunOptions(**options), **given)
     return [json.loads(line) for line in (path / "results.jsonl").read_text().splitlines()]
 
 
@@ -68,7 +69,7 @@ def test_records_have_the_published_keys(tmp_path: Path) -> None:
 
 def test_eval_splits_all_evaluates_everything_and_changes_nothing(tmp_path: Path) -> None:
     needed = train(digits(), tmp_path / "needed")
-    everything = train(digits(), tmp_path / "all", eval_splits="all")
+    everything = train(digits(eval_splits="all"), tmp_path / "all")
     for few, many in zip(needed, everything):
         assert accuracy_keys(many) == {f"env{i}_{k}_acc" for i in range(3) for k in ("in", "out")}
         assert {k: many[k] for k in accuracy_keys(few)} == {k: few[k] for k in accuracy_keys(few)}
@@ -186,9 +187,111 @@ def test_bf16_trains_and_is_another_run(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_swept_up(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt.999.tmp").write_bytes(b"half")
     train(digits(), tmp_path)
-    assert not list(tmp_path.glob("*.tmp"))
+    (tmp_path / "done").unlink()
+    (tmp_path / "checkpoint.pt.999.tmp").write_bytes(b"half")
+    (tmp_path / "mine.tmp").write_text("a user's own file")
+    train(digits(), tmp_path)
+    assert [file.name for file in tmp_path.glob("*.tmp")] == ["mine.tmp"]
+
+
+def test_a_folder_of_the_users_own_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is not empty, and no run's"):
+        train(digits(), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+class Diverging(ERM):
+    """Its loss is NaN from the third update on."""
+
+    def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
+        metrics = super().update(minibatches, unlabeled)
+        self.updates = getattr(self, "updates", 0) + 1
+        return metrics if self.updates < 3 else {"loss": float("nan")}
+
+
+class Returning(ERM):
+    """Returns what it should not."""
+
+    what: Any = None
+
+    def update(self, minibatches: Any, unlabeled: Any = None) -> Any:
+        return self.what
+
+
+def test_divergence_ends_the_run_with_its_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALGORITHMS._entries, "Diverging", Diverging)
+    with pytest.raises(UserError, match="training diverged at step 2: loss is nan"):
+        train(digits(algorithm="Diverging"), tmp_path)
+    assert not (tmp_path / "done").exists()
+
+
+def test_divergence_may_go_on_and_records_stay_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALGORITHMS._entries, "Diverging", Diverging)
+    spec = digits(algorithm="Diverging", on_divergence="continue")
+    records = train(spec, tmp_path)
+    assert [r.get("diverged") for r in records] == [None, True, True]
+    assert [r["loss"] is None for r in records] == [False, True, True]
+    assert "NaN" not in (tmp_path / "results.jsonl").read_text()
+
+
+def test_a_huge_learning_rate_is_no_finished_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="training diverged at step"):
+        train(digits(steps=50, hparams={"batch_size": 8, "lr": 1e30}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (None, "returned None: it must return a dict"),
+        ("text", "returned 'text': it must return a dict"),
+        ({"loss": torch.ones(3)}, "returned 'loss' as Tensor: it must be one number"),
+        ({"loss": "low"}, "returned 'loss' as str: it must be one number"),
+        ({"step": 1.0}, "a metric 'step', which is a key of the record's own"),
+        ({"env0_in_acc": 1.0}, "a metric 'env0_in_acc', which is a key"),
+    ],
+    ids=str,
+)
+def test_what_an_update_must_not_return(
+    what: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALGORITHMS._entries, "Returning", Returning)
+    monkeypatch.setattr(Returning, "what", what)
+    with pytest.raises(UserError, match=message):
+        train(digits(algorithm="Returning"), tmp_path)
+
+
+def test_hooks_are_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hooked(ERM):
+        def on_start(self) -> None:
+            called.append("start")
+
+        def on_record(self, metrics: dict[str, float]) -> None:
+            called.append(f"record {metrics['step']}")
+
+        def on_end(self) -> None:
+            called.append("end")
+
+    called: list[str] = []
+    monkeypatch.setitem(ALGORITHMS._entries, "Hooked", Hooked)
+    train(digits(algorithm="Hooked"), tmp_path)
+    assert called == ["start", "record 0", "record 2", "record 4", "end"]
+
+
+def test_a_run_is_set_up_as_every_other(tmp_path: Path) -> None:
+    """What an earlier run's code changed in the process does not reach the next one."""
+    first = train(digits(), tmp_path / "first")
+    torch.set_flush_denormal(True)
+    torch.set_default_dtype(torch.float64)
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    second = train(digits(), tmp_path / "second")
+    assert torch.get_default_dtype() == torch.float32
+    assert [r["loss"] for r in first] == [r["loss"] for r in second]
 
 
 def test_records_without_a_checkpoint_are_kept_aside(tmp_path: Path) -> None:
@@ -200,6 +303,8 @@ def test_records_without_a_checkpoint_are_kept_aside(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train(digits(), tmp_path)
+    (tmp_path / "done").unlink()
     (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match=r"checkpoint\.pt is damaged"):
         train(digits(), tmp_path)
