@@ -15,6 +15,7 @@ from domainbed import hparams as search
 from domainbed.algorithms import get_algorithm_class
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError
+from domainbed.metrics import METRICS
 from domainbed.names import dataset_label
 from domainbed.protocols import DEFAULT_PROTOCOL, Protocol, get_protocol
 from domainbed.run_fields import RunFields
@@ -223,6 +224,8 @@ def _content_digest(file: str, modified: int, size: int) -> str:
 
 def _check(spec: RunSpec, domains: int) -> None:
     """What depends on several fields, or on the dataset."""
+    for metric in spec.metrics:
+        METRICS[metric]
     # A dataset from outside may not list its domains; then only loading it can tell.
     highest = domains - 1 if domains else 10**6
     rules = [

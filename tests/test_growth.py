@@ -1,0 +1,175 @@
+"""Growing the package: one of each kind is added in the places that docs/architecture.md names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from pydantic import Field
+from torch.utils.data import TensorDataset
+
+from domainbed import protocols
+from domainbed.algorithms import ALGORITHMS, ERM
+from domainbed.algorithms.pooled import ForwardPass
+from domainbed.cli import main as command
+from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.dimensions import LogUniform
+from domainbed.launchers import LAUNCHERS, Job, Launcher, OnEvent, perform
+from domainbed.metrics import METRICS
+from domainbed.reporting import RENDERERS, Report
+from domainbed.run_fields import RunFields
+from domainbed.settings import add_flags, docs_table, json_schema, load, read_flags
+from domainbed.spec import RunSpec
+from domainbed.sweeps.config import load_config
+from domainbed.sweeps.launch import prepare
+from domainbed.training import run
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+class Flattest(ERM):
+    """ERM with a penalty on the squared logits. Its file, and its import: two places."""
+
+    paper = "none"
+    search_space = {"flatness": LogUniform(0.1, -3, 0, "weight of the squared logits")}
+
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, dict[str, Any]]:
+        penalty = forward.logits.square().mean()
+        loss = forward.pooled_risk() + self.hparams["flatness"] * penalty
+        return loss, {"penalty": penalty.detach()}
+
+
+class Blobs(MultipleDomainDataset):
+    """Two shifted Gaussians. Its class, and its import: two places."""
+
+    ENVIRONMENTS = ("left", "middle", "right")
+    N_STEPS, CHECKPOINT_FREQ, small_images = 6, 5, True
+
+    def __init__(self, root: str, test_envs: Any, hparams: Any, trial_seed: int = 0) -> None:
+        source = torch.Generator().manual_seed(trial_seed)
+        self.input_shape, self.num_classes = (1, 8, 8), 2
+        self.datasets = [self.domain(shift, source) for shift in (-1.0, 0.0, 1.0)]
+
+    def domain(self, shift: float, source: torch.Generator) -> TensorDataset:
+        y = torch.randint(2, (50,), generator=source)
+        x = torch.randn(50, 1, 8, 8, generator=source) + (y + shift)[:, None, None, None]
+        return TensorDataset(x, y)
+
+
+@pytest.fixture
+def grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALGORITHMS._entries, "Flattest", Flattest)
+    monkeypatch.setitem(DATASETS._entries, "Blobs", Blobs)
+
+
+@pytest.mark.usefixtures("grown")
+@pytest.mark.parametrize("name", ["Flattest", "Fishr+Flattest"])
+def test_an_algorithm_and_a_dataset(name: str, tmp_path: Path) -> None:
+    spec = RunSpec.create("Blobs", name, [1], hparams_seed=1)
+    assert 1e-3 <= spec.hparams["flatness"] < 1
+    run(spec, tmp_path)
+    last = records(tmp_path)[-1]
+    assert last["step"] == 5
+    assert last["penalty"] > 0
+    assert last["args"]["environments"] == ["left", "middle", "right"]
+
+
+def test_a_field_of_a_run() -> None:
+    """One declaration gives the flag, the field of YAML files, the schema and the docs."""
+
+    class Grown(RunFields):
+        averaging: Literal["none", "ema"] = Field("none", description="of the weights")
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser, Grown)
+    assert "of the weights (default: none)" in parser.format_help()
+    given = read_flags(parser.parse_args(["--averaging", "ema"]), Grown)
+    assert load(Grown, None, given).averaging == "ema"
+    assert "| `averaging` | one of none, ema | none | of the weights |" in docs_table(Grown)
+    assert json_schema(Grown)["properties"]["averaging"]["enum"] == ["none", "ema"]
+
+
+def test_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file."""
+    folder = shutil.copytree(protocols._FOLDER, tmp_path / "protocols")
+    content = (folder / "default.yaml").read_text()
+    content = content.replace("name: default", "name: longer").replace(
+        "steps: {}", "steps: {PACS: 15001}"
+    )
+    (folder / "longer.yaml").write_text(content)
+    monkeypatch.setattr(protocols, "_FOLDER", folder)
+    assert "longer" in protocols.protocol_names()
+    assert RunSpec.create("PACS", "ERM", [0], protocol="longer").steps == 15001
+    assert RunSpec.create("VLCS", "ERM", [0], protocol="longer").steps == 5001
+
+
+def test_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One registered function."""
+
+    def confidence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return logits.softmax(dim=1).amax(dim=1)
+
+    monkeypatch.setitem(METRICS._entries, "confidence", confidence)
+    spec = RunSpec.create(
+        "ColoredDigits", "ERM", [0], steps=2, metrics=("accuracy", "loss", "confidence")
+    )
+    run(spec, tmp_path)
+    last = records(tmp_path)[-1]
+    assert 0.5 <= last["env0_in_confidence"] <= 1
+    assert last["env0_in_loss"] > 0
+    assert 0 <= last["env0_in_acc"] <= 1
+
+
+def test_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One registered class; its fields are its options."""
+
+    class Backwards(Launcher):
+        skip: int = 0
+
+        def launch(
+            self, job: Job, tasks: Sequence[Any], on_event: OnEvent, device: str | None = None
+        ) -> None:
+            for index in reversed(range(self.skip, len(tasks))):
+                perform(job, index, tasks[index], on_event)
+
+        def parallelism(self, tasks: int, device: str | None = None) -> int:
+            return 1
+
+    monkeypatch.setitem(LAUNCHERS._entries, "backwards", Backwards)
+    config = load_config(
+        None,
+        {
+            **{"datasets": ["ColoredDigits"], "algorithms": ["ERM"], "trials": 1, "steps": 1},
+            **{"hparams_seeds": 1, "selection": ["oracle"], "output_dir": str(tmp_path)},
+            "launcher": {"name": "backwards", "skip": 1},
+        },
+    )
+    launch = prepare(config)
+    launch.execute()
+    assert sorted(launch.store.states(launch.runs).values()) == ["done", "done", "missing"]
+
+
+def test_a_renderer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One registered function."""
+
+    def count(report: Report) -> str:
+        return f"{len(report.tables)} tables\n"
+
+    monkeypatch.setitem(RENDERERS._entries, "count", count)
+    for env in range(3):
+        spec = RunSpec.create("ColoredDigits", "ERM", [env], steps=1)
+        run(spec, tmp_path / spec.run_id)
+    with pytest.raises(SystemExit) as ended:
+        command(["collect", str(tmp_path), "--format", "count", "--selection", "oracle"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "2 tables\n"
