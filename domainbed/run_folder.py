@@ -162,8 +162,11 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("no JSON object")
+            return content
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file} is damaged ({error}): repair it, or remove its folder"
             ) from error

@@ -20,6 +20,8 @@ from domainbed.algorithms import ALGORITHMS, Algorithm, get_algorithm_class
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.hparams import search_space
+from domainbed.spec import RunSpec
+from domainbed.training.experiment import build as build_experiment
 
 ADD_ONS = [f"Fishr+{name}" for name in ALGORITHMS if name not in ("Fish", "Fishr")]
 NAMES = [*ALGORITHMS, *ADD_ONS]
@@ -137,13 +139,9 @@ class TestAlgorithm:
 
 def test_autocast_sees_every_inner_step_of_fish():
     """Autocast caches weights cast to bf16; a cache across inner steps would be stale."""
-    from domainbed.training.trainer import Trainer
-
-    trainer = object.__new__(Trainer)
-    trainer.spec = type("Spec", (), {"precision": "bf16"})()
-    trainer.device = torch.device("cpu")
+    experiment = build_experiment(RunSpec.create("ColoredDigits", "ERM", [0], precision="bf16"))
     layer = torch.nn.Linear(1, 1, bias=False)
-    with trainer._precision():
+    with experiment.precision():
         first = layer(torch.ones(1, 1)).item()
         with torch.no_grad():
             layer.weight += 1

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from domainbed.errors import UserError
 from domainbed.run_fields import RunFields, RunOptions
-from domainbed.settings import Listed, Text, add_flags, load, read_flags
+from domainbed.settings import Items, Listed, Text, add_flags, load, read_flags
 
 
 class TrainSettings(RunFields, RunOptions):
@@ -42,7 +42,7 @@ class TrainSettings(RunFields, RunOptions):
         json_schema_extra={"default_text": "derived from the run, as in a sweep"},
     )
     output_dir: Text = Field("train_output", description="the run's folder")
-    plugins: tuple[str, ...] = Field(
+    plugins: Items[Text] = Field(
         (), description="modules or .py files to import first, which register more names"
     )
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from domainbed import seeding
-from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
+from domainbed.dataset_info import DatasetInfo
+from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.small_images import (
     ColoredDigits,
     ColoredMNIST,

@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
+from domainbed.dataset_info import DatasetInfo
 from domainbed.dimensions import Option
 from domainbed.errors import UserError
 from domainbed.registry import Registry
 
 DATASETS: Registry[Any] = Registry("dataset", entry_point_group="domainbed.datasets")
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """The published facts about a dataset.
-
-    Attributes:
-        domains: full names, in order.
-        classes: names, or None where there are too many to list here.
-        num_classes: C.
-        images: images per domain, in order.
-        source: where it comes from.
-        licence: under which terms it may be used.
-        citation: who to cite.
-        folder: where it lies below `data_dir`; empty if it needs none.
-        note: what users of it stumble over.
-    """
-
-    domains: tuple[str, ...]
-    classes: tuple[str, ...] | None
-    num_classes: int
-    images: tuple[int, ...]
-    source: str
-    licence: str
-    citation: str
-    folder: str = ""
-    note: str = ""
 
 
 class MultipleDomainDataset:

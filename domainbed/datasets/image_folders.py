@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import Dataset
 
-from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
+from domainbed.dataset_info import DatasetInfo
+from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 from domainbed.images.decode import read_image

@@ -20,7 +20,8 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from domainbed import seeding
-from domainbed.datasets.base import DATASETS, DatasetInfo, MultipleDomainDataset
+from domainbed.dataset_info import DatasetInfo
+from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.dimensions import Option
 from domainbed.errors import UserError
 from domainbed.names import DATASET_DOMAINS

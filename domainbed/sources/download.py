@@ -29,7 +29,7 @@ from domainbed.sources.layouts import Layout, find_layout
 from domainbed.sources.tree import Problem, count, differences, empty_files, plain, scan
 
 if TYPE_CHECKING:
-    from domainbed.datasets.base import DatasetInfo
+    from domainbed.dataset_info import DatasetInfo
 
 _SHOWN = 4  # problems in one line
 _UNPACKED = 1.1  # bytes of images per byte of an archive

@@ -13,7 +13,7 @@ from domainbed.sources.found import Found, Unusable, one_line
 from domainbed.sources.tree import published_name
 
 if TYPE_CHECKING:
-    from domainbed.datasets.base import DatasetInfo
+    from domainbed.dataset_info import DatasetInfo
 
 COLUMNS = ("image", "domain", "label")
 _ROWS_AT_ONCE = 64

@@ -19,7 +19,7 @@ from domainbed.sources.found import Found, Unusable
 from domainbed.sources.tree import published_name
 
 if TYPE_CHECKING:
-    from domainbed.datasets.base import DatasetInfo
+    from domainbed.dataset_info import DatasetInfo
 
 _SPLITS = {"full", "train", "val", "validation", "crossval", "test"}
 _DEPTH = 5  # of folders around the domains; PACS is known as pacs_data/PACS/kfold

@@ -14,7 +14,7 @@ from domainbed.images.folders import is_image
 from domainbed.sources.found import Found, Unusable, one_line
 
 if TYPE_CHECKING:
-    from domainbed.datasets.base import DatasetInfo
+    from domainbed.dataset_info import DatasetInfo
 
 _PARTS = ("cis_test", "cis_val", "train", "trans_test", "trans_val")
 ANNOTATIONS = tuple(f"{part}_annotations.json" for part in _PARTS)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from domainbed.datasets.base import DatasetInfo
+from domainbed.dataset_info import DatasetInfo
 from domainbed.images.folders import folders, images
 
 ImageFiles = dict[str, dict[str, list[Path]]]

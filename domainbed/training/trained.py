@@ -42,7 +42,7 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
         raise UserError(f"{folder.path} holds no run.json: name the folder of a trained run")
     if folder.state() != DONE:
         raise UserError(f"the run in {folder.path} is {folder.state()}: train it to its end first")
-    values = {name: v for name, v in content.items() if name in RunSpec.model_fields}
+    values = {name: v for name, v in content.items() if name not in ("run_id", "identity")}
     try:
         spec = RunSpec.model_validate_json(json.dumps(values))
     except ValidationError as error:
@@ -158,9 +158,9 @@ def _load(module: Algorithm, state: dict[str, Any], folder: RunFolder) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[-1].strip()
         raise UserError(
-            f"{folder.model} does not fit its algorithm ({reason}): train the run again with this "
+            f"{folder.model} does not fit {type(module).__name__} ({reason}): train the run again with this "
             "version"
         ) from error
 

@@ -65,7 +65,8 @@ def test_a_run_json_of_nothing(text, tmp_path, capsys):
     for name, content in (("run.json", text), ("done", "done"), ("results.jsonl", "{}")):
         (tmp_path / name).write_text(content)
     assert guarded(cli.main, parsed(tmp_path)) == 2
-    assert capsys.readouterr().err.endswith("train the run again\n")
+    message = capsys.readouterr().err
+    assert message.endswith(("train the run again\n", "repair it, or remove its folder\n"))
 
 
 def test_options_reach_the_diagnosis(command):

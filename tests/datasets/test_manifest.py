@@ -12,9 +12,8 @@ from PIL import Image
 from domainbed.cli import main as command
 from domainbed.datasets import get_dataset_class, load_dataset
 from domainbed.errors import UserError
-from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
-from domainbed.training.trainer import RunOptions, Trainer, run
+from domainbed.training import RunOptions, build, run
 
 HEADER = "path,label,domain"
 
@@ -200,20 +199,17 @@ def small_run(pets, name, **changes):
 
 
 @pytest.mark.parametrize("trial_seed", [0, 1])
-def test_fixed_splits_reach_the_trainer(trial_seed, pets, tmp_path):
+def test_fixed_splits_reach_the_experiment(trial_seed, pets):
     spec = small_run(pets, "fixed.csv", trial_seed=trial_seed, holdout_fraction=0.9)
-    trainer = Trainer(spec, RunFolder(tmp_path / "run"), RunOptions(num_workers=0))
-    for split, domain in zip(trainer.splits, trainer.dataset, strict=True):
+    experiment = build(spec)
+    for split, domain in zip(experiment.splits, experiment.dataset, strict=True):
         assert [domain.files[i].stem for i in split.out] == ["1", "2"] * 2
         assert [domain.files[i].stem for i in split.inside] == ["0", "3"] * 2
 
 
-def test_fixed_splits_leave_images_for_adaptation(pets, tmp_path):
+def test_fixed_splits_leave_images_for_adaptation(pets):
     task = {"task": "domain_adaptation", "uda_holdout_fraction": 0.5}
-    trainer = Trainer(
-        small_run(pets, "fixed.csv", **task), RunFolder(tmp_path / "run"), RunOptions(num_workers=0)
-    )
-    train, test = trainer.splits
+    train, test = build(small_run(pets, "fixed.csv", **task)).splits
     assert (len(train.out), len(train.inside), len(train.unlabeled)) == (4, 4, 0)
     assert (len(test.out), len(test.inside), len(test.unlabeled)) == (4, 2, 2)
     assert not set(test.out) & {*test.inside, *test.unlabeled}

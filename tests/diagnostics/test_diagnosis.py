@@ -157,7 +157,10 @@ def assert_inconsistency(measured, expected):
 
 def test_facts_of_a_run(folder, found):
     assert found["run"] == "Fishr on ColoredDigits, test domain 1, hparams seed 0, trial 0"
-    assert found["spec"] == json.loads((folder / "run.json").read_text())
+    written = json.loads((folder / "run.json").read_text())
+    assert {**found["spec"], "run_id": written["run_id"]} == {
+        name: value for name, value in written.items() if name != "identity"
+    }
     assert found["parameters"] == 2 * 128 + 2
     assert found["domains"] == [
         {"number": 0, "name": "+90%", "is_training": True, "images": IMAGES},
@@ -321,6 +324,11 @@ def damage(name):
         saved = torch.load(folder / "model.pkl", weights_only=True)
         change(saved["model_dict"])
         torch.save(saved, folder / "model.pkl")
+        (folder / "model.pkl.sha256").unlink()
+
+    def tear(folder):
+        (folder / "model.pkl").write_bytes(b"torn")
+        (folder / "model.pkl.sha256").unlink()
 
     return {
         "holds no run.json": lambda folder: (folder / "run.json").unlink(),
@@ -328,7 +336,8 @@ def damage(name):
         "holds no model.pkl: .* without --skip_model_save": lambda folder: (
             folder / "model.pkl"
         ).unlink(),
-        "model.pkl cannot be read": lambda folder: (folder / "model.pkl").write_bytes(b"torn"),
+        "model.pkl is damaged": lambda folder: (folder / "model.pkl").write_bytes(b"torn"),
+        "model.pkl cannot be read": tear,
         "does not fit Fishr": lambda folder: change_model(
             folder, lambda weights: weights.pop("classifier.bias")
         ),
@@ -347,6 +356,7 @@ def damage(name):
         "holds no run.json",
         "is unfinished: train it to its end",
         "holds no model.pkl: .* without --skip_model_save",
+        "model.pkl is damaged",
         "model.pkl cannot be read",
         "does not fit Fishr",
         "training diverged",
@@ -375,7 +385,7 @@ def test_an_algorithm_without_a_classifier(tmp_path):
 
     try:
         folder = train(tmp_path / "run", "Headless", hparams={"batch_size": 8})
-        with pytest.raises(UserError, match="Headless has no attribute 'classifier'"):
+        with pytest.raises(UserError, match="Headless has no attribute `classifier`"):
             diagnose(folder, OPTIONS)
     finally:
         del ALGORITHMS._entries["Headless"]

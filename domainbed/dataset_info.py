@@ -1,0 +1,32 @@
+"""What was published about a dataset; light to import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The published facts about a dataset.
+
+    Attributes:
+        domains: full names, in order.
+        classes: names, or None where there are too many to list here.
+        num_classes: C.
+        images: images per domain, in order.
+        source: where it comes from.
+        licence: under which terms it may be used.
+        citation: who to cite.
+        folder: where it lies below `data_dir`; empty if it needs none.
+        note: what users of it stumble over.
+    """
+
+    domains: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    num_classes: int
+    images: tuple[int, ...]
+    source: str
+    licence: str
+    citation: str
+    folder: str = ""
+    note: str = ""
