@@ -9,6 +9,7 @@ import time
 
 import pytest
 from digits_as_idx import write_idx_files
+from PIL import Image
 from source_files import PACS_IMAGES, image_bytes, tree_files, write
 
 from domainbed.errors import UserError
@@ -104,6 +105,20 @@ def test_modes(root, data):
             f"mode {name}, converted to RGB when read: {place}/pic_000.jpg"
             for name, place in sorted([("CMYK", "cartoon/dog"), (mode, "sketch/dog")])
         ]
+
+
+def test_wide_images(root, data):
+    """16 bits are noted; 32, which training refuses, are a problem, and a pipe is not waited for."""
+    for folder, mode in (("photo", "I;16"), ("sketch", "F")):
+        Image.new(mode, (4, 4)).save(root / folder / "dog" / "pic_000.tif")
+        (root / folder / "dog" / "pic_000.jpg").unlink()
+    (root / "cartoon" / "dog" / "pic_000.jpg").unlink()
+    os.mkfifo(root / "cartoon" / "dog" / "pic_000.jpg")
+    report = verify_dataset("PACS", data)
+    assert report.notes == ["mode I;16, converted to RGB when read: photo/dog/pic_000.tif"]
+    pipe, wide = (problem.message for problem in report.problems)
+    assert pipe == "cartoon/dog/pic_000.jpg cannot be read: it is no regular file"
+    assert wide.startswith("sketch/dog/pic_000.tif cannot be read: its values have 32 bits (mode F")
 
 
 def test_duplicates_across_domains(root, data, problems):
