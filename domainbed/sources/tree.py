@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from domainbed.datasets.base import DatasetInfo
 from domainbed.images.folders import folders, images
+
+if TYPE_CHECKING:
+    from domainbed.datasets.base import DatasetInfo
 
 ImageFiles = dict[str, dict[str, list[Path]]]
 """Files per domain and class."""
@@ -111,10 +114,17 @@ def _other_classes(
             yield Problem("classes", f"{domain}/{name}", f"class {name!r} of {domain!r} is empty")
 
 
-def uneven_classes(counts: Counts) -> list[Problem]:
-    """Where the domains of a user's own images have different or empty classes."""
+def own_problems(counts: Counts) -> list[Problem]:
+    """For what training would refuse a user's own images."""
     seen = tuple(sorted({name for classes in counts.values() for name in classes}))
-    return list(_other_classes(counts, seen, len(seen)))
+    problems = [
+        Problem(
+            kind, "", f"{number} {kind}: training needs two or more, as <domain>/<class>/<image>"
+        )
+        for kind, number in (("domains", len(counts)), ("classes", len(seen)))
+        if number < 2
+    ]
+    return problems + list(_other_classes(counts, seen, len(seen)))
 
 
 def empty_files(found: ImageFiles, root: Path) -> list[Problem]:

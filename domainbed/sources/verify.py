@@ -22,8 +22,8 @@ from domainbed.sources.tree import (
     count,
     differences,
     edition,
+    own_problems,
     scan,
-    uneven_classes,
 )
 
 _HARMLESS_MODES = ("RGB", "L")
@@ -122,7 +122,8 @@ def _verify_mnist(name: str, data_dir: Path) -> Verification:
     report = Verification(name, str(data_dir / mnist.FOLDER))
     if problem := mnist.check(data_dir):
         get = f"`domainbed download {name} --data_dir {data_dir}`"
-        report.problems = [Problem("missing", "", f"{problem}; {get}")]
+        message = f"{problem}; remove {report.folder}, if it is there, and get it with {get}"
+        report.problems = [Problem("missing", "", message)]
     else:
         report.edition = "published"
         report.notes = ["70,000 images; domains and colours are made of them when they are loaded"]
@@ -131,7 +132,7 @@ def _verify_mnist(name: str, data_dir: Path) -> Verification:
 
 def _compare(report: Verification, info: Any, origin: Origin) -> None:
     if info is None:
-        report.problems += uneven_classes(report.counts)
+        report.problems += own_problems(report.counts)
         return
     report.problems += differences(report.counts, info, origin.variants)
     named = edition(report.counts, info, origin.variants)
