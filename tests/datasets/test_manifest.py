@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from PIL import Image
 from domainbed.cli import main as command
 from domainbed.datasets import get_dataset_class, load_dataset
 from domainbed.errors import UserError
-from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
-from domainbed.training.trainer import RunOptions, Trainer, run
+from domainbed.training import build
+from domainbed.training.trainer import RunOptions, run
 
 HEADER = "path,label,domain"
 
@@ -129,6 +130,8 @@ GOOD = ("x.png,cat,a", "y.png,cat,b")
     ("lines", "message"),
     [
         (("path,class,domain", *GOOD), "line 1: no column 'label' in 'path, class, domain'"),
+        (("path,label,domain,label", *GOOD), "line 1: 'label' is there 2 times: remove one"),
+        (("split,path,label,domain,split", *GOOD), "line 1: 'split' is there 2 times"),
         ((), "bad.csv lists no images: expected path, label and domain"),
         ((HEADER,), "bad.csv lists no images"),
         ((HEADER, GOOD[0]), "line 2: all images are of the domain 'a'"),
@@ -163,6 +166,7 @@ def test_bad_csv(lines, message, tmp_path):
         (("", "[1]"), "line 2: no JSON object: expected path, label and domain"),
         (('{"path": "x", "label": 1}',), "line 1: 'domain' is missing"),
         (('{"path": "x", "label": [1], "domain": "a"}',), "line 1: 'label' is [1]: expected text"),
+        (('{"path": "x", "label": 1, "label": 2, "domain": "a"}',), "line 1: 'label' is there 2 t"),
         (('{"path": "x", "label": true, "domain": "a"}',), "line 1: 'label' is True"),
     ],
 )
@@ -173,8 +177,11 @@ def test_bad_json_lines(lines, message, tmp_path):
 
 
 def test_files_that_are_no_manifests(tmp_path):
-    with pytest.raises(UserError, match=r"manifest '.*none.csv' does not exist: check the path"):
+    with pytest.raises(UserError, match=r"none.csv' cannot be read \(No such file.*\): check"):
         get_dataset_class(str(tmp_path / "none.csv"))
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match=r"pipe.csv' cannot be read \(it is no regular file\)"):
+        get_dataset_class(str(tmp_path / "pipe.csv"))
     (tmp_path / "latin.csv").write_bytes(b"path,label,domain\n\xe9.png,cat,a\n")
     with pytest.raises(UserError, match=r"latin.csv is no UTF-8 text"):
         get_dataset_class(str(tmp_path / "latin.csv"))
@@ -202,18 +209,15 @@ def small_run(pets, name, **changes):
 @pytest.mark.parametrize("trial_seed", [0, 1])
 def test_fixed_splits_reach_the_trainer(trial_seed, pets, tmp_path):
     spec = small_run(pets, "fixed.csv", trial_seed=trial_seed, holdout_fraction=0.9)
-    trainer = Trainer(spec, RunFolder(tmp_path / "run"), RunOptions(num_workers=0))
-    for split, domain in zip(trainer.splits, trainer.dataset, strict=True):
+    experiment = build(spec, RunOptions(num_workers=0))
+    for split, domain in zip(experiment.splits, experiment.dataset, strict=True):
         assert [domain.files[i].stem for i in split.out] == ["1", "2"] * 2
         assert [domain.files[i].stem for i in split.inside] == ["0", "3"] * 2
 
 
 def test_fixed_splits_leave_images_for_adaptation(pets, tmp_path):
     task = {"task": "domain_adaptation", "uda_holdout_fraction": 0.5}
-    trainer = Trainer(
-        small_run(pets, "fixed.csv", **task), RunFolder(tmp_path / "run"), RunOptions(num_workers=0)
-    )
-    train, test = trainer.splits
+    train, test = build(small_run(pets, "fixed.csv", **task), RunOptions(num_workers=0)).splits
     assert (len(train.out), len(train.inside), len(train.unlabeled)) == (4, 4, 0)
     assert (len(test.out), len(test.inside), len(test.unlabeled)) == (4, 2, 2)
     assert not set(test.out) & {*test.inside, *test.unlabeled}
