@@ -31,6 +31,7 @@ from domainbed.datasets.image_folders import (
     ImageFolderDataset,
     folder_dataset,
 )
+from domainbed.datasets.checks import check_domains, require_contract
 from domainbed.datasets.foreign import domains_of
 from domainbed.datasets.image_access import apply_data_options, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
@@ -98,6 +99,7 @@ def load_dataset(
 
     def build() -> MultipleDomainDataset:
         dataset = _construct(cls, root, list(test_envs), hparams, trial_seed, data_seed)
+        require_contract(dataset)
         apply_data_options(dataset, dataset_label(name), root, hparams)
         return dataset
 
@@ -148,6 +150,7 @@ __all__ = [
     "RotatedDigits",
     "RotatedMNIST",
     "TerraIncognita",
+    "check_domains",
     "dataset_facts",
     "domains_of",
     "folder_dataset",
