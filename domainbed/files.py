@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,17 @@ def written_aside(file: Path) -> Iterator[Path]:
         aside.replace(file)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def regular(file: Path) -> Path:
+    """`file`, unless it is a pipe, which would block, or a device, which may never end.
+
+    Raises:
+        OSError: it is one, or a folder, or not there.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    return file
 
 
 def cache_folder(data_dir: str | Path) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, Generic, TypeVar, overload
 
 from domainbed.errors import UserError
@@ -34,6 +36,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         self._group = entry_point_group
         self._entries: dict[str, T] = {}
+        self._modules: dict[str, ModuleType | None] = {}
         self._pending: dict[str, EntryPoint] | None = None if entry_point_group else {}
 
     # What is registered keeps its own type: a decorated class stays that class.
@@ -58,7 +61,13 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"{self.kind} {key!r} is registered already, by {_origin(taken)}: "
                 f"choose another name for {_origin(entry)}"
             )
-        self._entries[key] = entry
+        module = sys.modules.get(getattr(entry, "__module__", ""))
+        again = taken is not entry and module is self._modules.get(key)
+        # Cells of a notebook run again, and so do functions that make a class.
+        if again and module is not sys.modules["__main__"] and "<locals>" not in _origin(entry):
+            message = f"{_origin(entry)} registers the {self.kind} {key!r} twice: the later counts"
+            warnings.warn(message, stacklevel=2)
+        self._entries[key], self._modules[key] = entry, module
         return entry
 
     def __getitem__(self, name: str) -> T:

@@ -236,7 +236,11 @@ def _check(spec: RunSpec, domains: int) -> None:
             f"domains of {spec.dataset_label} between 0 and {highest}",
         ),
         ("test_envs", len(set(spec.test_envs)) == len(spec.test_envs), "each domain once"),
-        ("test_envs", not domains or len(spec.test_envs) < domains, "a training domain left"),
+        (
+            "test_envs",
+            not domains or len(spec.test_envs) < domains,
+            f"a training domain left ({spec.dataset_label} has {domains} in all)",
+        ),
         (
             "uda_holdout_fraction",
             spec.task != "domain_adaptation" or spec.uda_holdout_fraction > 0,

@@ -14,6 +14,7 @@ from domainbed.algorithms import ALGORITHMS, ERM, get_algorithm_class, register_
 from domainbed.datasets import DATASETS, PACS, get_dataset_class
 from domainbed.errors import UserError
 from domainbed.hparams import Fixed, search_space
+from domainbed.plugins import import_plugins
 from domainbed.registry import Registry
 
 PLUGIN = Path(__file__).parent / "plugin_package"
@@ -62,6 +63,36 @@ def test_duplicate(shapes):
         shapes.register(float, name="Number")
     assert shapes["Number"] is int
     assert shapes.register(int, name="Number") is int
+
+
+TWICE = """
+from domainbed.datasets import DATASETS
+
+@DATASETS.register
+class Twice: ...
+
+{again}
+"""
+AGAIN = """
+@DATASETS.register
+class Twice: number = 2
+"""
+
+
+def test_a_class_twice_in_one_plugin(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    monkeypatch.setattr(DATASETS, "_modules", dict(DATASETS._modules))
+    file = tmp_path / "twice.py"
+    file.write_text(TWICE.format(again=""))
+    import_plugins([str(file)])
+    del sys.modules["domainbed_plugin_twice"]
+    import_plugins([str(file)])  # as a worker imports what its parent has imported
+    assert not recwarn
+    file.write_text(TWICE.format(again=AGAIN))
+    del sys.modules["domainbed_plugin_twice"]
+    with pytest.warns(UserWarning, match="Twice registers the dataset 'Twice' twice: the later"):
+        import_plugins([str(file)])
+    assert DATASETS["Twice"].number == 2
 
 
 def test_own_names_cannot_be_taken():

@@ -8,6 +8,7 @@ The order of the imports is the order of every list of datasets.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,10 +32,12 @@ from domainbed.datasets.image_folders import (
     ImageFolderDataset,
     folder_dataset,
 )
+from domainbed.datasets.checks import check_domains, require_contract
 from domainbed.datasets.foreign import domains_of
 from domainbed.datasets.image_access import apply_data_options, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.dimensions import DatasetFacts
+from domainbed.errors import UserError
 from domainbed.names import MANIFESTS, dataset_label
 from domainbed.seeding import seed_everything
 
@@ -54,6 +57,10 @@ def get_dataset_class(name: str) -> Any:
         return folder_dataset(name)
     if name.startswith("manifest:") or name.endswith(MANIFESTS):
         return manifest_dataset(name)
+    if name not in DATASETS and ("/" in name or os.path.isdir(name)):
+        raise UserError(
+            f"unknown dataset {name!r}: for a folder of your own images, write 'folder:{name}'"
+        )
     return DATASETS[name]
 
 
@@ -93,6 +100,7 @@ def load_dataset(
 
     def build() -> MultipleDomainDataset:
         dataset = _construct(cls, root, list(test_envs), hparams, trial_seed, data_seed)
+        require_contract(dataset)
         apply_data_options(dataset, dataset_label(name), root, hparams)
         return dataset
 
@@ -143,6 +151,7 @@ __all__ = [
     "RotatedDigits",
     "RotatedMNIST",
     "TerraIncognita",
+    "check_domains",
     "dataset_facts",
     "domains_of",
     "folder_dataset",

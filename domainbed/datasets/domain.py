@@ -77,11 +77,13 @@ class Domain(ABC):
         unreadable: positions of the images to leave out, because they cannot be read.
         out_split: positions of the images that validate, where the dataset decides that; None
             where the trial does.
+        labels_at_hand: whether `labels` takes no reading of all images.
     """
 
     device: torch.device = torch.device("cpu")
     unreadable: Sequence[int] = ()
     out_split: Sequence[int] | None = None
+    labels_at_hand: bool = True
 
     @abstractmethod
     def __len__(self) -> int:

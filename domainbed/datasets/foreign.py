@@ -25,6 +25,7 @@ class ForeignDomain(LoadedDomain):
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
         self._can_augment = hasattr(dataset, "augmented")
+        self.labels_at_hand = hasattr(dataset, "targets")
         self.unreadable = list(getattr(dataset, "unreadable", ()))
 
     def __len__(self) -> int:

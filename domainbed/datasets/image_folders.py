@@ -5,6 +5,8 @@ The five published ones, and any folder of a user's own.
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +20,7 @@ from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 from domainbed.images.decode import read_image
-from domainbed.images.folders import IMAGE_EXTENSIONS, folder_names, images
+from domainbed.images.folders import IMAGE_EXTENSIONS, folder_names, ignored, images
 from domainbed.images.resize import IMAGE_SIZE
 from domainbed.images.transforms import evaluation_transform, training_transform
 from domainbed.names import DATASET_DOMAINS, dataset_label
@@ -83,7 +85,7 @@ class ImageFolderDataset(MultipleDomainDataset):
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
         self.root = self.locate(root)
-        self.domain_names = folder_names(self.root) if self.root.is_dir() else []
+        self.domain_names = folder_names(self.root) if os.path.isdir(self.root) else []
         if len(self.domain_names) < 2:
             raise UserError(self._not_here())
         self.classes = _common_classes(self.root, self.domain_names)
@@ -92,6 +94,8 @@ class ImageFolderDataset(MultipleDomainDataset):
         self.datasets = [
             _folder_domain(self.root / name, self.classes) for name in self.domain_names
         ]
+        if self.info is None and (others := ignored(self.root)):
+            warnings.warn(f"ignored in {str(self.root)!r}: {others}", stacklevel=2)
 
     @classmethod
     def locate(cls, root: str) -> Path:
@@ -100,13 +104,19 @@ class ImageFolderDataset(MultipleDomainDataset):
         return Path(root) / cls.info.folder
 
     def _not_here(self) -> str:
-        found = f"found {len(self.domain_names)} domain folder(s)" if self.root.is_dir() else ""
+        found = (
+            f"found {len(self.domain_names)} domain folder(s)" if os.path.isdir(self.root) else ""
+        )
         name = type(self).__name__
-        get = f"get it with `domainbed download {name} --data_dir {self.root.parent}`, or "
+        remedy = "give the folder that holds two or more domains"
+        if self.info is not None:
+            remedy = (
+                f"get it with `domainbed download {name} --data_dir {self.root.parent}`, or give "
+                "the folder that holds it as --data_dir"
+            )
         return (
             f"dataset {name} is not in {str(self.root)!r} ({found or 'no such folder'}): expected "
-            f"<domain>/<class>/<image> below it; {get if self.info else ''}give the folder that "
-            "holds it as --data_dir"
+            f"<domain>/<class>/<image> below it; {remedy}"
         )
 
     def _compare_with_published(self) -> None:
@@ -173,8 +183,11 @@ def folder_dataset(name: str) -> type[ImageFolderDataset]:
 
 def _folder_class(name: str, fields: Mapping[str, Any]) -> type[ImageFolderDataset]:
     path = fields["path"].expanduser().resolve()
-    if not path.is_dir():
-        raise UserError(f"dataset folder {str(path)!r} does not exist: check the path")
+    if not os.path.isdir(path):
+        what = "is no folder" if os.path.exists(path) else "does not exist"
+        raise UserError(
+            f"dataset folder {str(path)!r} {what}: give the one that holds <domain>/<class>/<image>"
+        )
     attributes = {
         "locate": classmethod(lambda cls, root: path),
         "ENVIRONMENTS": tuple(folder_names(path)),

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TextIO
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import ImageDomain
 from domainbed.errors import UserError
+from domainbed.files import regular
 from domainbed.images.resize import IMAGE_SIZE
 from domainbed.names import dataset_label
 
@@ -100,10 +101,13 @@ def manifest_dataset(name: str) -> type[ManifestDataset]:
         UserError: no such file, or one that is no manifest; the message names the line.
     """
     file = Path(name.removeprefix("manifest:")).expanduser().resolve()
-    if not file.is_file():
-        raise UserError(f"dataset manifest {str(file)!r} does not exist: check the path")
-    facts = file.stat()
-    manifest = _read(file, facts.st_mtime_ns, facts.st_size)
+    try:
+        facts = regular(file).stat()
+        manifest = _read(file, facts.st_mtime_ns, facts.st_size)
+    except OSError as error:
+        raise UserError(
+            f"dataset manifest {str(file)!r} cannot be read ({error.strerror}): check the path"
+        ) from error
     attributes = {
         "manifest": manifest,
         "ENVIRONMENTS": manifest.domains,
@@ -133,6 +137,7 @@ def _csv_rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any]]
     """Line numbers and rows; lines without any text are passed over."""
     reader = csv.DictReader(stream, strict=True)
     try:
+        _refuse_twice(reader.fieldnames or (), f"{file}, line 1")
         lacking = [name for name in _COLUMNS if name not in (reader.fieldnames or _COLUMNS)]
         if lacking:
             found = ", ".join(reader.fieldnames or ())
@@ -155,14 +160,25 @@ def _json_rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[str, Any]
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_Pairs)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file}, line {number}: no valid JSON ({error}): write one object a line"
             ) from error
-        if not isinstance(row, dict):
+        if not isinstance(row, _Pairs):
             raise UserError(f"{file}, line {number}: no JSON object: {_EXPECTED}")
-        yield number, row
+        _refuse_twice([name for name, _ in row], f"{file}, line {number}")
+        yield number, dict(row)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object, with names that it has twice."""
+
+
+def _refuse_twice(names: Sequence[str], place: str) -> None:
+    for name in (*_COLUMNS, "split"):
+        if names.count(name) > 1:
+            raise UserError(f"{place}: {name!r} is there {names.count(name)} times: remove one")
 
 
 def _entry(row: Mapping[str, Any], file: Path, line: int) -> Entry:

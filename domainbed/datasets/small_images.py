@@ -24,23 +24,40 @@ from domainbed.dataset_info import DatasetInfo
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.dimensions import Option
 from domainbed.errors import UserError
+from domainbed.files import regular
 from domainbed.names import DATASET_DOMAINS
 
 
 def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST's 60,000 training and 10,000 test images: (70000, 28, 28) uint8, and digits."""
+    raw = Path(root) / "MNIST" / "raw"
+    try:
+        return _read_mnist(root, raw)
+    except Exception as error:  # damaged files fail in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if len(list(raw.glob("*-ubyte"))) == 4:
+            message = (
+                f"MNIST in {str(raw)!r} is damaged ({reason}): remove that folder, and get it anew "
+                f"with `domainbed download ColoredMNIST --data_dir {root}`"
+            )
+        else:
+            message = (
+                f"MNIST is not in {root!r} and could not be downloaded ({reason}): put its four "
+                f"idx files, as they are distributed, into {raw}, or give another --data_dir"
+            )
+        raise UserError(message) from error
+
+
+def _read_mnist(root: str, raw: Path) -> tuple[torch.Tensor, torch.Tensor]:
     from torchvision.datasets import MNIST
 
-    try:
-        parts = [MNIST(root, train=train, download=True) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"MNIST is not in {root!r} and could not be downloaded ({reason}): put its four "
-            f"idx files, as they are distributed, into {Path(root) / 'MNIST' / 'raw'}, or give "
-            "another --data_dir"
-        ) from error
-    return torch.cat([p.data for p in parts]), torch.cat([p.targets for p in parts])
+    for file in raw.glob("*-ubyte"):
+        regular(file)
+    parts = [MNIST(root, train=train, download=True) for train in (True, False)]
+    images, digits = torch.cat([p.data for p in parts]), torch.cat([p.targets for p in parts])
+    if images.shape != (len(digits), 28, 28) or digits.max() > 9:
+        raise ValueError(f"images {tuple(images.shape)}, {len(digits)} labels to {digits.max()}")
+    return images, digits
 
 
 def _digits(root: str) -> tuple[torch.Tensor, torch.Tensor]:

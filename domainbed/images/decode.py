@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from domainbed.errors import UserError
+from domainbed.files import regular
+from domainbed.images.pixels import rgb_pixels, why_unreadable
 
 
 class UnreadableImage(UserError):
@@ -29,10 +28,10 @@ def file_bytes(file: Path) -> bytes:
     """What is in the file.
 
     Raises:
-        UnreadableImage: it cannot be opened.
+        UnreadableImage: it cannot be opened, or is a pipe or a device.
     """
     try:
-        return file.read_bytes()
+        return regular(file).read_bytes()
     except OSError as error:
         raise UnreadableImage(f"image {file} cannot be read ({error.strerror})") from error
 
@@ -41,15 +40,13 @@ def decode_image(data: bytes, name: str) -> torch.Tensor:
     """(3, H, W) uint8 of an encoded image; `name` is for the message of an error.
 
     Raises:
-        UnreadableImage: `data` is no image, or cut off.
+        UnreadableImage: `data` is no image, is cut off, or has 32 bits per value.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        pixels, _ = rgb_pixels(data)
     except Exception as error:  # each format of PIL fails in its own way
-        reason = "cut off" if "truncated" in str(error) else "no image that PIL can read"
         raise UnreadableImage(
-            f"image {name} cannot be read ({reason}): replace or remove it, or set the "
-            "hyper-parameter corrupt_images to 'skip'"
+            f"image {name} cannot be read ({why_unreadable(error, data)}): replace or remove it, "
+            "or set the hyper-parameter corrupt_images to 'skip'"
         ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

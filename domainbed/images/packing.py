@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from domainbed.errors import UserError
+from domainbed.files import regular
 from domainbed.images.decode import UnreadableImage, decode_image, file_bytes
 from domainbed.images.listing import Listing
 from domainbed.images.packed import IMAGES, INDEX, JPEG, RAW, TABLE, Pack
@@ -177,7 +178,7 @@ def _common_size(files: Sequence[Path], largest: int) -> tuple[int, int] | None:
     common: tuple[int, int] | None = None
     for file in files:
         try:
-            with Image.open(file) as image:
+            with Image.open(regular(file)) as image:
                 size = image.height, image.width
         except Exception:  # told later, by name
             continue

@@ -39,7 +39,7 @@ def unpacked_size(archive: Path) -> int:
     Raises:
         BadArchive: it is no archive.
     """
-    if not zipfile.is_zipfile(archive):
+    if not _is_zip(archive):
         return int(archive.stat().st_size * _GROWTH)
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -48,19 +48,24 @@ def unpacked_size(archive: Path) -> int:
         raise BadArchive(archive, f"is damaged ({one_line(error)})") from error
 
 
-def extract(archive: Path, folder: Path) -> None:
+def extract(archive: Path, folder: Path, most: int) -> int:
     """Unpacks a zip or tar file (plain, gz, bz2 or xz) into `folder`, which is made.
 
+    Args:
+        archive: a regular file.
+        folder: to unpack to.
+        most: bytes that it may unpack to: a small file can unpack to more than a disk holds.
+
+    Returns:
+        Bytes that were written.
+
     Raises:
-        BadArchive: it is damaged, or a member's path or link leads out of `folder`.
+        BadArchive: it is damaged or too large, or a member's path or link leads out of `folder`.
         OSError: the disk is full, say.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if zipfile.is_zipfile(archive):
-            _extract_zip(archive, folder)
-        else:
-            _extract_tar(archive, folder)
+        return (_extract_zip if _is_zip(archive) else _extract_tar)(archive, folder, most)
     except tarfile.FilterError as error:
         raise BadArchive(
             archive, f"is refused: its member {error.tarinfo.name!r} leads out of the folder"
@@ -69,13 +74,32 @@ def extract(archive: Path, folder: Path) -> None:
         raise BadArchive(archive, f"is damaged ({one_line(error)})") from error
 
 
-def _extract_zip(archive: Path, folder: Path) -> None:
+def _is_zip(archive: Path) -> bool:
+    """By its content, or its name where it is damaged."""
+    if not archive.is_file():
+        raise BadArchive(archive, "is no regular file")
+    return archive.suffix.lower() == ".zip" or zipfile.is_zipfile(archive)
+
+
+def _refuse_excess(archive: Path, size: int, most: int) -> None:
+    if size > most:
+        raise BadArchive(
+            archive,
+            f"is refused: it unpacks to more than {most / 1e6:,.0f} MB, far more than the dataset "
+            "has: unpack it yourself and give the folder, if you trust it",
+        )
+
+
+def _extract_zip(archive: Path, folder: Path, most: int) -> int:
     with zipfile.ZipFile(archive) as opened:
         members = opened.infolist()
+        size = sum(member.file_size for member in members)  # zipfile writes no more than that
+        _refuse_excess(archive, size, most)
         for member in members:
             _refuse_escape(archive, member)
         for member in tqdm(members, f"unpacking {archive.name}", unit="file", disable=None):
             opened.extract(member, folder)
+    return size
 
 
 def _refuse_escape(archive: Path, member: zipfile.ZipInfo) -> None:
@@ -89,9 +113,20 @@ def _refuse_escape(archive: Path, member: zipfile.ZipInfo) -> None:
         )
 
 
-def _extract_tar(archive: Path, folder: Path) -> None:
-    with tarfile.open(archive) as opened:
+def _extract_tar(archive: Path, folder: Path, most: int) -> int:
+    size = 0
+    with _opened_tar(archive) as opened:
         for member in tqdm(opened, f"unpacking {archive.name}", unit="file", disable=None):
             if member.issym():
                 raise BadArchive(archive, f"is refused: its member {member.name!r} is a link")
+            size += member.size
+            _refuse_excess(archive, size, most)
             opened.extract(member, folder, filter="data")
+    return size
+
+
+def _opened_tar(archive: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(archive)
+    except tarfile.ReadError as error:  # which lists what each way to pack it has to say
+        raise BadArchive(archive, "is damaged (no zip or tar archive)") from error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
+
+from domainbed.files import regular
 
 _FILES_PER_WORKER = 500  # fewer are decoded here before another process has started
 _FILES_AT_ONCE = 32
@@ -33,11 +34,13 @@ class Look(NamedTuple):
 
 
 def look_at(file: Path, hashed: bool) -> Look:
-    """Decodes every pixel of an image, and hashes the file if that is wanted."""
+    """Decodes every pixel of an image as training does, and hashes the file if that is wanted."""
     from PIL import Image
 
+    from domainbed.images.pixels import rgb_pixels, why_unreadable
+
     try:
-        content = file.read_bytes()
+        content = regular(file).read_bytes()
     except OSError as error:
         return Look(file, error.strerror or str(error), "", "")
     digest = hashlib.sha256(content).hexdigest() if hashed else ""
@@ -46,18 +49,9 @@ def look_at(file: Path, hashed: bool) -> Look:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content)) as image:
                 image.verify()  # the checksums that PNG files have
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                return Look(file, "", image.mode, digest)
+            return Look(file, "", rgb_pixels(content)[1], digest)
     except Exception as error:  # decoders raise anything over damaged bytes
-        return Look(file, _reason(error, content), "", digest)
-
-
-def _reason(error: Exception, content: bytes) -> str:
-    if not content:
-        return "it has no bytes"
-    text = re.sub(r" ?<[^>]*>", "", " ".join(str(error).split()))  # the address of a buffer
-    return text or type(error).__name__
+        return Look(file, why_unreadable(error, content), "", digest)
 
 
 def look_at_all(files: Sequence[Path], hashed: Sequence[bool]) -> Iterator[Look]:

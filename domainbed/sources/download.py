@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from domainbed.errors import UserError
+from domainbed.files import regular
 from domainbed.images.folders import images
 from domainbed.sources import mnist
 from domainbed.sources.archives import BadArchive, extract, is_archive, unpacked_size
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 _SHOWN = 4  # problems in one line
 _UNPACKED = 1.1  # bytes of images per byte of an archive
+_MOST_UNPACKED = 4  # times the size of the largest source: more is not the dataset
+_LEAST_REFUSED = 10**8  # bytes
+_MARK = "made-by-domainbed.txt"  # in the hidden folder, which is not touched without it
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,7 @@ def _locked(job: _Job) -> Iterator[None]:
 def _get(job: _Job, copy: Path | None) -> None:
     if _is_here(job):  # by now: another process may have been at work on it
         return
-    _clear(job)
-    try:
+    with _hidden_folder(job):
         if job.info.folder == mnist.FOLDER:
             mnist.download(job.target, job.partial, copy)
             job.say(f"{job.name}: 70,000 images are in {job.target}")
@@ -165,8 +168,6 @@ def _get(job: _Job, copy: Path | None) -> None:
         else:
             _from_copy(job, copy)
         shutil.rmtree(job.partial, ignore_errors=True)  # with what an earlier download left
-    finally:
-        _clear(job)
 
 
 def _is_here(job: _Job) -> bool:
@@ -174,27 +175,52 @@ def _is_here(job: _Job) -> bool:
     if not job.target.exists() or not any(job.target.iterdir()):
         return False
     if job.info.folder == mnist.FOLDER:
-        problem, number = mnist.check(job.data_dir), sum(job.info.images)
+        problem = mnist.check(job.data_dir)
+        number = 0 if problem else sum(job.info.images)
     else:
         counts = count(scan(job.target))
         problem = _summary(differences(counts, job.info, job.origin.variants))
         number = sum(sum(classes.values()) for classes in counts.values())
-    if problem and not job.accept_incomplete:
+    if problem and not (job.accept_incomplete and number):
+        keep = ", or keep it with --accept_incomplete" if number else ""
         raise UserError(
             f"{str(job.target)!r} exists and is not {job.name} as published ({problem}): move it "
-            "away to get it anew, or keep it with --accept_incomplete"
+            f"away to get it anew{keep}"
         )
     job.say(f"{job.name} is in {job.target} already: {number:,} images; nothing to do")
     return True
 
 
+@contextmanager
+def _hidden_folder(job: _Job) -> Iterator[None]:
+    """The folder to work in, of which only what was downloaded is left.
+
+    Raises:
+        UserError: there is one of that name which this program did not make.
+    """
+    if job.partial.exists() and not (job.partial / _MARK).exists():
+        raise UserError(
+            f"{str(job.partial)!r} exists and was not made by this command, which needs a folder "
+            "of that name: move it away"
+        )
+    job.partial.mkdir(exist_ok=True)
+    (job.partial / _MARK).write_text("Removed when the dataset is complete.\n", encoding="utf-8")
+    _clear(job)
+    try:
+        yield
+    finally:
+        _clear(job)
+        if not _has_downloads(job):
+            shutil.rmtree(job.partial, ignore_errors=True)
+
+
 def _clear(job: _Job) -> None:
-    """Leaves of the hidden folder only what was downloaded."""
-    for folder in (job.extracted, job.ready):
+    for folder in (job.extracted, job.ready, job.partial / mnist.FOLDER):
         shutil.rmtree(folder, ignore_errors=True)
-    downloads = job.partial / "downloads"
-    if not any(path.is_file() for path in downloads.rglob("*")):
-        shutil.rmtree(job.partial, ignore_errors=True)
+
+
+def _has_downloads(job: _Job) -> bool:
+    return any(path.is_file() for path in (job.partial / "downloads").rglob("*"))
 
 
 def _from_sources(job: _Job) -> None:
@@ -207,7 +233,7 @@ def _from_sources(job: _Job) -> None:
             reasons.append(f"{source.title}: {error}")
             job.say(f"{job.name}: {source.title} failed: {error}")
             _clear(job)
-    kept = f"; what came is kept in {job.partial}" if job.partial.exists() else ""
+    kept = f"; what came is kept in {job.partial}" if _has_downloads(job) else ""
     raise UserError(
         f"{job.name} could not be had from any source ({'; '.join(reasons)}){kept}: if you have a "
         f"copy, give it with `domainbed download {job.name} --from PATH`"
@@ -226,7 +252,6 @@ def _from_source(job: _Job, source: Source) -> None:
     except BadArchive as error:
         error.archive.unlink()  # or every later call would stumble over it
         raise
-    shutil.rmtree(job.partial)
 
 
 def _from_copy(job: _Job, copy: Path) -> None:
@@ -279,8 +304,9 @@ def _unpacked(job: _Job, archives: list[Path], roots: list[Path]) -> Layout | No
     needed = sum(map(unpacked_size, archives))
     job.data_dir.mkdir(parents=True, exist_ok=True)
     require_space(job.data_dir, needed, f"unpacking {job.name}")
+    left = max([_LEAST_REFUSED, *(_MOST_UNPACKED * each.size for each in job.origin.sources)])
     for archive in archives:
-        extract(archive, job.extracted)
+        left -= extract(archive, job.extracted, left)
     return find_layout(job.name, job.info, job.origin, roots)
 
 
@@ -292,7 +318,7 @@ def _place(job: _Job, image: Found) -> None:
     elif job.partial in image.content.parents:
         _link(image.content, target)
     else:
-        shutil.copyfile(image.content, target)
+        shutil.copyfile(regular(image.content), target)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -111,10 +111,17 @@ def _other_classes(
             yield Problem("classes", f"{domain}/{name}", f"class {name!r} of {domain!r} is empty")
 
 
-def uneven_classes(counts: Counts) -> list[Problem]:
-    """Where the domains of a user's own images have different or empty classes."""
+def own_problems(counts: Counts) -> list[Problem]:
+    """For what training would refuse a user's own images."""
     seen = tuple(sorted({name for classes in counts.values() for name in classes}))
-    return list(_other_classes(counts, seen, len(seen)))
+    problems = [
+        Problem(
+            kind, "", f"{number} {kind}: training needs two or more, as <domain>/<class>/<image>"
+        )
+        for kind, number in (("domains", len(counts)), ("classes", len(seen)))
+        if number < 2
+    ]
+    return problems + list(_other_classes(counts, seen, len(seen)))
 
 
 def empty_files(found: ImageFiles, root: Path) -> list[Problem]:

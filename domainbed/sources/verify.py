@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed.errors import UserError
+from domainbed.images.folders import ignored
 from domainbed.sources import mnist
 from domainbed.sources.catalogue import SOURCES, Origin
 from domainbed.sources.decoding import look_at_all
@@ -22,8 +24,8 @@ from domainbed.sources.tree import (
     count,
     differences,
     edition,
+    own_problems,
     scan,
-    uneven_classes,
 )
 
 _HARMLESS_MODES = ("RGB", "L")
@@ -90,10 +92,13 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
     if not hasattr(cls, "locate"):
         raise UserError(f"{name} is made of no image files that could be verified")
     root = cls.locate(str(data_dir))
-    if not root.is_dir():
+    if not os.path.isdir(root):
         problem = Problem("missing", "", f"{root} does not exist: {_remedy(name, data_dir)}")
         return Verification(name, str(root), problems=[problem])
-    return _report(name, root, scan(root), info)
+    report = _report(name, root, scan(root), info)
+    if others := ignored(root):
+        report.notes.append(f"ignored, in training too: {others}")
+    return report
 
 
 def _report(name: str, root: Path, found: ImageFiles, info: Any) -> Verification:
@@ -122,7 +127,8 @@ def _verify_mnist(name: str, data_dir: Path) -> Verification:
     report = Verification(name, str(data_dir / mnist.FOLDER))
     if problem := mnist.check(data_dir):
         get = f"`domainbed download {name} --data_dir {data_dir}`"
-        report.problems = [Problem("missing", "", f"{problem}; {get}")]
+        message = f"{problem}; remove {report.folder}, if it is there, and get it with {get}"
+        report.problems = [Problem("missing", "", message)]
     else:
         report.edition = "published"
         report.notes = ["70,000 images; domains and colours are made of them when they are loaded"]
@@ -131,7 +137,7 @@ def _verify_mnist(name: str, data_dir: Path) -> Verification:
 
 def _compare(report: Verification, info: Any, origin: Origin) -> None:
     if info is None:
-        report.problems += uneven_classes(report.counts)
+        report.problems += own_problems(report.counts)
         return
     report.problems += differences(report.counts, info, origin.variants)
     named = edition(report.counts, info, origin.variants)

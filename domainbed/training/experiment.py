@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
-from domainbed.datasets import MultipleDomainDataset, load_dataset
+from domainbed.datasets import MultipleDomainDataset, check_domains, load_dataset
 from domainbed.datasets.domain import Domain, Minibatch
 from domainbed.datasets.foreign import domains_of
 from domainbed.errors import UserError
@@ -140,6 +140,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     )
     domains = domains_of(dataset)
     _check_data(spec, dataset, len(domains))
+    check_domains(dataset, domains)
     splits = split_domains(
         domains,
         spec.test_envs,

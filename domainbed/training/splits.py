@@ -47,7 +47,7 @@ def split_domains(
     A domain's own out-split takes the place of a random one.
 
     Raises:
-        UserError: a domain is too small to leave images in both parts.
+        UserError: a domain is too small to leave two images to train on and one to validate on.
     """
     splits = []
     for number, domain in enumerate(domains):
@@ -77,7 +77,7 @@ def _adapted(split: Split, fraction: float, seed: int) -> Split:
 
 def _require_images(split: Split, number: int, n: int, holdout: float, adapts: float) -> None:
     lacking = {
-        f"holdout_fraction of {holdout}": not split.out or not split.inside,
+        f"holdout_fraction of {holdout}": not split.out or len(split.inside) < 2,
         f"uda_holdout_fraction of {adapts}": adapts and not split.unlabeled,
     }
     for fraction, is_lacking in lacking.items():
@@ -92,13 +92,13 @@ def without_unreadable(split: Split, number: int, unreadable: Collection[int]) -
     """The same cut of domain `number`, without the images that cannot be read.
 
     Raises:
-        UserError: nothing else is in the out-split, or in the in-split.
+        UserError: nothing else is in the out-split, or fewer than two in the in-split.
     """
     bad = set(unreadable)
     kept = Split(
         *([i for i in part if i not in bad] for part in (split.out, split.inside, split.unlabeled))
     )
-    if not kept.out or not kept.inside:
+    if not kept.out or len(kept.inside) < 2:
         raise UserError(
             f"domain {number} has {len(bad)} images that cannot be read, and too few others: "
             "replace them"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from PIL import Image
 
 from domainbed.datasets import DATASETS, PACS, get_dataset_class, load_dataset
 from domainbed.errors import UserError
+from domainbed.sources import verify_dataset
 from domainbed.spec import RunSpec
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -141,8 +145,54 @@ def test_empty_class_and_no_classes(tmp_path):
         get_dataset_class(f"folder:{bare}")("", [0], {})
 
 
+def test_ignored_files_are_told(tmp_path, recwarn):
+    root = write_images(tmp_path / "photos")
+    get_dataset_class(f"folder:{root}")("", [0], {})
+    assert not recwarn
+    for name in ("a/x.png", "a/cat/1.gif", "b/dog/1.GIF", "b/cat/more/1.svg", "a/cat/.hidden.gif"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    counts = "1 .svg files, 1 images beside the class folders, 2 .gif files"
+    with pytest.warns(UserWarning, match="ignored in .*photos': ") as caught:
+        get_dataset_class(f"folder:{root}")("", [0], {})
+    assert sorted(str(caught[0].message).partition(": ")[2].split(", ")) == sorted(
+        counts.split(", ")
+    )
+    (note,) = verify_dataset(f"folder:{root}", "").notes
+    assert sorted(note.partition(": ")[2].split(", ")) == sorted(counts.split(", "))
+
+
+def test_names_that_are_paths(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "no/where"):
+        with pytest.raises(UserError, match=f"for a folder of your own .* write 'folder:{name}'"):
+            get_dataset_class(name)
+    with pytest.raises(UserError, match=r"file' is no folder: give the one that holds"):
+        get_dataset_class("folder:file")
+    (tmp_path / "photos" / "a").mkdir()
+    with pytest.raises(UserError, match=r"a training domain left \(photos has 1 in all\)"):
+        RunSpec.create("folder:photos", "ERM", [0])
+
+
+@pytest.mark.parametrize("below", ["", "b", "b/dog"])
+def test_folders_that_may_not_be_read(below, tmp_path, monkeypatch):
+    root = write_images(tmp_path / "photos")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.samefile(path, root / below):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=rf"folder '.*{below}' cannot be read \(Permission denied"):
+        get_dataset_class(f"folder:{root}")("", [0], {})
+
+
 def test_missing_folders(tmp_path):
-    with pytest.raises(UserError, match="does not exist: check the path"):
+    with pytest.raises(UserError, match="does not exist: give the one that holds"):
         get_dataset_class(f"folder:{tmp_path / 'none'}")
     for name in ("VLCS", "PACS", "OfficeHome", "TerraIncognita", "DomainNet"):
         with pytest.raises(UserError, match=f"dataset {name} is not in .*--data_dir"):

@@ -6,8 +6,9 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from torchvision.datasets import MNIST
 
 from domainbed.datasets import ColoredMNIST
+from domainbed.errors import UserError
 
 IMAGES = {"train": 24, "t10k": 6}
 
@@ -60,3 +62,33 @@ def test_missing_mnist_is_downloaded(tmp_path: Path) -> None:
     dataset = ColoredMNIST(str(tmp_path / "data"), [0], {})
     assert [len(domain) for domain in dataset] == [10, 10, 10]
     assert (tmp_path / "data" / "MNIST" / "raw" / "train-images-idx3-ubyte").is_file()
+
+
+def _without_images(raw: Path) -> None:
+    (raw / "train-images-idx3-ubyte").unlink()
+    os.mkfifo(raw / "train-images-idx3-ubyte")
+
+
+def _labels_of(content: bytes) -> Callable[[Path], None]:
+    return lambda raw: (raw / "train-labels-idx1-ubyte").write_bytes(content) and None
+
+
+@pytest.mark.usefixtures("mirror")
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_without_images, "no regular file"),
+        (_labels_of(b"garbage, as it comes"), ""),
+        (_labels_of(b"\0"), ""),
+        (_labels_of(np.array([2049, 24], ">i4").tobytes() + bytes(10)), ""),
+        (_labels_of(np.array([2049, 10], ">i4").tobytes() + bytes(10)), "16 labels"),
+        (_labels_of(np.array([2049, 24], ">i4").tobytes() + b"\xc8" * 24), "labels to 200"),
+    ],
+)
+def test_damaged_files_are_called_so(
+    damage: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    ColoredMNIST(str(tmp_path / "data"), [0], {})
+    damage(tmp_path / "data" / "MNIST" / "raw")
+    with pytest.raises(UserError, match=f"raw' is damaged .*{reason}.*: remove that folder"):
+        ColoredMNIST(str(tmp_path / "data"), [0], {})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +78,45 @@ def test_all_modes_are_read_as_pil_converts_them(mode, tmp_path):
     with Image.open(file) as image:
         expected = np.array(image.convert("RGB"))
     assert torch.equal(read_image(file), torch.from_numpy(expected).permute(2, 0, 1))
+
+
+GREYS = [0, 128, 129, 257, 32_768, 65_535]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "suffix"),
+    [("I;16", "<u2", "png"), ("I;16", "<u2", "tif"), ("I;16B", ">u2", "tif")],
+)
+def test_16_bits_become_8(mode, kind, suffix, tmp_path):
+    """Not all white above 255, as PIL converts them."""
+    file = tmp_path / f"image.{suffix}"
+    Image.frombytes(mode, (6, 1), np.array(GREYS, kind).tobytes()).save(file)
+    expected = [round(grey / 257) for grey in GREYS]
+    assert expected == [0, 0, 1, 1, 128, 255]
+    assert read_image(file).tolist() == [[expected]] * 3
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I", np.int32), ("F", np.float32)])
+def test_32_bits_are_refused(mode, kind, tmp_path):
+    file = tmp_path / "image.tif"
+    Image.fromarray(np.array([[0, 1, 70_000]], kind)).save(file)
+    with pytest.raises(UnreadableImage, match=rf"32 bits \(mode {mode}\).* save it with 8 or 16"):
+        read_image(file)
+
+
+def test_a_decompression_bomb_is_called_one(tmp_path, monkeypatch):
+    file = tmp_path / "image.png"
+    Image.fromarray(smooth_pixels(20, 30)).save(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadableImage, match=r"600 pixels\) exceeds limit .* bomb"):
+        read_image(file)
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for file in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(UnreadableImage, match="it is no regular file"):
+            read_image(file)
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -21,3 +22,10 @@ def write_idx_files(folder):
         (folder / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         header = np.array([2049, number], ">i4").tobytes()
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + digits.tobytes())
+
+
+def checksums(folder):
+    """As those of the published files are kept: of the files in `folder`."""
+    return {
+        file.name: hashlib.md5(file.read_bytes()).hexdigest() for file in Path(folder).iterdir()
+    }

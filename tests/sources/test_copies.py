@@ -8,7 +8,7 @@ import os
 import random
 
 import pytest
-from digits_as_idx import write_idx_files
+from digits_as_idx import checksums, write_idx_files
 from PIL import Image
 from source_files import (
     TERRA_IMAGES,
@@ -239,8 +239,9 @@ class TestDomainNet:
 
 class TestMNIST:
     @pytest.fixture(autouse=True)
-    def small(self, monkeypatch):
-        monkeypatch.setattr(mnist, "IMAGES", {"train": 24, "t10k": 6})
+    def small(self, monkeypatch, tmp_path):
+        write_idx_files(tmp_path / "published")
+        monkeypatch.setattr(mnist, "CHECKSUMS", checksums(tmp_path / "published"))
 
     @pytest.mark.parametrize("packed", [True, False])
     def test_copy(self, packed, said, data, tmp_path):
@@ -268,6 +269,20 @@ class TestMNIST:
         with pytest.raises(UserError, match="is not MNIST"):
             said("ColoredMNIST", tmp_path / "mine")
         assert not (data / "MNIST").exists()
+
+    def test_endless(self, said, data, tmp_path, monkeypatch):
+        """What unpacks to more than MNIST has is not unpacked to its end."""
+        monkeypatch.setattr(mnist, "_MOST_BYTES", 40_000)
+        write_idx_files(tmp_path / "mine")
+        file = tmp_path / "mine" / "train-images-idx3-ubyte"
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(bytes(10**7)))
+        file.unlink()
+        with pytest.raises(UserError, match="train-images-idx3-ubyte has the MD5 checksum"):
+            said("ColoredMNIST", tmp_path / "mine")
+        os.remove(f"{file}.gz")
+        os.mkfifo(file)
+        with pytest.raises(UserError, match="train-images-idx3-ubyte: it is no regular file"):
+            said("ColoredMNIST", tmp_path / "mine")
 
     def test_download_is_torchvisions(self, said, data, monkeypatch):
         from torchvision.datasets import MNIST

@@ -28,7 +28,7 @@ from source_files import (
 
 from domainbed.datasets import DATASETS, PACS
 from domainbed.errors import UserError
-from domainbed.sources import catalogue, fetch
+from domainbed.sources import catalogue, download, fetch
 from domainbed.sources.catalogue import Archive, Origin, Source
 
 CHUNK = 2**19  # bytes that gdown writes at once: what it keeps is a multiple
@@ -85,7 +85,8 @@ JUNK = {
 
 def hidden_files(folder):
     """What is left in the hidden folders."""
-    return [p.name for p in folder.glob(".*.partial/**/*") if p.is_file()]
+    files = [p.name for p in folder.glob(".*.partial/**/*") if p.is_file()]
+    return [name for name in files if name != download._MARK]
 
 
 class TestFromServer:
@@ -290,8 +291,16 @@ class TestInterrupted:
     def test_left_over_of_a_killed_process(self, pacs, said, data, tmp_path):
         write({"photo/dog/half.jpg": b"half"}, data / ".PACS.partial" / "ready")
         write({"kfold/photo/dog/half.jpg": b"half"}, data / ".PACS.partial" / "extracted")
+        write({download._MARK: b""}, data / ".PACS.partial")
         said("PACS", write_zip(tmp_path / "PACS.zip", below("kfold", pacs)))
         assert content_of(data / "PACS") == pacs
+
+    @pytest.mark.parametrize("name", ["notes.txt", "ready/mine.jpg", "downloads/PACS.zip"])
+    def test_hidden_folder_of_somebody_else(self, name, pacs, said, data, tmp_path):
+        write({name: b"mine"}, data / ".PACS.partial")
+        with pytest.raises(UserError, match=r"\.PACS\.partial' exists and was not made by this"):
+            said("PACS", write(pacs, tmp_path / "mine"))
+        assert content_of(data / ".PACS.partial") == {name: b"mine"}
 
     def test_two_processes(self, pacs, said, data, tmp_path):
         """The second one waits, and then finds that there is nothing to do."""
@@ -326,6 +335,16 @@ class TestPresent:
             said("PACS")
         assert "nothing to do" in said("PACS", accept_incomplete=True)
         assert list(content_of(data / "PACS")) == ["photo/dog/a.jpg"]
+
+    def test_foreign_folder_in_its_place(self, pacs, said, data, monkeypatch):
+        """Without any image of the dataset there is nothing to keep."""
+        write({"notes.txt": b"", "thesis/chapter/1.tex": b""}, data / "PACS")
+        write({"notes.txt": b""}, data / "MNIST")
+        for name in ("PACS", "ColoredMNIST"):
+            with pytest.raises(
+                UserError, match=r"exists and is not .*: move it away to get it anew$"
+            ):
+                said(name, accept_incomplete=True)
 
     def test_data_dir_to_read_only(self, pacs, said, data, monkeypatch):
         write(pacs, data / "PACS")

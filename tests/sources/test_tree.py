@@ -48,6 +48,7 @@ def test_names(name, expected):
 
 
 def test_worker_processes_start_without_pytorch():
-    program = "import sys, domainbed.sources.decoding; sys.exit('torch' in sys.modules)"
+    modules = "domainbed.sources.decoding, domainbed.images.pixels"
+    program = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     root = str(Path(__file__).parents[2])
     assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0

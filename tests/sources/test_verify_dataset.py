@@ -8,7 +8,8 @@ import shutil
 import time
 
 import pytest
-from digits_as_idx import write_idx_files
+from digits_as_idx import checksums, write_idx_files
+from PIL import Image
 from source_files import PACS_IMAGES, image_bytes, tree_files, write
 
 from domainbed.errors import UserError
@@ -106,6 +107,20 @@ def test_modes(root, data):
         ]
 
 
+def test_wide_images(root, data):
+    """16 bits are noted; 32, which training refuses, and a pipe are problems."""
+    for folder, mode in (("photo", "I;16"), ("sketch", "F")):
+        Image.new(mode, (4, 4)).save(root / folder / "dog" / "pic_000.tif")
+        (root / folder / "dog" / "pic_000.jpg").unlink()
+    (root / "cartoon" / "dog" / "pic_000.jpg").unlink()
+    os.mkfifo(root / "cartoon" / "dog" / "pic_000.jpg")
+    report = verify_dataset("PACS", data)
+    assert report.notes == ["mode I;16, converted to RGB when read: photo/dog/pic_000.tif"]
+    pipe, wide = (problem.message for problem in report.problems)
+    assert pipe == "cartoon/dog/pic_000.jpg cannot be read: it is no regular file"
+    assert wide.startswith("sketch/dog/pic_000.tif cannot be read: its values have 32 bits (mode F")
+
+
 def test_duplicates_across_domains(root, data, problems):
     content = (root / "photo" / "dog" / "pic_000.jpg").read_bytes()
     (root / "sketch" / "house" / "pic_005.jpg").write_bytes(content)
@@ -189,13 +204,44 @@ def test_not_there_and_embedded(data):
 
 
 def test_mnist(data, monkeypatch):
-    monkeypatch.setattr(mnist, "IMAGES", {"train": 24, "t10k": 6})
     assert not verify_dataset("ColoredMNIST", data).ok
-    write_idx_files(data / "MNIST" / "raw")
-    assert verify_dataset("RotatedMNIST", data).ok
-    monkeypatch.setattr(mnist, "IMAGES", {"train": 60_000, "t10k": 10_000})
+    raw = data / "MNIST" / "raw"
+    write_idx_files(raw)
     (problem,) = verify_dataset("ColoredMNIST", data).problems
-    assert "[24, 6] training and test images, published [60000, 10000]" in problem.message
+    assert "train-images-idx3-ubyte has the MD5 checksum" in problem.message
+    assert "published 6bbc9ace898e44ae57da46a324031adb; remove" in problem.message
+    monkeypatch.setattr(mnist, "CHECKSUMS", checksums(raw))
+    assert verify_dataset("RotatedMNIST", data).ok
+    labels = raw / "train-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1] + b"\0")
+    (problem,) = verify_dataset("RotatedMNIST", data).problems
+    assert "train-labels-idx1-ubyte has the MD5 checksum" in problem.message
+    write_idx_files(raw)
+    (data / "MNIST" / "processed").mkdir()
+    (problem,) = verify_dataset("RotatedMNIST", data).problems
+    assert "processed would be read in place of the published files" in problem.message
+
+
+def test_real_mnist(mnist_dir):
+    assert verify_dataset("ColoredMNIST", mnist_dir).ok
+
+
+@pytest.mark.parametrize(
+    ("files", "kinds"),
+    [
+        ((), ["domains", "classes"]),
+        (("photo/cat/1.png", "photo/dog/1.png"), ["domains"]),
+        (("photo/cat/1.png", "sketch/cat/1.png"), ["classes"]),
+        (("photo/1.png", "sketch/1.png"), ["classes"]),
+    ],
+)
+def test_what_training_refuses(files, kinds, tmp_path):
+    root = tmp_path / "mine"
+    root.mkdir()
+    write({file: image_bytes(k, "png") for k, file in enumerate(files)}, root)
+    found = verify_dataset(f"folder:{root}", "").problems
+    assert [problem.kind for problem in found] == kinds
+    assert all("training needs two or more" in problem.message for problem in found)
 
 
 def test_real_images(pacs_dir):

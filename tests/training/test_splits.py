@@ -59,6 +59,9 @@ def test_adaptation_cuts_the_test_domain_again():
 def test_too_small_a_domain():
     with pytest.raises(UserError, match="domain 1 has 4 images"):
         split_domains(domains(50, 4), [0], 0.2, 0)
+    with pytest.raises(UserError, match=r"domain 1 has 5 images, too few for a holdout_fraction"):
+        split_domains(domains(50, 5), [0], 0.8, 0)  # which leaves one to train on
+    assert len(split_domains(domains(50, 5), [0], 0.6, 0)[1].inside) == 2
 
 
 def test_too_few_images_to_adapt_to():
@@ -67,11 +70,11 @@ def test_too_few_images_to_adapt_to():
 
 
 def test_unreadable_images_are_left_out():
-    split = Split([0, 1], [2, 3], [4])
-    assert without_unreadable(split, 0, [1, 2, 4]) == Split([0], [3], [])
+    split = Split([0, 1], [2, 3, 5], [4])
+    assert without_unreadable(split, 0, [1, 2, 4]) == Split([0], [3, 5], [])
     assert without_unreadable(Split([0, 1], [2, 3], []), 1, []) == Split([0, 1], [2, 3], [])
     with pytest.raises(UserError, match="domain 1 has 2 images that cannot be read"):
-        without_unreadable(split, 1, [2, 3])
+        without_unreadable(split, 1, [2, 3])  # one image to train on
 
 
 def test_the_cut_is_the_same_whatever_cannot_be_read():
