@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from domainbed.errors import UserError
 from domainbed.files import write_text
-from domainbed.launchers import FAILED as TASK_FAILED
 from domainbed.launchers import Event, Launcher, create_launcher
 from domainbed.plugins import import_plugins
 from domainbed.run_fields import RunOptions
@@ -87,7 +86,7 @@ class Launch:
         """Writes down for a worker that died with its run why it did."""
 
         def on_event(event: Event) -> None:
-            if event.kind == TASK_FAILED:
+            if event.kind == FAILED:
                 folder = self.store.folder(todo[event.index])
                 folder.path.mkdir(parents=True, exist_ok=True)
                 if not folder.errors.exists() and not folder.done.exists():

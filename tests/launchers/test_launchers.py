@@ -8,18 +8,10 @@ from dataclasses import dataclass
 import pytest
 
 from domainbed.errors import UserError
-from domainbed.launchers import (
-    BUSY,
-    DONE,
-    FAILED,
-    PROGRESS,
-    STARTED,
-    DebugLauncher,
-    LocalLauncher,
-    create_launcher,
-)
+from domainbed.launchers import DebugLauncher, LocalLauncher, create_launcher
 from domainbed.launchers.local import usable_cores, visible_gpus
 from domainbed.run_folder import Busy
+from domainbed.states import BUSY, DONE, FAILED, PROGRESS, STARTED
 
 
 @dataclass(frozen=True)
