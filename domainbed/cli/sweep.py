@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     status = actions.add_parser("status", help="count the runs by their state")
     status.add_argument("target", metavar="FOLDER_OR_CONFIG", help=_FOLDER_OR_CONFIG)
     status.add_argument("--json", action="store_true", help="for programs")
+    _add_plugins_flag(status)
     _add_late_debug_flag(status)
     delete = actions.add_parser(
         "delete_incomplete",
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     delete.add_argument("target", metavar="FOLDER", help=_FOLDER_OR_CONFIG)
     _add_skip_flag(delete)
+    _add_plugins_flag(delete)
     _add_late_debug_flag(delete)
 
 
@@ -58,8 +60,8 @@ def main(args: argparse.Namespace) -> int:
             _config_of(args), args.action == "retry", args.dry_run, args.skip_confirmation
         )
     if args.action == "status":
-        return show_status(args.target, args.json)
-    return delete_incomplete(_root_of(args.target), args.skip_confirmation)
+        return show_status(args.target, args.json, _given(args))
+    return delete_incomplete(_root_of(args.target, _given(args)), args.skip_confirmation)
 
 
 def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: bool) -> int:
@@ -87,7 +89,7 @@ def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: b
     return _tell_outcome(launch)
 
 
-def show_status(target: str, as_json: bool) -> int:
+def show_status(target: str, as_json: bool, overrides: dict[str, Any] | None = None) -> int:
     """Prints how many runs of a sweep are in which state; returns the exit status.
 
     Raises:
@@ -101,7 +103,7 @@ def show_status(target: str, as_json: bool) -> int:
         store = Store(target)
         runs = store.planned()
     else:
-        config = _load(target, {})
+        config = _load(target, overrides or {})
         store = Store(config.output_dir)
         runs = {run.run_id: run.identity() for run in plan(config)}
     status = status_of(store, runs)
@@ -165,10 +167,21 @@ def _add_late_debug_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _config_of(args: argparse.Namespace) -> SweepConfig:
+def _add_plugins_flag(parser: argparse.ArgumentParser) -> None:
     from domainbed.sweeps.config import SweepConfig
 
-    return _load(args.config, read_flags(args, SweepConfig), launcher_flags(args))
+    add_flags(parser, SweepConfig, only=["plugins"])
+
+
+def _config_of(args: argparse.Namespace) -> SweepConfig:
+    return _load(args.config, _given(args), launcher_flags(args))
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a config that flags gave."""
+    from domainbed.sweeps.config import SweepConfig
+
+    return read_flags(args, SweepConfig)
 
 
 def launcher_flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -189,18 +202,18 @@ def _load(
     if target is None or not Path(target).is_dir():
         return load_config(target, overrides, **(options or {}))
     store = Store(target)
-    if not store.config.is_file():
-        raise UserError(
-            f"{target!r} holds no {store.config.name}: name the folder of a launched sweep, or a "
-            "config"
-        )
+    for file in (store.config, store.plan):
+        if not file.is_file():
+            raise UserError(
+                f"{target!r} holds no {file.name}: name the folder of a launched sweep, or a config"
+            )
     # The folder may have been moved since it was launched.
     return load_config(store.config, {"output_dir": target, **overrides}, **(options or {}))
 
 
-def _root_of(target: str) -> Path:
+def _root_of(target: str, overrides: dict[str, Any]) -> Path:
     """A sweep's folder, given as such or by a config."""
-    return Path(target if not Path(target).is_file() else _load(target, {}).output_dir)
+    return Path(target if not Path(target).is_file() else _load(target, overrides).output_dir)
 
 
 def _outlook(launch: Launch) -> list[str]:

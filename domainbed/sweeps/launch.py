@@ -99,10 +99,11 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
     """Plans a sweep and looks at what is there of it; nothing is written yet.
 
     Raises:
-        UserError: a run that cannot be.
+        UserError: a run that cannot be, or the folder holds a sweep with other settings.
     """
     store = Store(config.output_dir)
     runs = {spec.run_id: spec for spec in plan(config)}
+    store.refuse_other_settings(config, runs)
     return Launch(config, store, runs, store.states(runs), retry)
 
 

@@ -14,8 +14,10 @@ from filelock import FileLock
 
 from domainbed.errors import UserError
 from domainbed.files import write_text
+from domainbed.run_fields import RunFields
 from domainbed.run_folder import Busy, RunFolder
-from domainbed.spec import RunSpec
+from domainbed.settings import read_fields
+from domainbed.spec import RunSpec, describe_run
 from domainbed.states import DONE, MISSING, RUNNING
 from domainbed.sweeps.config import SweepConfig
 
@@ -24,7 +26,8 @@ _PLAN_VERSION = 1
 PlannedRun = Mapping[str, Any]
 """What tells a run from the others of its sweep, as plan.json keeps it: see `planned_run`."""
 
-_PLANNED_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed", "steps")
+_GRID_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
+_PLANNED_FIELDS = (*_GRID_FIELDS, "steps")
 
 
 def planned_run(run: RunSpec) -> PlannedRun:
@@ -58,15 +61,43 @@ class Store:
         there = set(os.listdir(self.root)) if self.root.is_dir() else set()
         return {i: self.folder(i).state() if i in there else MISSING for i in run_ids}
 
+    def refuse_other_settings(self, config: SweepConfig, runs: Mapping[str, RunSpec]) -> None:
+        """Makes sure that `runs` can stand beside those that were planned here before.
+
+        More datasets, algorithms, test domains, seeds or trials can; the same ones with other
+        settings cannot: tables would mix two sweeps.
+
+        Raises:
+            UserError: they cannot, with what differs; or this is the folder of a single run.
+        """
+        if (alone := RunFolder(self.root)).spec.exists() or alone.has_results():
+            raise UserError(
+                f"{str(self.root)!r} is the folder of a single run: choose another output_dir",
+                "output_dir",
+            )
+        planned = self._planned()
+        taken = set(map(_place_in_grid, planned.values()))
+        for run_id, spec in runs.items():
+            run = planned_run(spec)
+            if run_id not in planned and _place_in_grid(run) in taken:
+                raise UserError(
+                    f"{str(self.root)!r} holds a sweep with other settings "
+                    f"({_differences(self.config, config)}; {describe_run(run)}, is planned with "
+                    "them): choose another output_dir",
+                    "output_dir",
+                )
+
     def write_plan(self, config: SweepConfig, runs: Mapping[str, RunSpec]) -> None:
         """Writes down what is to be done, beside what earlier launches wrote, and the config.
 
         Raises:
-            UserError: the folder cannot be written, or the plan there is damaged.
+            UserError: the folder cannot be written, the plan there is damaged, or has the same
+                runs with other settings.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self._plan_lock):
+                self.refuse_other_settings(config, runs)  # another launch may have been faster
                 merged = {**self._planned(), **{i: planned_run(run) for i, run in runs.items()}}
                 content = json.dumps({"version": _PLAN_VERSION, "runs": merged})
                 write_text(self.plan, content + "\n")
@@ -95,12 +126,14 @@ class Store:
             return {}
         try:
             content = json.loads(self.plan.read_text(encoding="utf-8"))
-            return dict(content["runs"])
-        except (ValueError, KeyError, TypeError) as error:
+            runs = dict(content["runs"])
+            list(map(_place_in_grid, runs.values()))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{self.plan} is damaged ({type(error).__name__}: {error}): remove it and launch "
-                "the sweep again; finished runs stay"
+                "the sweep again, by its config; finished runs stay"
             ) from error
+        return runs
 
     def run_folders(self) -> list[RunFolder]:
         """The folders of runs that are there, planned or not, by name."""
@@ -111,6 +144,32 @@ class Store:
     def incomplete(self) -> list[RunFolder]:
         """The folders of runs that are neither done nor running."""
         return [f for f in self.run_folders() if f.state() not in (DONE, RUNNING)]
+
+
+def _place_in_grid(run: PlannedRun) -> tuple[Any, ...]:
+    dataset, algorithm, envs, *seeds = (run[name] for name in _GRID_FIELDS)
+    return (dataset, algorithm, tuple(envs), *seeds)
+
+
+def _differences(kept: Path, config: SweepConfig) -> str:
+    """What of a run's settings the config that is kept in a sweep's folder has otherwise."""
+    there = _settings(read_fields(kept)[0] if kept.is_file() else {})
+    here = _settings(config.as_yaml_value())
+    return (
+        ", ".join(
+            f"{name} is {there.get(name, 'not set')} there and {here.get(name, 'not set')} here"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name)
+        )
+        or "which its sweep.yaml does not show: another version of the program planned it"
+    )
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a config, what runs depend on."""
+    hparams = values.get("hparams") or {}
+    fields = {name: values[name] for name in RunFields.model_fields if name in values}
+    return fields | {f"hparams.{name}": value for name, value in hparams.items()}
 
 
 def last_error(folder: RunFolder) -> str:

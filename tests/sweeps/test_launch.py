@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 
 import pytest
 
 from domainbed.errors import UserError
 from domainbed.states import DONE, FAILED, MISSING, UNFINISHED
 from domainbed.sweeps.config import load_config
+from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import RunJob, prepare, run_options
 from domainbed.sweeps.status import estimate, status_json, status_of
 from domainbed.sweeps.store import Store, last_error, planned_run, remove
@@ -190,4 +192,57 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
 
 def test_a_folder_without_a_plan(tmp_path):
     with pytest.raises(UserError, match=r"holds no plan\.json"):
+        Store(tmp_path).planned()
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"steps": 3}, "steps is 2 there and 3 here"),
+        ({"hparams": {"batch_size": 4}}, "hparams.batch_size is 2 there and 4 here"),
+        ({"hparams": {"ERM": {"batch_size": 4}}}, "hparams.ERM is not set there and"),
+        ({"precision": "bf16"}, "precision is not set there and bf16 here"),
+        ({"protocol": "domainbed-2024"}, "protocol is not set there and domainbed-2024"),
+    ],
+)
+def test_other_settings_in_a_sweeps_folder_are_refused(tmp_path, other, says):
+    first = prepare(config(tmp_path, test_envs=[[0]]))
+    first.store.write_plan(first.config, first.runs)
+    kept = first.store.plan.read_text(), first.store.config.read_text()
+    changed = config(tmp_path, **other)
+    for attempt in (
+        lambda: prepare(changed),
+        lambda: first.store.write_plan(changed, {run.run_id: run for run in plan(changed)}),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)) as error:
+            attempt()
+        assert "choose another output_dir" in str(error.value)
+    assert (first.store.plan.read_text(), first.store.config.read_text()) == kept
+
+
+def test_more_of_the_same_settings_is_welcome_in_a_sweeps_folder(tmp_path):
+    first = prepare(config(tmp_path, test_envs=[[0]]))
+    first.store.write_plan(first.config, first.runs)
+    more = {"algorithms": ["ERM", "IRM"], "trials": 2, "hparams_seeds": 2}
+    more |= {"hparams": {"batch_size": 2, "IRM": {"irm_lambda": 1}}}
+    grown = prepare(config(tmp_path, datasets=["ColoredDigits", "RotatedDigits"], **more))
+    grown.store.write_plan(grown.config, grown.runs)
+    assert len(grown.store.planned()) == len(grown.runs) == 2 * 2 * 2 * 2 * 2
+
+
+def test_a_single_runs_folder_is_no_sweeps(tmp_path):
+    launch = prepare(config(tmp_path, test_envs=[[0]]))
+    launch.execute()
+    alone = launch.store.folder(launch.todo[0]).path
+    with pytest.raises(UserError, match="is the folder of a single run"):
+        prepare(config(tmp_path, output_dir=str(alone)))
+
+
+def test_a_plan_that_lacks_what_it_should_hold_is_damaged(tmp_path):
+    for runs in ({"a": {}}, {"a": 3}, {"a": {"dataset": "x", "test_envs": 3}}):
+        (tmp_path / "plan.json").write_text(json.dumps({"version": 1, "runs": runs}))
+        with pytest.raises(UserError, match=r"plan\.json is damaged"):
+            Store(tmp_path).planned()
+    (tmp_path / "plan.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"plan\.json is damaged"):
         Store(tmp_path).planned()
