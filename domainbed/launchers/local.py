@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_TO_STOP = 3.0
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 @LAUNCHERS.register(name="local")
@@ -197,11 +200,18 @@ class _Pool:
 def _work(pipe: connection.Connection, job: Job) -> None:
     """What a worker process runs: tasks come in, events go out, None ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    _be_killed_with_parent()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
         while (message := pipe.recv()) is not None:
             index, task = message
             perform(job, index, task, pipe.send)
+
+
+def _be_killed_with_parent() -> None:
+    """Where the system can: no thread of this process runs while native code holds its lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _exit_with_parent() -> None:
