@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -23,8 +23,12 @@ def written_aside(file: Path) -> Iterator[Path]:
         with aside.open("rb+") as stream:
             os.fsync(stream.fileno())
         aside.replace(file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a write that fails does not say where
+        raise
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def cache_folder(data_dir: str | Path) -> Path:
