@@ -82,11 +82,11 @@ def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: b
     if question and sys.stdin.isatty() and not skip_confirmation and not _confirmed(question):
         return 0
     try:
-        launch.execute()
+        unwritten = launch.execute()
     except KeyboardInterrupt:
         print(_interrupted_line(launch), file=sys.stderr)
         return 130
-    return _tell_outcome(launch)
+    return _tell_outcome(launch, unwritten)
 
 
 def show_status(target: str, as_json: bool, overrides: dict[str, Any] | None = None) -> int:
@@ -245,7 +245,13 @@ def _dry_run_lines(launch: Launch) -> list[str]:
     if not launch.todo:
         return [*lines, "Nothing to do."]
     if guess is None:
-        return [*lines, "Time: no run is finished, so there is nothing to estimate it from."]
+        first = launch.todo[0]
+        return [
+            *lines,
+            "Time: no run is finished, so there is nothing to estimate it from. To measure it: "
+            f"`domainbed train --dataset {first.dataset} --algorithm {first.algorithm} --steps 20 "
+            "--output_dir timing`.",
+        ]
     return [
         *lines,
         f"Time: about {duration(guess.seconds / workers)}, {workers} at a time "
@@ -253,12 +259,14 @@ def _dry_run_lines(launch: Launch) -> list[str]:
     ]
 
 
-def _tell_outcome(launch: Launch) -> int:
-    from domainbed.states import DONE, FAILED
+def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
+    from domainbed.states import DONE
     from domainbed.sweeps.status import failure_lines, status_of
 
     status = status_of(launch.store, {i: run.identity() for i, run in launch.runs.items()})
-    done, failed = status.total[DONE], status.total[FAILED]
+    failures = [*status.failures]
+    failures += [(i, launch.runs[i].describe(), error) for i, error in unwritten.items()]
+    done, failed = status.total[DONE], len(failures)
     left = len(launch.runs) - done - failed
     if done == len(launch.runs):
         root = launch.store.root
@@ -268,7 +276,7 @@ def _tell_outcome(launch: Launch) -> int:
     if left:
         print(f"{_runs(left)} more: in the hands of another launch, or not to be done by this one.")
     if failed:
-        print("\n".join(["Failed:", *failure_lines(status.failures)]))
+        print("\n".join(["Failed:", *failure_lines(failures)]))
         print(f"`domainbed sweep retry {launch.store.root}` does them again.")
     return 1 if failed else 0
 

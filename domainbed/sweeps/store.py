@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,9 @@ from domainbed.settings import read_fields
 from domainbed.spec import RunSpec, describe_run
 from domainbed.states import DONE, MISSING, RUNNING
 from domainbed.sweeps.config import SweepConfig
+from domainbed.text_table import printable
+
+log = logging.getLogger(__name__)
 
 _PLAN_VERSION = 1
 
@@ -57,9 +61,21 @@ class Store:
 
     def states(self, run_ids: Iterable[str]) -> dict[str, str]:
         """Each run's state, one of `run_folder.STATES`."""
-        # Most runs of a large sweep have no folder yet: one look at the root tells all of them.
-        there = set(os.listdir(self.root)) if self.root.is_dir() else set()
+        there = self._names()
         return {i: self.folder(i).state() if i in there else MISSING for i in run_ids}
+
+    def _names(self) -> set[str]:
+        """What lies in the root, but for folders that are links, with a warning of each.
+
+        Most runs of a large sweep have no folder yet: one look at the root tells all of them.
+        """
+        if not self.root.is_dir():
+            return set()
+        with os.scandir(self.root) as entries:
+            is_link = {entry.name: entry.is_symlink() and entry.is_dir() for entry in entries}
+        for name in (name for name, linked in is_link.items() if linked):
+            log.warning("warning: %s is a link: not followed", printable(self.root / name))
+        return {name for name, linked in is_link.items() if not linked}
 
     def refuse_other_settings(self, config: SweepConfig, runs: Mapping[str, RunSpec]) -> None:
         """Makes sure that `runs` can stand beside those that were planned here before.
@@ -138,7 +154,8 @@ class Store:
     def run_folders(self) -> list[RunFolder]:
         """The folders of runs that are there, planned or not, by name."""
         planned = self._planned()
-        folders = [RunFolder(path) for path in sorted(self.root.iterdir()) if path.is_dir()]
+        paths = [self.root / name for name in sorted(self._names())]
+        folders = [RunFolder(path) for path in paths if path.is_dir()]
         return [f for f in folders if f.path.name in planned or f.spec.exists()]
 
     def incomplete(self) -> list[RunFolder]:
@@ -172,17 +189,11 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {f"hparams.{name}": value for name, value in hparams.items()}
 
 
-def last_error(folder: RunFolder) -> str:
-    """The last line of what a failed run left behind."""
-    lines = folder.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
-
-
 def remove(folder: RunFolder) -> bool:
     """Removes a run's folder, unless it was finished or taken up meanwhile; says whether."""
     try:
         with folder.exclusive():
-            if folder.done.exists():
+            if folder.is_done():
                 return False
             shutil.rmtree(folder.path)
             return True
