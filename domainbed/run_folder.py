@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from domainbed.errors import UserError
 from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
 from domainbed.text_table import printable
 
+log = logging.getLogger(__name__)
+
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
-_NOT_WHOLE = "it is marked as done, but its records are not whole"
+NOT_WHOLE = "it is marked as done, but its records are not whole"
 _WRITTEN_ASIDE = ("results", "done", "run", "environment", "checkpoint", "model", "err")
 
 
@@ -115,11 +118,10 @@ class RunFolder:
 
     def _warn_of_soft_lock(self, lock: BaseFileLock) -> None:
         if type(lock) is not FileLock:  # it has become a marker: see `_acquired`
-            warnings.warn(
-                f"the file system of {self.path} has no file locks: if this machine dies, the run "
-                f"is taken for running until you remove {self._lock}",
-                stacklevel=2,
-            )
+            log.warning(
+                "warning: the file system of %s has no file locks: if this machine dies, the run "
+                "is taken for running until you remove %s", self.path, self._lock,
+            )  # fmt: skip
 
     def _refuse_links(self) -> None:
         for file in (self.out, self.results, self.errors):
@@ -153,17 +155,20 @@ class RunFolder:
     def last_error(self) -> str:
         """The last line of a failed run's err.txt, as `printable` text; "" where no run failed.
 
-        DomainBed's err.txt may hold warnings only: with its `out`, and without `spec`, a traceback
-        tells a failure.
+        DomainBed's err.txt may hold warnings only: beside what DomainBed printed or recorded, and
+        without `spec`, a traceback tells a failure.
         """
-        if self.done.exists():
-            return "" if self.is_done() else _NOT_WHOLE
+        if self.is_done():
+            return ""
+        return self._error_on_file() or (NOT_WHOLE if self.done.exists() else "")
+
+    def _error_on_file(self) -> str:
         if not self.errors.is_file():
             return ""
         if self.errors.is_symlink():
             return f"{self.errors} is a link: remove it"
         text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
-        is_own = self.spec.exists() or not self.out.exists()
+        is_own = self.spec.exists() or not (self.out.exists() or self.results.exists())
         has_failed = is_own or "Traceback (most recent call last)" in text
         return printable(text.splitlines()[-1]) if text and has_failed else ""
 

@@ -16,7 +16,7 @@ from domainbed.errors import UserError
 from domainbed.files import write_text
 from domainbed.record_keys import parse_record_key, record_key
 from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.run_folder import NOT_WHOLE, RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
 from domainbed.training.checkpoint import Progress
@@ -127,7 +127,7 @@ class Trainer:
 
     def _resume(self) -> Progress:
         if self.folder.done.exists():
-            self.table.line(f"{self.folder.last_error()}: the run is done again")
+            self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
         progress = checkpoint.load(self.folder, self.spec.run_id, self.algorithm)
         if progress.next_step:
