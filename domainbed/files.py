@@ -15,17 +15,25 @@ def write_text(file: Path, text: str) -> None:
 
 
 @contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Gives the errors of writing to `file` its name: a full disk does not say where it is."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
+@contextmanager
 def written_aside(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to; it takes `file`'s place when all went well."""
     aside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        yield aside
-        with aside.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        aside.replace(file)
-    except OSError as error:
-        error.filename = error.filename or str(file)  # a write that fails does not say where
-        raise
+        with naming(file):
+            yield aside
+            with aside.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            aside.replace(file)
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

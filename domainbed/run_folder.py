@@ -15,6 +15,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from domainbed.errors import UserError
+from domainbed.files import naming
 from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
 from domainbed.text_table import printable
 
@@ -111,7 +112,7 @@ class RunFolder:
 
     def append_result(self, line: str) -> None:
         """Adds a record, on disk before this returns."""
-        with self.results.open("a", encoding="utf-8") as stream:
+        with naming(self.results), self.results.open("a", encoding="utf-8") as stream:
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())

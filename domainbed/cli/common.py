@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -57,6 +58,8 @@ def guarded(main: Main, arguments: argparse.Namespace) -> int:
 
     An interrupt becomes status 130; a programming error keeps its traceback.
     """
+    if logging.lastResort is not None:  # what shows warnings where nobody set up logging
+        logging.lastResort.setFormatter(_Printable())
     try:
         return main(arguments)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
@@ -72,6 +75,11 @@ def guarded(main: Main, arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+class _Printable(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def _reason(error: Exception) -> str:

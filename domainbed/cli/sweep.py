@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,16 +200,25 @@ def _load(
     from domainbed.sweeps.config import load_config
     from domainbed.sweeps.store import Store
 
-    if target is None or not Path(target).is_dir():
+    if target is None or not (Path(target).is_dir() or _is_kept(Path(target))):
         return load_config(target, overrides, **(options or {}))
-    store = Store(target)
+    store = Store(target if Path(target).is_dir() else Path(target).parent)
     for file in (store.config, store.plan):
         if not file.is_file():
             raise UserError(
                 f"{target!r} holds no {file.name}: name the folder of a launched sweep, or a config"
             )
     # The folder may have been moved since it was launched.
-    return load_config(store.config, {"output_dir": target, **overrides}, **(options or {}))
+    overrides = {"output_dir": str(store.root), **overrides}
+    return load_config(store.config, overrides, **(options or {}))
+
+
+def _is_kept(file: Path) -> bool:
+    """Whether a config is the one that a launch left in a sweep's folder."""
+    from domainbed.sweeps.store import Store
+
+    store = Store(file.parent)
+    return file.name == store.config.name and store.plan.is_file()
 
 
 def _root_of(target: str, overrides: dict[str, Any]) -> Path:
@@ -245,12 +255,12 @@ def _dry_run_lines(launch: Launch) -> list[str]:
     if not launch.todo:
         return [*lines, "Nothing to do."]
     if guess is None:
-        first = launch.todo[0]
+        run = launch.todo[0]
         return [
             *lines,
             "Time: no run is finished, so there is nothing to estimate it from. To measure it: "
-            f"`domainbed train --dataset {first.dataset} --algorithm {first.algorithm} --steps 20 "
-            "--output_dir timing`.",
+            f"`domainbed train --dataset {shlex.quote(run.dataset)} --algorithm {run.algorithm} "
+            "--steps 20 --output_dir timing`.",
         ]
     return [
         *lines,

@@ -2,7 +2,10 @@
 
 import argparse
 import errno
+import logging
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ import torch
 from domainbed.cli.common import guarded
 from domainbed.errors import UserError
 from domainbed.files import write_text
+from domainbed.run_folder import RunFolder
+from domainbed.training.progress import ProgressTable
 
 
 def outcome(capsys, do, debug=False):
@@ -69,6 +74,25 @@ def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch):
         write_text(tmp_path / "plan.json", "x")
     assert error.value.filename == str(tmp_path / "plan.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_under_what_is_appended_names_its_file(tmp_path):
+    full = Path("/dev/full")
+    folder = RunFolder(tmp_path)
+    folder.results = full
+    for write in (ProgressTable(full, False, 1).line, folder.append_result):
+        with pytest.raises(OSError, match="No space left") as error:
+            write("text")
+        assert error.value.filename == "/dev/full"
+
+
+def test_warnings_reach_no_terminal_with_control_characters(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr("logging.lastResort", logging.StreamHandler(sys.stderr))
+    log = logging.getLogger("a library's")
+    status, said = outcome(capsys, lambda: log.warning("a\x1b[31mb %s", "\x9bc"))
+    assert (status, said) == (0, "ab c\n")
 
 
 def raises_at_call(error):

@@ -126,7 +126,9 @@ def wait_until(holds, seconds=90):
 
 def test_launch_status_retry_relaunch_and_delete(config, tmp_path, sweep):
     root = tmp_path / "sweep"
-    assert "4 runs, 0 done" in sweep("launch", config, "--dry_run")
+    said = sweep("launch", config, "--dry_run")
+    assert "4 runs, 0 done" in said
+    assert "To measure it: `domainbed train --dataset ColoredDigits --algorithm ERM --step" in said
     assert not root.exists()
     assert json.loads(sweep("status", config, "--json"))["total"]["missing"] == 4
     debug = ("--launcher", "debug")
@@ -301,3 +303,17 @@ def test_plugins_of_a_users_own_config_need_no_flag(config, tmp_path, sweep):
     config.write_text(config.read_text() + f"plugins: [{code}]\n")
     assert "4 runs, 0 done" in sweep("launch", config, "--dry_run")
     assert (tmp_path / "ran").exists()
+
+
+def test_the_config_in_a_sweeps_folder_is_that_folders(config, tmp_path, sweep):
+    sweep("launch", config, "--test_envs", "[[0]]", "--launcher", "debug")
+    moved = (tmp_path / "sweep").rename(tmp_path / "moved")
+    assert f"{moved}: 1 run, 1 done" in sweep("launch", moved / "sweep.yaml", "--dry_run")
+
+
+def test_other_steps_are_refused_before_anything_is_begun(config, sweep):
+    sweep("launch", config, "--test_envs", "[[0]]", "--launcher", "debug")
+    for dry_run in ([], ["--dry_run"]):
+        said = sweep("launch", config, "--steps", 4, *dry_run, status=2)
+        assert "steps is 3 there and 4 here" in said
+        assert len(said.splitlines()) == 1
