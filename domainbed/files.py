@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -17,16 +17,28 @@ def write_text(file: Path, text: str) -> None:
 
 
 @contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Gives the errors of writing to `file` its name: a full disk does not say where it is."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
+@contextmanager
 def written_aside(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to; it takes `file`'s place when all went well."""
     aside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
-        yield aside
-        with aside.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        aside.replace(file)
+        with naming(file):
+            yield aside
+            with aside.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            aside.replace(file)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def regular(file: Path) -> Path:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from domainbed.errors import UserError
+from domainbed.files import naming
 from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
+from domainbed.text_table import printable
 
+log = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+NOT_WHOLE = "it is marked as done, but its records are not whole"
 _WRITTEN_ASIDE = ("results", "done", "run", "environment", "checkpoint", "model", "err")
 
 
@@ -75,21 +84,25 @@ class RunFolder:
 
         Raises:
             Busy: another process holds it.
-            UserError: there can be no such folder, or no lock in it.
+            UserError: there can be no such folder, or no lock in it, or a file in it that is
+                written to is a link.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             # A look at the state holds the lock for an instant: that is nobody at work.
-            lock = FileLock(self._lock, timeout=0.5)
-            lock.acquire()
+            lock = _acquired(self._lock, timeout=0.5)
         except Timeout:
             raise Busy(f"another process is at work in {self.path}") from None
         except OSError as error:
+            reason = f"cannot be made, or locked ({error.strerror})"
+            if error.errno in _NO_LOCKS:
+                reason = f"is on a file system without file locks ({error.strerror})"
             raise UserError(
-                f"the folder {str(self.path)!r} cannot be made, or locked ({error.strerror}): "
-                "choose another output folder"
+                f"the folder {str(self.path)!r} {reason}: choose another output folder"
             ) from error
         try:
+            self._warn_of_soft_lock(lock)
+            self._refuse_links()
             for left_over in self.path.glob("*.[0-9]*.tmp"):  # of a process that was killed
                 if left_over.name.partition(".")[0] in _WRITTEN_ASIDE:
                     left_over.unlink(missing_ok=True)
@@ -99,27 +112,40 @@ class RunFolder:
 
     def append_result(self, line: str) -> None:
         """Adds a record, on disk before this returns."""
-        with self.results.open("a", encoding="utf-8") as stream:
+        with naming(self.results), self.results.open("a", encoding="utf-8") as stream:
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
 
-    def require_records(self) -> None:
-        """Makes sure that a run which is marked as done has its records.
+    def _warn_of_soft_lock(self, lock: BaseFileLock) -> None:
+        if type(lock) is not FileLock:  # it has become a marker: see `_acquired`
+            log.warning(
+                "warning: the file system of %s has no file locks: if this machine dies, the run "
+                "is taken for running until you remove %s", self.path, self._lock,
+            )  # fmt: skip
 
-        Raises:
-            UserError: it has none, or the last one is torn.
-        """
-        text = self.results.read_bytes() if self.results.exists() else b""
-        if not text.endswith(b"\n"):
-            raise UserError(
-                f"the run in {self.path} is marked as done, but its records are not whole: remove "
-                f"{self.done}, and do the run again"
-            )
+    def _refuse_links(self) -> None:
+        for file in (self.out, self.results, self.errors):
+            if file.is_symlink():
+                raise UserError(
+                    f"{file} is a link, and a run writes to no file elsewhere: remove it"
+                )
+
+    def is_done(self) -> bool:
+        """Whether the run is marked as done, and its last record is there to its end."""
+        return self.done.exists() and self._ends_with_newline()
+
+    def _ends_with_newline(self) -> bool:
+        try:
+            with self.results.open("rb") as stream:
+                stream.seek(-1, os.SEEK_END)
+                return stream.read() == b"\n"
+        except OSError:  # there is none, or it is empty
+            return False
 
     def state(self) -> str:
         """One of `STATES`."""
-        if self.done.exists():
+        if self.is_done():
             return DONE
         if self._held():
             return RUNNING
@@ -128,15 +154,24 @@ class RunFolder:
         return UNFINISHED if self.spec.exists() or self.results.exists() else MISSING
 
     def last_error(self) -> str:
-        """The last line of a failed run's err.txt; "" where no run failed.
+        """The last line of a failed run's err.txt, as `printable` text; "" where no run failed.
 
-        DomainBed's err.txt may hold warnings only: without `spec`, a traceback tells a failure.
+        DomainBed's err.txt may hold warnings only: beside what DomainBed printed or recorded, and
+        without `spec`, a traceback tells a failure.
         """
+        if self.is_done():
+            return ""
+        return self._error_on_file() or (NOT_WHOLE if self.done.exists() else "")
+
+    def _error_on_file(self) -> str:
         if not self.errors.is_file():
             return ""
+        if self.errors.is_symlink():
+            return f"{self.errors} is a link: remove it"
         text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
-        has_failed = self.spec.exists() or "Traceback (most recent call last)" in text
-        return text.splitlines()[-1] if text and has_failed else ""
+        is_own = self.spec.exists() or not (self.out.exists() or self.results.exists())
+        has_failed = is_own or "Traceback (most recent call last)" in text
+        return printable(text.splitlines()[-1]) if text and has_failed else ""
 
     def has_results(self) -> bool:
         """Whether there is a record, or a mark that all of them were written."""
@@ -146,8 +181,8 @@ class RunFolder:
         if not self._lock.exists():
             return False
         try:
-            with FileLock(self._lock, timeout=0):
-                return False
+            _acquired(self._lock, timeout=0).release()
+            return False
         except Timeout:
             return True
         except OSError:  # somebody else's folder, which may only be read
@@ -170,3 +205,16 @@ class RunFolder:
             raise UserError(
                 f"{file} is damaged ({error}): repair it, or remove its folder"
             ) from error
+
+
+def _acquired(file: Path, timeout: float) -> BaseFileLock:
+    """A lock, held; of another class where the file system has none, and a marker stands for it.
+
+    Raises:
+        Timeout: another process holds it.
+    """
+    lock = FileLock(file, timeout=timeout)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that of `filelock` names neither file nor remedy
+        lock.acquire()
+    return lock

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+_ESCAPE_SEQUENCE = re.compile(
+    r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.?)", re.DOTALL
+)
+
+
+def printable(text: Any) -> str:
+    """Text on one line, without what a terminal would act upon: escapes, control characters.
+
+    For what comes from files and names, which may be anybody's.
+    """
+    plain = str(text)
+    if plain.isprintable():
+        return plain
+    spaced = (" " if c.isspace() else c for c in _ESCAPE_SEQUENCE.sub("", plain))
+    return "".join(c for c in spaced if c.isprintable())
 
 
 def text_table(
@@ -12,12 +29,12 @@ def text_table(
     """One line per row; columns are two spaces apart.
 
     Args:
-        rows: the cells, of which `str` is shown; all rows are of one length.
+        rows: the cells, shown as `printable` text; all rows are of one length.
         right: the columns that are aligned to the right.
         least: the least width of a column.
         indent: what each line begins with.
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(least, *map(len, column)) for column in zip(*cells, strict=True)]
     aligned = set(right)
     return [
@@ -35,6 +52,6 @@ def pipe_table(rows: Sequence[Sequence[Any]], text_columns: int = 1) -> list[str
 
     All columns but the first `text_columns` are aligned to the right.
     """
-    header, *body = [f"| {' | '.join(map(str, row))} |" for row in rows]
+    header, *body = [f"| {' | '.join(map(printable, row))} |" for row in rows]
     numbers = len(rows[0]) - text_columns
     return [header, "|:--" * text_columns + "|--:" * numbers + "|", *body]

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import logging
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from domainbed.errors import UserError
+from domainbed.text_table import printable
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 Main = Callable[[argparse.Namespace], int]
+
+_OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EMFILE),
+)
+_OUT_OF_MEMORY = (  # as PyTorch says it, of which only the GPU's has a class of its own
+    "out of memory", "allocate memory", "Storage size calculation overflowed",
+    "Invalid buffer size", "numel: integer multiplication overflow",
+)  # fmt: skip
+_DISK_FULL = "file write failed"  # PyTorch's word
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,17 +54,46 @@ def add_debug_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def guarded(main: Main, arguments: argparse.Namespace) -> int:
-    """Runs `main`: bad input becomes one line and status 2, an interrupt status 130."""
+    """Runs `main`: bad input, or too small a machine, becomes one line and status 2.
+
+    An interrupt becomes status 130; a programming error keeps its traceback.
+    """
+    if logging.lastResort is not None:  # what shows warnings where nobody set up logging
+        logging.lastResort.setFormatter(_Printable())
     try:
         return main(arguments)
-    except UserError as error:
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        sys.stderr.close()
+        return 0
+    except (UserError, OSError, MemoryError, RuntimeError) as error:  # RecursionError is the last
+        if not (reason := _reason(error)):
+            raise
         if arguments.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(reason)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        sys.stderr.close()
-        return 0
+
+
+class _Printable(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
+def _reason(error: Exception) -> str:
+    """What to tell the user of an error that is no fault of the program's; "" of others."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}" if error.errno in _OF_THE_MACHINE else ""
+    first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, RecursionError):
+        return f"something is nested too deeply ({first}): --debug shows where"
+    if isinstance(error, MemoryError) or any(part in str(error) for part in _OUT_OF_MEMORY):
+        return (
+            f"there is not enough memory ({first}): choose a smaller batch_size, or fewer workers"
+        )
+    return f"a file cannot be written ({first}): is the disk full?" if _DISK_FULL in first else ""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     status = actions.add_parser("status", help="count the runs by their state")
     status.add_argument("target", metavar="FOLDER_OR_CONFIG", help=_FOLDER_OR_CONFIG)
     status.add_argument("--json", action="store_true", help="for programs")
+    _add_plugins_flag(status)
     _add_late_debug_flag(status)
     delete = actions.add_parser(
         "delete_incomplete",
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     delete.add_argument("target", metavar="FOLDER", help=_FOLDER_OR_CONFIG)
     _add_skip_flag(delete)
+    _add_plugins_flag(delete)
     _add_late_debug_flag(delete)
 
 
@@ -58,8 +61,8 @@ def main(args: argparse.Namespace) -> int:
             _config_of(args), args.action == "retry", args.dry_run, args.skip_confirmation
         )
     if args.action == "status":
-        return show_status(args.target, args.json)
-    return delete_incomplete(_root_of(args.target), args.skip_confirmation)
+        return show_status(args.target, args.json, _given(args))
+    return delete_incomplete(_root_of(args.target, _given(args)), args.skip_confirmation)
 
 
 def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: bool) -> int:
@@ -80,14 +83,14 @@ def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: b
     if question and sys.stdin.isatty() and not skip_confirmation and not _confirmed(question):
         return 0
     try:
-        launch.execute()
+        unwritten = launch.execute()
     except KeyboardInterrupt:
         print(_interrupted_line(launch), file=sys.stderr)
         return 130
-    return _tell_outcome(launch)
+    return _tell_outcome(launch, unwritten)
 
 
-def show_status(target: str, as_json: bool) -> int:
+def show_status(target: str, as_json: bool, overrides: dict[str, Any] | None = None) -> int:
     """Prints how many runs of a sweep are in which state; returns the exit status.
 
     Raises:
@@ -101,7 +104,7 @@ def show_status(target: str, as_json: bool) -> int:
         store = Store(target)
         runs = store.planned()
     else:
-        config = _load(target, {})
+        config = _load(target, overrides or {})
         store = Store(config.output_dir)
         runs = {run.run_id: run.identity() for run in plan(config)}
     status = status_of(store, runs)
@@ -165,10 +168,21 @@ def _add_late_debug_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _config_of(args: argparse.Namespace) -> SweepConfig:
+def _add_plugins_flag(parser: argparse.ArgumentParser) -> None:
     from domainbed.sweeps.config import SweepConfig
 
-    return _load(args.config, read_flags(args, SweepConfig), launcher_flags(args))
+    add_flags(parser, SweepConfig, only=["plugins"])
+
+
+def _config_of(args: argparse.Namespace) -> SweepConfig:
+    return _load(args.config, _given(args), launcher_flags(args))
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a config that flags gave."""
+    from domainbed.sweeps.config import SweepConfig
+
+    return read_flags(args, SweepConfig)
 
 
 def launcher_flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -186,21 +200,30 @@ def _load(
     from domainbed.sweeps.config import load_config
     from domainbed.sweeps.store import Store
 
-    if target is None or not Path(target).is_dir():
+    if target is None or not (Path(target).is_dir() or _is_kept(Path(target))):
         return load_config(target, overrides, **(options or {}))
-    store = Store(target)
-    if not store.config.is_file():
-        raise UserError(
-            f"{target!r} holds no {store.config.name}: name the folder of a launched sweep, or a "
-            "config"
-        )
+    store = Store(target if Path(target).is_dir() else Path(target).parent)
+    for file in (store.config, store.plan):
+        if not file.is_file():
+            raise UserError(
+                f"{target!r} holds no {file.name}: name the folder of a launched sweep, or a config"
+            )
     # The folder may have been moved since it was launched.
-    return load_config(store.config, {"output_dir": target, **overrides}, **(options or {}))
+    overrides = {"output_dir": str(store.root), **overrides}
+    return load_config(store.config, overrides, **(options or {}))
 
 
-def _root_of(target: str) -> Path:
+def _is_kept(file: Path) -> bool:
+    """Whether a config is the one that a launch left in a sweep's folder."""
+    from domainbed.sweeps.store import Store
+
+    store = Store(file.parent)
+    return file.name == store.config.name and store.plan.is_file()
+
+
+def _root_of(target: str, overrides: dict[str, Any]) -> Path:
     """A sweep's folder, given as such or by a config."""
-    return Path(target if not Path(target).is_file() else _load(target, {}).output_dir)
+    return Path(target if not Path(target).is_file() else _load(target, overrides).output_dir)
 
 
 def _outlook(launch: Launch) -> list[str]:
@@ -232,7 +255,13 @@ def _dry_run_lines(launch: Launch) -> list[str]:
     if not launch.todo:
         return [*lines, "Nothing to do."]
     if guess is None:
-        return [*lines, "Time: no run is finished, so there is nothing to estimate it from."]
+        run = launch.todo[0]
+        return [
+            *lines,
+            "Time: no run is finished, so there is nothing to estimate it from. To measure it: "
+            f"`domainbed train --dataset {shlex.quote(run.dataset)} --algorithm {run.algorithm} "
+            "--steps 20 --output_dir timing`.",
+        ]
     return [
         *lines,
         f"Time: about {duration(guess.seconds / workers)}, {workers} at a time "
@@ -240,12 +269,14 @@ def _dry_run_lines(launch: Launch) -> list[str]:
     ]
 
 
-def _tell_outcome(launch: Launch) -> int:
-    from domainbed.states import DONE, FAILED
+def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
+    from domainbed.states import DONE
     from domainbed.sweeps.status import failure_lines, status_of
 
     status = status_of(launch.store, {i: run.identity() for i, run in launch.runs.items()})
-    done, failed = status.total[DONE], status.total[FAILED]
+    failures = [*status.failures]
+    failures += [(i, launch.runs[i].describe(), error) for i, error in unwritten.items()]
+    done, failed = status.total[DONE], len(failures)
     left = len(launch.runs) - done - failed
     if done == len(launch.runs):
         root = launch.store.root
@@ -255,7 +286,7 @@ def _tell_outcome(launch: Launch) -> int:
     if left:
         print(f"{_runs(left)} more: in the hands of another launch, or not to be done by this one.")
     if failed:
-        print("\n".join(["Failed:", *failure_lines(status.failures)]))
+        print("\n".join(["Failed:", *failure_lines(failures)]))
         print(f"`domainbed sweep retry {launch.store.root}` does them again.")
     return 1 if failed else 0
 

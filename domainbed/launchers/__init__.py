@@ -6,19 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from domainbed.errors import UserError
-from domainbed.launchers.base import (
-    BUSY,
-    DONE,
-    FAILED,
-    LAUNCHERS,
-    PROGRESS,
-    STARTED,
-    Event,
-    Job,
-    Launcher,
-    OnEvent,
-    perform,
-)
+from domainbed.launchers.base import LAUNCHERS, Event, Job, Launcher, OnEvent, perform
 from domainbed.launchers.debug import DebugLauncher
 from domainbed.launchers.local import LocalLauncher
 from domainbed.settings import make
@@ -55,12 +43,7 @@ def create_launcher(name: str, options: Mapping[str, Any]) -> Launcher:
 
 
 __all__ = [
-    "BUSY",
-    "DONE",
-    "FAILED",
     "LAUNCHERS",
-    "PROGRESS",
-    "STARTED",
     "WITH_FLAGS",
     "DebugLauncher",
     "Event",

@@ -12,8 +12,7 @@ from typing import Any
 from domainbed.registry import Registry
 from domainbed.run_folder import Busy
 from domainbed.settings import Settings
-
-STARTED, PROGRESS, DONE, FAILED, BUSY = "started", "progress", "done", "failed", "busy"
+from domainbed.states import BUSY, DONE, FAILED, PROGRESS, STARTED
 
 LAUNCHERS: Registry[Any] = Registry("launcher", entry_point_group="domainbed.launchers")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,22 +16,14 @@ from typing import Any
 
 from pydantic import Field
 
-from domainbed.launchers.base import (
-    FAILED,
-    LAUNCHERS,
-    PROGRESS,
-    STARTED,
-    Event,
-    Job,
-    Launcher,
-    OnEvent,
-    perform,
-)
+from domainbed.launchers.base import LAUNCHERS, Event, Job, Launcher, OnEvent, perform
+from domainbed.states import FAILED, PROGRESS, STARTED
 
 _SPAWN = multiprocessing.get_context("spawn")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_TO_STOP = 3.0
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 @LAUNCHERS.register(name="local")
@@ -95,7 +89,7 @@ class _Worker:
         self.connection, theirs = _SPAWN.Pipe()
         self.index: int | None = None
         # Not daemonic: a daemon may not start the processes that read images.
-        self.process = _SPAWN.Process(target=_serve, args=(theirs, job), daemon=False)
+        self.process = _SPAWN.Process(target=_work, args=(theirs, job), daemon=False)
         with _environment(place), _interrupts_held_back():
             self.process.start()
         theirs.close()
@@ -107,7 +101,7 @@ class _Worker:
 
     def events(self) -> Iterator[Event]:
         """What it has sent; if it died at a task, that this failed."""
-        alive = self.process.is_alive()  # asked first: the dead may have left a last word
+        alive = self.process.is_alive()  # asked first: its last events may still be in the pipe
         try:
             while self.connection.poll():
                 yield self._received()
@@ -115,7 +109,7 @@ class _Worker:
             self.process.join(_SECONDS_TO_STOP)
             alive = False
         if not alive and self.index is not None:
-            yield Event(FAILED, self.index, error=self._obituary())
+            yield Event(FAILED, self.index, error=self._exit_reason())
             self.index = None
 
     def _received(self) -> Event:
@@ -124,7 +118,7 @@ class _Worker:
             self.index = None
         return event
 
-    def _obituary(self) -> str:
+    def _exit_reason(self) -> str:
         code = self.process.exitcode
         if code is not None and code < 0:
             name = signal.Signals(-code).name
@@ -132,7 +126,7 @@ class _Worker:
             return f"the worker died with signal {-code} ({name}){hint}\n"
         return f"the worker ended with exit status {code}\n"
 
-    def dismiss(self) -> None:
+    def send_end(self) -> None:
         """Tells an idle worker to end."""
         with contextlib.suppress(OSError):
             self.connection.send(None)
@@ -164,12 +158,12 @@ class _Pool:
         """Does all tasks, replacing the workers that die."""
         try:
             for place in self.places:
-                self._hire(place)
+                self._start_worker(place)
             while busy := [worker for worker in self.workers if worker.index is not None]:
                 pipes = [worker.connection for worker in busy]
                 connection.wait(pipes, timeout=_SECONDS_BETWEEN_CHECKS)
                 for worker in busy:
-                    self._attend(worker)
+                    self._handle(worker)
         except BaseException:
             for worker in self.workers:
                 worker.process.terminate()
@@ -178,7 +172,7 @@ class _Pool:
             for worker in self.workers:
                 worker.stop()
 
-    def _hire(self, place: Mapping[str, str]) -> None:
+    def _start_worker(self, place: Mapping[str, str]) -> None:
         if self.queue:
             self.workers.append(_Worker(self.job, place))
             self._assign(self.workers[-1])
@@ -188,9 +182,9 @@ class _Pool:
             index = self.queue.popleft()
             worker.assign(index, self.tasks[index])
         else:
-            worker.dismiss()
+            worker.send_end()
 
-    def _attend(self, worker: _Worker) -> None:
+    def _handle(self, worker: _Worker) -> None:
         for event in worker.events():
             self.on_event(event)
         if worker.index is not None:
@@ -200,20 +194,27 @@ class _Pool:
         else:
             self.workers.remove(worker)
             worker.stop()
-            self._hire(worker.place)
+            self._start_worker(worker.place)
 
 
-def _serve(pipe: connection.Connection, job: Job) -> None:
-    """The life of a worker: tasks come in, events go out, None ends it."""
+def _work(pipe: connection.Connection, job: Job) -> None:
+    """What a worker process runs: tasks come in, events go out, None ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _be_killed_with_parent()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
         while (message := pipe.recv()) is not None:
             index, task = message
             perform(job, index, task, pipe.send)
 
 
-def _die_with_parent() -> None:
+def _be_killed_with_parent() -> None:
+    """Where the system can: no thread of this process runs while native code holds its lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

@@ -20,6 +20,7 @@ from domainbed.reporting.tables import Cell, Report, Table, trials_of
 from domainbed.run_folder import RunFolder
 from domainbed.selection import SelectionMethod
 from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
+from domainbed.text_table import printable
 
 PLAN_FILE = "plan.json"
 
@@ -60,7 +61,7 @@ def explain(report: Report, folders: Folders) -> list[str]:
         expected[run.dataset, run.algorithm].append(run)
     lines = _cells(report, expected, states) + _absent(report, expected, states)
     lines += _unnamed([folder for folder in without if folder.path not in named])
-    return lines or ["", "every run is there and finished"]
+    return list(map(printable, lines)) or ["", "every run is there and finished"]
 
 
 def _cells(

@@ -17,6 +17,7 @@ from domainbed.errors import UserError
 from domainbed.record_keys import parse_record_key
 from domainbed.records import NO_DOMAIN, RUN_KEYS, Records
 from domainbed.reporting.results_file import REMEDY, read_file
+from domainbed.run_folder import RunFolder
 from domainbed.selection import SELECTION_METHODS
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
         if progress:
             progress(done, len(files))
     if not read.records:
-        raise UserError(f"no complete record in {_join(roots)}: wait for the first checkpoint")
+        why = _failures(roots) or "wait for the first checkpoint"
+        raise UserError(f"no complete record in {_join(roots)}: {why}")
     records = Records(read.table(), _values(read))
     _warn_of_duplicates(records)
     _warn_of_unfinished(files)
@@ -97,10 +99,19 @@ def _record_files(root: Path) -> list[Path]:
     files = [folder / RECORDS_FILE for folder in run_folders(root)]
     found = [file for file in files if file.is_file() and _stays(root, file)]
     if not found:
-        raise UserError(
-            f"no records in {str(root)!r}: neither it nor a folder in it holds {RECORDS_FILE}"
-        )
+        why = _failures([root]) or f"neither it nor a folder in it holds {RECORDS_FILE}"
+        raise UserError(f"no records in {str(root)!r}: {why}")
     return found
+
+
+def _failures(roots: Iterable[Path]) -> str:
+    """How many runs failed, and why the first one did; "" if none did."""
+    folders = [RunFolder(path) for root in roots for path in run_folders(root)]
+    failed = [(folder.path, error) for folder in folders if (error := folder.last_error())]
+    if not failed:
+        return ""
+    runs = "1 run" if len(failed) == 1 else f"{len(failed)} runs"
+    return f"{runs} failed, such as {failed[0][0]}: {failed[0][1]}"
 
 
 def _stays(root: Path, path: Path | os.DirEntry[str]) -> bool:

@@ -190,10 +190,14 @@ def load_config(
         launcher_options: options of the launcher to set, whatever the file says of it.
 
     Raises:
-        UserError: one line that names the field, and the file and line or the flag.
+        UserError: one line that names the field, and the file and line or the flag; or the file
+            is kept in a sweep's folder, which may be a stranger's, and names plug-ins that
+            `overrides` does not.
     """
     overrides = overrides or {}
     values, lines = read_fields(file)
+    if file is not None and Path(file).with_name("plan.json").exists():
+        _refuse_plugins(file, values.get("plugins"), overrides.get("plugins"))
     values = given(SweepConfig, {**values, **overrides})
     values.setdefault("output_dir", str(Path("results") / (Path(file).stem if file else "sweep")))
     if launcher_options:
@@ -202,6 +206,17 @@ def load_config(
     flags: dict[Where, str] = {(name,): f"--{name}" for name in overrides}
     flags |= {("launcher", name): f"--{name}" for name in launcher_options}
     return make(SweepConfig, values, Places(file, lines, flags))
+
+
+def _refuse_plugins(file: str | Path, kept: Any, named: Iterable[str] | None) -> None:
+    """Code that a sweep's folder names is run only if the user names it, too."""
+    names = kept if isinstance(kept, list) else [kept] * bool(kept)
+    if names and named is None:
+        raise UserError(
+            f"{file}: the sweep needs code that its folder names, {', '.join(map(repr, names))}: "
+            f"if you trust it, add --plugins {' '.join(map(str, names))}",
+            "plugins",
+        )
 
 
 def test_env_sets(config: SweepConfig, dataset: str) -> list[TestEnvs]:

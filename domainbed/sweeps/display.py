@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from domainbed.launchers.base import BUSY, DONE, FAILED, PROGRESS, STARTED, Event
+from domainbed.launchers.base import Event
+from domainbed.states import BUSY, DONE, FAILED, PROGRESS, STARTED
 from domainbed.training.progress import duration
 
 _SECONDS_BETWEEN_LINES = 10.0

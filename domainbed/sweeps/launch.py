@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from domainbed.errors import UserError
 from domainbed.files import write_text
-from domainbed.launchers import FAILED as TASK_FAILED
 from domainbed.launchers import Event, Launcher, create_launcher
 from domainbed.plugins import import_plugins
 from domainbed.run_fields import RunOptions
@@ -63,8 +62,11 @@ class Launch:
         """The time that what is to do will take, from what is done."""
         return estimate(self.store, self.runs, self.states, self.todo)
 
-    def execute(self) -> None:
+    def execute(self) -> dict[str, str]:
         """Does the runs, and returns when none is left to do. What fails stops nobody.
+
+        Returns:
+            By run id, why a run failed of which that could not be written down: on a full disk.
 
         Raises:
             UserError: the output folder cannot be written, or there is no such device.
@@ -75,23 +77,30 @@ class Launch:
         self.store.write_plan(self.config, self.runs)
         for spec in todo if self.retried else ():
             _forget_failure(self.store.folder(spec))
+        unwritten: dict[str, str] = {}
         if not todo:
-            return
+            return unwritten
         display = Display([spec.steps for spec in todo])
         job = RunJob(str(self.store.root), run_options(self.config), self.config.plugins)
-        on_event = _in_turn(self._note_death(todo), display.on_event)
+        on_event = _in_turn(self._note_failure(todo, unwritten), display.on_event)
         with contextlib.closing(display):
             self._launcher.launch(job, todo, on_event, self.config.device)
+        return unwritten
 
-    def _note_death(self, todo: list[RunSpec]) -> Callable[[Event], None]:
-        """Writes down for a worker that died with its run why it did."""
+    def _note_failure(
+        self, todo: list[RunSpec], unwritten: dict[str, str]
+    ) -> Callable[[Event], None]:
+        """Writes down why a run failed that could not do so: its worker died, say."""
 
         def on_event(event: Event) -> None:
-            if event.kind == TASK_FAILED:
-                folder = self.store.folder(todo[event.index])
-                folder.path.mkdir(parents=True, exist_ok=True)
-                if not folder.errors.exists() and not folder.done.exists():
-                    write_text(folder.errors, event.error)
+            if event.kind != FAILED:
+                return
+            folder = self.store.folder(todo[event.index])
+            try:
+                if not folder.last_error() and not folder.done.exists():
+                    _write_error(folder, event.error)
+            except OSError:
+                unwritten[todo[event.index].run_id] = event.error.strip().splitlines()[-1]
 
         return on_event
 
@@ -100,10 +109,13 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
     """Plans a sweep and looks at what is there of it; nothing is written yet.
 
     Raises:
-        UserError: a run that cannot be.
+        UserError: a run that cannot be, or the folder holds a sweep with other settings.
     """
     store = Store(config.output_dir)
-    runs = {spec.run_id: spec for spec in plan(config)}
+    planned = {spec.run_id: spec for spec in plan(config)}
+    # A folder that is a link is left out, of which `states` warns.
+    runs = {i: spec for i, spec in planned.items() if not store.folder(i).path.is_symlink()}
+    store.refuse_other_settings(config, runs)
     return Launch(config, store, runs, store.states(runs), retry)
 
 
@@ -133,7 +145,7 @@ class RunJob:
             Busy: another launch is at work on the run, or has failed at it.
         """
         folder = Store(self.output_dir).folder(spec)
-        if folder.errors.exists() and not folder.done.exists():
+        if folder.last_error() and not folder.done.exists():
             raise Busy(f"another launch has failed at {folder.path} since this one was planned")
         try:
             import_plugins(self.plugins)
@@ -141,9 +153,14 @@ class RunJob:
         except Busy:
             raise
         except (Exception, SystemExit) as error:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_text(folder.errors, _with_summary(error))
+            with contextlib.suppress(OSError):  # the launch tells of it, see `Launch.execute`
+                _write_error(folder, _with_summary(error))
             raise
+
+
+def _write_error(folder: RunFolder, text: str) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_text(folder.errors, text)
 
 
 def _with_summary(error: BaseException) -> str:

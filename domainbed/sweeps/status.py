@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from domainbed.spec import RunSpec, describe_run
 from domainbed.states import DONE, FAILED, STATES
-from domainbed.sweeps.store import PlannedRun, Store, last_error
-from domainbed.text_table import text_table
+from domainbed.sweeps.store import PlannedRun, Store
+from domainbed.text_table import printable, text_table
 
 Group = tuple[str, str]
 """A dataset's label and an algorithm."""
@@ -41,7 +41,7 @@ def status_of(store: Store, runs: Mapping[str, PlannedRun]) -> Status:
     for run_id, run in runs.items():
         counts[_group(run)][states[run_id]] += 1
     failed = [run_id for run_id, state in states.items() if state == FAILED]
-    failures = [(i, describe_run(runs[i]), last_error(store.folder(i))) for i in failed]
+    failures = [(i, describe_run(runs[i]), store.folder(i).last_error()) for i in failed]
     return Status(dict(counts), failures)
 
 
@@ -57,7 +57,11 @@ def status_lines(status: Status) -> list[str]:
 
 def failure_lines(failures: Iterable[tuple[str, str, str]]) -> list[str]:
     """For each failed run its folder, what it is, and the last line of its error."""
-    return [f"  {run_id}  {what}\n    {error}" for run_id, what, error in failures]
+    return [
+        line
+        for run_id, what, error in failures
+        for line in (f"  {printable(run_id)}  {printable(what)}", f"    {printable(error)}")
+    ]
 
 
 def status_json(status: Status) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,17 +15,23 @@ from filelock import FileLock
 
 from domainbed.errors import UserError
 from domainbed.files import write_text
+from domainbed.run_fields import RunFields
 from domainbed.run_folder import Busy, RunFolder
-from domainbed.spec import RunSpec
+from domainbed.settings import read_fields
+from domainbed.spec import RunSpec, describe_run
 from domainbed.states import DONE, MISSING, RUNNING
 from domainbed.sweeps.config import SweepConfig
+from domainbed.text_table import printable
+
+log = logging.getLogger(__name__)
 
 _PLAN_VERSION = 1
 
 PlannedRun = Mapping[str, Any]
 """What tells a run from the others of its sweep, as plan.json keeps it: see `planned_run`."""
 
-_PLANNED_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed", "steps")
+_GRID_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
+_PLANNED_FIELDS = (*_GRID_FIELDS, "steps")
 
 
 def planned_run(run: RunSpec) -> PlannedRun:
@@ -54,19 +61,59 @@ class Store:
 
     def states(self, run_ids: Iterable[str]) -> dict[str, str]:
         """Each run's state, one of `run_folder.STATES`."""
-        # Most runs of a large sweep have no folder yet: one look at the root tells all of them.
-        there = set(os.listdir(self.root)) if self.root.is_dir() else set()
+        there = self._names()
         return {i: self.folder(i).state() if i in there else MISSING for i in run_ids}
+
+    def _names(self) -> set[str]:
+        """What lies in the root, but for folders that are links, with a warning of each.
+
+        Most runs of a large sweep have no folder yet: one look at the root tells all of them.
+        """
+        if not self.root.is_dir():
+            return set()
+        with os.scandir(self.root) as entries:
+            is_link = {entry.name: entry.is_symlink() and entry.is_dir() for entry in entries}
+        for name in (name for name, linked in is_link.items() if linked):
+            log.warning("warning: %s is a link: not followed", printable(self.root / name))
+        return {name for name, linked in is_link.items() if not linked}
+
+    def refuse_other_settings(self, config: SweepConfig, runs: Mapping[str, RunSpec]) -> None:
+        """Makes sure that `runs` can stand beside those that were planned here before.
+
+        More datasets, algorithms, test domains, seeds or trials can; the same ones with other
+        settings cannot: tables would mix two sweeps.
+
+        Raises:
+            UserError: they cannot, with what differs; or this is the folder of a single run.
+        """
+        if (alone := RunFolder(self.root)).spec.exists() or alone.has_results():
+            raise UserError(
+                f"{str(self.root)!r} is the folder of a single run: choose another output_dir",
+                "output_dir",
+            )
+        planned = self._planned()
+        taken = set(map(_place_in_grid, planned.values()))
+        for run_id, spec in runs.items():
+            run = planned_run(spec)
+            if run_id not in planned and _place_in_grid(run) in taken:
+                raise UserError(
+                    f"{str(self.root)!r} holds a sweep with other settings "
+                    f"({_differences(self.config, config)}; {describe_run(run)}, is planned with "
+                    "them): choose another output_dir",
+                    "output_dir",
+                )
 
     def write_plan(self, config: SweepConfig, runs: Mapping[str, RunSpec]) -> None:
         """Writes down what is to be done, beside what earlier launches wrote, and the config.
 
         Raises:
-            UserError: the folder cannot be written, or the plan there is damaged.
+            UserError: the folder cannot be written, the plan there is damaged, or has the same
+                runs with other settings.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self._plan_lock):
+                self.refuse_other_settings(config, runs)  # another launch may have been faster
                 merged = {**self._planned(), **{i: planned_run(run) for i, run in runs.items()}}
                 content = json.dumps({"version": _PLAN_VERSION, "runs": merged})
                 write_text(self.plan, content + "\n")
@@ -95,17 +142,20 @@ class Store:
             return {}
         try:
             content = json.loads(self.plan.read_text(encoding="utf-8"))
-            return dict(content["runs"])
-        except (ValueError, KeyError, TypeError) as error:
+            runs = dict(content["runs"])
+            list(map(_place_in_grid, runs.values()))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{self.plan} is damaged ({type(error).__name__}: {error}): remove it and launch "
-                "the sweep again; finished runs stay"
+                "the sweep again, by its config; finished runs stay"
             ) from error
+        return runs
 
     def run_folders(self) -> list[RunFolder]:
         """The folders of runs that are there, planned or not, by name."""
         planned = self._planned()
-        folders = [RunFolder(path) for path in sorted(self.root.iterdir()) if path.is_dir()]
+        paths = [self.root / name for name in sorted(self._names())]
+        folders = [RunFolder(path) for path in paths if path.is_dir()]
         return [f for f in folders if f.path.name in planned or f.spec.exists()]
 
     def incomplete(self) -> list[RunFolder]:
@@ -113,17 +163,37 @@ class Store:
         return [f for f in self.run_folders() if f.state() not in (DONE, RUNNING)]
 
 
-def last_error(folder: RunFolder) -> str:
-    """The last line of what a failed run left behind."""
-    lines = folder.errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""
+def _place_in_grid(run: PlannedRun) -> tuple[Any, ...]:
+    dataset, algorithm, envs, *seeds = (run[name] for name in _GRID_FIELDS)
+    return (dataset, algorithm, tuple(envs), *seeds)
+
+
+def _differences(kept: Path, config: SweepConfig) -> str:
+    """What of a run's settings the config that is kept in a sweep's folder has otherwise."""
+    there = _settings(read_fields(kept)[0] if kept.is_file() else {})
+    here = _settings(config.as_yaml_value())
+    return (
+        ", ".join(
+            f"{name} is {there.get(name, 'not set')} there and {here.get(name, 'not set')} here"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name)
+        )
+        or "which its sweep.yaml does not show: another version of the program planned it"
+    )
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a config, what runs depend on."""
+    hparams = values.get("hparams") or {}
+    fields = {name: values[name] for name in RunFields.model_fields if name in values}
+    return fields | {f"hparams.{name}": value for name, value in hparams.items()}
 
 
 def remove(folder: RunFolder) -> bool:
     """Removes a run's folder, unless it was finished or taken up meanwhile; says whether."""
     try:
         with folder.exclusive():
-            if folder.done.exists():
+            if folder.is_done():
                 return False
             shutil.rmtree(folder.path)
             return True

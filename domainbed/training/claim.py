@@ -35,8 +35,7 @@ def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any]:
     if owner.get("identity") != identity:
         raise UserError(f"{folder.path} holds another run ({_first_difference(owner, identity)}): "
                         "choose another --output_dir")  # fmt: skip
-    if folder.done.exists():
-        folder.require_records()
+    if folder.is_done():
         return {}
     began = folder.read_json(folder.environment) or {}
     _refuse_other_torch(folder, began)

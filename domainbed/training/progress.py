@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from domainbed.files import naming
+
 _WIDTH = 10
 _LONG = 3.0  # seconds from which an evaluation is worth a word
 
@@ -29,7 +31,7 @@ class ProgressTable:
         self._evaluated, self._evaluation_began, self._told = 0, 0.0, False
 
     def line(self, text: str = "") -> None:
-        with self._out.open("a", encoding="utf-8") as stream:
+        with naming(self._out), self._out.open("a", encoding="utf-8") as stream:
             stream.write(text + "\n")
         if self._echo:
             print(text, flush=True)

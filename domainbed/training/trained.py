@@ -160,8 +160,8 @@ def _load(module: Algorithm, state: dict[str, Any], folder: RunFolder) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(
-            f"{folder.model} does not fit {type(module).__name__} ({reason}): train the run again with this "
-            "version"
+            f"{folder.model} does not fit {type(module).__name__} ({reason}): train the run again "
+            "with this version"
         ) from error
 
 

@@ -16,7 +16,7 @@ from domainbed.errors import UserError
 from domainbed.files import write_text
 from domainbed.record_keys import parse_record_key, record_key
 from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.run_folder import NOT_WHOLE, RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
 from domainbed.training.checkpoint import Progress
@@ -60,9 +60,11 @@ def run(
     folder.refuse_foreign()
     with folder.exclusive():
         began = claim(folder, spec)
-        if not folder.done.exists():
-            set_up_process(began.get("threads"))
-            Trainer(build(spec, options), folder, options, began, echo, on_step).train()
+        if folder.is_done():
+            checkpoint.remove(folder)  # a kill may have come between the mark and this
+            return
+        set_up_process(began.get("threads"))
+        Trainer(build(spec, options), folder, options, began, echo, on_step).train()
 
 
 class Trainer:
@@ -124,6 +126,9 @@ class Trainer:
         return {"epoch"} | training | (set() if on_gpu else {"mem_gb"})
 
     def _resume(self) -> Progress:
+        if self.folder.done.exists():
+            self.table.line(f"{NOT_WHOLE}: the run is done again")
+            self.folder.done.unlink()
         progress = checkpoint.load(self.folder, self.spec.run_id, self.algorithm)
         if progress.next_step:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")

@@ -126,7 +126,9 @@ def wait_until(holds, seconds=90):
 
 def test_launch_status_retry_relaunch_and_delete(config, tmp_path, sweep):
     root = tmp_path / "sweep"
-    assert "4 runs, 0 done" in sweep("launch", config, "--dry_run")
+    said = sweep("launch", config, "--dry_run")
+    assert "4 runs, 0 done" in said
+    assert "To measure it: `domainbed train --dataset ColoredDigits --algorithm ERM --step" in said
     assert not root.exists()
     assert json.loads(sweep("status", config, "--json"))["total"]["missing"] == 4
     debug = ("--launcher", "debug")
@@ -268,3 +270,50 @@ def test_a_wrong_flag_is_one_line(config, sweep, flags, says):
     said = sweep("launch", config, *flags, status=2)
     assert says in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_code_that_a_sweeps_folder_names_is_run_only_for_a_user_who_names_it(
+    config, tmp_path, sweep
+):
+    root, code = tmp_path / "sweep", tmp_path / "evil.py"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'a').close()\n")
+    sweep("launch", config, "--test_envs", "[[0]]", "--launcher", "debug")
+    kept = root / "sweep.yaml"
+    kept.write_text(kept.read_text() + f"plugins: [{code}]\n")
+    for command in (
+        ("launch", root, "--dry_run"),
+        ("retry", root),
+        ("launch", kept, "--dry_run"),
+        ("status", kept),
+        ("delete_incomplete", kept),
+    ):
+        said = sweep(*command, status=2)
+        assert f"if you trust it, add --plugins {code}" in said
+        assert len(said.splitlines()) == 1
+    assert "1" in sweep("status", root)
+    assert not (tmp_path / "ran").exists()
+    assert "1 run, 1 done" in sweep("launch", root, "--dry_run", "--plugins", code)
+    assert (tmp_path / "ran").exists()
+    sweep("status", kept, "--plugins", code)
+
+
+def test_plugins_of_a_users_own_config_need_no_flag(config, tmp_path, sweep):
+    code = tmp_path / "own_code.py"
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'a').close()\n")
+    config.write_text(config.read_text() + f"plugins: [{code}]\n")
+    assert "4 runs, 0 done" in sweep("launch", config, "--dry_run")
+    assert (tmp_path / "ran").exists()
+
+
+def test_the_config_in_a_sweeps_folder_is_that_folders(config, tmp_path, sweep):
+    sweep("launch", config, "--test_envs", "[[0]]", "--launcher", "debug")
+    moved = (tmp_path / "sweep").rename(tmp_path / "moved")
+    assert f"{moved}: 1 run, 1 done" in sweep("launch", moved / "sweep.yaml", "--dry_run")
+
+
+def test_other_steps_are_refused_before_anything_is_begun(config, sweep):
+    sweep("launch", config, "--test_envs", "[[0]]", "--launcher", "debug")
+    for dry_run in ([], ["--dry_run"]):
+        said = sweep("launch", config, "--steps", 4, *dry_run, status=2)
+        assert "steps is 3 there and 4 here" in said
+        assert len(said.splitlines()) == 1

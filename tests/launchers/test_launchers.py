@@ -1,25 +1,21 @@
 """Launchers, with jobs that train nothing."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from domainbed.errors import UserError
-from domainbed.launchers import (
-    BUSY,
-    DONE,
-    FAILED,
-    PROGRESS,
-    STARTED,
-    DebugLauncher,
-    LocalLauncher,
-    create_launcher,
-)
+from domainbed.launchers import DebugLauncher, LocalLauncher, create_launcher
 from domainbed.launchers.local import usable_cores, visible_gpus
 from domainbed.run_folder import Busy
+from domainbed.states import BUSY, DONE, FAILED, PROGRESS, STARTED
 
 
 @dataclass(frozen=True)
@@ -148,3 +144,53 @@ def test_unknown_options_are_reported_together_with_the_valid_ones():
 def test_the_number_of_workers_is_checked(workers):
     with pytest.raises(UserError, match=f"workers is {workers!r}: expected a whole number"):
         create_launcher("local", {"workers": workers})
+
+
+LAUNCH = """
+import ctypes, os, sys
+from domainbed.launchers import LocalLauncher
+
+def job(task, on_step):
+    with open(task, "w") as file:
+        file.write(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(120)  # native code that holds the interpreter's lock
+
+if __name__ == "__main__":
+    LocalLauncher(workers=1).launch(job, [sys.argv[1]], print, device="cpu")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl")
+def test_a_worker_in_native_code_ends_with_its_parent(tmp_path):
+    (tmp_path / "program.py").write_text(LAUNCH)
+    file = tmp_path / "pid"
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), str(file)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.DEVNULL,
+    )
+    wait_until(lambda: file.exists() and file.read_text())
+    worker = int(file.read_text())
+    time.sleep(0.5)  # it is in native code now
+    parent.kill()
+    parent.wait()
+    try:
+        wait_until(lambda: not is_alive(worker), 10)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+
+
+def wait_until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    """Whether there is such a process, other than as a zombie that nobody waits for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

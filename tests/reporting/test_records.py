@@ -277,3 +277,15 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path, caplog):
     assert len(load_records(tmp_path / "sweep").runs) == 3
     (tmp_path / "named").symlink_to(tmp_path / "sweep")
     assert len(load_records(tmp_path / "named").runs) == 3
+
+
+@pytest.mark.parametrize("with_empty_records", [True, False])
+def test_a_sweep_whose_runs_all_failed_says_so(tmp_path, with_empty_records):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+        (tmp_path / name / "err.txt").write_text(f"Traceback\n{name} has no data\n")
+        if with_empty_records:
+            (tmp_path / name / "results.jsonl").touch()
+    with pytest.raises(UserError, match=r"2 runs failed, such as .*a: a has no data$"):
+        load_records(tmp_path)

@@ -1,16 +1,20 @@
 """What a sweep does with its runs' folders, in this process."""
 
+import errno
 import json
 import os
+import re
 
 import pytest
 
 from domainbed.errors import UserError
+from domainbed.files import write_text
 from domainbed.states import DONE, FAILED, MISSING, UNFINISHED
 from domainbed.sweeps.config import load_config
+from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import RunJob, prepare, run_options
-from domainbed.sweeps.status import estimate, status_json, status_of
-from domainbed.sweeps.store import Store, last_error, remove
+from domainbed.sweeps.status import estimate, failure_lines, status_json, status_of
+from domainbed.sweeps.store import Store, remove
 
 TINY = {
     "datasets": ["ColoredDigits"],
@@ -80,7 +84,7 @@ def test_a_failed_run_leaves_its_error_and_is_done_by_a_retry_alone(tmp_path):
     assert states == [FAILED, DONE]
     text = folder.errors.read_text()
     assert "Traceback (most recent call last)" in text
-    assert last_error(folder).startswith(f"{folder.path} holds another run")
+    assert folder.last_error().startswith(f"{folder.path} holds another run")
     folder.spec.unlink()
     folder.results.unlink()
     assert prepare(config(tmp_path)).todo == []
@@ -197,3 +201,120 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
 def test_a_folder_without_a_plan(tmp_path):
     with pytest.raises(UserError, match=r"holds no plan\.json"):
         Store(tmp_path).planned()
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"steps": 3}, "steps is 2 there and 3 here"),
+        ({"hparams": {"batch_size": 4}}, "hparams.batch_size is 2 there and 4 here"),
+        ({"hparams": {"ERM": {"batch_size": 4}}}, "hparams.ERM is not set there and"),
+        ({"precision": "bf16"}, "precision is not set there and bf16 here"),
+        ({"protocol": "domainbed-2024"}, "protocol is not set there and domainbed-2024"),
+    ],
+)
+def test_other_settings_in_a_sweeps_folder_are_refused(tmp_path, other, says):
+    first = prepare(config(tmp_path, test_envs=[[0]]))
+    first.store.write_plan(first.config, first.runs)
+    kept = first.store.plan.read_text(), first.store.config.read_text()
+    changed = config(tmp_path, **other)
+    for attempt in (
+        lambda: prepare(changed),
+        lambda: first.store.write_plan(changed, {run.run_id: run for run in plan(changed)}),
+    ):
+        with pytest.raises(UserError, match=re.escape(says)) as error:
+            attempt()
+        assert "choose another output_dir" in str(error.value)
+    assert (first.store.plan.read_text(), first.store.config.read_text()) == kept
+
+
+def test_more_of_the_same_settings_is_welcome_in_a_sweeps_folder(tmp_path):
+    first = prepare(config(tmp_path, test_envs=[[0]]))
+    first.store.write_plan(first.config, first.runs)
+    more = {"algorithms": ["ERM", "IRM"], "trials": 2, "hparams_seeds": 2}
+    more |= {"hparams": {"batch_size": 2, "IRM": {"irm_lambda": 1}}}
+    grown = prepare(config(tmp_path, datasets=["ColoredDigits", "RotatedDigits"], **more))
+    grown.store.write_plan(grown.config, grown.runs)
+    assert len(grown.store.planned()) == len(grown.runs) == 2 * 2 * 2 * 2 * 2
+
+
+def test_a_single_runs_folder_is_no_sweeps(tmp_path):
+    launch = prepare(config(tmp_path, test_envs=[[0]]))
+    launch.execute()
+    alone = launch.store.folder(launch.todo[0]).path
+    with pytest.raises(UserError, match="is the folder of a single run"):
+        prepare(config(tmp_path, output_dir=str(alone)))
+
+
+def test_a_plan_that_lacks_what_it_should_hold_is_damaged(tmp_path):
+    for runs in ({"a": {}}, {"a": 3}, {"a": {"dataset": "x", "test_envs": 3}}):
+        (tmp_path / "plan.json").write_text(json.dumps({"version": 1, "runs": runs}))
+        with pytest.raises(UserError, match=r"plan\.json is damaged"):
+            Store(tmp_path).planned()
+    (tmp_path / "plan.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"plan\.json is damaged"):
+        Store(tmp_path).planned()
+
+
+def test_a_run_folder_that_is_a_link_is_left_alone(tmp_path, caplog):
+    launch = prepare(config(tmp_path))
+    launch.store.write_plan(launch.config, launch.runs)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "run.json").write_text("{}")
+    (elsewhere / "model.1.tmp").write_text("mine")
+    linked = launch.store.folder(launch.todo[0])
+    linked.path.symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir())
+    assert launch.store.incomplete() == []
+    again = prepare(config(tmp_path))
+    assert set(again.runs) == {launch.todo[1].run_id}
+    again.execute()
+    assert sorted(elsewhere.iterdir()) == before
+    assert f"{linked.path} is a link: not followed" in caplog.text
+
+
+def test_a_retry_does_what_is_marked_as_done_without_its_records(tmp_path):
+    launch = prepare(config(tmp_path, test_envs=[[0]]))
+    launch.execute()
+    folder = launch.store.folder(launch.todo[0])
+    folder.results.write_text("")
+    assert prepare(launch.config).todo == []
+    ((_, _, error),) = status_of(
+        launch.store, {i: run.identity() for i, run in launch.runs.items()}
+    ).failures
+    assert "its records are not whole" in error
+    prepare(launch.config, retry=True).execute()
+    assert folder.state() == DONE
+
+
+def test_an_empty_err_file_stands_in_no_launchs_way(tmp_path):
+    launch = prepare(config(tmp_path, test_envs=[[0]]))
+    folder = launch.store.folder(launch.todo[0])
+    folder.path.mkdir(parents=True)
+    folder.errors.touch()
+    launch.execute()
+    assert folder.state() == DONE
+
+
+def test_a_full_disk_fails_runs_and_stops_no_launch(tmp_path, monkeypatch):
+    launch = prepare(config(tmp_path))
+    first, second = launch.todo
+    broken = launch.store.folder(first).path
+
+    def full(file, text):
+        if file.parent == broken:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        write_text(file, text)
+
+    for module in ("domainbed.sweeps.launch", "domainbed.training.claim"):
+        monkeypatch.setattr(f"{module}.write_text", full)
+    unwritten = launch.execute()
+    assert list(unwritten) == [first.run_id]
+    assert "No space left on device" in unwritten[first.run_id]
+    assert launch.store.folder(second).state() == DONE
+
+
+def test_errors_and_names_reach_no_terminal_with_control_characters():
+    lines = failure_lines([("\x1b[2Ja", "b\x9b", "c\x1b]0;x\x07\n")])
+    assert lines == ["  a  b", "    c "]

@@ -18,6 +18,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.errors import UserError
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
+from domainbed.states import DONE, FAILED
 from domainbed.training import checkpoint
 from domainbed.training.trainer import RunOptions, run
 
@@ -229,10 +230,29 @@ def test_a_resumed_run_keeps_its_threads_and_its_first_environment(tmp_path: Pat
     ]
 
 
-def test_done_without_whole_records_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["torn", "empty", "missing"])
+def test_done_without_whole_records_is_done_again(tmp_path: Path, damage: str) -> None:
     spec = spec_of("ERM")
     run(spec, tmp_path)
-    results = tmp_path / "results.jsonl"
-    results.write_bytes(results.read_bytes()[:-20])
-    with pytest.raises(UserError, match="marked as done, but its records are not whole"):
-        run(spec, tmp_path)
+    results, folder = tmp_path / "results.jsonl", RunFolder(tmp_path)
+    whole = records(tmp_path)
+    if damage == "missing":
+        results.unlink()
+    else:
+        results.write_bytes(results.read_bytes()[:-20] if damage == "torn" else b"")
+    assert (folder.state(), folder.is_done()) == (FAILED, False)
+    assert "marked as done, but its records are not whole" in folder.last_error()
+    run(spec, tmp_path)
+    assert folder.state() == DONE
+    assert records(tmp_path) == whole
+    assert "its records are not whole: the run is done again" in folder.out.read_text()
+
+
+def test_a_checkpoint_beside_a_done_run_is_removed(tmp_path: Path) -> None:
+    run(spec_of("ERM"), tmp_path)
+    folder = RunFolder(tmp_path)
+    for file in (folder.checkpoint, folder.checkpoint_before):
+        file.write_text("left by a kill")
+    run(spec_of("ERM"), tmp_path)
+    assert not folder.checkpoint.exists()
+    assert not folder.checkpoint_before.exists()

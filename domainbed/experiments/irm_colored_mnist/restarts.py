@@ -16,7 +16,8 @@ from domainbed.experiments.irm_colored_mnist.data import read_images
 from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.experiments.irm_colored_mnist.training import run_restart
 from domainbed.files import write_text
-from domainbed.launchers import FAILED, Event, LocalLauncher
+from domainbed.launchers import Event, LocalLauncher
+from domainbed.states import FAILED
 from domainbed.sweeps.display import Display
 from domainbed.training.machine import choose_device, describe
 

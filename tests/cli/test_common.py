@@ -1,0 +1,102 @@
+"""What the command line makes of errors."""
+
+import argparse
+import errno
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from domainbed.cli.common import guarded
+from domainbed.errors import UserError
+from domainbed.files import write_text
+from domainbed.run_folder import RunFolder
+from domainbed.training.progress import ProgressTable
+
+
+def outcome(capsys, do, debug=False):
+    status = guarded(lambda arguments: do() or 0, argparse.Namespace(debug=debug))
+    return status, capsys.readouterr().err
+
+
+def raises(error):
+    def do():
+        raise error
+
+    return do
+
+
+def deep():
+    return deep()
+
+
+@pytest.mark.parametrize(
+    ("do", "says"),
+    [
+        (
+            raises(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there")),
+            "/there: No space left on device",
+        ),
+        (raises(PermissionError(errno.EACCES, "Permission denied", "/x")), "/x: Permission denied"),
+        (raises(OSError(errno.EROFS, os.strerror(errno.EROFS), "/x")), "/x: Read-only file"),
+        (lambda: os.mkdir("n" * 300), "n: File name too long"),
+        (deep, "nested too deeply"),
+        (lambda: torch.empty(2**50), "there is not enough memory"),
+        (lambda: torch.empty(2**40, 2**40), "there is not enough memory"),
+        (raises(MemoryError()), "there is not enough memory"),
+        (raises(torch.OutOfMemoryError("CUDA out of memory.\nmore")), "(CUDA out of memory.)"),
+        (raises(UserError("a\x1b[31mb\nc")), "error: ab c\n"),
+    ],
+)
+def test_what_the_machine_or_the_input_cannot_is_one_line(capsys, do, says):
+    status, said = outcome(capsys, do)
+    assert status == 2
+    assert says in said
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+    assert "Traceback" in outcome(capsys, do, debug=True)[1]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes"), FileNotFoundError(errno.ENOENT, "x"), TypeError()]
+)
+def test_a_programming_error_keeps_its_traceback(capsys, error):
+    with pytest.raises(type(error)):
+        outcome(capsys, raises(error))
+
+
+def test_a_write_that_fails_names_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", raises_at_call(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(OSError, match="No space left") as error:
+        write_text(tmp_path / "plan.json", "x")
+    assert error.value.filename == str(tmp_path / "plan.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_under_what_is_appended_names_its_file(tmp_path):
+    full = Path("/dev/full")
+    folder = RunFolder(tmp_path)
+    folder.results = full
+    for write in (ProgressTable(full, False, 1).line, folder.append_result):
+        with pytest.raises(OSError, match="No space left") as error:
+            write("text")
+        assert error.value.filename == "/dev/full"
+
+
+def test_warnings_reach_no_terminal_with_control_characters(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr("logging.lastResort", logging.StreamHandler(sys.stderr))
+    log = logging.getLogger("a library's")
+    status, said = outcome(capsys, lambda: log.warning("a\x1b[31mb %s", "\x9bc"))
+    assert (status, said) == (0, "ab c\n")
+
+
+def raises_at_call(error):
+    def call(*arguments):
+        raise error
+
+    return call
