@@ -177,7 +177,12 @@ def _of_hparams() -> Iterator[Case]:
     }.items():
         words = f"train --output_dir out --algorithm {name} --hparams"
         yield case(words, value.split('"')[1], last=value)
-    for value in ('{"beta1": 1}', '{"d_steps_per_g_step": -1}', '{"lr_d": 0}', '{"mlp_dropout": 1}'):
+    for value in (
+        '{"beta1": 1}',
+        '{"d_steps_per_g_step": -1}',
+        '{"lr_d": 0}',
+        '{"mlp_dropout": 1}',
+    ):
         words = "train --output_dir out --algorithm DANN --hparams"
         yield case(words, value.split('"')[1], last=value)
 

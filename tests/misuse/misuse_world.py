@@ -71,7 +71,9 @@ def _images() -> None:
             folder = Path("photos") / domain / label
             folder.mkdir(parents=True)
             for shade in range(3):
-                Image.new("RGB", (8, 8), (80 * shade, 99, 99 * number)).save(folder / f"{shade}.png")
+                Image.new("RGB", (8, 8), (80 * shade, 99, 99 * number)).save(
+                    folder / f"{shade}.png"
+                )
     shutil.copytree("photos", "broken_photos")
     Path("broken_photos/art/cat/0.png").write_bytes(b"no image")
     Path("one_domain/art/cat").mkdir(parents=True)
@@ -107,7 +109,9 @@ from domainbed.dimensions import Choice, Fixed, LogUniform, Option, Uniform
 from domainbed.datasets import DATASETS
 """
 
-_CLASS = "    def update(self, minibatches, unlabeled=None): return {}\n    def predict(self, x): ...\n"
+_CLASS = (
+    "    def update(self, minibatches, unlabeled=None): return {}\n    def predict(self, x): ...\n"
+)
 
 PLUGINS = {
     "broken": "1 / 0",

@@ -16,7 +16,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.cli import main
 from domainbed.datasets import DATASETS as REGISTERED
 
-SECONDS = 10
+SECONDS = 6
 
 
 @pytest.fixture(scope="module")
