@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.random import RandomState
@@ -23,8 +23,33 @@ def _is_like(value: Any, examples: Sequence[Any]) -> bool:
     return any(type(value) is type(example) for example in examples)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Bounded:
+    """Bounds of what a user may set, where that is a number: from `least` on, `above`, `below`."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def bounds(self) -> str:
+        """The bounds in words, with a comma before each; nothing where there are none."""
+        said = {"at least": self.least, "above": self.above, "below": self.below}
+        return "".join(f", {word} {end:g}" for word, end in said.items() if math.isfinite(end))
+
+    def _within(self, value: Any) -> bool:
+        if not _is_number(value, integer=False):
+            return True
+        return self.least <= value < self.below and value > self.above
+
+
+def _require(holds: bool, dimension: Any, expected: str) -> None:
+    """Raises where an author's dimension cannot be."""
+    if not holds:
+        raise ValueError(f"{dimension}: expected {expected}")
+
+
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(_Bounded):
     """A hyper-parameter that is not searched: every draw gives the default."""
 
     default: Any
@@ -35,14 +60,14 @@ class Fixed:
 
     def accepts(self, value: Any) -> bool:
         """Whether a user may set it to `value`."""
-        return _is_like(value, [self.default])
+        return _is_like(value, [self.default]) and self._within(value)
 
     def describe(self) -> str:
         return "fixed"
 
 
 @dataclass(frozen=True)
-class Option:
+class Option(_Bounded):
     """A variant beyond the published protocol: never drawn, recorded only where a user sets it.
 
     One of `values`, where there are any; else anything of the default's kind. With `file` it may
@@ -54,11 +79,14 @@ class Option:
     values: Sequence[Any] = ()
     file: bool = False
 
+    def __post_init__(self) -> None:
+        _require(self.accepts(self.default), self, "a default that may be set")
+
     def accepts(self, value: Any) -> bool:
         """Whether a user may set it to `value`."""
         if self.values:
             return any(value == each and type(value) is type(each) for each in self.values)
-        return _is_like(value, [self.default])
+        return _is_like(value, [self.default]) and self._within(value)
 
     def describe(self) -> str:
         return "not drawn" + (f"; one of {', '.join(self.values)}" if self.values else "")
@@ -70,35 +98,41 @@ def with_defaults(options: Mapping[str, Option], hparams: Mapping[str, Any]) -> 
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(_Bounded):
     """One of `values`, each equally likely."""
 
     default: Any
     values: Sequence[Any]
     doc: str = ""
 
+    def __post_init__(self) -> None:
+        _require(len(self.values) > 0, self, "values to choose from")
+        _require(self.accepts(self.default), self, "a default like the values")
+
     def draw(self, random_state: RandomState) -> Any:
         return random_state.choice(list(self.values)).item()
 
     def accepts(self, value: Any) -> bool:
         """Whether a user may set it to `value`: any of the kind, not only those drawn."""
-        return _is_like(value, list(self.values))
+        return _is_like(value, list(self.values)) and self._within(value)
 
     def describe(self) -> str:
         return "choice of " + ", ".join(map(str, self.values))
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """Uniform in [low, high); `integer` truncates. A user may set values in [least, below)."""
+class Uniform(_Bounded):
+    """Uniform in [low, high); `integer` truncates."""
 
     default: float
     low: float
     high: float
     doc: str = ""
     integer: bool = False
-    least: float = -math.inf
-    below: float = math.inf
+
+    def __post_init__(self) -> None:
+        _check_range(self, self.low, self.high)
+        _require(self.accepts(self.default), self, "a default that may be set")
 
     def draw(self, random_state: RandomState) -> float:
         value = random_state.uniform(self.low, self.high)
@@ -106,7 +140,7 @@ class Uniform:
 
     def accepts(self, value: Any) -> bool:
         """Whether a user may set it to `value`."""
-        return _is_number(value, self.integer) and self.least <= value < self.below
+        return _is_number(value, self.integer) and self._within(value)
 
     def describe(self) -> str:
         kind = "integer, uniform" if self.integer else "uniform"
@@ -114,11 +148,8 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class LogUniform:
-    """`base` to a power that is uniform in [low, high); `integer` truncates.
-
-    A user may set values from `least` on.
-    """
+class LogUniform(_Bounded):
+    """`base` to a power that is uniform in [low, high); `integer` truncates."""
 
     default: float
     low: float
@@ -126,7 +157,12 @@ class LogUniform:
     doc: str = ""
     base: int = 10
     integer: bool = False
-    least: float = 0.0
+    least: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_range(self, self.low, self.high)
+        _require(self.base > 0, self, "a base above 0")
+        _require(self.accepts(self.default), self, "a default that may be set")
 
     def draw(self, random_state: RandomState) -> float:
         value = self.base ** random_state.uniform(self.low, self.high)
@@ -134,11 +170,16 @@ class LogUniform:
 
     def accepts(self, value: Any) -> bool:
         """Whether a user may set it to `value`."""
-        return _is_number(value, self.integer) and value >= self.least
+        return _is_number(value, self.integer) and self._within(value)
 
     def describe(self) -> str:
         kind = "integer, log-uniform" if self.integer else "log-uniform"
         return f"{kind} in [{self.base}^{self.low:g}, {self.base}^{self.high:g})"
+
+
+def _check_range(dimension: Any, low: Any, high: Any) -> None:
+    are_numbers = _is_number(low, integer=False) and _is_number(high, integer=False)
+    _require(are_numbers and low <= high, dimension, "numbers, low and not below it high")
 
 
 Dimension = Fixed | Choice | Uniform | LogUniform
@@ -165,12 +206,12 @@ SpaceOf = Callable[[DatasetFacts], SearchSpace]
 def learning_rate(facts: DatasetFacts) -> Dimension:
     """The step size of an Adam, drawn under its own name wherever it is used."""
     if facts.small_images:
-        return LogUniform(1e-3, -4.5, -2.5, "step size of Adam")
-    return LogUniform(5e-5, -5, -3.5, "step size of Adam")
+        return LogUniform(1e-3, -4.5, -2.5, "step size of Adam", above=0)
+    return LogUniform(5e-5, -5, -3.5, "step size of Adam", above=0)
 
 
 def weight_decay(facts: DatasetFacts) -> Dimension:
     """The L2 coefficient of an Adam that trains a featurizer; small images train without."""
     if facts.small_images:
-        return Fixed(0.0, "L2 coefficient of Adam")
+        return Fixed(0.0, "L2 coefficient of Adam", least=0)
     return LogUniform(0.0, -6, -2, "L2 coefficient of Adam")

@@ -62,7 +62,9 @@ def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
     return {
         "data_augmentation": Fixed(True, "random crop, flip, colour jitter and greyscale"),
         "resnet18": Fixed(False, "ResNet-18 instead of ResNet-50"),
-        "resnet_dropout": Choice(0.0, (0.0, 0.1, 0.5), "dropout on the backbone's features"),
+        "resnet_dropout": Choice(
+            0.0, (0.0, 0.1, 0.5), "dropout on the backbone's features", least=0, below=1
+        ),
         "class_balanced": Fixed(False, "draw all classes equally often"),
         "nonlinear_classifier": Fixed(False, "three linear layers with ReLU, instead of one"),
         "lr": learning_rate(facts),
@@ -165,6 +167,9 @@ def resolve(
     return {**drawn, **{k: v for k, v in protocol_options.items() if k in declared}, **fixed}
 
 
+_OTHERWISE_CALLED = {"learning_rate": "lr", "dropout": "resnet_dropout"}
+
+
 def _check_fixed(algorithm: str, dataset: str, fixed: Mapping[str, Any]) -> None:
     """Refuses values that cannot be, and unknown names where the algorithm declares its space."""
     cls = get_algorithm_class(algorithm)
@@ -172,8 +177,9 @@ def _check_fixed(algorithm: str, dataset: str, fixed: Mapping[str, Any]) -> None
     declared = cls.__module__.startswith("domainbed.") or "search_space" in vars(cls)
     for name, value in fixed.items():
         if declared and name not in known:
+            meant = _OTHERWISE_CALLED.get(name, name)
             raise UserError(
-                f"unknown hyper-parameter {name!r} of {algorithm}.{did_you_mean(name, known)} "
+                f"unknown hyper-parameter {name!r} of {algorithm}.{did_you_mean(meant, known)} "
                 f"Known: {', '.join(known)}",
                 *("hparams", name),
             )
@@ -181,6 +187,13 @@ def _check_fixed(algorithm: str, dataset: str, fixed: Mapping[str, Any]) -> None
             dimension = known[name]
             raise UserError(
                 f"hyper-parameter {name!r} of {algorithm} cannot be {value!r}: the default is "
-                f"{dimension.default!r} ({dimension.describe()})",
+                f"{dimension.default!r} ({dimension.describe()}{dimension.bounds()})",
                 *("hparams", name),
             )
+    small_images = dataset_facts(dataset).small_images
+    if small_images and set(fixed) & {"weights", "backbone", "featurizer"} == {"weights"}:
+        raise UserError(
+            f"hyper-parameter 'weights' is {fixed['weights']!r}, but no backbone takes weights on "
+            f"{dataset}: leave it out, or name a 'backbone'",
+            *("hparams", "weights"),
+        )

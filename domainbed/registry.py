@@ -23,6 +23,7 @@ class Registry(Mapping[str, T], Generic[T]):
         kind: what is registered, in the singular, for messages: "algorithm".
         entry_point_group: installed packages that advertise an entry point in this group are
             listed beside the built-in names, and imported when first asked for.
+        check: raises `ValueError` for what cannot be registered.
 
     Example:
         >>> SHAPES = Registry("shape")
@@ -32,8 +33,13 @@ class Registry(Mapping[str, T], Generic[T]):
         True
     """
 
-    def __init__(self, kind: str, entry_point_group: str | None = None) -> None:
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        entry_point_group: str | None = None,
+        check: Callable[[Any], None] = lambda entry: None,
+    ) -> None:
+        self.kind, self._check = kind, check
         self._group = entry_point_group
         self._entries: dict[str, T] = {}
         self._modules: dict[str, ModuleType | None] = {}
@@ -48,10 +54,11 @@ class Registry(Mapping[str, T], Generic[T]):
         """Registers `entry` under `name` (default: its `__name__`); works as a decorator.
 
         Raises:
-            ValueError: the name is taken by another object.
+            ValueError: the name is taken by another object, or this cannot be registered.
         """
         if entry is None:
             return lambda later: self.register(later, name=name)
+        self._check(entry)
         key = name or entry.__name__
         taken = self._entries.get(key, entry)
         # A module that runs twice (a notebook cell, a script that its workers import again)
@@ -104,13 +111,13 @@ class Registry(Mapping[str, T], Generic[T]):
             return
         try:
             entry = point.load()
+            if name not in self._entries:  # the module may have registered itself on import
+                self.register(entry, name=name)
         except Exception as error:
             raise UserError(
                 f"{self.kind} {name!r} comes from the plug-in {point.value!r}, which cannot be "
                 f"imported ({type(error).__name__}: {error}): repair or uninstall that package"
             ) from error
-        if name not in self._entries:  # the module may have registered itself on import
-            self.register(entry, name=name)
 
     def _unknown(self, name: str) -> str:
         names, hint = list(self), did_you_mean(name, self)

@@ -14,6 +14,7 @@ from domainbed.hparams import (
     Choice,
     Fixed,
     LogUniform,
+    Option,
     Uniform,
     default_hparams,
     random_hparams,
@@ -119,3 +120,48 @@ def test_a_subclass_adds_to_its_parents_space(monkeypatch):
     child = type("Child", (ALGORITHMS["IRM"],), {"search_space": {"more": Fixed(1)}})
     monkeypatch.setitem(ALGORITHMS._entries, "Child", child)
     assert default_hparams("Child", "PACS") == {**default_hparams("IRM", "PACS"), "more": 1}
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: Uniform(0.5, 1, 0), "numbers, low and not below it high"),
+        (lambda: Uniform(0.5, 0, float("nan")), "numbers"),
+        (lambda: Uniform(5, 0, 1, below=2), "a default that may be set"),
+        (lambda: LogUniform(1, 3, -3), "low and not below it high"),
+        (lambda: LogUniform(1, -3, 3, base=0), "a base above 0"),
+        (lambda: Choice(1, ()), "values to choose from"),
+        (lambda: Choice("a", (1, 2)), "a default like the values"),
+        (lambda: Option("c", "", ("a", "b")), "a default that may be set"),
+    ],
+)
+def test_dimensions_that_cannot_be(make, expected):
+    with pytest.raises(ValueError, match=expected):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "value", "bounds"),
+    [
+        ("ERM", "lr", 0, "above 0"),
+        ("ERM", "resnet_dropout", 1, "at least 0, below 1"),
+        ("ERM", "weight_decay", -0.1, "at least 0"),
+        ("ERM", "mlp_depth", 1, "at least 2"),
+        ("Fish", "meta_lr", -0.5, "at least 0"),
+        ("DANN", "mlp_dropout", 1, "below 1"),
+    ],
+)
+def test_values_out_of_bounds(algorithm, name, value, bounds):
+    with pytest.raises(UserError, match=rf"{name!r}.* cannot be {value}.*{bounds}"):
+        RunSpec.create("ColoredMNIST", algorithm, [0], hparams={name: value})
+
+
+def test_weights_where_no_backbone_takes_them():
+    with pytest.raises(UserError, match="'weights' is 'imagenet', but no backbone takes"):
+        RunSpec.create("ColoredMNIST", "ERM", [0], hparams={"weights": "imagenet"})
+    RunSpec.create("ColoredMNIST", "ERM", [0], hparams={"weights": "none", "backbone": "resnet18"})
+
+
+def test_another_name_of_the_learning_rate():
+    with pytest.raises(UserError, match="Did you mean 'lr'"):
+        RunSpec.create("PACS", "ERM", [0], hparams={"learning_rate": 0.1})

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import domainbed
-from domainbed.algorithms import ALGORITHMS, ERM, get_algorithm_class, register_algorithm
+from domainbed.algorithms import ALGORITHMS, ERM, Algorithm, get_algorithm_class, register_algorithm
 from domainbed.datasets import DATASETS, PACS, get_dataset_class
 from domainbed.errors import UserError
 from domainbed.hparams import Fixed, search_space
 from domainbed.plugins import import_plugins
 from domainbed.registry import Registry
+from domainbed.spec import RunSpec
 
 PLUGIN = Path(__file__).parent / "plugin_package"
 
@@ -185,3 +186,32 @@ def test_broken_plugin(installed):
         "which cannot be imported (ModuleNotFoundError: No module named 'a_package"
     )
     assert "uninstall that package" in message
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (lambda x: x, "is no algorithm: inherit from domainbed.algorithms.Algorithm"),
+        (type("Mine", (), {}), "Mine is no algorithm"),
+        (type("Mine", (Algorithm,), {"update": print}), "Mine has no 'predict'"),
+        (type("Mine", (Algorithm,), {"predict": print}), "neither 'objective' nor 'update'"),
+    ],
+)
+def test_what_cannot_be_an_algorithm(entry, says):
+    with pytest.raises(ValueError, match=says):
+        register_algorithm(entry, name="Mine")
+    assert "Mine" not in ALGORITHMS
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        ({"search_space": {"a": 3}}, "search_space of Mine: 'a' is 3, expected Fixed"),
+        ({"search_space": ["a"]}, r"search_space of Mine is \['a'\]: expected names"),
+        ({"options": {"a": Fixed(1)}}, "options of Mine: 'a' is .*, expected Option"),
+    ],
+)
+def test_declarations_that_are_none(attributes, says, monkeypatch):
+    monkeypatch.setitem(ALGORITHMS._entries, "Mine", type("Mine", (ERM,), attributes))
+    with pytest.raises(UserError, match=says):
+        RunSpec.create("PACS", "Mine", [0])

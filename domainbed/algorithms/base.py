@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from domainbed.dimensions import DatasetFacts, Dimension, Option, SearchSpace, SpaceOf
+from domainbed.errors import UserError
 from domainbed.registry import Registry
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -111,8 +112,21 @@ class Algorithm(nn.Module):
         raise NotImplementedError
 
 
+def _check_class(entry: Any) -> None:
+    """Raises `ValueError` where a class cannot be trained."""
+    name = getattr(entry, "__name__", repr(entry))
+    if not (isinstance(entry, type) and issubclass(entry, Algorithm)):
+        raise ValueError(f"{name} is no algorithm: inherit from domainbed.algorithms.Algorithm")
+    if entry.predict is Algorithm.predict:
+        raise ValueError(f"algorithm {name} has no 'predict'")
+    if all(getattr(entry, how) is getattr(Algorithm, how) for how in _WAYS_TO_UPDATE):
+        raise ValueError(f"algorithm {name} has neither 'objective' nor 'update'")
+
+
+_WAYS_TO_UPDATE = ("objective", "update", "update_on")
+
 ALGORITHMS: Registry[type[Algorithm]] = Registry(
-    "algorithm", entry_point_group="domainbed.algorithms"
+    "algorithm", entry_point_group="domainbed.algorithms", check=_check_class
 )
 
 
@@ -176,13 +190,26 @@ def declared_space(algorithm: type, facts: DatasetFacts) -> dict[str, Dimension]
     for cls in reversed(algorithm.__mro__):
         own = vars(cls).get("search_space", {})
         own = own.__func__ if isinstance(own, staticmethod) else own
-        space |= own(facts) if callable(own) else own
+        declared = own(facts) if callable(own) else own
+        _check_declared(cls, "search_space", declared, Dimension)
+        space |= declared
     return space
+
+
+def _check_declared(cls: type, name: str, declared: Any, kind: Any) -> None:
+    if not isinstance(declared, Mapping):
+        raise UserError(f"{name} of {cls.__name__} is {declared!r}: expected names with dimensions")
+    for key, value in declared.items():
+        if not isinstance(value, kind):
+            expected = "Option" if kind is Option else "Fixed, Choice, Uniform or LogUniform"
+            raise UserError(f"{name} of {cls.__name__}: {key!r} is {value!r}, expected {expected}")
 
 
 def declared_options(algorithm: type) -> dict[str, Option]:
     """The options that a class declares, after those of its parents."""
     found: dict[str, Option] = {}
     for cls in reversed(algorithm.__mro__):
-        found |= vars(cls).get("options", {})
+        declared = vars(cls).get("options", {})
+        _check_declared(cls, "options", declared, Option)
+        found |= declared
     return found

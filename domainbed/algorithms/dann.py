@@ -54,10 +54,10 @@ def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
             least=1,
         ),
         "grad_penalty": LogUniform(0.0, -2, 1, "weight of the discriminator's gradient penalty"),
-        "beta1": Choice(0.5, (0.0, 0.5), "first-moment decay of both Adams"),
+        "beta1": Choice(0.5, (0.0, 0.5), "first-moment decay of both Adams", least=0, below=1),
         "mlp_width": LogUniform(256, 6, 10, "discriminator: width", base=2, integer=True, least=1),
-        "mlp_depth": Choice(3, (3, 4, 5), "discriminator: linear layers"),
-        "mlp_dropout": Choice(0.0, (0.0, 0.1, 0.5), "discriminator: dropout"),
+        "mlp_depth": Choice(3, (3, 4, 5), "discriminator: linear layers", least=2),
+        "mlp_dropout": Choice(0.0, (0.0, 0.1, 0.5), "discriminator: dropout", least=0, below=1),
     }
 
 

@@ -41,7 +41,7 @@ class Fish(ERM):
 
     paper = "Shi et al., Gradient Matching for Domain Generalization, ICLR 2022, arXiv 2104.09937"
     search_space = {
-        "meta_lr": Choice(0.5, (0.05, 0.1, 0.5), "step from the network towards its clone")
+        "meta_lr": Choice(0.5, (0.05, 0.1, 0.5), "step from the network towards its clone", least=0)
     }
 
     def __init__(

@@ -12,9 +12,9 @@ from domainbed.networks.heads import MLP, Classifier
 from domainbed.networks.mnist_cnn import MNIST_CNN
 
 MLP_OPTIONS: dict[str, Option] = {
-    "mlp_width": Option(256, "width of a featurizer of vectors"),
-    "mlp_depth": Option(3, "linear layers of a featurizer of vectors"),
-    "mlp_dropout": Option(0.0, "dropout in a featurizer of vectors"),
+    "mlp_width": Option(256, "width of a featurizer of vectors", least=1),
+    "mlp_depth": Option(3, "linear layers of a featurizer of vectors", least=2),
+    "mlp_dropout": Option(0.0, "dropout in a featurizer of vectors", least=0, below=1),
 }
 
 NETWORK_OPTIONS: dict[str, Option] = {**CHOICE_OPTIONS, **BACKBONE_OPTIONS, **MLP_OPTIONS}

@@ -59,6 +59,12 @@ NETWORKS: Registry[Callable[[Sequence[int], Mapping[str, Any]], nn.Module]] = Re
 def _chosen(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Module:
     chosen = with_defaults(CHOICE_OPTIONS, hparams)
     name = chosen["featurizer"] or _suited(tuple(input_shape), chosen["backbone"])
+    if name in ("MLP", "MNIST_CNN") and hparams.get("weights", "none") != "none":
+        raise UserError(
+            f"hyper-parameter 'weights' is {hparams['weights']!r}, but the network for inputs of "
+            f"shape {tuple(input_shape)}, {name}, takes none: leave it out, or name a 'backbone'",
+            *("hparams", "weights"),
+        )
     return NETWORKS[name](input_shape, hparams)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,11 +47,17 @@ def _read(path: str) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling what is no state dict raises anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # PyTorch's own words advise to read such a file without care.
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors, or is damaged" if refused else _first_line(error)
         raise UserError(
             f"hyper-parameter 'weights': {path!r} cannot be read ({reason}): give 'imagenet', "
             "'none' or the path of a state dict"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _unwrapped(content: Any, path: str, name: str) -> dict[str, torch.Tensor]:

@@ -38,9 +38,11 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
+        # What PyTorch says of a device that it was built without are paragraphs of its internals.
         reason = str(error).splitlines()[0].partition(". ")[0]
+        said = f" ({reason})" if len(reason) < 80 else ""
         raise UserError(
-            f"device {name!r} cannot be used ({reason}): try --device cpu", "device"
+            f"device {name!r} cannot be used on this machine{said}: try --device cpu", "device"
         ) from error
     return device
 
