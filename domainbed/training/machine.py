@@ -47,15 +47,17 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def set_up_process(threads: int | None = None) -> None:
+@contextmanager
+def process_set_up(threads: int | None = None) -> Iterator[None]:
     """Sets what PyTorch holds for the whole process as every run finds it.
 
     Code of an earlier run in the same worker may have changed it. Only for a process that does
     runs: a user's own process is left as it is.
 
     Args:
-        threads: of PyTorch; None leaves them.
+        threads: of PyTorch, for the time of the run; None leaves them.
     """
+    usual = torch.get_num_threads()
     torch.set_flush_denormal(False)
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
@@ -63,8 +65,11 @@ def set_up_process(threads: int | None = None) -> None:
     torch.backends.mkldnn.enabled = True  # type: ignore[assignment]  # a property of the module
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    if threads is not None and threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from domainbed.training import checkpoint
 from domainbed.training.checkpoint import Progress
 from domainbed.training.claim import claim
 from domainbed.training.experiment import Experiment, build
-from domainbed.training.machine import describe, package_version, peak_memory, set_up_process
+from domainbed.training.machine import describe, package_version, peak_memory, process_set_up
 from domainbed.training.model_file import save_model
 from domainbed.training.progress import ProgressTable
 from domainbed.training.state import unseen
@@ -42,7 +42,7 @@ def run(
 ) -> None:
     """Trains `spec` in `folder`: begins, goes on where a killed run stopped, or does nothing.
 
-    Sets up this process for it, see `machine.set_up_process`.
+    Sets up this process for it, see `machine.process_set_up`.
 
     Args:
         spec: resolved.
@@ -63,8 +63,8 @@ def run(
         if folder.is_done():
             checkpoint.remove(folder)  # a kill may have come between the mark and this
             return
-        set_up_process(began.get("threads"))
-        Trainer(build(spec, options), folder, options, began, echo, on_step).train()
+        with process_set_up(began.get("threads")):
+            Trainer(build(spec, options), folder, options, began, echo, on_step).train()
 
 
 class Trainer:
