@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
@@ -48,15 +49,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _present(data_dir: str) -> list[str]:
-    from pathlib import Path
-
     from domainbed.datasets import DATASETS
     from domainbed.errors import UserError
     from domainbed.sources.download import downloadable
 
-    names = [
-        name for name in downloadable() if (Path(data_dir) / DATASETS[name].info.folder).exists()
-    ]
+    folders = {name: os.path.join(data_dir, DATASETS[name].info.folder) for name in downloadable()}
+    names = [name for name, folder in folders.items() if os.path.exists(folder)]
     if not names:
         raise UserError(f"no dataset in {data_dir!r}: get one with `domainbed download NAME`")
     return names

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 from domainbed.datasets.domain import Domain
 from domainbed.datasets.loaded_domain import LoadedDomain, global_sources_kept
 from domainbed.datasets.tensor_domain import TensorDomain
+from domainbed.errors import UserError
 
 
 class ForeignDomain(LoadedDomain):
@@ -20,10 +21,11 @@ class ForeignDomain(LoadedDomain):
     Args:
         dataset: with a length. What else it has is used: `augmented(index)`, an augmented pair;
             `targets`, the labels; `unreadable`, positions of images to leave out.
+        num_classes: of the labels, which are checked as they are read; None if it is not known.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Any, num_classes: int | None = None) -> None:
+        self._dataset, self._num_classes = dataset, num_classes
         self._can_augment = hasattr(dataset, "augmented")
         self.labels_at_hand = hasattr(dataset, "targets")
         self.unreadable = list(getattr(dataset, "unreadable", ()))
@@ -40,9 +42,15 @@ class ForeignDomain(LoadedDomain):
         return torch.tensor([int(target) for target in targets])
 
     def read(self, index: int, augment: bool) -> tuple[torch.Tensor, Any]:
-        if augment and self._can_augment:
-            return self._dataset.augmented(index)
-        return self._dataset[index]
+        augmented = augment and self._can_augment
+        x, y = self._dataset.augmented(index) if augmented else self._dataset[index]
+        if self._num_classes is not None and not 0 <= y < self._num_classes:
+            raise UserError(
+                f"image {index} has the label {int(y)}, expected 0 to {self._num_classes - 1} "
+                f"(num_classes is {self._num_classes})",
+                "dataset",
+            )
+        return x, y
 
 
 def domains_of(dataset: Iterable[Any]) -> list[Domain]:
@@ -52,16 +60,17 @@ def domains_of(dataset: Iterable[Any]) -> list[Domain]:
         dataset: its elements are a `Domain` each, a `TensorDataset`, or any other dataset of
             (x, y) pairs. Where it has `out_splits`, these positions validate.
     """
-    domains = [_domain(each) for each in dataset]
+    num_classes = getattr(dataset, "num_classes", None)
+    domains = [_domain(each, num_classes) for each in dataset]
     out_splits = getattr(dataset, "out_splits", None)
     if out_splits is None:
         return domains
     return [domain.with_out_split(out) for domain, out in zip(domains, out_splits)]
 
 
-def _domain(dataset: Any) -> Domain:
+def _domain(dataset: Any, num_classes: int | None) -> Domain:
     if isinstance(dataset, Domain):
         return dataset
     if isinstance(dataset, TensorDataset):
         return TensorDomain(*dataset.tensors)
-    return ForeignDomain(dataset)
+    return ForeignDomain(dataset, num_classes)

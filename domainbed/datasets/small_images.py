@@ -228,7 +228,7 @@ class RotatedMNIST(_Rotated):
                 if not file.exists():
                     _write_aside(file, super()._rotated(images, root, rotation).numpy())
                 return torch.from_numpy(np.load(file))
-        except OSError:  # a read-only data folder costs time, nothing else
+        except (OSError, ValueError, EOFError):  # to read only, or damaged: costs time alone
             return super()._rotated(images, root, rotation)
 
 

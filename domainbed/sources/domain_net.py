@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from domainbed.sources.found import Found
+from domainbed.files import regular
+from domainbed.sources.found import Found, Unusable, one_line
 
 
 def read_lists(roots: Iterable[Path], domains: Iterable[str]) -> set[str]:
     """`domain/class/file` of every image in the files {domain}_{train,test}.txt below `roots`.
 
     Empty unless all lists are there: an image that no list names is to be dropped.
+
+    Raises:
+        Unusable: a list is no text.
     """
     names = {f"{domain}_{part}.txt" for domain in domains for part in ("train", "test")}
     lists = {file.name: file for root in roots for file in root.rglob("*.txt")}
@@ -20,9 +24,16 @@ def read_lists(roots: Iterable[Path], domains: Iterable[str]) -> set[str]:
     return {
         line.rpartition(" ")[0]
         for name in names
-        for line in lists[name].read_text(encoding="utf-8").splitlines()
+        for line in _text(lists[name]).splitlines()
         if line.strip()
     }
+
+
+def _text(file: Path) -> str:
+    try:
+        return regular(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Unusable(f"{file.name} is no list of images ({one_line(error)})") from error
 
 
 def keep_listed(found: Iterable[Found], listed: set[str], notes: list[str]) -> Iterator[Found]:

@@ -52,7 +52,8 @@ def find_layout(
         if name == "DomainNet" and (listed := domain_net.read_lists(roots, info.domains)):
             layout.found = domain_net.keep_listed(layout.found, listed, layout.notes)
         return layout
-    if files := sorted(file for root in roots for file in root.rglob("*.parquet")):
+    parquet = (file for root in roots for file in root.rglob("*.parquet"))
+    if files := sorted(file for file in parquet if file.is_file()):
         return Layout(hub_rows.read(files, info, origin.aliases, notes), notes=notes)
     return None
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed.files import regular
 from domainbed.images.folders import is_image
 from domainbed.sources.found import Found, Unusable, one_line
 
@@ -45,8 +46,8 @@ def _labels(annotations: Iterable[Path], info: DatasetInfo) -> dict[tuple[str, s
     labels: dict[tuple[str, str], set[str]] = {}
     for file in annotations:
         try:
-            pairs = _annotated(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, KeyError) as error:
+            pairs = _annotated(json.loads(regular(file).read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Unusable(f"{file.name} is no annotation file ({one_line(error)})") from error
         for image, category in pairs:
             if image[0] in info.domains and category in (info.classes or ()):

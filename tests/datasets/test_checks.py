@@ -77,6 +77,13 @@ def test_labels_are_not_searched_for_by_reading_all_images(monkeypatch: pytest.M
     assert read == [0]
 
 
+def test_labels_that_only_reading_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    domain = built(monkeypatch, bad=Pairs(X, [*Y[:-1].tolist(), 7])).domains[1]
+    assert len(next(domain.evaluation_batches(range(8)))[1]) == 8
+    with pytest.raises(UserError, match="image 8 has the label 7, expected 0 to 1"):
+        list(domain.evaluation_batches([8]))
+
+
 @pytest.mark.parametrize("name", ["datasets", "input_shape", "num_classes"])
 def test_what_a_dataset_must_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def __init__(self: Any, root: str, test_envs: Any, hparams: Any) -> None:

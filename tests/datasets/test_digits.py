@@ -165,6 +165,15 @@ def test_cache_of_other_images_is_not_taken(tmp_path, monkeypatch):
     assert np.array_equal(through_cache[0], build_rotated(second)[0])
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage, as it comes", b"\x93NUMPY\1\0"])
+def test_a_damaged_cache_costs_time_only(content, tmp_path):
+    root = write_small_mnist(tmp_path / "data")
+    expected = build_rotated(root)
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    file.write_bytes(content)
+    assert all(np.array_equal(a, b) for a, b in zip(build_rotated(root), expected, strict=True))
+
+
 def test_an_unwritable_cache_costs_time_only(tmp_path, monkeypatch):
     root = write_small_mnist(tmp_path / "data")
     expected = build_rotated(root)

@@ -183,7 +183,8 @@ class TestTerra:
     def test_damaged_annotations(self, terra, said, tmp_path):
         notes, images = terra_files()
         mine = write({**notes, **images}, tmp_path / "mine")
-        for damage in (b"{", b'{"images": []}'):
+        deep = b"[" * 100_000
+        for damage in (b"{", b'{"images": []}', b"[1]", b'{"categories": 1}', deep, b"\xff"):
             write({"eccv_18_annotation_files/train_annotations.json": damage}, mine)
             with pytest.raises(UserError, match=r"train_annotations\.json is no annotation file"):
                 said("TerraIncognita", mine)
@@ -227,6 +228,15 @@ class TestDomainNet:
         text = said("DomainNet", mine)
         assert content_of(data / "domain_net") == files
         assert "2 images that the official lists do not name were left out" in text
+
+    def test_list_that_is_no_text(self, files, said, tmp_path):
+        mine = write({**files, **self.lists(files), "real_train.txt": b"\xff"}, tmp_path / "mine")
+        with pytest.raises(UserError, match=r"real_train\.txt is no list of images"):
+            said("DomainNet", mine)
+        (mine / "real_train.txt").unlink()
+        os.mkfifo(mine / "real_train.txt")
+        with pytest.raises(UserError, match=r"real_train\.txt: it is no regular file"):
+            said("DomainNet", mine)
 
     def test_without_lists_the_counts_decide(self, files, said, data, tmp_path):
         mine = write(files, tmp_path / "mine")
