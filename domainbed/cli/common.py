@@ -23,6 +23,7 @@ _OF_THE_MACHINE = (
 _OUT_OF_MEMORY = (  # as PyTorch says it, of which only the GPU's has a class of its own
     "out of memory", "allocate memory", "Storage size calculation overflowed",
     "Invalid buffer size", "numel: integer multiplication overflow",
+    "Overflow when unpacking long",
 )  # fmt: skip
 _DISK_FULL = "file write failed"  # PyTorch's word
 
@@ -65,7 +66,7 @@ def guarded(main: Main, arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         sys.stderr.close()
         return 0
-    except (UserError, OSError, MemoryError, RuntimeError) as error:  # RecursionError is the last
+    except Exception as error:
         if not (reason := _reason(error)):
             raise
         if arguments.debug:

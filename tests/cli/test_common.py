@@ -47,6 +47,7 @@ def deep():
         (lambda: torch.empty(2**50), "there is not enough memory"),
         (lambda: torch.empty(2**40, 2**40), "there is not enough memory"),
         (raises(MemoryError()), "there is not enough memory"),
+        (lambda: torch.randint(3, (10**20,)), "there is not enough memory"),
         (raises(torch.OutOfMemoryError("CUDA out of memory.\nmore")), "(CUDA out of memory.)"),
         (raises(UserError("a\x1b[31mb\nc")), "error: ab c\n"),
     ],
