@@ -97,6 +97,8 @@ def test_wrong_input(case, world, capsys):
     out, err = capsys.readouterr()
     if case.argv[0] == "verify" and exit.value.code == 1:  # its problems are its result
         err = next(line for line in out.splitlines() if "problem:" in line)
+    if case.argv[0] == "sweep" and exit.value.code == 1:  # so are its failed runs
+        err = out.partition("Failed:\n")[2].partition("`domainbed sweep retry")[0]
     check(case, exit.value.code, err)
     assert digest(world) == before
 
