@@ -5,7 +5,7 @@ CONSTRAINTS := constraints.txt
 # Processes that test; each has one thread.
 WORKERS ?= auto
 
-.PHONY: help install quickstart test lint typecheck unit test-slow docs bench clean
+.PHONY: help install quickstart test lint typecheck unit test-misuse test-slow docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -28,6 +28,9 @@ typecheck: .venv/installed-dev  ## mypy on the package
 
 unit: .venv/installed-dev  ## the tests, in parallel
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-misuse: .venv/installed-dev  ## wrong inputs of all kinds, each in one line
+	$(BIN)/python -m pytest tests/misuse -n $(WORKERS) --dist worksteal
 
 test-slow: .venv/installed-dev  ## the long checks
 	$(BIN)/python -m pytest -m slow

@@ -13,7 +13,7 @@ EXTRAS = {
 }
 EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS["dev"] = [
-    *("pytest>=8", "pytest-xdist>=3.6", "sybil>=9"),
+    *("pytest>=8", "pytest-xdist>=3.6", "sybil>=9", "hypothesis>=6.100"),
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
     *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["timm"] + EXTRAS["plots"]),
 ]

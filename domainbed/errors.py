@@ -13,5 +13,6 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, *where: str | int) -> None:
-        super().__init__(message)
+        # What users gave may hold line ends, and sequences that terminals obey.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
         self.where = where

@@ -65,7 +65,11 @@ def _chosen(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Module
             f"shape {tuple(input_shape)}, {name}, takes none: leave it out, or name a 'backbone'",
             *("hparams", "weights"),
         )
-    return NETWORKS[name](input_shape, hparams)
+    try:
+        build = NETWORKS[name]
+    except UserError as error:
+        raise UserError(f"hyper-parameter 'featurizer': {error}", "hparams", "featurizer") from None
+    return build(input_shape, hparams)
 
 
 def _suited(shape: tuple[int, ...], backbone: str) -> str:

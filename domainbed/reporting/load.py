@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from domainbed.errors import UserError
 from domainbed.record_keys import parse_record_key
@@ -19,6 +18,7 @@ from domainbed.records import NO_DOMAIN, RUN_KEYS, Records
 from domainbed.reporting.results_file import REMEDY, read_file
 from domainbed.run_folder import RunFolder
 from domainbed.selection import SELECTION_METHODS
+from domainbed.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +69,22 @@ def planned_selection(folders: Folders) -> list[str] | None:
     """The selection methods that a sweep of this project was planned for, in the tables' order.
 
     None, that is all of them, if one of the folders does not say.
+
+    Raises:
+        UserError: the config of a sweep is damaged.
     """
     planned: set[str] = set()
     for root in as_paths(folders):
         file = root / "sweep.yaml"
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-        if not config or not config.get("selection"):
+        if not file.is_file():
             return None
-        planned |= set(config["selection"])
+        config = read_yaml(file)[0]
+        names = config.get("selection") if isinstance(config, dict) else [config]
+        if not names:
+            return None
+        if not all(name in SELECTION_METHODS for name in names):
+            raise UserError(f"{file} is damaged: {names!r} are no selection methods, repair it")
+        planned |= set(names)
     return [name for name in SELECTION_METHODS if name in planned]
 
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 REMEDY = "repair or remove the line"
 
-_NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError)
+_NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)  # nested too deeply
 
 
 def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:

@@ -39,13 +39,13 @@ def read_model(file: Path, run_id: str) -> dict[str, Any]:
     Raises:
         UserError: it was not kept, is damaged, or is another run's.
     """
-    if not file.exists():
+    if not file.is_file():
         raise UserError(
             f"{file.parent} holds no {file.name}: train the run again, in another folder and "
             "without --skip_model_save"
         )
     known = digest_file(file)
-    if known.exists() and known.read_text(encoding="utf-8").strip() != _digest(file):
+    if known.exists() and known.read_bytes().strip() != _digest(file).encode():
         raise UserError(f"{file} is damaged (its digest is another): train the run again")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)

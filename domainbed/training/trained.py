@@ -52,6 +52,8 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
             f"{folder.spec} is of another version, or describes no run ({field}: {first['msg']}): "
             "train the run again"
         ) from error
+    if content.get("run_id") != spec.run_id:
+        raise UserError(f"{folder.spec} is damaged (its run_id is another): train the run again")
     if dataset is None:
         return spec
     if dataset_label(dataset) != spec.dataset_label:
