@@ -251,6 +251,7 @@ def _dry_run_lines(launch: Launch) -> list[str]:
 
     runs = {run_id: run.identity() for run_id, run in launch.runs.items()}
     lines = status_lines(status_of(launch.store, runs))
+    lines += [f"warning: {line}" for line in launch.obstacles()]
     guess, workers = launch.estimate(), max(1, launch.workers)
     if not launch.todo:
         return [*lines, "Nothing to do."]

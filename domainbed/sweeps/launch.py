@@ -6,7 +6,9 @@ import contextlib
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError
 from domainbed.files import write_text
 from domainbed.launchers import Event, Launcher, create_launcher
@@ -61,6 +63,22 @@ class Launch:
     def estimate(self) -> Estimate | None:
         """The time that what is to do will take, from what is done."""
         return estimate(self.store, self.runs, self.states, self.todo)
+
+    def obstacles(self) -> list[str]:
+        """What would keep the runs from being done here: no such device, or datasets not there."""
+        lines = []
+        try:
+            choose_device(self.config.device)
+        except UserError as error:
+            lines.append(str(error))
+        for name in dict.fromkeys(spec.dataset for spec in self.todo):
+            info = get_dataset_class(name).info
+            if info and info.folder and not (Path(self.config.data_dir) / info.folder).exists():
+                lines.append(
+                    f"{name} is not in {self.config.data_dir!r}: get it with `domainbed download "
+                    f"{name} --data_dir {self.config.data_dir}`, or give another --data_dir"
+                )
+        return lines
 
     def execute(self) -> dict[str, str]:
         """Does the runs, and returns when none is left to do. What fails stops nobody.

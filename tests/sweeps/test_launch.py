@@ -318,3 +318,14 @@ def test_a_full_disk_fails_runs_and_stops_no_launch(tmp_path, monkeypatch):
 def test_errors_and_names_reach_no_terminal_with_control_characters():
     lines = failure_lines([("\x1b[2Ja", "b\x9b", "c\x1b]0;x\x07\n")])
     assert lines == ["  a  b", "    c "]
+
+
+def test_a_dry_run_tells_of_missing_data_and_devices(tmp_path, monkeypatch):
+    here = prepare(config(tmp_path))
+    assert here.obstacles() == []
+    elsewhere = prepare(
+        config(tmp_path, datasets=["PACS"], data_dir=str(tmp_path), device="cuda:99")
+    )
+    device, data = elsewhere.obstacles()
+    assert device.startswith("device 'cuda:99' cannot be used")
+    assert "domainbed download PACS" in data
