@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
+from domainbed.hparams import default_hparams
 from domainbed.images.decode import read_image
 from domainbed.images.transforms import evaluation_transform
 from domainbed.names import dataset_label
@@ -42,7 +43,8 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
         raise UserError(f"{folder.path} holds no run.json: name the folder of a trained run")
     if folder.state() != DONE:
         raise UserError(f"the run in {folder.path} is {folder.state()}: train it to its end first")
-    values = {name: v for name, v in content.items() if name in RunSpec.model_fields}
+    fields = content if isinstance(content, dict) else {}
+    values = {name: v for name, v in fields.items() if name in RunSpec.model_fields}
     try:
         spec = RunSpec.model_validate_json(json.dumps(values))
     except ValidationError as error:
@@ -52,8 +54,12 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
             f"{folder.spec} is of another version, or describes no run ({field}: {first['msg']}): "
             "train the run again"
         ) from error
-    if content.get("run_id") != spec.run_id:
-        raise UserError(f"{folder.spec} is damaged (its run_id is another): train the run again")
+    lacking = set(default_hparams(spec.algorithm, spec.dataset_label)) - set(spec.hparams)
+    if lacking:
+        raise UserError(
+            f"{folder.spec} is of another version, or describes no run (hparams: {min(lacking)!r} "
+            "is missing): train the run again"
+        )
     if dataset is None:
         return spec
     if dataset_label(dataset) != spec.dataset_label:
