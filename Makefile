@@ -30,7 +30,7 @@ unit: .venv/installed-dev  ## the tests, in parallel
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-misuse: .venv/installed-dev  ## wrong inputs of all kinds, each in one line
-	$(BIN)/python -m pytest tests/misuse -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest tests/misuse -m '' -n $(WORKERS) --dist worksteal
 
 test-slow: .venv/installed-dev  ## the long checks
 	$(BIN)/python -m pytest -m slow

@@ -232,7 +232,7 @@ def _check(options: DiagnosisOptions) -> None:
         ("damping", 0 < options.damping < float("inf"), "a number above 0"),
         ("samples", options.samples >= 0, "0 (all) or more"),
         ("num_workers", options.num_workers >= 0, "0 or more"),
-        ("landscape", len(options.landscape or ()) in (0, 2), "two domains"),
+        ("landscape", len(set(options.landscape or ())) in (0, 2), "two domains"),
     ]
     for name, holds, expected in rules:
         if not holds:

@@ -79,7 +79,7 @@ def planned_selection(folders: Folders) -> list[str] | None:
         if not file.is_file():
             return None
         config = read_yaml(file)[0]
-        names = config.get("selection") if isinstance(config, dict) else [config]
+        names = config.get("selection") if isinstance(config, dict) else [str(config)]
         if not names:
             return None
         if not all(name in SELECTION_METHODS for name in names):

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
+from domainbed.hparams import default_hparams
 from domainbed.images.decode import read_image
 from domainbed.images.transforms import evaluation_transform
 from domainbed.names import dataset_label
@@ -52,8 +53,12 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
             f"{folder.spec} is of another version, or describes no run ({field}: {first['msg']}): "
             "train the run again"
         ) from error
-    if content.get("run_id") != spec.run_id:
-        raise UserError(f"{folder.spec} is damaged (its run_id is another): train the run again")
+    lacking = set(default_hparams(spec.algorithm, spec.dataset_label)) - set(spec.hparams)
+    if lacking:
+        raise UserError(
+            f"{folder.spec} is of another version, or describes no run (hparams: {min(lacking)!r} "
+            "is missing): train the run again"
+        )
     if dataset is None:
         return spec
     if dataset_label(dataset) != spec.dataset_label:

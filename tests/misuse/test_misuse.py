@@ -83,7 +83,14 @@ def check(case: Case, status: object, err: str) -> None:
     assert max(map(len, lines)) < 1000, err
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# `make test-misuse` runs all; of each kind some are tried with all other tests.
+SOME = [
+    each if number % 8 == 0 else pytest.param(each, marks=pytest.mark.slow)
+    for number, each in enumerate(CASES)
+]
+
+
+@pytest.mark.parametrize("case", SOME, ids=str)
 def test_wrong_input(case, world, capsys):
     before = digest(world)
     signal.signal(signal.SIGALRM, too_late)
@@ -111,6 +118,7 @@ def test_the_table_is_long():
     assert len(CASES) >= 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES[::150], ids=str)
 def test_in_a_process_of_its_own(case, world):
     command = [sys.executable, "-m", "domainbed", *case.argv]
