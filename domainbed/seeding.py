@@ -31,9 +31,9 @@ def hparams_draw_seed(hparams_seed: int, trial_seed: int, shared_draws: bool = F
     return seed_hash(hparams_seed, 0 if shared_draws else trial_seed)
 
 
-def hparam_random_state(random_seed: int, name: str) -> np.random.RandomState:
-    """The source of one hyper-parameter's draw: it depends on nothing but its own name."""
-    return np.random.RandomState(seed_hash(random_seed, name))
+def hparam_seed(random_seed: int, name: str) -> int:
+    """The seed of one hyper-parameter's draw: it depends on nothing but its own name."""
+    return seed_hash(random_seed, name)
 
 
 def split_seed(trial_seed: int, domain: int) -> int:

@@ -59,8 +59,8 @@ def test_derived_seeds_differ():
     assert len(seeds) == 1 + 4 + 16 + 18
 
 
-def test_hparam_random_state():
-    actual = seeding.hparam_random_state(5, "lr").uniform()
+def test_hparam_seed():
+    actual = np.random.RandomState(seeding.hparam_seed(5, "lr")).uniform()
     assert actual == np.random.RandomState(90576525).uniform()
 
 

@@ -49,7 +49,7 @@ def deep():
         (raises(MemoryError()), "there is not enough memory"),
         (lambda: torch.randint(3, (10**20,)), "there is not enough memory"),
         (raises(torch.OutOfMemoryError("CUDA out of memory.\nmore")), "(CUDA out of memory.)"),
-        (raises(UserError("a\x1b[31mb\nc")), "error: ab c\n"),
+        (raises(UserError("a\x1b[31mb\nc")), r"error: a\x1b[31mb\nc"),
     ],
 )
 def test_what_the_machine_or_the_input_cannot_is_one_line(capsys, do, says):

@@ -62,7 +62,7 @@ def test_json_has_null_for_what_is_not_finite(folder):
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"dataset": "ColoredDigits"}'])
 def test_a_run_json_of_nothing(text, tmp_path, capsys):
-    for name, content in (("run.json", text), ("done", "done"), ("results.jsonl", "{}")):
+    for name, content in (("run.json", text), ("done", "done"), ("results.jsonl", "{}\n")):
         (tmp_path / name).write_text(content)
     assert guarded(cli.main, parsed(tmp_path)) == 2
     message = capsys.readouterr().err

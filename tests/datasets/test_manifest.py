@@ -172,7 +172,7 @@ def test_bad_json_lines(lines, message, tmp_path):
 
 
 def test_files_that_are_no_manifests(tmp_path):
-    with pytest.raises(UserError, match=r"manifest '.*none.csv' does not exist: check the path"):
+    with pytest.raises(UserError, match=r"manifest '.*none.csv' cannot be read .*: check the path"):
         get_dataset_class(str(tmp_path / "none.csv"))
     (tmp_path / "latin.csv").write_bytes(b"path,label,domain\n\xe9.png,cat,a\n")
     with pytest.raises(UserError, match=r"latin.csv is no UTF-8 text"):
