@@ -1,5 +1,9 @@
 """The one exception that means "the input was wrong", as opposed to "the program is wrong"."""
 
+from __future__ import annotations
+
+import errno
+
 
 class UserError(Exception):
     """Bad input: one line that names the value, the place and the remedy.
@@ -16,3 +20,32 @@ class UserError(Exception):
         # What users gave may hold line ends, and sequences that terminals obey.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
         self.where = where
+
+
+_OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EMFILE),
+)
+_OUT_OF_MEMORY = (  # as PyTorch says it, of which only the GPU's has a class of its own
+    "out of memory", "allocate memory", "Storage size calculation overflowed",
+    "Invalid buffer size", "numel: integer multiplication overflow",
+    "Overflow when unpacking long",
+)  # fmt: skip
+_DISK_FULL = "file write failed"  # PyTorch's word
+
+
+def reason_of(error: Exception) -> str:
+    """What to tell the user of an error that is no fault of the program's; "" of others."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}" if error.errno in _OF_THE_MACHINE else ""
+    first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, RecursionError):
+        return f"something is nested too deeply ({first}): --debug shows where"
+    if isinstance(error, MemoryError) or any(part in str(error) for part in _OUT_OF_MEMORY):
+        return (
+            f"there is not enough memory ({first}): choose a smaller batch_size, or fewer workers"
+        )
+    return f"a file cannot be written ({first}): is the disk full?" if _DISK_FULL in first else ""

@@ -201,7 +201,7 @@ class RunFolder:
             if not isinstance(content, dict):
                 raise ValueError("no JSON object")
             return content
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, OSError) as error:
             raise UserError(
                 f"{file} is damaged ({error}): repair it, or remove its folder"
             ) from error

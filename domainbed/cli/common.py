@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-from domainbed.errors import UserError
+from domainbed.errors import reason_of
 from domainbed.text_table import printable
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 Main = Callable[[argparse.Namespace], int]
-
-_OF_THE_MACHINE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
-    *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EMFILE),
-)
-_OUT_OF_MEMORY = (  # as PyTorch says it, of which only the GPU's has a class of its own
-    "out of memory", "allocate memory", "Storage size calculation overflowed",
-    "Invalid buffer size", "numel: integer multiplication overflow",
-    "Overflow when unpacking long",
-)  # fmt: skip
-_DISK_FULL = "file write failed"  # PyTorch's word
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,7 +55,7 @@ def guarded(main: Main, arguments: argparse.Namespace) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
-        if not (reason := _reason(error)):
+        if not (reason := reason_of(error)):
             raise
         if arguments.debug:
             traceback.print_exc()
@@ -81,20 +69,3 @@ def guarded(main: Main, arguments: argparse.Namespace) -> int:
 class _Printable(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
-
-
-def _reason(error: Exception) -> str:
-    """What to tell the user of an error that is no fault of the program's; "" of others."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}" if error.errno in _OF_THE_MACHINE else ""
-    first = (str(error).strip().splitlines() or [""])[0]
-    if isinstance(error, RecursionError):
-        return f"something is nested too deeply ({first}): --debug shows where"
-    if isinstance(error, MemoryError) or any(part in str(error) for part in _OUT_OF_MEMORY):
-        return (
-            f"there is not enough memory ({first}): choose a smaller batch_size, or fewer workers"
-        )
-    return f"a file cannot be written ({first}): is the disk full?" if _DISK_FULL in first else ""

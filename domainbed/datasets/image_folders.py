@@ -165,6 +165,8 @@ def folder_dataset(name: str) -> type[ImageFolderDataset]:
     Raises:
         UserError: the folder or the file is not there, or the file has other fields.
     """
+    if name == "folder:":
+        raise UserError("dataset 'folder:' names no folder: write 'folder:PATH'", "dataset")
     if name.startswith("folder:"):
         return _folder_class(dataset_label(name), {"path": Path(name.removeprefix("folder:"))})
     fields, lines = read_yaml(name)

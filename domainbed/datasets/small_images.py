@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,10 +32,14 @@ from domainbed.names import DATASET_DOMAINS
 def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST's 60,000 training and 10,000 test images: (70000, 28, 28) uint8, and digits."""
     raw = Path(root) / "MNIST" / "raw"
+    made = [folder for folder in (raw, raw.parent, Path(root)) if not folder.exists()]
     try:
         return _read_mnist(root, raw)
     except Exception as error:  # damaged files fail in many ways
         reason = " ".join(str(error).split()) or type(error).__name__
+        for folder in made:  # by torchvision, and for nothing
+            with suppress(OSError):
+                folder.rmdir()
         if len(list(raw.glob("*-ubyte"))) == 4:
             message = (
                 f"MNIST in {str(raw)!r} is damaged ({reason}): remove that folder, and get it anew "

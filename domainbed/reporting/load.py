@@ -61,8 +61,15 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
 
 
 def as_paths(folders: Folders) -> list[Path]:
-    """One or several folders as a list."""
-    return [Path(folders)] if isinstance(folders, (str, Path)) else [Path(f) for f in folders]
+    """One or several folders as a list.
+
+    Raises:
+        UserError: a name is empty.
+    """
+    several = [folders] if isinstance(folders, (str, Path)) else list(folders)
+    if "" in several:
+        raise UserError("the name of a folder is empty: name a sweep folder or a run folder")
+    return [Path(folder) for folder in several]
 
 
 def planned_selection(folders: Folders) -> list[str] | None:

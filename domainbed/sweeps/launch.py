@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domainbed.datasets import get_dataset_class
-from domainbed.errors import UserError
+from domainbed.errors import UserError, reason_of
 from domainbed.files import write_text
 from domainbed.launchers import Event, Launcher, create_launcher
 from domainbed.plugins import import_plugins
@@ -185,8 +185,9 @@ def _with_summary(error: BaseException) -> str:
     """The traceback, with a last line that says it all."""
     lines = traceback.format_exc().strip().splitlines()
     first, *_ = str(error).strip().splitlines() or [""]
-    summary = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
-    if not lines[-1].endswith(summary) or isinstance(error, UserError):
+    told = reason_of(error) if isinstance(error, Exception) else ""
+    summary = (told or f"{type(error).__name__}: {first}").splitlines()[0]
+    if told or not lines[-1].endswith(summary):
         lines.append(summary)
     return "\n".join(lines) + "\n"
 

@@ -142,6 +142,8 @@ class Store:
             return {}
         try:
             content = json.loads(self.plan.read_text(encoding="utf-8"))
+            if content["version"] != _PLAN_VERSION:
+                raise ValueError(f"its version is {content['version']!r}")
             runs = dict(content["runs"])
             list(map(_place_in_grid, runs.values()))
         except (ValueError, LookupError, TypeError, RecursionError) as error:

@@ -244,7 +244,7 @@ def _of_damage() -> Iterator[Case]:
         else:
             yield case(f"predict --domain 0 {place}", "")
             yield case(f"diagnose {place}", "")
-        if name.startswith("spec_is") or name in ("records_empty", "records_gone"):
+        if name.startswith("spec_is"):
             words = f"train --steps 1 --output_dir {place} --hparams"
             yield case(words, place, last='{"batch_size": 8}')
     for name in DAMAGED_SWEEPS:
