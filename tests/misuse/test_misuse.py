@@ -126,6 +126,7 @@ def test_the_table_is_long():
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES[::150], ids=str)
 def test_in_a_process_of_its_own(case, world):
+    shutil.rmtree(world / "out", ignore_errors=True)
     command = [sys.executable, "-m", "domainbed", *case.argv]
     done = subprocess.run(command, cwd=world, capture_output=True, text=True, timeout=60)
     check(case, done.returncode, told(case, done.returncode, done.stdout, done.stderr))
