@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import random
 import subprocess
@@ -17,6 +18,8 @@ import torch
 
 import domainbed
 from domainbed.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
 
@@ -66,10 +69,29 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     torch.set_num_threads(threads or usual)
+    before = _process_settings()
     try:
         yield
     finally:
+        after = _process_settings()
+        if changed := [name for name, value in after.items() if value != before[name]]:
+            log.warning(
+                "warning: code of this run changed %s for the whole process: the run may not be "
+                "repeatable; the next one finds them as usual", ", ".join(changed),
+            )  # fmt: skip
         torch.set_num_threads(usual)
+
+
+def _process_settings() -> dict[str, Any]:
+    """Those that can be looked at."""
+    return {
+        "the number of threads": torch.get_num_threads(),
+        "the default dtype": torch.get_default_dtype(),
+        "mkldnn": torch.backends.mkldnn.enabled,
+        "cudnn's determinism": torch.backends.cudnn.deterministic,
+        "cudnn's benchmark": torch.backends.cudnn.benchmark,
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 @contextmanager

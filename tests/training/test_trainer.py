@@ -424,3 +424,17 @@ def test_pacs_runs_with_the_published_preprocessing(pacs_dir: Path, tmp_path: Pa
     assert np.isfinite(last["loss"])
     assert last["penalty"] > 0
     assert 0 <= last["env3_in_acc"] <= 1
+
+
+def test_what_a_runs_own_code_changes_of_the_process_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Greedy(ERM):
+        def on_start(self) -> None:
+            torch.set_num_threads(3)
+
+    monkeypatch.setitem(ALGORITHMS._entries, "Greedy", Greedy)
+    usual = torch.get_num_threads()
+    train(digits(algorithm="Greedy"), tmp_path)
+    assert "code of this run changed the number of threads" in caplog.text
+    assert torch.get_num_threads() == usual
