@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def write_text(file: Path, text: str) -> None:
@@ -50,6 +53,33 @@ def regular(file: Path) -> Path:
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(file))
     return file
+
+
+def file_digest(file: Path, kind: str = "sha256") -> str:
+    """The digest of a file's content, in hexadecimal digits; `kind` as `hashlib.new` takes it."""
+    digest = hashlib.new(kind)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def locked(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Holds a lock on `file`; the system lets go of it when the process dies.
+
+    `on_wait` is called where another process holds it.
+    """
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def cache_folder(data_dir: str | Path) -> Path:

@@ -15,6 +15,7 @@ from domainbed import hparams as search
 from domainbed.algorithms import get_algorithm_class
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError
+from domainbed.files import file_digest
 from domainbed.metrics import METRICS
 from domainbed.names import dataset_label
 from domainbed.protocols import DEFAULT_PROTOCOL, Protocol, get_protocol
@@ -219,7 +220,7 @@ def _digest(file: str) -> str:
 @lru_cache  # a sweep asks once per run
 def _content_digest(file: str, modified: int, size: int) -> str:
     """The SHA-256 of a file, read anew if it has changed since."""
-    return f"sha256:{hashlib.sha256(Path(file).read_bytes()).hexdigest()}"
+    return f"sha256:{file_digest(Path(file))}"
 
 
 def _check(spec: RunSpec, domains: int) -> None:

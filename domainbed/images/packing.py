@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from domainbed.errors import UserError
-from domainbed.files import regular
+from domainbed.files import locked, regular
 from domainbed.images.decode import UnreadableImage, decode_image, file_bytes
 from domainbed.images.listing import Listing
 from domainbed.images.packed import IMAGES, INDEX, JPEG, RAW, TABLE, Pack
@@ -92,7 +91,8 @@ def make_pack(listing: Listing, folder: Path, options: PackOptions) -> None:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        waiting = partial(_say, f"Another process packs {folder.name}: waiting for it")
+        with locked(folder.with_name(f"{folder.name}.lock"), waiting):
             if not folder.exists():
                 with _made_aside(folder) as aside:
                     _write(listing, aside, options)
@@ -101,21 +101,6 @@ def make_pack(listing: Listing, folder: Path, options: PackOptions) -> None:
             f"{listing.name} cannot be packed in {str(folder.parent)!r} ({error.strerror}): name "
             "another folder in the variable DOMAINBED_CACHE_DIR"
         ) from error
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Held by one process at a time; the system lets go when the process dies."""
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        _say(f"Another process packs {folder.name}: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

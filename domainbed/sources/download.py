@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from domainbed.errors import UserError
-from domainbed.files import regular
+from domainbed.files import locked, regular
 from domainbed.images.folders import images
 from domainbed.sources import mnist
 from domainbed.sources.archives import BadArchive, extract, is_archive, unpacked_size
@@ -108,7 +107,9 @@ def download_dataset(
         raise UserError(f"--from {str(copy)!r} does not exist: name an archive or a folder")
     with _disk_errors(job):
         if not _is_here(job):  # asked before locking: the folder may be one to read only
-            with _locked(job):
+            job.data_dir.mkdir(parents=True, exist_ok=True)
+            told = f"{name}: another process is at work on it; waiting for that one"
+            with locked(job.data_dir / f".{info.folder}.lock", lambda: say(told)):
                 _get(job, source)
 
 
@@ -139,21 +140,6 @@ def _disk_errors(job: _Job) -> Iterator[None]:
         raise UserError(
             f"{error.filename}: {error.strerror}: check the path and its permissions"
         ) from error
-
-
-@contextmanager
-def _locked(job: _Job) -> Iterator[None]:
-    job.data_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.data_dir / f".{job.info.folder}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        job.say(f"{job.name}: another process is at work on it; waiting for that one")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _get(job: _Job, copy: Path | None) -> None:

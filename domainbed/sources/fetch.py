@@ -7,7 +7,6 @@ for the rest only, and checks that this is what it gets), huggingface_hub for re
 from __future__ import annotations
 
 import errno
-import hashlib
 import importlib
 import shutil
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed.errors import UserError
+from domainbed.files import file_digest
 from domainbed.sources.catalogue import Archive, Hub, Source
 from domainbed.sources.found import Unusable, one_line
 
@@ -142,13 +142,9 @@ def _refuse_page(archive: Archive, file: Path) -> None:
 def _compare_checksum(archive: Archive, file: Path) -> None:
     if not archive.md5:
         return
-    digest = hashlib.md5()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != archive.md5:
+    if (digest := file_digest(file, "md5")) != archive.md5:
         raise UserError(
-            f"{file} has the MD5 checksum {digest.hexdigest()}, expected {archive.md5}: remove it "
+            f"{file} has the MD5 checksum {digest}, expected {archive.md5}: remove it "
             "to fetch it again, or take it as it is with --accept_checksum"
         )
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import shutil
 import zlib
 from pathlib import Path
 
 from domainbed.errors import UserError
-from domainbed.files import regular
+from domainbed.files import file_digest, regular
 from domainbed.sources.found import one_line
 
 FOLDER = "MNIST"
@@ -49,7 +48,7 @@ def check(data_dir: Path) -> str:
     for name, published in CHECKSUMS.items():
         file = data_dir / FOLDER / "raw" / name
         try:
-            digest = hashlib.md5(regular(file).read_bytes()).hexdigest()
+            digest = file_digest(regular(file), "md5")
         except OSError as error:
             return f"{file} cannot be read ({error.strerror})"
         if digest != published:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from domainbed.errors import UserError
-from domainbed.files import write_text, written_aside
+from domainbed.files import file_digest, write_text, written_aside
 from domainbed.training.experiment import Experiment
 
 
@@ -30,7 +29,7 @@ def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> N
             },
             aside,
         )
-        write_text(digest_file(file), _digest(aside) + "\n")
+        write_text(digest_file(file), file_digest(aside) + "\n")
 
 
 def read_model(file: Path, run_id: str) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def read_model(file: Path, run_id: str) -> dict[str, Any]:
             "without --skip_model_save"
         )
     known = digest_file(file)
-    if known.exists() and known.read_bytes().strip() != _digest(file).encode():
+    if known.exists() and known.read_bytes().strip() != file_digest(file).encode():
         raise UserError(f"{file} is damaged (its digest is another): train the run again")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -62,7 +61,3 @@ def read_model(file: Path, run_id: str) -> dict[str, Any]:
 def digest_file(file: Path) -> Path:
     """Where the digest of `file` stands."""
     return file.with_name(f"{file.name}.sha256")
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
