@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -71,3 +72,20 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def global_sources_kept(gpus: bool = True) -> Iterator[None]:
+    """Gives the global sources of Python, NumPy and PyTorch back as they were found.
+
+    `gpus` says whether PyTorch's of all GPUs are among them.
+    """
+    import torch
+
+    python, array = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=None if gpus else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)

@@ -10,9 +10,10 @@ import torch
 from torch.utils.data import TensorDataset
 
 from domainbed.datasets.domain import Domain
-from domainbed.datasets.loaded_domain import LoadedDomain, global_sources_kept
+from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
+from domainbed.seeding import global_sources_kept
 
 
 class ForeignDomain(LoadedDomain):
@@ -37,7 +38,7 @@ class ForeignDomain(LoadedDomain):
     def labels(self) -> torch.Tensor:
         targets = getattr(self._dataset, "targets", None)
         if targets is None:
-            with global_sources_kept():
+            with global_sources_kept(gpus=False):
                 targets = [self._dataset[index][1] for index in range(len(self))]
         return torch.tensor([int(target) for target in targets])
 

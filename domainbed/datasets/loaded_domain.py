@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from domainbed.datasets.domain import Domain, Draw, Minibatch, on_device
 from domainbed.errors import UserError
+from domainbed.seeding import global_sources_kept
 
 _Request = tuple[list[int], list[int], bool]  # indices, a seed for each, whether to augment
 
@@ -33,7 +33,7 @@ class LoadedDomain(Domain):
         loader: DataLoader[Any] = DataLoader(
             _Batches(self),
             batch_size=None,
-            sampler=map(_request, draws),
+            sampler=((d.indices.tolist(), d.image_seeds(), d.augment) for d in draws),
             num_workers=workers,
             generator=torch.Generator(),  # else each pass would draw from the run's own source
             pin_memory=self.device.type == "cuda",
@@ -51,10 +51,6 @@ class LoadedDomain(Domain):
         return on_device(x, self.device), y.to(self.device, non_blocking=True)
 
 
-def _request(draw: Draw) -> _Request:
-    return draw.indices.tolist(), draw.image_seeds(), draw.augment
-
-
 class _Batches(Dataset[Any]):
     """A domain's batches by what is requested: what travels to worker processes.
 
@@ -68,7 +64,8 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, request: _Request) -> Any:
         indices, seeds, augment = request
         try:
-            with global_sources_kept():
+            # Reading must not touch the sources of GPUs, which dropout uses.
+            with global_sources_kept(gpus=False):
                 return default_collate(
                     [self._read(index, seed, augment) for index, seed in zip(indices, seeds)]
                 )
@@ -78,21 +75,6 @@ class _Batches(Dataset[Any]):
     def _read(self, index: int, seed: int, augment: bool) -> tuple[torch.Tensor, Any]:
         _seed_global_sources(seed)
         return self._domain.read(index, augment)
-
-
-@contextmanager
-def global_sources_kept() -> Iterator[None]:
-    """Gives the global sources back as they were found.
-
-    Of PyTorch's the CPU's alone: reading images must not touch the GPU's, which dropout uses.
-    """
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
 
 
 def _seed_global_sources(seed: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import random
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import domainbed
@@ -92,18 +90,6 @@ def _process_settings() -> dict[str, Any]:
         "cudnn's benchmark": torch.backends.cudnn.benchmark,
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
     }
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Gives all global random sources back as they were found."""
-    python, array = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -20,10 +20,11 @@ from domainbed.images.transforms import evaluation_transform
 from domainbed.names import dataset_label
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import RunFolder
+from domainbed.seeding import global_sources_kept
 from domainbed.spec import RunSpec
 from domainbed.states import DONE
 from domainbed.training.experiment import Experiment, build
-from domainbed.training.machine import choose_device, random_state_kept
+from domainbed.training.machine import choose_device
 from domainbed.training.model_file import read_model
 
 
@@ -84,7 +85,7 @@ def rebuild(
             f"{folder.path} was trained on {spec.dataset!r}, which is not registered: say where "
             "its images are with --dataset folder:PATH, or what registers it with --plugins"
         )
-    with random_state_kept():
+    with global_sources_kept():
         return build(spec, machine)
 
 
@@ -140,7 +141,7 @@ def load_model(folder: Path | str, device: str | None = None) -> Model:
     run = RunFolder(folder)
     spec = read_spec(run)
     content = read_model(run.model, spec.run_id)
-    with random_state_kept():  # all weights are replaced: none need be downloaded
+    with global_sources_kept():  # all weights are replaced: none need be downloaded
         module = get_algorithm_class(spec.algorithm)(
             content["model_input_shape"],
             content["model_num_classes"],
