@@ -90,7 +90,7 @@ class _Worker:
         self.index: int | None = None
         # Not daemonic: a daemon may not start the processes that read images.
         self.process = _SPAWN.Process(target=_work, args=(theirs, job), daemon=False)
-        with _environment(place), _interrupts_held_back():
+        with environment_set(place), _interrupts_held_back():
             self.process.start()
         theirs.close()
 
@@ -222,7 +222,7 @@ def _exit_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment_set(values: Mapping[str, str]) -> Iterator[None]:
     """Sets environment variables for a while: a process begun meanwhile has them from the start.
 
     PyTorch counts threads and GPUs when it is imported; a worker could only set them too late.

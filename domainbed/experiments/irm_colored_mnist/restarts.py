@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.experiments.irm_colored_mnist.training import run_restart
 from domainbed.files import write_text
 from domainbed.launchers import Event, LocalLauncher
+from domainbed.launchers.local import environment_set
 from domainbed.states import FAILED
 from domainbed.sweeps.display import Display
 from domainbed.training.machine import choose_device, describe
@@ -24,6 +25,10 @@ from domainbed.training.machine import choose_device, describe
 Restart = tuple[int, str]
 """Its number and its algorithm."""
 
+_RESULT = {
+    *("algorithm", "restart", "settings", "seeds", "seconds"),
+    *("train_acc", "test_acc", "gray_test_acc"),
+}
 # glibc would hand memory back to the system after every use of a tensor of more than 32 MB, and
 # ask for it again, page by page: a third of the time of a Fishr update on one core.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -32,18 +37,6 @@ _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": 
 def planned(config: Config) -> list[Restart]:
     """All restarts of `config`; a number's algorithms, which share the data, are neighbours."""
     return list(itertools.product(config.restarts, config.algorithms))
-
-
-_RESULT = {
-    "algorithm",
-    "restart",
-    "settings",
-    "train_acc",
-    "test_acc",
-    "gray_test_acc",
-    "seconds",
-    "seeds",
-}
 
 
 def missing(config: Config) -> list[Restart]:
@@ -101,7 +94,8 @@ def compute(config: Config) -> list[str]:
         if event.kind == FAILED:
             errors.append(event.error)
 
-    with contextlib.closing(display), _environment(_KEEP_MEMORY):
+    wanted = {name: value for name, value in _KEEP_MEMORY.items() if name not in os.environ}
+    with contextlib.closing(display), environment_set(wanted):
         LocalLauncher(workers=config.jobs).launch(RestartJob(config), todo, on_event, config.device)
     return errors
 
@@ -133,15 +127,3 @@ class RestartJob:
         )
         result["environment"] = describe(device)
         write_text(result_file(config, restart), json.dumps(result, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """For a while sets those variables that the user has not: the workers start with them."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]

@@ -44,7 +44,7 @@ class Settings(declared.Settings):
 
     def identity(self) -> dict[str, Any]:
         """All settings by name, as JSON values."""
-        return {name: getattr(self, name) for name in Settings.model_fields}
+        return self.model_dump(include=set(Settings.model_fields))
 
     def digest(self) -> str:
         """The name of the folder of these settings' results."""
