@@ -8,7 +8,6 @@ domains; a `data_seed` takes its place where they shall change with every run, a
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from domainbed.dataset_info import DatasetInfo
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.dimensions import Option
 from domainbed.errors import UserError
-from domainbed.files import regular
+from domainbed.files import cache_folder, regular, written_aside
 from domainbed.names import DATASET_DOMAINS
 
 
@@ -222,7 +221,7 @@ class RotatedMNIST(_Rotated):
     )
 
     def _rotated(self, images: torch.Tensor, root: str, rotation: str) -> torch.Tensor:
-        folder = Path(os.environ.get("DOMAINBED_CACHE_DIR") or Path(root) / "cache")
+        folder = cache_folder(root)
         # Named after what is rotated: other images, or in another order, are another file.
         digest = hashlib.md5(images.numpy().tobytes()).hexdigest()
         how = "" if rotation == self.options["rotation"].default else f"_{rotation}"
@@ -231,17 +230,12 @@ class RotatedMNIST(_Rotated):
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{file}.lock"):  # one of several runs computes, the others wait
                 if not file.exists():
-                    _write_aside(file, super()._rotated(images, root, rotation).numpy())
+                    rotated = super()._rotated(images, root, rotation).numpy()
+                    with written_aside(file) as aside, aside.open("wb") as stream:
+                        np.save(stream, rotated)
                 return torch.from_numpy(np.load(file))
         except (OSError, ValueError, EOFError):  # to read only, or damaged: costs time alone
             return super()._rotated(images, root, rotation)
-
-
-def _write_aside(file: Path, array: np.ndarray) -> None:
-    aside = file.with_suffix(f".{os.getpid()}.tmp")
-    with aside.open("wb") as stream:
-        np.save(stream, array)
-    aside.replace(file)
 
 
 @DATASETS.register
