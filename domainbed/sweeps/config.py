@@ -163,9 +163,9 @@ class SweepConfig(RunFields, RunOptions):
         names = [name for name in RunFields.model_fields if name in self.model_fields_set]
         return {name: getattr(self, name) for name in names}
 
-    def run_options(self) -> dict[str, Any]:
+    def run_options(self) -> RunOptions:
         """What a run needs of the machine."""
-        return {name: getattr(self, name) for name in RunOptions.model_fields}
+        return RunOptions(**{name: getattr(self, name) for name in RunOptions.model_fields})
 
     def hparams_of(self, algorithm: str) -> dict[str, Any]:
         """The fixed hyper-parameters of one algorithm: those of all, and over them its own."""

@@ -99,28 +99,30 @@ class Launch:
         if not todo:
             return unwritten
         display = Display([spec.steps for spec in todo])
-        job = RunJob(str(self.store.root), run_options(self.config), self.config.plugins)
-        on_event = _in_turn(self._note_failure(todo, unwritten), display.on_event)
+        job = RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
+
+        def on_event(event: Event) -> None:
+            if event.kind == FAILED:
+                unwritten.update(self._note_failure(todo[event.index], event.error))
+            display.on_event(event)
+
         with contextlib.closing(display):
             self._launcher.launch(job, todo, on_event, self.config.device)
         return unwritten
 
-    def _note_failure(
-        self, todo: list[RunSpec], unwritten: dict[str, str]
-    ) -> Callable[[Event], None]:
-        """Writes down why a run failed that could not do so: its worker died, say."""
+    def _note_failure(self, spec: RunSpec, error: str) -> dict[str, str]:
+        """Writes down why a run failed that could not do so: its worker died, say.
 
-        def on_event(event: Event) -> None:
-            if event.kind != FAILED:
-                return
-            folder = self.store.folder(todo[event.index])
-            try:
-                if not folder.last_error() and not folder.done.exists():
-                    _write_error(folder, event.error)
-            except OSError:
-                unwritten[todo[event.index].run_id] = event.error.strip().splitlines()[-1]
-
-        return on_event
+        Returns:
+            The last line of the error by run id, where it cannot be written.
+        """
+        folder = self.store.folder(spec)
+        try:
+            if not folder.last_error() and not folder.done.exists():
+                _write_error(folder, error)
+        except OSError:
+            return {spec.run_id: error.strip().splitlines()[-1]}
+        return {}
 
 
 def prepare(config: SweepConfig, retry: bool = False) -> Launch:
@@ -135,11 +137,6 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
     runs = {i: spec for i, spec in planned.items() if not store.folder(i).path.is_symlink()}
     store.refuse_other_settings(config, runs)
     return Launch(config, store, runs, store.states(runs), retry)
-
-
-def run_options(config: SweepConfig) -> RunOptions:
-    """What the config says that changes no run's result."""
-    return RunOptions(**config.run_options())
 
 
 @dataclass(frozen=True)
@@ -196,11 +193,3 @@ def _forget_failure(folder: RunFolder) -> None:
     """Makes a failed run one that is to go on, unless another launch has it in hand already."""
     with contextlib.suppress(Busy), folder.exclusive():
         folder.errors.unlink(missing_ok=True)
-
-
-def _in_turn(*handlers: Callable[[Event], None]) -> Callable[[Event], None]:
-    def on_event(event: Event) -> None:
-        for handle in handlers:
-            handle(event)
-
-    return on_event

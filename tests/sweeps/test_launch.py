@@ -12,7 +12,7 @@ from domainbed.files import write_text
 from domainbed.states import DONE, FAILED, MISSING, UNFINISHED
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan
-from domainbed.sweeps.launch import RunJob, prepare, run_options
+from domainbed.sweeps.launch import RunJob, prepare
 from domainbed.sweeps.status import estimate, failure_lines, status_json, status_of
 from domainbed.sweeps.store import Store, remove
 
@@ -173,7 +173,7 @@ def test_another_launchs_failure_is_not_repeated(tmp_path):
 
 
 def test_options_reach_the_run(tmp_path):
-    options = run_options(config(tmp_path, data_dir="d", num_workers=0))
+    options = config(tmp_path, data_dir="d", num_workers=0).run_options()
     assert (options.data_dir, options.num_workers) == ("d", 0)
     assert options.skip_model_save
     assert options.device == "cpu"
@@ -183,7 +183,7 @@ def test_plugins_are_imported_by_the_job(tmp_path):
     plugin = tmp_path / "says_hello.py"
     plugin.write_text("import os\nos.environ['HELLO_FROM_PLUGIN'] = 'yes'\n")
     launch = prepare(config(tmp_path, test_envs=[[0]]))
-    job = RunJob(str(launch.store.root), run_options(launch.config), (str(plugin),))
+    job = RunJob(str(launch.store.root), launch.config.run_options(), (str(plugin),))
     try:
         job(launch.todo[0], lambda step: None)
         assert os.environ.pop("HELLO_FROM_PLUGIN") == "yes"
