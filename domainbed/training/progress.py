@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.files import naming
+from domainbed.text_table import text_table
 
 _WIDTH = 10
 _LONG = 3.0  # seconds from which an evaluation is worth a word
@@ -63,8 +64,8 @@ class ProgressTable:
         row["left"] = self._time_left(record["step"])
         if list(row) != self._columns:
             self._columns = list(row)
-            self.line(_row(self._columns))
-        self.line(_row(list(row.values())))
+            self.line(*text_table([self._columns], least=_WIDTH))
+        self.line(*text_table([list(row.values())], least=_WIDTH))
 
     def _time_left(self, step: int) -> str:
         now = time.monotonic()
@@ -90,7 +91,3 @@ def duration(seconds: float) -> str:
 
 def _number(name: str, value: float) -> str:
     return f"{value:.3f}" if name.endswith("_acc") else f"{value:.4g}"
-
-
-def _row(cells: list[str]) -> str:
-    return "  ".join(cell.ljust(_WIDTH) for cell in cells).rstrip()
