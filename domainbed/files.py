@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -53,6 +55,15 @@ def regular(file: Path) -> Path:
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(file))
     return file
+
+
+def as_json_values(value: Any) -> Any:
+    """The same, with null for every number that JSON does not have: infinities and NaN."""
+    if isinstance(value, dict):
+        return {key: as_json_values(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json_values(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def file_digest(file: Path, kind: str = "sha256") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -12,7 +11,7 @@ from typing import Any
 
 from domainbed.diagnostics.diagnosis import Diagnosis, Landscape, Stage
 from domainbed.errors import UserError
-from domainbed.files import written_aside
+from domainbed.files import as_json_values, written_aside
 from domainbed.text_table import text_table
 
 JSON_VERSION = 1
@@ -50,16 +49,7 @@ def to_json(diagnosis: Diagnosis) -> str:
     JSON has no infinity and no NaN: such a number is null.
     """
     values = {"version": JSON_VERSION, **asdict(diagnosis)}
-    return json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """The same, with null for every number that is not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(as_json_values(values), indent=2, allow_nan=False) + "\n"
 
 
 FORMATS = {"table": to_table, "json": to_json}

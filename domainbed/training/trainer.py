@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from domainbed.errors import UserError
-from domainbed.files import write_text
+from domainbed.files import as_json_values, write_text
 from domainbed.record_keys import parse_record_key, record_key
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import NOT_WHOLE, RunFolder
@@ -214,10 +214,10 @@ class Trainer:
         }
         self.table.record(record)
         self.algorithm.on_record(record)
-        record |= {"hparams": self.spec.hparams, "args": self._args()}
+        record = as_json_values(record) | {"hparams": self.spec.hparams, "args": self._args()}
         if self.diverged:
             record["diverged"] = True
-        line = json.dumps(_finite(record), sort_keys=True, allow_nan=False) + "\n"
+        line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
         self.folder.append_result(line)
         return line
 
@@ -266,11 +266,3 @@ class Trainer:
             "seconds": progress.seconds,
         }
         write_text(self.folder.environment, json.dumps(facts, indent=2) + "\n")
-
-
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """The same, with null for numbers that JSON does not have."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in record.items()
-    }
