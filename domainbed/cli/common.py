@@ -38,8 +38,18 @@ def run_script(add_arguments: AddArguments, main: Main, description: str) -> Non
     sys.exit(guarded(main, arguments))
 
 
-def add_debug_flag(parser: argparse.ArgumentParser) -> None:
-    add_flag(parser, "--debug", action="store_true", help="show tracebacks of all errors")
+def add_debug_flag(parser: argparse.ArgumentParser, default: Any = False) -> None:
+    add_flag(parser, "--debug", action="store_true", default=default,
+             help="show tracebacks of all errors")  # fmt: skip
+
+
+def add_data_dir_flag(parser: argparse.ArgumentParser) -> None:
+    add_flag(parser, "--data_dir", default="data", help="holds the datasets (default: data)")
+
+
+def add_plugins_flag(parser: argparse.ArgumentParser) -> None:
+    add_flag(parser, "--plugins", nargs="+", default=[], metavar="MODULE", help="modules or .py "
+             "files to import first, which register more names")  # fmt: skip
 
 
 def guarded(main: Main, arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from domainbed.cli.common import add_flag
+from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
 
 FORMATS = ("table", "json")
 CURVATURES = ("variance", "empirical_fisher", "true_fisher", "hessian", "full_hessian")
@@ -31,14 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
              "relative to their mean (default: 0.001)")  # fmt: skip
     add_flag(parser, "--samples", type=int, default=2000, metavar="N", help="images per domain, 0 "
              "for all (default: 2000)")  # fmt: skip
-    add_flag(parser, "--data_dir", default="data", help="holds the datasets (default: data)")
+    add_data_dir_flag(parser)
     add_flag(parser, "--dataset", help="where the run's own images lie now: folder:PATH or a YAML "
              "file")  # fmt: skip
     add_flag(parser, "--device", help="cpu, cuda, mps (default: the best there is)")
     add_flag(parser, "--num_workers", type=int, default=0, help="processes that read images "
              "(default: 0)")  # fmt: skip
-    add_flag(parser, "--plugins", nargs="+", default=[], metavar="MODULE", help="modules or .py "
-             "files to import first, which register more names")  # fmt: skip
+    add_plugins_flag(parser)
 
 
 def main(args: argparse.Namespace) -> int:

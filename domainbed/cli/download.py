@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from domainbed.cli.common import add_flag
+from domainbed.cli.common import add_data_dir_flag, add_flag
 from domainbed.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares names and flags."""
     parser.add_argument("names", nargs="+", metavar="NAME", help="datasets, or all")
-    add_flag(parser, "--data_dir", default="data", help="holds the datasets (default: data)")
+    add_data_dir_flag(parser)
     parser.add_argument("--from", dest="copy", metavar="PATH", help="an archive or folder that you "
                         "have, instead of the sources; it is read, not changed")  # fmt: skip
     add_flag(parser, "--accept_checksum", action="store_true", help="take a file whose checksum "

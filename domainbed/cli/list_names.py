@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from domainbed.cli.common import add_flag
+from domainbed.cli.common import add_plugins_flag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hparams.add_argument("algorithm", metavar="ALGORITHM")
     hparams.add_argument("dataset", metavar="DATASET")
     for parser_of_kind in kinds.choices.values():
-        add_flag(parser_of_kind, "--plugins", nargs="+", default=[], metavar="MODULE",
-                 help="modules or .py files to import first")  # fmt: skip
+        add_plugins_flag(parser_of_kind)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import csv
 import sys
 from collections.abc import Iterator
 
-from domainbed.cli.common import add_flag
+from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
 from domainbed.errors import UserError
 
 
@@ -20,12 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files of images")
     add_flag(parser, "--domain", type=int, metavar="N", help="instead: a domain of the dataset")
     add_flag(parser, "--split", choices=("in", "out"), default="in", help="of that domain (in)")
-    add_flag(parser, "--data_dir", default="data", help="holds the datasets (default: data)")
+    add_data_dir_flag(parser)
     add_flag(parser, "--dataset", help="where the run's own images lie now: folder:PATH, a YAML "
              "file or a manifest")  # fmt: skip
     add_flag(parser, "--device", help="cpu, cuda, mps (default: the best there is)")
-    add_flag(parser, "--plugins", nargs="+", default=[], metavar="MODULE", help="modules or .py "
-             "files to import first, which register more names")  # fmt: skip
+    add_plugins_flag(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import argparse
 
-from domainbed.cli.common import add_flag
+from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the name and the flags."""
     parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
-    add_flag(parser, "--data_dir", default="data", help="holds the datasets (default: data)")
+    add_data_dir_flag(parser)
     add_flag(parser, "--size", type=int, default=256, help="height and width to squeeze images "
              "to, unless all are of one size and no larger (default: 256)")  # fmt: skip
     add_flag(parser, "--format", choices=("raw", "jpeg"), default="raw", help="jpeg: less of the "
              "disk, more work (default: raw)")  # fmt: skip
     add_flag(parser, "--corrupt_images", choices=("error", "skip"), default="error",
              help="what to do about images that cannot be read (default: error)")  # fmt: skip
-    add_flag(parser, "--plugins", nargs="+", default=[], metavar="MODULE", help="modules or .py "
-             "files to import first, which register more names")  # fmt: skip
+    add_plugins_flag(parser)
 
 
 def main(args: argparse.Namespace) -> int:

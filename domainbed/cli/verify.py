@@ -10,7 +10,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from domainbed.cli.common import add_flag
+from domainbed.cli.common import add_data_dir_flag, add_flag
 from domainbed.text_table import text_table
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares names and flags."""
     parser.add_argument("names", nargs="*", default=["all"], metavar="NAME", help="datasets, "
                         "folder:PATH, manifests; or all that are there (default)")  # fmt: skip
-    add_flag(parser, "--data_dir", default="data", help="holds the datasets (default: data)")
+    add_data_dir_flag(parser)
     add_flag(parser, "--format", choices=("text", "json"), default="text", help="(default: text)")
 
 
