@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed.cli.common import add_flag
+from domainbed.cli.common import add_debug_flag, add_flag
 from domainbed.errors import UserError
+from domainbed.launchers import WITH_FLAGS
 from domainbed.settings import add_flags, read_flags
+from domainbed.states import DONE, FAILED, RUNNING
+from domainbed.sweeps.config import SweepConfig, load_config
 
 if TYPE_CHECKING:
-    from domainbed.sweeps.config import SweepConfig
     from domainbed.sweeps.launch import Launch
 
 _FOLDER_OR_CONFIG = "the folder of a sweep, or its config"
@@ -32,13 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "config", nargs="?", metavar="CONFIG", help="a YAML file, or the folder of a sweep"
         )
         _add_field_flags(action)
-        _add_launch_flags(action)
-        _add_late_debug_flag(action)
+        add_flag(action, "--dry_run", action="store_true",
+                 help="say what would be done, and how long")  # fmt: skip
+        _add_skip_flag(action)
     status = actions.add_parser("status", help="count the runs by their state")
     status.add_argument("target", metavar="FOLDER_OR_CONFIG", help=_FOLDER_OR_CONFIG)
     status.add_argument("--json", action="store_true", help="for programs")
-    _add_plugins_flag(status)
-    _add_late_debug_flag(status)
     delete = actions.add_parser(
         "delete_incomplete",
         aliases=["delete-incomplete"],
@@ -46,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     delete.add_argument("target", metavar="FOLDER", help=_FOLDER_OR_CONFIG)
     _add_skip_flag(delete)
-    _add_plugins_flag(delete)
-    _add_late_debug_flag(delete)
+    for action in (status, delete):
+        add_flags(action, SweepConfig, only=["plugins"])
+    for action in dict.fromkeys(actions.choices.values()):  # one has two names
+        # Where it is not given after the action, what was said before the action stands.
+        add_debug_flag(action, default=argparse.SUPPRESS)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -57,9 +61,8 @@ def main(args: argparse.Namespace) -> int:
         UserError: the config, a flag or a folder is wrong.
     """
     if args.action in ("launch", "retry"):
-        return launch(
-            _config_of(args), args.action == "retry", args.dry_run, args.skip_confirmation
-        )
+        config = _load(args.config, _given(args), launcher_flags(args))
+        return launch(config, args.action == "retry", args.dry_run, args.skip_confirmation)
     if args.action == "status":
         return show_status(args.target, args.json, _given(args))
     return delete_incomplete(_root_of(args.target, _given(args)), args.skip_confirmation)
@@ -139,56 +142,23 @@ def delete_incomplete(root: Path, skip_confirmation: bool) -> int:
 
 def _add_field_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of a config, and for each option of the launchers."""
-    from domainbed.launchers import WITH_FLAGS
-    from domainbed.sweeps.config import SweepConfig
-
     fields = parser.add_argument_group("fields of the config", "each wins over the file's value")
     add_flags(fields, SweepConfig)
     for launcher in WITH_FLAGS:
         add_flags(fields, launcher)
 
 
-def _add_launch_flags(parser: argparse.ArgumentParser) -> None:
-    add_flag(parser, "--dry_run", action="store_true", help="say what would be done, and how long")
-    _add_skip_flag(parser)
-
-
 def _add_skip_flag(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--skip_confirmation", action="store_true", help="do not ask")
 
 
-def _add_late_debug_flag(parser: argparse.ArgumentParser) -> None:
-    """--debug after the action; where it is not given, what was said before the action stands."""
-    add_flag(
-        parser,
-        "--debug",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="show tracebacks of all errors",
-    )
-
-
-def _add_plugins_flag(parser: argparse.ArgumentParser) -> None:
-    from domainbed.sweeps.config import SweepConfig
-
-    add_flags(parser, SweepConfig, only=["plugins"])
-
-
-def _config_of(args: argparse.Namespace) -> SweepConfig:
-    return _load(args.config, _given(args), launcher_flags(args))
-
-
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of a config that flags gave."""
-    from domainbed.sweeps.config import SweepConfig
-
     return read_flags(args, SweepConfig)
 
 
 def launcher_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a launcher that flags gave."""
-    from domainbed.launchers import WITH_FLAGS
-
     given = [read_flags(args, launcher) for launcher in WITH_FLAGS]
     return {name: value for options in given for name, value in options.items()}
 
@@ -197,7 +167,6 @@ def _load(
     target: str | None, overrides: dict[str, Any], options: dict[str, Any] | None = None
 ) -> SweepConfig:
     """The config in a file, or of the last launch into a folder."""
-    from domainbed.sweeps.config import load_config
     from domainbed.sweeps.store import Store
 
     if target is None or not (Path(target).is_dir() or _is_kept(Path(target))):
@@ -228,15 +197,12 @@ def _root_of(target: str, overrides: dict[str, Any]) -> Path:
 
 def _outlook(launch: Launch) -> list[str]:
     """What there is and what is to be done, in a line or two."""
-    from domainbed.states import DONE, FAILED, RUNNING
-
     states = list(launch.states.values())
-    lines = [
-        f"{launch.store.root}: {_runs(len(states))}, {states.count(DONE)} done, "
-        f"{states.count(FAILED)} failed, {states.count(RUNNING)} running; "
-        f"{len(launch.todo)} to do"
-    ]
     failed = states.count(FAILED)
+    lines = [
+        f"{launch.store.root}: {_runs(len(states))}, {states.count(DONE)} done, {failed} failed, "
+        f"{states.count(RUNNING)} running; {len(launch.todo)} to do"
+    ]
     if failed and not launch.retried:
         lines.append(
             f"{_runs(failed)} failed before and stay as they are: "
@@ -246,35 +212,32 @@ def _outlook(launch: Launch) -> list[str]:
 
 
 def _dry_run_lines(launch: Launch) -> list[str]:
-    from domainbed.sweeps.status import status_lines, status_of
+    from domainbed.sweeps.status import status_lines
     from domainbed.training.progress import duration
 
-    runs = {run_id: run.identity() for run_id, run in launch.runs.items()}
-    lines = status_lines(status_of(launch.store, runs))
+    lines = status_lines(launch.status())
     lines += [f"warning: {line}" for line in launch.obstacles()]
-    guess, workers = launch.estimate(), max(1, launch.workers)
     if not launch.todo:
         return [*lines, "Nothing to do."]
+    run, guess, workers = launch.todo[0], launch.estimate(), max(1, launch.workers)
     if guess is None:
-        run = launch.todo[0]
-        return [
-            *lines,
-            "Time: no run is finished, so there is nothing to estimate it from. To measure it: "
+        time = (
+            "no run is finished, so there is nothing to estimate it from. To measure it: "
             f"`domainbed train --dataset {shlex.quote(run.dataset)} --algorithm {run.algorithm} "
-            "--steps 20 --output_dir timing`.",
-        ]
-    return [
-        *lines,
-        f"Time: about {duration(guess.seconds / workers)}, {workers} at a time "
-        f"(from {_runs(guess.basis)} that finished).",
-    ]
+            "--steps 20 --output_dir timing`."
+        )
+    else:
+        time = (
+            f"about {duration(guess.seconds / workers)}, {workers} at a time "
+            f"(from {_runs(guess.basis)} that finished)."
+        )
+    return [*lines, f"Time: {time}"]
 
 
 def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
-    from domainbed.states import DONE
-    from domainbed.sweeps.status import failure_lines, status_of
+    from domainbed.sweeps.status import failure_lines
 
-    status = status_of(launch.store, {i: run.identity() for i, run in launch.runs.items()})
+    status = launch.status()
     failures = [*status.failures]
     failures += [(i, launch.runs[i].describe(), error) for i, error in unwritten.items()]
     done, failed = status.total[DONE], len(failures)
@@ -293,8 +256,6 @@ def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
 
 
 def _interrupted_line(launch: Launch) -> str:
-    from domainbed.states import DONE
-
     done = list(launch.store.states(launch.runs).values()).count(DONE)
     return (
         f"\nstopped: {done} of {_runs(len(launch.runs))} are done. The same command, or "

@@ -20,8 +20,8 @@ from domainbed.states import DONE, FAILED
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.display import Display
 from domainbed.sweeps.grid import plan
-from domainbed.sweeps.status import Estimate, estimate
-from domainbed.sweeps.store import Store
+from domainbed.sweeps.status import Estimate, Status, estimate, status_of
+from domainbed.sweeps.store import Store, planned_run
 from domainbed.training import run
 from domainbed.training.machine import choose_device
 
@@ -63,6 +63,10 @@ class Launch:
     def estimate(self) -> Estimate | None:
         """The time that what is to do will take, from what is done."""
         return estimate(self.store, self.runs, self.states, self.todo)
+
+    def status(self) -> Status:
+        """What became of the runs by now."""
+        return status_of(self.store, {i: planned_run(run) for i, run in self.runs.items()})
 
     def obstacles(self) -> list[str]:
         """What would keep the runs from being done here: no such device, or datasets not there."""
