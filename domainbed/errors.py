@@ -34,6 +34,11 @@ _OUT_OF_MEMORY = (  # as PyTorch says it, of which only the GPU's has a class of
 _DISK_FULL = "file write failed"  # PyTorch's word
 
 
+def one_line(error: BaseException) -> str:
+    """What an exception says, or is called."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def reason_of(error: Exception) -> str:
     """What to tell the user of an error that is no fault of the program's; "" of others."""
     if isinstance(error, UserError):

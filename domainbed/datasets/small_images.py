@@ -23,7 +23,7 @@ from domainbed import seeding
 from domainbed.dataset_info import DatasetInfo
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.dimensions import Option
-from domainbed.errors import UserError
+from domainbed.errors import UserError, one_line
 from domainbed.files import cache_folder, regular, written_aside
 from domainbed.names import DATASET_DOMAINS
 
@@ -35,7 +35,7 @@ def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     try:
         return _read_mnist(root, raw)
     except Exception as error:  # damaged files fail in many ways
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         for folder in made:  # by torchvision, and for nothing
             with suppress(OSError):
                 folder.rmdir()

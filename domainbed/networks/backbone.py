@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.dimensions import Option, with_defaults
-from domainbed.errors import UserError
+from domainbed.errors import UserError, one_line
 from domainbed.networks.featurizer import CHOICE_OPTIONS, Featurizer
 from domainbed.networks.pretrained import headless_model
 
@@ -108,9 +108,9 @@ def _width_of_features(network: nn.Module, input_shape: Sequence[int], name: str
         with torch.no_grad():
             features = network.eval()(torch.zeros(1, *input_shape))
     except Exception as error:  # each model has its own way to refuse a size
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"backbone {name!r} cannot take images of {size} ({reason}): choose another backbone"
+            f"backbone {name!r} cannot take images of {size} ({one_line(error)}): choose another "
+            "backbone"
         ) from error
     if not isinstance(features, torch.Tensor) or features.dim() != 2:
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from domainbed.errors import UserError
+from domainbed.errors import UserError, one_line
 from domainbed.networks.weights import load_weights
 from domainbed.suggest import did_you_mean
 
@@ -80,11 +80,10 @@ def _published(name: str) -> Any:
     except (UnpicklingError, EOFError, KeyError, RuntimeError, OSError) as error:
         if file.exists():
             raise UserError(f"{file} is no file of the weights of {name}: delete it") from error
-        reason = " ".join(str(error).split())
         raise UserError(
             f"the ImageNet weights of {name} could not be downloaded from {published.url} "
-            f"({reason}): put that file at {file}, or set the hyper-parameter 'weights' to the "
-            "path of a state dict or to 'none'"
+            f"({one_line(error)}): put that file at {file}, or set the hyper-parameter 'weights' "
+            "to the path of a state dict or to 'none'"
         ) from error
 
 
@@ -129,7 +128,7 @@ def _timm_model(name: str, pretrained: bool) -> tuple[nn.Module, list[str]]:
 def _no_timm_weights(name: str, config: Any, error: Exception) -> str:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    reason = " ".join(str(error).split()).rstrip(".")
+    reason = one_line(error).rstrip(".")
     remedy = (
         f"fill the cache {HF_HUB_CACHE} with `hf download {config.hf_hub_id}`, or "
         if config.hf_hub_id

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from domainbed.errors import one_line
 from domainbed.files import regular
-from domainbed.sources.found import Found, Unusable, one_line
+from domainbed.sources.found import Found, Unusable
 
 
 def read_lists(roots: Iterable[Path], domains: Iterable[str]) -> set[str]:

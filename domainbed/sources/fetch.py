@@ -16,10 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from domainbed.errors import UserError
+from domainbed.errors import UserError, one_line
 from domainbed.files import file_digest
 from domainbed.sources.catalogue import Archive, Hub, Source
-from domainbed.sources.found import Unusable, one_line
+from domainbed.sources.found import Unusable
 
 _SECONDS_OF_SILENCE = 60
 _RETRIES = 3

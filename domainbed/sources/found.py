@@ -22,8 +22,3 @@ class Found(NamedTuple):
     label: str
     name: str
     content: Path | bytes
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, or is called."""
-    return " ".join(str(error).split()) or type(error).__name__

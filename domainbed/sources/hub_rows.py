@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from domainbed.errors import UserError
+from domainbed.errors import UserError, one_line
 from domainbed.images.folders import is_image
-from domainbed.sources.found import Found, Unusable, one_line
+from domainbed.sources.found import Found, Unusable
 from domainbed.sources.tree import published_name
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ import shutil
 import zlib
 from pathlib import Path
 
-from domainbed.errors import UserError
+from domainbed.errors import UserError, one_line
 from domainbed.files import file_digest, regular
-from domainbed.sources.found import one_line
 
 FOLDER = "MNIST"
 CHECKSUMS = {

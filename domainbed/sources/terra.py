@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainbed.errors import one_line
 from domainbed.files import regular
 from domainbed.images.folders import is_image
-from domainbed.sources.found import Found, Unusable, one_line
+from domainbed.sources.found import Found, Unusable
 
 if TYPE_CHECKING:
     from domainbed.dataset_info import DatasetInfo
