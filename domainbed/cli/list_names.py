@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from domainbed.cli.common import add_plugins_flag
@@ -89,8 +88,4 @@ def _hparams(algorithm: str, dataset: str) -> list[list[str]]:
     return [["name", "default", "random draw", "meaning"], *rows]
 
 
-_LISTS: dict[str, Callable[[], list[list[str]]]] = {
-    "algorithms": _algorithms,
-    "datasets": _datasets,
-    "protocols": _protocols,
-}
+_LISTS = {"algorithms": _algorithms, "datasets": _datasets, "protocols": _protocols}

@@ -15,15 +15,6 @@ WITH_FLAGS: tuple[type[Launcher], ...] = (DebugLauncher, LocalLauncher)
 """The launchers whose options are flags of a sweep."""
 
 
-def launcher_options(name: str) -> list[str]:
-    """The names of a launcher's options.
-
-    Raises:
-        UserError: no such launcher.
-    """
-    return list(LAUNCHERS[name].model_fields)
-
-
 def create_launcher(name: str, options: Mapping[str, Any]) -> Launcher:
     """The launcher `name` with its options.
 
@@ -31,7 +22,7 @@ def create_launcher(name: str, options: Mapping[str, Any]) -> Launcher:
         UserError: no such launcher; options that it does not have, with all that it has; or a
             value that cannot be. Its `where` is the option.
     """
-    valid = launcher_options(name)
+    valid = list(LAUNCHERS[name].model_fields)
     unknown = [option for option in options if option not in valid]
     if unknown:
         raise UserError(
@@ -52,6 +43,5 @@ __all__ = [
     "LocalLauncher",
     "OnEvent",
     "create_launcher",
-    "launcher_options",
     "perform",
 ]

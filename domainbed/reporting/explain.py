@@ -22,8 +22,6 @@ from domainbed.selection import SelectionMethod
 from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
 from domainbed.text_table import printable
 
-PLAN_FILE = "plan.json"
-
 
 class Run(NamedTuple):
     """What identifies a run; `test_envs` is sorted."""
@@ -166,7 +164,7 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 def _read_plan(root: Path) -> dict[Path, Run]:
     """The planned runs of a sweep folder by their folders; empty without a plan."""
-    path = root / PLAN_FILE
+    path = root / "plan.json"
     if not path.is_file():
         return {}
     try:
@@ -244,12 +242,5 @@ def _unnamed(folders: list[RunFolder]) -> list[str]:
 
 def _folders_without_records(root: Path) -> list[RunFolder]:
     folders = [RunFolder(path) for path in run_folders(root)]
-    return [folder for folder in folders if _is_run(folder) and not _has_records(folder)]
-
-
-def _is_run(folder: RunFolder) -> bool:
-    return any(file.exists() for file in (folder.spec, folder.errors, folder.out))
-
-
-def _has_records(folder: RunFolder) -> bool:
-    return folder.results.is_file() and folder.results.stat().st_size > 0
+    runs = [f for f in folders if any(file.exists() for file in (f.spec, f.errors, f.out))]
+    return [f for f in runs if not f.results.is_file() or not f.results.stat().st_size]

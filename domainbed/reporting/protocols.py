@@ -27,12 +27,10 @@ def mixtures(runs: pd.DataFrame) -> list[str]:
 
 
 def _protocols(runs: pd.DataFrame) -> list[str]:
-    named = zip(runs["protocol"], runs["protocol_version"], strict=True)
-    return [_protocol(name, version) for name, version in named]
-
-
-def _protocol(name: str, version: str) -> str:
-    return name if version == NOT_RECORDED else f"{name} (version {version})"
+    return [
+        name if version == NOT_RECORDED else f"{name} (version {version})"
+        for name, version in zip(runs["protocol"], runs["protocol_version"], strict=True)
+    ]
 
 
 def _counts(values: list[str]) -> str:

@@ -27,7 +27,7 @@ def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any]:
         content = {**spec.as_json(), "run_id": spec.run_id, "identity": identity}
         write_text(folder.spec, json.dumps(content, indent=2, sort_keys=True) + "\n")
         return {}
-    if not isinstance(owner, dict):
+    if owner is None:
         raise UserError(
             f"{folder.path} holds results, but no run.json says of which run: choose another "
             "--output_dir"

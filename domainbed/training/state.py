@@ -158,18 +158,19 @@ def _new_module(cls: type[nn.Module]) -> nn.Module:
 def _register_missing(
     module: nn.Module, path: str, layout: State, tensors: dict[str, Any], device: torch.device
 ) -> None:
+    def made(name: str) -> torch.Tensor | None:
+        module.__dict__.pop(name, None)
+        value = tensors.get(_below(path, name))
+        return None if value is None else value.to(device).clone()
+
     for name, trained in layout["parameters"].items():
         if module._parameters.get(name) is None:
-            module.__dict__.pop(name, None)
-            value = tensors.get(_below(path, name))
-            value = None if value is None else nn.Parameter(value.to(device).clone(), trained)
-            module.register_parameter(name, value)
+            value = made(name)
+            parameter = None if value is None else nn.Parameter(value, trained)
+            module.register_parameter(name, parameter)
     for name, persistent in layout["buffers"].items():
         if module._buffers.get(name) is None:
-            module.__dict__.pop(name, None)
-            value = tensors.get(_below(path, name))
-            value = None if value is None else value.to(device).clone()
-            module.register_buffer(name, value, persistent)
+            module.register_buffer(name, made(name), persistent)
 
 
 def _class_name(value: Any) -> str:
@@ -276,7 +277,7 @@ class _Capture:
         if isinstance(value, np.ndarray):
             return {"kind": "array", "value": torch.from_numpy(value.copy())}
         # Containers may be shared; anything else is captured where it is met first.
-        if type(value).__name__ in _SEQUENCES and type(value) in _SEQUENCES.values():
+        if type(value) in _SEQUENCES.values():
             return self._encode_sequence(value, where)
         if type(value) in _MAPPINGS.values() and all(map(_is_plain, value)):
             return self._encode_mapping(value, where)
