@@ -83,18 +83,8 @@ class RunSpec(RunFields):
     ) -> RunSpec:
         """A resolved spec; None means the protocol's value (for `seed`: derived from the rest).
 
-        Args:
-            dataset: a registered name, or the user's own images.
-            algorithm: a registered name, or `Fishr+NAME`.
-            test_envs: numbers of the domains to hold out.
-            protocol: what gives the values that are not set.
-            hparams_seed: 0 for the defaults.
-            trial_seed: of the split and the dataset's noise.
-            seed: of everything else.
-            steps: number of updates.
-            checkpoint_freq: updates between records.
-            hparams: fixed values, which win over defaults and draws.
-            fields: other fields of `RunFields`.
+        The arguments are the attributes of the same names, but for `hparams`: fixed values, which
+        win over defaults and draws. `fields` are other fields of `RunFields`.
 
         Raises:
             UserError: a value that cannot be; the message names it and what would be right.

@@ -312,10 +312,10 @@ class _Capture:
             return {"kind": "module", "class": name, "tensors": _tensors(value), "inner": inner}
         if isinstance(value, torch.Generator):
             return {"kind": "generator", "value": value.get_state()}
-        if isinstance(value, (np.random.RandomState, random.Random)):
-            state = (
-                value.getstate() if isinstance(value, random.Random) else plain_numpy_state(value)
-            )
+        if isinstance(value, random.Random):
+            return {"kind": "random", "class": _class_name(value), "value": value.getstate()}
+        if isinstance(value, np.random.RandomState):
+            state = plain_numpy_state(value)
             return {"kind": "random", "class": _class_name(value), "value": state}
         if isinstance(value, np.random.Generator):
             inner = self._encode(value.bit_generator.state, where)
@@ -368,6 +368,13 @@ def _fingerprint(value: Any) -> str | None:
         return None
 
 
+_VALUES: dict[str, Any] = {  # what is replaced, whatever was there
+    "value": lambda value: value,
+    "scalar": lambda value: value.cpu().numpy()[()],
+    "array": lambda value: value.cpu().numpy().copy(),
+}
+
+
 class _Restore:
     def __init__(
         self, parameters: dict[str, nn.Parameter], classes: _Classes, device: torch.device
@@ -383,16 +390,12 @@ class _Restore:
                 vars(owner)[name] = new
 
     def _decode(self, old: Any, encoded: State, where: str) -> Any:
-        return getattr(self, f"_decode_{encoded['kind']}")(old, encoded, where)
-
-    def _decode_skip(self, old: Any, encoded: State, where: str) -> Any:
-        return old
-
-    def _decode_value(self, old: Any, encoded: State, where: str) -> Any:
-        return encoded["value"]
-
-    def _decode_scalar(self, old: Any, encoded: State, where: str) -> Any:
-        return encoded["value"].cpu().numpy()[()]
+        kind = encoded["kind"]
+        if kind == "skip":
+            return old
+        if kind in _VALUES:
+            return _VALUES[kind](encoded["value"])
+        return getattr(self, f"_decode_{kind}")(old, encoded, where)
 
     def _decode_tensor(self, old: Any, encoded: State, where: str) -> Any:
         value = encoded["value"]
@@ -402,9 +405,6 @@ class _Restore:
             with torch.no_grad():  # an optimizer may hold this very tensor
                 return old.copy_(value).requires_grad_()
         return value.to(old.device, copy=True).requires_grad_(encoded["trained"])
-
-    def _decode_array(self, old: Any, encoded: State, where: str) -> Any:
-        return encoded["value"].cpu().numpy().copy()
 
     # Containers are refilled, not replaced: another object may hold the same one.
     def _decode_sequence(self, old: Any, encoded: State, where: str) -> Any:
