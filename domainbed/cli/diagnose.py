@@ -46,13 +46,12 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a flag is wrong, or the folder holds no run that can be diagnosed.
     """
-    from domainbed.diagnostics import DiagnosisOptions, diagnose
-    from domainbed.diagnostics.rendering import FORMATS, check_plot, save_plot
+    from domainbed.diagnostics import DiagnosisOptions, diagnose, rendering
     from domainbed.plugins import import_plugins
 
     import_plugins(args.plugins)
     if args.plot is not None:
-        check_plot(args.plot)
+        rendering.check_plot(args.plot)
     names = ("data_dir", "dataset", "epsilon", "damping", "samples", "landscape", "device")
     options = DiagnosisOptions(
         curvatures=args.curvature,
@@ -60,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in names},
     )
     diagnosis = diagnose(args.folder, options)
-    sys.stdout.write(FORMATS[args.format](diagnosis))
+    sys.stdout.write(rendering.FORMATS[args.format](diagnosis))
     if args.plot is not None:
-        save_plot(diagnosis, args.plot)
+        rendering.save_plot(diagnosis, args.plot)
     return 0

@@ -40,6 +40,11 @@ class State(NamedTuple):
     detail: str = ""
 
 
+States = dict[Run, State]
+Expected = dict[tuple[str, str], list[Run]]
+"""The runs that there should be, by dataset and algorithm."""
+
+
 def explain(report: Report, folders: Folders) -> list[str]:
     """Lines that say, for every cell that lacks runs, what became of them.
 
@@ -54,7 +59,7 @@ def explain(report: Report, folders: Folders) -> list[str]:
     plan = {folder: run for root in roots for folder, run in _read_plan(root).items()}
     named = {**{f.path: run for f in without if (run := _own_name(f))}, **plan}
     states = {**_folder_states(named), **_recorded_states(runs)}
-    expected: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    expected: Expected = defaultdict(list)
     for run in dict.fromkeys([*(plan.values() or _grid(runs)), *named.values()]):
         expected[run.dataset, run.algorithm].append(run)
     lines = _cells(report, expected, states) + _absent(report, expected, states)
@@ -62,9 +67,7 @@ def explain(report: Report, folders: Folders) -> list[str]:
     return list(map(printable, lines)) or ["", "every run is there and finished"]
 
 
-def _cells(
-    report: Report, expected: dict[tuple[str, str], list[Run]], states: dict[Run, State]
-) -> list[str]:
+def _cells(report: Report, expected: Expected, states: States) -> list[str]:
     """The incomplete cells; methods with the same reasons share their lines."""
     titles: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
     for place, reasons, title in _gaps(report, expected, states):
@@ -76,7 +79,7 @@ def _cells(
 
 
 def _gaps(
-    report: Report, expected: dict[tuple[str, str], list[Run]], states: dict[Run, State]
+    report: Report, expected: Expected, states: States
 ) -> Iterator[tuple[str, list[str], str]]:
     """Each incomplete cell: where it is, the reasons, and the method's title."""
     methods = {method.name: method for method in report.methods}
@@ -96,9 +99,7 @@ def _gaps(
                     yield place, reasons, f"{table.title} ({_shown(cell, len(trials))})"
 
 
-def _absent(
-    report: Report, expected: dict[tuple[str, str], list[Run]], states: dict[Run, State]
-) -> list[str]:
+def _absent(report: Report, expected: Expected, states: States) -> list[str]:
     """What is planned and asked for, but has no row or table because not one record is there."""
     shown = {(table.dataset, name) for table in report.tables for name in table.rows}
     lines: list[str] = []
@@ -125,7 +126,7 @@ def _why_empty(needed: list[Run], method: SelectionMethod) -> str:
     return "all its runs are there, but no step is recorded exactly once by all that it needs"
 
 
-def _reasons(needed: list[Run], states: dict[Run, State]) -> list[str]:
+def _reasons(needed: list[Run], states: States) -> list[str]:
     """One line for each set of missing runs, and for each other one that is not done."""
     by_kind: dict[str, list[tuple[Run, str]]] = defaultdict(list)
     for run in needed:
@@ -202,16 +203,16 @@ def _grid(runs: pd.DataFrame) -> list[Run]:
     return grid
 
 
-def _folder_states(named: dict[Path, Run]) -> dict[Run, State]:
+def _folder_states(named: dict[Path, Run]) -> States:
     """What the folders of these runs say, as far as they exist."""
     present = {folder: run for folder, run in named.items() if folder.is_dir()}
     return {run: _state(RunFolder(folder), "no record yet") for folder, run in present.items()}
 
 
-def _recorded_states(runs: pd.DataFrame) -> dict[Run, State]:
+def _recorded_states(runs: pd.DataFrame) -> States:
     """What the folders of the recorded runs say; of several folders a finished one counts."""
     lengths = (runs.groupby("dataset")["last_step"].max() + 1).to_dict()
-    states: dict[Run, State] = {}
+    states: States = {}
     for row in runs.to_dict("records"):
         steps = row["args"].get("steps") or lengths[row["dataset"]]
         progress = f"last record at step {row['last_step']} of {steps} steps"
