@@ -92,17 +92,16 @@ class _ShuffledDigits(MultipleDomainDataset):
         generator = torch.Generator().manual_seed(seed)
         images, digits = self.read(root)
         order = torch.randperm(len(images), generator=generator)
-        images, digits = images[order], digits[order]
-        self.datasets = self.make_domains(images, digits, generator, root, hparams)
+        images, digits = self.prepared(images[order], root, hparams), digits[order]
+        self.datasets = self.make_domains(images, digits, generator)
         self.input_shape = tuple(self.datasets[0][0][0].shape)
 
+    def prepared(self, images: torch.Tensor, root: str, hparams: Mapping[str, Any]) -> torch.Tensor:
+        """The shuffled images as they are dealt out."""
+        return images
+
     def make_domains(
-        self,
-        images: torch.Tensor,
-        digits: torch.Tensor,
-        generator: torch.Generator,
-        root: str,
-        hparams: Mapping[str, Any],
+        self, images: torch.Tensor, digits: torch.Tensor, generator: torch.Generator
     ) -> list[TensorDataset]:
         raise NotImplementedError
 
@@ -119,12 +118,7 @@ class _Colored(_ShuffledDigits):
     color_noise = (0.1, 0.2, 0.9)
 
     def make_domains(
-        self,
-        images: torch.Tensor,
-        digits: torch.Tensor,
-        generator: torch.Generator,
-        root: str,
-        hparams: Mapping[str, Any],
+        self, images: torch.Tensor, digits: torch.Tensor, generator: torch.Generator
     ) -> list[TensorDataset]:
         n = len(self.color_noise)
         return [
@@ -155,16 +149,13 @@ class _Rotated(_ShuffledDigits):
     }
 
     def make_domains(
-        self,
-        images: torch.Tensor,
-        digits: torch.Tensor,
-        generator: torch.Generator,
-        root: str,
-        hparams: Mapping[str, Any],
+        self, images: torch.Tensor, digits: torch.Tensor, generator: torch.Generator
     ) -> list[TensorDataset]:
         n = len(self.angles)
-        rotated = self._rotated(images, root, self.option("rotation", hparams))
-        return [TensorDataset(rotated[i::n].div(255).unsqueeze(1), digits[i::n]) for i in range(n)]
+        return [TensorDataset(images[i::n].div(255).unsqueeze(1), digits[i::n]) for i in range(n)]
+
+    def prepared(self, images: torch.Tensor, root: str, hparams: Mapping[str, Any]) -> torch.Tensor:
+        return self._rotated(images, root, self.option("rotation", hparams))
 
     def _rotated(self, images: torch.Tensor, root: str, rotation: str) -> torch.Tensor:
         return _rotate(images, self.angles, rotation)
