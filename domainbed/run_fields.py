@@ -6,7 +6,7 @@ a sweep's config, and the tables of the documentation are made from these declar
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -62,6 +62,11 @@ class RunFields(Settings):
         "fail", description="what to do about a loss that is not finite"
     )
 
+    def run_fields(self) -> dict[str, Any]:
+        """Those that were given, without a subclass's own; the others are the protocol's."""
+        names = [name for name in RunFields.model_fields if name in self.model_fields_set]
+        return {name: getattr(self, name) for name in names}
+
 
 class RunOptions(Settings):
     """Where a run is done and what is kept of it; nothing here changes its numbers."""
@@ -80,3 +85,7 @@ class RunOptions(Settings):
     )
     skip_model_save: bool = Field(False, description="do not keep the weights")
     save_model_every_checkpoint: bool = Field(False, description="keep the weights of every record")
+
+    def run_options(self) -> RunOptions:
+        """These alone, of a subclass that has more."""
+        return RunOptions(**{name: getattr(self, name) for name in RunOptions.model_fields})

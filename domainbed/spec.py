@@ -92,6 +92,7 @@ class RunSpec(RunFields):
         data, published = get_dataset_class(dataset), get_protocol(protocol)
         get_algorithm_class(algorithm)
         label, ordered = dataset_label(dataset), tuple(sorted(test_envs))
+        set_here = {"seed": seed, "steps": steps, "checkpoint_freq": checkpoint_freq}
         draft = make(
             cls,
             {
@@ -104,15 +105,12 @@ class RunSpec(RunFields):
                 "test_envs": ordered,
                 "hparams_seed": hparams_seed,
                 "trial_seed": trial_seed,
-                "seed": run_seed(label, algorithm, ordered, hparams_seed, trial_seed)
-                if seed is None
-                else seed,
-                "steps": published.steps.get(label, data.N_STEPS) if steps is None else steps,
-                "checkpoint_freq": published.checkpoint_freq.get(label, data.CHECKPOINT_FREQ)
-                if checkpoint_freq is None
-                else checkpoint_freq,
+                "seed": run_seed(label, algorithm, ordered, hparams_seed, trial_seed),
+                "steps": published.steps.get(label, data.N_STEPS),
+                "checkpoint_freq": published.checkpoint_freq.get(label, data.CHECKPOINT_FREQ),
                 "hparams": {},
                 "fixed_hparams": dict(hparams or {}),
+                **{name: value for name, value in set_here.items() if value is not None},
             },
         )
         _check(draft, len(data.ENVIRONMENTS))

@@ -75,15 +75,12 @@ def main(args: argparse.Namespace) -> int:
     from domainbed.training import run
 
     import_plugins(settings.plugins)
-    fields = {*_OF_THE_RUN, *RunFields.model_fields} & settings.model_fields_set
-    values = {name: getattr(settings, name) for name in fields}
-    values |= {name: getattr(settings, name) for name in ("dataset", "algorithm", "test_envs")}
-    spec = RunSpec.create(**values)
-    options = RunOptions(**{name: getattr(settings, name) for name in RunOptions.model_fields})
+    own = {name: getattr(settings, name) for name in _OF_THE_RUN}
+    spec = RunSpec.create(**own, **settings.run_fields())
     folder = RunFolder(settings.output_dir)
     was_done = folder.state() == DONE
     try:
-        run(spec, folder, options, echo=True)
+        run(spec, folder, settings.run_options(), echo=True)
     except Busy as error:
         raise UserError(f"{error}: wait for it, or choose another --output_dir") from None
     except KeyboardInterrupt:

@@ -158,15 +158,6 @@ class SweepConfig(RunFields, RunOptions):
         _check_runs(self)
         return self
 
-    def run_fields(self) -> dict[str, Any]:
-        """The fields of a run that were given; the others take the protocol's values."""
-        names = [name for name in RunFields.model_fields if name in self.model_fields_set]
-        return {name: getattr(self, name) for name in names}
-
-    def run_options(self) -> RunOptions:
-        """What a run needs of the machine."""
-        return RunOptions(**{name: getattr(self, name) for name in RunOptions.model_fields})
-
     def hparams_of(self, algorithm: str) -> dict[str, Any]:
         """The fixed hyper-parameters of one algorithm: those of all, and over them its own."""
         shared = {name: v for name, v in self.hparams.items() if not _is_algorithm(name)}

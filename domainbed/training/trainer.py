@@ -68,15 +68,10 @@ def run(
 
 
 class Trainer:
-    """One run under way. `train` is the loop; the rest is what it calls.
+    """One run under way, in a folder that this process holds. `train` is the loop.
 
-    Args:
-        experiment: at its first step.
-        folder: held by this process.
-        options: what to keep.
-        began: the environment that an earlier session of the run noted; empty for none.
-        echo: print the progress table.
-        on_step: called after every step with the number of steps taken.
+    `began` is the environment that an earlier session of the run noted; empty for none. The other
+    arguments are as for `run`.
     """
 
     def __init__(
