@@ -9,6 +9,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
 from domainbed.errors import UserError
@@ -44,8 +45,6 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
-    from pathlib import Path
-
     from domainbed.training import load_model
 
     model = load_model(args.folder, args.device)

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_data_dir_flag, add_flag
+from domainbed.errors import UserError
 from domainbed.text_table import text_table
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ def main(args: argparse.Namespace) -> int:
 
 def _present(data_dir: str) -> list[str]:
     from domainbed.datasets import DATASETS
-    from domainbed.errors import UserError
     from domainbed.sources.download import downloadable
 
     folders = {name: os.path.join(data_dir, DATASETS[name].info.folder) for name in downloadable()}

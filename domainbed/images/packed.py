@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ class Pack:
         """The file as a tensor; each process maps it for itself, and memory is shared by all."""
         if self._bytes is None:
             mapped = np.memmap(self.folder / IMAGES, dtype=np.uint8, mode="r")
-            self._bytes = _without_warning(mapped)
+            with warnings.catch_warnings():  # that it cannot be written to is what we want
+                warnings.simplefilter("ignore")
+                self._bytes = torch.from_numpy(mapped)
         return self._bytes
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,11 +74,3 @@ def _table(file: Path, columns: list[str]) -> Any:
     import pandas
 
     return pandas.read_csv(file, usecols=columns, encoding_errors="surrogateescape")
-
-
-def _without_warning(array: np.ndarray) -> torch.Tensor:
-    import warnings
-
-    with warnings.catch_warnings():  # that it cannot be written to is what we want
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(array)

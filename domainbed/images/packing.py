@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from PIL import Image
+from PIL import __version__ as pil_version
+from tqdm import tqdm
 
 from domainbed.errors import UserError
 from domainbed.files import locked, regular
@@ -117,8 +119,6 @@ def _made_aside(folder: Path) -> Iterator[Path]:
 
 
 def _write(listing: Listing, aside: Path, options: PackOptions) -> None:
-    from tqdm import tqdm
-
     shape = _common_size(listing.files, options.size) or (options.size, options.size)
     _announce(listing, aside.parent, shape, options)
     encode = partial(_encoded, shape=shape, options=options)
@@ -144,8 +144,6 @@ def _write(listing: Listing, aside: Path, options: PackOptions) -> None:
 def _write_index(
     file: Path, listing: Listing, facts: Mapping[str, int], options: PackOptions
 ) -> None:
-    import PIL
-
     index = {
         "version": VERSION,
         "dataset": listing.name,
@@ -153,7 +151,7 @@ def _write_index(
         "format": options.form,
         **facts,
         "jpeg_quality": JPEG_QUALITY if options.form == JPEG else None,
-        "made_with": {"torch": torch.__version__, "pillow": PIL.__version__},
+        "made_with": {"torch": torch.__version__, "pillow": pil_version},
     }
     file.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

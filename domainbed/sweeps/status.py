@@ -39,7 +39,7 @@ def status_of(store: Store, runs: Mapping[str, PlannedRun]) -> Status:
     states = store.states(runs)
     counts: dict[Group, Counter[str]] = defaultdict(Counter)
     for run_id, run in runs.items():
-        counts[_group(run)][states[run_id]] += 1
+        counts[run["dataset"], run["algorithm"]][states[run_id]] += 1
     failed = [run_id for run_id, state in states.items() if state == FAILED]
     failures = [(i, describe_run(runs[i]), store.folder(i).last_error()) for i in failed]
     return Status(dict(counts), failures)
@@ -118,7 +118,3 @@ def estimate(
 def _rows(status: Status) -> list[tuple[Group, Mapping[str, int]]]:
     rows = list(status.counts.items())
     return [*rows, (("all", ""), status.total)] if len(rows) > 1 else rows
-
-
-def _group(run: PlannedRun) -> Group:
-    return run["dataset"], run["algorithm"]

@@ -7,7 +7,6 @@ multiplies grey images by half of its weights, where it would multiply zeros by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -107,11 +106,6 @@ def make_domains(
         _color(images[indices], digits[indices], label_flip, color_flip, generator)
         for indices, color_flip in zip(members, COLOR_FLIPS, strict=True)
     ]
-
-
-def domain_sizes(domains: Sequence[Domain]) -> list[int]:
-    """How many images each domain has."""
-    return [len(domain.labels) for domain in domains]
 
 
 def _color(

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from domainbed.experiments.irm_colored_mnist.data import (
     Domain,
     data_seed,
-    domain_sizes,
     make_domains,
 )
 from domainbed.experiments.irm_colored_mnist.penalties import PENALTIES, ForwardPass
@@ -69,7 +68,7 @@ def forward_pass(network: Network, domains: Sequence[Domain]) -> ForwardPass:
         features,
         torch.cat([network.classifier(block) for block in features]),
         torch.cat([domain.labels for domain in domains]),
-        domain_sizes(domains),
+        [len(domain.labels) for domain in domains],
         network.classifier,
     )
 
