@@ -7,6 +7,7 @@ seeded by that name, so a draw never depends on which other hyper-parameters the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -185,6 +186,12 @@ def _check_fixed(algorithm: str, dataset: str, fixed: Mapping[str, Any]) -> None
             raise UserError(
                 f"unknown hyper-parameter {name!r} of {algorithm}.{did_you_mean(meant, known)} "
                 f"Known: {', '.join(known)}",
+                *("hparams", name),
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(
+                f"hyper-parameter {name!r} of {algorithm} cannot be {value!r}: expected a "
+                "finite number",
                 *("hparams", name),
             )
         if name in known and not known[name].accepts(value):

@@ -67,16 +67,16 @@ def test_duplicate(shapes):
 
 
 TWICE = """
-from domainbed.datasets import DATASETS
+from domainbed.datasets import DATASETS, MultipleDomainDataset
 
 @DATASETS.register
-class Twice: ...
+class Twice(MultipleDomainDataset): ...
 
 {again}
 """
 AGAIN = """
 @DATASETS.register
-class Twice: number = 2
+class Twice(MultipleDomainDataset): number = 2
 """
 
 
@@ -94,6 +94,11 @@ def test_a_class_twice_in_one_plugin(tmp_path, monkeypatch, recwarn):
     with pytest.warns(UserWarning, match="Twice registers the dataset 'Twice' twice: the later"):
         import_plugins([str(file)])
     assert DATASETS["Twice"].number == 2
+
+
+def test_what_is_no_dataset_is_refused():
+    with pytest.raises(ValueError, match="Plain is no dataset: inherit from"):
+        DATASETS.register(type("Plain", (), {}))
 
 
 def test_own_names_cannot_be_taken():

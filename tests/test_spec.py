@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from domainbed.algorithms import Fishr
+from domainbed.algorithms import ALGORITHMS, Fishr
 from domainbed.dimensions import LogUniform
 from domainbed.errors import UserError
 from domainbed.run_fields import RunFields
@@ -212,3 +212,15 @@ def test_fixed_values_win_over_draws():
 def test_unknown_names(dataset, algorithm):
     with pytest.raises(UserError, match="Did you mean"):
         RunSpec.create(dataset, algorithm, [0])
+
+
+def test_numbers_that_json_does_not_have(monkeypatch):
+    """Of a class without a search space too, whose hyper-parameters nobody knows."""
+
+    class Foreign(Fishr):
+        pass
+
+    Foreign.__module__ = "elsewhere"
+    monkeypatch.setitem(ALGORITHMS._entries, "Foreign", Foreign)
+    with pytest.raises(UserError, match="'their_weight' of Foreign cannot be inf"):
+        RunSpec.create("PACS", "Foreign", [0], hparams={"their_weight": float("inf")})

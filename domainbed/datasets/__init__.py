@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 
 from domainbed import seeding
 from domainbed.dataset_info import DatasetInfo
@@ -131,7 +130,7 @@ def _construct(
     taken = {name: seed for name, seed in seeds.items() if name in parameters}
     if taken:
         return cls(root, test_envs, hparams, **taken)
-    with torch.random.fork_rng():
+    with seeding.global_sources_kept():
         seed_everything(seeding.data_seed(trial_seed) if data_seed is None else data_seed)
         return cls(root, test_envs, hparams)
 

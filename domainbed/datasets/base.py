@@ -12,8 +12,6 @@ from domainbed.dimensions import Option
 from domainbed.errors import UserError
 from domainbed.registry import Registry
 
-DATASETS: Registry[Any] = Registry("dataset", entry_point_group="domainbed.datasets")
-
 
 class MultipleDomainDataset:
     """A dataset with several domains. The contract is DomainBed's.
@@ -85,3 +83,17 @@ class MultipleDomainDataset:
 
     def __len__(self) -> int:
         return len(self.datasets)
+
+
+def _check_class(entry: Any) -> None:
+    """Raises `ValueError` where a class is no dataset."""
+    if not (isinstance(entry, type) and issubclass(entry, MultipleDomainDataset)):
+        name = getattr(entry, "__name__", repr(entry))
+        raise ValueError(
+            f"{name} is no dataset: inherit from domainbed.datasets.MultipleDomainDataset"
+        )
+
+
+DATASETS: Registry[Any] = Registry(
+    "dataset", entry_point_group="domainbed.datasets", check=_check_class
+)
