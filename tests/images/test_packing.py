@@ -11,7 +11,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from image_files import write_folder
 from PIL import Image
 
@@ -174,7 +174,7 @@ def test_one_process_packs_and_the_others_wait(folder, cache, capsys):
 
         def acquire(self, timeout=-1):
             if timeout == 0:
-                raise packing.Timeout("")
+                raise Timeout("")
             aside.rename(finished)
             return self.lock.acquire()
 
@@ -182,7 +182,7 @@ def test_one_process_packs_and_the_others_wait(folder, cache, capsys):
             self.lock.release()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "FileLock", OtherProcess)
+        patch.setattr("domainbed.files.FileLock", OtherProcess)
         assert packed(folder)[0].pack.folder == finished
     message = capsys.readouterr().err
     assert "waiting for it" in message
