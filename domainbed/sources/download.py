@@ -117,7 +117,7 @@ def downloadable() -> list[str]:
     """The datasets that `download_dataset` can get, in the order of the tables."""
     from domainbed.datasets import DATASETS
 
-    infos = {name: getattr(DATASETS[name], "info", None) for name in DATASETS}
+    infos = {name: DATASETS[name].info for name in DATASETS}
     return [
         name
         for name, info in infos.items()

@@ -80,7 +80,7 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
     from domainbed.datasets import get_dataset_class
 
     cls = get_dataset_class(name)
-    info = getattr(cls, "info", None)
+    info = cls.info
     if info is not None and not info.folder:
         return Verification(
             name, "", "published", notes=["comes with the package; nothing to check"]
