@@ -30,6 +30,9 @@ class Algorithm(nn.Module):
         num_classes: C.
         num_domains: E, the number of *training* domains.
         hparams: name to value, as drawn from the search space.
+
+    Raises:
+        UserError: fewer training domains than `least_domains`.
     """
 
     paper: ClassVar[str] = ""
@@ -40,6 +43,16 @@ class Algorithm(nn.Module):
 
     options: ClassVar[Mapping[str, Option]] = {}
     """Variants beyond the published protocol, which a user may set as hyper-parameters."""
+
+    least_domains: ClassVar[int] = 1
+    """Training domains that its mathematics needs."""
+
+    least_samples: ClassVar[int] = 1
+    """Samples of each domain in a minibatch that its mathematics needs."""
+
+    predicts_batches: ClassVar[bool] = False
+    """Whether a prediction depends on the other inputs of its batch, which are then to be of one
+    domain."""
 
     optimizer: torch.optim.Optimizer
     """What `descend` steps; an algorithm with others overrides `descend`."""
@@ -52,7 +65,25 @@ class Algorithm(nn.Module):
         hparams: Mapping[str, Any],
     ) -> None:
         super().__init__()
+        if num_domains < self.least_domains:
+            raise UserError(
+                f"{type(self).__name__} needs at least {self.least_domains} training domains, but "
+                f"there is {num_domains}: hold out fewer domains"
+            )
         self.hparams = hparams
+
+    def require_samples(self, minibatches: Minibatches) -> None:
+        """Refuses minibatches too small for the method's statistics.
+
+        Raises:
+            UserError: a domain has fewer than `least_samples` samples.
+        """
+        smallest = min(domain_sizes(minibatches))
+        if smallest < self.least_samples:
+            raise UserError(
+                f"{type(self).__name__} needs at least {self.least_samples} samples per domain, "
+                f"but a minibatch has {smallest}: raise the hyper-parameter 'batch_size'"
+            )
 
     def objective(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None

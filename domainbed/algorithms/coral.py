@@ -53,9 +53,10 @@ class CORAL(ERM):
 
     paper = "Sun and Saenko, Deep CORAL, ECCV Workshops 2016, arXiv 1607.01719"
     search_space = {"mmd_gamma": LogUniform(1.0, -1, 1, "weight of the CORAL penalty")}
+    least_samples = 2
+    passes_by_domain = True
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
-        forward.require_samples(2, "CORAL")
         nll = forward.domain_risks().mean()
         penalty = coral_penalty(forward.by_domain(forward.features))
         return nll + self.hparams["mmd_gamma"] * penalty, {"nll": nll, "penalty": penalty}

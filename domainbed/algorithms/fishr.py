@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.algorithms.annealing import AnnealedPenalty
 from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.pooled import ForwardPass, trains_batch_norm
 from domainbed.dimensions import LogUniform, Option, Uniform, with_defaults
 from domainbed.errors import UserError
 from domainbed.gradients import (
@@ -125,11 +124,7 @@ class GradientMatching(nn.Module):
             ema: memory of the moving average; 0 is none.
             differentiable: whether the penalty is wanted for its derivatives; without, only the
                 average and the value are.
-
-        Raises:
-            UserError: a domain has a single sample, whose gradients cannot vary.
         """
-        forward_pass.require_samples(2, "Fishr")
         head, names = self._scope(featurizer, classifier)
         inputs = forward_pass.features if head is classifier else forward_pass.x
         statistic = _STATISTICS[self.statistic]
@@ -146,7 +141,7 @@ class GradientMatching(nn.Module):
     def _count(self, featurizer: nn.Module, classifier: nn.Module) -> int:
         """P, the number of parameters whose gradients are matched."""
         head, names = self._scope(featurizer, classifier)
-        if any(isinstance(module, _BatchNorm) and module.training for module in head.modules()):
+        if trains_batch_norm(head):
             raise UserError(
                 f"hyper-parameter 'fishr_parameters' is {self.parameters_of!r}, but "
                 "batch norm layers that train mix the images, which have no gradients of their "
@@ -221,6 +216,7 @@ class Fishr(AnnealedPenalty):
         ),
     }
     options = GradientMatching.options
+    least_samples = 2  # the gradients of a single one do not vary
 
     def __init__(
         self,

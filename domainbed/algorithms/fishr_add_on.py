@@ -50,6 +50,7 @@ class FishrAddOn(Algorithm):
     """
 
     base_class: ClassVar[type[PooledAlgorithm]]
+    least_samples = Fishr.least_samples
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class FishrAddOn(Algorithm):
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, Metrics]:
         """The other algorithm's loss and the penalty, from one forward pass."""
+        self.require_samples(minibatches)
         forward = self.base.forward_pass(minibatches)
         loss, metrics = self.base.objective_of(forward)
         weight, ema = self.penalty_weight(), self.hparams["fishr_ema"]
@@ -122,6 +124,9 @@ def with_fishr(base: type[Algorithm], base_name: str) -> type[FishrAddOn]:
 
     attributes = {
         "base_class": base,
+        "least_domains": base.least_domains,
+        "least_samples": max(base.least_samples, Fishr.least_samples),
+        "predicts_batches": base.predicts_batches,
         "paper": f"{base.paper}; with Ramé, Dancette, Cord, Fishr, ICML 2022",
         "search_space": staticmethod(search_space),
         "options": {**declared_options(base), **GradientMatching.options},

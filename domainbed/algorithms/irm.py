@@ -49,9 +49,9 @@ class IRM(AnnealedPenalty):
     weight_name = "irm_lambda"
     anneal_name = "irm_penalty_anneal_iters"
     initial_weight = 1.0
+    least_samples = 2
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
-        forward.require_samples(2, "IRM")
         pairs = zip(forward.by_domain(forward.logits), forward.by_domain(forward.y))
         penalties = [irm_penalty(logits_e, y_e) for logits_e, y_e in pairs]
         return self.penalised(forward.domain_risks().mean(), torch.stack(penalties).mean())

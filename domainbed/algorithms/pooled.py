@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, concatenate, domain_sizes
 from domainbed.errors import UserError
@@ -25,6 +27,7 @@ class ForwardPass:
         minibatches: one pair of inputs and labels per training domain.
         featurizer: (N, *input_shape) to (N, d); None where the network has no features.
         classifier: from the features (from the inputs, where there are none) to (N, C) logits.
+        one_by_one: send the domains through the network one after the other, in domain order.
 
     Attributes:
         x: (N, *input_shape) inputs; N is the sum of the domains' B.
@@ -33,11 +36,16 @@ class ForwardPass:
     """
 
     def __init__(
-        self, minibatches: Minibatches, featurizer: Network | None, classifier: Network
+        self,
+        minibatches: Minibatches,
+        featurizer: Network | None,
+        classifier: Network,
+        one_by_one: bool = False,
     ) -> None:
         self.x, self.y = concatenate(minibatches)
         self.sizes = domain_sizes(minibatches)
         self._featurizer, self._classifier = featurizer, classifier
+        self._one_by_one = one_by_one
 
     @cached_property
     def features(self) -> torch.Tensor:
@@ -51,12 +59,19 @@ class ForwardPass:
                 "this method needs features, but the class overrides 'predict', so that its "
                 "classifier's inputs are not known: override 'forward_pass' as well"
             )
-        return self._featurizer(self.x)
+        return self._through(self._featurizer)
 
     @cached_property
     def logits(self) -> torch.Tensor:
         """(N, C)."""
-        return self._classifier(self.x if self._featurizer is None else self.features)
+        if self._featurizer is None:
+            return self._through(self._classifier)
+        return self._classifier(self.features)
+
+    def _through(self, network: Network) -> torch.Tensor:
+        if self._one_by_one:
+            return torch.cat([network(x) for x in self.by_domain(self.x)])
+        return network(self.x)
 
     def by_domain(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
         """(N, …), such as the features, to E tensors (B, …)."""
@@ -70,18 +85,6 @@ class ForwardPass:
         """(E,) mean cross-entropies."""
         pairs = zip(self.by_domain(self.logits), self.by_domain(self.y))
         return torch.stack([F.cross_entropy(logits_e, y_e) for logits_e, y_e in pairs])
-
-    def require_samples(self, least: int, method: str) -> None:
-        """Refuses minibatches too small for a method's statistics.
-
-        Raises:
-            UserError: a domain has fewer than `least` samples.
-        """
-        if min(self.sizes) < least:
-            raise UserError(
-                f"{method} needs at least {least} samples per domain, but a minibatch has "
-                f"{min(self.sizes)}: raise the hyper-parameter 'batch_size'"
-            )
 
 
 class PooledAlgorithm(Algorithm):
@@ -97,6 +100,10 @@ class PooledAlgorithm(Algorithm):
     featurizer: nn.Module
     classifier: nn.Module
 
+    passes_by_domain: ClassVar[bool] = False
+    """Whether DomainBed sends each domain through the network by itself. It makes a difference
+    only where batch norm layers train, and is done only there."""
+
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """The loss and the metrics of a forward pass, see `objective`."""
         raise NotImplementedError
@@ -110,13 +117,23 @@ class PooledAlgorithm(Algorithm):
         """Of all domains, through this algorithm's networks.
 
         A class that overrides `predict` alone is trained on what it predicts.
+
+        Raises:
+            UserError: a domain has too few samples for the method.
         """
+        self.require_samples(minibatches)
+        one_by_one = self.passes_by_domain and trains_batch_norm(self)
         if predicts_otherwise(type(self)):
-            return ForwardPass(minibatches, None, self.predict)
-        return ForwardPass(minibatches, self.featurizer, self.classifier)
+            return ForwardPass(minibatches, None, self.predict, one_by_one)
+        return ForwardPass(minibatches, self.featurizer, self.classifier, one_by_one)
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.featurizer(x))
+
+
+def trains_batch_norm(network: nn.Module) -> bool:
+    """Whether a layer of it normalises by the batch, and not by running statistics."""
+    return any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
 
 
 def predicts_otherwise(algorithm: type[PooledAlgorithm]) -> bool:
