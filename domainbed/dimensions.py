@@ -71,13 +71,15 @@ class Option(_Bounded):
     """A variant beyond the published protocol: never drawn, recorded only where a user sets it.
 
     One of `values`, where there are any; else anything of the default's kind. With `file` it may
-    name a file, which then counts by its content.
+    name a file, which then counts by its content. With `always_recorded` the default, too, is
+    among the hyper-parameters of every run.
     """
 
     default: Any
     doc: str = ""
     values: Sequence[Any] = ()
     file: bool = False
+    always_recorded: bool = False
 
     def __post_init__(self) -> None:
         _require(self.accepts(self.default), self, "a default that may be set")

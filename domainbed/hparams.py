@@ -169,7 +169,9 @@ def resolve(
     else:
         seed = hparams_draw_seed(hparams_seed, trial_seed, shared_draws)
         drawn = random_hparams(algorithm, dataset, seed, in_sequence)
-    return {**drawn, **{k: v for k, v in protocol_options.items() if k in declared}, **fixed}
+    recorded = {name: o.default for name, o in declared.items() if o.always_recorded}
+    of_protocol = {name: v for name, v in protocol_options.items() if name in declared}
+    return {**drawn, **recorded, **of_protocol, **fixed}
 
 
 _OTHERWISE_CALLED = {"learning_rate": "lr", "dropout": "resnet_dropout"}

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-ALGORITHM_ORDER: tuple[str, ...] = ("ERM", "CORAL", "IRM", "VREx", "Fish", "Fishr", "DANN")
-"""The order of rows in the results tables."""
+ALGORITHM_ORDER: tuple[str, ...] = (
+    *("ERM", "CORAL", "IRM", "VREx", "Fish", "Fishr", "DANN"),
+    *("ERMPlusPlus", "GroupDRO", "Mixup", "MLDG", "MMD", "CDANN", "MTL", "SagNet", "ARM", "RSC"),
+    *("SD", "ANDMask", "SANDMask", "IGA", "SelfReg", "TRM", "IB_ERM", "IB_IRM", "CAD", "CondCAD"),
+    *("Transfer", "CausIRL_CORAL", "CausIRL_MMD", "EQRM", "RDM", "ADRMX", "URM"),
+)
+"""The order of rows in the results tables: the first seven, then DomainBed's."""
 
 _COLORED = ("+90%", "+80%", "-90%")
 _ROTATED = ("0", "15", "30", "45", "60", "75")

@@ -52,6 +52,11 @@ def minibatch_seed(seed: int, domain: int, block: int) -> int:
     return seed_hash(seed, "minibatch", domain, block)
 
 
+def update_draws_seed(seed: int) -> int:
+    """The seed of what an algorithm draws inside its updates."""
+    return seed_hash(seed, "update")
+
+
 def augmentation_seed(seed: int, domain: int, step: int, position: int) -> int:
     """The seed of the augmentation of one image, whichever worker process loads it."""
     return seed_hash(seed, "augmentation", domain, step, position)

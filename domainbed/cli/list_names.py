@@ -39,8 +39,19 @@ def main(args: argparse.Namespace) -> int:
 def _algorithms() -> list[list[str]]:
     from domainbed.algorithms import ALGORITHMS
 
-    rows = [[name, ALGORITHMS[name].paper] for name in ALGORITHMS]
-    return [["algorithm", "paper"], *rows, ["Fishr+NAME", "Fishr's penalty added to another"]]
+    rows = [[name, _readings(name), ALGORITHMS[name].paper] for name in ALGORITHMS]
+    add_on = ["Fishr+NAME", "", "Fishr's penalty added to another"]
+    return [["algorithm", "fidelity", "paper"], *rows, add_on]
+
+
+def _readings(algorithm: str) -> str:
+    """The values of its option `fidelity`, the default first; empty where there is one reading."""
+    from domainbed.algorithms import ALGORITHMS, declared_options
+
+    option = declared_options(ALGORITHMS[algorithm]).get("fidelity")
+    if option is None:
+        return ""
+    return ", ".join(sorted(option.values, key=lambda value: value != option.default))
 
 
 def _datasets() -> list[list[str]]:
