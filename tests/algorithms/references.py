@@ -1,4 +1,4 @@
-"""Naive implementations of the seven algorithms: loops over domains, samples and parameters.
+"""Naive implementations of the algorithms: loops over domains, samples and parameters.
 
 Each class takes copies of a featurizer and a classifier and has `update(minibatches)`, which
 returns the loss. Nothing here is fast, and nothing here uses the package.
@@ -93,6 +93,14 @@ def fishr_penalty(variances):
 
 
 class NaiveERM:
+    compared = ("featurizer", "classifier")  # whose parameters must agree after every update
+
+    @classmethod
+    def twin(cls, algorithm, num_domains):
+        """One that starts from the weights of `algorithm`."""
+        parts = (algorithm.featurizer, algorithm.classifier)
+        return cls(*parts, dict(algorithm.hparams), num_domains)
+
     def __init__(self, featurizer, classifier, hparams, num_domains):
         self.featurizer = copy.deepcopy(featurizer)
         self.classifier = copy.deepcopy(classifier)
@@ -218,6 +226,13 @@ class NaiveFishr(NaiveAnnealed):
 
 
 class NaiveDANN(NaiveERM):
+    compared = ("featurizer", "classifier", "discriminator")
+
+    @classmethod
+    def twin(cls, algorithm, num_domains):
+        parts = (algorithm.featurizer, algorithm.classifier)
+        return cls(*parts, dict(algorithm.hparams), num_domains, algorithm.discriminator)
+
     def __init__(self, featurizer, classifier, hparams, num_domains, discriminator):
         self.discriminator = copy.deepcopy(discriminator)
         super().__init__(featurizer, classifier, hparams, num_domains)

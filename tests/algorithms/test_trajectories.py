@@ -14,20 +14,9 @@ VECTORS = (6,)  # through a small MLP: fast, and the mathematics is the same
 SMALL_MLP = {"mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.0}
 
 
-def naive_twin(name, algorithm, domains):
-    """The naive implementation, started from the algorithm's weights."""
-    parts = [algorithm.featurizer, algorithm.classifier]
-    extra = [algorithm.discriminator] if name == "DANN" else []
-    return NAIVE[name](*parts, dict(algorithm.hparams), domains, *extra)
-
-
-def modules_of(algorithm):
-    names = ("featurizer", "classifier", "discriminator")
-    return [getattr(algorithm, name) for name in names if hasattr(algorithm, name)]
-
-
 def assert_follows(algorithm, naive, tolerance):
-    for own, reference in zip(modules_of(algorithm), modules_of(naive), strict=True):
+    for module in naive.compared:
+        own, reference = getattr(algorithm, module), getattr(naive, module)
         named = zip(own.named_parameters(), reference.parameters(), strict=True)
         for (parameter_name, parameter), expected in named:
             torch.testing.assert_close(
@@ -43,7 +32,7 @@ def follow(name, sizes, updates=UPDATES, shape=VECTORS, **overrides):
     """Runs both side by side on new minibatches each update and compares after each."""
     overrides = {"weight_decay": 0.01, **SMALL_MLP, **overrides}
     algorithm = build(name, len(sizes), dtype=torch.float64, shape=shape, **overrides)
-    naive = naive_twin(name, algorithm, len(sizes))
+    naive = NAIVE[name].twin(algorithm, len(sizes))
     start = copy.deepcopy(algorithm.featurizer.state_dict())
     for step in range(updates):
         minibatches = random_minibatches(sizes, step, shape, dtype=torch.float64)
@@ -126,10 +115,13 @@ def test_float32_stays_within_rounding(name):
     """After three small steps the distance of all parameters is rounding."""
     rates = {"lr": 1e-4, "lr_g": 1e-4, "lr_d": 1e-4}
     algorithm = build(name, shape=VECTORS, **{**SMALL_MLP, **rates})
-    naive = naive_twin(name, algorithm, 2)
+    naive = NAIVE[name].twin(algorithm, 2)
     for step in range(3):
         minibatches = random_minibatches((4, 3), step, VECTORS)
         algorithm.update(minibatches)
         naive.update(minibatches)
-    own, reference = flat_parameters(*modules_of(algorithm)), flat_parameters(*modules_of(naive))
+    own, reference = (
+        flat_parameters(*[getattr(side, module) for module in naive.compared])
+        for side in (algorithm, naive)
+    )
     assert (own - reference).abs().mean() < 1e-7
