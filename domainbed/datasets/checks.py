@@ -22,11 +22,19 @@ def require_contract(dataset: Any) -> None:
 
 
 def check_domains(dataset: Any, domains: Sequence[Domain]) -> None:
-    """Checks all labels that are at hand, and the first image of each domain.
+    """Checks the domains' number, all labels that are at hand, and each domain's first image.
 
     Raises:
-        UserError: a label is not one of the classes' numbers, or an input not as announced.
+        UserError: there are not as many domains as names of them, a label is not one of the
+            classes' numbers, or an input not as announced.
     """
+    names = getattr(dataset, "ENVIRONMENTS", ())
+    if names and len(names) != len(domains):
+        raise UserError(
+            f"dataset {type(dataset).__name__} has {len(domains)} domains, but ENVIRONMENTS has "
+            f"{len(names)} names: name each domain once",
+            "dataset",
+        )
     for number, domain in enumerate(domains):
         place = f"domain {number} of dataset {type(dataset).__name__}"
         unreadable = set(domain.unreadable)

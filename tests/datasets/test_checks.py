@@ -84,6 +84,12 @@ def test_labels_that_only_reading_tells(monkeypatch: pytest.MonkeyPatch) -> None
         list(domain.evaluation_batches([8]))
 
 
+def test_domains_have_one_name_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="Faulty has 2 domains, but ENVIRONMENTS has 3 names"):
+        built(monkeypatch, bad=TensorDataset(X, Y), ENVIRONMENTS=("a", "b", "c"))
+    assert built(monkeypatch, bad=TensorDataset(X, Y), ENVIRONMENTS=()).domain_names == ["0", "1"]
+
+
 @pytest.mark.parametrize("name", ["datasets", "input_shape", "num_classes"])
 def test_what_a_dataset_must_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def __init__(self: Any, root: str, test_envs: Any, hparams: Any) -> None:
