@@ -10,9 +10,10 @@ import argparse
 import sys
 
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
+from domainbed.diagnosis_options import CURVATURES, DiagnosisOptions
 
 FORMATS = ("table", "json")
-CURVATURES = ("variance", "empirical_fisher", "true_fisher", "hessian", "full_hessian")
+_DEFAULTS = DiagnosisOptions()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,23 +21,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN_FOLDER", help="of a finished run with its weights")
     add_flag(parser, "--format", choices=FORMATS, default="table", help="default: table")
     add_flag(parser, "--plot", metavar="FILE", help="also draw it, as .png, .pdf or .svg")
-    add_flag(parser, "--curvature", nargs="+", choices=CURVATURES, default=CURVATURES[:-1],
-             help="default: all but full_hessian")  # fmt: skip
+    add_flag(parser, "--curvature", nargs="+", choices=CURVATURES,
+             default=_DEFAULTS.curvatures,
+             help=f"default: {' '.join(_DEFAULTS.curvatures)}")  # fmt: skip
     add_flag(parser, "--landscape", nargs="*", type=int, metavar="DOMAIN", help="also the risks "
              "of two domains around the weights (without numbers: the first two training "
              "domains)")  # fmt: skip
-    add_flag(parser, "--epsilon", type=float, default=0.1, help="how much the risk of A may rise, "
-             "in nats (default: 0.1)")  # fmt: skip
-    add_flag(parser, "--damping", type=float, default=1e-3, help="added to all curvatures, "
-             "relative to their mean (default: 0.001)")  # fmt: skip
-    add_flag(parser, "--samples", type=int, default=2000, metavar="N", help="images per domain, 0 "
-             "for all (default: 2000)")  # fmt: skip
+    add_flag(parser, "--epsilon", type=float, default=_DEFAULTS.epsilon, help="how much the risk "
+             f"of A may rise, in nats (default: {_DEFAULTS.epsilon})")  # fmt: skip
+    add_flag(parser, "--damping", type=float, default=_DEFAULTS.damping, help="added to all "
+             f"curvatures, relative to their mean (default: {_DEFAULTS.damping})")  # fmt: skip
+    add_flag(parser, "--samples", type=int, default=_DEFAULTS.samples, metavar="N", help="images "
+             f"per domain, 0 for all (default: {_DEFAULTS.samples})")  # fmt: skip
     add_data_dir_flag(parser)
     add_flag(parser, "--dataset", help="where the run's own images lie now: folder:PATH or a YAML "
              "file")  # fmt: skip
     add_flag(parser, "--device", help="cpu, cuda, mps (default: the best there is)")
-    add_flag(parser, "--num_workers", type=int, default=0, help="processes that read images "
-             "(default: 0)")  # fmt: skip
+    add_flag(parser, "--num_workers", type=int, default=_DEFAULTS.num_workers, help="processes "
+             f"that read images (default: {_DEFAULTS.num_workers})")  # fmt: skip
     add_plugins_flag(parser)
 
 
@@ -46,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a flag is wrong, or the folder holds no run that can be diagnosed.
     """
-    from domainbed.diagnostics import DiagnosisOptions, diagnose, rendering
+    from domainbed.diagnostics import diagnose, rendering
     from domainbed.plugins import import_plugins
 
     import_plugins(args.plugins)

@@ -108,7 +108,6 @@ DIAGONAL_CURVATURES: dict[str, Curvature] = {
     "true_fisher": true_fisher,
     "hessian": hessian_diagonal,
 }
-CURVATURES = (*DIAGONAL_CURVATURES, "full_hessian")
 
 
 def is_piecewise_linear(head: nn.Module) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from domainbed.diagnosis_options import CURVATURES, DiagnosisOptions
 from domainbed.diagnostics.comparison import Closeness, Comparison, closeness, compare
 from domainbed.diagnostics.curvature import (
-    CURVATURES,
     DIAGONAL_CURVATURES,
     full_hessian,
     gradient_mean,
@@ -44,34 +43,6 @@ from domainbed.training.trained import load_trained_weights, rebuild
 _LINE = [i / 20 for i in range(-10, 31)]
 _PLANE_X = [i / 10 for i in range(-5, 16)]
 _PLANE_Y = [i / 10 for i in range(-10, 11)]
-
-
-@dataclass(frozen=True)
-class DiagnosisOptions:
-    """How to look at a run.
-
-    Attributes:
-        data_dir: where the datasets lie.
-        dataset: the run's own images, as `folder:PATH` or a YAML file; None for a registered one.
-        curvatures: names of `CURVATURES`.
-        epsilon: ε of the inconsistency, in nats.
-        damping: of curvatures, relative to their mean.
-        samples: images per domain, drawn from its in-split; 0 for all.
-        landscape: two domains whose risks are to be computed around the weights; empty for the
-            first two training domains; None for no landscape.
-        device: "cpu", "cuda", "mps"; None finds one.
-        num_workers: worker processes that read images.
-    """
-
-    data_dir: str = "data"
-    dataset: str | None = None
-    curvatures: Sequence[str] = tuple(DIAGONAL_CURVATURES)
-    epsilon: float = 0.1
-    damping: float = 1e-3
-    samples: int = 2000
-    landscape: Sequence[int] | None = None
-    device: str | None = None
-    num_workers: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
+from domainbed.cores import usable_cores
 from domainbed.launchers.base import LAUNCHERS, Event, Job, Launcher, OnEvent, perform
 from domainbed.states import FAILED, PROGRESS, STARTED
 
@@ -58,13 +59,6 @@ class LocalLauncher(Launcher):
         for number, place in enumerate(places if gpus else []):
             place["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         _Pool(job, tasks, on_event, places).work()
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def visible_gpus(device: str | None) -> list[str]:

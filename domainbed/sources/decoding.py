@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from domainbed.cores import usable_cores
 from domainbed.files import regular
 
 _FILES_PER_WORKER = 500  # fewer are decoded here before another process has started
@@ -56,7 +56,7 @@ def look_at(file: Path, hashed: bool) -> Look:
 
 def look_at_all(files: Sequence[Path], hashed: Sequence[bool]) -> Iterator[Look]:
     """`look_at` for all files, in their order, on all cores."""
-    workers = min(_cores(), len(files) // _FILES_PER_WORKER)
+    workers = min(usable_cores(), len(files) // _FILES_PER_WORKER)
     if workers < 2:
         yield from map(look_at, files, hashed)
         return
@@ -66,7 +66,3 @@ def look_at_all(files: Sequence[Path], hashed: Sequence[bool]) -> Iterator[Look]
         yield from pool.map(look_at, files, hashed, chunksize=_FILES_AT_ONCE)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,7 @@ from domainbed.cli import diagnose as cli
 from domainbed.cli import main
 from domainbed.cli.common import add_debug_flag, guarded
 from domainbed.diagnostics import CURVATURES, DiagnosisOptions, diagnose, rendering
+from domainbed.diagnostics.curvature import DIAGONAL_CURVATURES
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, run
 
@@ -79,7 +80,7 @@ def test_options_reach_the_diagnosis(command):
 
 
 def test_defaults_and_names_are_those_of_the_package(folder):
-    assert cli.CURVATURES == CURVATURES
+    assert (*DIAGONAL_CURVATURES, "full_hessian") == CURVATURES
     assert tuple(rendering.FORMATS) == cli.FORMATS
     args = vars(parsed(folder))
     defaults = dataclasses.asdict(DiagnosisOptions())

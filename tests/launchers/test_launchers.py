@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from domainbed.cores import usable_cores
 from domainbed.errors import UserError
 from domainbed.launchers import DebugLauncher, LocalLauncher, create_launcher
-from domainbed.launchers.local import usable_cores, visible_gpus
+from domainbed.launchers.local import visible_gpus
 from domainbed.run_folder import Busy
 from domainbed.states import BUSY, DONE, FAILED, PROGRESS, STARTED
 

@@ -259,7 +259,7 @@ def test_processes_find_the_same(pacs, tmp_path, monkeypatch):
     hashed = [k % 2 == 0 for k in range(len(files))]
     here = list(decoding.look_at_all(files, hashed))
     monkeypatch.setattr(decoding, "_FILES_PER_WORKER", 10)
-    monkeypatch.setattr(decoding, "_cores", lambda: 2)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 2)
     assert list(decoding.look_at_all(files, hashed)) == here
     assert [look.file for look in here if look.error] == [root / "photo" / "dog" / "pic_000.jpg"]
     assert [bool(look.digest) for look in here] == hashed
