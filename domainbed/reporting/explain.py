@@ -6,7 +6,6 @@ import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,10 +228,12 @@ def _state(folder: RunFolder, progress: str) -> State:
 
 
 def _own_name(folder: RunFolder) -> Run | None:
-    """The run that a folder says itself to be of."""
-    with suppress(UserError, KeyError, TypeError):  # a damaged file names nothing
-        return _run(folder.read_json(folder.spec))
-    return None
+    """The run that a folder says itself to be of; None where it has no file, or a damaged one."""
+    try:
+        entry = folder.read_json(folder.spec)
+        return _run(entry) if entry is not None else None
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _unnamed(folders: list[RunFolder]) -> list[str]:

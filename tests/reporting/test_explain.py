@@ -146,13 +146,19 @@ def test_folders_that_nothing_names(tmp_path):
     ]
 
 
-def test_a_folder_that_names_itself(tmp_path):
+NAMES_A_NUMBER = '{"dataset": 3, "algorithm": "ERM", "test_envs": [0]}'
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "{}", NAMES_A_NUMBER, None])
+def test_a_folder_that_names_itself(tmp_path, damaged):
     runs = small()
     folders = write(tmp_path, runs, done=True)
-    for folder, text in ((folders[0], json.dumps(runs[0][0]["args"])), (folders[1], "{")):
+    for folder, text in ((folders[0], json.dumps(runs[0][0]["args"])), (folders[1], damaged)):
         (folder / "results.jsonl").write_text("")
         (folder / "done").unlink()
-        (folder / "run.json").write_text(text)
+        (folder / "out.txt").touch()
+        if text is not None:
+            (folder / "run.json").write_text(text)
     text = "\n".join(lines_of(tmp_path, selection=["oracle"]))
     assert (
         f"unfinished: test_envs [0], trial 0, hparams seed 0: no record yet ({folders[0]})" in text
