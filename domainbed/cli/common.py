@@ -7,7 +7,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from domainbed.errors import reason_of
 from domainbed.text_table import printable
@@ -17,10 +17,17 @@ Main = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes flags as they are written, and no beginnings of them: a new flag breaks no command."""
+    """Takes flags as they are written, and no beginnings of them: a new flag breaks no command.
+
+    What is wrong is told in one line, without the usage, which may be longer than the screen.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Exits with status 2 after one line, as for any other wrong input."""
+        self.exit(2, f"error: {printable(message)}: see `{self.prog} --help`\n")
 
 
 def add_flag(parser: Any, name: str, **options: Any) -> None:

@@ -53,19 +53,23 @@ def test_actions_of_a_command_explain_themselves(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "command", "says"),
     [
-        (["swep"], "unknown command 'swep'. Did you mean 'sweep'? Known: download, verify,"),
-        ([], "a COMMAND is missing"),
-        (["--vers"], "unrecognized arguments: --vers"),
-        (["sweep", "launch", "--step", "3"], "unrecognized arguments: --step"),
-        (["list", "--debu"], "--debu"),
+        (["swep"], "domainbed", "unknown command 'swep'. Did you mean 'sweep'? Known: download,"),
+        ([], "domainbed", "a COMMAND is missing"),
+        (["--vers"], "domainbed", "unrecognized arguments: --vers"),
+        (["sweep", "launch", "--step", "3"], "domainbed sweep", "unrecognized arguments: --step"),
+        (["sweep", "launch", "--steps"], "domainbed sweep launch", "--steps"),
+        (["list", "x\ny"], "domainbed list", "x"),
     ],
 )
-def test_wrong_words_exit_with_2(words, says, capsys):
+def test_wrong_words_exit_with_2_and_one_line(words, command, says, capsys):
     status, out, err = said(capsys, *words)
     assert (status, out) == (2, "")
     assert says in err
+    assert err.startswith("error: ")
+    assert err.endswith(f": see `{command} --help`\n")
+    assert err.count("\n") == 1
 
 
 def test_version(capsys):

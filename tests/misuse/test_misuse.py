@@ -66,18 +66,10 @@ def digest(folder: Path) -> dict[str, object]:
     return found
 
 
-def errors(err: str) -> list[str]:
-    """The lines of an error, without the usage that the parser of flags puts before its own."""
-    lines = err.splitlines()
-    if not err.startswith("usage: "):
-        return lines
-    return lines[next(n for n, line in enumerate(lines) if ": error: " in line) :]
-
-
 def check(case: Case, status: object, err: str) -> None:
     assert status in (1, 2), err
     assert "Traceback" not in err
-    lines = errors(err)
+    lines = err.splitlines()
     assert 1 <= len(lines) <= 2, err
     assert [word for word in case.says if word.lower() not in err.lower()] == [], err
     assert max(map(len, lines)) < 1000, err
