@@ -7,13 +7,13 @@ A model is a subclass of `Settings`. A field's type, bounds, default and help ar
             None, ge=1, description="updates", json_schema_extra={"default_text": "the dataset's"}
         )
 
-`json_schema_extra` may hold `flag`: False for a field that no flag sets; and `default_text`: what
-help and docs show in place of the default.
+`json_schema_extra` may hold `default_text`: what help and docs show in place of the default.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -40,8 +40,6 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 Schema = Mapping[str, Any]
 
-_OWN_KEYS = ("flag", "default_text")
-
 
 class Settings(BaseModel):
     """Frozen; nothing unknown is taken, and no value is quietly turned into another type."""
@@ -67,6 +65,23 @@ def checked(check: Callable[[Any], Any]) -> AfterValidator:
 def converted(convert: Callable[[Any], Any], accepts: Any) -> BeforeValidator:
     """As `checked`, but before the type is looked at: from a value that is one of `accepts`."""
     return BeforeValidator(_placed(convert), json_schema_input_type=accepts)
+
+
+def known_to(module: str, registry: str) -> AfterValidator:
+    """A check that `registry`, imported from `module` when a name is checked, has the name.
+
+    Args:
+        module: "domainbed.selection"; to declare a field it is not imported.
+        registry: the name of a mapping in it, which raises `UserError` for unknown names, or of
+            a function that does.
+    """
+
+    def known(name: str) -> str:
+        found = getattr(importlib.import_module(module), registry)
+        found(name) if callable(found) else found[name]
+        return name
+
+    return checked(known)
 
 
 class _OneOrMore:
@@ -326,9 +341,9 @@ def add_flags(parser: Any, model: type[Settings], only: Iterable[str] | None = N
 
     Args:
         parser: an `argparse` parser or group.
-        only: the fields that get one; by default all that are not declared to have none.
+        only: the fields that get one; by default all.
     """
-    fields = _flagged(model)
+    fields = _fields(model)
     for name in fields if only is None else only:
         spellings = dict.fromkeys([f"--{name}", "--" + name.replace("_", "-")])
         parser.add_argument(*spellings, **_flag_options(model, name, fields[name]))
@@ -341,17 +356,13 @@ def read_flags(arguments: argparse.Namespace, model: type[Settings]) -> dict[str
         UserError: a text is no YAML.
     """
     said = vars(arguments)
-    fields = {name: schema for name, schema in _flagged(model).items() if name in said}
+    fields = {name: schema for name, schema in _fields(model).items() if name in said}
     return {name: _meant(name, schema, model, said[name]) for name, schema in fields.items()}
 
 
 def _fields(model: type[Settings]) -> dict[str, Schema]:
     """The JSON schema of each field, by its name."""
     return model.model_json_schema().get("properties", {})
-
-
-def _flagged(model: type[Settings]) -> dict[str, Schema]:
-    return {name: schema for name, schema in _fields(model).items() if schema.get("flag", True)}
 
 
 def _flag_options(model: type[Settings], name: str, schema: Schema) -> dict[str, Any]:
@@ -427,6 +438,5 @@ def json_schema(model: type[Settings]) -> dict[str, Any]:
     """The JSON schema of a model's YAML files, by which editors complete and check them."""
     schema = model.model_json_schema()
     for properties in schema.get("properties", {}).values():
-        for key in _OWN_KEYS:
-            properties.pop(key, None)
+        properties.pop("default_text", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

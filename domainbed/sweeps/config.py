@@ -27,6 +27,7 @@ from domainbed.settings import (
     converted,
     found,
     given,
+    known_to,
     make,
     read_fields,
 )
@@ -38,27 +39,6 @@ if TYPE_CHECKING:
 TestEnvs = tuple[int, ...]
 
 _MOST_RUNS = 1_000_000
-
-
-def _dataset(name: str) -> str:
-    from domainbed.datasets import get_dataset_class
-
-    get_dataset_class(name)
-    return name
-
-
-def _algorithm(name: str) -> str:
-    from domainbed.algorithms import get_algorithm_class
-
-    get_algorithm_class(name)
-    return name
-
-
-def _selection(name: str) -> str:
-    from domainbed.selection import SELECTION_METHODS
-
-    SELECTION_METHODS[name]
-    return name
 
 
 def _test_envs(value: Any) -> Any:
@@ -85,6 +65,9 @@ def _chosen(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+_Dataset = Annotated[Text, known_to("domainbed.datasets", "get_dataset_class")]
+_Algorithm = Annotated[Text, known_to("domainbed.algorithms", "get_algorithm_class")]
+_Selection = Annotated[Text, known_to("domainbed.selection", "SELECTION_METHODS")]
 _Domain = Annotated[int, Field(ge=0)]
 _TestEnvs = Annotated[
     tuple[_Domain, ...],
@@ -98,10 +81,8 @@ class SweepConfig(RunFields, RunOptions):
     """A checked sweep. What is not given of a run's fields is left to its protocol."""
 
     plugins: Items[Text] = Field((), description="modules or .py files that register what is yours")
-    datasets: Listed[Annotated[Text, checked(_dataset)]] = Field(description="names of datasets")
-    algorithms: Listed[Annotated[Text, checked(_algorithm)]] = Field(
-        description="names of algorithms"
-    )
+    datasets: Listed[_Dataset] = Field(description="names of datasets")
+    algorithms: Listed[_Algorithm] = Field(description="names of algorithms")
     output_dir: Text = Field(
         "results/sweep",
         description="the folder of the sweep",
@@ -122,7 +103,7 @@ class SweepConfig(RunFields, RunOptions):
         description="list of lists of test domains",
         json_schema_extra={"default_text": "what the selection needs"},
     )
-    selection: Listed[Annotated[Text, checked(_selection)]] = Field(
+    selection: Listed[_Selection] = Field(
         ("training-domain", "leave-one-domain-out", "oracle"),
         description="selection methods that the runs are to serve",
     )

@@ -12,16 +12,11 @@ from pydantic import Field, model_validator
 
 from domainbed import settings as declared
 from domainbed.errors import UserError
-from domainbed.settings import Listed, Seeds, Text, checked
+from domainbed.settings import Listed, Seeds, Text, known_to
 
-
-def _algorithm(name: str) -> str:
-    from domainbed.experiments.irm_colored_mnist.penalties import PENALTIES
-
-    PENALTIES[name]
-    return name
-
-
+_Algorithm = Annotated[
+    Text, known_to("domainbed.experiments.irm_colored_mnist.penalties", "PENALTIES")
+]
 _NotNegative = Annotated[float, Field(ge=0, lt=1e30)]
 
 
@@ -55,7 +50,7 @@ class Settings(declared.Settings):
 class Config(Settings):
     """The settings, and which restarts of which algorithms to compute, where and how."""
 
-    algorithms: Listed[Annotated[Text, checked(_algorithm)]] = Field(
+    algorithms: Listed[_Algorithm] = Field(
         ("ERM", "IRM", "VREx", "Fishr"),
         description="of ERM, IRM, VREx, Fishr, Fishr-offdiagonal, Fishr-uncentred",
     )
