@@ -27,7 +27,11 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["domainbed", "domainbed.*"]),
-    package_data={"domainbed": ["py.typed"], "domainbed.protocols": ["*.yaml"]},
+    package_data={
+        "domainbed": ["py.typed"],
+        "domainbed.protocols": ["*.yaml"],
+        "domainbed.published": ["tables/*"],
+    },
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

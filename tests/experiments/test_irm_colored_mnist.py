@@ -12,7 +12,6 @@ import torch
 
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
-from domainbed.experiments.irm_colored_mnist import tables
 from domainbed.experiments.irm_colored_mnist.data import (
     COLOR_FLIPS,
     Domain,
@@ -327,12 +326,6 @@ class TestTable:
         assert dict(published) == {"ERM": 14.0, "IRM": 65.6, "VREx": 67.2, "Fishr": 69.5}
         assert published_values(0.0) is None
         assert "published_test_acc" not in table(made_up_results(label_flip=0.0))
-
-    def test_without_the_published_file(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(tables, "_PUBLISHED", tmp_path / "gone.csv")
-        text = FORMATS["text"](made_up_results())
-        assert "published" not in text.splitlines()[0]
-        assert "No published values beside: they come with the repository" in text
 
     @pytest.mark.parametrize(
         ("changed", "reason"),

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-import domainbed
 from domainbed.experiments.irm_colored_mnist.settings import Settings
+from domainbed.published import irm_colored_mnist_values
 from domainbed.text_table import pipe_table, text_table
 
-_PUBLISHED = (
-    Path(domainbed.__file__)
-    .parents[1]
-    .joinpath("results", "published", "fishr_2022_irm_colored_mnist.csv")
-)
 _MEASURES = {
     "train_acc": "train acc",
     "test_acc": "test acc",
@@ -56,8 +50,6 @@ def why_unpublished(settings: Mapping[str, Any]) -> str:
     if others:
         said = [f"{name} is {settings[name]} (the paper's: {paper[name]})" for name in others]
         return f"the settings are not the paper's: {', '.join(said)}"
-    if not _PUBLISHED.is_file():  # an installed package comes without it
-        return "they come with the repository, and not with an installed package"
     if published_values(settings["label_flip"]) is None:
         return f"there are none for label_flip {settings['label_flip']}"
     return ""
@@ -68,7 +60,7 @@ def published_values(label_flip: float) -> pd.DataFrame | None:
 
     Columns: algorithm, and published_X for every X of the file, in percent.
     """
-    values = pd.read_csv(_PUBLISHED)
+    values = pd.DataFrame(irm_colored_mnist_values())
     values = values[np.isclose(values["label_flip"], label_flip)].drop(columns="label_flip")
     renamed = values.rename(columns=lambda name: name if name == "algorithm" else _published(name))
     return renamed if len(renamed) else None
