@@ -147,6 +147,12 @@ FLAGS = {
         "plugins": ("missing.py",),
     },
     "verify folder:photos": {"format": ("x",)},
+    "published fishr-2022": {
+        "dataset": ("PASC", "", "avg"),
+        "selection": ("x", "Oracle", "leave-one-domain-out"),
+        "algorithms": ("x", "MLDG"),
+        "format": ("x", "latex"),
+    },
     "list algorithms": {"plugins": ("missing.py", "broken.py")},
 }
 
@@ -413,6 +419,8 @@ def _of_words() -> Iterator[Case]:
         "list hparams ERM x": "x",
         "list hparams ERM folder:missing": "missing",
         "verify x": "x",
+        "published fishr": "fishr-2022",
+        "published fishr-2022 x": "'x'",
         "verify --data_dir missing": "missing",
         "verify --data_dir file": "file",
     }.items():
