@@ -7,7 +7,7 @@ import io
 import torch
 
 from domainbed.algorithms import get_algorithm_class
-from domainbed.hparams import default_hparams
+from domainbed.hparams import default_hparams, search_space
 from domainbed.training.state import capture, restore
 
 SHAPE = (2, 8, 8)
@@ -32,6 +32,12 @@ def small_hparams(algorithm, **overrides):
     if algorithm.endswith("DANN"):
         hparams |= SMALL_DISCRIMINATOR
     return hparams | overrides
+
+
+def switching_at(update, algorithm):
+    """Hyper-parameters with which everything that an algorithm changes once changes then."""
+    names = search_space(algorithm, "ColoredMNIST")
+    return {name: update for name in names if name.endswith("iters")}
 
 
 def build(algorithm, domains=2, seed=0, dtype=torch.float32, shape=SHAPE, **overrides):
