@@ -10,12 +10,13 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.24", "datasets>=2.20", "gdown>=6.4"],  # downloads of the datasets
     "timm": ["timm>=1.0"],  # its backbones
     "plots": ["matplotlib>=3.8"],
+    "stats": ["baycomp>=1.0.3"],  # Bayesian comparison of algorithms
 }
 EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS["dev"] = [
     *("pytest>=8", "pytest-xdist>=3.6", "sybil>=9", "hypothesis>=6.100"),
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
-    *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["timm"] + EXTRAS["plots"]),
+    *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["timm"] + EXTRAS["plots"] + EXTRAS["stats"]),
 ]
 
 setup(
@@ -43,6 +44,7 @@ setup(
         "pydantic>=2.7",
         "pyyaml>=6",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "filelock>=3.12",
         "tqdm>=4.66",
     ],

@@ -1,0 +1,271 @@
+"""Statistics of paired accuracies, on arrays of numbers. What few trials prove is little.
+
+Accuracies are in percent. An average is taken as in the tables: over the trials of a test domain,
+over the test domains of a dataset, over datasets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from domainbed.errors import UserError
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+TIE = 0.05
+"""Differences below it, in points of percent, are ties: the tables print one decimal."""
+
+UNITS = ("trial", "domain", "dataset")
+"""What a test counts as one observation: each pair of runs, or their mean over a larger whole."""
+
+
+@dataclass(frozen=True)
+class PairedCell:
+    """The accuracies of two algorithms on one test domain, trial by trial.
+
+    Attributes:
+        dataset: its name.
+        ours, baseline: (trials,), in percent; the same position is the same trial.
+    """
+
+    dataset: str
+    ours: np.ndarray
+    baseline: np.ndarray
+
+    @property
+    def differences(self) -> np.ndarray:
+        """(trials,): ours minus the baseline."""
+        return self.ours - self.baseline
+
+
+class Interval(NamedTuple):
+    """Two ends; both NaN where there is nothing to resample."""
+
+    low: float
+    high: float
+
+
+NO_INTERVAL = Interval(math.nan, math.nan)
+
+
+class Comparison(NamedTuple):
+    """Counts of wins, ties (see `TIE`) and losses."""
+
+    wins: int
+    ties: int
+    losses: int
+
+
+class Chances(NamedTuple):
+    """Posterior probabilities that the algorithm is worse, practically equal, or better."""
+
+    worse: float
+    equal: float
+    better: float
+
+
+def observations(cells: Sequence[PairedCell], unit: str) -> np.ndarray:
+    """The differences that a test reads: of each trial, of each test domain, or of each dataset."""
+    if unit == "trial":
+        return np.concatenate([cell.differences for cell in cells])
+    if unit == "domain":
+        return np.array([cell.differences.mean() for cell in cells])
+    return _dataset_means(cells, [cell.differences.mean() for cell in cells])
+
+
+def mean_difference(cells: Sequence[PairedCell]) -> float:
+    """The mean difference over datasets, in points of percent."""
+    return float(observations(cells, "dataset").mean())
+
+
+def trial_interval(cells: Sequence[PairedCell], seed: int = 0) -> Interval:
+    """The bootstrap interval of the mean difference when trials are drawn anew.
+
+    The trials of each test domain are resampled with replacement, on their own (Agarwal et al.
+    2021, section 4.1). With few trials such an interval is too narrow.
+    """
+    if all(len(cell.differences) < 2 for cell in cells):
+        return NO_INTERVAL
+    rng = np.random.default_rng(seed)
+    means = []  # of each cell (resamples,)
+    for cell in cells:
+        drawn = rng.integers(len(cell.differences), size=(RESAMPLES, len(cell.differences)))
+        means.append(cell.differences[drawn].mean(axis=1))
+    return _percentiles(_dataset_means(cells, means).mean(axis=0))
+
+
+def dataset_interval(cells: Sequence[PairedCell], seed: int = 0) -> Interval:
+    """The bootstrap interval of the mean difference when datasets are drawn anew."""
+    means = observations(cells, "dataset")
+    if len(means) < 2:
+        return NO_INTERVAL
+    drawn = np.random.default_rng(seed).integers(len(means), size=(RESAMPLES, len(means)))
+    return _percentiles(means[drawn].mean(axis=1))
+
+
+def probability_of_improvement(cells: Sequence[PairedCell]) -> float:
+    """The chance that a run is better than one of the baseline (Agarwal et al. 2021, section 4.3).
+
+    In each test domain every trial of one is set against every trial of the other; a tie is half
+    a win.
+    """
+    return float(_dataset_means(cells, [_chance(cell) for cell in cells]).mean())
+
+
+def _chance(cell: PairedCell) -> float:
+    signs = np.sign(cell.ours[:, None] - cell.baseline[None, :])
+    return float((signs + 1).mean() / 2)
+
+
+def win_tie_loss(differences: np.ndarray) -> Comparison:
+    """How many of the differences are above, about and below zero."""
+    ties = np.abs(differences) < TIE
+    wins = int(((differences > 0) & ~ties).sum())
+    return Comparison(wins, int(ties.sum()), int(len(differences) - ties.sum()) - wins)
+
+
+def wilcoxon(differences: np.ndarray) -> float:
+    """The two-sided p-value of Wilcoxon's signed-rank test; NaN if all differences are zero."""
+    if not np.any(differences):
+        return math.nan
+    return float(stats.wilcoxon(differences).pvalue)
+
+
+def least_p_value(count: int) -> float:
+    """The smallest p-value that Wilcoxon's test can give for so many differences."""
+    return min(1.0, 2.0 ** (1 - count))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values after Holm's correction for their number; those that are NaN stay so."""
+    values = np.array(p_values, dtype=float)
+    order = np.argsort(values)[: int(np.isfinite(values).sum())]
+    factors = np.arange(len(order), 0, -1)
+    corrected = np.full(len(values), math.nan)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(values[order] * factors))
+    return corrected.tolist()
+
+
+def practically_equal(differences: np.ndarray, rope: float, seed: int = 0) -> Chances:
+    """The Bayesian signed-rank test with a region of practical equivalence.
+
+    Benavoli, Corani, Demšar and Zaffalon, "Time for a change" (JMLR 2017), section 4.2.
+
+    Args:
+        differences: (observations,), in points of percent.
+        rope: differences up to it, in points of percent, do not matter.
+        seed: of the draws from the posterior.
+
+    Raises:
+        UserError: baycomp is not installed.
+    """
+    try:
+        from baycomp import SignedRankTest
+    except ImportError as error:
+        raise UserError(
+            "the Bayesian test needs baycomp: install it with `pip install 'domainbed[stats]'`"
+        ) from error
+    zeros = np.zeros(len(differences))
+    # Its first probability is that of the first argument.
+    better, equal, worse = SignedRankTest.probs(
+        differences, zeros, rope=rope, nsamples=RESAMPLES, random_state=seed
+    )
+    return Chances(float(worse), float(equal), float(better))
+
+
+@dataclass(frozen=True)
+class CriticalDifference:
+    """Friedman's test and Nemenyi's critical difference (Demšar 2006, section 3.2).
+
+    Attributes:
+        mean_ranks: by algorithm, ascending; 1 is best, ties share the mean of their ranks.
+        count: how many observations the ranks are over.
+        p_value: of Friedman's test; NaN for fewer than three algorithms or two observations.
+        distance: mean ranks that are further apart differ; NaN likewise.
+        groups: the largest sets of neighbours that are not told apart, of two and more.
+    """
+
+    mean_ranks: dict[str, float]
+    count: int
+    p_value: float
+    distance: float
+    groups: list[tuple[str, ...]]
+
+    @property
+    def can_differ(self) -> bool:
+        """Whether any ranks of so few observations could be further apart than the distance."""
+        return self.distance < len(self.mean_ranks) - 1
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether Friedman's test finds a difference, and some mean ranks are far enough apart."""
+        ranks = list(self.mean_ranks.values())
+        return self.p_value < 1 - CONFIDENCE and ranks[-1] - ranks[0] > self.distance
+
+
+def critical_difference(accuracies: np.ndarray, algorithms: Sequence[str]) -> CriticalDifference:
+    """Ranks `algorithms` on each observation, and says which mean ranks differ.
+
+    Args:
+        accuracies: (observations, algorithms), without gaps.
+        algorithms: their names.
+    """
+    count, size = accuracies.shape
+    ranks = stats.rankdata(-accuracies, axis=1).mean(axis=0) if count else np.full(size, math.nan)
+    order = np.argsort(ranks, kind="stable")
+    mean_ranks = {algorithms[i]: float(ranks[i]) for i in order}
+    if size < 3 or count < 2:
+        return CriticalDifference(mean_ranks, count, math.nan, math.nan, [])
+    constant = bool((accuracies == accuracies[:, :1]).all())
+    p_value = math.nan if constant else float(stats.friedmanchisquare(*accuracies.T).pvalue)
+    quantile = stats.studentized_range.ppf(CONFIDENCE, size, np.inf) / math.sqrt(2)
+    distance = float(quantile * math.sqrt(size * (size + 1) / (6 * count)))
+    return CriticalDifference(mean_ranks, count, p_value, distance, _groups(mean_ranks, distance))
+
+
+def _groups(mean_ranks: dict[str, float], distance: float) -> list[tuple[str, ...]]:
+    names, groups, last = list(mean_ranks), [], 0
+    for first, name in enumerate(names):
+        near = [
+            other for other in names[first:] if mean_ranks[other] - mean_ranks[name] <= distance
+        ]
+        if len(near) > 1 and first + len(near) > last:
+            groups.append(tuple(near))
+        last = max(last, first + len(near))
+    return groups
+
+
+def expected_best(test_accs: np.ndarray) -> np.ndarray:
+    """The test accuracy that choosing among k random draws gives on average, for each k.
+
+    Args:
+        test_accs: (draws,), from the draw that is chosen last, the worst, to the best.
+
+    Returns:
+        (draws,): at position k - 1 the mean over all sets of k different draws.
+    """
+    count = len(test_accs)
+    # The draw with i worse ones is chosen in C(i, k - 1) of the C(count, k) sets.
+    weights = [
+        [math.comb(i, k - 1) / math.comb(count, k) for i in range(count)]
+        for k in range(1, count + 1)
+    ]
+    return np.array(weights) @ test_accs
+
+
+def _dataset_means(cells: Sequence[PairedCell], values: Sequence[Any]) -> np.ndarray:
+    """A number, or an array, of each cell averaged within datasets: (datasets, ...)."""
+    names, stacked = np.array([cell.dataset for cell in cells]), np.array(values)
+    return np.array([stacked[names == name].mean(axis=0) for name in dict.fromkeys(names)])
+
+
+def _percentiles(samples: np.ndarray) -> Interval:
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(samples, [tail, 100 - tail])
+    return Interval(float(low), float(high))
