@@ -9,7 +9,7 @@ import pandas as pd
 from domainbed.reporting.explain import explain
 from domainbed.reporting.load import Folders, load_records, planned_selection
 from domainbed.reporting.render import RENDERERS, cell_text, to_frame
-from domainbed.reporting.tables import Cell, Column, Report, Table, build_report
+from domainbed.reporting.tables import Cell, Column, Report, Table, build_report, only
 
 __all__ = [
     "RENDERERS",
@@ -20,6 +20,7 @@ __all__ = [
     "build_report",
     "cell_text",
     "collect",
+    "compare",
     "explain",
     "load_records",
     "planned_selection",
@@ -52,3 +53,40 @@ def collect(
         >>> cells.pivot(index="algorithm", columns="test_env", values="mean")  # doctest: +SKIP
     """
     return to_frame(build_report(load_records(folders), selection, datasets, algorithms))
+
+
+def compare(
+    folders: Folders,
+    selection: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    algorithms: Sequence[str] | None = None,
+    baseline: str = "ERM",
+    unit: str = "trial",
+    rope: float | None = None,
+) -> pd.DataFrame:
+    """Each algorithm's difference to a baseline, paired by dataset, test domain and trial.
+
+    Args:
+        folders: a sweep folder, a run folder, or a list of such.
+        selection: short names of selection methods; None for all.
+        datasets: only these; None for all that have records.
+        algorithms: only these, and the baseline; None for all that have records.
+        baseline: what the others are compared with.
+        unit: what wins and tests count as one observation: "trial", "domain" or "dataset".
+        rope: differences up to it, in points of percent, are practically none: adds a Bayesian
+            test of that.
+
+    Returns:
+        The table that `comparison.differences` describes, in points of percent, unrounded.
+
+    Raises:
+        UserError: a folder or a record is damaged, a name is unknown, or nothing can be compared.
+
+    Example:
+        >>> compare("results/quickstart", selection=["oracle"])  # doctest: +SKIP
+    """
+    from domainbed.reporting.comparison import differences  # SciPy's statistics take a second
+
+    wanted = algorithms and list(dict.fromkeys([baseline, *algorithms]))
+    records = only(load_records(folders), datasets, wanted)
+    return differences(records, selection, baseline, unit, rope)

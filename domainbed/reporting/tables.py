@@ -115,9 +115,7 @@ def build_report(
     """
     names = list(SELECTION_METHODS) if selection is None else dict.fromkeys(selection)
     methods = [SELECTION_METHODS[name] for name in names]
-    records = _only(_only(records, "dataset", datasets), "algorithm", algorithms)
-    if records.runs.empty:
-        raise UserError(f"no records of {algorithms} on {datasets}: choose others")
+    records = only(records, datasets, algorithms)
     tables = [table for method in methods for table in _method_tables(records, method)]
     report = Report(records, methods, tables, datasets, algorithms)
     _warn_of_gaps(report)
@@ -138,6 +136,20 @@ def _recorded_names(runs: pd.DataFrame) -> list[str]:
         if isinstance(args.get("environments"), list):
             return [str(name) for name in args["environments"]]
     return []
+
+
+def only(
+    records: Records, datasets: Sequence[str] | None, algorithms: Sequence[str] | None
+) -> Records:
+    """The records of these datasets and algorithms; None means all.
+
+    Raises:
+        UserError: a name is unknown, or no record is left.
+    """
+    records = _only(_only(records, "dataset", datasets), "algorithm", algorithms)
+    if records.runs.empty:
+        raise UserError(f"no records of {algorithms} on {datasets}: choose others")
+    return records
 
 
 def _only(records: Records, column: str, names: Sequence[str] | None) -> Records:
