@@ -20,6 +20,8 @@ from domainbed.algorithms.vrex import VREx
 from domainbed.algorithms.fish import Fish
 from domainbed.algorithms.fishr import Fishr
 from domainbed.algorithms.dann import DANN
+from domainbed.algorithms.mixup import Mixup
+from domainbed.algorithms.rsc import RSC
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
 
@@ -42,10 +44,12 @@ __all__ = [
     "DANN",
     "ERM",
     "IRM",
+    "RSC",
     "Algorithm",
     "Fish",
     "Fishr",
     "ForwardPass",
+    "Mixup",
     "PooledAlgorithm",
     "VREx",
     "declared_options",

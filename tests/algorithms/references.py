@@ -290,3 +290,7 @@ NAIVE = {
     "Fishr": NaiveFishr,
     "DANN": NaiveDANN,
 }
+
+import references_mixing  # noqa: E402  (they build on the classes above)
+
+NAIVE |= references_mixing.NAIVE
