@@ -200,6 +200,12 @@ def domain_sizes(minibatches: Minibatches) -> list[int]:
     return [len(y) for _, y in minibatches]
 
 
+def domain_labels(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
+    """(Σ sizes,) the number of each sample's domain, where the samples come domain by domain."""
+    filled = [torch.full((size,), e, device=device) for e, size in enumerate(sizes)]
+    return torch.cat(filled)
+
+
 def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     """One step of `optimizer` down the gradient of `loss`."""
     optimizer.zero_grad()

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
@@ -14,7 +15,7 @@ from domainbed.algorithms.base import (
     Minibatches,
     Objective,
     as_numbers,
-    domain_sizes,
+    domain_labels,
     register_algorithm,
     step,
 )
@@ -35,6 +36,14 @@ def gradient_penalty(total: torch.Tensor, features: torch.Tensor) -> torch.Tenso
     """mean_n ‖∂ total / ∂z_n‖², with `total` a sum over the samples z: (B, d)."""
     gradients = torch.autograd.grad(total, features, create_graph=True)[0]
     return gradients.square().sum(dim=1).mean()
+
+
+def is_discriminator_step(update: int, d_steps: int) -> bool:
+    """Whether the `update`-th update, from 1 on, is one of the discriminator.
+
+    Of each 1 + `d_steps` updates in a row, `d_steps` are.
+    """
+    return update % (1 + d_steps) < d_steps
 
 
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
@@ -108,18 +117,17 @@ class DANN(PooledAlgorithm):
         width = self.featurizer.n_outputs
         self.classifier = networks.Classifier(width, num_classes, hparams["nonlinear_classifier"])
         self.discriminator = networks.MLP(width, num_domains, hparams)
-        betas = (hparams["beta1"], 0.9)
-        self.disc_opt = torch.optim.Adam(
-            self.discriminator.parameters(),
-            lr=hparams["lr_d"],
-            weight_decay=hparams["weight_decay_d"],
-            betas=betas,
-        )
-        self.gen_opt = torch.optim.Adam(
-            [*self.featurizer.parameters(), *self.classifier.parameters()],
-            lr=hparams["lr_g"],
-            weight_decay=hparams["weight_decay_g"],
-            betas=betas,
+        self.disc_opt = self.new_adam("d", self.discriminator)
+        self.gen_opt = self.new_adam("g", self.featurizer, self.classifier)
+
+    def new_adam(self, which: str, *modules: nn.Module) -> torch.optim.Adam:
+        """An Adam over `modules`, with the rate and the decay of the discriminator (d) or of the
+        network (g)."""
+        return torch.optim.Adam(
+            [parameter for module in modules for parameter in module.parameters()],
+            lr=self.hparams[f"lr_{which}"],
+            weight_decay=self.hparams[f"weight_decay_{which}"],
+            betas=(self.hparams["beta1"], 0.9),
         )
 
     def update_on(
@@ -130,22 +138,23 @@ class DANN(PooledAlgorithm):
     ) -> dict[str, float]:
         """A step of the network on `objective`, or one of the discriminator on its own loss."""
         self.update_count += 1
-        d_steps = self.hparams["d_steps_per_g_step"]
-        if self.update_count.item() % (1 + d_steps) < d_steps:
+        done = int(self.update_count.item())
+        if is_discriminator_step(done, self.hparams["d_steps_per_g_step"]):
             return self.update_discriminator(minibatches)
         metrics = super().update_on(objective, minibatches, unlabeled)
         return {"gen_loss": metrics.pop("loss"), **metrics}  # the name is DomainBed's
 
     def update_discriminator(self, minibatches: Minibatches) -> dict[str, float]:
+        forward = self.forward_pass(minibatches)
         with torch.no_grad():  # no gradient goes through the featurizer
-            z = self.forward_pass(minibatches).features
-        disc_loss = self.discriminator_loss(z, domain_sizes(minibatches))
+            z = forward.features
+        disc_loss = self.disc_loss_of(z, forward)
         step(self.disc_opt, disc_loss)
         return as_numbers({"disc_loss": disc_loss})
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """Of the network's steps."""
-        disc_loss = self.discriminator_loss(forward.features, forward.sizes)
+        disc_loss = self.disc_loss_of(forward.features, forward)
         risk = forward.pooled_risk()
         return risk - self.hparams["lambda"] * disc_loss, {"nll": risk}
 
@@ -153,17 +162,32 @@ class DANN(PooledAlgorithm):
         """One step of featurizer and classifier on `loss`."""
         step(self.gen_opt, loss)
 
-    def discriminator_loss(self, z: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        """How badly D tells the domains of features z (Σ sizes, d), which come domain by domain."""
-        counts = torch.tensor(sizes, device=z.device)
-        domains = torch.arange(len(sizes), device=z.device).repeat_interleave(counts)
-        if not self.hparams["grad_penalty"]:
+    def disc_loss_of(self, z: torch.Tensor, forward: ForwardPass) -> torch.Tensor:
+        """`discriminator_loss` of the features z (N, d) of a forward pass."""
+        return self.discriminator_loss(z, forward.sizes)
+
+    def discriminator_loss(
+        self, z: torch.Tensor, sizes: Sequence[int], divisors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """How badly D tells the domains of inputs z, with the penalty.
+
+        Args:
+            z: (N, d), domain by domain.
+            sizes: how many of each of the E domains.
+            divisors: (N,) what each sample's loss is divided by before they are added up; N where
+                none are given.
+        """
+        domains = domain_labels(sizes, z.device)
+        if divisors is None and not self.hparams["grad_penalty"]:
             return F.cross_entropy(self.discriminator(z), domains)
         z = z if z.requires_grad else z.requires_grad_()
         scores = self.discriminator(z)
         losses = F.cross_entropy(scores, domains, reduction="none")
+        loss = losses.mean() if divisors is None else (losses / divisors).sum()
+        if not self.hparams["grad_penalty"]:
+            return loss
         if with_defaults(self.options, self.hparams)["grad_penalty_of"] == "softmax":
-            total = (scores.softmax(dim=1) * counts).sum()
+            total = (scores.softmax(dim=1) * torch.tensor(sizes, device=z.device)).sum()
         else:
             total = losses.sum()
-        return losses.mean() + self.hparams["grad_penalty"] * gradient_penalty(total, z)
+        return loss + self.hparams["grad_penalty"] * gradient_penalty(total, z)

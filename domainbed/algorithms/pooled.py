@@ -11,7 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, concatenate, domain_sizes
+from domainbed.algorithms.base import (
+    Algorithm,
+    Metrics,
+    Minibatches,
+    concatenate,
+    domain_labels,
+    domain_sizes,
+)
 from domainbed.errors import UserError
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -67,6 +74,11 @@ class ForwardPass:
         if self._featurizer is None:
             return self._through(self._classifier)
         return self._classifier(self.features)
+
+    @cached_property
+    def domains(self) -> torch.Tensor:
+        """(N,) the number of each sample's domain."""
+        return domain_labels(self.sizes, self.y.device)
 
     def _through(self, network: Network) -> torch.Tensor:
         if self._one_by_one:
