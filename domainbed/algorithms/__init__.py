@@ -21,7 +21,9 @@ from domainbed.algorithms.fish import Fish
 from domainbed.algorithms.fishr import Fishr
 from domainbed.algorithms.dann import DANN
 from domainbed.algorithms.mixup import Mixup
+from domainbed.algorithms.cdann import CDANN
 from domainbed.algorithms.rsc import RSC
+from domainbed.algorithms.cad import CAD, CondCAD
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
 
@@ -40,12 +42,15 @@ def get_algorithm_class(name: str) -> type[Algorithm]:
 
 __all__ = [
     "ALGORITHMS",
+    "CAD",
+    "CDANN",
     "CORAL",
     "DANN",
     "ERM",
     "IRM",
     "RSC",
     "Algorithm",
+    "CondCAD",
     "Fish",
     "Fishr",
     "ForwardPass",

@@ -291,6 +291,8 @@ NAIVE = {
     "DANN": NaiveDANN,
 }
 
-import references_mixing  # noqa: E402  (they build on the classes above)
+import references_adversaries  # noqa: E402  (they build on the classes above)
+import references_mixing  # noqa: E402
 
+NAIVE |= references_adversaries.NAIVE
 NAIVE |= references_mixing.NAIVE

@@ -1,0 +1,77 @@
+"""Conditional DANN: features from which the domain cannot be told where the class is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from domainbed.algorithms.base import register_algorithm
+from domainbed.algorithms.dann import DANN
+from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+
+
+def class_divisors(y: torch.Tensor, num_classes: int, present_only: bool) -> torch.Tensor:
+    """(N,) n_c · K, by which the loss of a sample of class c is to be divided.
+
+    Args:
+        y: (N,) labels below `num_classes`; n_c of them are c.
+        num_classes: C.
+        present_only: K is the number of classes that occur, with which each of them weighs 1/K;
+            else the largest label and one.
+    """
+    counts = F.one_hot(y, num_classes).sum(dim=0)  # (C,)
+    classes = (counts > 0).sum() if present_only else y.max() + 1
+    return counts[y] * classes
+
+
+@register_algorithm
+class CDANN(DANN):
+    """DANN whose discriminator knows the class, and for which all classes weigh the same.
+
+        disc_loss = Σ_n CE(D(z_n + e(y_n)), domain_n) / (n_{y_n} · K)
+                    + grad_penalty · mean_n ‖∂ Σ CE / ∂(z_n + e(y_n))‖²
+
+    z: (N, d) features, e: (C, d) an embedding of the classes, trained with D; n_c the samples of
+    class c in the update, K the number of classes. Steps, options and the rest are DANN's. The
+    paper has a discriminator of each class and one of all, class-prior-normalised; this, as
+    DomainBed's, has one that is told the class. The gradient penalty is not in the paper.
+
+    DomainBed's K is the largest label in the minibatches and one, so that the loss is the smaller
+    the more classes below that are absent; with `fidelity: paper` the weights 1/(n_c · K) sum to
+    one.
+
+    Attributes:
+        class_embeddings: e, drawn from N(0, 1).
+    """
+
+    paper = (
+        "Li, Tian, Gong, Liu, Liu, Zhang, Tao, Deep Domain Generalization via Conditional "
+        "Invariant Adversarial Networks, ECCV 2018"
+    )
+    options = {
+        **DANN.options,
+        **two_readings(DOMAINBED, "domainbed: absent classes below the largest label count"),
+    }
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        width: Any = self.featurizer.n_outputs
+        self.class_embeddings = nn.Embedding(num_classes, width)
+        self.disc_opt = self.new_adam("d", self.discriminator, self.class_embeddings)
+
+    def disc_loss_of(self, z: torch.Tensor, forward: ForwardPass) -> torch.Tensor:
+        present_only = reading(self.options, self.hparams) == PAPER
+        divisors = class_divisors(forward.y, self.class_embeddings.num_embeddings, present_only)
+        told = z + self.class_embeddings(forward.y)
+        return self.discriminator_loss(told, forward.sizes, divisors)
