@@ -31,6 +31,8 @@ def small_hparams(algorithm, **overrides):
     hparams = default_hparams(algorithm, "ColoredMNIST")
     if algorithm.endswith("DANN"):
         hparams |= SMALL_DISCRIMINATOR
+    if algorithm.endswith("ERMPlusPlus"):
+        hparams |= {"linear_steps": 0, "sma_start": 2}
     return hparams | overrides
 
 

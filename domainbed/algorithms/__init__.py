@@ -20,6 +20,7 @@ from domainbed.algorithms.vrex import VREx
 from domainbed.algorithms.fish import Fish
 from domainbed.algorithms.fishr import Fishr
 from domainbed.algorithms.dann import DANN
+from domainbed.algorithms.erm_plus_plus import ERMPlusPlus
 from domainbed.algorithms.mixup import Mixup
 from domainbed.algorithms.cdann import CDANN
 from domainbed.algorithms.rsc import RSC
@@ -51,6 +52,7 @@ __all__ = [
     "RSC",
     "Algorithm",
     "CondCAD",
+    "ERMPlusPlus",
     "Fish",
     "Fishr",
     "ForwardPass",

@@ -7,21 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from domainbed.algorithms.averaging import move_towards
 from domainbed.algorithms.base import Minibatches, register_algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.dimensions import Choice
-
-
-@torch.no_grad()
-def move_towards(network: nn.Module, target: nn.Module, rate: float) -> None:
-    """θ ← θ + rate · (θ' − θ) for every floating-point entry of the state dict, in place."""
-    destination = target.state_dict()
-    for name, value in network.state_dict().items():
-        if value.is_floating_point():
-            value += rate * (destination[name] - value)
 
 
 @register_algorithm

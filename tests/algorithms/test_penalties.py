@@ -9,7 +9,6 @@ import torch
 from domainbed.algorithms import DANN
 from domainbed.algorithms.coral import coral_distance, coral_penalty
 from domainbed.algorithms.dann import gradient_penalty
-from domainbed.algorithms.fish import move_towards
 from domainbed.algorithms.fishr import fishr_penalty
 from domainbed.algorithms.irm import irm_penalty, scale_gradient
 from domainbed.algorithms.vrex import vrex_penalty
@@ -93,14 +92,6 @@ def test_dann_loss_of_uniform_discriminator_is_log_of_domains():
     torch.nn.init.zeros_(algorithm.discriminator.output.bias)
     loss = algorithm.discriminator_loss(torch.randn(6, 128), [1, 2, 3])
     assert loss.item() == pytest.approx(torch.log(torch.tensor(3.0)).item(), rel=1e-6)
-
-
-def test_move_towards():
-    network, target = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
-    start, end = network.weight.detach().clone(), target.weight.detach().clone()
-    move_towards(network, target, 0.25)
-    torch.testing.assert_close(network.weight.detach(), 0.75 * start + 0.25 * end)
-    torch.testing.assert_close(target.weight.detach(), end)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
