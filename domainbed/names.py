@@ -15,6 +15,9 @@ ALGORITHM_ORDER: tuple[str, ...] = (
 
 _COLORED = ("+90%", "+80%", "-90%")
 _ROTATED = ("0", "15", "30", "45", "60", "75")
+_SPAWRIOUS = tuple(
+    f"Spawrious{kind}_{level}" for kind in ("O2O", "M2M") for level in ("easy", "medium", "hard")
+)
 
 DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     "ColoredMNIST": _COLORED,
@@ -28,6 +31,9 @@ DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     "RotatedDigits": _ROTATED,
 }
 """Each dataset's domains, numbered by their position; the keys are the order of the tables."""
+
+TEST_DOMAINS: dict[str, tuple[int, ...]] = dict.fromkeys(_SPAWRIOUS, (0,))
+"""The domains that a dataset is evaluated on, where that is not each of them."""
 
 
 def order_algorithms(seen: Iterable[str]) -> list[str]:

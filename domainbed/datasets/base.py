@@ -39,6 +39,8 @@ class MultipleDomainDataset:
     shareable: ClassVar[bool] = False
     """Whether the object depends on root and trial seed alone, so that runs may share it."""
     info: ClassVar[DatasetInfo | None] = None
+    test_domains: ClassVar[Sequence[int] | None] = None
+    """The domains that it is evaluated on, which is what sweeps plan; None for each of them."""
     options: ClassVar[Mapping[str, Option]] = {}
     """What hyper-parameters may change of the data; see `option`."""
 

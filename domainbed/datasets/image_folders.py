@@ -160,7 +160,7 @@ def folder_dataset(name: str) -> type[ImageFolderDataset]:
 
     Args:
         name: `folder:PATH`, or the path of a YAML file with `path` (from the file's own folder)
-            and, if wanted, `steps` and `checkpoint_freq`.
+            and, if wanted, `steps`, `checkpoint_freq`, and the list `test_domains`.
 
     Raises:
         UserError: the folder or the file is not there, or the file has other fields.
@@ -173,14 +173,20 @@ def folder_dataset(name: str) -> type[ImageFolderDataset]:
     if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
         raise UserError(f"{name}: expected the field 'path' with the folder of the images")
     for field, value in fields.items():
-        counts = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if field != "path" and not (field in ("steps", "checkpoint_freq") and counts):
+        counts = field in ("steps", "checkpoint_freq") and _is_count(value, 1)
+        lists = field == "test_domains" and isinstance(value, list) and value
+        if field != "path" and not counts and not (lists and all(_is_count(v, 0) for v in value)):
             raise UserError(
-                f"{name}, line {lines[(field,)]}: {field!r} is {value!r}: expected 'path', and "
-                "'steps' and 'checkpoint_freq' with whole numbers from 1 on"
+                f"{name}, line {lines[(field,)]}: {field!r} is {value!r}: expected 'path', "
+                "'steps' and 'checkpoint_freq' with whole numbers from 1 on, and 'test_domains' "
+                "with a list of numbers of domains"
             )
     path = Path(name).parent / Path(fields["path"]).expanduser()
     return _folder_class(dataset_label(name), {**fields, "path": path})
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _folder_class(name: str, fields: Mapping[str, Any]) -> type[ImageFolderDataset]:
@@ -195,6 +201,7 @@ def _folder_class(name: str, fields: Mapping[str, Any]) -> type[ImageFolderDatas
         "ENVIRONMENTS": tuple(folder_names(path)),
         "N_STEPS": fields.get("steps", ImageFolderDataset.N_STEPS),
         "CHECKPOINT_FREQ": fields.get("checkpoint_freq", ImageFolderDataset.CHECKPOINT_FREQ),
+        "test_domains": fields.get("test_domains"),
         "__doc__": f"The images in {path}.",
     }
     return type(name, (ImageFolderDataset,), attributes)

@@ -15,7 +15,7 @@ from domainbed.errors import UserError
 from domainbed.names import dataset_label
 from domainbed.reporting.load import Folders, as_paths, run_folders
 from domainbed.reporting.render import cell_text
-from domainbed.reporting.tables import Cell, Report, Table, trials_of
+from domainbed.reporting.tables import Cell, Column, Report, tested_domains, trials_of
 from domainbed.run_folder import RunFolder
 from domainbed.selection import SelectionMethod
 from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
@@ -88,13 +88,14 @@ def _gaps(
         method, trials = methods[table.selection], trials_of(report.records.runs, table.dataset)
         for algorithm, cells in table.rows.items():
             runs = expected[table.dataset, algorithm]
-            for env, cell in enumerate(cells[:-1]):
+            for column, cell in zip(table.columns, cells[:-1]):
+                env = int(column.test_env)
                 needed = [run for run in runs if method.uses(run.test_envs, env)]
                 reasons = _reasons(needed, states)
                 if not reasons and cell.n_trials < len(trials):
                     reasons = [_why_empty(needed, method)]
                 if reasons:
-                    place = f"{table.dataset}, {algorithm}, {_domain(table, env)}"
+                    place = f"{table.dataset}, {algorithm}, {_domain(column)}"
                     yield place, reasons, f"{table.title} ({_shown(cell, len(trials))})"
 
 
@@ -109,8 +110,8 @@ def _absent(report: Report, expected: Expected, states: States) -> list[str]:
     return lines
 
 
-def _domain(table: Table, env: int) -> str:
-    return f"test domain {table.columns[env].label} (number {env})"
+def _domain(column: Column) -> str:
+    return f"test domain {column.label} (number {column.test_env})"
 
 
 def _shown(cell: Cell, trials: int) -> str:
@@ -196,7 +197,9 @@ def _grid(runs: pd.DataFrame) -> list[Run]:
     for dataset, rows in runs.groupby("dataset", sort=False):
         sizes = {1, *rows["test_envs"].map(len)} & {1, 2}
         domains = range(int(rows["num_domains"].max()))
-        envs = [pick for size in sizes for pick in itertools.combinations(domains, size)]
+        sets = (pick for size in sizes for pick in itertools.combinations(domains, size))
+        tested = set(tested_domains(runs, str(dataset)))
+        envs = [pick for pick in sets if tested & {*pick}]
         keys = itertools.product([dataset], algorithms, envs, trials, seeds)
         grid += [Run(*values) for values in keys]
     return grid

@@ -6,12 +6,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from domainbed.errors import UserError
-from domainbed.names import DATASET_DOMAINS, order_algorithms, order_datasets
+from domainbed.names import DATASET_DOMAINS, TEST_DOMAINS, order_algorithms, order_datasets
 from domainbed.records import Records
 from domainbed.reporting.protocols import mixtures, protocol_of
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
@@ -126,16 +127,24 @@ def build_report(
 def domain_names(runs: pd.DataFrame, dataset: str) -> list[str]:
     """The names of a dataset's domains: as published, as recorded, or else their numbers."""
     of_dataset = runs[runs["dataset"] == dataset]
-    names = list(DATASET_DOMAINS.get(dataset) or _recorded_names(of_dataset))
+    names = [str(n) for n in DATASET_DOMAINS.get(dataset) or _recorded(of_dataset, "environments")]
     count = max(len(names), int(of_dataset["num_domains"].max()))
     return names + [str(i) for i in range(len(names), count)]
 
 
-def _recorded_names(runs: pd.DataFrame) -> list[str]:
-    for args in runs["args"]:
-        if isinstance(args.get("environments"), list):
-            return [str(name) for name in args["environments"]]
-    return []
+def tested_domains(runs: pd.DataFrame, dataset: str) -> list[int]:
+    """The domains that a dataset is evaluated on, and those that were tested all the same."""
+    of_dataset = runs[runs["dataset"] == dataset]
+    declared = TEST_DOMAINS.get(dataset) or _recorded(of_dataset, "test_domains")
+    tested = {envs[0] for envs in of_dataset["test_envs"] if len(envs) == 1}
+    domains = range(len(domain_names(runs, dataset)))
+    return [domain for domain in domains if not declared or domain in [*declared, *tested]]
+
+
+def _recorded(runs: pd.DataFrame, name: str) -> list[Any]:
+    """A list among the args of the runs; empty if none of them has it."""
+    lists = (args.get(name) for args in runs["args"])
+    return next((found for found in lists if isinstance(found, list)), [])
 
 
 def only(
@@ -170,10 +179,10 @@ def _method_tables(records: Records, method: SelectionMethod) -> list[Table]:
     algorithms = order_algorithms(runs["algorithm"])
     tables = []
     for dataset in datasets:
-        names = domain_names(runs, dataset)
-        columns = [Column(name, dataset, str(env)) for env, name in enumerate(names)]
+        names, domains = domain_names(runs, dataset), tested_domains(runs, dataset)
+        columns = [Column(names[env], dataset, str(env)) for env in domains]
         columns.append(Column(AVERAGE, dataset, AVERAGE))
-        keys = {name: [(dataset, name, env) for env in range(len(names))] for name in algorithms}
+        keys = {name: [(dataset, name, env) for env in domains] for name in algorithms}
         rows = {name: _dataset_row(accuracies, diverged, cells) for name, cells in keys.items()}
         protocol = protocol_of(runs[runs["dataset"] == dataset])
         tables.append(

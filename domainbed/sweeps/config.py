@@ -6,7 +6,6 @@ PyTorch along.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 TestEnvs = tuple[int, ...]
 
 _MOST_RUNS = 1_000_000
+_MOST_SETS = 1_000
+"""Sets of test domains that are planned unasked: more are seldom meant."""
 
 
 def _test_envs(value: Any) -> Any:
@@ -194,17 +195,20 @@ def _refuse_plugins(file: str | Path, kept: Any, named: Iterable[str] | None) ->
 def test_env_sets(config: SweepConfig, dataset: str) -> list[TestEnvs]:
     """The sets of test domains of a dataset: those of the config, or what selection needs.
 
-    Every domain alone; and every pair, if a selection method of the config reads pairs.
+    Every domain alone that the dataset is evaluated on; and if a selection method of the config
+    reads pairs, each of these with every other domain.
 
     Raises:
-        UserError: the dataset's class does not list its domains.
+        UserError: the dataset's class does not list its domains, has too few of them for pairs,
+            or so many that the sets should be chosen.
     """
     from domainbed.datasets import get_dataset_class
     from domainbed.selection import SELECTION_METHODS
 
     if config.test_envs is not None:
         return list(config.test_envs)
-    domains = range(len(get_dataset_class(dataset).ENVIRONMENTS))
+    data = get_dataset_class(dataset)
+    domains = range(len(data.ENVIRONMENTS))
     if not domains:
         raise UserError(
             f"the dataset {dataset!r} does not list its domains (ENVIRONMENTS), so test domains "
@@ -218,8 +222,30 @@ def test_env_sets(config: SweepConfig, dataset: str) -> list[TestEnvs]:
             f"has {len(domains)} domains: leave that method out of 'selection'",
             "selection",
         )
-    sizes = (1, 2) if pairing else (1,)
-    return [envs for size in sizes for envs in itertools.combinations(domains, size)]
+    evaluated = _evaluated(dataset, data, domains)
+    singles = [(domain,) for domain in evaluated]
+    pairs = {(min(a, b), max(a, b)) for a in evaluated for b in domains if a != b}
+    sets = [*singles, *sorted(pairs)] if pairing else singles
+    if len(sets) > _MOST_SETS:
+        fewer = f", or leave {pairing[0]} out of 'selection'" if pairing else ""
+        raise UserError(
+            f"{len(domains)} domains of {dataset!r} make {len(sets):,} sets of test domains: give "
+            f"those that are meant, as in [[0], [1]]{fewer}",
+            "test_envs",
+        )
+    return sets
+
+
+def _evaluated(dataset: str, data: Any, domains: range) -> list[int]:
+    """The domains that a dataset is evaluated on, in ascending order."""
+    declared = domains if data.test_domains is None else sorted(set(data.test_domains))
+    if not declared or not set(declared) <= set(domains):
+        raise UserError(
+            f"the dataset {dataset!r} has the test_domains {list(declared)}: expected some of its "
+            f"domains, 0 to {len(domains) - 1}",
+            "datasets",
+        )
+    return list(declared)
 
 
 def first_run(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> RunSpec:

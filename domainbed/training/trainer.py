@@ -240,11 +240,17 @@ class Trainer:
             "run_id": self.spec.run_id,
             "torch": package_version("torch"),
             "environments": self.experiment.domain_names,
+            **self._test_domains(),
             "data_dir": self.options.data_dir,
             "output_dir": str(self.folder.path),
             "skip_model_save": self.options.skip_model_save,
             "save_model_every_checkpoint": self.options.save_model_every_checkpoint,
         }
+
+    def _test_domains(self) -> dict[str, list[int]]:
+        """What the dataset is evaluated on, for the tables, where that is not each domain."""
+        declared = self.experiment.dataset.test_domains
+        return {} if declared is None else {"test_domains": list(declared)}
 
     def _write_environment(self, progress: Progress) -> None:
         """The environment that the run began in stays; that of a later session stands beside."""

@@ -8,7 +8,14 @@ import pytest
 from fake_sweep import random_runs, write
 
 from domainbed.errors import UserError
-from domainbed.reporting import RENDERERS, build_report, cell_text, collect, load_records
+from domainbed.reporting import (
+    RENDERERS,
+    build_report,
+    cell_text,
+    collect,
+    explain,
+    load_records,
+)
 from domainbed.reporting.tables import Cell, mean_of_cells, mean_over_trials, mean_ranks
 from domainbed.selection import SELECTION_METHODS
 
@@ -109,6 +116,23 @@ def test_collect_gives_one_row_per_cell(tmp_path):
     assert one["domain"] == "P"
     assert one["text"] == f"{one['mean']:.1f} +/- {one['std_err']:.1f}"
     assert one["n_trials"] == 2
+
+
+def test_columns_are_the_domains_that_are_evaluated(tmp_path):
+    write(tmp_path, random_runs(0, test_domains=[2]))
+    whole = build_report(load_records(tmp_path), selection=["leave-one-domain-out"])
+    assert labels(whole.tables[0]) == ["+90%", "+80%", "-90%", "Avg"]  # all were tested
+    only = [run for run in random_runs(0, test_domains=[2]) if 2 in run[0]["args"]["test_envs"]]
+    write(tmp_path / "only", only, done=True)
+    report = build_report(load_records(tmp_path / "only"), selection=["leave-one-domain-out"])
+    assert labels(report.tables[0]) == ["-90%", "Avg"]
+    cells = report.tables[0].rows["ERM"]
+    assert cells[1].mean == cells[0].mean == whole.tables[0].rows["ERM"][2].mean
+    assert explain(report, tmp_path / "only") == ["", "every run is there and finished"]
+
+
+def labels(table):
+    return [column.label for column in table.columns]
 
 
 def test_warning_counts_what_is_missing(tmp_path, caplog):

@@ -1,15 +1,17 @@
 """Which runs a sweep needs, in which order, and what their names depend on."""
 
 import itertools
+import json
 import time
 from pathlib import Path
 
 import pytest
 
 from domainbed.errors import UserError
-from domainbed.names import DATASET_DOMAINS
+from domainbed.names import DATASET_DOMAINS, TEST_DOMAINS
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
+from domainbed.sweeps import config as configs
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan
 
@@ -20,7 +22,7 @@ def config(**fields):
     return load_config(None, {"datasets": ["PACS"], "algorithms": ["ERM"], **fields})
 
 
-@pytest.mark.parametrize("dataset", list(DATASET_DOMAINS))
+@pytest.mark.parametrize("dataset", [name for name in DATASET_DOMAINS if name not in TEST_DOMAINS])
 def test_singles_and_pairs_are_planned_for_all_methods(dataset):
     n = len(DATASET_DOMAINS[dataset])
     runs = plan(config(datasets=[dataset], trials=2, hparams_seeds=3))
@@ -35,6 +37,44 @@ def test_singles_and_pairs_are_planned_for_all_methods(dataset):
 def test_pairs_are_planned_only_for_methods_that_need_them(method):
     runs = plan(config(selection=[method], trials=1, hparams_seeds=1))
     assert len(runs) == (10 if SELECTION_METHODS[method].needs_pairs else 4)
+
+
+def folder_dataset(root, domains, **fields):
+    """The name of a dataset of empty folders; `fields` are those of its YAML file."""
+    for number in range(domains):
+        (root / "images" / f"d{number:04d}").mkdir(parents=True)
+    file = root / "many.yaml"
+    file.write_text(json.dumps({"path": "images", **fields}))
+    return str(file)
+
+
+class TestManyDomains:
+    def test_pairs_are_of_a_domain_that_is_evaluated(self, tmp_path):
+        name = folder_dataset(tmp_path, 300, test_domains=[7, 2])
+        sets = [run.test_envs for run in plan(config(datasets=[name], trials=1, hparams_seeds=1))]
+        assert sets[:2] == [(2,), (7,)]
+        assert len(sets) == len(set(sets)) == 2 + 299 + 298
+        assert all({2, 7} & set(envs) for envs in sets)
+        alone = config(datasets=[name], selection=["oracle"], trials=1, hparams_seeds=1)
+        assert [run.test_envs for run in plan(alone)] == [(2,), (7,)]
+
+    def test_too_many_sets_are_not_planned_unasked(self, tmp_path):
+        name = folder_dataset(tmp_path, 45)
+        few = {"datasets": [name], "trials": 1, "hparams_seeds": 1}
+        with pytest.raises(UserError, match=r"45 domains .* 1,035 sets .* leave-one-domain-out"):
+            config(**few)
+        assert len(plan(config(selection=["training-domain"], **few))) == 45
+        assert len(plan(config(test_envs=[[44], [44, 3]], **few))) == 2
+
+    def test_no_dataset_of_the_registry_has_too_many(self):
+        for name in DATASET_DOMAINS:
+            assert configs.test_env_sets(config(), name)
+
+    @pytest.mark.parametrize("domains", [[3], [-1], [True], ["0"], 0, []])
+    def test_domains_that_are_not_there(self, domains, tmp_path):
+        name = folder_dataset(tmp_path, 3, test_domains=domains)
+        with pytest.raises(UserError, match=r"test_domains"):
+            config(datasets=[name])
 
 
 def test_explicit_test_domains_seeds_and_fields_reach_the_runs():
