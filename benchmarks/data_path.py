@@ -79,7 +79,7 @@ def ours(args: argparse.Namespace, device: str, threads: int = 0, **hparams: Any
     dataset = load_dataset("PACS", args.data_dir, [3], hparams, trial_seed=0)
     domains = [domain.to(torch.device(device)) for domain in domains_of(dataset)]
     draws = [IndexDraws(range(len(domains[i])), args.batch_size, 0, i) for i in DOMAINS]
-    return minibatches(domains, draws, STEPS, augment=True, workers=threads)
+    return minibatches(domains, draws, STEPS, DOMAINS, workers=threads)
 
 
 def measure(

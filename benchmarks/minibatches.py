@@ -46,7 +46,7 @@ def gathered(domains: list, args: argparse.Namespace) -> Iterator:
         IndexDraws(range(args.images), args.batch_size, seed=0, domain=i)
         for i in range(len(domains))
     ]
-    return minibatches([TensorDomain(x, y) for x, y in domains], draws, range(10**9), augment=False)
+    return minibatches([TensorDomain(x, y) for x, y in domains], draws, range(10**9))
 
 
 def loaded(domains: list, args: argparse.Namespace) -> Iterator:

@@ -41,6 +41,8 @@ class MultipleDomainDataset:
     info: ClassVar[DatasetInfo | None] = None
     test_domains: ClassVar[Sequence[int] | None] = None
     """The domains that it is evaluated on, which is what sweeps plan; None for each of them."""
+    augmented_domains: ClassVar[Sequence[int] | None] = None
+    """The domains whose images are augmented, whatever is tested; None for the training domains."""
     options: ClassVar[Mapping[str, Option]] = {}
     """What hyper-parameters may change of the data; see `option`."""
 

@@ -68,7 +68,8 @@ def apply_data_options(
     if wanted.get("data_path") == "fast":
         pack = open_pack(listing, cache, options)
         dataset.datasets = [
-            PackedDomain(pack, start, domain.targets) for start, domain in zip(starts, domains)
+            PackedDomain(pack, start, domain.targets, domain.crop)
+            for start, domain in zip(starts, domains)
         ]
     elif options.skip_corrupt:
         unreadable = unreadable_images(listing, cache, options.threads)

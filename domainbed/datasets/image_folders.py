@@ -22,7 +22,7 @@ from domainbed.errors import UserError
 from domainbed.images.decode import read_image
 from domainbed.images.folders import IMAGE_EXTENSIONS, folder_names, ignored, images
 from domainbed.images.resize import IMAGE_SIZE
-from domainbed.images.transforms import evaluation_transform, training_transform
+from domainbed.images.transforms import Crop, evaluation_transform, training_transform
 from domainbed.names import DATASET_DOMAINS, dataset_label
 from domainbed.yaml_file import read_yaml
 
@@ -33,10 +33,11 @@ class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
     Attributes:
         files: their paths.
         targets: their labels.
+        crop: what the training augmentation cuts a part out of.
     """
 
-    def __init__(self, files: Sequence[Path], targets: Sequence[int]) -> None:
-        self.files, self.targets = list(files), list(targets)
+    def __init__(self, files: Sequence[Path], targets: Sequence[int], crop: Crop = "image") -> None:
+        self.files, self.targets, self.crop = list(files), list(targets), crop
 
     def __len__(self) -> int:
         return len(self.files)
@@ -53,8 +54,9 @@ class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
         return self.read(index, augment=True)
 
     def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
-        transform = training_transform if augment else evaluation_transform
-        return transform(read_image(self.files[index])), self.targets[index]
+        image = read_image(self.files[index])
+        x = training_transform(image, self.crop) if augment else evaluation_transform(image)
+        return x, self.targets[index]
 
 
 def _folder_domain(folder: Path, classes: Sequence[str]) -> ImageDomain:

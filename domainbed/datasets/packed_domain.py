@@ -18,6 +18,7 @@ from domainbed.images.augmentation import (
 )
 from domainbed.images.packed import Pack
 from domainbed.images.threads import in_order
+from domainbed.images.transforms import Crop
 
 _Gathered = tuple[torch.Tensor, torch.Tensor, "Augmentation | None"]
 
@@ -29,10 +30,13 @@ class PackedDomain(Domain, Dataset[tuple[torch.Tensor, int]]):
         pack: where they are.
         targets: their labels.
         shape: height and width as they are stored.
+        crop: what the training augmentation cuts a part out of.
     """
 
-    def __init__(self, pack: Pack, start: int, targets: Sequence[int]) -> None:
-        self.pack, self._start, self.targets = pack, start, list(targets)
+    def __init__(
+        self, pack: Pack, start: int, targets: Sequence[int], crop: Crop = "image"
+    ) -> None:
+        self.pack, self._start, self.targets, self.crop = pack, start, list(targets), crop
         self.shape = pack.shape
         own = range(start, start + len(self.targets))
         self.unreadable = [number - start for number in pack.unreadable if number in own]
@@ -69,7 +73,8 @@ class PackedDomain(Domain, Dataset[tuple[torch.Tensor, int]]):
         if not draw.augment:
             return None
         generator = torch.Generator().manual_seed(draw.batch_seed())
-        return Augmentation.draw(self.sizes(draw.indices.tolist()), self.shape, generator)
+        sizes = self.sizes(draw.indices.tolist())
+        return Augmentation.draw(sizes, self.shape, generator, self.crop)
 
     def _read(self, draw: Draw) -> Minibatch:
         images, drawn = self.images(draw.indices.tolist()), self._augmentation(draw)

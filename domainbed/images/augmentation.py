@@ -24,6 +24,7 @@ from domainbed.images.transforms import (
     HUE,
     JITTER,
     JITTER_OPERATIONS,
+    Crop,
 )
 
 _ATTEMPTS = 10  # of torchvision, before it crops centrally
@@ -49,7 +50,11 @@ class Augmentation:
 
     @classmethod
     def draw(
-        cls, sizes: torch.Tensor, stored: tuple[int, int], generator: torch.Generator
+        cls,
+        sizes: torch.Tensor,
+        stored: tuple[int, int],
+        generator: torch.Generator,
+        crop: Crop = "image",
     ) -> Augmentation:
         """Random parameters.
 
@@ -57,9 +62,10 @@ class Augmentation:
             sizes: (B, 2) heights and widths of the original images, whose crops are drawn.
             stored: height and width to which the images were squeezed.
             generator: a source on the CPU.
+            crop: what the crops are cut out of.
         """
         count = len(sizes)
-        boxes = scale_boxes(draw_crops(sizes, generator), sizes, stored)
+        boxes = _boxes(sizes, stored, generator, crop)
         flip = torch.rand(count, generator=generator) < 0.5
         order = torch.rand((count, 4), generator=generator).argsort(dim=1)
         factors = torch.empty((count, 4))
@@ -71,6 +77,16 @@ class Augmentation:
     def at(self, chosen: torch.Tensor) -> Augmentation:
         """Those of some images, by their positions."""
         return Augmentation(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+
+def _boxes(
+    sizes: torch.Tensor, stored: tuple[int, int], generator: torch.Generator, crop: Crop
+) -> torch.Tensor:
+    """(B, 4) the crops, in images of the size `stored`."""
+    if crop == "none":
+        return torch.tensor([[0, 0, *stored]]).repeat(len(sizes), 1)
+    cut = sizes if crop == "image" else torch.full_like(sizes, IMAGE_SIZE)
+    return scale_boxes(draw_crops(cut, generator), cut, stored)
 
 
 def draw_crops(sizes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -7,10 +7,16 @@ the same augmentation; pixels agree with PIL's up to rounding.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from domainbed.images import colour
 from domainbed.images.resize import resize
+
+Crop = Literal["image", "resized", "none"]
+"""What the training augmentation cuts a part out of: the image, as it is or after it was squeezed
+to 224×224; or nothing: the whole image is squeezed."""
 
 CROP_AREA, CROP_RATIO = (0.7, 1.0), (3 / 4, 4 / 3)
 JITTER, HUE, GREY = (0.7, 1.3), (-0.3, 0.3), 0.1
@@ -29,18 +35,23 @@ def evaluation_transform(image: torch.Tensor) -> torch.Tensor:
     return colour.normalised(_planes(resize(image)))
 
 
-def training_transform(image: torch.Tensor) -> torch.Tensor:
+def training_transform(image: torch.Tensor, crop: Crop = "image") -> torch.Tensor:
     """(3, H, W) uint8 to (3, 224, 224) float32: augmented, normalised."""
-    from torchvision.transforms import RandomResizedCrop
-
-    top, left, height, width = RandomResizedCrop.get_params(image, CROP_AREA, CROP_RATIO)
-    resized = resize(image[:, top : top + height, left : left + width])
+    whole = image if crop == "image" else resize(image)
+    resized = whole if crop == "none" else _cropped(whole)
     if torch.rand(1) < 0.5:
         resized = resized.flip(-1)
     x = _jitter_(_planes(resized))
     if torch.rand(1) < GREY:
         x[:] = colour.grey(x)
     return colour.normalised(x)
+
+
+def _cropped(image: torch.Tensor) -> torch.Tensor:
+    from torchvision.transforms import RandomResizedCrop
+
+    top, left, height, width = RandomResizedCrop.get_params(image, CROP_AREA, CROP_RATIO)
+    return resize(image[:, top : top + height, left : left + width])
 
 
 def _jitter_(x: torch.Tensor) -> torch.Tensor:

@@ -223,7 +223,7 @@ def test_env_sets(config: SweepConfig, dataset: str) -> list[TestEnvs]:
             "selection",
         )
     evaluated = _evaluated(dataset, data, domains)
-    singles = [(domain,) for domain in evaluated]
+    singles: list[TestEnvs] = [(domain,) for domain in evaluated]
     pairs = {(min(a, b), max(a, b)) for a in evaluated for b in domains if a != b}
     sets = [*singles, *sorted(pairs)] if pairing else singles
     if len(sets) > _MOST_SETS:

@@ -51,6 +51,14 @@ class Experiment:
         return [e for e in range(len(self.domains)) if e not in self.spec.test_envs]
 
     @property
+    def augmented_envs(self) -> list[int]:
+        """The numbers of the domains whose images are augmented, where a use augments any."""
+        if not self.spec.hparams["data_augmentation"]:
+            return []
+        declared = self.dataset.augmented_domains
+        return self.train_envs if declared is None else list(declared)
+
+    @property
     def domain_names(self) -> list[str]:
         """As the dataset calls them, or else their numbers."""
         return list(self.dataset.ENVIRONMENTS) or [str(e) for e in range(len(self.domains))]
@@ -75,16 +83,17 @@ class Experiment:
             self._draws(e, self.splits[e].inside, hparams["class_balanced"])
             for e in self.train_envs
         ]
-        augment = hparams["data_augmentation"]
-        return minibatches(self.domains, draws, steps, augment, self.workers)
+        return minibatches(self.domains, draws, steps, self.augmented_envs, self.workers)
 
     def unlabeled(self, steps: range) -> Iterator[list[torch.Tensor] | None]:
-        """For each step one x per test domain in the task domain_adaptation, else None."""
+        """For each step one x per test domain in the task domain_adaptation, else None.
+
+        As in DomainBed they are not augmented, unless the dataset augments its test domains.
+        """
         if self.spec.task != "domain_adaptation":
             return iter([None] * len(steps))
-        # As in DomainBed, images of test domains are never augmented.
         draws = [self._draws(e, self.splits[e].unlabeled) for e in self.spec.test_envs]
-        of_steps = minibatches(self.domains, draws, steps, augment=False, workers=self.workers)
+        of_steps = minibatches(self.domains, draws, steps, self.augmented_envs, self.workers)
         return ([x for x, _ in pairs] for pairs in of_steps)
 
     def evaluate(
@@ -98,11 +107,10 @@ class Experiment:
             on_batch: called with the images done and in all.
         """
         spec = self.spec
-        augmented = spec.augment_validation and spec.hparams["data_augmentation"]
         evaluator = Evaluator(
             self.domains,
             self.workers,
-            self.train_envs if augmented else (),
+            self.augmented_envs if spec.augment_validation else (),
             spec.seed,
             spec.metrics,
         )

@@ -6,7 +6,7 @@ been, and the number of worker processes changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
@@ -70,7 +70,7 @@ def minibatches(
     domains: Sequence[Domain],
     draws: Sequence[IndexDraws],
     steps: range,
-    augment: bool,
+    augmented: Collection[int] = (),
     workers: int = 0,
 ) -> Iterator[list[Minibatch]]:
     """One list of (x, y) per step, with one pair for each of `draws`.
@@ -79,12 +79,14 @@ def minibatches(
         domains: all of the dataset, on the device.
         draws: one for each domain that is wanted.
         steps: which of them.
-        augment: whether to augment the images.
+        augmented: the numbers of the domains whose images to augment.
         workers: that read images, in all: they are shared out among the domains.
 
     Raises:
         UserError: an image cannot be read.
     """
     each = max(1, workers // len(draws)) if workers else 0
-    sources = [domains[own.domain].batches(own.over(steps, augment), each) for own in draws]
+    sources = [
+        domains[own.domain].batches(own.over(steps, own.domain in augmented), each) for own in draws
+    ]
     return map(list, zip(*sources))

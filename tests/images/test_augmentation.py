@@ -223,3 +223,18 @@ def test_crops_of_very_thin_images_keep_a_pixel():
     assert (boxes[:, :2] + boxes[:, 2:] <= 256).all()
     thin = scale_boxes(torch.tensor([[0, 3999, 6, 1]]), sizes[:1], (256, 256))
     assert thin.tolist() == [[0, 255, 256, 1]]
+
+
+def test_crops_of_squeezed_images_and_none():
+    """An image of 96×48, as it is or stored as 300×200, is cropped as one of 224×224 would be."""
+    sizes = torch.tensor([[96, 48]]).expand(DRAWS, 2)
+    squeezed = Augmentation.draw(sizes, (224, 224), generator(), "resized")
+    square = draw_crops(torch.tensor([[224, 224]]).expand(DRAWS, 2), generator())
+    assert torch.equal(squeezed.boxes, square)
+    stored = Augmentation.draw(sizes, (300, 200), generator(), "resized")
+    assert torch.equal(stored.flip, squeezed.flip)
+    expected = square * torch.tensor([300, 200, 300, 200]) / 224
+    assert (stored.boxes - expected).abs().max() <= 1
+    whole = Augmentation.draw(sizes, (300, 200), generator(), "none")
+    assert whole.boxes.unique(dim=0).tolist() == [[0, 0, 300, 200]]
+    assert_same_law(whole.flip, squeezed.flip)

@@ -16,16 +16,25 @@ from domainbed.images.decode import UnreadableImage, decode_image, read_image
 from domainbed.images.transforms import evaluation_transform, training_transform
 
 _NORMALISE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PUBLISHED = transforms.Compose(
-    [
-        transforms.RandomResizedCrop(224, scale=(0.7, 1.0)),
-        transforms.RandomHorizontalFlip(),
-        transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
-        transforms.RandomGrayscale(0.1),
-        transforms.ToTensor(),
-        _NORMALISE,
-    ]
-)
+_RESIZE, _CROP = transforms.Resize((224, 224)), transforms.RandomResizedCrop(224, scale=(0.7, 1.0))
+
+
+def published(*crop):
+    """The published pipeline; what comes before the flip differs between the datasets."""
+    return transforms.Compose(
+        [
+            *crop,
+            transforms.RandomHorizontalFlip(),
+            transforms.ColorJitter(0.3, 0.3, 0.3, 0.3),
+            transforms.RandomGrayscale(0.1),
+            transforms.ToTensor(),
+            _NORMALISE,
+        ]
+    )
+
+
+PUBLISHED = published(_CROP)
+PIPELINES = {"image": PUBLISHED, "resized": published(_RESIZE, _CROP), "none": published(_RESIZE)}
 STD = torch.tensor((0.229, 0.224, 0.225))[:, None, None]
 
 
@@ -35,14 +44,15 @@ def levels(difference):
 
 
 @pytest.mark.parametrize("size", [(227, 227), (180, 400), (500, 230)])
-def test_the_same_seed_gives_the_published_augmentation(size):
+@pytest.mark.parametrize("crop", list(PIPELINES))
+def test_the_same_seed_gives_the_published_augmentation(size, crop):
     with torch.random.fork_rng(devices=[]):
         for seed in range(12):
             pixels = smooth_pixels(*size, seed)
             torch.manual_seed(seed)
-            expected = PUBLISHED(Image.fromarray(pixels))
+            expected = PIPELINES[crop](Image.fromarray(pixels))
             torch.manual_seed(seed)
-            actual = training_transform(torch.from_numpy(pixels).permute(2, 0, 1))
+            actual = training_transform(torch.from_numpy(pixels).permute(2, 0, 1), crop)
             difference = levels(actual - expected)
             assert difference.mean() < 0.5
             assert (difference > 2.5).float().mean() < 0.02

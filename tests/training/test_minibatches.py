@@ -81,7 +81,7 @@ def steps_of(kind, steps, augment=False, workers=0):
         domains = [TensorDomain(x + offset, y) for offset in (0, 1000)]
     else:
         domains = [ForeignDomain(Images(offset)) for offset in (0, 1000)]
-    return list(minibatches(domains, own, steps, augment, workers))
+    return list(minibatches(domains, own, steps, (0, 1) if augment else (), workers))
 
 
 def flat(batches):
@@ -124,8 +124,16 @@ def test_workers_are_shared_out(workers, each):
 
     domains = [Spy(torch.zeros(200, 1), torch.zeros(200))] * 2
     own = [draws(domain=0), draws(domain=1)]
-    assert len(list(minibatches(domains, own, range(2), False, workers))) == 2
+    assert len(list(minibatches(domains, own, range(2), (), workers))) == 2
     assert given == [each, each]
+
+
+def test_only_the_named_domains_are_augmented():
+    own = [draws(7, domain=0, batch_size=3), draws(7, domain=1, batch_size=5)]
+    domains = [ForeignDomain(Images(0)), ForeignDomain(Images(1000))]
+    for (plain, _), (noisy, _) in minibatches(domains, own, range(3), augmented=[1]):
+        assert torch.equal(plain, plain.round())
+        assert not torch.equal(noisy, noisy.round())
 
 
 def test_augmentation_differs_by_position_and_step_and_leaves_the_global_source():
