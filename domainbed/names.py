@@ -29,6 +29,8 @@ DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     "DomainNet": ("clip", "info", "paint", "quick", "real", "sketch"),
     "ColoredDigits": _COLORED,
     "RotatedDigits": _ROTATED,
+    "Debug28": ("0", "1", "2"),
+    "Debug224": ("0", "1", "2"),
 }
 """Each dataset's domains, numbered by their position; the keys are the order of the tables."""
 

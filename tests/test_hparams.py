@@ -30,7 +30,7 @@ from domainbed.spec import RunSpec
 
 PUBLISHED = (
     *("ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome", "TerraIncognita"),
-    *("DomainNet", "ColoredDigits", "RotatedDigits"),
+    *("DomainNet", "ColoredDigits", "RotatedDigits", "Debug28", "Debug224"),
 )
 SEEDS = [naive_seed_hash(h, t) for h in range(1, 20, 3) for t in range(3)]
 

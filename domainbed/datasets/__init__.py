@@ -31,6 +31,7 @@ from domainbed.datasets.image_folders import (
     ImageFolderDataset,
     folder_dataset,
 )
+from domainbed.datasets.debug import Debug28, Debug224
 from domainbed.datasets.checks import check_domains, require_contract
 from domainbed.datasets.foreign import domains_of
 from domainbed.datasets.image_access import apply_data_options, data_options
@@ -142,6 +143,8 @@ __all__ = [
     "ColoredDigits",
     "ColoredMNIST",
     "DatasetInfo",
+    "Debug28",
+    "Debug224",
     "DomainNet",
     "ImageFolderDataset",
     "ManifestDataset",
