@@ -13,12 +13,13 @@ class DatasetInfo:
         domains: full names, in order.
         classes: names, or None where there are too many to list here.
         num_classes: C.
-        images: images per domain, in order.
+        images: images per domain, in order; empty where that was not published.
         source: where it comes from.
         licence: under which terms it may be used.
         citation: who to cite.
         folder: where it lies below `data_dir`; empty if it needs none.
         note: what users of it stumble over.
+        sparse: whether a domain may lack images of some classes.
     """
 
     domains: tuple[str, ...]
@@ -30,3 +31,4 @@ class DatasetInfo:
     citation: str
     folder: str = ""
     note: str = ""
+    sparse: bool = False

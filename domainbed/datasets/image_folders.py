@@ -112,10 +112,7 @@ class ImageFolderDataset(MultipleDomainDataset):
         name = type(self).__name__
         remedy = "give the folder that holds two or more domains"
         if self.info is not None:
-            remedy = (
-                f"get it with `domainbed download {name} --data_dir {self.root.parent}`, or give "
-                "the folder that holds it as --data_dir"
-            )
+            remedy = how_to_get(name, self.root.parent)
         return (
             f"dataset {name} is not in {str(self.root)!r} ({found or 'no such folder'}): expected "
             f"<domain>/<class>/<image> below it; {remedy}"
@@ -134,6 +131,14 @@ class ImageFolderDataset(MultipleDomainDataset):
                     f"({', '.join(here[:12])}), but {published} were published: complete it, or "
                     f"use it as --dataset folder:{self.root}"
                 )
+
+
+def how_to_get(name: str, data_dir: Path) -> str:
+    """What to do where a published dataset is not in the data folder."""
+    return (
+        f"get it with `domainbed download {name} --data_dir {data_dir}`, or give the folder that "
+        "holds it as --data_dir"
+    )
 
 
 def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:

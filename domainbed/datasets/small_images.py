@@ -171,12 +171,12 @@ def _rotate(images: torch.Tensor, angles: Sequence[int], rotation: str) -> torch
     return torch.from_numpy(np.stack(turned))
 
 
-_MNIST_TERMS = {
+_MNIST_TERMS: dict[str, Any] = {
     "source": "http://yann.lecun.com/exdb/mnist/, through torchvision",
     "licence": "CC BY-SA 3.0",
     "folder": "MNIST",
 }
-_DIGITS_TERMS = {
+_DIGITS_TERMS: dict[str, Any] = {
     "source": "UCI Optical Recognition of Handwritten Digits (test part), through scikit-learn",
     "licence": "CC BY 4.0",
     "note": "not part of the published benchmark: small enough for tests and the quickstart",

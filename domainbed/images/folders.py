@@ -34,7 +34,7 @@ def images(path: Path) -> list[Path]:
     Raises:
         UserError: a folder cannot be read, or a link leads from one back to one that it lies in.
     """
-    return [file for file in _files(path) if is_image(file.name)]
+    return [file for file in files(path) if is_image(file.name)]
 
 
 def ignored(root: Path) -> str:
@@ -43,8 +43,8 @@ def ignored(root: Path) -> str:
     for domain in folders(root):
         loose = sum(is_image(name) for name, is_folder in _entries(domain) if not is_folder)
         kinds["images beside the class folders"] += loose
-        files = (file for name in folders(domain) for file in _files(name))
-        kinds.update(f"{f.suffix.lower() or 'other'} files" for f in files if not is_image(f.name))
+        inside = (file for name in folders(domain) for file in files(name))
+        kinds.update(f"{f.suffix.lower() or 'other'} files" for f in inside if not is_image(f.name))
     return ", ".join(f"{number:,} {kind}" for kind, number in sorted(kinds.items()) if number)
 
 
@@ -53,7 +53,8 @@ def is_image(name: str) -> bool:
     return not _is_junk(name) and name.lower().endswith(IMAGE_EXTENSIONS)
 
 
-def _files(path: Path) -> list[Path]:
+def files(path: Path) -> list[Path]:
+    """All files at or below `path`, without hidden ones; see `images`."""
     found = []
     for parent, names in sorted(_walk(path, ())):
         if not any(map(_is_junk, Path(parent).relative_to(path).parts)):

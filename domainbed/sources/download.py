@@ -13,20 +13,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from domainbed.errors import UserError
 from domainbed.files import locked, regular
-from domainbed.images.folders import images
+from domainbed.images.folders import files, images
 from domainbed.sources import mnist
 from domainbed.sources.archives import BadArchive, extract, is_archive, unpacked_size
 from domainbed.sources.catalogue import SOURCES, Origin, Source
 from domainbed.sources.fetch import DISK_FULL, fetch, require_space
 from domainbed.sources.found import Found, Unusable
-from domainbed.sources.layouts import Layout, find_layout
-from domainbed.sources.tree import Problem, count, differences, empty_files, plain, scan
+from domainbed.sources.layouts import Layout, find_layout, find_tree
+from domainbed.sources.tree import (
+    NO_NUMBERS,
+    ImageFiles,
+    Problem,
+    count,
+    differences,
+    empty_files,
+    look_into,
+    plain,
+)
 
 if TYPE_CHECKING:
     from domainbed.dataset_info import DatasetInfo
@@ -43,6 +52,7 @@ class _Job:
     """One call: what to get, where to, and what to put up with."""
 
     name: str
+    dataset: Any
     info: DatasetInfo
     origin: Origin
     data_dir: Path
@@ -92,7 +102,8 @@ def download_dataset(
     """
     from domainbed.datasets import get_dataset_class
 
-    info = getattr(get_dataset_class(name), "info", None)
+    dataset = get_dataset_class(name)
+    info = getattr(dataset, "info", None)
     if info is not None and not info.folder:
         say(f"{name} needs no files: it comes with the package")
         return
@@ -100,7 +111,8 @@ def download_dataset(
         raise UserError(f"no source of {name} is known: known are {', '.join(downloadable())}")
     origin = SOURCES.get(name, Origin(sources=()))
     job = _Job(
-        *(name, info, origin, Path(data_dir), accept_checksum, accept_incomplete, say),
+        *(name, dataset, info, origin, Path(data_dir)),
+        *(accept_checksum, accept_incomplete, say),
     )
     source = None if copy is None else Path(copy).expanduser()
     if source is not None and not source.exists():
@@ -164,9 +176,8 @@ def _is_here(job: _Job) -> bool:
         problem = mnist.check(job.data_dir)
         number = 0 if problem else sum(job.info.images)
     else:
-        counts = count(scan(job.target))
-        problem = _summary(differences(counts, job.info, job.origin.variants))
-        number = sum(sum(classes.values()) for classes in counts.values())
+        found, problems = _found_in(job, job.target)
+        problem, number = _summary(problems), _number(found)
     if problem and not (job.accept_incomplete and number):
         keep = ", or keep it with --accept_incomplete" if number else ""
         raise UserError(
@@ -251,10 +262,11 @@ def _install(job: _Job, path: Path) -> None:
     """Makes the dataset from an archive, or a folder in any of the known layouts."""
     layout = _layout(job, path)
     if layout is None:
-        raise Unusable(
-            f"no images of {job.name} in {path.name}: expected folders "
-            f"{', '.join(map(repr, job.info.domains))} with a folder per class"
-        )
+        domains = ", ".join(map(repr, job.info.domains))
+        expected = getattr(job.dataset, "layout", f"folders {domains} with a folder per class")
+        raise Unusable(f"no images of {job.name} in {path.name}: expected {expected}")
+    if layout.tree is not None:
+        _place_tree(job, layout.tree)
     for image in tqdm(layout.found, f"placing {job.name}", unit="image", disable=None):
         _place(job, image)
     _move_into_place(job, layout.notes)
@@ -263,7 +275,7 @@ def _install(job: _Job, path: Path) -> None:
 def _layout(job: _Job, path: Path) -> Layout | None:
     if not path.is_dir():
         return _unpacked(job, [path], [job.extracted])
-    layout = find_layout(job.name, job.info, job.origin, [path])
+    layout = _find(job, [path])
     if layout is None or not layout.complete:
         archives = _archives(job, path)
         if archives:
@@ -272,6 +284,12 @@ def _layout(job: _Job, path: Path) -> Layout | None:
         size = sum(file.stat().st_size for file in _to_copy(path))
         require_space(job.data_dir, size, f"copying {job.name}")
     return layout
+
+
+def _find(job: _Job, roots: list[Path]) -> Layout | None:
+    if hasattr(job.dataset, "contents"):  # it is kept as it was published
+        return find_tree(job.dataset.holds, roots)
+    return find_layout(job.name, job.info, job.origin, roots)
 
 
 def _to_copy(path: Path) -> list[Path]:
@@ -293,7 +311,17 @@ def _unpacked(job: _Job, archives: list[Path], roots: list[Path]) -> Layout | No
     left = max([_LEAST_REFUSED, *(_MOST_UNPACKED * each.size for each in job.origin.sources)])
     for archive in archives:
         left -= extract(archive, job.extracted, left)
-    return find_layout(job.name, job.info, job.origin, roots)
+    return _find(job, roots)
+
+
+def _place_tree(job: _Job, tree: Path) -> None:
+    if job.partial in tree.parents:  # unpacked here, and nobody else's
+        tree.replace(job.ready)
+        return
+    for file in tqdm(files(tree), f"placing {job.name}", unit="file", disable=None):
+        target = job.ready / file.relative_to(tree)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(regular(file), target)
 
 
 def _place(job: _Job, image: Found) -> None:
@@ -325,20 +353,30 @@ def _free(path: Path) -> Path:
 
 
 def _move_into_place(job: _Job, notes: list[str]) -> None:
-    found = scan(job.ready) if job.ready.exists() else {}
-    counts = count(found)
-    problems = differences(counts, job.info, job.origin.variants) + empty_files(found, job.ready)
+    job.ready.mkdir(exist_ok=True)  # there may have been no image to place
+    found, problems = _found_in(job, job.ready)
+    problems += empty_files(found, job.ready)
     if problems and not job.accept_incomplete:
         raise Unusable(
             f"not {job.name} as published ({_summary(problems)}); --accept_incomplete takes it "
             "as it is"
         )
     job.ready.replace(job.target)
-    number = sum(sum(classes.values()) for classes in counts.values())
-    job.say(f"{job.name}: {number:,} images in {len(counts)} domains are in {job.target}")
+    job.say(f"{job.name}: {_number(found):,} images in {len(found)} domains are in {job.target}")
+    notes = notes if job.info.images else [*notes, NO_NUMBERS]
     for line in notes + [problem.message for problem in problems]:
         job.say(f"  {line}")
     job.say(f"  `domainbed verify {job.name} --data_dir {job.data_dir}` checks every image")
+
+
+def _found_in(job: _Job, folder: Path) -> tuple[ImageFiles, list[Problem]]:
+    """The images in a folder, and how it differs from the published dataset."""
+    found, problems = look_into(job.dataset, folder)
+    return found, problems + differences(count(found), job.info, job.origin.variants)
+
+
+def _number(found: ImageFiles) -> int:
+    return sum(len(images) for classes in found.values() for images in classes.values())
 
 
 def _summary(problems: list[Problem]) -> str:

@@ -2,12 +2,13 @@
 
 Known are: image folders at any depth and under any of the names in use, with or without split
 folders; TerraIncognita's camera-trap images with their annotations; DomainNet's raw archives with
-the official lists; Parquet files of the Hugging Face Hub.
+the official lists; Parquet files of the Hugging Face Hub; and, at any depth, the folder of a
+dataset that is kept as it was published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,29 @@ class Layout:
     complete: bool = True
     """Whether every published domain is there."""
     notes: list[str] = field(default_factory=list)
+    tree: Path | None = None
+    """The folder to keep as it is, in place of the single images."""
+
+
+def find_tree(holds: Callable[[Path], bool], roots: Iterable[Path]) -> Layout | None:
+    """The folder at or below `roots` that holds a dataset; nearer to the root wins.
+
+    Raises:
+        Unusable: several do.
+    """
+    level = [root for root in roots if root.is_dir()]
+    for _ in range(_DEPTH):
+        if held := [folder for folder in level if holds(folder)]:
+            _refuse_several(held)
+            return Layout((), tree=held[0])
+        level = [inside for folder in level for inside in folders(folder)]
+    return None
+
+
+def _refuse_several(places: list[Path]) -> None:
+    if len(places) > 1:
+        first, second = map(str, places[:2])
+        raise Unusable(f"the dataset lies in {first!r} and in {second!r}: name one")
 
 
 def find_layout(
@@ -68,9 +92,8 @@ def _image_folders(info: DatasetInfo, origin: Origin, roots: list[Path]) -> Layo
     if not candidates:
         return None
     number, depth, folder = max(candidates, key=lambda c: c[:2])
-    others = [str(c[2]) for c in candidates if c[:2] == (number, depth) and c[2] != folder]
-    if others:
-        raise Unusable(f"the dataset lies in {str(folder)!r} and in {others[0]!r}: name one")
+    others = [c[2] for c in candidates if c[:2] == (number, depth) and c[2] != folder]
+    _refuse_several([folder, *others])
     return Layout(_in_folder(folder, info, origin), complete=number == len(info.domains))
 
 

@@ -1,4 +1,4 @@
-"""What lies in a folder of images `<domain>/<class>/<image>`, and how it differs from the paper."""
+"""What lies in a dataset's folder, and how it differs from the paper."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from domainbed.dataset_info import DatasetInfo
+from domainbed.errors import UserError
 from domainbed.images.folders import folders, images
 
 ImageFiles = dict[str, dict[str, list[Path]]]
@@ -15,6 +17,9 @@ ImageFiles = dict[str, dict[str, list[Path]]]
 
 Counts = dict[str, dict[str, int]]
 """Images per domain and class."""
+
+
+NO_NUMBERS = "no numbers of images are published with which to compare these"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,18 @@ class Problem:
     kind: str
     where: str
     message: str
+
+
+def look_into(dataset: Any, root: Path) -> tuple[ImageFiles, list[Problem]]:
+    """The images in the folder `root` of a dataset's class, and what the folder itself lacks."""
+    if not hasattr(dataset, "contents"):
+        return scan(root), []
+    try:
+        contents = dataset.contents(root)
+    except UserError as error:
+        return {}, [Problem("missing", "", str(error))]
+    problems = [Problem("missing", "", contents.missing)] if contents.missing else []
+    return contents.by_class(), problems
 
 
 def scan(root: Path) -> ImageFiles:
@@ -76,7 +93,7 @@ def differences(
     """How domains, classes and numbers of images differ from the published ones."""
     problems = list(_other_domains(counts, info.domains))
     known = {domain: counts[domain] for domain in info.domains if domain in counts}
-    problems += _other_classes(known, info.classes, info.num_classes)
+    problems += _other_classes(known, info.classes, info.num_classes, info.sparse)
     if not edition(counts, info, variants):
         problems += [
             Problem("count", domain, f"domain {domain!r} has {here:,} images, published {number:,}")
@@ -94,15 +111,18 @@ def _other_domains(counts: Counts, published: tuple[str, ...]) -> Iterator[Probl
 
 
 def _other_classes(
-    counts: Counts, published: tuple[str, ...] | None, number: int
+    counts: Counts, published: tuple[str, ...] | None, number: int, sparse: bool = False
 ) -> Iterator[Problem]:
-    """Where the published names are not known, all classes of all domains are what to expect."""
+    """Where the published names are not known, all classes of all domains are what to expect.
+
+    A `sparse` domain may lack some of them.
+    """
     seen = {name for classes in counts.values() for name in classes}
     if published is None and len(seen) != number:
         yield Problem("classes", "", f"{len(seen)} classes, published {number}")
     expected = seen if published is None else set(published)
     for domain, classes in counts.items():
-        for name in sorted(expected - set(classes)):
+        for name in () if sparse else sorted(expected - set(classes)):
             yield Problem("classes", domain, f"domain {domain!r} lacks class {name!r}")
         for name in sorted(set(classes) - expected):
             where = f"{domain}/{name}"

@@ -18,14 +18,15 @@ from domainbed.sources import mnist
 from domainbed.sources.catalogue import SOURCES, Origin
 from domainbed.sources.decoding import look_at_all
 from domainbed.sources.tree import (
+    NO_NUMBERS,
     Counts,
     ImageFiles,
     Problem,
     count,
     differences,
     edition,
+    look_into,
     own_problems,
-    scan,
 )
 
 _HARMLESS_MODES = ("RGB", "L")
@@ -95,14 +96,17 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
     if not os.path.isdir(root):
         problem = Problem("missing", "", f"{root} does not exist: {_remedy(name, data_dir)}")
         return Verification(name, str(root), problems=[problem])
-    report = _report(name, root, scan(root), info)
-    if others := ignored(root):
+    found, problems = look_into(cls, root)
+    report = _report(name, root, found, info, problems)
+    if not hasattr(cls, "contents") and (others := ignored(root)):
         report.notes.append(f"ignored, in training too: {others}")
     return report
 
 
-def _report(name: str, root: Path, found: ImageFiles, info: Any) -> Verification:
-    report = Verification(name, str(root), counts=count(found))
+def _report(
+    name: str, root: Path, found: ImageFiles, info: Any, problems: Iterable[Problem] = ()
+) -> Verification:
+    report = Verification(name, str(root), counts=count(found), problems=list(problems))
     _compare(report, info, SOURCES.get(name, Origin(sources=())))
     _look(report, found, root)
     return report
@@ -143,6 +147,8 @@ def _compare(report: Verification, info: Any, origin: Origin) -> None:
     named = edition(report.counts, info, origin.variants)
     report.published = dict(zip(info.domains, origin.variants.get(named, info.images)))
     report.edition = "" if report.problems else named
+    if not info.images:
+        report.notes.append(NO_NUMBERS)
     if report.edition not in ("", "published"):
         report.notes.append(f"this is {named}: {report.images:,} images")
 
