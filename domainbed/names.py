@@ -15,9 +15,11 @@ ALGORITHM_ORDER: tuple[str, ...] = (
 
 _COLORED = ("+90%", "+80%", "-90%")
 _ROTATED = ("0", "15", "30", "45", "60", "75")
-_SPAWRIOUS = tuple(
+SPAWRIOUS = tuple(
     f"Spawrious{kind}_{level}" for kind in ("O2O", "M2M") for level in ("easy", "medium", "hard")
 )
+"""The six sets that are made of the images of Spawrious."""
+
 
 DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     "ColoredMNIST": _COLORED,
@@ -27,6 +29,13 @@ DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     "OfficeHome": ("A", "C", "P", "R"),
     "TerraIncognita": ("L100", "L38", "L43", "L46"),
     "DomainNet": ("clip", "info", "paint", "quick", "real", "sketch"),
+    "SVIRO": (
+        *("aclass", "escape", "hilux", "i3", "lexus"),
+        *("tesla", "tiguan", "tucson", "x5", "zoe"),
+    ),
+    "WILDSCamelyon": tuple(f"hospital_{number}" for number in range(5)),
+    "WILDSFMoW": tuple(f"region_{number}" for number in range(6)),
+    **dict.fromkeys(SPAWRIOUS, ("Test", "SC_group_1", "SC_group_2")),
     "ColoredDigits": _COLORED,
     "RotatedDigits": _ROTATED,
     "Debug28": ("0", "1", "2"),
@@ -34,7 +43,7 @@ DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
 }
 """Each dataset's domains, numbered by their position; the keys are the order of the tables."""
 
-TEST_DOMAINS: dict[str, tuple[int, ...]] = dict.fromkeys(_SPAWRIOUS, (0,))
+TEST_DOMAINS: dict[str, tuple[int, ...]] = dict.fromkeys(SPAWRIOUS, (0,))
 """The domains that a dataset is evaluated on, where that is not each of them."""
 
 

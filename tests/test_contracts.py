@@ -21,6 +21,8 @@ from domainbed.algorithms import ALGORITHMS, Algorithm, get_algorithm_class
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.hparams import search_space
+from domainbed.names import DATASET_DOMAINS, TEST_DOMAINS
+from domainbed.sources import SOURCES
 from domainbed.spec import RunSpec
 from domainbed.training.experiment import build as build_experiment
 
@@ -168,7 +170,11 @@ def test_dataset_class(name):
     assert cls.__doc__
     assert cls.N_STEPS > 0
     assert cls.CHECKPOINT_FREQ > 0
-    assert len(cls.ENVIRONMENTS) == len(cls.info.domains) == len(cls.info.images)
+    assert tuple(cls.ENVIRONMENTS) == DATASET_DOMAINS[name]
+    assert cls.test_domains == TEST_DOMAINS.get(name)
+    assert len(cls.ENVIRONMENTS) == len(cls.info.domains)
+    assert len(cls.info.images) in (len(cls.info.domains), 0)
+    assert name in SOURCES or cls.info.folder in ("", "MNIST")
     assert list(inspect.signature(cls).parameters)[:3] == ["root", "test_envs", "hparams"]
 
 

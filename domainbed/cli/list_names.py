@@ -57,17 +57,20 @@ def _readings(algorithm: str) -> str:
 def _datasets() -> list[list[str]]:
     from domainbed.datasets import DATASETS
 
-    header = ["dataset", "domains", "classes", "images", "steps", "folder", "licence", "citation"]
+    header = ["dataset", "domains", "tested on", "classes", "images", "steps"]
+    header += ["folder", "licence", "citation"]
     return [header, *[_dataset_row(name, DATASETS[name]) for name in DATASETS]]
 
 
 def _dataset_row(name: str, dataset: Any) -> list[str]:
     domains, steps, info = ", ".join(dataset.ENVIRONMENTS), str(dataset.N_STEPS), dataset.info
+    chosen = dataset.test_domains
+    tested = "each" if chosen is None else ", ".join(dataset.ENVIRONMENTS[i] for i in chosen)
     if info is None:
-        return [name, domains, "?", "?", steps, "", "", ""]
-    images = f"{sum(info.images):,}"
+        return [name, domains, tested, "?", "?", steps, "", "", ""]
+    images = f"{sum(info.images):,}" if info.images else "not stated"
     facts = [info.folder or "(none)", info.licence, info.citation]
-    return [name, domains, str(info.num_classes), images, steps, *facts]
+    return [name, domains, tested, str(info.num_classes), images, steps, *facts]
 
 
 def _protocols() -> list[list[str]]:

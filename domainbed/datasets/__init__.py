@@ -28,8 +28,18 @@ from domainbed.datasets.image_folders import (
     OfficeHome,
     TerraIncognita,
     DomainNet,
+    SVIRO,
     ImageFolderDataset,
     folder_dataset,
+)
+from domainbed.datasets.wilds import WILDSCamelyon, WILDSFMoW
+from domainbed.datasets.spawrious import (
+    SpawriousO2O_easy,
+    SpawriousO2O_medium,
+    SpawriousO2O_hard,
+    SpawriousM2M_easy,
+    SpawriousM2M_medium,
+    SpawriousM2M_hard,
 )
 from domainbed.datasets.debug import Debug28, Debug224
 from domainbed.datasets.checks import check_domains, require_contract
@@ -139,6 +149,7 @@ def _construct(
 __all__ = [
     "DATASETS",
     "PACS",
+    "SVIRO",
     "VLCS",
     "ColoredDigits",
     "ColoredMNIST",
@@ -152,7 +163,15 @@ __all__ = [
     "OfficeHome",
     "RotatedDigits",
     "RotatedMNIST",
+    "SpawriousM2M_easy",
+    "SpawriousM2M_hard",
+    "SpawriousM2M_medium",
+    "SpawriousO2O_easy",
+    "SpawriousO2O_hard",
+    "SpawriousO2O_medium",
     "TerraIncognita",
+    "WILDSCamelyon",
+    "WILDSFMoW",
     "check_domains",
     "dataset_facts",
     "domains_of",

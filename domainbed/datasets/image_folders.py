@@ -305,3 +305,21 @@ class DomainNet(ImageFolderDataset):
         folder="domain_net",
         note="the raw archives hold about 9,400 images more than the official lists name",
     )
+
+
+@DATASETS.register
+class SVIRO(ImageFolderDataset):
+    """Synthetic greyscale images of rear seats in ten cars: who or what sits there."""
+
+    ENVIRONMENTS = DATASET_DOMAINS["SVIRO"]
+    info = DatasetInfo(
+        domains=ENVIRONMENTS,
+        classes=None,
+        num_classes=7,
+        images=(),
+        source="https://sviro.kl.dfki.de/ (zip, folder SVIRO_DOMAINBED)",
+        licence="not verified: ask the site",
+        citation="Dias Da Cruz et al., SVIRO, WACV 2020",
+        folder="sviro",
+        note="56,000 images (not verified); they are tall, and squeezed to a square",
+    )

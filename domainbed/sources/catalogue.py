@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from domainbed.names import SPAWRIOUS
+
 _MB, _GB = 10**6, 10**9
 
 
@@ -96,6 +98,23 @@ def _domain_net_files() -> tuple[Archive, ...]:
     return (*lists, *archives)
 
 
+def _codalab(bundle: str, size: int) -> Origin:
+    url = f"https://worksheets.codalab.org/rest/bundles/{bundle}/contents/blob/"
+    archives = (Archive(url, "archive.tar.gz", size),)  # as the package `wilds` calls it
+    return Origin(sources=(Source("worksheets.codalab.org", archives),))
+
+
+_SVIRO = Archive(
+    "https://sviro.kl.dfki.de/?wpdmdl=1731",
+    "sviro_grayscale_rectangle_classification.zip",
+    8 * _GB,  # not published: 56,000 images of 250×550 greys that are not compressed
+)
+_SPAWRIOUS = Archive(
+    "https://www.dropbox.com/s/e40j553480h3f3s/spawrious224.tar.gz?dl=1",
+    "spawrious224.tar.gz",
+    15 * _GB,  # not published: 152,064 images of 100 KB
+)
+
 SOURCES: dict[str, Origin] = {
     "VLCS": Origin(
         sources=(
@@ -161,4 +180,8 @@ SOURCES: dict[str, Origin] = {
             _hub("wltjr1007/DomainNet", 19 * _GB),
         ),
     ),
+    "SVIRO": Origin(sources=(Source("sviro.kl.dfki.de", (_SVIRO,)),)),
+    "WILDSCamelyon": _codalab("0xe45e15f39fb54e9d9e919556af67aabe", 10_658_709_504),
+    "WILDSFMoW": _codalab("0xaec91eb7c9d548ebb15e1b5e60f966ab", 53_893_324_800),
+    **dict.fromkeys(SPAWRIOUS, Origin(sources=(Source("dropbox.com", (_SPAWRIOUS,)),))),
 }

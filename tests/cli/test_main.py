@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 
@@ -83,3 +84,15 @@ def test_the_schema_of_a_sweeps_config(capsys):
     assert {"datasets", "algorithms", "steps", "data_dir", "launcher", "hparams"} <= set(fields)
     assert all("description" in field for field in fields.values())
     assert said(capsys, "config", "table")[1].count("\n") == 2 + len(fields)
+
+
+def test_all_datasets_of_domainbed_are_listed(capsys):
+    assert main(["list", "datasets"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    spawrious = {f"Spawrious{k}_{d}" for k in ("O2O", "M2M") for d in ("easy", "medium", "hard")}
+    assert {"Debug28", "Debug224", "ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome",
+            "TerraIncognita", "DomainNet", "SVIRO", "WILDSCamelyon", "WILDSFMoW",
+            *spawrious} <= set(rows)  # fmt: skip
+    assert all(re.search(r"SC_group_2 +Test +4 +50,688", rows[name]) for name in spawrious)
+    assert re.search(r"zoe +each +7 +not stated", rows["SVIRO"])
+    assert re.search(r"hospital_4 +each +2 +455,954", rows["WILDSCamelyon"])
