@@ -24,6 +24,9 @@ from domainbed.algorithms.erm_plus_plus import ERMPlusPlus
 from domainbed.algorithms.mixup import Mixup
 from domainbed.algorithms.cdann import CDANN
 from domainbed.algorithms.rsc import RSC
+from domainbed.algorithms.andmask import ANDMask
+from domainbed.algorithms.sandmask import SANDMask
+from domainbed.algorithms.iga import IGA
 from domainbed.algorithms.cad import CAD, CondCAD
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
@@ -48,8 +51,10 @@ __all__ = [
     "CORAL",
     "DANN",
     "ERM",
+    "IGA",
     "IRM",
     "RSC",
+    "ANDMask",
     "Algorithm",
     "CondCAD",
     "ERMPlusPlus",
@@ -58,6 +63,7 @@ __all__ = [
     "ForwardPass",
     "Mixup",
     "PooledAlgorithm",
+    "SANDMask",
     "VREx",
     "declared_options",
     "declared_space",
