@@ -1,0 +1,167 @@
+"""MLDG: a step on some domains should help on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from domainbed.algorithms.base import Minibatches, as_numbers, register_algorithm
+from domainbed.algorithms.domain_gradients import gradients_of, trained_parameters
+from domainbed.algorithms.draws import Draws
+from domainbed.algorithms.erm import ERM
+from domainbed.algorithms.pooled import Network
+from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+from domainbed.dimensions import Choice, LogUniform, Option, with_defaults
+
+Pair = tuple[int, int]
+"""A meta-train domain and a meta-test domain."""
+
+
+def split_pairs(order: Sequence[int], meta_test: int) -> list[Pair]:
+    """The last `meta_test` domains of `order` in turn beside each of the others."""
+    held_out = order[-meta_test:]
+    return [(e, held_out[i % meta_test]) for i, e in enumerate(order[:-meta_test])]
+
+
+def cyclic_pairs(order: Sequence[int]) -> list[Pair]:
+    """Each domain of `order` with the next one, the last with the first."""
+    return list(zip(order, [*order[1:], order[0]]))
+
+
+def first_adam_step(
+    parameters: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    lr: float,
+    weight_decay: float,
+    eps: float = 1e-8,
+) -> list[torch.Tensor]:
+    """θ − lr · g / (|g| + eps), g the gradient + weight_decay · θ: where a fresh Adam steps to.
+
+    Its moments are g and g² after their bias is corrected, so it steps along the sign.
+    """
+    stepped = []
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        decayed = gradient + weight_decay * parameter
+        stepped.append(parameter - lr * decayed / (decayed.abs() + eps))
+    return stepped
+
+
+@register_algorithm
+class MLDG(ERM):
+    """Meta-learning domain generalization.
+
+    By the paper (algorithm 1), for a random split of the domains into S and `n_meta_test`
+    others V, with the gradient of both terms:
+
+        F(θ) = mean_{i ∈ S} L_i(θ),  G(θ) = mean_{j ∈ V} L_j(θ)
+        loss = F(θ) + mldg_beta · G(θ − lr · ∇F(θ))
+
+    As DomainBed has it, pair by pair and without second derivatives, g_i = ∇L_i(θ):
+
+        θ_i = Adam(θ, g_i), a fresh one;  g_j = ∇L_j(θ_i)
+        θ ← Adam(θ, Σ_{(i, j)} (g_i + mldg_beta · g_j) / E)
+
+    Each meta-train domain i is paired with the meta-test domains j in turn; with
+    `mldg_pairs: cyclic`, as before 2022-04-28, each domain of a random order with the next one.
+    Both minibatches are cut to the shorter one's length. In every reading a domain is left to
+    train on: where `n_meta_test` leaves none, DomainBed's loss is 0 and nothing is learned. Batch
+    norm layers that train gather their statistics from the passes at θ.
+
+    Attributes:
+        draws: the source of the orders.
+    """
+
+    paper = (
+        "Li, Yang, Song, Hospedales, Learning to Generalize: Meta-Learning for Domain "
+        "Generalization, AAAI 2018, arXiv 1710.03463"
+    )
+    search_space = {
+        "mldg_beta": LogUniform(1, -1, 1, "weight of the meta-test domains' loss"),
+        "n_meta_test": Choice(2, (1, 2), "meta-test domains, fewer than there are", least=1),
+    }
+    options = {
+        **two_readings(
+            DOMAINBED, "a step of Adam for each pair of domains, without second derivatives"
+        ),
+        "mldg_pairs": Option(
+            "split",
+            "pairs of the reading domainbed; cyclic: DomainBed's before 2022-04-28",
+            ("split", "cyclic"),
+        ),
+    }
+    least_domains = 2
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.draws = Draws()
+
+    def update(
+        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> dict[str, float]:
+        order = self.draws.permutation(len(minibatches)).tolist()
+        meta_test = min(self.hparams["n_meta_test"], len(order) - 1)
+        if reading(self.options, self.hparams) == PAPER:
+            train, test = order[:-meta_test], order[-meta_test:]
+            loss = self.paper_loss([minibatches[i] for i in train], [minibatches[j] for j in test])
+            self.descend(loss)
+            return as_numbers({"loss": loss})
+        if with_defaults(self.options, self.hparams)["mldg_pairs"] == "cyclic":
+            return self.update_by_pairs(minibatches, cyclic_pairs(order))
+        return self.update_by_pairs(minibatches, split_pairs(order, meta_test))
+
+    def paper_loss(self, train: Minibatches, test: Minibatches) -> torch.Tensor:
+        """F(θ) + mldg_beta · G(θ − lr · ∇F(θ)) of meta-train and meta-test domains, a scalar."""
+        risk = mean_risk(self.network, train)
+        parameters = trained_parameters(self.network)
+        gradients = gradients_of(risk, parameters, create_graph=True)
+        stepped = [p - self.hparams["lr"] * g for p, g in zip(parameters, gradients, strict=True)]
+        transferred = mean_risk(moved(self.network, stepped), test)
+        return risk + self.hparams["mldg_beta"] * transferred
+
+    def update_by_pairs(self, minibatches: Minibatches, pairs: Sequence[Pair]) -> dict[str, float]:
+        """One step on the first-order gradients of all pairs."""
+        parameters, share = trained_parameters(self.network), 1 / len(minibatches)
+        beta, rates = self.hparams["mldg_beta"], (self.hparams["lr"], self.hparams["weight_decay"])
+        losses = []
+        self.optimizer.zero_grad()
+        for i, j in pairs:
+            size = min(len(minibatches[i][1]), len(minibatches[j][1]))
+            (x_i, y_i), (x_j, y_j) = (
+                (x[:size], y[:size]) for x, y in (minibatches[i], minibatches[j])
+            )
+            risk_i = F.cross_entropy(self.network(x_i), y_i)
+            g_i = gradients_of(risk_i, parameters)
+            stepped = first_adam_step([p.detach() for p in parameters], g_i, *rates)
+            stepped = [value.requires_grad_() for value in stepped]
+            risk_j = F.cross_entropy(moved(self.network, stepped)(x_j), y_j)
+            g_j = gradients_of(risk_j, stepped)
+            for parameter, first, second in zip(parameters, g_i, g_j, strict=True):
+                gradient = share * (first + beta * second)
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            losses.append((risk_i + beta * risk_j).detach())
+        self.optimizer.step()
+        return {"loss": share * torch.stack(losses).sum().item()}
+
+
+def mean_risk(network: Network, minibatches: Minibatches) -> torch.Tensor:
+    """The mean over domains of their mean cross-entropies, a scalar."""
+    return torch.stack([F.cross_entropy(network(x), y) for x, y in minibatches]).mean()
+
+
+def moved(network: nn.Module, values: Sequence[torch.Tensor]) -> Network:
+    """The network with other values for its trained parameters, and with buffers of its own."""
+    names = [name for name, p in network.named_parameters() if p.requires_grad]
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    state = {**dict(zip(names, values, strict=True)), **buffers}
+    return lambda x: functional_call(network, state, (x,))
