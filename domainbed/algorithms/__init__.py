@@ -20,13 +20,16 @@ from domainbed.algorithms.vrex import VREx
 from domainbed.algorithms.fish import Fish
 from domainbed.algorithms.fishr import Fishr
 from domainbed.algorithms.dann import DANN
+from domainbed.algorithms.erm_plus_plus import ERMPlusPlus
 from domainbed.algorithms.mixup import Mixup
 from domainbed.algorithms.mldg import MLDG
+from domainbed.algorithms.cdann import CDANN
 from domainbed.algorithms.rsc import RSC
 from domainbed.algorithms.andmask import ANDMask
 from domainbed.algorithms.sandmask import SANDMask
 from domainbed.algorithms.iga import IGA
 from domainbed.algorithms.trm import TRM
+from domainbed.algorithms.cad import CAD, CondCAD
 from domainbed.algorithms.transfer import Transfer
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
@@ -46,6 +49,8 @@ def get_algorithm_class(name: str) -> type[Algorithm]:
 
 __all__ = [
     "ALGORITHMS",
+    "CAD",
+    "CDANN",
     "CORAL",
     "DANN",
     "ERM",
@@ -56,6 +61,8 @@ __all__ = [
     "TRM",
     "ANDMask",
     "Algorithm",
+    "CondCAD",
+    "ERMPlusPlus",
     "Fish",
     "Fishr",
     "ForwardPass",
