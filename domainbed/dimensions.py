@@ -101,11 +101,15 @@ def with_defaults(options: Mapping[str, Option], hparams: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class Choice(_Bounded):
-    """One of `values`, each equally likely."""
+    """One of `values`, each equally likely.
+
+    A user may set any number of their kind, but of words only those, and `further` ones.
+    """
 
     default: Any
     values: Sequence[Any]
     doc: str = ""
+    further: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         _require(len(self.values) > 0, self, "values to choose from")
@@ -115,11 +119,14 @@ class Choice(_Bounded):
         return random_state.choice(list(self.values)).item()
 
     def accepts(self, value: Any) -> bool:
-        """Whether a user may set it to `value`: any of the kind, not only those drawn."""
+        """Whether a user may set it to `value`."""
+        if isinstance(value, str):
+            return value in (*self.values, *self.further)
         return _is_like(value, list(self.values)) and self._within(value)
 
     def describe(self) -> str:
-        return "choice of " + ", ".join(map(str, self.values))
+        also = f"; also {', '.join(self.further)}" if self.further else ""
+        return "choice of " + ", ".join(map(str, self.values)) + also
 
 
 @dataclass(frozen=True)
