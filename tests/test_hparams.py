@@ -184,6 +184,16 @@ def test_weights_where_no_backbone_takes_them():
     RunSpec.create("ColoredMNIST", "ERM", [0], hparams={"weights": "none", "backbone": "resnet18"})
 
 
+def test_words_to_choose_from():
+    for word in ("relu", "sigmoid"):
+        RunSpec.create("ColoredMNIST", "URM", [0], hparams={"urm_generator_output": word})
+    expected = r"cannot be 'gelu'.*'tanh' \(choice of tanh, relu; also sigmoid\)"
+    with pytest.raises(UserError, match=expected):
+        RunSpec.create("ColoredMNIST", "URM", [0], hparams={"urm_generator_output": "gelu"})
+    with pytest.raises(UserError, match="'lmbda' of CAD cannot be 'a'"):
+        RunSpec.create("ColoredMNIST", "CAD", [0], hparams={"lmbda": "a"})
+
+
 def test_another_name_of_the_learning_rate():
     with pytest.raises(UserError, match="Did you mean 'lr'"):
         RunSpec.create("PACS", "ERM", [0], hparams={"learning_rate": 0.1})

@@ -22,15 +22,11 @@ from domainbed.algorithms.fishr import Fishr
 from domainbed.algorithms.dann import DANN
 from domainbed.algorithms.erm_plus_plus import ERMPlusPlus
 from domainbed.algorithms.mixup import Mixup
-from domainbed.algorithms.mldg import MLDG
 from domainbed.algorithms.cdann import CDANN
+from domainbed.algorithms.sagnet import SagNet
 from domainbed.algorithms.rsc import RSC
-from domainbed.algorithms.andmask import ANDMask
-from domainbed.algorithms.sandmask import SANDMask
-from domainbed.algorithms.iga import IGA
-from domainbed.algorithms.trm import TRM
 from domainbed.algorithms.cad import CAD, CondCAD
-from domainbed.algorithms.transfer import Transfer
+from domainbed.algorithms.urm import URM
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
 
@@ -54,12 +50,9 @@ __all__ = [
     "CORAL",
     "DANN",
     "ERM",
-    "IGA",
     "IRM",
-    "MLDG",
     "RSC",
-    "TRM",
-    "ANDMask",
+    "URM",
     "Algorithm",
     "CondCAD",
     "ERMPlusPlus",
@@ -68,8 +61,7 @@ __all__ = [
     "ForwardPass",
     "Mixup",
     "PooledAlgorithm",
-    "SANDMask",
-    "Transfer",
+    "SagNet",
     "VREx",
     "declared_options",
     "declared_space",

@@ -103,4 +103,114 @@ class NaiveCondCAD(NaiveCAD):
     conditional = True
 
 
-NAIVE = {"CDANN": NaiveCDANN, "CAD": NaiveCAD, "CondCAD": NaiveCondCAD}
+class NaiveSagNet(NaiveERM):
+    compared = ("featurizer", "classifier", "style_classifier")
+
+    @classmethod
+    def twin(cls, algorithm, num_domains):
+        naive = super().twin(algorithm, num_domains)
+        naive.style_classifier = copy.deepcopy(algorithm.style_classifier)
+        naive.draws = copy.deepcopy(algorithm.draws)
+        rates = {name: naive.hparams[name] for name in ("lr", "weight_decay")}
+        naive.optimizers = {
+            name: torch.optim.Adam(getattr(naive, name).parameters(), **rates)
+            for name in cls.compared
+        }
+        return naive
+
+    def randomised(self, features, content):
+        weights = self.draws.uniform(len(features), 1).to(features.dtype)
+        order = self.draws.permutation(len(features)).tolist()
+        rows = []
+        for n, partner in enumerate(order):
+            (mean, var), (mean_p, var_p) = (
+                (row.mean(), ((row - row.mean()) ** 2).sum() / (len(row) - 1))
+                for row in (features[n], features[partner])
+            )
+            if content:
+                other = (features[partner] - mean_p) / (var_p + 1e-5).sqrt()
+                rows.append(other.detach() * (var + 1e-5).sqrt() + mean)
+                continue
+            own = (features[n] - mean) / (var + 1e-5).sqrt()
+            weight = weights[n, 0]
+            mean, var = (weight * a + (1 - weight) * b for a, b in [(mean, mean_p), (var, var_p)])
+            rows.append(own * (var + 1e-5).sqrt() + mean)
+        return torch.stack(rows)
+
+    def step_of(self, names, loss):
+        parts = {name: list(getattr(self, name).parameters()) for name in names}
+        for parameters in parts.values():
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+        for name in names:
+            self.optimizers[name].step()
+        return loss.item()
+
+    def update(self, minibatches):
+        x, y = concatenated(minibatches)
+        loss = mean_loss(self.classifier(self.randomised(self.featurizer(x), False)), y)
+        first = self.step_of(["featurizer", "classifier"], loss)
+        loss = mean_loss(self.style_classifier(self.randomised(self.featurizer(x), True)), y)
+        self.step_of(["style_classifier"], loss)
+        scores = self.style_classifier(self.randomised(self.featurizer(x), True))
+        every = [sample_loss(row, k) for row in scores for k in range(len(row))]
+        self.step_of(["featurizer"], self.hparams["sag_w_adv"] * sum(every) / len(every))
+        return first
+
+
+def binary_loss(discriminator, inputs, labels):
+    """The mean of −t log σ(D) − (1 − t) log(1 − σ(D)) over samples with labels t."""
+    terms = []
+    for row, label in zip(inputs, labels, strict=True):
+        probability = 1 / (1 + torch.exp(-discriminator(row[None])[0, 0]))
+        terms.append(-label * torch.log(probability) - (1 - label) * torch.log(1 - probability))
+    return sum(terms) / len(terms)
+
+
+class NaiveURM(NaiveERM):
+    compared = ("featurizer", "classifier", "discriminator")
+
+    @classmethod
+    def twin(cls, algorithm, num_domains):
+        naive = super().twin(algorithm, num_domains)
+        naive.discriminator = copy.deepcopy(algorithm.discriminator)
+        naive.draws = copy.deepcopy(algorithm.draws)
+        kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+        sgd = naive.hparams["urm_discriminator_optimizer"] == "sgd"
+        naive.disc_opt = kind["sgd" if sgd else "adam"](
+            naive.discriminator.parameters(),
+            lr=naive.hparams["urm_discriminator_lr"],
+            weight_decay=naive.hparams["weight_decay"],
+            **({"momentum": 0.9} if sgd else {}),
+        )
+        return naive
+
+    def update(self, minibatches):
+        x, y = concatenated(minibatches)
+        z, weight = self.featurizer(x), self.hparams["urm_adv_lambda"]
+        ones, zeros = [1.0] * len(z), [0.0] * len(z)
+        fooled = binary_loss(self.discriminator, z, ones)
+        first = self.step(mean_loss(self.classifier(z), y) + weight * fooled)
+        noise = self.draws.uniform(*z.shape).to(z.dtype)
+        if self.hparams["urm_generator_output"] == "tanh":
+            noise = 2 * noise - 1
+        smoothing = self.hparams["urm_discriminator_label_smoothing"]
+        if smoothing:
+            ones, zeros = ((smoothing * self.draws.uniform(len(z)).double()) for _ in range(2))
+            ones = 1 - smoothing + ones
+        told = binary_loss(self.discriminator, noise, ones)
+        told = told + weight * binary_loss(self.discriminator, z.detach(), zeros)
+        self.disc_opt.zero_grad()
+        told.backward()
+        self.disc_opt.step()
+        return first
+
+
+NAIVE = {
+    "CDANN": NaiveCDANN,
+    "CAD": NaiveCAD,
+    "CondCAD": NaiveCondCAD,
+    "SagNet": NaiveSagNet,
+    "URM": NaiveURM,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import references
@@ -10,12 +11,15 @@ import torch
 from helpers import build, flat_parameters, random_minibatches
 from test_trajectories import SMALL_MLP, VECTORS, follow
 
-from domainbed.algorithms import CAD, CDANN, CondCAD
+from domainbed.algorithms import CAD, CDANN, CondCAD, get_algorithm_class
 from domainbed.algorithms.base import domain_labels
 from domainbed.algorithms.cad import domain_bottleneck
 from domainbed.algorithms.cdann import class_divisors
 from domainbed.algorithms.dann import is_discriminator_step
 from domainbed.algorithms.pairs import masked_log_softmax, others, same, similarities
+from domainbed.algorithms.sagnet import normalised, statistics, with_mixed_style, with_other_content
+from domainbed.algorithms.urm import URM, noise_loss
+from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 
 bottleneck = references.references_adversaries.bottleneck
@@ -191,3 +195,126 @@ class TestBottleneck:
         assert "fidelity" in CAD.options
         assert "fidelity" not in CondCAD.options
         assert {"fidelity", "grad_penalty_of"} == set(CDANN.options)
+
+
+def changed_by(algorithm, names, act):
+    """Those of the modules `names` whose parameters `act()` changes."""
+    before = {name: flat_parameters(getattr(algorithm, name)).clone() for name in names}
+    act()
+    return {n for n in names if (flat_parameters(getattr(algorithm, n)) != before[n]).any()}
+
+
+@pytest.mark.parametrize("name", ["SagNet", "URM"])
+def test_several_optimizers_take_no_added_penalty(name):
+    with pytest.raises(UserError, match=f"Fishr cannot be added to {name}, whose own 'update'"):
+        get_algorithm_class(f"Fishr+{name}")
+
+
+class TestSagNet:
+    def test_style_by_hand(self):
+        """(0, 2) has mean 1 and variance 2, (10, 10) mean 10 and 0: halfway 5.5 and 1."""
+        z = torch.tensor([[0.0, 2.0], [10.0, 10.0]]).double()
+        mixed = with_mixed_style(z, torch.tensor([1, 0]), torch.full((2, 1), 0.5).double())
+        half = math.sqrt(0.5)
+        expected = torch.tensor([[5.5 - half, 5.5 + half], [5.5, 5.5]]).double()
+        torch.testing.assert_close(mixed, expected, atol=1e-4, rtol=0)
+
+    def test_own_style_and_own_content_change_nothing(self):
+        z = random(4, 5)
+        same_order, turned = torch.arange(4), torch.tensor([2, 3, 1, 0])
+        torch.testing.assert_close(with_mixed_style(z, turned, torch.ones(4, 1).double()), z)
+        torch.testing.assert_close(with_other_content(z, same_order), z)
+
+    def test_content_keeps_the_style_and_is_constant(self):
+        z, other = random(4, 5).requires_grad_(), torch.tensor([2, 3, 1, 0])
+        mixed = with_other_content(z, other)
+        for own, expected in zip(statistics(mixed), statistics(z), strict=True):
+            torch.testing.assert_close(own, expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(normalised(mixed), normalised(z)[other], atol=1e-4, rtol=0)
+        content = normalised(z)[other].detach()
+        mean, var = statistics(z)
+        expected = torch.autograd.grad((content * (var + 1e-5).sqrt() + mean)[0].sin().sum(), z)[0]
+        torch.testing.assert_close(torch.autograd.grad(mixed[0].sin().sum(), z)[0], expected)
+
+    def test_equal_features_are_finite(self):
+        z = torch.ones(3, 4, requires_grad=True)
+        mixed = with_mixed_style(z, torch.tensor([1, 2, 0]), torch.full((3, 1), 0.3))
+        (gradient,) = torch.autograd.grad(mixed.square().sum(), z)
+        assert gradient.isfinite().all()
+
+    def test_which_network_each_step_moves(self):
+        """With a rate for one optimizer alone, one network moves."""
+        names = ("featurizer", "classifier", "style_classifier")
+        minibatches = random_minibatches((4, 3), 0, VECTORS)
+        moved = {}
+        for which in ("optimizer_f", "optimizer_c", "optimizer_s"):
+            algorithm = build("SagNet", shape=VECTORS, **SMALL_MLP)
+            for name in ("optimizer_f", "optimizer_c", "optimizer_s"):
+                for group in getattr(algorithm, name).param_groups:
+                    group["lr"] = 0.1 * (name == which)
+            moved[which] = changed_by(algorithm, names, partial(algorithm.update, minibatches))
+        assert moved == dict(zip(moved, [{name} for name in names], strict=True))
+
+    def test_an_adversary_without_weight_does_nothing(self):
+        found = {}
+        for weight in (0.0, 1.0):
+            algorithm = build("SagNet", shape=VECTORS, sag_w_adv=weight, **SMALL_MLP)
+            found[weight] = algorithm.update(random_minibatches((4, 3), 0, VECTORS))
+        assert found[0.0]["loss_adv"] == 0
+        assert found[1.0]["loss_adv"] >= math.log(3)  # the entropy of three equal classes
+        assert found[0.0]["loss_c"] == found[1.0]["loss_c"]
+
+    def test_one_feature_is_refused(self):
+        with pytest.raises(UserError, match=r"SagNet needs at least 2 features, .* has 1"):
+            build("SagNet", shape=VECTORS, mlp_width=1, mlp_depth=2, mlp_dropout=0.0)
+
+    @pytest.mark.parametrize("weight", [0.0, 3.0])
+    def test_weight(self, weight):
+        follow("SagNet", (3, 4), sag_w_adv=weight)
+
+
+class TestURM:
+    def test_noise_loss_by_hand(self):
+        """-log σ(0) and -log (1 - σ(log 3)): log 2 and log 4."""
+        logits = torch.tensor([[0.0], [math.log(3.0)]])
+        loss = noise_loss(logits, torch.tensor([1, 0]))
+        assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2)
+
+    @pytest.mark.parametrize("output", ["tanh", "relu", "sigmoid"])
+    def test_features_are_in_the_range_of_the_noise(self, output):
+        algorithm = build("URM", shape=VECTORS, urm_generator_output=output, **SMALL_MLP)
+        z = algorithm.featurizer(5 * random(50, 6).float())
+        low, high = algorithm.interval
+        assert low == (-1 if output == "tanh" else 0)
+        assert z.min() >= low
+        assert output == "relu" or z.max() <= high
+        assert torch.equal(algorithm.predict(z[:, :6]), algorithm.network(z[:, :6]))
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"urm_generator_output": "relu", "urm_discriminator_hidden_layers": 3},
+            {"urm_adv_lambda": 0.0, "urm_discriminator_hidden_layers": 0},
+            {"urm_discriminator_label_smoothing": 0.3, "urm_adv_lambda": 2.0},
+            {"urm_discriminator_optimizer": "sgd", "urm_discriminator_lr": 0.1},
+        ],
+        ids=str,
+    )
+    def test_switches(self, settings):
+        follow("URM", (3, 4), updates=3, **settings)
+
+    def test_each_step_moves_its_own_network(self):
+        names = ("featurizer", "classifier", "discriminator")
+        algorithm = build("URM", shape=VECTORS, urm_discriminator_lr=0.0, **SMALL_MLP)
+        minibatches = random_minibatches((4, 3), 0, VECTORS)
+        moved = changed_by(algorithm, names, lambda: algorithm.update(minibatches))
+        assert moved == {"featurizer", "classifier"}
+        algorithm = build("URM", shape=VECTORS, lr=0.0, **SMALL_MLP)
+        moved = changed_by(algorithm, names, lambda: algorithm.update(minibatches))
+        assert moved == {"discriminator"}
+
+    def test_any_featurizer(self):
+        """DomainBed's takes four classes; here is one more."""
+        algorithm = build("URM", shape=(3, 32, 32), backbone="resnet18", weights="none")
+        assert algorithm.predict(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+        assert isinstance(algorithm, URM)
