@@ -23,6 +23,7 @@ __all__ = [
     "compare",
     "explain",
     "load_records",
+    "only",
     "planned_selection",
     "to_frame",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from domainbed.names import order_algorithms, order_datasets
 from domainbed.records import Records
 from domainbed.reporting import statistics
 from domainbed.reporting.comparison import chosen_accuracies
@@ -34,7 +35,7 @@ def selection_gap(
     wide = chosen.pivot(index=_RUN, columns="selection", values="accuracy")
     gaps = wide.reindex(columns=[better, other]).dropna()
     frame = (gaps[better] - gaps[other]).rename("gap").reset_index()
-    return _over_trials(frame, "gap", records.runs)
+    return _in_order(_over_trials(frame, "gap", records.runs))
 
 
 def tuning_gain(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
@@ -54,14 +55,14 @@ def tuning_gain(records: Records, selection: Sequence[str] | None = None) -> pd.
         both = pd.concat([best, default.rename("default"), draws], axis=1).dropna().reset_index()
         frames.append(_gains(both).assign(selection=name))
     columns = ["selection", *_GROUP, "default", "best", "gain", "std_err", "n_trials", "n_draws"]
-    return pd.concat(frames, ignore_index=True)[columns]
+    return _in_order(pd.concat(frames, ignore_index=True)[columns])
 
 
 def expected_best(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
     """The accuracy that k random draws of the hyper-parameters give on average.
 
     Columns: `selection`, `dataset`, `algorithm`, `draws` (k, up to the fewest that a test domain
-    and trial has) and `accuracy` in percent, the mean over test domains and trials.
+    and trial has), `accuracy` in percent, the mean over test domains and trials, and `n_trials`.
     """
     rows: list[dict[str, object]] = []
     for name in SELECTION_METHODS if selection is None else dict.fromkeys(selection):
@@ -72,18 +73,19 @@ def expected_best(records: Records, selection: Sequence[str] | None = None) -> p
             fewest = min(map(len, curves))
             means = 100 * np.mean([curve[:fewest] for curve in curves], axis=0)
             rows += [
-                {"selection": name, "dataset": dataset, "algorithm": algorithm,
-                 "draws": draws, "accuracy": accuracy}
+                {"selection": name, "dataset": dataset, "algorithm": algorithm, "draws": draws,
+                 "accuracy": accuracy, "n_trials": of_group["trial_seed"].nunique()}
                 for draws, accuracy in enumerate(means.tolist(), start=1)
             ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["selection", *_GROUP, "draws", "accuracy"])
+    columns = ["selection", *_GROUP, "draws", "accuracy", "n_trials"]
+    return _in_order(pd.DataFrame(rows, columns=columns))
 
 
 def worst_domains(report: Report) -> pd.DataFrame:
     """The lowest accuracy of each row of the tables, beside the mean.
 
     Columns: `selection`, `dataset`, `algorithm`, `domain` (name of the worst), `worst` and
-    `mean` in percent. A row with a test domain without a result is left out.
+    `mean` in percent, and `n_trials` of the worst. A row that lacks a result is left out.
     """
     rows = []
     for table in report.tables:
@@ -93,8 +95,8 @@ def worst_domains(report: Report) -> pd.DataFrame:
             if len(numbers) == len(means):
                 worst = int(np.argmin(numbers[:-1]))
                 names = (table.selection, table.dataset, algorithm, table.columns[worst].label)
-                rows.append((*names, numbers[worst], numbers[-1]))
-    columns = ["selection", *_GROUP, "domain", "worst", "mean"]
+                rows.append((*names, numbers[worst], numbers[-1], cells[worst].n_trials))
+    columns = ["selection", *_GROUP, "domain", "worst", "mean", "n_trials"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -141,7 +143,7 @@ def accuracy_on_the_line(records: Records) -> pd.DataFrame:
             fit = [float(line.slope), float(line.intercept), float(line.rvalue)]
         rows.append((dataset, name, len(points), *fit))
     columns = ["dataset", "domain", "runs", "slope", "intercept", "correlation"]
-    return pd.DataFrame(rows, columns=columns)
+    return _in_order(pd.DataFrame(rows, columns=columns))
 
 
 def _probit(percent: pd.Series) -> np.ndarray:
@@ -173,3 +175,17 @@ def _over_trials(frame: pd.DataFrame, value: str, runs: pd.DataFrame) -> pd.Data
             cell = mean_over_trials(numbers.tolist())
             rows.append((*key, domain, cell.mean, cell.std_err, cell.n_trials))
     return pd.DataFrame(rows, columns=[*_GROUP, "domain", value, "std_err", "n_trials"])
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the order of the tables: by method, dataset, algorithm, and else as they are."""
+    orders: dict[str, Callable[[Iterable[str]], list[str]]] = {
+        "algorithm": order_algorithms,
+        "dataset": order_datasets,
+        "selection": lambda names: [name for name in SELECTION_METHODS if name in set(names)],
+    }
+    for column in [column for column in orders if column in frame]:
+        names = orders[column](frame[column])
+        places = frame[column].map({name: place for place, name in enumerate(names)})
+        frame = frame.iloc[np.argsort(places.to_numpy(), kind="stable")]
+    return frame.reset_index(drop=True)

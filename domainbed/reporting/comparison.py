@@ -65,9 +65,10 @@ def differences(
     Raises:
         UserError: the baseline or the unit is unknown, or there is nothing to compare.
     """
+    accuracies = chosen_accuracies(records, selection)
     _check(records, baseline, unit, rope)
     rows = []
-    for name, chosen in chosen_accuracies(records, selection).groupby("selection", sort=False):
+    for name, chosen in accuracies.groupby("selection", sort=False):
         for dataset in [*order_datasets(chosen["dataset"]), AVERAGE]:
             of_dataset = chosen if dataset == AVERAGE else chosen[chosen["dataset"] == dataset]
             rows += _rows(of_dataset, str(name), dataset, baseline, unit, rope)
@@ -96,6 +97,10 @@ def critical_differences(
 
 
 def _check(records: Records, baseline: str, unit: str, rope: float | None) -> None:
+    if unit not in statistics.UNITS:
+        raise UserError(f"unit is {unit!r}: expected one of {', '.join(statistics.UNITS)}")
+    if rope is not None and not (rope > 0 and math.isfinite(rope)):
+        raise UserError(f"rope is {rope:g}: expected a number of points above 0")
     known = order_algorithms(records.runs["algorithm"])
     if baseline not in known:
         raise UserError(
@@ -104,10 +109,6 @@ def _check(records: Records, baseline: str, unit: str, rope: float | None) -> No
         )
     if len(known) < 2:
         raise UserError(f"{baseline!r} is the only algorithm: there is nothing to compare it with")
-    if unit not in statistics.UNITS:
-        raise UserError(f"unit is {unit!r}: expected one of {', '.join(statistics.UNITS)}")
-    if rope is not None and not (rope > 0 and math.isfinite(rope)):
-        raise UserError(f"rope is {rope}: expected a number of points above 0")
 
 
 def _rows(
