@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
         text += "".join(_AS_COMMENT[args.format].format(line).rstrip() + "\n" for line in reasons)
     elif reasons:  # a CSV or JSON file with more lines below would be damaged
         print("\n".join(reasons), file=sys.stderr)
-    _write(text, args.output)
+    write_output(text, args.output)
     return 0
 
 
@@ -93,7 +93,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _write(text: str, output: str | None) -> None:
+def write_output(text: str, output: str | None) -> None:
+    """Prints `text`, or writes it to the file `output`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     if output is None:
         sys.stdout.write(text)
         return

@@ -147,6 +147,16 @@ FLAGS = {
         "plugins": ("missing.py",),
     },
     "verify folder:photos": {"format": ("x",)},
+    "compare run": {
+        "with": ("x", "fishr", "fishr-2022"),
+        "format": ("x", "latex"),
+        "selection": ("x", "Oracle"),
+        "datasets": ("x",),
+        "algorithms": ("x", "Fisher"),
+        "baseline": ("x", "Fishr"),
+        "unit": ("x", "run"),
+        "rope": ("x", "-1", "0", "nan", "inf"),
+    },
     "published fishr-2022": {
         "dataset": ("PASC", "", "avg"),
         "selection": ("x", "Oracle", "leave-one-domain-out"),
@@ -170,7 +180,7 @@ def _says(flag: str, value: str) -> tuple[str, ...]:
     """The words for a flag's value; a path or a plug-in is named without its flag."""
     if flag in ("dataset", "datasets") and set(value) & set(".:"):
         return (value.partition(":")[2] or value,)
-    if flag in ("input_dir", "plugins"):
+    if flag in ("input_dir", "plugins", "with"):
         return (value,)
     if flag in ("workers", "landscape"):
         return (flag,)
@@ -212,7 +222,7 @@ def _of_hparams() -> Iterator[Case]:
 # ---- folders and files ----
 
 _NO_FOLDERS = ("missing", "file", "empty", "foreign", "link", "dangling", "pipe", "", "n" * 300)
-_FOLDER_COMMANDS = ("collect", "diagnose", "predict --domain 0", "sweep status")
+_FOLDER_COMMANDS = ("collect", "compare", "diagnose", "predict --domain 0", "sweep status")
 
 
 def _of_folders() -> Iterator[Case]:
@@ -405,6 +415,9 @@ def _of_words() -> Iterator[Case]:
         "sweep launch": "datasets",
         "sweep launch a b": "b",
         "collect": "FOLDER",
+        "compare": "FOLDER",
+        "compare run": "nothing to compare",
+        "compare run --with fishr-2022 --baseline ERM": "--baseline",
         "top-hparams": "--input_dir",
         "diagnose": "RUN_FOLDER",
         "predict": "RUN_FOLDER",

@@ -125,7 +125,7 @@ def test_practical_equality(folder):
     [
         ({"baseline": "Fisher"}, "baseline 'Fisher'. Did you mean 'Fishr'"),
         ({"unit": "run"}, "unit is 'run': expected one of trial, domain, dataset"),
-        ({"rope": -1.0}, "rope is -1.0"),
+        ({"rope": -1.0}, "rope is -1"),
         ({"rope": math.nan}, "rope is nan"),
         ({"selection": ["x"]}, "'x'"),
     ],

@@ -1,0 +1,104 @@
+"""`domainbed compare`: algorithms with a baseline, or a sweep's tables with a paper's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from domainbed.cli.collect import show_progress, write_output
+from domainbed.errors import UserError
+
+if TYPE_CHECKING:
+    from domainbed.records import Records
+    from domainbed.reporting.render_comparison import Section
+
+BASELINE = "ERM"
+UNITS = ("trial", "domain", "dataset")  # without SciPy, which `statistics.UNITS` would import
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `domainbed compare`."""
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="sweep folders, or run folders"
+    )
+    parser.add_argument("--with", dest="paper", metavar="PAPER", help="put the tables beside a "
+                        "paper's: fishr-2022, domainbed-2020")  # fmt: skip
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
+    parser.add_argument(
+        "--selection",
+        nargs="+",
+        metavar="NAME",
+        help="selection methods, by short name (those that the sweep was planned for)",
+    )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help=f"what algorithms are compared with ({BASELINE})"
+    )
+    parser.add_argument("--unit", choices=UNITS, help="what wins and tests count as one "
+                        "observation (trial; for ranks domain)")  # fmt: skip
+    parser.add_argument("--rope", type=float, metavar="POINTS",
+                        help="also test whether differences are within so many points")  # fmt: skip
+    parser.add_argument(
+        "--format", metavar="NAME", default="text", help="text (default), markdown, csv, json"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write there instead of to the terminal")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the comparison, or writes it to a file; returns the exit status.
+
+    Raises:
+        UserError: a folder, a record or a name is wrong, or there is nothing to compare.
+    """
+    from domainbed.reporting import load_records, planned_selection
+    from domainbed.reporting.render_comparison import COMPARISON_RENDERERS
+
+    render = COMPARISON_RENDERERS[args.format]
+    of_baseline = {"baseline": args.baseline, "unit": args.unit, "rope": args.rope}
+    for name, value in of_baseline.items():
+        if args.paper and value is not None:
+            raise UserError(f"--{name} {value} compares algorithms, and --with a paper: give one")
+    records = load_records(args.folders, progress=show_progress)
+    selection = args.selection or planned_selection(args.folders)
+    sections = _beside(args, records, selection) if args.paper else _all(args, records, selection)
+    write_output(render(sections), args.output)
+    return 0
+
+
+def _beside(
+    args: argparse.Namespace, records: Records, selection: Sequence[str] | None
+) -> list[Section]:
+    from domainbed.reporting import build_report
+    from domainbed.reporting.beside import beside_published
+    from domainbed.reporting.render_comparison import beside_sections
+
+    report = build_report(records, selection, args.datasets, args.algorithms)
+    return beside_sections(beside_published(report, args.paper), args.paper)
+
+
+def _all(
+    args: argparse.Namespace, records: Records, selection: Sequence[str] | None
+) -> list[Section]:
+    from domainbed.reporting import analyses, build_report, comparison, only
+    from domainbed.reporting import render_comparison as render
+
+    baseline, unit = args.baseline or BASELINE, args.unit or UNITS[0]
+    algorithms = args.algorithms and list(dict.fromkeys([baseline, *args.algorithms]))
+    records = only(records, args.datasets, algorithms)
+    found = comparison.differences(records, selection, baseline, unit, args.rope)
+    ranked = args.unit or "domain"
+    ranks = comparison.critical_differences(records, selection, ranked)
+    sections = [
+        *render.difference_sections(found, unit, args.rope),
+        *render.rank_sections(ranks, ranked),
+    ]
+    report = build_report(records, selection)
+    more = (
+        (render.gap_section, analyses.selection_gap(records)),
+        (render.tuning_section, analyses.tuning_gain(records, selection)),
+        (render.expected_section, analyses.expected_best(records, selection)),
+        (render.worst_section, analyses.worst_domains(report)),
+        (render.line_section, analyses.accuracy_on_the_line(records)),
+    )
+    return sections + [section(frame) for section, frame in more if len(frame)]

@@ -1,0 +1,203 @@
+"""`domainbed compare`: what is said beside the figures, and each reason not to compare."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+from fake_sweep import random_runs, write
+
+from domainbed.cli import main
+from domainbed.cli.compare import UNITS
+from domainbed.published import published_values
+from domainbed.reporting import build_report, load_records, statistics
+from domainbed.reporting.beside import beside_published
+
+THREE = ("ERM", "IRM", "Fishr")
+PAPER = "fishr-2022"
+
+
+@pytest.fixture
+def printed(capsys):
+    def run(*words, status=0):
+        with pytest.raises(SystemExit) as exit:
+            main(["compare", *map(str, words)])
+        out, err = capsys.readouterr()
+        assert exit.value.code == status, err
+        return out if status == 0 else err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    write(folder, random_runs(0, ("PACS", "ColoredMNIST"), THREE, n_hparams=2, pairs=False))
+    return folder
+
+
+def as_published(folder, accuracy=0.578, protocol=PAPER, trials=3, draws=20, hparams=None, **args):
+    """A sweep of ERM on ColoredMNIST under the conditions of the paper, but for what is given.
+
+    The accuracy differs by ± one point between the trials.
+    """
+    named = {"protocol": protocol, "protocol_version": 1, "steps": 5001, **args}
+    sizes = {"n_hparams": draws, "n_trials": trials, "pairs": False}
+    runs = [run[-1:] for run in random_runs(0, algorithms=["ERM"], **sizes, **named)]
+    for run in runs:
+        accuracies = {key: accuracy for key in run[0] if key.endswith("_acc")}
+        trial = run[0]["args"]["trial_seed"]
+        run[0] |= {key: value + (trial - 1) / 100 for key, value in accuracies.items()}
+        run[0]["hparams"] |= hparams or {}
+    write(folder, runs)
+    return folder
+
+
+def beside(folder, selection="oracle"):
+    (cell,) = beside_published(build_report(load_records(folder), [selection]), PAPER)
+    return cell
+
+
+def test_a_cell_that_agrees_with_the_paper(tmp_path, printed):
+    cell = beside(as_published(tmp_path))
+    assert (cell.dataset, cell.algorithm, cell.domain) == ("ColoredMNIST", "ERM", "Avg")
+    assert cell.mean == pytest.approx(57.8)
+    assert (cell.published_mean, cell.published_std_err) == (57.8, 0.2)
+    assert cell.std_err == pytest.approx((2 / 3) ** 0.5 / 3**0.5)
+    assert cell.combined_std_err == pytest.approx((cell.std_err**2 + 0.04) ** 0.5)
+    assert (cell.difference, cell.mismatches) == (pytest.approx(0, abs=1e-9), ())
+    assert cell.within is True
+    text = printed(tmp_path, "--with", PAPER, "--selection", "oracle")
+    assert "ERM        ColoredMNIST  57.8 +/- 0.5  57.8 +/- 0.2  +0.0        0.5      yes" in text
+    assert "1 of 1 differences lie within" in text
+
+
+def test_a_cell_that_differs_from_the_paper(tmp_path):
+    cell = beside(as_published(tmp_path, accuracy=0.586))
+    assert cell.difference == pytest.approx(0.8)
+    assert cell.within is False
+    assert cell.mismatches == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ({"trials": 2}, ("trials", "2", "3")),
+        ({"draws": 4}, ("draws", "4", "20")),
+        ({"steps": 101}, ("steps", "101", "5001")),
+        ({"hparams": {"resnet18": True}}, ("backbone", "ResNet-18", "ResNet-50")),
+        ({"hparams": {"backbone": "timm:vit"}}, ("backbone", "timm:vit", "ResNet-50")),
+        ({"hparams": {"resnet50_augmix": True}}, ("backbone", "ResNet-50 (AugMix)", "ResNet-50")),
+        ({"protocol": "default"}, ("protocol", "default", PAPER)),
+        ({"precision": "bf16"}, ("precision", "bf16", "float32")),
+        ({"augment_validation": False}, ("augment_validation", "False", "True")),
+        ({"holdout_fraction": 0.5}, ("holdout_fraction", "0.5", "0.2")),
+    ],
+)
+def test_each_reason_not_to_compare(tmp_path, other, reason):
+    cell = beside(as_published(tmp_path, **other))
+    assert cell.mismatches == (reason,)
+    assert cell.within is None
+    assert cell.difference == pytest.approx(-0.5 if "trials" in other else 0, abs=1e-9)
+
+
+def test_fixed_hyperparameters_are_a_reason(tmp_path):
+    as_published(tmp_path)
+    for file in tmp_path.glob("*/results.jsonl"):
+        record = json.loads(file.read_text())
+        record["args"]["hparams"] = '{"batch_size": 8, "resnet18": false}'
+        file.write_text(json.dumps(record) + "\n")
+    assert beside(tmp_path).mismatches == (("fixed hyper-parameters", "batch_size", "none"),)
+
+
+def test_cells_of_test_domains_and_missing_ones(tmp_path, printed):
+    runs = random_runs(0, ["ColoredMNIST"], ["ERM"], n_trials=1, pairs=False)
+    write(tmp_path, [run for run in runs if run[0]["args"]["test_envs"] != [2]])
+    report = build_report(load_records(tmp_path), ["oracle"])
+    cells = beside_published(report, "domainbed-2020")
+    published = {v.domain: v.mean for v in published_values("domainbed-2020")
+                 if (*v[1:3], *v[3:5]) == ("oracle", "dataset", "ColoredMNIST", "ERM")}  # fmt: skip
+    assert {cell.domain: cell.published_mean for cell in cells[:-1]} == published
+    assert cells[2].mismatches[0] == ("result", "none", "there is one")
+    text = printed(tmp_path, "--with", "domainbed-2020", "--selection", "oracle")
+    assert "not compared: trials 1 (published: 3): ERM on +90%, ERM on +80%" in text
+    assert "not compared: protocol not recorded (published: domainbed-2020)" in text
+
+
+def test_text(folder, printed):
+    text = printed(folder, "--selection", "oracle", "--algorithms", "Fishr", "IRM")
+    titles = [line[9:] for line in text.splitlines() if line.startswith("-------- ")]
+    assert titles == [
+        "Differences to ERM, model selection method: oracle",
+        "Mean ranks over 7 test domains, model selection method: oracle",
+        "Selection gap",
+        "Gain of tuning",
+        "Expected best of k draws",
+        "Worst test domain beside the mean",
+        "In-domain against out-of-domain accuracy",
+    ]
+    for said in (
+        "small sample: 2 trials, so the intervals over trials are too narrow",
+        "small sample: 2 datasets, so the intervals over datasets are too narrow",
+        "dependent: each test domain of a dataset is a training domain of the others, and trials",
+        "dependent: the domains of a dataset train on each other",
+        "dependent: runs that differ in draw or algorithm alone share data and weights",
+    ):
+        assert said in text.replace("\n    ", " ")
+
+
+def test_what_can_show_nothing_says_so(folder, printed):
+    asked = (folder, "--selection", "oracle", "--datasets", "PACS", "--unit", "dataset")
+    text = printed(*asked).replace("\n    ", " ")
+    assert "one dataset: nothing says that the difference is there on others" in text
+    assert "shows nothing: with 3 algorithms and 1 dataset no two mean ranks can be" in text
+    assert "shows nothing: with 1 observation and 2 tests p (Holm) cannot be below 0.05" in text
+    two = printed(*asked, "--algorithms", "Fishr")
+    assert "Friedman's test compares three algorithms and more" in two
+
+
+def test_one_run_each(tmp_path, printed):
+    runs = random_runs(0, algorithms=["ERM", "Fishr"], n_trials=1, pairs=False)
+    write(tmp_path, [run for run in runs if run[0]["args"]["test_envs"] == [0]])
+    text = printed(tmp_path)
+    assert "one trial: nothing says how much another one would differ" in text
+    assert "one draw, the defaults: nothing was tuned" in text
+
+
+def test_formats(folder, printed):
+    asked = (folder, "--selection", "oracle", "training-domain")
+    rows = list(csv.DictReader(io.StringIO(printed(*asked, "--format", "csv"))))
+    assert [row["selection"] for row in rows] == ["oracle"] * 6 + ["training-domain"] * 6
+    found = json.loads(printed(*asked, "--format", "json"))
+    _, last = found["differences"]
+    assert float(rows[-1]["difference"]) == pytest.approx(last["rows"][-1]["difference"])
+    assert last["rows"][0]["datasets_low"] is None
+    assert set(found) == {
+        *("differences", "ranks", "selection_gap", "tuning_gain", "expected_best"),
+        *("worst_domains", "accuracy_on_the_line"),
+    }  # fmt: skip
+    markdown = printed(*asked, "--format", "markdown")
+    assert "| Dataset | Algorithm | difference |" in markdown
+
+
+def test_a_name_that_a_table_would_read(tmp_path, printed):
+    names = ("ERM", "a|b<script>")
+    write(tmp_path, random_runs(0, algorithms=names, n_trials=1, pairs=False))
+    assert r"a\|b\<script>" in printed(tmp_path, "--format", "markdown")
+
+
+def test_options_that_exclude_each_other(folder, printed):
+    said = printed(folder, "--with", PAPER, "--baseline", "ERM", status=2)
+    assert said == "error: --baseline ERM compares algorithms, and --with a paper: give one\n"
+
+
+def test_no_published_number(tmp_path, printed):
+    write(tmp_path, random_runs(0, ["Birds"], ["ERM"]))
+    said = printed(tmp_path, "--with", PAPER, status=2)
+    assert said.startswith(f"error: {PAPER} has no number for these runs (of Birds): it has")
+
+
+def test_the_units_of_the_flag_are_all_there_are():
+    assert UNITS == statistics.UNITS
