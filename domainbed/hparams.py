@@ -141,6 +141,7 @@ def resolve(
     dataset: str,
     *,
     protocol_options: Mapping[str, Any],
+    protocol_defaults: Mapping[str, Any],
     fixed: Mapping[str, Any],
     hparams_seed: int,
     trial_seed: int,
@@ -153,6 +154,7 @@ def resolve(
         algorithm: its name.
         dataset: its name, without paths.
         protocol_options: its values; those that nothing in the run declares are left out.
+        protocol_defaults: values of hparams seed 0 in place of the search space's.
         fixed: what the user set.
         hparams_seed: 0 for the defaults, any other for a random draw.
         trial_seed: which the published draws depend on.
@@ -165,7 +167,7 @@ def resolve(
     _check_fixed(algorithm, dataset, fixed)
     declared = options(algorithm, dataset)
     if hparams_seed == 0:
-        drawn = default_hparams(algorithm, dataset)
+        drawn = {**default_hparams(algorithm, dataset), **protocol_defaults}
     else:
         seed = hparams_draw_seed(hparams_seed, trial_seed, shared_draws)
         drawn = random_hparams(algorithm, dataset, seed, in_sequence)

@@ -183,10 +183,12 @@ def field_values(protocol: Protocol) -> dict[str, Any]:
 
 def _resolved(draft: RunSpec) -> RunSpec:
     """The same run, with all its hyper-parameters."""
+    protocol = get_protocol(draft.protocol)
     values = search.resolve(
         draft.algorithm,
         draft.dataset_label,
-        protocol_options=get_protocol(draft.protocol).options,
+        protocol_options=protocol.options,
+        protocol_defaults=protocol.defaults.get(draft.algorithm, {}),
         fixed=draft.fixed_hparams,
         hparams_seed=draft.hparams_seed,
         trial_seed=draft.trial_seed,

@@ -9,6 +9,8 @@ import pytest
 from domainbed.algorithms import ALGORITHMS, Fishr
 from domainbed.dimensions import LogUniform
 from domainbed.errors import UserError
+from domainbed.hparams import search_space
+from domainbed.protocols import differences, get_protocol, protocol_names
 from domainbed.run_fields import RunFields
 from domainbed.spec import ALWAYS, RunSpec
 
@@ -98,6 +100,40 @@ def test_a_protocols_option_is_the_users_to_set():
     hparams = {"freeze_bn": True}
     spec = RunSpec.create("PACS", "ERM", [0], protocol="domainbed-2024", hparams=hparams)
     assert spec.hparams["freeze_bn"] is True
+
+
+def test_a_protocols_defaults_are_those_of_hparams_seed_0_alone():
+    def tau(protocol, seed=0, **hparams):
+        made = RunSpec.create(
+            *("PACS", "SANDMask", [0]), protocol=protocol, hparams_seed=seed, hparams=hparams
+        )
+        return made.hparams["tau"]
+
+    assert tau("default") == 0.5
+    assert tau("domainbed-2020") == tau("domainbed-2024") == tau("fishr-2022") == 1.0
+    assert tau("default", 1) == tau("domainbed-2024", 1) == pytest.approx(0.393432, rel=1e-5)
+    assert tau("domainbed-2024", tau=0.25) == 0.25
+    base = RunSpec.create("PACS", "SANDMask", [0], protocol="domainbed-2024", hparams_seed=3)
+    assert base.variant(0, 0).hparams["tau"] == 1.0
+    assert ("SANDMask.tau", None, 1.0) in differences(
+        get_protocol("default"), get_protocol("domainbed-2024")
+    )
+
+
+@pytest.mark.parametrize("protocol", protocol_names())
+def test_a_protocols_defaults_can_be(protocol):
+    for algorithm, values in get_protocol(protocol).defaults.items():
+        space = search_space(algorithm, "PACS")
+        assert all(space[name].accepts(value) for name, value in values.items())
+
+
+def test_mldg_has_the_pairs_of_its_time():
+    for protocol, pairs in [("domainbed-2020", "cyclic"), ("fishr-2022", "cyclic")]:
+        hparams = RunSpec.create("PACS", "MLDG", [0], protocol=protocol).hparams
+        assert (hparams["mldg_pairs"], hparams["fidelity"]) == (pairs, "domainbed")
+    today = RunSpec.create("PACS", "MLDG", [0], protocol="domainbed-2024").hparams
+    assert "mldg_pairs" not in today  # the option's default
+    assert today["fidelity"] == "domainbed"
 
 
 def test_unknown_protocol():

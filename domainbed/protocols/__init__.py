@@ -34,6 +34,8 @@ class Protocol:
         fields: values of fields of a run that nobody set.
         options: values of options of networks, datasets and algorithms that nobody set; one
             that a run's parts do not declare is left out.
+        defaults: by algorithm, values of hyper-parameters at hparams seed 0, where they are not
+            those of the search space; draws stay what they are.
         steps: updates by dataset, where they are not the dataset's own.
         checkpoint_freq: updates between records by dataset, likewise.
     """
@@ -44,6 +46,7 @@ class Protocol:
     source: str
     fields: Mapping[str, Any]
     options: Mapping[str, Any]
+    defaults: Mapping[str, Mapping[str, Any]]
     steps: Mapping[str, int]
     checkpoint_freq: Mapping[str, int]
 
@@ -74,14 +77,23 @@ def get_protocol(name: str) -> Protocol:
 def differences(one: Protocol, other: Protocol) -> list[tuple[str, Any, Any]]:
     """What two protocols do differently: names, and the value in each (None: nothing is said)."""
     rows = []
-    for part in ("fields", "options", "steps", "checkpoint_freq"):
-        ours, theirs = getattr(one, part), getattr(other, part)
+    for part in ("fields", "options", "defaults", "steps", "checkpoint_freq"):
+        ours, theirs = (_flat(getattr(protocol, part)) for protocol in (one, other))
         rows += [
             (name, ours.get(name), theirs.get(name))
             for name in dict.fromkeys([*ours, *theirs])
             if ours.get(name) != theirs.get(name)
         ]
     return rows
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of mappings in it the single values, as "outer.inner"."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = value if isinstance(value, Mapping) else None
+        found |= {name: value} if nested is None else {f"{name}.{k}": v for k, v in nested.items()}
+    return found
 
 
 __all__ = [
