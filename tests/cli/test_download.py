@@ -10,6 +10,7 @@ import pytest
 
 from domainbed.cli import download
 from domainbed.errors import UserError
+from domainbed.names import SPAWRIOUS
 from domainbed.sources import download as sources_download
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +45,11 @@ def test_several_names(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sources_download, "download_dataset", get)
     assert run("all", "--data_dir", "d", "--accept_checksum") == 2
     names = ["ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome"]
-    names += ["TerraIncognita", "DomainNet"]
+    names += ["TerraIncognita", "DomainNet", "SVIRO", "WILDSCamelyon", "WILDSFMoW", *SPAWRIOUS]
     assert asked == [(name, "d", None, True, False) for name in names]
     assert capsys.readouterr().err == "error: VLCS: no source delivers\n"
     assert run("PACS", "PACS", "--accept-incomplete") == 0
-    assert asked[7:] == [("PACS", "data", None, False, True)]
+    assert asked[len(names) :] == [("PACS", "data", None, False, True)]
 
 
 def test_wrong_words():

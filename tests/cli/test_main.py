@@ -87,8 +87,9 @@ def test_the_schema_of_a_sweeps_config(capsys):
 
 
 def test_all_datasets_of_domainbed_are_listed(capsys):
-    assert main(["list", "datasets"]) == 0
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    code, out, _ = said(capsys, "list", "datasets")
+    assert code == 0
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
     spawrious = {f"Spawrious{k}_{d}" for k in ("O2O", "M2M") for d in ("easy", "medium", "hard")}
     assert {"Debug28", "Debug224", "ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome",
             "TerraIncognita", "DomainNet", "SVIRO", "WILDSCamelyon", "WILDSFMoW",

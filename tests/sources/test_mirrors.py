@@ -211,6 +211,8 @@ def test_other_columns(hub, pacs, said):
 
 
 def test_all_repositories_are_named():
-    repos = [origin.sources[-1].parts for origin in catalogue.SOURCES.values()]
-    assert all(isinstance(hub, Hub) and hub.repo.count("/") == 1 for hub in repos)
+    lasts = [origin.sources[-1].parts for origin in catalogue.SOURCES.values()]
+    hubs = [last for last in lasts if isinstance(last, Hub)]
+    assert len(hubs) == 5
+    assert all(hub.repo.count("/") == 1 for hub in hubs)
     assert set(catalogue.SOURCES) <= set(DATASETS)
