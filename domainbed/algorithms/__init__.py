@@ -21,11 +21,15 @@ from domainbed.algorithms.fish import Fish
 from domainbed.algorithms.fishr import Fishr
 from domainbed.algorithms.dann import DANN
 from domainbed.algorithms.erm_plus_plus import ERMPlusPlus
+from domainbed.algorithms.group_dro import GroupDRO
 from domainbed.algorithms.mixup import Mixup
+from domainbed.algorithms.mmd import MMD
 from domainbed.algorithms.cdann import CDANN
 from domainbed.algorithms.sagnet import SagNet
 from domainbed.algorithms.rsc import RSC
+from domainbed.algorithms.sd import SD
 from domainbed.algorithms.cad import CAD, CondCAD
+from domainbed.algorithms.causirl import CausIRL_CORAL, CausIRL_MMD
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
@@ -51,14 +55,19 @@ __all__ = [
     "DANN",
     "ERM",
     "IRM",
+    "MMD",
     "RSC",
+    "SD",
     "URM",
     "Algorithm",
+    "CausIRL_CORAL",
+    "CausIRL_MMD",
     "CondCAD",
     "ERMPlusPlus",
     "Fish",
     "Fishr",
     "ForwardPass",
+    "GroupDRO",
     "Mixup",
     "PooledAlgorithm",
     "SagNet",
