@@ -27,7 +27,7 @@ from domainbed.spec import RunSpec
 from domainbed.training.experiment import build as build_experiment
 
 WITHOUT_ADD_ON = {  # they set gradients by hand, or have several losses; Fishr has the penalty
-    *("Fish", "Fishr", "ANDMask", "SANDMask", "MLDG", "ADRMX", "SagNet", "TRM"),
+    *("Fish", "Fishr", "ANDMask", "SANDMask", "MLDG", "ADRMX", "SagNet"),
     *("Transfer", "URM"),
 }
 ADD_ONS = [f"Fishr+{name}" for name in ALGORITHMS if name not in WITHOUT_ADD_ON]

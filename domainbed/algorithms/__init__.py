@@ -23,12 +23,18 @@ from domainbed.algorithms.dann import DANN
 from domainbed.algorithms.erm_plus_plus import ERMPlusPlus
 from domainbed.algorithms.group_dro import GroupDRO
 from domainbed.algorithms.mixup import Mixup
+from domainbed.algorithms.mldg import MLDG
 from domainbed.algorithms.mmd import MMD
 from domainbed.algorithms.cdann import CDANN
 from domainbed.algorithms.sagnet import SagNet
 from domainbed.algorithms.rsc import RSC
 from domainbed.algorithms.sd import SD
+from domainbed.algorithms.andmask import ANDMask
+from domainbed.algorithms.sandmask import SANDMask
+from domainbed.algorithms.iga import IGA
+from domainbed.algorithms.trm import TRM
 from domainbed.algorithms.cad import CAD, CondCAD
+from domainbed.algorithms.transfer import Transfer
 from domainbed.algorithms.causirl import CausIRL_CORAL, CausIRL_MMD
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
@@ -54,11 +60,15 @@ __all__ = [
     "CORAL",
     "DANN",
     "ERM",
+    "IGA",
     "IRM",
+    "MLDG",
     "MMD",
     "RSC",
     "SD",
+    "TRM",
     "URM",
+    "ANDMask",
     "Algorithm",
     "CausIRL_CORAL",
     "CausIRL_MMD",
@@ -70,7 +80,9 @@ __all__ = [
     "GroupDRO",
     "Mixup",
     "PooledAlgorithm",
+    "SANDMask",
     "SagNet",
+    "Transfer",
     "VREx",
     "declared_options",
     "declared_space",

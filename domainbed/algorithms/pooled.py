@@ -61,29 +61,45 @@ class ForwardPass:
         Raises:
             UserError: the algorithm's predictions are not those of a classifier on features.
         """
+        if self._one_by_one:
+            return torch.cat(list(self.domain_features))
+        return self._known_featurizer()(self.x)
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """(N, C)."""
+        if self._one_by_one:
+            return torch.cat(list(self.domain_logits))
+        return self._classifier(self.x if self._featurizer is None else self.features)
+
+    @cached_property
+    def domain_features(self) -> Sequence[torch.Tensor]:
+        """E tensors (B, d), whose graphs are apart if the domains go one by one."""
+        if self._one_by_one:
+            return list(map(self._known_featurizer(), self.by_domain(self.x)))
+        return self.by_domain(self.features)
+
+    @cached_property
+    def domain_logits(self) -> Sequence[torch.Tensor]:
+        """E tensors (B, C), whose graphs are apart if the domains go one by one."""
+        if self._one_by_one:
+            direct = self._featurizer is None
+            inputs = self.by_domain(self.x) if direct else self.domain_features
+            return list(map(self._classifier, inputs))
+        return self.by_domain(self.logits)
+
+    def _known_featurizer(self) -> Network:
         if self._featurizer is None:
             raise UserError(
                 "this method needs features, but the class overrides 'predict', so that its "
                 "classifier's inputs are not known: override 'forward_pass' as well"
             )
-        return self._through(self._featurizer)
-
-    @cached_property
-    def logits(self) -> torch.Tensor:
-        """(N, C)."""
-        if self._featurizer is None:
-            return self._through(self._classifier)
-        return self._classifier(self.features)
+        return self._featurizer
 
     @cached_property
     def domains(self) -> torch.Tensor:
         """(N,) the number of each sample's domain."""
         return domain_labels(self.sizes, self.y.device)
-
-    def _through(self, network: Network) -> torch.Tensor:
-        if self._one_by_one:
-            return torch.cat([network(x) for x in self.by_domain(self.x)])
-        return network(self.x)
 
     def by_domain(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
         """(N, …), such as the features, to E tensors (B, …)."""
@@ -93,10 +109,14 @@ class ForwardPass:
         """The mean cross-entropy of all samples, a scalar."""
         return F.cross_entropy(self.logits, self.y)
 
+    def separate_risks(self) -> list[torch.Tensor]:
+        """E mean cross-entropies, scalars, whose graphs are apart as those of the logits."""
+        pairs = zip(self.domain_logits, self.by_domain(self.y))
+        return [F.cross_entropy(logits_e, y_e) for logits_e, y_e in pairs]
+
     def domain_risks(self) -> torch.Tensor:
         """(E,) mean cross-entropies."""
-        pairs = zip(self.by_domain(self.logits), self.by_domain(self.y))
-        return torch.stack([F.cross_entropy(logits_e, y_e) for logits_e, y_e in pairs])
+        return torch.stack(self.separate_risks())
 
 
 class PooledAlgorithm(Algorithm):
@@ -115,6 +135,10 @@ class PooledAlgorithm(Algorithm):
     passes_by_domain: ClassVar[bool] = False
     """Whether DomainBed sends each domain through the network by itself. It makes a difference
     only where batch norm layers train, and is done only there."""
+
+    separates_domains: ClassVar[bool] = False
+    """Whether each domain goes through the network by itself in any case, because gradients of
+    single domains are wanted: one backward pass of its own graph each."""
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """The loss and the metrics of a forward pass, see `objective`."""
@@ -135,6 +159,7 @@ class PooledAlgorithm(Algorithm):
         """
         self.require_samples(minibatches)
         one_by_one = self.passes_by_domain and trains_batch_norm(self)
+        one_by_one = one_by_one or self.separates_domains
         if predicts_otherwise(type(self)):
             return ForwardPass(minibatches, None, self.predict, one_by_one)
         return ForwardPass(minibatches, self.featurizer, self.classifier, one_by_one)

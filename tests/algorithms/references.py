@@ -294,9 +294,11 @@ NAIVE = {
 import references_adversaries  # noqa: E402  (they build on the classes above)
 import references_distances  # noqa: E402
 import references_ermpp  # noqa: E402
+import references_gradients  # noqa: E402
 import references_mixing  # noqa: E402
 
 NAIVE |= references_adversaries.NAIVE
 NAIVE |= references_distances.NAIVE
 NAIVE |= references_ermpp.NAIVE
+NAIVE |= references_gradients.NAIVE
 NAIVE |= references_mixing.NAIVE

@@ -18,6 +18,7 @@ SHAPE, SIZES, UPDATES = (6,), (4, 3, 5), 4
 MLP = {"mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.0}
 ANNEALED = {
     **{"irm_penalty_anneal_iters": 2, "vrex_penalty_anneal_iters": 2, "penalty_anneal_iters": 2},
+    "iters": 2,
     **{"grad_penalty": 0.5, "weight_decay": 0.01, "lr": 0.01, "lr_g": 0.01, "lr_d": 0.01},
 }
 LOSSES = json.loads((Path(__file__).parent / "pinned_losses.json").read_text())
