@@ -29,7 +29,7 @@ def random_minibatches(sizes, seed=0, shape=SHAPE, classes=CLASSES, dtype=torch.
 def small_hparams(algorithm, **overrides):
     """The defaults on small images, with what a test changes."""
     hparams = default_hparams(algorithm, "ColoredMNIST")
-    if algorithm.endswith("DANN"):
+    if "mlp_depth" in hparams:
         hparams |= SMALL_DISCRIMINATOR
     if algorithm.endswith("ERMPlusPlus"):
         hparams |= {"linear_steps": 0, "sma_start": 2}

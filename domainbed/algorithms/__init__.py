@@ -36,6 +36,7 @@ from domainbed.algorithms.trm import TRM
 from domainbed.algorithms.cad import CAD, CondCAD
 from domainbed.algorithms.transfer import Transfer
 from domainbed.algorithms.causirl import CausIRL_CORAL, CausIRL_MMD
+from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
@@ -54,6 +55,7 @@ def get_algorithm_class(name: str) -> type[Algorithm]:
 
 
 __all__ = [
+    "ADRMX",
     "ALGORITHMS",
     "CAD",
     "CDANN",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -15,18 +17,25 @@ def similarities(z: torch.Tensor, temperature: float, is_normalized: bool = Fals
         return full @ full.T / temperature
 
 
-def masked_log_softmax(scores: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
+def masked_log_softmax(
+    scores: torch.Tensor, support: torch.Tensor, floor: float = 0.0
+) -> torch.Tensor:
     """log p, p_i· the softmax of row i over the entries that `support` holds.
 
     Args:
         scores: (N, M).
         support: (N, M) of truth values.
+        floor: added to the sums that the p are shares of.
 
     Returns:
         (N, M); outside the support the lowest finite number, without a gradient, so that a row
         without support has no NaN.
     """
-    return outside(scores, support).log_softmax(dim=1)
+    kept = outside(scores, support)
+    if not floor:
+        return kept.log_softmax(dim=1)
+    total = kept.logsumexp(dim=1, keepdim=True)
+    return kept - torch.logaddexp(total, total.new_full((), math.log(floor)))
 
 
 def log_probability(

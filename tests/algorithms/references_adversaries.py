@@ -207,10 +207,85 @@ class NaiveURM(NaiveERM):
         return first
 
 
+def contrastive(features, labels):
+    """ADRMX's S as loops over samples, with both weights of one half."""
+    rows = [row / (row**2).sum().sqrt() if row.any() else 0 * row for row in features]
+    total, alone = 0, 0
+    for i, own in enumerate(rows):
+        weights = {j: 0.5 * torch.exp(own @ row / 0.07) for j, row in enumerate(rows) if j != i}
+        positives = [j for j in weights if labels[j] == labels[i]]
+        if not positives:
+            alone += 1
+            continue
+        denominator = sum(weights.values()) + 1e-5
+        logarithms = [torch.log(weights[j] / denominator + 1e-5) for j in positives]
+        total = total - sum(logarithms) / len(positives)
+    return total / (len(rows) - alone + 1)
+
+
+class NaiveADRMX:
+    compared = (
+        *("featurizer", "domain_featurizer", "discriminator"),
+        *("classifier", "final_classifier", "domain_classifier"),
+    )
+
+    @classmethod
+    def twin(cls, algorithm, num_domains):
+        naive = cls()
+        naive.hparams, naive.updates = dict(algorithm.hparams), 0
+        naive.num_classes = algorithm.num_classes
+        for name in (*cls.compared, "draws"):
+            setattr(naive, name, copy.deepcopy(getattr(algorithm, name)))
+        settings = {"lr": naive.hparams["lr"], "betas": (naive.hparams["beta1"], 0.9)}
+        naive.others = [getattr(naive, n) for n in cls.compared if n != "discriminator"]
+        naive.disc_opt = torch.optim.Adam(naive.discriminator.parameters(), **settings)
+        parameters = [p for module in naive.others for p in module.parameters()]
+        naive.gen_opt = torch.optim.Adam(parameters, **settings)
+        return naive
+
+    def remix(self, f, f_d, labels, domains):
+        total = 0
+        for c in range(self.num_classes):
+            members = [n for n, label in enumerate(labels) if label == c]
+            order = self.draws.permutation(len(members)).tolist()
+            if self.hparams.get("fidelity") == "paper":
+                order = [members[k] for k in order]
+                order = order[:1] + [n for n in order if domains[n] != domains[order[0]]]
+            if len(order) < 2:
+                continue
+            p, q = order[:2]
+            total = total + sample_loss(self.classifier((f[p] + f_d[q])[None])[0], labels[p])
+        return total / self.num_classes
+
+    def update(self, minibatches):
+        self.updates += 1
+        x, y = concatenated(minibatches)
+        labels, domains, weights = y.tolist(), domains_of(minibatches), self.hparams
+        f_l, f_d = self.featurizer(x), self.domain_featurizer(x)
+        f = f_l - f_d
+        disc_loss = mean_loss(self.discriminator(f), domains)
+        rounds = weights["d_steps_per_g_step"]
+        if self.updates % (1 + rounds) < rounds:
+            loss, optimizer = disc_loss, self.disc_opt
+        else:
+            optimizer = self.gen_opt
+            loss = mean_loss(self.classifier(f_l), y) + mean_loss(self.final_classifier(f), y)
+            loss = loss + weights["dclf_lambda"] * mean_loss(self.domain_classifier(f_d), domains)
+            loss = loss + weights["rmxd_lambda"] * self.remix(f, f_d, labels, domains)
+            both = contrastive(f_l, labels) + contrastive(f, labels)
+            loss = loss + weights["cnt_lambda"] * both - weights["disc_lambda"] * disc_loss
+        self.disc_opt.zero_grad()
+        self.gen_opt.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+
 NAIVE = {
     "CDANN": NaiveCDANN,
     "CAD": NaiveCAD,
     "CondCAD": NaiveCondCAD,
     "SagNet": NaiveSagNet,
     "URM": NaiveURM,
+    "ADRMX": NaiveADRMX,
 }

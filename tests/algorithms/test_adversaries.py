@@ -12,6 +12,7 @@ from helpers import build, flat_parameters, random_minibatches
 from test_trajectories import SMALL_MLP, VECTORS, follow
 
 from domainbed.algorithms import CAD, CDANN, CondCAD, get_algorithm_class
+from domainbed.algorithms.adrmx import contrastive_loss, first_across
 from domainbed.algorithms.base import domain_labels
 from domainbed.algorithms.cad import domain_bottleneck
 from domainbed.algorithms.cdann import class_divisors
@@ -204,7 +205,7 @@ def changed_by(algorithm, names, act):
     return {n for n in names if (flat_parameters(getattr(algorithm, n)) != before[n]).any()}
 
 
-@pytest.mark.parametrize("name", ["SagNet", "URM"])
+@pytest.mark.parametrize("name", ["SagNet", "URM", "ADRMX"])
 def test_several_optimizers_take_no_added_penalty(name):
     with pytest.raises(UserError, match=f"Fishr cannot be added to {name}, whose own 'update'"):
         get_algorithm_class(f"Fishr+{name}")
@@ -318,3 +319,93 @@ class TestURM:
         algorithm = build("URM", shape=(3, 32, 32), backbone="resnet18", weights="none")
         assert algorithm.predict(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
         assert isinstance(algorithm, URM)
+
+
+class TestADRMX:
+    def test_contrastive_loss_against_loops(self):
+        z, labels = random(7, 4).requires_grad_(), [0, 0, 1, 1, 0, 2, 1]
+        found = contrastive_loss(z, torch.tensor(labels))
+        expected = references.references_adversaries.contrastive(z, labels)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad(value, z)[0] for value in (found, expected)]
+        torch.testing.assert_close(*gradients)
+
+    def test_contrastive_loss_by_hand(self):
+        """Two equal samples of a class and one opposite of another: each p is nearly one."""
+        z, y = torch.tensor([[1.0, 0], [2, 0], [-1, 0]]).double(), torch.tensor([0, 0, 1])
+        a, b = math.exp(1 / 0.07), math.exp(-1 / 0.07)
+        expected = -2 * math.log(0.5 * a / (0.5 * (a + b) + 1e-5) + 1e-5) / 3
+        assert contrastive_loss(z, y).item() == pytest.approx(expected, rel=1e-6)
+
+    def test_contrastive_loss_is_finite_and_keeps_its_symmetries(self):
+        z, y = random(6, 4), torch.tensor([0, 1, 0, 1, 2, 0])
+        order = torch.tensor([3, 5, 0, 1, 4, 2])
+        loss = contrastive_loss(z, y)
+        torch.testing.assert_close(contrastive_loss(z[order], y[order]), loss)
+        torch.testing.assert_close(contrastive_loss(7 * z, y), loss)
+        assert contrastive_loss(z, torch.arange(6)) == 0
+        assert contrastive_loss(z[:1], y[:1]) == 0
+        nothing = torch.zeros(3, 4, requires_grad=True)
+        contrastive_loss(nothing, y[:3]).backward()
+        assert nothing.grad.tolist() == [[0.0] * 4] * 3
+
+    def test_first_across(self):
+        domains = torch.tensor([0, 0, 1, 1])
+        assert first_across(torch.tensor([1, 0, 3, 2]), domains).tolist() == [1, 3]
+        assert first_across(torch.tensor([2, 3]), domains).tolist() == [2]
+
+    @BOTH
+    def test_pairs(self, fidelity):
+        """The paper's are of one class and two domains; DomainBed's are the first samples."""
+        algorithm = build("ADRMX", 2, shape=VECTORS, fidelity=fidelity, **SMALL_MLP)
+        y, domains = torch.tensor([0, 1, 1, 2, 1, 1, 0, 2]), [0, 0, 0, 0, 1, 1, 1, 1]
+        seen = set()
+        for _ in range(30):
+            pairs = algorithm.remix_pairs(y, [4, 4]).tolist()
+            assert len(pairs) == 3
+            seen |= set(map(tuple, pairs))
+        if fidelity == "paper":
+            assert all(y[p] == y[q] and domains[p] != domains[q] for p, q in seen)
+            assert {(1, 4), (5, 2), (0, 6), (6, 0)} <= seen
+        else:  # counted within classes of 2 and 4 samples
+            assert {p for pair in seen for p in pair} == {0, 1, 2, 3}
+
+    @pytest.mark.parametrize(("fidelity", "pairs"), [("domainbed", 1), ("paper", 0)])
+    def test_classes_without_a_pair(self, fidelity, pairs):
+        """Two samples of class 0 in one domain; no class has two: DomainBed would raise."""
+        algorithm = build("ADRMX", 2, shape=VECTORS, fidelity=fidelity, **SMALL_MLP)
+        assert len(algorithm.remix_pairs(torch.tensor([0, 0, 1]), [2, 1])) == pairs
+        assert len(algorithm.remix_pairs(torch.tensor([0, 2, 1]), [2, 1])) == 0
+        batch = [
+            (random(2, 6).float(), torch.tensor([0, 2])),
+            (random(1, 6).float(), torch.ones(1).long()),
+        ]
+        metrics = [algorithm.update(batch) for _ in range(2)][-1]
+        assert metrics["loss_remixed"] == 0
+        assert all(math.isfinite(value) for value in metrics.values())
+
+    @BOTH
+    @pytest.mark.parametrize("rounds", [0, 1])
+    def test_alternation_and_readings(self, fidelity, rounds):
+        weights = {"cnt_lambda": 0.5, "dclf_lambda": 2.0, "rmxd_lambda": 3.0, "disc_lambda": 0.7}
+        follow(
+            "ADRMX",
+            (4, 3, 5),
+            updates=3,
+            **weights,
+            **{"fidelity": fidelity, "d_steps_per_g_step": rounds, "lr": 1e-3, "beta1": 0.3},
+        )
+
+    def test_steps_and_what_they_move(self):
+        names = ("featurizer", "domain_featurizer", "discriminator")
+        algorithm = build("ADRMX", shape=VECTORS, **SMALL_MLP)
+        minibatches = random_minibatches((4, 3), 0, VECTORS)
+        moved, seen = [], []
+        for _ in range(3):
+            moved.append(
+                changed_by(algorithm, names, lambda: seen.append(algorithm.update(minibatches)))
+            )
+        assert moved == [{"discriminator"}, {"featurizer", "domain_featurizer"}, {"discriminator"}]
+        assert list(seen[0]) == ["loss_disc"]
+        expected = "loss_total loss_cnt_int loss_cnt_final loss_clf_int loss_clf_fin loss_dmn"
+        assert list(seen[1]) == [*expected.split(), "loss_disc", "loss_remixed"]
