@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -66,6 +67,7 @@ def guarded(main: Main, arguments: argparse.Namespace) -> int:
     """
     if logging.lastResort is not None:  # what shows warnings where nobody set up logging
         logging.lastResort.setFormatter(_Printable())
+    warnings.formatwarning = _one_line  # Python's own shows lines of code
     try:
         return main(arguments)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
@@ -81,6 +83,10 @@ def guarded(main: Main, arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {printable(message)}\n"
 
 
 class _Printable(logging.Formatter):

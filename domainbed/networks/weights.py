@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,7 @@ def _read(path: str) -> Any:
             from safetensors.torch import load_file  # comes with timm
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_plain(path)
     except Exception as error:  # unpickling what is no state dict raises anything
         # PyTorch's own words advise to read such a file without care.
         refused = isinstance(error, pickle.UnpicklingError)
@@ -54,6 +55,20 @@ def _read(path: str) -> Any:
             f"hyper-parameter 'weights': {path!r} cannot be read ({reason}): give 'imagenet', "
             "'none' or the path of a state dict"
         ) from error
+
+
+def load_plain(file: Any) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors and plain values; runs no code from the file.
+
+    Args:
+        file: a path or a binary stream.
+
+    Raises:
+        Exception: it holds anything else, or is damaged.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no `torch.save` wrote a file is told by an error
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _first_line(error: Exception) -> str:

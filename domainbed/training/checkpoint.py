@@ -15,6 +15,7 @@ from torch import nn
 
 from domainbed.errors import UserError
 from domainbed.files import written_aside
+from domainbed.networks.weights import load_plain
 from domainbed.run_folder import RunFolder
 from domainbed.training.state import capture, plain_numpy_state, restore
 
@@ -118,7 +119,7 @@ def _read(file: Path) -> dict[str, Any]:
     # To the CPU: restoring moves each tensor to where its owner wants it, and an optimizer wants
     # its step counts there.
     try:
-        contents = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        contents = load_plain(io.BytesIO(payload))
     except Exception as error:  # unpickling what nobody here wrote raises anything
         # PyTorch's own message goes on to advise to trust the file.
         raise Damaged(type(error).__name__) from error

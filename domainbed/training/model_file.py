@@ -10,6 +10,7 @@ import torch
 
 from domainbed.errors import UserError
 from domainbed.files import file_digest, write_text, written_aside
+from domainbed.networks.weights import load_plain
 from domainbed.training.experiment import Experiment
 
 
@@ -47,7 +48,7 @@ def read_model(file: Path, run_id: str) -> dict[str, Any]:
     if known.exists() and known.read_bytes().strip() != file_digest(file).encode():
         raise UserError(f"{file} is damaged (its digest is another): train the run again")
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_plain(file)
         owner, _ = content["args"]["run_id"], content["model_dict"]
     except Exception as error:  # unpickling what is no model raises anything
         raise UserError(

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,11 @@ def test_warnings_reach_no_terminal_with_control_characters(capsys, monkeypatch)
     log = logging.getLogger("a library's")
     status, said = outcome(capsys, lambda: log.warning("a\x1b[31mb %s", "\x9bc"))
     assert (status, said) == (0, "ab c\n")
+
+
+def test_a_librarys_warning_is_one_line_without_code(capsys):
+    status, _ = outcome(capsys, lambda: 0)
+    assert (status, warnings.formatwarning("a\nb", UserWarning, "x.py", 1)) == (0, "warning: a b\n")
 
 
 def raises_at_call(error):

@@ -1,0 +1,95 @@
+"""Trained runs as others use them: from Python, and from the shell."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from domainbed import load_model
+from domainbed.cli import main
+from domainbed.networks.weights import load_plain
+from domainbed.run_folder import RunFolder
+from domainbed.spec import RunSpec
+from domainbed.training import RunOptions, predictions, run
+from domainbed.training.trained import rebuild
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    run(RunSpec.create("ColoredDigits", "ERM", [1], steps=30, hparams={"batch_size": 8}), folder)
+    return folder
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: object) -> list[list[str]]:
+    with pytest.raises(SystemExit) as exit:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert exit.value.code == 0, err
+    return list(csv.reader(out.splitlines()))
+
+
+@pytest.mark.parametrize("split", ["in", "out"])
+def test_predictions_are_those_that_were_recorded(
+    split: str, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head, *rows = printed(capsys, "predict", digits, "--domain", 1, "--split", split)
+    assert head == ["position", "label", "class", "probability"]
+    record = json.loads((digits / "results.jsonl").read_text().splitlines()[-1])
+    hits = [label == predicted for _, label, predicted, _ in rows]
+    assert np.mean(hits) == pytest.approx(record[f"env1_{split}_acc"], abs=1e-12)
+    assert 0.4 < np.mean(hits) < 1
+
+
+def test_a_model_without_its_dataset(digits: Path) -> None:
+    model = load_model(digits, device="cpu")
+    assert (model.module.training, model.preprocess) == (False, None)
+    rows = list(predictions(RunFolder(digits), RunOptions(), None, 1, "out"))
+    domain = rebuild(RunFolder(digits)).domains[1]
+    x, _ = next(iter(domain.evaluation_batches([position for position, *_ in rows[:20]])))
+    assert tuple(x.shape[1:]) == model.input_shape
+    found = model.probabilities(x).max(dim=1)
+    assert [model.classes[k] for k in found.indices] == [name for _, _, name, _ in rows[:20]]
+    expected = torch.tensor([probability for *_, probability in rows[:20]])
+    torch.testing.assert_close(found.values, expected, atol=1e-4, rtol=0)
+
+
+def test_files_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.RandomState(0)
+    for place in ("a/cat/1.png", "a/dog/1.png", "b/cat/1.png", "b/dog/1.png"):
+        for name in ("1.png", "2.png"):
+            file = (tmp_path / "photos" / place).with_name(name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.randint(0, 256, (9, 12, 3), dtype=np.uint8)).save(file)
+    hparams: dict[str, Any] = {"batch_size": 2, "resnet18": True, "weights": "none"}
+    spec = RunSpec.create(
+        f"folder:{tmp_path / 'photos'}", "ERM", [1], steps=1, hparams=hparams, holdout_fraction=0.5
+    )
+    run(spec, tmp_path / "run", RunOptions(num_workers=0, device="cpu"))
+    file = (tmp_path / "photos/a/cat/1.png").rename(tmp_path / "1.png")
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    head, row = printed(capsys, "predict", tmp_path / "run", file, "--device", "cpu")
+    model = load_model(tmp_path / "run", "cpu")
+    assert model.preprocess is not None
+    probability, number = model.probabilities(model.preprocess(file)[None])[0].max(dim=0)
+    assert head == ["image", "class", "probability"]
+    assert row == [str(file), model.classes[int(number)], f"{probability.item():.4f}"]
+    assert model.classes == ["cat", "dog"]
+
+
+def test_a_file_that_holds_no_weights_gives_no_advice_of_pytorch(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(pickle.dumps({"model_dict": Path(tmp_path)}))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with pytest.raises(pickle.UnpicklingError):
+            load_plain(tmp_path / "weights.pt")
+    assert not seen
