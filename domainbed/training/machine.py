@@ -81,9 +81,11 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
 
 
 def _process_settings() -> dict[str, Any]:
-    """Those that can be looked at."""
+    """Those that can be looked at, or tried."""
+    tiny = torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float32)
     return {
         "the number of threads": torch.get_num_threads(),
+        "the flushing of denormal numbers": bool(tiny / 4 == 0),
         "the default dtype": torch.get_default_dtype(),
         "mkldnn": torch.backends.mkldnn.enabled,
         "cudnn's determinism": torch.backends.cudnn.deterministic,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -432,9 +433,27 @@ def test_what_a_runs_own_code_changes_of_the_process_is_told(
     class Greedy(ERM):
         def on_start(self) -> None:
             torch.set_num_threads(3)
+            torch.set_flush_denormal(True)
 
     monkeypatch.setitem(ALGORITHMS._entries, "Greedy", Greedy)
     usual = torch.get_num_threads()
-    train(digits(algorithm="Greedy"), tmp_path)
-    assert "code of this run changed the number of threads" in caplog.text
+    try:
+        train(digits(algorithm="Greedy"), tmp_path)
+    finally:
+        torch.set_flush_denormal(False)
+    assert "run changed the number of threads, the flushing of denormal numbers" in caplog.text
     assert torch.get_num_threads() == usual
+
+
+def test_records_are_on_disk_before_the_run_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, done, synced = tmp_path / "results.jsonl", tmp_path / "done", []
+
+    def fsync(descriptor: int) -> None:
+        if results.exists() and os.fstat(descriptor).st_ino == results.stat().st_ino:
+            synced.append((len(results.read_text().splitlines()), done.exists()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    train(digits(), tmp_path)
+    assert synced == [(1, False), (2, False), (3, False)]
