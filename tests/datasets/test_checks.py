@@ -90,6 +90,15 @@ def test_domains_have_one_name_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert built(monkeypatch, bad=TensorDataset(X, Y), ENVIRONMENTS=()).domain_names == ["0", "1"]
 
 
+def test_one_class_is_nothing_to_tell_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self: Any, root: str, test_envs: Any, hparams: Any) -> None:
+        Faulty.__init__(self, root, test_envs, hparams)
+        self.num_classes = 1
+
+    with pytest.raises(UserError, match="dataset Faulty has 1 class: there is nothing to tell"):
+        built(monkeypatch, bad=TensorDataset(X, 0 * Y), __init__=__init__)
+
+
 @pytest.mark.parametrize("name", ["datasets", "input_shape", "num_classes"])
 def test_what_a_dataset_must_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def __init__(self: Any, root: str, test_envs: Any, hparams: Any) -> None:

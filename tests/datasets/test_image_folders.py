@@ -162,6 +162,17 @@ def test_ignored_files_are_told(tmp_path, recwarn):
     assert sorted(note.partition(": ")[2].split(", ")) == sorted(counts.split(", "))
 
 
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_that_leads_back_is_named(target, tmp_path):
+    root = write_images(tmp_path / "photos")
+    (root / "a" / "cat" / "back").symlink_to(target)
+    message = r"back\S* leads back to a folder that it lies in"
+    with pytest.raises(UserError, match=message):
+        load_dataset(f"folder:{root}", "", [0], {}, 0)
+    with pytest.raises(UserError, match=message):
+        verify_dataset(f"folder:{root}", "")
+
+
 def test_names_that_are_paths(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     (tmp_path / "file").touch()

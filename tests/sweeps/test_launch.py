@@ -1,14 +1,17 @@
 """What a sweep does with its runs' folders, in this process."""
 
 import errno
+import itertools
 import json
 import os
 import re
+import sys
 
 import pytest
 
 from domainbed.errors import UserError
 from domainbed.files import write_text
+from domainbed.reporting import load_records
 from domainbed.states import DONE, FAILED, MISSING, UNFINISHED
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan
@@ -329,3 +332,46 @@ def test_a_dry_run_tells_of_missing_data_and_devices(tmp_path, monkeypatch):
     device, data = elsewhere.obstacles()
     assert device.startswith("device 'cuda:99' cannot be used")
     assert "domainbed download PACS" in data
+
+
+def test_the_work_of_a_look_grows_with_the_runs_and_no_faster(tmp_path):
+    """Counted in function calls, which do not depend on how busy the machine is."""
+
+    def calls(runs):
+        wanted = config(tmp_path / str(runs), test_envs=[[0]], hparams_seeds=runs)
+        launch = prepare(wanted)
+        launch.store.write_plan(wanted, launch.runs)
+        for spec in launch.runs.values():
+            finish(launch.store.folder(spec), spec)
+        return {
+            "status": counted(lambda: status_of(launch.store, launch.store.planned())),
+            "launch": counted(lambda: prepare(wanted).estimate()),
+            "collect": counted(lambda: load_records(launch.store.root)),
+        }
+
+    calls(2)  # what is imported and cached once
+    few, more, most = calls(20), calls(40), calls(80)
+    for name in few:
+        assert most[name] - more[name] < 2.2 * (more[name] - few[name]), name
+
+
+def finish(folder, spec):
+    folder.path.mkdir()
+    folder.spec.write_text(json.dumps(spec.as_json()))
+    accuracies = {f"env{e}_{split}_acc": 0.5 for e in range(3) for split in ("in", "out")}
+    args = {**spec.as_json(), "hparams": None, "run_id": spec.run_id}
+    record = {"step": 0, "args": args, "hparams": {}, **accuracies}
+    folder.results.write_text(json.dumps(record) + "\n")
+    folder.environment.write_text(json.dumps({"seconds": 1.0}))
+    folder.done.write_text("done")
+
+
+def counted(function):
+    """How many functions a call of `function` calls."""
+    calls = itertools.count()
+    sys.setprofile(lambda frame, event, argument: event.endswith("call") and next(calls))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return next(calls)
