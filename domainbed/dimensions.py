@@ -25,21 +25,23 @@ def _is_like(value: Any, examples: Sequence[Any]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bounded:
-    """Bounds of what a user may set, where that is a number: from `least` on, `above`, `below`."""
+    """Bounds of what a user may set, if a number: from `least` to `most`, `above`, `below`."""
 
     least: float = -math.inf
+    most: float = math.inf
     above: float = -math.inf
     below: float = math.inf
 
     def bounds(self) -> str:
         """The bounds in words, with a comma before each; nothing where there are none."""
-        said = {"at least": self.least, "above": self.above, "below": self.below}
+        ends = self.least, self.most, self.above, self.below
+        said = dict(zip(("at least", "at most", "above", "below"), ends))
         return "".join(f", {word} {end:g}" for word, end in said.items() if math.isfinite(end))
 
     def _within(self, value: Any) -> bool:
         if not _is_number(value, integer=False):
             return True
-        return self.least <= value < self.below and value > self.above
+        return self.least <= value <= self.most and self.above < value < self.below
 
 
 def _require(holds: bool, dimension: Any, expected: str) -> None:

@@ -57,6 +57,11 @@ def update_draws_seed(seed: int) -> int:
     return seed_hash(seed, "update")
 
 
+def prediction_draws_seed(seed: int) -> int:
+    """The seed of what an algorithm draws to predict a batch; `seed` is that of its updates."""
+    return seed_hash(seed, "prediction")
+
+
 def augmentation_seed(seed: int, domain: int, step: int, position: int) -> int:
     """The seed of the augmentation of one image, whichever worker process loads it."""
     return seed_hash(seed, "augmentation", domain, step, position)

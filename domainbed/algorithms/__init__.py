@@ -26,12 +26,15 @@ from domainbed.algorithms.mixup import Mixup
 from domainbed.algorithms.mldg import MLDG
 from domainbed.algorithms.mmd import MMD
 from domainbed.algorithms.cdann import CDANN
+from domainbed.algorithms.mtl import MTL
 from domainbed.algorithms.sagnet import SagNet
+from domainbed.algorithms.arm import ARM
 from domainbed.algorithms.rsc import RSC
 from domainbed.algorithms.sd import SD
 from domainbed.algorithms.andmask import ANDMask
 from domainbed.algorithms.sandmask import SANDMask
 from domainbed.algorithms.iga import IGA
+from domainbed.algorithms.selfreg import SelfReg
 from domainbed.algorithms.trm import TRM
 from domainbed.algorithms.cad import CAD, CondCAD
 from domainbed.algorithms.transfer import Transfer
@@ -57,6 +60,7 @@ def get_algorithm_class(name: str) -> type[Algorithm]:
 __all__ = [
     "ADRMX",
     "ALGORITHMS",
+    "ARM",
     "CAD",
     "CDANN",
     "CORAL",
@@ -66,6 +70,7 @@ __all__ = [
     "IRM",
     "MLDG",
     "MMD",
+    "MTL",
     "RSC",
     "SD",
     "TRM",
@@ -84,6 +89,7 @@ __all__ = [
     "PooledAlgorithm",
     "SANDMask",
     "SagNet",
+    "SelfReg",
     "Transfer",
     "VREx",
     "declared_options",

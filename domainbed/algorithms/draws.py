@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from numpy.random import RandomState
 
-from domainbed.seeding import update_draws_seed
+from domainbed.seeding import prediction_draws_seed, update_draws_seed
 
 
 class Draws:
@@ -17,10 +17,14 @@ class Draws:
     Building one draws nothing from the global sources: the network's weights stay as they are.
     """
 
-    def __init__(self) -> None:
-        seed = update_draws_seed(torch.initial_seed())
-        self._generator = torch.Generator().manual_seed(seed)
-        self._random_state = RandomState(seed)
+    def __init__(self, seed: int | None = None) -> None:
+        self._seed = update_draws_seed(torch.initial_seed()) if seed is None else seed
+        self._generator = torch.Generator().manual_seed(self._seed)
+        self._random_state = RandomState(self._seed)
+
+    def of_a_prediction(self) -> Draws:
+        """A source of its own, the same each time: a prediction changes no update after it."""
+        return Draws(prediction_draws_seed(self._seed))
 
     def permutation(self, size: int) -> torch.Tensor:
         """(size,) the whole numbers below `size` in random order."""

@@ -48,8 +48,8 @@ class Mixup(ERM):
 
     x_i: (b, *input_shape), the first b of the domain. All pairs go through the network in one
     pass. As in DomainBed inputs are mixed and not features, and both domains of a pair keep their
-    labels apart, which is the cross-entropy with the mixed one-hot labels (Xu et al. 2020,
-    equations 1 and 2; Yan et al. 2020, section 3.2). With one domain it is ERM.
+    labels apart, which is the cross-entropy with the mixed one-hot labels. With one domain it is
+    ERM.
 
     Attributes:
         draws: of the orders and the weights.

@@ -69,4 +69,109 @@ class NaiveRSC(NaiveERM):
         return self.step(mean_loss(self.classifier(features * torch.stack(masks)), y))
 
 
-NAIVE = {"Mixup": NaiveMixup, "RSC": NaiveRSC}
+class NaiveMTL(NaiveDrawing):
+    averages = None
+
+    def is_paper(self):
+        return self.hparams.get("fidelity") == "paper"
+
+    def update(self, minibatches):
+        total = 0
+        for domain, (x, y) in enumerate(minibatches):
+            z = self.featurizer(x)
+            embedding = self.moved(domain, sum(row for row in z) / len(z)).repeat(len(z), 1)
+            if not self.is_paper():
+                embedding = self.draws.normal(*z.shape).to(z)
+            total = total + mean_loss(self.classifier(torch.cat([z, embedding], dim=1)), y)
+        return self.step(total)
+
+    def moved(self, domain, mean):
+        if self.averages is None:
+            self.averages = [torch.zeros_like(mean) for _ in range(self.num_domains)]
+        share = self.hparams["mtl_ema"]
+        value = share * mean + (1 - share) * self.averages[domain]
+        self.averages[domain] = value.detach()
+        return value
+
+
+class NaiveARM(NaiveERM):
+    compared = ("featurizer", "classifier", "context_net")
+    inputs = (1, 4, 4)
+
+    @classmethod
+    def twin(cls, algorithm, num_domains):
+        cls.of_algorithm = algorithm.context_net
+        return super().twin(algorithm, num_domains)
+
+    def parameters(self):
+        trained = self.hparams.get("fidelity") == "paper"
+        return [*super().parameters(), *(self.context_net.parameters() if trained else ())]
+
+    def new_optimizer(self):
+        self.context_net = copy.deepcopy(self.of_algorithm)
+        super().new_optimizer()
+
+    def groups(self, minibatches):
+        if self.hparams.get("fidelity") == "paper":
+            return [len(y) for _, y in minibatches]
+        size, n = self.hparams["batch_size"], sum(len(y) for _, y in minibatches)
+        return [size] * (n // size) if n % size == 0 else [n]
+
+    def update(self, minibatches):
+        x, y = concatenated(minibatches)
+        maps, adapted, start = self.context_net(x), [], 0
+        for size in self.groups(minibatches):
+            mean = sum(maps[n] for n in range(start, start + size)) / size
+            adapted += [torch.cat([x[n], mean]) for n in range(start, start + size)]
+            start += size
+        return self.step(self.domain_loss(torch.stack(adapted), y))
+
+
+class NaiveSelfReg(NaiveDrawing):
+    compared = ("featurizer", "classifier", "cdpl")
+
+    @classmethod
+    def twin(cls, algorithm, num_domains):
+        cls.of_algorithm = algorithm.cdpl
+        return super().twin(algorithm, num_domains)
+
+    def parameters(self):
+        trained = self.hparams.get("fidelity") == "paper"
+        return [*super().parameters(), *(self.cdpl.parameters() if trained else ())]
+
+    def new_optimizer(self):
+        self.cdpl = copy.deepcopy(self.of_algorithm)
+        super().new_optimizer()
+
+    def update(self, minibatches):
+        x, y = concatenated(minibatches)
+        share = self.draws.beta(0.5, 0.5)
+        order = sorted(range(len(y)), key=lambda n: y[n].item())  # by class, as in DomainBed
+        x, y = x[order], y[order]
+        z = self.featurizer(x)
+        logits, projected = self.classifier(z), self.cdpl(z)
+        first, second, start = [], [], 0
+        for label in sorted(set(y.tolist())):
+            n = int((y == label).sum())
+            first += (self.draws.permutation(n) + start).tolist()
+            second += (self.draws.permutation(n) + start).tolist()
+            start += n
+
+        def apart(own, others):
+            alone = [((own[n] - others[i]) ** 2).mean() for n, i in enumerate(first)]
+            both = [share * others[i] + (1 - share) * others[j] for i, j in zip(first, second)]
+            mixed = [((own[n] - each) ** 2).mean() for n, each in enumerate(both)]
+            return share * sum(alone) / len(alone) + (1 - share) * sum(mixed) / len(mixed)
+
+        risk = mean_loss(logits, y)
+        penalty = apart(logits, logits) + 0.3 * apart(z, projected)
+        return self.step(risk + min(risk.item(), 1.0) * penalty)
+
+
+NAIVE = {
+    "Mixup": NaiveMixup,
+    "MTL": NaiveMTL,
+    "ARM": NaiveARM,
+    "RSC": NaiveRSC,
+    "SelfReg": NaiveSelfReg,
+}

@@ -7,6 +7,7 @@ come from closed formulas, so that no random source of any version decides them.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from helpers import build
 from references import NAIVE
 
-SHAPE, SIZES, UPDATES = (6,), (4, 3, 5), 4
+SIZES, UPDATES = (4, 3, 5), 4
 MLP = {"mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.0}
 ANNEALED = {
     **{"irm_penalty_anneal_iters": 2, "vrex_penalty_anneal_iters": 2, "penalty_anneal_iters": 2},
@@ -25,12 +26,12 @@ LOSSES = json.loads((Path(__file__).parent / "pinned_losses.json").read_text())
 """What each update reports first, by algorithm."""
 
 
-def fixed_minibatches(step):
+def fixed_minibatches(name, step):
     """Sines of the position; labels count up."""
-    pairs, start = [], 7 * step
+    pairs, start, shape = [], 7 * step, NAIVE[name].inputs
     for domain, size in enumerate(SIZES):
-        positions = torch.arange(size * 6, dtype=torch.float64) + start
-        x = (1 + domain) * torch.sin(1.7 * positions).reshape(size, 6)
+        positions = torch.arange(size * math.prod(shape), dtype=torch.float64) + start
+        x = (1 + domain) * torch.sin(1.7 * positions).reshape(size, *shape)
         pairs.append((x, torch.arange(size) % 3))
         start += 5
     return pairs
@@ -45,7 +46,8 @@ def set_weights(algorithm):
 
 
 def fixed(name):
-    algorithm = build(name, 3, dtype=torch.float64, shape=SHAPE, **{**MLP, **ANNEALED})
+    shape = NAIVE[name].inputs
+    algorithm = build(name, 3, dtype=torch.float64, shape=shape, **{**MLP, **ANNEALED})
     set_weights(algorithm)
     return algorithm
 
@@ -53,7 +55,7 @@ def fixed(name):
 def losses(name):
     algorithm, found = fixed(name), []
     for step in range(UPDATES):
-        metrics = algorithm.update(fixed_minibatches(step))
+        metrics = algorithm.update(fixed_minibatches(name, step))
         found.append(next(iter(metrics.values())))
     return found
 
@@ -67,7 +69,7 @@ def test_pinned(name):
 def test_the_naive_implementation_has_the_same_losses(name):
     """Fish's is left out: the naive one returns the last domain's loss, not the mean."""
     naive = NAIVE[name].twin(fixed(name), 3)
-    found = [naive.update(fixed_minibatches(step)) for step in range(UPDATES)]
+    found = [naive.update(fixed_minibatches(name, step)) for step in range(UPDATES)]
     assert found == pytest.approx(LOSSES[name], rel=1e-8)
 
 

@@ -12,7 +12,6 @@ from references import NAIVE
 from domainbed.algorithms import get_algorithm_class
 
 UPDATES = 4
-VECTORS = (6,)  # through a small MLP: fast, and the mathematics is the same
 SMALL_MLP = {"mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.0}
 
 
@@ -30,8 +29,12 @@ def assert_follows(algorithm, naive, tolerance):
             )
 
 
-def follow(name, sizes, updates=UPDATES, shape=VECTORS, **overrides):
-    """Runs both side by side on new minibatches each update and compares after each."""
+def follow(name, sizes, updates=UPDATES, shape=None, **overrides):
+    """Runs both side by side on new minibatches each update and compares after each.
+
+    The inputs are vectors where the algorithm takes them: a small MLP is fast.
+    """
+    shape = shape or NAIVE[name].inputs
     overrides = {"weight_decay": 0.01, **SMALL_MLP, **overrides}
     algorithm = build(name, len(sizes), dtype=torch.float64, shape=shape, **overrides)
     naive = NAIVE[name].twin(algorithm, len(sizes))
@@ -122,11 +125,11 @@ def test_images(name):
 @pytest.mark.parametrize("name", list(NAIVE))
 def test_float32_stays_within_rounding(name):
     """After three small steps the distance of all parameters is rounding."""
-    rates = {"lr": 1e-4, "lr_g": 1e-4, "lr_d": 1e-4}
-    algorithm = build(name, shape=VECTORS, **{**SMALL_MLP, **rates})
+    rates, shape = {"lr": 1e-4, "lr_g": 1e-4, "lr_d": 1e-4}, NAIVE[name].inputs
+    algorithm = build(name, shape=shape, **{**SMALL_MLP, **rates})
     naive = NAIVE[name].twin(algorithm, 2)
     for step in range(3):
-        minibatches = random_minibatches((4, 3), step, VECTORS)
+        minibatches = random_minibatches((4, 3), step, shape)
         algorithm.update(minibatches)
         naive.update(minibatches)
     own, reference = (

@@ -1,0 +1,116 @@
+"""Adaptive risk minimisation: images with a map beside them that their batch has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes, register_algorithm
+from domainbed.algorithms.erm import ERM
+from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+from domainbed.dimensions import DatasetFacts, Dimension, Fixed
+from domainbed.errors import UserError
+from domainbed.networks.context_net import ContextNet
+
+
+def with_context(x: torch.Tensor, maps: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Appends to each image, as its last channel, the mean map of its group.
+
+    Args:
+        x: (N, c, H, W) images, group by group.
+        maps: (N, 1, H, W), one of each image.
+        sizes: of the groups; they sum to N.
+
+    Returns:
+        (N, c + 1, H, W).
+    """
+    groups = maps.to(x.dtype).split(list(sizes))
+    context = [group.mean(dim=0, keepdim=True).expand_as(group) for group in groups]
+    return torch.cat([x, torch.cat(context)], dim=1)
+
+
+def group_sizes(n: int, size: int) -> list[int]:
+    """n images in groups of `size`, if it divides n; else all in one."""
+    return [size] * (n // size) if n % size == 0 else [n]
+
+
+def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
+    if facts.small_images:
+        return {}
+    return {"batch_size": Fixed(8, "images per training domain and step, and per group", least=1)}
+
+
+@register_algorithm
+class ARM(ERM):
+    """ARM-CML: a contextual network adapts the predictions to unlabeled images of one domain.
+
+        c = mean_n κ(x_n) over the K images of a group                          (1, H, W)
+        loss = CE(w(φ([x_n, c])), y_n) over all images
+
+    κ: images to maps (1, H, W); φ takes one channel more than the images have (Zhang et al. 2021,
+    the contextual meta-learner). In training a group is a domain's minibatch, in a prediction
+    `batch_size` images of the batch, if that divides it, else all of it: so predictions are of
+    batches of one domain.
+
+    With `fidelity: paper` κ is trained with φ and w, as in the authors' code. In DomainBed, and by
+    default, no optimizer has κ, which stays as it was drawn, and the groups of the training
+    minibatches are made as those of predictions, which differs where these are not of
+    `batch_size` images each. κ has batch norm, which sees all domains at once.
+
+    Attributes:
+        context_net: κ.
+    """
+
+    paper = (
+        "Zhang, Marklund, Dhawan, Gupta, Levine, Finn, Adaptive Risk Minimization: Learning to "
+        "Adapt to Domain Shift, NeurIPS 2021, arXiv 2007.02931"
+    )
+    search_space = staticmethod(_search_space)
+    options = two_readings(DOMAINBED, "DomainBed: the contextual network is random, never trained")
+    predicts_batches = True
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        if len(input_shape) != 3:
+            raise UserError(
+                f"{type(self).__name__} needs images, (channels, height, width), but the inputs "
+                f"have the shape {tuple(input_shape)}: choose another algorithm"
+            )
+        channels, height, width = input_shape
+        super().__init__((channels + 1, height, width), num_classes, num_domains, hparams)
+        self.context_net = ContextNet(input_shape)
+        self.trains_context = reading(self.options, hparams) == PAPER
+        if self.trains_context:
+            self.optimizer = self.new_optimizer(nn.ModuleList([self.network, self.context_net]))
+
+    def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
+        """Of the images with their context."""
+        self.require_samples(minibatches)
+        x, y = concatenate(minibatches)
+        sizes = domain_sizes(minibatches)
+        groups = sizes if self.trains_context else self.groups_of(x)
+        adapted = self.adapted(x, groups).split(sizes)
+        return ForwardPass(list(zip(adapted, y.split(sizes))), self.featurizer, self.classifier)
+
+    def groups_of(self, x: torch.Tensor) -> list[int]:
+        return group_sizes(len(x), self.hparams["batch_size"])
+
+    def adapted(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """(N, c, H, W) images in groups to (N, c + 1, H, W)."""
+        with nullcontext() if self.trains_context else torch.no_grad():
+            maps = self.context_net(x)
+        return with_context(x, maps, sizes)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Of a batch of one domain: (B, *input_shape) to (B, C)."""
+        return self.network(self.adapted(x, self.groups_of(x)))

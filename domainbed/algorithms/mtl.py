@@ -1,0 +1,117 @@
+"""Marginal transfer learning: a classifier of the features and of the domain they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from domainbed import networks
+from domainbed.algorithms.base import Metrics, Minibatches, domain_sizes, register_algorithm
+from domainbed.algorithms.draws import Draws
+from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm, trains_batch_norm
+from domainbed.algorithms.readings import DOMAINBED, reading, two_readings
+from domainbed.dimensions import Choice
+
+
+def beside(features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    """[z, m]: features (B, d) and one embedding (d,), or one each (B, d), to (B, 2d)."""
+    return torch.cat([features, embedding.expand_as(features)], dim=1)
+
+
+@register_algorithm
+class MTL(PooledAlgorithm):
+    """The neural version of marginal transfer learning.
+
+        m_e ← ema · mean_n z_en + (1 − ema) · m_e                               (d,)
+        loss = Σ_e CE(w([z_e, m_e]), y_e)
+        prediction of a batch of one domain: w([z, mean_n z_n])
+
+    z_e = φ(x_e): (B, d), w: (B, 2d) to (B, C). The gradient goes through the new mean, not
+    through the average that is kept. With `fidelity: paper` that is what is computed: the mean
+    feature stands for the paper's kernel mean embedding of a domain's marginal distribution.
+
+    DomainBed, and the default with it, fills the embedding [·, m] with numbers from N(0, 1) just
+    before the classifier, (B, d) of them, in training and in predictions: so predictions are in
+    part random. Those of predictions come from a source that begins anew with every batch:
+    evaluation changes no training, and gives the same result twice.
+
+    Attributes:
+        embeddings: m, (E, d), a buffer.
+        draws: of the noise.
+    """
+
+    paper = (
+        "Blanchard, Deshmukh, Dogan, Lee, Scott, Domain Generalization by Marginal Transfer "
+        "Learning, JMLR 2021, arXiv 1711.07910"
+    )
+    search_space = {
+        "mtl_ema": Choice(
+            0.99, (0.5, 0.9, 0.99, 1.0), "weight of the new mean in the average", least=0, most=1
+        )
+    }
+    options = two_readings(DOMAINBED, "DomainBed: noise in place of the domain's mean features")
+    predicts_batches = True
+    passes_by_domain = True
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.featurizer = networks.Featurizer(input_shape, hparams)
+        width = self.featurizer.n_outputs
+        self.classifier = networks.Classifier(
+            2 * width, num_classes, hparams["nonlinear_classifier"]
+        )
+        self.optimizer = torch.optim.Adam(
+            [*self.featurizer.parameters(), *self.classifier.parameters()],
+            lr=hparams["lr"],
+            weight_decay=hparams["weight_decay"],
+        )
+        self.embeddings: torch.Tensor
+        self.register_buffer("embeddings", torch.zeros(num_domains, width))
+        self.is_noisy = reading(self.options, hparams) == DOMAINBED
+        self.draws = Draws()
+
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        return forward.domain_risks().sum(), {}
+
+    def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
+        """Its features are the classifier's inputs, (N, 2d)."""
+        self.require_samples(minibatches)
+        sizes, one_by_one = domain_sizes(minibatches), trains_batch_norm(self)
+
+        def embedded(x: torch.Tensor) -> torch.Tensor:
+            if one_by_one:
+                z = [self.featurizer(x_e) for x_e in x.split(sizes)]
+            else:
+                z = self.featurizer(x).split(sizes)
+            return torch.cat([beside(z_e, self.embedding(z_e, e)) for e, z_e in enumerate(z)])
+
+        return ForwardPass(minibatches, embedded, self.classifier)
+
+    def embedding(self, z: torch.Tensor, domain: int) -> torch.Tensor:
+        """m_e (d,), or noise (B, d) in its place, for features (B, d); moves the average on."""
+        ema = self.hparams["mtl_ema"]
+        mean = ema * self.mean_of(z) + (1 - ema) * self.embeddings[domain]
+        self.embeddings[domain] = mean.detach()
+        return self.noise(z, self.draws) if self.is_noisy else mean
+
+    def mean_of(self, z: torch.Tensor) -> torch.Tensor:
+        """(d,) of features (B, d), in the precision of the average."""
+        return z.to(self.embeddings.dtype).mean(dim=0)
+
+    def noise(self, z: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """Numbers from N(0, 1) in the shape of features (B, d)."""
+        return draws.normal(*z.shape).to(z)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Of a batch of one domain: (B, *input_shape) to (B, C)."""
+        z = self.featurizer(x)
+        m = self.noise(z, self.draws.of_a_prediction()) if self.is_noisy else self.mean_of(z)
+        return self.classifier(beside(z, m))
