@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import math
 
 import pytest
@@ -25,6 +26,7 @@ from domainbed.names import DATASET_DOMAINS, TEST_DOMAINS
 from domainbed.sources import SOURCES
 from domainbed.spec import RunSpec
 from domainbed.training.experiment import build as build_experiment
+from domainbed.training.state import capture
 
 WITHOUT_ADD_ON = {  # they set gradients by hand, or have several losses; Fishr has the penalty
     *("Fish", "Fishr", "ANDMask", "SANDMask", "MLDG", "ADRMX", "SagNet"),
@@ -52,6 +54,13 @@ def all_tensors(owner, seen):
         yield from all_tensors(vars(owner), seen)
 
 
+def saved(state):
+    """As the bytes of a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("name", NAMES)
 class TestAlgorithm:
     def test_class(self, name):
@@ -69,7 +78,18 @@ class TestAlgorithm:
         logits = algorithm.eval().predict(x)
         assert logits.shape == (5, CLASSES)
         assert logits.isfinite().all()
-        assert torch.allclose(algorithm.predict(x[:2]), logits[:2], atol=1e-6)
+        assert torch.equal(algorithm.predict(x), logits)
+        if not get_algorithm_class(name).predicts_batches:
+            assert torch.allclose(algorithm.predict(x[:2]), logits[:2], atol=1e-6)
+
+    def test_a_prediction_changes_nothing_that_an_update_depends_on(self, name):
+        algorithm = build(name)
+        algorithm.update(random_minibatches(SIZES))
+        before, source = saved(capture(algorithm)), torch.get_rng_state()
+        algorithm.eval().predict(random_minibatches((5,))[0][0])
+        algorithm.train()
+        assert saved(capture(algorithm)) == before
+        assert torch.equal(torch.get_rng_state(), source)
 
     def test_steps_change_the_weights_and_the_metrics_are_finite(self, name):
         algorithm = build(name)
