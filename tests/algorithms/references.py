@@ -94,7 +94,6 @@ def fishr_penalty(variances):
 
 class NaiveERM:
     compared = ("featurizer", "classifier")  # whose parameters must agree after every update
-    inputs = (6,)  # the shape of a small input that it takes
 
     @classmethod
     def twin(cls, algorithm, num_domains):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import build
 from references import NAIVE
+from test_trajectories import input_shape
 
 SIZES, UPDATES = (4, 3, 5), 4
 MLP = {"mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.0}
@@ -28,7 +29,7 @@ LOSSES = json.loads((Path(__file__).parent / "pinned_losses.json").read_text())
 
 def fixed_minibatches(name, step):
     """Sines of the position; labels count up."""
-    pairs, start, shape = [], 7 * step, NAIVE[name].inputs
+    pairs, start, shape = [], 7 * step, input_shape(name)
     for domain, size in enumerate(SIZES):
         positions = torch.arange(size * math.prod(shape), dtype=torch.float64) + start
         x = (1 + domain) * torch.sin(1.7 * positions).reshape(size, *shape)
@@ -46,7 +47,7 @@ def set_weights(algorithm):
 
 
 def fixed(name):
-    shape = NAIVE[name].inputs
+    shape = input_shape(name)
     algorithm = build(name, 3, dtype=torch.float64, shape=shape, **{**MLP, **ANNEALED})
     set_weights(algorithm)
     return algorithm
