@@ -8,7 +8,8 @@ import torch
 
 from domainbed.algorithms import get_algorithm_class
 from domainbed.hparams import default_hparams, search_space
-from domainbed.training.state import capture, restore
+from domainbed.training.restoring import restore
+from domainbed.training.state import capture
 
 SHAPE = (2, 8, 8)
 CLASSES = 3

@@ -20,7 +20,8 @@ from hostile_algorithms import (
 )
 
 from domainbed.errors import UserError
-from domainbed.training.state import capture, restore, unseen
+from domainbed.training.restoring import restore
+from domainbed.training.state import capture, unseen
 
 SIZES, SHAPE = (4, 3), (6,)
 

@@ -17,7 +17,8 @@ from domainbed.errors import UserError
 from domainbed.files import written_aside
 from domainbed.networks.weights import load_plain
 from domainbed.run_folder import RunFolder
-from domainbed.training.state import capture, plain_numpy_state, restore
+from domainbed.training.restoring import restore
+from domainbed.training.state import capture, plain_numpy_state
 
 _VERSION = 3
 _TITLE = b"domainbed checkpoint, sha256 "

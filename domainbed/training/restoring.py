@@ -1,0 +1,319 @@
+"""Putting a captured state back into an algorithm, which then goes on as the captured one would.
+
+A file never makes the program import anything: it may name classes that the algorithm's own modules
+know already.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import defaultdict, deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from domainbed.errors import UserError
+from domainbed.training.state import (
+    MAPPINGS,
+    SEQUENCES,
+    State,
+    below,
+    class_name,
+    fingerprint,
+    name_of,
+)
+
+_BIT_GENERATORS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        *(np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM),
+        *(np.random.Philox, np.random.SFC64),
+    )
+}
+
+
+def restore(algorithm: nn.Module, state: State) -> None:
+    """Puts `state` into an algorithm that was constructed with the same arguments.
+
+    Raises:
+        UserError: it has parts that were not captured or cannot be made anew, or names a class
+            that the algorithm does not use.
+    """
+    device = next((p.device for p in algorithm.parameters()), torch.device("cpu"))
+    classes = _Classes(algorithm)
+    _create_missing(algorithm, state["modules"], state["tensors"], classes, device)
+    modules = dict(algorithm.named_modules())
+    _restore_tensors(modules, state["tensors"], device)
+    restorer = _Restore(dict(algorithm.named_parameters()), classes, device)
+    for path, attributes in state["attributes"].items():
+        restorer.attributes(modules[path], attributes, path)
+
+
+def _refusal(where: str, kind: str, reason: str) -> UserError:
+    return UserError(
+        f"the run cannot go on: the algorithm's {where!r} ({kind}) {reason}; remove its "
+        "checkpoint.pt to begin it again"
+    )
+
+
+def _create_missing(
+    algorithm: nn.Module,
+    layouts: State,
+    tensors: dict[str, Any],
+    classes: _Classes,
+    device: torch.device,
+) -> None:
+    """Makes the modules, parameters and buffers anew that updates brought into being."""
+    modules = dict(algorithm.named_modules())
+    for path, layout in layouts.items():  # owners come before what they own
+        if path and (path not in modules or class_name(modules[path]) != layout["class"]):
+            owner, _, leaf = path.rpartition(".")
+            modules = {p: m for p, m in modules.items() if not f"{p}.".startswith(f"{path}.")}
+            modules[path] = _new_module(classes.find(layout["class"], nn.Module, path))
+            modules[owner].__dict__.pop(leaf, None)  # it may have been None
+            modules[owner].add_module(leaf, modules[path])
+        _register_missing(modules[path], path, layout, tensors, device)
+
+
+def _new_module(cls: type[nn.Module]) -> nn.Module:
+    """Without calling its constructor, whose arguments nobody knows."""
+    module = cls.__new__(cls)
+    nn.Module.__init__(module)
+    return module
+
+
+def _register_missing(
+    module: nn.Module, path: str, layout: State, tensors: dict[str, Any], device: torch.device
+) -> None:
+    def made(name: str) -> torch.Tensor | None:
+        module.__dict__.pop(name, None)
+        value = tensors.get(below(path, name))
+        return None if value is None else value.to(device).clone()
+
+    for name, trained in layout["parameters"].items():
+        if module._parameters.get(name) is None:
+            value = made(name)
+            parameter = None if value is None else nn.Parameter(value, trained)
+            module.register_parameter(name, parameter)
+    for name, persistent in layout["buffers"].items():
+        if module._buffers.get(name) is None:
+            module.register_buffer(name, made(name), persistent)
+
+
+class _Classes:
+    """The classes that a checkpoint may name: nothing is imported for its sake.
+
+    They are PyTorch's modules and optimizers, this package's networks, and what the modules can
+    see that define the algorithm, its parents and its networks.
+    """
+
+    def __init__(self, algorithm: nn.Module) -> None:
+        own = {cls for module in algorithm.modules() for cls in type(module).__mro__}
+        self._known = {name_of(cls): cls for cls in own}
+        for module in {cls.__module__ for cls in own}:
+            self._known |= _classes_in(module)
+
+    def find(self, name: str, base: type, where: str) -> Any:
+        """The class of a captured object, a subclass of `base`.
+
+        Raises:
+            UserError: no such class is known here.
+        """
+        module = name.partition(":")[0]
+        trusted = f"{module}.".startswith(("torch.nn.", "torch.optim.", "domainbed.networks."))
+        known = {**self._known, **_classes_in(module)} if trusted else self._known
+        found = _find_class(name, known)
+        if found is None or not issubclass(found, base):
+            raise _refusal(where, name, "is of a class that the algorithm's modules do not know")
+        return found
+
+
+def _find_class(name: str, known: dict[str, type]) -> type | None:
+    """The class of that full name: one of `known`, or one that stands inside another's body."""
+    if name in known:
+        return known[name]
+    outer = name.rpartition(".")[0]
+    owner = _find_class(outer, known) if ":" in outer else None
+    members = vars(owner).values() if owner else ()
+    return next((m for m in members if isinstance(m, type) and name_of(m) == name), None)
+
+
+def _classes_in(module: str) -> dict[str, type]:
+    """The classes in the namespace of a module that is imported already, by their full names."""
+    namespace = vars(sys.modules[module]) if module in sys.modules else {}
+    return {name_of(cls): cls for cls in namespace.values() if isinstance(cls, type)}
+
+
+def _restore_tensors(
+    modules: dict[str, nn.Module], tensors: dict[str, torch.Tensor], device: torch.device
+) -> None:
+    for name, value in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        module = modules.get(path)
+        if module is None:  # the second name of a module that has two
+            continue
+        own = module._parameters.get(leaf, module._buffers.get(leaf))
+        if own is not None and own.shape == value.shape:
+            with torch.no_grad():
+                own.copy_(value)
+        elif leaf in module._buffers:  # one that was empty, or has grown
+            module._buffers[leaf] = value.to(device if own is None else own.device, copy=True)
+        elif own is not None:
+            raise _refusal(name, class_name(own), "has taken another shape in an update")
+
+
+_VALUES: dict[str, Any] = {  # what is replaced, whatever was there
+    "value": lambda value: value,
+    "scalar": lambda value: value.cpu().numpy()[()],
+    "array": lambda value: value.cpu().numpy().copy(),
+}
+
+
+class _Restore:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], classes: _Classes, device: torch.device
+    ) -> None:
+        self._parameters, self._classes, self._device = parameters, classes, device
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+
+    def attributes(self, owner: Any, encoded: State, where: str) -> None:
+        for name, value in encoded.items():
+            old = vars(owner).get(name)
+            new = self._decode(old, value, below(where, name))
+            if new is not old:
+                vars(owner)[name] = new
+
+    def _decode(self, old: Any, encoded: State, where: str) -> Any:
+        kind = encoded["kind"]
+        if kind == "skip":
+            return old
+        if kind in _VALUES:
+            return _VALUES[kind](encoded["value"])
+        return getattr(self, f"_decode_{kind}")(old, encoded, where)
+
+    def _decode_tensor(self, old: Any, encoded: State, where: str) -> Any:
+        value = encoded["value"]
+        if not isinstance(old, torch.Tensor):
+            return value.to(self._device, copy=True).requires_grad_(encoded["trained"])
+        if old.requires_grad and old.is_leaf and old.shape == value.shape:
+            with torch.no_grad():  # an optimizer may hold this very tensor
+                return old.copy_(value).requires_grad_()
+        return value.to(old.device, copy=True).requires_grad_(encoded["trained"])
+
+    # Containers are refilled, not replaced: another object may hold the same one.
+    def _decode_sequence(self, old: Any, encoded: State, where: str) -> Any:
+        known: list[Any] = list(old) if isinstance(old, (list, tuple, set, deque)) else []
+        known += [None] * (len(encoded["items"]) - len(known))
+        items = [
+            self._decode(o, item, f"{where}[{n}]")
+            for n, (o, item) in enumerate(zip(known, encoded["items"]))
+        ]
+        kind, maxlen = SEQUENCES[encoded["type"]], encoded["maxlen"]
+        if kind is tuple or type(old) is not kind or getattr(old, "maxlen", None) != maxlen:
+            return deque(items, maxlen) if kind is deque else kind(items)
+        old.clear()
+        old.update(items) if kind is set else old.extend(items)
+        return old
+
+    def _decode_mapping(self, old: Any, encoded: State, where: str) -> Any:
+        kind = MAPPINGS[encoded["type"]]
+        if kind is defaultdict and type(old) is not kind:
+            raise _refusal(where, "defaultdict", "was made by an update")  # its factory is lost
+        items = {
+            key: self._decode(_item(old, key), item, f"{where}[{key!r}]")
+            for key, item in zip(encoded["keys"], encoded["items"])
+        }
+        if type(old) is not kind:
+            return kind(items)
+        old.clear()
+        old.update(items)
+        return old
+
+    def _decode_optimizer(self, old: Any, encoded: State, where: str) -> Any:
+        optimizer = old if self._fits(old, encoded) else self._new_optimizer(old, encoded, where)
+        optimizer.load_state_dict(encoded["value"])
+        return optimizer
+
+    def _fits(self, old: Any, encoded: State) -> bool:
+        if not isinstance(old, torch.optim.Optimizer) or class_name(old) != encoded["class"]:
+            return False
+        groups = [[self._names.get(id(p)) for p in g["params"]] for g in old.param_groups]
+        return groups == encoded["groups"]
+
+    def _new_optimizer(self, old: Any, encoded: State, where: str) -> torch.optim.Optimizer:
+        """One that replaced the constructor's, with other parameters or of another class."""
+        name = encoded["class"]
+        if any(p not in self._parameters for group in encoded["groups"] for p in group):
+            raise _refusal(where, name, "was made by an update, over parameters without a name")
+        same = class_name(old) == name
+        cls = type(old) if same else self._classes.find(name, torch.optim.Optimizer, where)
+        groups = [{"params": [self._parameters[p] for p in group]} for group in encoded["groups"]]
+        return cls(groups, lr=encoded["value"]["param_groups"][0]["lr"])
+
+    def _decode_module(self, old: Any, encoded: State, where: str) -> Any:
+        _require_class(old, encoded, where)
+        modules = dict(old.named_modules())
+        _restore_tensors(modules, encoded["tensors"], self._device)
+        for path, attributes in encoded["inner"].items():
+            inner = below(where, path) if path else where
+            if path not in modules:
+                raise _refusal(inner, "a module", "was made by an update")
+            self.attributes(modules[path], attributes, inner)
+        return old
+
+    def _decode_generator(self, old: Any, encoded: State, where: str) -> Any:
+        generator = old if isinstance(old, torch.Generator) else torch.Generator()
+        generator.set_state(encoded["value"].cpu())
+        return generator
+
+    def _decode_random(self, old: Any, encoded: State, where: str) -> Any:
+        _require_class(old, encoded, where)
+        if isinstance(old, random.Random):
+            old.setstate(encoded["value"])
+        else:
+            old.set_state(encoded["value"])
+        return old
+
+    def _decode_numpy_generator(self, old: Any, encoded: State, where: str) -> Any:
+        state = self._decode(None, encoded["value"], where)
+        kind = _BIT_GENERATORS.get(state["bit_generator"])
+        if kind is None:
+            raise _refusal(where, state["bit_generator"], "is no bit generator of NumPy")
+        if not isinstance(old, np.random.Generator) or type(old.bit_generator) is not kind:
+            old = np.random.Generator(kind())
+        old.bit_generator.state = state
+        return old
+
+    def _decode_stateful(self, old: Any, encoded: State, where: str) -> Any:
+        _require_class(old, encoded, where)
+        old.load_state_dict(self._decode(old.state_dict(), encoded["value"], where))
+        return old
+
+    def _decode_object(self, old: Any, encoded: State, where: str) -> Any:
+        _require_class(old, encoded, where)
+        self.attributes(old, encoded["attributes"], where)
+        return old
+
+    def _decode_unseen(self, old: Any, encoded: State, where: str) -> Any:
+        """What was not captured: fine where it is still as the constructor makes it."""
+        if encoded["fingerprint"] is None or encoded["fingerprint"] != fingerprint(old):
+            raise _refusal(where, encoded["class"], "has state that inspection cannot see")
+        return old
+
+
+def _require_class(old: Any, encoded: State, where: str) -> None:
+    """Only what the constructor makes can be filled."""
+    if class_name(old) != encoded["class"]:
+        raise _refusal(where, encoded["class"], "was made by an update")
+
+
+def _item(container: Any, key: Any) -> Any:
+    """What a mapping holds, or would make, under a key; None where it has nothing."""
+    if not isinstance(container, dict):
+        return None
+    if key not in container and isinstance(container, defaultdict) and container.default_factory:
+        return container.default_factory()
+    return container.get(key)
