@@ -1,4 +1,4 @@
-"""Settings: each declared once, from which flags, checks of YAML files, docs and a schema follow.
+"""Settings: each declared once, from which checks of YAML files follow, and `flags` and docs.
 
 A model is a subclass of `Settings`. A field's type, bounds, default and help are its declaration:
 
@@ -12,10 +12,9 @@ A model is a subclass of `Settings`. A field's type, bounds, default and help ar
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -33,8 +32,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from domainbed.errors import UserError
 from domainbed.suggest import did_you_mean
-from domainbed.text_table import pipe_table
-from domainbed.yaml_file import Where, parse_value, read_yaml
+from domainbed.yaml_file import Where, read_yaml
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -273,7 +271,7 @@ def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, 
 
 def describe(schema: Schema, definitions: Schema | None = None) -> str:
     """What a JSON schema expects, in words: "a whole number from 1 on"."""
-    kinds = [_kind(each) for each in _alternatives(schema, definitions or {})]
+    kinds = [_kind(each) for each in alternatives(schema, definitions or {})]
     return " or ".join(dict.fromkeys(kind for kind in kinds if kind))
 
 
@@ -298,13 +296,13 @@ def _kind(schema: Schema) -> str:
     return kinds.get(schema.get("type", ""), "") + "".join(limits)
 
 
-def _alternatives(schema: Schema, definitions: Schema) -> list[Schema]:
+def alternatives(schema: Schema, definitions: Schema) -> list[Schema]:
     """The schemas of which a value need fulfil one; None is left out: it means "not given"."""
     if "$ref" in schema:
-        return _alternatives(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+        return alternatives(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     several = schema.get("anyOf", schema.get("oneOf"))
     if several is not None:
-        return [one for each in several for one in _alternatives(each, definitions)]
+        return [one for each in several for one in alternatives(each, definitions)]
     return [] if schema.get("type") == "null" else [schema]
 
 
@@ -313,7 +311,7 @@ def _schema_at(schema: Schema, where: Where) -> Schema:
     definitions = schema.get("$defs", {})
     schemas = [schema]
     for part in where:
-        outer = [each for one in schemas for each in _alternatives(one, definitions)]
+        outer = [each for one in schemas for each in alternatives(one, definitions)]
         schemas = [inner for each in outer if (inner := _inside(each, part))]
     return {"anyOf": schemas}
 
@@ -327,116 +325,5 @@ def _inside(schema: Schema, part: str | int) -> Schema:
 
 def _names_at(schema: Schema, where: Where) -> list[str]:
     """The names of the fields that a value inside has."""
-    schemas = _alternatives(_schema_at(schema, where), schema.get("$defs", {}))
+    schemas = alternatives(_schema_at(schema, where), schema.get("$defs", {}))
     return [name for each in schemas for name in each.get("properties", {})]
-
-
-# ---- flags ----
-
-
-def add_flags(parser: Any, model: type[Settings], only: Iterable[str] | None = None) -> None:
-    """Declares a flag for each field, as --some_name and --some-name.
-
-    What is not given is not in the namespace; `read_flags` reads what is.
-
-    Args:
-        parser: an `argparse` parser or group.
-        only: the fields that get one; by default all.
-    """
-    fields = _fields(model)
-    for name in fields if only is None else only:
-        spellings = dict.fromkeys([f"--{name}", "--" + name.replace("_", "-")])
-        parser.add_argument(*spellings, **_flag_options(model, name, fields[name]))
-
-
-def read_flags(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]:
-    """The values that flags gave, by field; a text stands for what it means in YAML.
-
-    Raises:
-        UserError: a text is no YAML.
-    """
-    said = vars(arguments)
-    fields = {name: schema for name, schema in _fields(model).items() if name in said}
-    return {name: _meant(name, schema, model, said[name]) for name, schema in fields.items()}
-
-
-def _fields(model: type[Settings]) -> dict[str, Schema]:
-    """The JSON schema of each field, by its name."""
-    return model.model_json_schema().get("properties", {})
-
-
-def _flag_options(model: type[Settings], name: str, schema: Schema) -> dict[str, Any]:
-    shown = default_text(model, name)
-    text = schema.get("description", "") + (f" (default: {shown})" if shown else "")
-    options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
-    kinds = _kinds(model, schema)
-    if kinds == {"boolean"}:
-        return {**options, "action": argparse.BooleanOptionalAction}
-    if _is_list(kinds):
-        options["nargs"] = "+"
-    if "enum" in schema:
-        return {**options, "metavar": "{" + ",".join(map(str, schema["enum"])) + "}"}
-    return {**options, "metavar": "NAME" if _is_text(kinds) else "VALUE"}
-
-
-def _meant(name: str, schema: Schema, model: type[Settings], value: Any) -> Any:
-    kinds = _kinds(model, schema)
-    if _is_text(kinds) or kinds == {"boolean"}:
-        return value
-    try:
-        return [parse_value(text) for text in value] if _is_list(kinds) else parse_value(value)
-    except UserError as error:
-        raise UserError(f"--{name}: {error}", name) from error
-
-
-def _kinds(model: type[Settings], schema: Schema) -> set[str]:
-    """The JSON types that a field's value may have; of a list's items as "list of integer"."""
-    definitions = model.model_json_schema().get("$defs", {})
-    kinds = set()
-    for each in _alternatives(schema, definitions):
-        items = _alternatives(each.get("items", {}), definitions)
-        of = {str(item.get("type")) for item in items}
-        kinds |= {f"list of {kind}" for kind in of} if "items" in each else {each.get("type", "")}
-    return kinds
-
-
-def _is_text(kinds: set[str]) -> bool:
-    return kinds <= {"string", "list of string"}
-
-
-def _is_list(kinds: set[str]) -> bool:
-    """Whether words of the command line are items; else one word is the whole value, in YAML."""
-    lists = {kind for kind in kinds if kind.startswith("list of ")}
-    return bool(lists) and (_is_text(kinds) or (lists == kinds and kinds != {"list of array"}))
-
-
-# ---- documentation ----
-
-
-def default_text(model: type[Settings], name: str) -> str:
-    """A field's default as people write it; nothing where it has none."""
-    schema = _fields(model)[name]
-    shown = schema.get("default_text", schema.get("default"))
-    if shown in (None, [], {}):
-        return ""
-    if isinstance(shown, bool):
-        return str(shown).lower()
-    return ", ".join(map(str, shown)) if isinstance(shown, (list, tuple)) else str(shown)
-
-
-def docs_table(model: type[Settings]) -> str:
-    """All fields as a Markdown table: name, what it may be, default, help."""
-    definitions = model.model_json_schema().get("$defs", {})
-    rows = [("field", "value", "default", "meaning")]
-    for name, schema in _fields(model).items():
-        expected, meaning = describe(schema, definitions), schema.get("description", "")
-        rows.append((f"`{name}`", expected, default_text(model, name), meaning))
-    return "\n".join(pipe_table(rows, text_columns=4)) + "\n"
-
-
-def json_schema(model: type[Settings]) -> dict[str, Any]:
-    """The JSON schema of a model's YAML files, by which editors complete and check them."""
-    schema = model.model_json_schema()
-    for properties in schema.get("properties", {}).values():
-        properties.pop("default_text", None)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

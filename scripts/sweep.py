@@ -12,9 +12,9 @@ from typing import Any
 from domainbed.cli import sweep
 from domainbed.cli.common import add_flag, run_script
 from domainbed.errors import UserError
+from domainbed.flags import add_flags, read_flags
 from domainbed.launchers import WITH_FLAGS
 from domainbed.names import DATASET_DOMAINS
-from domainbed.settings import add_flags, read_flags
 from domainbed.sweeps.config import SweepConfig, load_config
 
 COMMANDS = ("launch", "delete_incomplete", "status", "retry")

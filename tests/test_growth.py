@@ -20,11 +20,12 @@ from domainbed.algorithms.pooled import ForwardPass
 from domainbed.cli import main as command
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.dimensions import LogUniform
+from domainbed.flags import add_flags, docs_table, json_schema, read_flags
 from domainbed.launchers import LAUNCHERS, Job, Launcher, OnEvent, perform
 from domainbed.metrics import METRICS
 from domainbed.reporting import RENDERERS, Report
 from domainbed.run_fields import RunFields
-from domainbed.settings import add_flags, docs_table, json_schema, load, read_flags
+from domainbed.settings import load
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare

@@ -11,7 +11,7 @@ import sys
 
 from domainbed.cli.common import add_flag
 from domainbed.experiments.irm_colored_mnist.settings import Config, load_config
-from domainbed.settings import add_flags, read_flags
+from domainbed.flags import add_flags, read_flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import add_debug_flag, add_flag
 from domainbed.errors import UserError
+from domainbed.flags import add_flags, read_flags
 from domainbed.launchers import WITH_FLAGS
-from domainbed.settings import add_flags, read_flags
 from domainbed.states import DONE, FAILED, RUNNING
 from domainbed.sweeps.config import SweepConfig, load_config
 

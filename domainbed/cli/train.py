@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import Field
 
 from domainbed.errors import UserError
+from domainbed.flags import add_flags, read_flags
 from domainbed.run_fields import RunFields, RunOptions
-from domainbed.settings import Items, Listed, Text, add_flags, load, read_flags
+from domainbed.settings import Items, Listed, Text, load
 
 
 class TrainSettings(RunFields, RunOptions):
