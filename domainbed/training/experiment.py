@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
-from domainbed.datasets import MultipleDomainDataset, check_domains, load_dataset
+from domainbed.datasets import (
+    MultipleDomainDataset,
+    check_domains,
+    get_dataset_class,
+    load_dataset,
+)
 from domainbed.datasets.domain import Domain, Minibatch
 from domainbed.datasets.foreign import domains_of
-from domainbed.errors import UserError
+from domainbed.errors import UserError, reason_of
 from domainbed.run_fields import RunOptions
 from domainbed.seeding import seed_everything
 from domainbed.spec import RunSpec
@@ -21,6 +28,8 @@ from domainbed.training.evaluation import Evaluator, Value, splits_to_evaluate
 from domainbed.training.machine import choose_device
 from domainbed.training.minibatches import IndexDraws, minibatches
 from domainbed.training.splits import Split, split_domains
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,14 +147,15 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     """
     machine = machine or RunOptions()
     device = choose_device(machine.device)
-    dataset = load_dataset(
-        spec.dataset,
-        machine.data_dir,
-        spec.test_envs,
-        spec.hparams,
-        spec.trial_seed,
-        data_seed=spec.seed if spec.data_seed == "run" else None,
-    )
+    with _named(get_dataset_class(spec.dataset)):
+        dataset = load_dataset(
+            spec.dataset,
+            machine.data_dir,
+            spec.test_envs,
+            spec.hparams,
+            spec.trial_seed,
+            data_seed=spec.seed if spec.data_seed == "run" else None,
+        )
     domains = domains_of(dataset)
     _check_data(spec, dataset, len(domains))
     check_domains(dataset, domains)
@@ -157,12 +167,10 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         spec.uda_holdout_fraction,
     )
     seed_everything(spec.seed)
-    algorithm = get_algorithm_class(spec.algorithm)(
-        dataset.input_shape,
-        dataset.num_classes,
-        len(domains) - len(spec.test_envs),
-        spec.hparams,
-    )
+    cls = get_algorithm_class(spec.algorithm)
+    train_domains = len(domains) - len(spec.test_envs)
+    with _named(cls):
+        algorithm = cls(dataset.input_shape, dataset.num_classes, train_domains, spec.hparams)
     # PyTorch's stubs know no overload with both a device and a memory format.
     algorithm.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     return Experiment(
@@ -174,6 +182,18 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         algorithm,
         _workers(machine),
     )
+
+
+@contextmanager
+def _named(cls: type) -> Iterator[None]:
+    """Says before the traceback of a programming error whose constructor it comes from."""
+    try:
+        yield
+    except Exception as error:
+        if not reason_of(error):
+            place = getattr(sys.modules.get(cls.__module__), "__file__", cls.__module__)
+            log.error("error: making %s of %s failed:", cls.__qualname__, place)
+        raise
 
 
 def _check_data(spec: RunSpec, dataset: MultipleDomainDataset, domains: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from domainbed.algorithms import ERM
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
@@ -88,6 +90,24 @@ def test_domains_have_one_name_each(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="Faulty has 2 domains, but ENVIRONMENTS has 3 names"):
         built(monkeypatch, bad=TensorDataset(X, Y), ENVIRONMENTS=("a", "b", "c"))
     assert built(monkeypatch, bad=TensorDataset(X, Y), ENVIRONMENTS=()).domain_names == ["0", "1"]
+
+
+@pytest.mark.parametrize("kind", ["dataset", "algorithm"])
+def test_the_class_whose_constructor_fails_is_named_before_the_traceback(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def __init__(self: Any, *arguments: Any) -> None:
+        raise ZeroDivisionError("mine")
+
+    if kind == "dataset":
+        changes: dict[str, Any] = {"__init__": __init__}
+    else:
+        changes = {}
+        monkeypatch.setattr(ERM, "__init__", __init__)
+    with pytest.raises(ZeroDivisionError):
+        built(monkeypatch, bad=TensorDataset(X, Y), **changes)
+    name, place = {"dataset": ("Faulty", __file__), "algorithm": ("ERM", "erm.py")}[kind]
+    assert re.fullmatch(rf"error: making {name} of .*{place} failed:", *caplog.messages)
 
 
 def test_one_class_is_nothing_to_tell_apart(monkeypatch: pytest.MonkeyPatch) -> None:
