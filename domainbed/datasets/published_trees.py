@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
 
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import ImageDomain, how_to_get
 from domainbed.errors import UserError
+from domainbed.images.folders import entries
 from domainbed.images.resize import IMAGE_SIZE
 from domainbed.images.transforms import Crop
 
@@ -108,10 +107,15 @@ class PublishedTree(MultipleDomainDataset):
         return ""
 
 
-def absent(files: Iterable[Path]) -> set[Path]:
-    """Those of the files that are not there; folders are listed, which is fast for many files."""
-    missing: set[Path] = set()
-    for folder, inside in groupby(sorted(files), key=lambda file: file.parent):
-        names = set(os.listdir(folder)) if folder.is_dir() else set()
-        missing.update(file for file in inside if file.name not in names)
+def absent(folder: Path, paths: Iterable[str]) -> set[str]:
+    """Those of the paths below `folder` where no file is; lists folders, as files may be many."""
+    names: dict[str, set[str]] = {}
+    missing = set()
+    for path in paths:
+        parent, _, name = path.rpartition("/")
+        if parent not in names:
+            place = folder / parent
+            names[parent] = {each for each, _ in entries(place)} if place.is_dir() else set()
+        if name not in names[parent]:
+            missing.add(path)
     return missing

@@ -43,17 +43,16 @@ def _contents(
     classes: Sequence[str],
 ) -> Contents:
     """The images of `rows`: path below `folder`, label, name of the domain."""
-    files = [folder / path for path, _, _ in rows]
-    missing = absent(files)
+    missing = absent(folder, (path for path, _, _ in rows))
     images: dict[str, list[tuple[Path, int]]] = {name: [] for name in domains}
-    for file, (_, label, domain) in zip(files, rows):
-        if file not in missing:
-            images[domain].append((file, label))
+    for path, label, domain in rows:
+        if path not in missing:
+            images[domain].append((folder / path, label))
     lacking = ""
     if missing:
         lacking = (
             f"{len(missing):,} of {len(rows):,} images that {table} lists are not there, "
-            f"{min(missing).relative_to(folder).as_posix()} among them"
+            f"{min(missing)} among them"
         )
     return Contents(domains, classes, list(images.values()), lacking)
 

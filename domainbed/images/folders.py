@@ -17,7 +17,7 @@ def folders(path: Path) -> list[Path]:
     Raises:
         UserError: `path` cannot be read.
     """
-    inside = (name for name, is_folder in _entries(path) if is_folder and not _is_junk(name))
+    inside = (name for name, is_folder in entries(path) if is_folder and not _is_junk(name))
     return sorted(path / name for name in inside)
 
 
@@ -41,7 +41,7 @@ def ignored(root: Path) -> str:
     """The files below `root/<domain>/` that are no images of a class, counted; "" for none."""
     kinds: Counter[str] = Counter()
     for domain in folders(root):
-        loose = sum(is_image(name) for name, is_folder in _entries(domain) if not is_folder)
+        loose = sum(is_image(name) for name, is_folder in entries(domain) if not is_folder)
         kinds["images beside the class folders"] += loose
         inside = (file for name in folders(domain) for file in files(name))
         kinds.update(f"{f.suffix.lower() or 'other'} files" for f in inside if not is_image(f.name))
@@ -70,14 +70,14 @@ def _walk(path: Path, above: tuple[tuple[int, int], ...]) -> list[tuple[str, lis
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise UserError(f"the link {str(path)!r} leads back to a folder that it lies in: remove it")
-    names = _entries(path)
+    names = entries(path)
     found = [(str(path), [name for name, is_folder in names if not is_folder])]
     for name in (name for name, is_folder in names if is_folder):
         found += _walk(path / name, (*above, here))
     return found
 
 
-def _entries(path: Path) -> list[tuple[str, bool]]:
+def entries(path: Path) -> list[tuple[str, bool]]:
     """The names in a folder, and whether each is one of a folder."""
     try:
         with os.scandir(path) as entries:
