@@ -10,9 +10,13 @@ import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
 from domainbed.errors import UserError
+
+if TYPE_CHECKING:
+    from domainbed.training.trained import Model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,10 +58,28 @@ def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
             "files: give --domain N instead"
         )
     yield "image", "class", "probability"
-    for name in args.images:
-        x = model.preprocess(Path(name))[None].to(next(model.module.parameters()).device)
-        probability, number = model.probabilities(x)[0].max(dim=0)
-        yield name, model.classes[int(number)], f"{probability.item():.4f}"
+    rows = _predicted(model, args.images)
+    if model.module.predicts_batches:
+        print(
+            f"{model.spec.algorithm} looks at all images of a batch to predict each: those given "
+            "are taken as one domain",
+            file=sys.stderr,
+        )
+        rows = iter(sorted(rows))
+    yield from ((args.images[position], *row) for position, *row in rows)
+
+
+def _predicted(model: Model, images: list[str]) -> Iterator[tuple[int, str, str]]:
+    """Position, class and probability of each file."""
+    import torch
+
+    assert model.preprocess is not None
+    device = next(model.module.parameters()).device
+    for batch in model.together(len(images)):
+        x = torch.stack([model.preprocess(Path(images[position])) for position in batch])
+        highest = model.probabilities(x.to(device)).max(dim=1)
+        for position, probability, number in zip(batch, highest.values, highest.indices):
+            yield position, model.classes[int(number)], f"{probability.item():.4f}"
 
 
 def _of_domain(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:

@@ -16,8 +16,13 @@ def network_of(experiment: Experiment) -> nn.Sequential:
     """Featurizer, then classifier, in evaluation mode; the algorithm's own.
 
     Raises:
-        UserError: the algorithm has no such parts.
+        UserError: the algorithm has no such parts, or looks at more than them to predict.
     """
+    if experiment.algorithm.predicts_batches:
+        raise UserError(
+            f"{experiment.spec.algorithm} cannot be diagnosed: its predictions depend on the other "
+            "images of a batch"
+        )
     try:
         parts = [experiment.algorithm.get_submodule(n) for n in ("featurizer", "classifier")]
     except AttributeError as error:

@@ -159,15 +159,16 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     domains = domains_of(dataset)
     _check_data(spec, dataset, len(domains))
     check_domains(dataset, domains)
+    cls = get_algorithm_class(spec.algorithm)
     splits = split_domains(
         domains,
         spec.test_envs,
         spec.holdout_fraction,
         spec.trial_seed,
         spec.uda_holdout_fraction,
+        mixed=cls.predicts_batches,
     )
     seed_everything(spec.seed)
-    cls = get_algorithm_class(spec.algorithm)
     train_domains = len(domains) - len(spec.test_envs)
     with _named(cls):
         algorithm = cls(dataset.input_shape, dataset.num_classes, train_domains, spec.hparams)

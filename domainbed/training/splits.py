@@ -41,10 +41,13 @@ def split_domains(
     holdout_fraction: float,
     trial_seed: int,
     uda_holdout_fraction: float = 0.0,
+    mixed: bool = False,
 ) -> list[Split]:
     """The split of every domain, without the images that cannot be read.
 
-    A domain's own out-split takes the place of a random one.
+    A domain's own out-split takes the place of a random one. Its images, and those that it
+    leaves, come in their order in the domain, which is often by class; with `mixed` in random
+    order, as those of a random split do.
 
     Raises:
         UserError: a domain is too small to leave two images to train on and one to validate on.
@@ -53,17 +56,25 @@ def split_domains(
     for number, domain in enumerate(domains):
         seed = split_seed(trial_seed, number)
         adapts = uda_holdout_fraction if number in test_envs else 0.0
-        split = _adapted(_cut(domain, holdout_fraction, seed), adapts, seed)
+        split = _adapted(_cut(domain, holdout_fraction, seed, mixed), adapts, seed)
         _require_images(split, number, len(domain), holdout_fraction, adapts)
         splits.append(without_unreadable(split, number, domain.unreadable))
     return splits
 
 
-def _cut(domain: Domain, holdout_fraction: float, seed: int) -> Split:
+def _cut(domain: Domain, holdout_fraction: float, seed: int, mixed: bool) -> Split:
     if domain.out_split is None:
         return Split(*split_indices(len(domain), holdout_fraction, seed), [])
     out = list(domain.out_split)
-    return Split(out, sorted(set(range(len(domain))).difference(out)), [])
+    inside = sorted(set(range(len(domain))).difference(out))
+    if mixed:
+        out, inside = ([part[i] for i in shuffled(len(part), seed)] for part in (out, inside))
+    return Split(out, inside, [])
+
+
+def shuffled(n: int, seed: int) -> list[int]:
+    """The whole numbers below n in random order."""
+    return split_indices(n, 0.0, seed)[1]
 
 
 def _adapted(split: Split, fraction: float, seed: int) -> Split:

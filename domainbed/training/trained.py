@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.datasets import DATASETS
+from domainbed.datasets.domain import EVALUATION_BATCH
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams
 from domainbed.images.decode import read_image
@@ -20,12 +21,13 @@ from domainbed.images.transforms import evaluation_transform
 from domainbed.names import dataset_label
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import RunFolder
-from domainbed.seeding import global_sources_kept
+from domainbed.seeding import global_sources_kept, seed_everything
 from domainbed.spec import RunSpec
 from domainbed.states import DONE
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import choose_device
 from domainbed.training.model_file import read_model
+from domainbed.training.splits import shuffled
 
 
 def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
@@ -119,8 +121,28 @@ class Model:
 
     @torch.no_grad()
     def probabilities(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, *input_shape) to (B, C)."""
-        return self.module.predict(x).softmax(dim=1)
+        """(B, *input_shape) to (B, C).
+
+        Where predictions depend on the other images of a batch (`module.predicts_batches`), all
+        of x is taken as images of one domain, and predicted in the batches of `together`.
+        """
+        if not self.module.predicts_batches:
+            return self.module.predict(x).softmax(dim=1)
+        found = x.new_empty(len(x), len(self.classes))
+        for batch in self.together(len(x)):
+            found[batch] = self.module.predict(x[batch]).softmax(dim=1).to(found.dtype)
+        return found
+
+    def together(self, n: int) -> list[list[int]]:
+        """Which of n images to predict in one batch, by their positions.
+
+        Each by itself; or where that depends on the batch, as in evaluation, `EVALUATION_BATCH`
+        at a time in random order, so that classes are mixed however the images are sorted.
+        """
+        if not self.module.predicts_batches:
+            return [[position] for position in range(n)]
+        order = shuffled(n, self.spec.seed)
+        return [order[i : i + EVALUATION_BATCH] for i in range(0, n, EVALUATION_BATCH)]
 
 
 def load_model(folder: Path | str, device: str | None = None) -> Model:
@@ -142,6 +164,7 @@ def load_model(folder: Path | str, device: str | None = None) -> Model:
     spec = read_spec(run)
     content = read_model(run.model, spec.run_id)
     with global_sources_kept():  # all weights are replaced: none need be downloaded
+        seed_everything(spec.seed)  # what a prediction draws is what it drew in training
         module = get_algorithm_class(spec.algorithm)(
             content["model_input_shape"],
             content["model_num_classes"],

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import build
+from image_files import write_folder
 from torch import nn
 
+from domainbed.datasets import load_dataset
+from domainbed.datasets.domain import Domain
+from domainbed.datasets.loaded_domain import LoadedDomain
+from domainbed.datasets.packed_domain import PackedDomain
 from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
 from domainbed.metrics import METRICS
@@ -125,3 +132,81 @@ def test_a_failing_prediction_leaves_the_algorithm_in_training_mode() -> None:
     with pytest.raises(ZeroDivisionError):
         evaluator.evaluate(spy, SPLITS[:1], 0)
     assert spy.training
+
+
+BATCH_METHODS = [("ARM", "domainbed"), ("ARM", "paper"), ("MTL", "domainbed"), ("MTL", "paper")]
+
+
+@pytest.mark.parametrize(("name", "fidelity"), BATCH_METHODS)
+def test_methods_that_look_at_a_batch_see_one_split_of_one_domain(name: str, fidelity: str) -> None:
+    """Other splits, and their order, change nothing; other images of the batch do."""
+    algorithm = build(name, 2, shape=(1, 4, 4), fidelity=fidelity)
+    images = torch.randn(2, 130, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    domains = [TensorDomain(x, torch.arange(130) % 3) for x in images]
+    splits = [
+        EvaluationSplit(0, "in", list(range(30, 130))),
+        EvaluationSplit(0, "out", list(range(30))),
+        EvaluationSplit(1, "out", list(range(70))),
+    ]
+
+    def losses(chosen: list[EvaluationSplit], of: list[TensorDomain]) -> dict[Any, float]:
+        evaluated = Evaluator(of, metrics=["loss"]).evaluate(algorithm, chosen, 0)
+        return {(v.domain, v.split): v.value for v in evaluated}
+
+    together = losses(splits, domains)
+    assert losses(splits[::-1], domains) == together
+    assert [losses([split], domains) for split in splits] == [
+        {key: value} for key, value in together.items()
+    ]
+    moved = [domains[0], TensorDomain(images[1] + 9, torch.arange(130) % 3)]
+    other = losses(splits, moved)
+    assert (other[0, "in"], other[0, "out"]) == (together[0, "in"], together[0, "out"])
+    assert other[1, "out"] != together[1, "out"]
+
+
+class Stored(LoadedDomain):
+    """Images that are read one at a time, as files are."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self.y
+
+    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
+        return self.x[index], int(self.y[index])
+
+
+class BatchMeans(Spy):
+    """Predicts from the mean of its batch, and notes it and the batch's size."""
+
+    predicts_batches = True
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous()  # sums round by the order of the memory
+        mean = x.mean()
+        self.seen.append([len(x), mean.item()])
+        return torch.stack([x.mean(dim=(1, 2, 3)) - mean, x.mean(dim=(1, 2, 3)) + mean], dim=1)
+
+
+def test_batches_do_not_depend_on_how_images_are_stored(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "images", sizes=((8, 8),), domains="ab", per_class=35)
+    loaded: Any = load_dataset(f"folder:{folder}", "", [0], {"data_path": "fast"}, 0)
+    packed = loaded.datasets[0]
+    assert isinstance(packed, PackedDomain)
+    x, y = (torch.cat(part) for part in zip(*packed.evaluation_batches(range(70))))
+    order = torch.randperm(70, generator=torch.Generator().manual_seed(0)).tolist()
+    found = []
+    storages: list[Domain] = [packed, TensorDomain(x, y), Stored(x, y)]
+    for domain in storages:
+        spy = BatchMeans()
+        evaluator = Evaluator([domain], metrics=["loss"])
+        values = evaluator.evaluate(spy, [EvaluationSplit(0, "in", order)], 0)
+        found.append((spy.seen, [v.value for v in values]))
+    assert [size for size, _ in found[0][0]] == [64, 6]
+    assert found[1] == found[0]
+    assert found[2] == found[0]

@@ -91,3 +91,16 @@ def test_a_domain_may_fix_its_out_split():
     first, second = split_domains([free, fixed.with_out_split([9, 3])], [], 0.2, 0)
     assert first == split_domains([free], [], 0.2, 0)[0]
     assert (second.out, second.inside) == ([9, 3], [0, 1, 2, 4, 5, 6, 7, 8])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_out_split_of_the_domains_own(mixed):
+    """It comes in the domain's order, or in random order with classes mixed."""
+    labels = torch.arange(100) // 50
+    domain = TensorDomain(torch.zeros(100, 1), labels).with_out_split(list(range(0, 100, 5)))
+    (split,) = split_domains([domain], [], 0.2, 0, mixed=mixed)
+    own, others = list(range(0, 100, 5)), [i for i in range(100) if i % 5]
+    assert (sorted(split.out), sorted(split.inside)) == (own, others)
+    assert ((split.out, split.inside) == (own, others)) != mixed
+    assert (len(labels[split.inside][:40].unique()) == 2) == mixed
+    assert split_domains([domain], [], 0.2, 0, mixed=mixed) == [split]

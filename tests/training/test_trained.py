@@ -16,11 +16,13 @@ from PIL import Image
 
 from domainbed import load_model
 from domainbed.cli import main
+from domainbed.diagnostics import DiagnosisOptions, diagnose
+from domainbed.errors import UserError
 from domainbed.networks.weights import load_plain
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, predictions, run
-from domainbed.training.trained import rebuild
+from domainbed.training.trained import Model, rebuild
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,60 @@ def test_files_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert head == ["image", "class", "probability"]
     assert row == [str(file), model.classes[int(number)], f"{probability.item():.4f}"]
     assert model.classes == ["cat", "dog"]
+
+
+def test_files_are_predicted_in_batches_of_64(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a method that looks at a batch: they are printed in the order given, with a word on it."""
+
+    class Rank(torch.nn.Module):
+        predicts_batches = True
+
+        def predict(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return torch.stack([x, -x], dim=1)
+
+    sizes: list[int] = []
+    spec = RunSpec.create("ColoredDigits", "ARM", [0])
+    rank = Rank()
+    rank.register_parameter("own", torch.nn.Parameter(torch.zeros(())))
+    model = Model(rank, ["low", "high"], (), lambda file: torch.tensor(float(file.name)), spec)  # type: ignore[arg-type]
+    monkeypatch.setattr("domainbed.training.load_model", lambda folder, device: model)
+    with pytest.raises(SystemExit):
+        main(["predict", "run", *map(str, range(70))])
+    out, err = capsys.readouterr()
+    assert [line.split(",")[0] for line in out.splitlines()[1:]] == list(map(str, range(70)))
+    assert "ARM looks at all images of a batch to predict each" in err
+    assert sizes == [64, 6]
+
+
+@pytest.mark.parametrize("algorithm", ["MTL", "ARM"])
+def test_images_given_to_a_method_that_looks_at_batches_are_one_domain(
+    algorithm: str, tmp_path: Path
+) -> None:
+    """A model predicts as the run did: the noise of MTL is the same, classes are mixed."""
+    spec = RunSpec.create("ColoredDigits", algorithm, [1], steps=2, hparams={"batch_size": 8})
+    run(spec, tmp_path / "run")
+    model, domain = load_model(tmp_path / "run", "cpu"), rebuild(RunFolder(tmp_path / "run"))
+    inside = domain.splits[1].inside[:64]
+    ((x, y),) = domain.domains[1].evaluation_batches(inside)
+    rows = list(predictions(RunFolder(tmp_path / "run"), RunOptions(), None, 1, "in"))[:64]
+    own = model.module.predict(x).softmax(dim=1).max(dim=1)
+    assert [model.classes[k] for k in own.indices] == [name for _, _, name, _ in rows]
+    expected = torch.tensor([probability for *_, probability in rows])
+    torch.testing.assert_close(own.values, expected, atol=1e-4, rtol=0)
+    batches = model.together(150)
+    assert [len(batch) for batch in batches] == [64, 64, 22]
+    assert sorted(i for batch in batches for i in batch) == list(range(150))
+    by_class = x[y.argsort()].repeat(2, 1, 1, 1)
+    order = model.together(128)
+    found = model.probabilities(by_class)
+    for batch in order:
+        single = model.module.predict(by_class[batch]).softmax(dim=1)
+        torch.testing.assert_close(found[batch], single)
+    with pytest.raises(UserError, match=f"{algorithm} cannot be diagnosed: its predictions"):
+        diagnose(tmp_path / "run", DiagnosisOptions(device="cpu", samples=10))
 
 
 def test_a_file_that_holds_no_weights_gives_no_advice_of_pytorch(tmp_path: Path) -> None:
