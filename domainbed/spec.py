@@ -217,6 +217,11 @@ def _check(spec: RunSpec, domains: int) -> None:
     """What depends on several fields, or on the dataset."""
     for metric in spec.metrics:
         METRICS[metric]
+    if domains == 1:
+        raise UserError(
+            f"dataset {spec.dataset_label} has 1 domain: training needs one and testing another",
+            "dataset",
+        )
     # A dataset from outside may not list its domains; then only loading it can tell.
     highest = domains - 1 if domains else 10**6
     rules = [

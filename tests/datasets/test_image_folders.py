@@ -183,7 +183,7 @@ def test_names_that_are_paths(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"file' is no folder: give the one that holds"):
         get_dataset_class("folder:file")
     (tmp_path / "photos" / "a").mkdir()
-    with pytest.raises(UserError, match=r"a training domain left \(photos has 1 in all\)"):
+    with pytest.raises(UserError, match="photos has 1 domain: training needs one"):
         RunSpec.create("folder:photos", "ERM", [0])
 
 
