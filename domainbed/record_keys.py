@@ -10,19 +10,25 @@ _METRICS = {suffix: metric for metric, suffix in _SUFFIXES.items()}
 _KEY = re.compile(r"env(\d+)_(in|out|uda)_(\w+)", re.ASCII)
 
 
-def record_key(domain: int, split: str, metric: str) -> str:
+FULL_DATA = "fd_"
+"""What keys begin with in a stage that trains on all images of the training domains."""
+
+
+def record_key(domain: int, split: str, metric: str, full_data: bool = False) -> str:
     """The key of a metric's value over a domain's split.
 
     Args:
         domain: the domain's number.
         split: "in", "out", or "uda", the images that domain adaptation may train on.
         metric: "accuracy", "loss", …
+        full_data: whether no domain is cut, so that "in" is all of it.
 
     Example:
         >>> record_key(0, "in", "accuracy")
         'env0_in_acc'
     """
-    return f"env{domain}_{split}_{_SUFFIXES.get(metric, metric)}"
+    key = f"env{domain}_{split}_{_SUFFIXES.get(metric, metric)}"
+    return FULL_DATA + key if full_data else key
 
 
 def parse_record_key(key: str) -> tuple[int, str, str] | None:

@@ -58,9 +58,10 @@ class RunFolder:
         self.checkpoint_before = self.path / "checkpoint.before.pt"
         self._lock = self.path / "lock"
 
-    def model_at(self, step: int) -> Path:
+    def model_at(self, step: int, stage: int = 1) -> Path:
         """The weights at one record, where all of them are kept."""
-        return self.path / f"model_step{step}.pkl"
+        of_stage = f"_stage{stage}" if stage > 1 else ""
+        return self.path / f"model{of_stage}_step{step}.pkl"
 
     def refuse_foreign(self) -> None:
         """Makes sure that nothing of the user's own lies here.

@@ -37,6 +37,11 @@ def hparam_seed(random_seed: int, name: str) -> int:
     return seed_hash(random_seed, name)
 
 
+def stage_seed(seed: int, stage: int) -> int:
+    """The seed of a run's further stage for everything but its split and its data."""
+    return seed_hash(seed, "stage", stage)
+
+
 def split_seed(trial_seed: int, domain: int) -> int:
     """The seed that cuts one domain into out-split and in-split."""
     return seed_hash(trial_seed, domain)

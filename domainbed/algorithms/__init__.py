@@ -13,6 +13,7 @@ from domainbed.algorithms.base import (
     register_algorithm,
 )
 from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
+from domainbed.algorithms.stages import Stage
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.coral import CORAL
 from domainbed.algorithms.irm import IRM
@@ -90,6 +91,7 @@ __all__ = [
     "SANDMask",
     "SagNet",
     "SelfReg",
+    "Stage",
     "Transfer",
     "VREx",
     "declared_options",

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from domainbed.algorithms.stages import Stage
 from domainbed.dimensions import DatasetFacts, Dimension, Option, SearchSpace, SpaceOf
 from domainbed.errors import UserError
 from domainbed.registry import Registry
@@ -129,14 +130,24 @@ class Algorithm(nn.Module):
         """One step of the optimizer on `loss`."""
         step(self.optimizer, loss)
 
-    def on_start(self) -> None:
-        """Called before the first update of a run, and not when a run goes on."""
+    def training_stages(self) -> Sequence[Stage]:
+        """What a run of this method trains on; more than one asks for a fresh model for each."""
+        return (Stage(),)
 
-    def on_record(self, metrics: dict[str, float]) -> None:
-        """Called with each record's numbers, to which it may add."""
+    def take_over(self, before: Any) -> None:
+        """Called on the fresh model of a further stage, with the trained one of the stage before.
+
+        Both are of the same class and have the same arguments.
+        """
+
+    def on_start(self) -> None:
+        """Called before the first update of a stage, and not when a run goes on."""
+
+    def on_record(self, metrics: dict[str, float]) -> bool | None:
+        """Called with each record's numbers, to which it may add; true ends the stage there."""
 
     def on_end(self) -> None:
-        """Called after the last update of a run."""
+        """Called after the last update of a stage."""
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Logits: (B, *input_shape) to (B, C)."""

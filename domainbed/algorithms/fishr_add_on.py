@@ -18,6 +18,7 @@ from domainbed.algorithms.base import (
 )
 from domainbed.algorithms.fishr import Fishr, GradientMatching
 from domainbed.algorithms.pooled import PooledAlgorithm, predicts_otherwise
+from domainbed.algorithms.stages import Stage
 from domainbed.dimensions import DatasetFacts, Dimension, LogUniform, Uniform
 from domainbed.errors import UserError
 
@@ -98,11 +99,17 @@ class FishrAddOn(Algorithm):
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.base.predict(x)
 
+    def training_stages(self) -> Sequence[Stage]:
+        return self.base.training_stages()
+
+    def take_over(self, before: Any) -> None:
+        self.base.take_over(before.base)
+
     def on_start(self) -> None:
         self.base.on_start()
 
-    def on_record(self, metrics: dict[str, float]) -> None:
-        self.base.on_record(metrics)
+    def on_record(self, metrics: dict[str, float]) -> bool | None:
+        return self.base.on_record(metrics)
 
     def on_end(self) -> None:
         self.base.on_end()

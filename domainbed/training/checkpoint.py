@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from domainbed.run_folder import RunFolder
 from domainbed.training.restoring import restore
 from domainbed.training.state import capture, plain_numpy_state
 
-_VERSION = 3
+_VERSION = 4
 _TITLE = b"domainbed checkpoint, sha256 "
 
 
@@ -33,14 +34,21 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        next_step: the first step not yet taken.
+        stage: the number of the stage under way, from 1.
+        next_step: the first of its steps not yet taken; the number of steps if it has ended.
         records: the lines of results.jsonl so far, so that a file torn by a crash is replaced.
         seconds: time spent, over all sessions of the run.
     """
 
+    stage: int = 1
     next_step: int = 0
     records: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to go on from."""
+        return bool(self.records)
 
 
 def save(folder: RunFolder, run_id: str, algorithm: nn.Module, progress: Progress) -> None:
@@ -65,10 +73,15 @@ def save(folder: RunFolder, run_id: str, algorithm: nn.Module, progress: Progres
             folder.checkpoint.replace(folder.checkpoint_before)
 
 
-def load(folder: RunFolder, run_id: str, algorithm: nn.Module) -> Progress:
-    """Restores the algorithm and all random sources; a fresh `Progress` if there is no file.
+def load(folder: RunFolder, run_id: str, algorithm_of: Callable[[int], nn.Module]) -> Progress:
+    """Restores an algorithm and all random sources; a fresh `Progress` if there is no file.
 
     A damaged checkpoint is passed over for the one before it.
+
+    Args:
+        folder: of the run.
+        run_id: of the run.
+        algorithm_of: makes the algorithm of a stage, as its constructor does.
 
     Raises:
         UserError: no checkpoint is whole, it is another run's, or the algorithm cannot go on
@@ -88,10 +101,10 @@ def load(folder: RunFolder, run_id: str, algorithm: nn.Module) -> Progress:
             raise UserError(
                 f"{file} is of another run ({contents['run_id']}): remove it to begin the run again"
             )
-        restore(algorithm, contents["algorithm"])
+        progress = Progress(**contents["progress"])
+        restore(algorithm_of(progress.stage), contents["algorithm"])
         _set_random_state(contents["random"])
-        progress = contents["progress"]
-        return Progress(progress["next_step"], tuple(progress["records"]), progress["seconds"])
+        return progress
     if reasons:
         raise UserError(f"{'; '.join(reasons)}: remove it to begin the run again")
     return Progress()

@@ -36,12 +36,16 @@ class EvaluationSplit:
 def splits_to_evaluate(
     splits: Sequence[Split], test_envs: Sequence[int], everything: bool
 ) -> list[EvaluationSplit]:
-    """All out-splits and the test domains' in-splits; with `everything`, the others' as well."""
+    """All out-splits and the test domains' in-splits; with `everything`, the others' as well.
+
+    A split without images is left out.
+    """
     chosen = []
     for domain, split in enumerate(splits):
         if everything or domain in test_envs:
             chosen.append(EvaluationSplit(domain, "in", split.inside))
-        chosen.append(EvaluationSplit(domain, "out", split.out))
+        if split.out:
+            chosen.append(EvaluationSplit(domain, "out", split.out))
         if split.unlabeled:
             chosen.append(EvaluationSplit(domain, "uda", split.unlabeled))
     return chosen

@@ -6,12 +6,13 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.algorithms import Algorithm, Stage, get_algorithm_class
 from domainbed.datasets import (
     MultipleDomainDataset,
     check_domains,
@@ -22,12 +23,12 @@ from domainbed.datasets.domain import Domain, Minibatch
 from domainbed.datasets.foreign import domains_of
 from domainbed.errors import UserError, reason_of
 from domainbed.run_fields import RunOptions
-from domainbed.seeding import seed_everything
+from domainbed.seeding import seed_everything, stage_seed
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import Evaluator, Value, splits_to_evaluate
 from domainbed.training.machine import choose_device
-from domainbed.training.minibatches import IndexDraws, minibatches
-from domainbed.training.splits import Split, split_domains
+from domainbed.training.minibatches import EpochDraws, IndexDraws, minibatches
+from domainbed.training.splits import Split, split_domains, undivided
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Experiment:
         splits: of each domain.
         algorithm: on the device, in training mode.
         workers: processes that read images, in all.
+        stage_number: of the run's stages, from 1.
     """
 
     spec: RunSpec
@@ -53,6 +55,30 @@ class Experiment:
     splits: list[Split]
     algorithm: Algorithm
     workers: int
+    stage_number: int = 1
+
+    @property
+    def stage(self) -> Stage:
+        """What the stage that is under way trains on."""
+        return self.algorithm.training_stages()[self.stage_number - 1]
+
+    def further_stage(self, number: int) -> Experiment:
+        """The same experiment at another stage: with a fresh model, from a seed of its own."""
+        seed = stage_seed(self.spec.seed, number)
+        domains = len(self.domains)
+        algorithm = _new_algorithm(self.spec, self.dataset, domains, self.device, seed)
+        return replace(self, algorithm=algorithm, stage_number=number)
+
+    @property
+    def seed(self) -> int:
+        """Of the stage's draws."""
+        first = self.stage_number == 1
+        return self.spec.seed if first else stage_seed(self.spec.seed, self.stage_number)
+
+    @cached_property
+    def stage_splits(self) -> list[Split]:
+        """Of each domain, as the stage has them."""
+        return list(map(undivided, self.splits)) if self.stage.data == "all" else self.splits
 
     @property
     def train_envs(self) -> list[int]:
@@ -75,7 +101,8 @@ class Experiment:
     @property
     def batches_per_epoch(self) -> float:
         """Of the smallest in-split, test domains included, as in DomainBed."""
-        return min(len(split.inside) for split in self.splits) / self.spec.hparams["batch_size"]
+        images = min(len(split.inside) for split in self.stage_splits)
+        return images / self.spec.hparams["batch_size"]
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context that updates and predictions are computed in."""
@@ -89,7 +116,7 @@ class Experiment:
         """For each step one (x, y) per training domain: x (B, *input_shape), y (B,)."""
         hparams = self.spec.hparams
         draws = [
-            self._draws(e, self.splits[e].inside, hparams["class_balanced"])
+            self._draws(e, self.stage_splits[e].inside, hparams["class_balanced"])
             for e in self.train_envs
         ]
         return minibatches(self.domains, draws, steps, self.augmented_envs, self.workers)
@@ -101,7 +128,7 @@ class Experiment:
         """
         if self.spec.task != "domain_adaptation":
             return iter([None] * len(steps))
-        draws = [self._draws(e, self.splits[e].unlabeled) for e in self.spec.test_envs]
+        draws = [self._draws(e, self.stage_splits[e].unlabeled) for e in self.spec.test_envs]
         of_steps = minibatches(self.domains, draws, steps, self.augmented_envs, self.workers)
         return ([x for x, _ in pairs] for pairs in of_steps)
 
@@ -120,17 +147,18 @@ class Experiment:
             self.domains,
             self.workers,
             self.augmented_envs if spec.augment_validation else (),
-            spec.seed,
-            spec.metrics,
+            self.seed,
+            tuple(dict.fromkeys([*spec.metrics, *self.stage.validation])),
         )
-        splits = splits_to_evaluate(self.splits, spec.test_envs, everything)
+        splits = splits_to_evaluate(self.stage_splits, spec.test_envs, everything)
         with self.precision():
             return evaluator.evaluate(self.algorithm, splits, step, on_batch)
 
     def _draws(self, domain: int, indices: list[int], balanced: bool = False) -> IndexDraws:
         labels = self.domains[domain].labels[indices] if balanced else None
         size = self.spec.hparams["batch_size"]
-        return IndexDraws(indices, size, self.spec.seed, domain, labels)
+        draws = IndexDraws if self.stage.replacement else EpochDraws
+        return draws(indices, size, self.seed, domain, labels)
 
 
 def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
@@ -168,21 +196,28 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         spec.uda_holdout_fraction,
         mixed=cls.predicts_batches,
     )
-    seed_everything(spec.seed)
-    train_domains = len(domains) - len(spec.test_envs)
-    with _named(cls):
-        algorithm = cls(dataset.input_shape, dataset.num_classes, train_domains, spec.hparams)
-    # PyTorch's stubs know no overload with both a device and a memory format.
-    algorithm.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     return Experiment(
         spec,
         device,
         dataset,
         [domain.to(device) for domain in domains],
         splits,
-        algorithm,
+        _new_algorithm(spec, dataset, len(domains), device, spec.seed),
         _workers(machine),
     )
+
+
+def _new_algorithm(
+    spec: RunSpec, dataset: MultipleDomainDataset, domains: int, device: torch.device, seed: int
+) -> Algorithm:
+    """In training mode; seeds the global random sources, from which it draws its weights."""
+    cls, train_domains = get_algorithm_class(spec.algorithm), domains - len(spec.test_envs)
+    seed_everything(seed)
+    with _named(cls):
+        algorithm = cls(dataset.input_shape, dataset.num_classes, train_domains, spec.hparams)
+    # PyTorch's stubs know no overload with both a device and a memory format.
+    algorithm.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return algorithm.train()
 
 
 @contextmanager

@@ -62,6 +62,11 @@ def split_domains(
     return splits
 
 
+def undivided(split: Split) -> Split:
+    """The same images, with those of the out-split in the in-split."""
+    return Split([], [*split.out, *split.inside], split.unlabeled)
+
+
 def _cut(domain: Domain, holdout_fraction: float, seed: int, mixed: bool) -> Split:
     if domain.out_split is None:
         return Split(*split_indices(len(domain), holdout_fraction, seed), [])

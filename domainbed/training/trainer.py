@@ -7,11 +7,13 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from domainbed.algorithms import Algorithm
 from domainbed.errors import UserError
 from domainbed.files import as_json_values, write_text
 from domainbed.record_keys import parse_record_key, record_key
@@ -21,6 +23,7 @@ from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
 from domainbed.training.checkpoint import Progress
 from domainbed.training.claim import claim
+from domainbed.training.evaluation import Value
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import describe, package_version, peak_memory, process_set_up
 from domainbed.training.model_file import save_model
@@ -29,7 +32,7 @@ from domainbed.training.state import unseen
 
 OnStep = Callable[[int], None]
 
-_OWN_KEYS = {"step", "epoch", "step_time", "mem_gb", "hparams", "args", "diverged"}
+_OWN_KEYS = {"step", "stage", "epoch", "step_time", "mem_gb", "hparams", "args", "diverged"}
 
 
 def run(
@@ -49,7 +52,8 @@ def run(
         folder: the run's own.
         options: where it is done and what is kept; None for the defaults.
         echo: print the progress table on the terminal.
-        on_step: called after every step with the number of steps taken.
+        on_step: called after every step with the number of steps taken; where there are several
+            stages, as if all of them had the steps of one.
 
     Raises:
         Busy: another process is at work in the folder.
@@ -85,12 +89,24 @@ class Trainer:
     ) -> None:
         self.experiment, self.spec, self.folder = experiment, experiment.spec, folder
         self.options, self.began, self.on_step = options, began, on_step
-        self.algorithm, self.diverged = experiment.algorithm, False
-        self.table = ProgressTable(folder.out, echo, self.spec.steps, self._without_column())
+        self.echo, self.diverged = echo, False
+        self.stages = len(self.algorithm.training_stages())
+        self.table = self._new_table()
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """That of the stage under way."""
+        return self.experiment.algorithm
 
     def train(self) -> None:
+        """All stages that are left; there is one, unless the algorithm asks for more."""
+        progress = self._train_stage(self._resume())
+        while progress.stage < self.stages:
+            progress = self._train_stage(self._next_stage(progress))
+        self._finish(progress)
+
+    def _train_stage(self, progress: Progress) -> Progress:
         """All steps that are left, with a record and a checkpoint at every interval."""
-        progress = self._resume()
         history: dict[str, list[float]] = defaultdict(list)
         steps = range(progress.next_step, self.spec.steps)
         began = step_began = time.monotonic()
@@ -103,20 +119,52 @@ class Trainer:
             for name, value in self._checked(metrics, step).items():
                 history[name].append(value)
             if self._is_recorded(step):
-                line = self._record(step, history)
+                line, ended = self._record(step, history)
                 history.clear()
-                seconds = progress.seconds + time.monotonic() - began
+                progress = replace(
+                    progress,
+                    next_step=self.spec.steps if ended else step + 1,
+                    records=(*progress.records, line),
+                    seconds=progress.seconds + time.monotonic() - began,
+                )
                 began = time.monotonic()
-                progress = Progress(step + 1, (*progress.records, line), seconds)
-                self._save(progress)
+                self._save(progress, step)
             if self.on_step:
-                self.on_step(step + 1)
+                self.on_step(self._steps_taken(progress.stage, step))
+            if progress.next_step == self.spec.steps:
+                break
             step_began = time.monotonic()
-        self._finish(progress)
+        self.algorithm.on_end()
+        return progress
+
+    def _steps_taken(self, stage: int, step: int) -> int:
+        """Those of all stages, as a share of one stage's."""
+        return ((stage - 1) * self.spec.steps + step + 1) // self.stages
+
+    def _next_stage(self, progress: Progress) -> Progress:
+        """A fresh model, which takes over from the trained one; a kill now goes on from here."""
+        before = self.algorithm
+        self._enter_stage(progress.stage + 1).take_over(before)
+        self.algorithm.on_start()
+        progress = replace(progress, stage=progress.stage + 1, next_step=0)
+        checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress)
+        return progress
+
+    def _enter_stage(self, number: int) -> Algorithm:
+        """The algorithm of a stage as its constructor makes it."""
+        if number != self.experiment.stage_number:
+            self.experiment = self.experiment.further_stage(number)
+            self.table.line(f"Stage {number} of {self.stages}")
+            self.table = self._new_table()
+        return self.algorithm
+
+    def _new_table(self) -> ProgressTable:
+        hidden = self._without_column()
+        return ProgressTable(self.folder.out, self.echo, self.spec.steps, hidden)
 
     def _without_column(self) -> set[str]:
         """What the progress table leaves out, to be as wide as a terminal."""
-        training = {record_key(e, "in", "accuracy") for e in self.experiment.train_envs}
+        training = {self._key(e, "in", "accuracy") for e in self.experiment.train_envs}
         on_gpu = self.experiment.device.type == "cuda"
         return {"epoch"} | training | (set() if on_gpu else {"mem_gb"})
 
@@ -124,8 +172,8 @@ class Trainer:
         if self.folder.done.exists():
             self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
-        progress = checkpoint.load(self.folder, self.spec.run_id, self.algorithm)
-        if progress.next_step:
+        progress = checkpoint.load(self.folder, self.spec.run_id, self._enter_stage)
+        if progress.has_begun:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
             self.diverged = any(json.loads(line).get("diverged") for line in progress.records)
         else:
@@ -194,8 +242,12 @@ class Trainer:
         last = step == self.spec.steps - 1
         return step % self.spec.checkpoint_freq == 0 or (last and self.spec.record_last_step)
 
-    def _record(self, step: int, history: Mapping[str, Sequence[float]]) -> str:
-        """Evaluates, appends the record to results.jsonl, and returns its line."""
+    def _record(self, step: int, history: Mapping[str, Sequence[float]]) -> tuple[str, bool]:
+        """Evaluates, and appends the record to results.jsonl.
+
+        Returns:
+            the record's line, and whether the algorithm ends the stage there.
+        """
         last = step == self.spec.steps - 1
         measured = self.experiment.evaluate(
             step, last or self.spec.eval_splits == "all", self.table.evaluating
@@ -204,25 +256,42 @@ class Trainer:
             "step": step,
             "epoch": step / self.experiment.batches_per_epoch,
             **{name: float(np.mean(values)) for name, values in history.items()},
-            **{record_key(m.domain, m.split, m.metric): m.value for m in measured},
+            **{self._key(m.domain, m.split, m.metric): m.value for m in measured},
+            **self._of_stage(measured),
             "mem_gb": peak_memory(self.experiment.device),
         }
         self.table.record(record)
-        self.algorithm.on_record(record)
+        ended = bool(self.algorithm.on_record(record))
         record = as_json_values(record) | {"hparams": self.spec.hparams, "args": self._args()}
         if self.diverged:
             record["diverged"] = True
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
         self.folder.append_result(line)
-        return line
+        return line, ended
 
-    def _save(self, progress: Progress) -> None:
+    def _key(self, domain: int, split: str, metric: str) -> str:
+        return record_key(domain, split, metric, self.experiment.stage.data == "all")
+
+    def _of_stage(self, measured: Sequence[Value]) -> dict[str, Any]:
+        """What a record has only where a run has several stages, or a stage validates."""
+        chosen = {
+            metric: [
+                m.value
+                for m in measured
+                if (m.metric, m.split) == (metric, "out") and m.domain in self.experiment.train_envs
+            ]
+            for metric in self.experiment.stage.validation
+        }
+        number = {"stage": self.experiment.stage_number} if self.stages > 1 else {}
+        return number | {f"val_{name}": float(np.mean(values)) for name, values in chosen.items()}
+
+    def _save(self, progress: Progress, step: int) -> None:
         if self.options.save_model_every_checkpoint:
-            save_model(self.experiment, self.folder.model_at(progress.next_step - 1), self._args())
+            file = self.folder.model_at(step, self.experiment.stage_number)
+            save_model(self.experiment, file, self._args())
         checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress)
 
     def _finish(self, progress: Progress) -> None:
-        self.algorithm.on_end()
         if not self.options.skip_model_save:
             save_model(self.experiment, self.folder.model, self._args())
         self._write_environment(progress)
@@ -245,6 +314,7 @@ class Trainer:
             "output_dir": str(self.folder.path),
             "skip_model_save": self.options.skip_model_save,
             "save_model_every_checkpoint": self.options.save_model_every_checkpoint,
+            **({"stages": self.stages} if self.stages > 1 else {}),
         }
 
     def _test_domains(self) -> dict[str, list[int]]:
@@ -257,7 +327,7 @@ class Trainer:
         now = describe(self.experiment.device)
         first = {name: self.began.get(name, value) for name, value in now.items()}
         resumed = [*self.began.get("resumed", [])]
-        if progress.next_step and self.began and now != first and now not in resumed:
+        if progress.has_begun and self.began and now != first and now not in resumed:
             resumed.append(now)
         facts = {
             **first,

@@ -9,13 +9,17 @@ from torch.utils.data import Dataset
 
 from domainbed.datasets.foreign import ForeignDomain
 from domainbed.datasets.tensor_domain import TensorDomain
-from domainbed.training.minibatches import IndexDraws, minibatches
+from domainbed.training.minibatches import EpochDraws, IndexDraws, minibatches
 
 INDICES = list(range(100, 120))
 
 
 def draws(seed=0, domain=0, batch_size=8, **more):
     return IndexDraws(INDICES, batch_size, seed, domain, **more)
+
+
+def epochs(seed=0, domain=0, batch_size=6, **more):
+    return EpochDraws(INDICES, batch_size, seed, domain, **more)
 
 
 def drawn(source, steps):
@@ -46,6 +50,45 @@ def test_uniform_with_replacement():
     assert counts.numel() == 20
     assert ((counts - expected) ** 2 / expected).sum() < 43.8
     assert any(len(set(row)) < 8 for row in drawn(draws(), range(50)).tolist())
+
+
+def test_an_epoch_holds_no_image_twice_and_each_has_its_own_order():
+    """Of 20 images three minibatches of 6; the two others come another time."""
+    rows = drawn(epochs(), range(300)).reshape(100, 18)
+    assert all(len(set(epoch)) == 18 and set(epoch) <= set(INDICES) for epoch in rows.tolist())
+    assert len({tuple(epoch) for epoch in rows.tolist()}) == 100
+    counts = rows.flatten().sub(100).bincount(minlength=20)
+    assert counts.sum() == 1800
+    assert (counts - 90).abs().max() < 4 * (100 * 0.9 * 0.1) ** 0.5
+
+
+def test_epochs_are_a_pure_function_of_seed_domain_and_step():
+    forward, source = drawn(epochs(), range(50)), epochs()
+    for step in (49, 0, 3, 2, 30):
+        assert torch.equal(source.at(step), forward[step])
+    for other in (epochs(seed=1), epochs(domain=1)):
+        assert not torch.equal(drawn(other, range(50)), forward)
+
+
+def test_balanced_epochs_hold_no_image_twice_in_a_minibatch():
+    """One image of class 0 and nineteen of class 2: how often it is left out follows by hand."""
+    labels = torch.tensor([0] + [2] * 19)
+    rows = drawn(epochs(labels=labels), range(400)).tolist()
+    assert all(len(set(row)) == 6 for row in rows)
+    without = sum(100 not in row for row in rows) / 400
+    expected = 1.0
+    for place in range(6):  # 19 − place images of weight 1/19 are left, and the one of weight 1
+        rest = (19 - place) / 19
+        expected *= rest / (rest + 1)
+    assert without == pytest.approx(expected, abs=4 * (expected / 400) ** 0.5)
+
+
+def test_fewer_images_than_a_minibatch_takes_are_drawn_with_replacement():
+    small = EpochDraws(INDICES[:3], 8, 0, 0)
+    rows = drawn(small, range(100))
+    assert rows.shape == (100, 8)
+    assert set(rows.flatten().tolist()) == set(INDICES[:3])
+    assert torch.equal(rows, drawn(IndexDraws(INDICES[:3], 8, 0, 0), range(100)))
 
 
 def test_class_balance():
