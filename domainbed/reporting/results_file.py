@@ -13,6 +13,7 @@ from domainbed.errors import UserError
 from domainbed.names import dataset_label
 from domainbed.record_keys import record_key
 from domainbed.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
+from domainbed.reporting.stages import merged
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]
     """Each record of a results.jsonl: its line, its run and its numbers by DomainBed's keys.
 
     A run has the columns of `Records.runs` that one record can tell, and is one object for all
-    its records. A step that is there again begins another run.
+    its records. A step that is there again begins another run. One of several stages has one
+    record, see `stages.merged`.
 
     Raises:
         UserError: a line is damaged or lacks a key; the folder's run.json names another run; the
@@ -34,7 +36,7 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]
     """
     run: dict[str, Any] = {}
     steps: set[int] = set()
-    for line, record in _parse(path):
+    for line, record in merged(_parse(path)):
         try:
             facts, step = _run_of(record, run)
         except (KeyError, TypeError) as error:
