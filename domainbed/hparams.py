@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from numpy.random import RandomState
@@ -107,8 +109,16 @@ def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
     return {name: dim.default for name, dim in search_space(algorithm, dataset).items()}
 
 
+Ranges = Mapping[str, tuple[float, float]]
+"""By hyper-parameter, low and high of a `Uniform` or `LogUniform` in place of its own."""
+
+
 def random_hparams(
-    algorithm: str, dataset: str, seed: int, in_sequence: bool = False
+    algorithm: str,
+    dataset: str,
+    seed: int,
+    in_sequence: bool = False,
+    ranges: Ranges = MappingProxyType({}),
 ) -> dict[str, Any]:
     """A random draw.
 
@@ -118,22 +128,39 @@ def random_hparams(
         seed: of the draw, see `seeding.hparams_draw_seed`.
         in_sequence: draw all from one source in turn, as DomainBed did until 2020, instead of
             each from a source of its own name.
+        ranges: of hyper-parameters that the algorithm declares, where they are not its own.
     """
-    space = search_space(algorithm, dataset)
+    facts = dataset_facts(dataset)
+    shared, own = shared_space(facts), declared_space(get_algorithm_class(algorithm), facts)
+    own |= {name: _in_range(own[name], *ends) for name, ends in ranges.items()}
     source = RandomState(seed)
-    if not in_sequence:
-        drawn = {}
-        for name, dimension in space.items():
-            source.seed(hparam_seed(seed, name))  # as a new one, at a hundredth of the time
-            drawn[name] = dimension.draw(source)
-        return drawn
-    order = [*_FIRST_IN_SEQUENCE, *(name for name in space if name not in _FIRST_IN_SEQUENCE)]
-    drawn = {name: space[name].draw(source) for name in order if name not in _LATER_ADDED}
-    return {name: drawn.get(name, dim.default) for name, dim in space.items()}
+    if in_sequence:
+        return _drawn_in_sequence(shared, own, source)
+    drawn = {}
+    for name, dimension in {**shared, **own}.items():
+        source.seed(hparam_seed(seed, name))  # as a new one, at a hundredth of the time
+        drawn[name] = dimension.draw(source)
+    return drawn
+
+
+def _in_range(dimension: Dimension, low: float, high: float) -> Dimension:
+    assert isinstance(dimension, (Uniform, LogUniform)), dimension
+    return replace(dimension, low=low, high=high)
 
 
 _FIRST_IN_SEQUENCE = ("resnet_dropout", "lr", "batch_size", "weight_decay")
-_LATER_ADDED = ("nonlinear_classifier",)  # DomainBed of 2020 had no such choice
+
+
+def _drawn_in_sequence(
+    shared: Mapping[str, Dimension], own: Mapping[str, Dimension], source: RandomState
+) -> dict[str, Any]:
+    """The shared ones that there were in 2020, then the algorithm's as it declares them.
+
+    A shared one that the algorithm replaces (`batch_size` of ARM) is drawn all the same.
+    """
+    drawn = {name: dimension.default for name, dimension in shared.items()}
+    drawn |= {name: shared[name].draw(source) for name in _FIRST_IN_SEQUENCE}
+    return drawn | {name: dimension.draw(source) for name, dimension in own.items()}
 
 
 def resolve(
@@ -142,6 +169,7 @@ def resolve(
     *,
     protocol_options: Mapping[str, Any],
     protocol_defaults: Mapping[str, Any],
+    protocol_ranges: Ranges,
     fixed: Mapping[str, Any],
     hparams_seed: int,
     trial_seed: int,
@@ -155,6 +183,7 @@ def resolve(
         dataset: its name, without paths.
         protocol_options: its values; those that nothing in the run declares are left out.
         protocol_defaults: values of hparams seed 0 in place of the search space's.
+        protocol_ranges: of random draws, see `random_hparams`.
         fixed: what the user set.
         hparams_seed: 0 for the defaults, any other for a random draw.
         trial_seed: which the published draws depend on.
@@ -170,7 +199,7 @@ def resolve(
         drawn = {**default_hparams(algorithm, dataset), **protocol_defaults}
     else:
         seed = hparams_draw_seed(hparams_seed, trial_seed, shared_draws)
-        drawn = random_hparams(algorithm, dataset, seed, in_sequence)
+        drawn = random_hparams(algorithm, dataset, seed, in_sequence, protocol_ranges)
     recorded = {name: o.default for name, o in declared.items() if o.always_recorded}
     of_protocol = {name: v for name, v in protocol_options.items() if name in declared}
     return {**drawn, **recorded, **of_protocol, **fixed}

@@ -189,6 +189,7 @@ def _resolved(draft: RunSpec) -> RunSpec:
         draft.dataset_label,
         protocol_options=protocol.options,
         protocol_defaults=protocol.defaults.get(draft.algorithm, {}),
+        protocol_ranges=protocol.ranges.get(draft.algorithm, {}),
         fixed=draft.fixed_hparams,
         hparams_seed=draft.hparams_seed,
         trial_seed=draft.trial_seed,

@@ -261,3 +261,57 @@ def naive_random(algorithm, dataset, seed):
     for name, (_, draw) in table(algorithm, dataset).items():
         draws[name] = draw(np.random.RandomState(naive_seed_hash(seed, name)))
     return draws
+
+
+def naive_sequence(algorithm, dataset, seed):
+    """What DomainBed of 2020 drew, one after the other from one source, as it stood there."""
+    small = dataset in ("ColoredMNIST", "RotatedMNIST")
+    r = np.random.RandomState(seed)
+    drawn = {"resnet_dropout": r.choice([0.0, 0.1, 0.5])}
+    drawn["lr"] = 10 ** r.uniform(-4.5, -2.5) if small else 10 ** r.uniform(-5, -3.5)
+    top = 9 if small else 5 if dataset == "DomainNet" else 5.5
+    drawn["batch_size"] = int(2 ** r.uniform(3, top))
+    if algorithm == "ARM" and not small:
+        drawn["batch_size"] = 8
+    drawn["weight_decay"] = 0.0 if small else 10 ** r.uniform(-6, -2)
+    if algorithm in ("DANN", "CDANN"):
+        drawn["lr_g"] = 10 ** r.uniform(-4.5, -2.5) if small else 10 ** r.uniform(-5, -3.5)
+        drawn["lr_d"] = 10 ** r.uniform(-4.5, -2.5) if small else 10 ** r.uniform(-5, -3.5)
+        drawn["weight_decay_g"] = 0.0 if small else 10 ** r.uniform(-6, -2)
+        drawn["lambda"] = 10 ** r.uniform(-2, 2)
+        drawn["weight_decay_d"] = 10 ** r.uniform(-6, -2)
+        drawn["d_steps_per_g_step"] = int(2 ** r.uniform(0, 3))
+        drawn["grad_penalty"] = 10 ** r.uniform(-2, 1)
+        drawn["beta1"] = r.choice([0.0, 0.5])
+        drawn["mlp_width"] = int(2 ** r.uniform(6, 10))
+        drawn["mlp_depth"] = int(r.choice([3, 4, 5]))
+        drawn["mlp_dropout"] = r.choice([0.0, 0.1, 0.5])
+    if algorithm == "RSC":
+        drawn["rsc_f_drop_factor"] = r.uniform(0, 0.5)
+        drawn["rsc_b_drop_factor"] = r.uniform(0, 0.5)
+    if algorithm == "SagNet":
+        drawn["sag_w_adv"] = 10 ** r.uniform(-2, 1)
+    if algorithm == "IRM":
+        drawn["irm_lambda"] = 10 ** r.uniform(-1, 5)
+        drawn["irm_penalty_anneal_iters"] = int(10 ** r.uniform(0, 4))
+    if algorithm == "Mixup":
+        drawn["mixup_alpha"] = 10 ** r.uniform(-1, -1)
+    if algorithm == "GroupDRO":
+        drawn["groupdro_eta"] = 10 ** r.uniform(-3, -1)
+    if algorithm in ("MMD", "CORAL"):
+        drawn["mmd_gamma"] = 10 ** r.uniform(-1, 1)
+    if algorithm == "MLDG":
+        drawn["mldg_beta"] = 10 ** r.uniform(-1, 1)
+    if algorithm == "MTL":
+        drawn["mtl_ema"] = r.choice([0.5, 0.9, 0.99, 1.0])
+    if algorithm == "VREx":
+        drawn["vrex_lambda"] = 10 ** r.uniform(-1, 5)
+        drawn["vrex_penalty_anneal_iters"] = int(10 ** r.uniform(0, 4))
+    return drawn
+
+
+OF_2020 = (
+    *("ERM", "IRM", "GroupDRO", "Mixup", "MLDG", "CORAL", "MMD", "DANN", "CDANN", "MTL"),
+    *("SagNet", "ARM", "VREx", "RSC"),
+)
+"""The algorithms of the published tables."""

@@ -7,10 +7,12 @@ import json
 import pytest
 from hparams_reference import (
     KNOWN_DRAWS,
+    OF_2020,
     OF_DATASET,
     naive_defaults,
     naive_random,
     naive_seed_hash,
+    naive_sequence,
 )
 
 from domainbed.algorithms import ALGORITHMS
@@ -74,6 +76,50 @@ def test_known_draws(algorithm, dataset):
         assert drawn[name] == (
             pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
         )
+
+
+@pytest.mark.parametrize("dataset", ["ColoredMNIST", "PACS", "DomainNet"])
+@pytest.mark.parametrize("algorithm", OF_2020)
+def test_the_sequence_of_draws_of_2020(algorithm, dataset):
+    for trial in range(3):
+        made = RunSpec.create(
+            *(dataset, algorithm, [0]), protocol="domainbed-2020", hparams_seed=7, trial_seed=trial
+        )
+        drawn = naive_sequence(algorithm, dataset, naive_seed_hash(7, trial))
+        assert {name: made.hparams[name] for name in drawn} == drawn
+        others = {
+            **naive_defaults(algorithm, dataset),
+            "n_meta_test": made.hparams.get("n_meta_test"),
+        }
+        assert {name: others[name] for name in others if name not in drawn} == {
+            name: made.hparams.get(name) for name in others if name not in drawn
+        }
+
+
+@pytest.mark.parametrize("algorithm", ["ADRMX", "RDM"])
+def test_later_algorithms_draw_what_they_replace_after_what_is_shared(algorithm):
+    """In a sequence, too, their own law decides."""
+    own = search_space(algorithm, "PACS")
+    replaced = OF_DATASET[algorithm]("PACS").keys() & {"lr", "batch_size"}
+    shared = naive_sequence("ERM", "PACS", 5)
+    drawn = random_hparams(algorithm, "PACS", 5, in_sequence=True)
+    kept = shared.keys() - replaced
+    assert {name: drawn[name] for name in kept} == {name: shared[name] for name in kept}
+    values = {
+        random_hparams(algorithm, "PACS", s, in_sequence=True)[min(replaced)] for s in range(9)
+    }
+    assert all(own[min(replaced)].accepts(value) for value in values)
+    assert min(values) >= (2e-5 if algorithm == "ADRMX" else 70)
+
+
+def test_mixup_alpha_was_always_a_tenth():
+    def alpha(protocol, seed):
+        return RunSpec.create("PACS", "Mixup", [0], protocol=protocol, hparams_seed=seed).hparams
+
+    for protocol in ("domainbed-2020", "fishr-2022"):
+        assert {alpha(protocol, seed)["mixup_alpha"] for seed in (1, 2, 3)} == {0.1}
+        assert alpha(protocol, 0)["mixup_alpha"] == 0.2
+    assert alpha("domainbed-2024", 1)["mixup_alpha"] == pytest.approx(0.631349, rel=1e-5)
 
 
 def test_fishr_on_colored_mnist_by_hand():

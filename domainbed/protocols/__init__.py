@@ -36,6 +36,8 @@ class Protocol:
             that a run's parts do not declare is left out.
         defaults: by algorithm, values of hyper-parameters at hparams seed 0, where they are not
             those of the search space; draws stay what they are.
+        ranges: by algorithm, low and high of hyper-parameters that are drawn from another range
+            than the search space's; defaults stay what they are.
         steps: updates by dataset, where they are not the dataset's own.
         checkpoint_freq: updates between records by dataset, likewise.
     """
@@ -47,6 +49,7 @@ class Protocol:
     fields: Mapping[str, Any]
     options: Mapping[str, Any]
     defaults: Mapping[str, Mapping[str, Any]]
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]]
     steps: Mapping[str, int]
     checkpoint_freq: Mapping[str, int]
 
@@ -77,7 +80,7 @@ def get_protocol(name: str) -> Protocol:
 def differences(one: Protocol, other: Protocol) -> list[tuple[str, Any, Any]]:
     """What two protocols do differently: names, and the value in each (None: nothing is said)."""
     rows = []
-    for part in ("fields", "options", "defaults", "steps", "checkpoint_freq"):
+    for part in ("fields", "options", "defaults", "ranges", "steps", "checkpoint_freq"):
         ours, theirs = (_flat(getattr(protocol, part)) for protocol in (one, other))
         rows += [
             (name, ours.get(name), theirs.get(name))
