@@ -66,6 +66,7 @@ class Source:
         url: where it can be read.
         files: in `TABLES`; of each the values of columns that are the same in all its rows.
         protocol: the named protocol that does as its authors did.
+        foremost: the baseline, and the algorithm that does best in it.
         trials, draws, steps: how many trials, hparams seeds, and updates in each run.
         backbone: of datasets of photographs.
     """
@@ -75,6 +76,7 @@ class Source:
     url: str
     files: Mapping[str, Mapping[str, str]]
     protocol: str
+    foremost: tuple[str, ...]
     trials: int = 3
     draws: int = 20
     steps: int = 5001
@@ -94,6 +96,7 @@ SOURCES = {
             "https://arxiv.org/abs/2007.01434",
             {"domainbed_2020_per_domain.csv": _DOMAINS, "domainbed_2020_averages.csv": _AVERAGES},
             protocol="domainbed-2020",
+            foremost=("ERM", "CORAL"),
         ),
         Source(
             "fishr-2022",
@@ -101,6 +104,7 @@ SOURCES = {
             "https://arxiv.org/abs/2109.02934",
             {"fishr_2022_averages.csv": _AVERAGES, "fishr_2022_oracle_ranks.csv": _RANKS},
             protocol="fishr-2022",
+            foremost=("ERM", "Fishr"),
         ),
     )
 }

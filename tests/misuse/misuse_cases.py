@@ -157,6 +157,16 @@ FLAGS = {
         "unit": ("x", "run"),
         "rope": ("x", "-1", "0", "nan", "inf"),
     },
+    f"reproduce fishr-2022 --dataset ColoredMNIST --scale small {_OUT}": {
+        "dataset": ("x", "PASC", "ColoredDigits"),
+        "scale": ("x", "tiny"),
+        "algorithms": ("x", "MLDG"),
+        "selection": ("x", "leave-one-domain-out"),
+        "device": ("x", "cuda:99"),
+        "launcher": ("x", "3"),
+        "workers": ("0", "x"),
+        "data_dir": ("missing", "file"),
+    },
     "published fishr-2022": {
         "dataset": ("PASC", "", "avg"),
         "selection": ("x", "Oracle", "leave-one-domain-out"),
@@ -180,7 +190,7 @@ def _says(flag: str, value: str) -> tuple[str, ...]:
     """The words for a flag's value; a path or a plug-in is named without its flag."""
     if flag in ("dataset", "datasets") and set(value) & set(".:"):
         return (value.partition(":")[2] or value,)
-    if flag in ("input_dir", "plugins", "with"):
+    if flag in ("input_dir", "plugins", "with", "data_dir"):
         return (value,)
     if flag in ("workers", "landscape"):
         return (flag,)
@@ -432,6 +442,10 @@ def _of_words() -> Iterator[Case]:
         "list hparams ERM x": "x",
         "list hparams ERM folder:missing": "missing",
         "verify x": "x",
+        "reproduce": "PAPER",
+        "reproduce fishr-2022": "--dataset",
+        "reproduce fishr --dataset PACS": "fishr-2022",
+        "reproduce domainbed-2020 --dataset Avg": "Avg",
         "published fishr": "fishr-2022",
         "published fishr-2022 x": "'x'",
         "verify --data_dir missing": "missing",

@@ -1,0 +1,108 @@
+"""From a paper's table to the sweep that makes it anew, at full or at a smaller scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from domainbed.algorithms import ALGORITHMS
+from domainbed.errors import UserError
+from domainbed.names import order_algorithms
+from domainbed.published import Source, find_values, get_source
+from domainbed.selection import SELECTION_METHODS
+from domainbed.sweeps.config import SweepConfig, load_config
+
+FULL = "paper"
+
+SCALES: dict[str, dict[str, Any]] = {
+    FULL: {},
+    "small": {
+        "trials": 1,
+        "hparams_seeds": 1,
+        # Not 101: the training domains' in-splits, half of all images, are evaluated at the last
+        # step, and step 100 is not that.
+        "steps": 102,
+        "checkpoint_freq": 100,
+        "eval_splits": "needed",
+        "precision": "bf16",
+        # Penalties would otherwise begin after the end.
+        "hparams": {
+            "IRM": {"irm_penalty_anneal_iters": 50},
+            "VREx": {"vrex_penalty_anneal_iters": 50},
+            "Fishr": {"penalty_anneal_iters": 50},
+        },
+    },
+}
+"""By name, what a sweep does otherwise than the paper: nothing, or what takes minutes on MNIST.
+
+At every other scale than the full one it does the foremost algorithms of the paper only.
+"""
+
+
+def reproduction(
+    paper: str,
+    dataset: str,
+    scale: str = FULL,
+    algorithms: Sequence[str] | None = None,
+    selection: Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    **launcher_options: Any,
+) -> SweepConfig:
+    """The sweep that makes a paper's numbers of a dataset anew.
+
+    Args:
+        paper: a name in `published.SOURCES`.
+        dataset: one that it has numbers of.
+        scale: a name in `SCALES`.
+        algorithms: only these; None for all of the paper that there are here, or at a smaller
+            scale its foremost ones.
+        selection: only these methods; None for all of the paper.
+        overrides: other fields of a sweep, such as `data_dir`.
+        launcher_options: see `load_config`.
+
+    Raises:
+        UserError: a name is unknown, or the paper has no number of it.
+    """
+    source, values = get_source(paper), find_values([paper], selection, [dataset], algorithms)
+    if scale not in SCALES:
+        raise UserError(f"unknown scale {scale!r}: expected one of {', '.join(SCALES)}")
+    usual = ALGORITHMS if scale == FULL else source.foremost
+    known = order_algorithms(v.algorithm for v in values if algorithms or v.algorithm in usual)
+    methods = {value.selection for value in values if value.algorithm in known}
+    fields = {
+        "datasets": [dataset],
+        "algorithms": known,
+        "selection": [name for name in SELECTION_METHODS if name in methods],
+        "protocol": source.protocol,
+        "trials": source.trials,
+        "hparams_seeds": source.draws,
+        "steps": source.steps,
+        "output_dir": f"results/{paper}/{dataset}" + ("" if scale == FULL else f"_{scale}"),
+        "skip_model_save": True,
+        **SCALES[scale],
+        **(overrides or {}),
+    }
+    if "hparams" in SCALES[scale]:
+        fields["hparams"] = {n: h for n, h in SCALES[scale]["hparams"].items() if n in known}
+    return load_config(None, fields, **launcher_options)
+
+
+def left_out(config: SweepConfig, source: Source) -> list[str]:
+    """What a sweep does less of than the paper, and otherwise, in lines; none if it does all."""
+    counts = {
+        "trials": (len(config.trials), source.trials),
+        "draws of the hyper-parameters": (len(config.hparams_seeds), source.draws),
+        "updates of each run": (config.steps or source.steps, source.steps),
+    }
+    less = [f"{of - ours} of {of} {what}" for what, (ours, of) in counts.items() if ours < of]
+    values = find_values([source.name], datasets=config.datasets)
+    published = dict.fromkeys(value.algorithm for value in values)
+    less += [name for name in published if name not in config.algorithms]
+    other = [] if config.precision == "float32" else [f"{config.precision} in place of float32"]
+    other += [
+        f"{name} of {algorithm} is {value}"
+        for algorithm, own in config.hparams.items()
+        for name, value in own.items()
+    ]
+    lines = {"left out": less, "done otherwise": other}
+    return [f"{what}: {', '.join(found)}" for what, found in lines.items() if found]

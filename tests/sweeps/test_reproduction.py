@@ -1,0 +1,134 @@
+"""From a paper's table to a sweep, and to the comparison, without a paper's hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from domainbed.cli import main
+from domainbed.cli.reproduce import SCALES as OFFERED
+from domainbed.datasets import DATASETS
+from domainbed.errors import UserError
+from domainbed.published import get_source
+from domainbed.run_fields import RunOptions
+from domainbed.spec import RunSpec
+from domainbed.sweeps.grid import plan
+from domainbed.sweeps.reproduction import SCALES, left_out, reproduction
+from domainbed.sweeps.timing import Timing, measure
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SEVEN = ("ERM", "CORAL", "IRM", "VREx", "Fish", "Fishr", "DANN")
+
+
+def test_the_papers_sweep():
+    config = reproduction("fishr-2022", "ColoredMNIST")
+    assert set(config.algorithms) == set(SEVEN)
+    assert config.selection == ("training-domain", "oracle")
+    assert (config.protocol, config.precision) == ("fishr-2022", "float32")
+    runs = plan(config)
+    assert len(runs) == 7 * 3 * 3 * 20  # algorithms, test domains, trials, draws: no pairs
+    assert {(run.steps, run.checkpoint_freq, run.data_seed) for run in runs} == {(5001, 100, "run")}
+    assert left_out(config, get_source("fishr-2022")) == []
+    pairs = plan(reproduction("domainbed-2020", "PACS", algorithms=["ERM"]))
+    assert len(pairs) == (4 + 6) * 3 * 20
+    assert {run.draws for run in pairs} == {"in-sequence"}
+
+
+def test_the_small_scale_is_that_of_the_small_config():
+    small = yaml.safe_load((CONFIGS / "mnist_small.yaml").read_text())
+    others = {name for name, value in SCALES["small"].items() if small.get(name) != value}
+    assert others == {"steps", "eval_splits"}
+    assert tuple(SCALES) == OFFERED
+
+
+def test_what_the_small_scale_leaves_out():
+    config = reproduction("fishr-2022", "ColoredMNIST", "small", None, ["oracle"])
+    assert config.algorithms == ("ERM", "Fishr")
+    assert config.output_dir == "results/fishr-2022/ColoredMNIST_small"
+    assert len(plan(config)) == 2 * 3
+    assert left_out(config, get_source("fishr-2022")) == [
+        "left out: 2 of 3 trials, 19 of 20 draws of the hyper-parameters, 4899 of 5001 updates of "
+        "each run, CORAL, DANN, IRM, VREx, Fish",
+        "done otherwise: bf16 in place of float32, penalty_anneal_iters of Fishr is 50",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("fishr", "PACS"), "unknown paper 'fishr'"),
+        (("fishr-2022", "PASC"), "dataset 'PASC'.*Did you mean 'PACS'"),
+        (("fishr-2022", "PACS", "tiny"), "unknown scale 'tiny': expected one of paper, small"),
+        (("fishr-2022", "PACS", "small", ["MLDG"]), "algorithm 'MLDG'"),
+        (("fishr-2022", "PACS", "small", None, ["leave-one-domain-out"]), "selection 'leave-one"),
+        (("fishr-2022", "Avg"), "'Avg'"),
+    ],
+)
+def test_what_cannot_be_reproduced(asked, says):
+    with pytest.raises(UserError, match=says):
+        reproduction(*asked)
+
+
+def test_the_time_by_hand():
+    timing = Timing(update=0.01, evaluation=0.001, train_domains=2, images=300, updates=9)
+    run = RunSpec.create("ColoredMNIST", "ERM", [0], steps=101, checkpoint_freq=50)
+    # 101 updates of 2 · 64 images, and records at 0, 50 and 100.
+    assert timing.seconds([run, run]) == pytest.approx(2 * (101 * 128 * 0.01 + 3 * 300 * 0.001))
+
+
+def test_measuring():
+    spec = RunSpec.create("ColoredDigits", "ERM", [0], hparams={"batch_size": 4})
+    timing = measure(spec, RunOptions(device="cpu"), threads=1)
+    assert 0 < timing.update < 1
+    assert 0 < timing.evaluation < 1
+    assert (timing.train_domains, timing.updates) == (2, 10)
+    whole = 1797  # scikit-learn's digits; the training domains' in-splits are not evaluated
+    assert whole * (1 / 3 + 0.2 * 2 / 3) == pytest.approx(timing.images, abs=3)
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    """ColoredMNIST stands for the digits that come with scikit-learn."""
+    monkeypatch.setitem(DATASETS._entries, "ColoredMNIST", DATASETS["ColoredDigits"])
+
+
+def reproduce(*words):
+    with pytest.raises(SystemExit) as exit:
+        main(["reproduce", "fishr-2022", "--dataset", "ColoredMNIST", *words])
+    return exit.value.code
+
+
+def test_from_nothing_to_the_comparison(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SCALES["small"], "steps", 3)
+    monkeypatch.setitem(SCALES["small"], "checkpoint_freq", 2)
+    folder = tmp_path / "sweep"
+    words = ("--scale", "small", "--algorithms", "ERM", "--device", "cpu", "--launcher", "debug")
+    words = (*words, "--output_dir", str(folder))
+    assert reproduce(*words, "--dry_run") == 0
+    text = capsys.readouterr().out
+    assert "left out: 2 of 3 trials, 19 of 20 draws" in text
+    assert "time: about " in text
+    assert "(from 10 updates of ERM; other algorithms may take longer)" in text
+    assert not folder.exists()
+    assert reproduce(*words) == 0
+    text = capsys.readouterr().out
+    assert "All runs are done (3)" in text
+    assert "-------- Dataset: ColoredMNIST, model selection method: training-domain" in text
+    assert "-------- Averages, model selection method: oracle, beside fishr-2022" in text
+    assert "57.8 +/- 0.2" in text
+    assert "not compared: steps 3 (published: 5001): all cells" in text
+    assert reproduce(*words, "--dry_run") == 0
+    assert "time:" not in capsys.readouterr().out  # nothing is left to do
+
+
+def test_without_the_data(tmp_path, capsys):
+    words = ("--scale", "small", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"))
+    assert reproduce(*words, "--dry_run") == 0
+    text = capsys.readouterr().out
+    assert "warning: ColoredMNIST is not in" in text
+    assert "time:" not in text
+    assert reproduce(*words) == 2
+    assert "error: ColoredMNIST is not in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
