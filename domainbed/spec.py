@@ -252,3 +252,22 @@ def _check(spec: RunSpec, domains: int) -> None:
     for name, holds, expected in rules:
         if not holds:
             raise UserError(f"{name} is {getattr(spec, name)!r}: expected {expected}", name)
+    if lack := domain_shortage(spec.dataset, spec.algorithm, spec.test_envs):
+        raise UserError(f"test_envs is {spec.test_envs!r}: {lack}; hold out fewer", "test_envs")
+
+
+def domain_shortage(dataset: str, algorithm: str, test_envs: Sequence[int]) -> str:
+    """Why so many test domains are too many for an algorithm that could do with fewer.
+
+    Empty where they are not, where they are too many for all algorithms, and where the dataset's
+    class does not list its domains.
+    """
+    least = get_algorithm_class(algorithm).least_domains
+    domains = len(get_dataset_class(dataset).ENVIRONMENTS)
+    if not 0 < domains - len(test_envs) < least:
+        return ""
+    label = dataset_label(dataset)
+    return (
+        f"{algorithm} needs at least {least} training domains, and {len(test_envs)} of the "
+        f"{domains} of {label} are held out"
+    )

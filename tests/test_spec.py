@@ -260,3 +260,17 @@ def test_numbers_that_json_does_not_have(monkeypatch):
     monkeypatch.setitem(ALGORITHMS._entries, "Foreign", Foreign)
     with pytest.raises(UserError, match="'their_weight' of Foreign cannot be inf"):
         RunSpec.create("PACS", "Foreign", [0], hparams={"their_weight": float("inf")})
+
+
+@pytest.mark.parametrize(("algorithm", "enough"), [("TRM", False), ("MLDG", False), ("ERM", True)])
+def test_too_few_training_domains_for_an_algorithm(algorithm, enough):
+    RunSpec.create("ColoredMNIST", algorithm, [0])
+    if enough:
+        RunSpec.create("ColoredMNIST", algorithm, [0, 1])
+        return
+    with pytest.raises(UserError) as error:
+        RunSpec.create("ColoredMNIST", algorithm, [0, 1])
+    assert str(error.value) == (
+        f"test_envs is (0, 1): {algorithm} needs at least 2 training domains, and 2 of the 3 of "
+        "ColoredMNIST are held out; hold out fewer"
+    )

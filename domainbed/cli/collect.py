@@ -37,13 +37,16 @@ def main(args: argparse.Namespace) -> int:
         build_report,
         explain,
         load_records,
+        planned_gaps,
         planned_selection,
     )
 
     render = RENDERERS[args.format]
     records = load_records(args.folders, progress=show_progress)
     selection = args.selection or planned_selection(args.folders)
-    report = build_report(records, selection, args.datasets, args.algorithms)
+    report = build_report(
+        records, selection, args.datasets, args.algorithms, planned_gaps(args.folders)
+    )
     text = render(report)
     reasons = explain(report, args.folders) if args.explain else []
     if args.format in _AS_COMMENT:

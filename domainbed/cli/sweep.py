@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,6 +204,9 @@ def _outlook(launch: Launch) -> list[str]:
         f"{launch.store.root}: {_runs(len(states))}, {states.count(DONE)} done, {failed} failed, "
         f"{states.count(RUNNING)} running; {len(launch.todo)} to do"
     ]
+    seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
+    for why, count in Counter(entry.why for entry in launch.left_out).items():
+        lines.append(f"{_runs(seeds * count)} left out: {why}")
     if failed and not launch.retried:
         lines.append(
             f"{_runs(failed)} failed before and stay as they are: "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from domainbed.reporting.explain import explain
-from domainbed.reporting.load import Folders, load_records, planned_selection
+from domainbed.reporting.load import Folders, load_records, planned_gaps, planned_selection
 from domainbed.reporting.render import RENDERERS, cell_text, to_frame
 from domainbed.reporting.tables import Cell, Column, Report, Table, build_report, only
 
@@ -24,6 +24,7 @@ __all__ = [
     "explain",
     "load_records",
     "only",
+    "planned_gaps",
     "planned_selection",
     "to_frame",
 ]
@@ -53,7 +54,8 @@ def collect(
         >>> cells = collect("results/quickstart", selection=["oracle"])  # doctest: +SKIP
         >>> cells.pivot(index="algorithm", columns="test_env", values="mean")  # doctest: +SKIP
     """
-    return to_frame(build_report(load_records(folders), selection, datasets, algorithms))
+    gaps = planned_gaps(folders)
+    return to_frame(build_report(load_records(folders), selection, datasets, algorithms, gaps))
 
 
 def compare(

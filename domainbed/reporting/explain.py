@@ -92,6 +92,8 @@ def _gaps(
                 env = int(column.test_env)
                 needed = [run for run in runs if method.uses(run.test_envs, env)]
                 reasons = _reasons(needed, states)
+                if cell.gap:
+                    reasons.insert(0, f"left out of the plan: {cell.gap}")
                 if not reasons and cell.n_trials < len(trials):
                     reasons = [_why_empty(needed, method)]
                 if reasons:
@@ -107,6 +109,10 @@ def _absent(report: Report, expected: Expected, states: States) -> list[str]:
         if (dataset, algorithm) not in shown and report.wants(dataset, algorithm):
             lines += ["", f"{dataset}, {algorithm}; no record of any run:"]
             lines += [f"  {reason}" for reason in _reasons(runs, states)]
+    for (dataset, algorithm), why in {gap[:2]: why for gap, why in report.gaps.items()}.items():
+        known = (dataset, algorithm) in {*shown, *expected}
+        if not known and report.wants(dataset, algorithm):
+            lines += ["", f"{dataset}, {algorithm}; left out of the plan:", f"  {why}"]
     return lines
 
 

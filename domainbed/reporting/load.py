@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,9 @@ from domainbed.selection import SELECTION_METHODS
 from domainbed.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
+
+Gaps = dict[tuple[str, str, tuple[int, ...]], str]
+"""By dataset, algorithm and test domains, why there are no such runs."""
 
 RECORDS_FILE = "results.jsonl"
 
@@ -93,6 +97,23 @@ def planned_selection(folders: Folders) -> list[str] | None:
             raise UserError(f"{file} is damaged: {names!r} are no selection methods, repair it")
         planned |= set(names)
     return [name for name in SELECTION_METHODS if name in planned]
+
+
+def planned_gaps(folders: Folders) -> Gaps:
+    """The runs that sweeps of this project left out because they cannot be, and why.
+
+    What cannot be read says nothing: `explain` tells of a damaged plan.
+    """
+    gaps: Gaps = {}
+    for root in as_paths(folders):
+        try:
+            content = json.loads((root / "plan.json").read_text(encoding="utf-8"))
+            for entry in content.get("left_out", ()):
+                key = (entry["dataset"], entry["algorithm"], tuple(entry["test_envs"]))
+                gaps[key] = str(entry["why"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    return gaps
 
 
 def run_folders(root: Path) -> list[Path]:

@@ -142,14 +142,16 @@ def _heading(table: Table) -> str:
 
 
 def _notes(table: Table) -> list[str]:
-    """A line below a table that names the diverged runs in it, if there are any."""
+    """Lines below a table that name the diverged runs in it, and say why cells cannot be."""
     found = [
         f"{algorithm} on {column.label} (trial {trial}, hparams seed {seed})"
         for algorithm, cells in table.rows.items()
         for column, cell in zip(table.columns, cells, strict=True)
         for trial, seed in cell.diverged
     ]
-    return [f"* diverged: {', '.join(found)}"] if found else []
+    notes = [f"* diverged: {', '.join(found)}"] if found else []
+    whys = dict.fromkeys(cell.gap for cells in table.rows.values() for cell in cells if cell.gap)
+    return [*notes, *(f"X, not to be had: {why}" for why in whys)]
 
 
 def _grid(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 from domainbed.errors import UserError
 from domainbed.names import DATASET_DOMAINS, TEST_DOMAINS, order_algorithms, order_datasets
 from domainbed.records import Records
+from domainbed.reporting.load import Gaps
 from domainbed.reporting.protocols import mixtures, protocol_of
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 
@@ -37,6 +38,7 @@ class Cell:
         values: the trials' numbers, in percent, by ascending trial; () for averages of means.
         best: whether no other algorithm has a better number, to one decimal, in this column.
         diverged: (trial, hparams seed) of chosen runs whose loss was not finite at some step.
+        gap: why there can be no number, where runs were left out of the plan that it needs.
     """
 
     mean: float | None = None
@@ -45,6 +47,7 @@ class Cell:
     values: tuple[float, ...] = ()
     best: bool = False
     diverged: tuple[tuple[int, int], ...] = ()
+    gap: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Report:
         methods: the selection methods.
         tables: for each method one per dataset, then the averages.
         datasets, algorithms: the names that were asked for; None for all.
+        gaps: runs that cannot be, and why.
     """
 
     records: Records
@@ -87,6 +91,7 @@ class Report:
     tables: list[Table]
     datasets: Sequence[str] | None = None
     algorithms: Sequence[str] | None = None
+    gaps: Gaps = field(default_factory=dict)
 
     def wants(self, dataset: str, algorithm: str) -> bool:
         """Whether the report was asked for this dataset and algorithm."""
@@ -100,6 +105,7 @@ def build_report(
     selection: Sequence[str] | None = None,
     datasets: Sequence[str] | None = None,
     algorithms: Sequence[str] | None = None,
+    gaps: Gaps | None = None,
 ) -> Report:
     """Makes the tables of every selection method: one per dataset, then the averages.
 
@@ -108,6 +114,7 @@ def build_report(
         selection: short names of selection methods; None for all.
         datasets: only these; None for all in the records.
         algorithms: only these; None for all in the records.
+        gaps: as from `planned_gaps`.
 
     Raises:
         UserError: a name is unknown, or no record is left. Cells without a result, or on fewer
@@ -117,8 +124,9 @@ def build_report(
     names = list(SELECTION_METHODS) if selection is None else dict.fromkeys(selection)
     methods = [SELECTION_METHODS[name] for name in names]
     records = only(records, datasets, algorithms)
-    tables = [table for method in methods for table in _method_tables(records, method)]
-    report = Report(records, methods, tables, datasets, algorithms)
+    gaps = gaps or {}
+    tables = [table for method in methods for table in _method_tables(records, method, gaps)]
+    report = Report(records, methods, tables, datasets, algorithms, gaps)
     _warn_of_gaps(report)
     _warn_of_mixtures(records.runs)
     return report
@@ -172,7 +180,7 @@ def _only(records: Records, column: str, names: Sequence[str] | None) -> Records
     return records.only(records.runs[column].isin(names))
 
 
-def _method_tables(records: Records, method: SelectionMethod) -> list[Table]:
+def _method_tables(records: Records, method: SelectionMethod, gaps: Gaps) -> list[Table]:
     runs, chosen = records.runs, method.select(records)
     accuracies, diverged = _by_cell(chosen), _diverged(runs, chosen, method)
     datasets = order_datasets(runs["dataset"])
@@ -184,6 +192,7 @@ def _method_tables(records: Records, method: SelectionMethod) -> list[Table]:
         columns.append(Column(AVERAGE, dataset, AVERAGE))
         keys = {name: [(dataset, name, env) for env in domains] for name in algorithms}
         rows = {name: _dataset_row(accuracies, diverged, cells) for name, cells in keys.items()}
+        rows = {name: _with_gaps(cells, keys[name], method, gaps) for name, cells in rows.items()}
         protocol = protocol_of(runs[runs["dataset"] == dataset])
         tables.append(
             Table(method.name, method.title, dataset, protocol, columns, _mark_best(rows))
@@ -230,6 +239,21 @@ def _dataset_row(
         for key in keys
     ]
     return [*cells, mean_of_cells(cells)]
+
+
+def _with_gaps(
+    cells: list[Cell], keys: list[CellKey], method: SelectionMethod, gaps: Gaps
+) -> list[Cell]:
+    """A dataset's row, in which cells without a number say why there can be none."""
+    marked = []
+    for cell, (dataset, algorithm, env) in zip(cells, keys):
+        whys = (
+            why
+            for (of, name, envs), why in gaps.items()
+            if (of, name) == (dataset, algorithm) and method.uses(envs, env)
+        )
+        marked.append(replace(cell, gap=next(whys, "")) if cell.mean is None else cell)
+    return [*marked, *cells[len(marked) :]]
 
 
 def _averages_rows(
@@ -314,7 +338,8 @@ def _warn_of_gaps(report: Report) -> None:
     for table in report.tables:
         if table.dataset:
             expected = trials_of(report.records.runs, table.dataset)
-            counts = [cell.n_trials for cells in table.rows.values() for cell in cells[:-1]]
+            cells = [cell for row in table.rows.values() for cell in row[:-1] if not cell.gap]
+            counts = [cell.n_trials for cell in cells]
             total += len(counts)
             empty += sum(count == 0 for count in counts)
             short += sum(0 < count < len(expected) for count in counts)

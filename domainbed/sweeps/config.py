@@ -248,6 +248,14 @@ def _evaluated(dataset: str, data: Any, domains: range) -> list[int]:
     return list(declared)
 
 
+def trainable_sets(config: SweepConfig, dataset: str, algorithm: str) -> list[TestEnvs]:
+    """Those sets of test domains that leave an algorithm enough domains to train on."""
+    from domainbed.spec import domain_shortage
+
+    sets = test_env_sets(config, dataset)
+    return [envs for envs in sets if not domain_shortage(dataset, algorithm, envs)]
+
+
 def first_run(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> RunSpec:
     """The checked run with hparams seed 0 and trial 0.
 
@@ -290,11 +298,19 @@ def _check_runs(config: SweepConfig) -> None:
         if _is_algorithm(name) and not isinstance(value, dict):
             raise UserError(f"expected names with values, found {found(value)}", "hparams", name)
     for dataset in config.datasets:
-        first, *others = test_env_sets(config, dataset)
-        runs = [(name, first, config.hparams_of(name)) for name in config.algorithms]
-        runs += [(runs[0][0], envs, runs[0][2]) for envs in others]
+        # Of sets of test domains that leave too few to train on, the plan leaves runs out.
+        sets_of = {name: trainable_sets(config, dataset, name) for name in config.algorithms}
+        broadest = max(config.algorithms, key=lambda name: len(sets_of[name]))
+        sets = sets_of[broadest] or test_env_sets(config, dataset)
+        runs = [(broadest, envs, config.hparams_of(broadest)) for envs in sets]
+        runs += [(name, own[0], config.hparams_of(name)) for name, own in sets_of.items() if own]
         # Hyper-parameters may be given for algorithms that are not to run.
-        runs += [(name, first, own) for name, own in config.hparams.items() if _is_algorithm(name)]
+        others = [name for name in config.hparams if _is_algorithm(name) and name not in sets_of]
+        for name in others:
+            runs += [
+                (name, envs, config.hparams[name])
+                for envs in trainable_sets(config, dataset, name)[:1]
+            ]
         for algorithm, envs, hparams in runs:
             try:
                 RunSpec.create(dataset, algorithm, envs, hparams=hparams, **config.run_fields())

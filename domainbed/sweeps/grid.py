@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
+from typing import NamedTuple
 
-from domainbed.spec import RunSpec
-from domainbed.sweeps.config import SweepConfig, first_run, test_env_sets
+from domainbed.names import dataset_label
+from domainbed.spec import RunSpec, domain_shortage
+from domainbed.sweeps.config import SweepConfig, TestEnvs, first_run, test_env_sets, trainable_sets
+
+
+class LeftOut(NamedTuple):
+    """Runs that a sweep asks for and an algorithm cannot do; `why` names the algorithm."""
+
+    dataset: str
+    algorithm: str
+    test_envs: TestEnvs
+    why: str
+
+
+def left_out(config: SweepConfig) -> list[LeftOut]:
+    """The runs of a sweep that cannot be, of all trials and hparams seeds at once."""
+    found = []
+    for dataset, algorithm in itertools.product(config.datasets, config.algorithms):
+        for envs in test_env_sets(config, dataset):
+            if why := domain_shortage(dataset, algorithm, envs):
+                found.append(LeftOut(dataset_label(dataset), algorithm, envs, why))
+    return found
 
 
 def plan(config: SweepConfig) -> list[RunSpec]:
-    """All runs of a sweep.
+    """All runs of a sweep, without those that are `left_out`.
 
     Runs that share dataset and trial are neighbours, since a worker keeps one dataset loaded.
     Within, hparams seed by hparams seed: the defaults of all algorithms come first.
@@ -20,13 +41,13 @@ def plan(config: SweepConfig) -> list[RunSpec]:
     """
     runs: list[RunSpec] = []
     first = cache(lambda *of: first_run(config, *of))  # its checks are as good for the others
+    sets_of = cache(lambda *of: trainable_sets(config, *of))
     for dataset, trial, seed in itertools.product(
         config.datasets, config.trials, config.hparams_seeds
     ):
-        env_sets = test_env_sets(config, dataset)
         for algorithm in config.algorithms:
             hparams = None
-            for envs in env_sets:
+            for envs in sets_of(dataset, algorithm):
                 runs.append(first(dataset, algorithm, envs).variant(seed, trial, hparams))
                 hparams = runs[-1].hparams
     return runs

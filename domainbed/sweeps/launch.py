@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from domainbed.spec import RunSpec
 from domainbed.states import DONE, FAILED
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.display import Display
-from domainbed.sweeps.grid import plan
+from domainbed.sweeps.grid import LeftOut, left_out, plan
 from domainbed.sweeps.status import Estimate, Status, estimate, status_of
 from domainbed.sweeps.store import Store, planned_run
 from domainbed.training import run
@@ -35,6 +35,7 @@ class Launch:
         store: where the runs go.
         runs: all runs of the sweep, by run id.
         states: the state of each when this was made.
+        left_out: runs that the sweep asks for, and that cannot be.
         retried: whether failed runs are to be done again.
     """
 
@@ -42,6 +43,7 @@ class Launch:
     store: Store
     runs: Mapping[str, RunSpec]
     states: Mapping[str, str]
+    left_out: Sequence[LeftOut] = ()
     retried: bool = False
 
     @property
@@ -96,7 +98,7 @@ class Launch:
         """
         choose_device(self.config.device)  # one error now, not one in each run
         todo = self.todo
-        self.store.write_plan(self.config, self.runs)
+        self.store.write_plan(self.config, self.runs, self.left_out)
         for spec in todo if self.retried else ():
             _forget_failure(self.store.folder(spec))
         unwritten: dict[str, str] = {}
@@ -140,7 +142,7 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
     # A folder that is a link is left out, of which `states` warns.
     runs = {i: spec for i, spec in planned.items() if not store.folder(i).path.is_symlink()}
     store.refuse_other_settings(config, runs)
-    return Launch(config, store, runs, store.states(runs), retry)
+    return Launch(config, store, runs, store.states(runs), left_out(config), retry)
 
 
 @dataclass(frozen=True)

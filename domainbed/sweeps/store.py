@@ -21,6 +21,7 @@ from domainbed.settings import read_fields
 from domainbed.spec import RunSpec, describe_run
 from domainbed.states import DONE, MISSING, RUNNING
 from domainbed.sweeps.config import SweepConfig
+from domainbed.sweeps.grid import LeftOut
 from domainbed.text_table import printable
 
 log = logging.getLogger(__name__)
@@ -103,8 +104,12 @@ class Store:
                     "output_dir",
                 )
 
-    def write_plan(self, config: SweepConfig, runs: Mapping[str, RunSpec]) -> None:
+    def write_plan(
+        self, config: SweepConfig, runs: Mapping[str, RunSpec], left_out: Iterable[LeftOut] = ()
+    ) -> None:
         """Writes down what is to be done, beside what earlier launches wrote, and the config.
+
+        With it goes what was left out, and why.
 
         Raises:
             UserError: the folder cannot be written, the plan there is damaged, or has the same
@@ -115,7 +120,13 @@ class Store:
             with FileLock(self._plan_lock):
                 self.refuse_other_settings(config, runs)  # another launch may have been faster
                 merged = {**self._planned(), **{i: planned_run(run) for i, run in runs.items()}}
-                content = json.dumps({"version": _PLAN_VERSION, "runs": merged})
+                lacking = [
+                    {**entry._asdict(), "test_envs": [*entry.test_envs]} for entry in left_out
+                ]
+                before = [entry for entry in self._content()["left_out"] if entry not in lacking]
+                content = json.dumps(
+                    {"version": _PLAN_VERSION, "runs": merged, "left_out": [*before, *lacking]}
+                )
                 write_text(self.plan, content + "\n")
                 write_text(self.config, yaml.safe_dump(config.as_yaml_value(), sort_keys=False))
         except OSError as error:
@@ -138,20 +149,24 @@ class Store:
         return self._planned()
 
     def _planned(self) -> dict[str, PlannedRun]:
+        return dict(self._content()["runs"])
+
+    def _content(self) -> dict[str, Any]:
+        """What the plan says: `runs` by run id, and the list `left_out`."""
         if not self.plan.is_file():
-            return {}
+            return {"runs": {}, "left_out": []}
         try:
             content = json.loads(self.plan.read_text(encoding="utf-8"))
             if content["version"] != _PLAN_VERSION:
                 raise ValueError(f"its version is {content['version']!r}")
-            runs = dict(content["runs"])
+            runs, left_out = dict(content["runs"]), list(content.get("left_out", ()))
             list(map(_place_in_grid, runs.values()))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{self.plan} is damaged ({type(error).__name__}: {error}): remove it and launch "
                 "the sweep again, by its config; finished runs stay"
             ) from error
-        return runs
+        return {"runs": runs, "left_out": left_out}
 
     def run_folders(self) -> list[RunFolder]:
         """The folders of runs that are there, planned or not, by name."""

@@ -6,7 +6,14 @@ import pytest
 from fake_sweep import random_runs, write
 
 from domainbed.errors import UserError
-from domainbed.reporting import build_report, cell_text, explain, load_records
+from domainbed.reporting import (
+    RENDERERS,
+    build_report,
+    cell_text,
+    explain,
+    load_records,
+    planned_gaps,
+)
 from domainbed.run_folder import RunFolder
 
 TRACEBACK = "Traceback (most recent call last):\n  File x\nRuntimeError: CUDA out of memory\n"
@@ -173,3 +180,32 @@ def test_a_damaged_plan(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(UserError, match=r"plan\.json: not a plan of runs"):
         lines_of(tmp_path)
+
+
+def test_runs_that_cannot_be_are_not_missing(tmp_path, caplog):
+    """Methods that need what was left out have no cells, and say why; the others are complete."""
+    runs = random_runs(0, ["ColoredMNIST"], ["TRM"], pairs=False)
+    runs += random_runs(1, ["ColoredMNIST"], ["ERM"])
+    folders = write(tmp_path, runs, done=True)
+    plan(tmp_path, runs, folders)
+    content = json.loads((tmp_path / "plan.json").read_text())
+    why, other = "TRM needs at least 2 training domains", "TRM needs them on PACS, too"
+    content["left_out"] = [
+        {"dataset": "ColoredMNIST", "algorithm": "TRM", "test_envs": pair, "why": why}
+        for pair in ([0, 1], [0, 2], [1, 2])
+    ]
+    content["left_out"] += [{"dataset": "PACS", "algorithm": "TRM", "test_envs": [0], "why": other}]
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    report = build_report(load_records(tmp_path), gaps=planned_gaps(tmp_path))
+    assert "no result" not in caplog.text
+    lines = explain(report, tmp_path)
+    assert [line for line in lines if line.startswith("  ")] == [
+        *[f"  left out of the plan: {why}"] * 3,
+        f"  {other}",
+    ]
+    assert not any("missing" in line or "training-domain validation" in line for line in lines)
+    text = RENDERERS["text"](report)
+    assert text.count(f"X, not to be had: {why}\n") == 1
+    gaps = [cell.gap for table in report.tables for row in table.rows.values() for cell in row]
+    assert sorted(gaps)[-3:] == [why] * 3
+    assert sum(map(bool, gaps)) == 3

@@ -13,7 +13,7 @@ from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 from domainbed.sweeps import config as configs
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.grid import plan
+from domainbed.sweeps.grid import left_out, plan
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -165,3 +165,26 @@ def test_the_whole_published_sweep_is_planned_in_seconds():
     runs = plan(published)
     assert len(runs) == 7 * 20 * 3 * (6 + 21 + 4 * 10 + 21)
     assert time.perf_counter() - before < 10
+
+
+def test_runs_with_too_few_training_domains_are_left_out():
+    fields = {"datasets": ["ColoredDigits", "PACS"], "algorithms": ["TRM", "ERM"], "trials": 1}
+    asked = config(**fields, hparams_seeds=1)
+    runs, gaps = plan(asked), left_out(asked)
+    assert len(runs) == (3 + 6) + 2 * 10
+    of_trm = [r.test_envs for r in runs if (r.dataset, r.algorithm) == ("ColoredDigits", "TRM")]
+    assert of_trm == [(0,), (1,), (2,)]
+    assert [(gap.dataset, gap.algorithm, gap.test_envs) for gap in gaps] == [
+        ("ColoredDigits", "TRM", pair) for pair in itertools.combinations(range(3), 2)
+    ]
+    assert {gap.why for gap in gaps} == {
+        "TRM needs at least 2 training domains, and 2 of the 3 of ColoredDigits are held out"
+    }
+    assert left_out(config(**fields, selection=["oracle"])) == []
+
+
+def test_a_dataset_on_which_nothing_can_run_is_refused():
+    with pytest.raises(UserError, match="TRM needs at least 2 training domains"):
+        config(datasets=["ColoredDigits"], algorithms=["TRM"], test_envs=[[0, 1]])
+    asked = config(datasets=["ColoredDigits"], algorithms=["TRM", "ERM"], test_envs=[[0, 1]])
+    assert {run.algorithm for run in plan(asked)} == {"ERM"}

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
+from domainbed.cli.sweep import launch as launch_sweep
 from domainbed.errors import UserError
 from domainbed.files import write_text
-from domainbed.reporting import load_records
+from domainbed.reporting import load_records, planned_gaps
 from domainbed.states import DONE, FAILED, MISSING, UNFINISHED
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan
@@ -375,3 +376,20 @@ def counted(function):
     finally:
         sys.setprofile(None)
     return next(calls)
+
+
+def test_what_is_left_out_is_said_and_written_down(tmp_path, capsys):
+    """Of MLDG's runs the one with two test domains of three."""
+    fields = {"algorithms": ["MLDG", "ERM"], "test_envs": [[0], [0, 1]], "trials": 2}
+    why = "MLDG needs at least 2 training domains, and 2 of the 3 of ColoredDigits are held out"
+    launch_sweep(config(tmp_path, **fields), retry=False, dry_run=True, skip_confirmation=True)
+    printed = capsys.readouterr().out
+    assert "6 runs, 0 done" in printed
+    assert f"2 runs left out: {why}" in printed
+    launch = prepare(config(tmp_path, **fields))
+    for _ in range(2):
+        launch.store.write_plan(launch.config, launch.runs, launch.left_out)
+    assert json.loads(launch.store.plan.read_text())["left_out"] == [
+        {"dataset": "ColoredDigits", "algorithm": "MLDG", "test_envs": [0, 1], "why": why}
+    ]
+    assert planned_gaps(launch.store.root) == {("ColoredDigits", "MLDG", (0, 1)): why}
