@@ -1,29 +1,44 @@
-"""What IRM, VREx and Fishr share: a penalty whose weight changes once, with a fresh Adam."""
+"""What methods share that change at a switch: weights of penalties, and a fresh Adam."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
-from domainbed.algorithms.base import Metrics
+from domainbed.algorithms.base import Metrics, Minibatches, Objective
 from domainbed.algorithms.erm import ERM
 
 
-class AnnealedPenalty(ERM):
-    """loss = risk + λ · penalty, λ one value for the first updates and another after.
+@dataclass(frozen=True)
+class AnnealedWeight:
+    """λ, one value for the first updates and another after.
 
-    At the switch Adam is re-created, because its moments were gathered on another loss. (At
-    update 0 it is fresh anyway.)
+    Attributes:
+        name: the hyper-parameter with the value after.
+        updates: the hyper-parameter with the number of updates before.
+        initial: the value before.
+    """
+
+    name: str
+    updates: str
+    initial: float = 0.0
+
+
+class AnnealedPenalty(ERM):
+    """loss = risk + Σ λ · penalty, each λ one value for the first updates and another after.
+
+    At a switch Adam is re-created, because its moments were gathered on another loss.
 
     Attributes:
         update_count: updates so far, a buffer, so that it is saved with the model.
     """
 
-    weight_name = "lambda"
-    anneal_name = "penalty_anneal_iters"
-    initial_weight = 0.0
+    weights: ClassVar[Sequence[AnnealedWeight]] = ()
+    lr_after: ClassVar[str] = "lr"
+    """The hyper-parameter with the learning rate after a switch."""
 
     def __init__(
         self,
@@ -36,24 +51,39 @@ class AnnealedPenalty(ERM):
         self.update_count: torch.Tensor
         self.register_buffer("update_count", torch.tensor([0]))
 
-    def annealed(self) -> bool:
-        """Whether the first phase is over."""
-        return self.updates_done() >= self.hparams[self.anneal_name]
-
     def updates_done(self) -> int:
         return int(self.update_count.item())
 
-    def penalty_weight(self) -> float:
-        """λ of the update that is under way."""
-        return self.hparams[self.weight_name] if self.annealed() else self.initial_weight
+    def penalty_weights(self) -> list[float]:
+        """The λ of the update that is under way, in the order of `weights`."""
+        done = self.updates_done()
+        return [
+            self.hparams[each.name] if done >= self.hparams[each.updates] else each.initial
+            for each in self.weights
+        ]
 
     def penalised(self, risk: torch.Tensor, penalty: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-        """risk + λ · penalty, and the two as metrics."""
-        return risk + self.penalty_weight() * penalty, {"nll": risk, "penalty": penalty}
+        """risk + λ · penalty with the only λ, and the two as metrics."""
+        (weight,) = self.penalty_weights()
+        return risk + weight * penalty, {"nll": risk, "penalty": penalty}
+
+    def switches_now(self) -> bool:
+        """Whether the update that is under way is the first after a switch."""
+        done = self.updates_done()
+        return any(done == self.hparams[each.updates] for each in self.weights)
+
+    def update_on(
+        self,
+        objective: Objective,
+        minibatches: Minibatches,
+        unlabeled: Sequence[torch.Tensor] | None = None,
+    ) -> dict[str, float]:
+        """Begins with a fresh Adam at a switch."""
+        if self.switches_now():
+            self.optimizer = self.new_optimizer(self.network, self.hparams[self.lr_after])
+        return super().update_on(objective, minibatches, unlabeled)
 
     def descend(self, loss: torch.Tensor) -> None:
-        """One step on `loss`; re-creates Adam at the switch, and counts the update."""
-        if self.updates_done() == self.hparams[self.anneal_name]:
-            self.optimizer = self.new_optimizer(self.network)
+        """One step on `loss`; counts the update."""
         super().descend(loss)
         self.update_count += 1

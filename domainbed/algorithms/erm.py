@@ -45,10 +45,12 @@ class ERM(PooledAlgorithm):
         self.network = nn.Sequential(self.featurizer, self.classifier)
         self.optimizer = self.new_optimizer(self.network)
 
-    def new_optimizer(self, network: nn.Module) -> torch.optim.Adam:
-        """A fresh Adam over `network`, with the run's learning rate and weight decay."""
+    def new_optimizer(self, network: nn.Module, lr: float | None = None) -> torch.optim.Adam:
+        """A fresh Adam over `network`, with the run's weight decay and, unless given, its rate."""
         return torch.optim.Adam(
-            network.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+            network.parameters(),
+            lr=self.hparams["lr"] if lr is None else lr,
+            weight_decay=self.hparams["weight_decay"],
         )
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from domainbed.algorithms.annealing import AnnealedPenalty
+from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.pooled import ForwardPass, trains_batch_norm
 from domainbed.dimensions import LogUniform, Option, Uniform, with_defaults
@@ -216,6 +216,7 @@ class Fishr(AnnealedPenalty):
         ),
     }
     options = GradientMatching.options
+    weights = (AnnealedWeight("lambda", "penalty_anneal_iters"),)
     least_samples = 2  # the gradients of a single one do not vary
 
     def __init__(
@@ -231,7 +232,7 @@ class Fishr(AnnealedPenalty):
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         risk = forward.pooled_risk()
         # While λ = 0 the variances feed the average only: no need to differentiate them.
-        wanted = bool(self.penalty_weight())
+        wanted = any(self.penalty_weights())
         ema = self.hparams["ema"]
         penalty = self.matching(self.featurizer, self.classifier, forward, ema, wanted)
         return self.penalised(risk, penalty)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from domainbed.algorithms.annealing import AnnealedPenalty
+from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.dimensions import LogUniform
@@ -29,6 +29,12 @@ def irm_penalty(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return scale_gradient(logits[::2], labels[::2]) * scale_gradient(logits[1::2], labels[1::2])
 
 
+def mean_irm_penalty(forward: ForwardPass) -> torch.Tensor:
+    """The mean of `irm_penalty` over the domains, a scalar."""
+    pairs = zip(forward.by_domain(forward.logits), forward.by_domain(forward.y))
+    return torch.stack([irm_penalty(logits_e, y_e) for logits_e, y_e in pairs]).mean()
+
+
 @register_algorithm
 class IRM(AnnealedPenalty):
     """IRMv1.
@@ -46,12 +52,8 @@ class IRM(AnnealedPenalty):
             500, 0, 4, "updates before the penalty counts in full", integer=True
         ),
     }
-    weight_name = "irm_lambda"
-    anneal_name = "irm_penalty_anneal_iters"
-    initial_weight = 1.0
+    weights = (AnnealedWeight("irm_lambda", "irm_penalty_anneal_iters", initial=1.0),)
     least_samples = 2
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
-        pairs = zip(forward.by_domain(forward.logits), forward.by_domain(forward.y))
-        penalties = [irm_penalty(logits_e, y_e) for logits_e, y_e in pairs]
-        return self.penalised(forward.domain_risks().mean(), torch.stack(penalties).mean())
+        return self.penalised(forward.domain_risks().mean(), mean_irm_penalty(forward))

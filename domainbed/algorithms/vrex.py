@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from domainbed.algorithms.annealing import AnnealedPenalty
+from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.dimensions import LogUniform
@@ -35,9 +35,7 @@ class VREx(AnnealedPenalty):
             500, 0, 4, "updates before the penalty counts in full", integer=True
         ),
     }
-    weight_name = "vrex_lambda"
-    anneal_name = "vrex_penalty_anneal_iters"
-    initial_weight = 1.0
+    weights = (AnnealedWeight("vrex_lambda", "vrex_penalty_anneal_iters", initial=1.0),)
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         risks = forward.domain_risks()
