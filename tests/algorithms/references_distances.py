@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
-from references import NaiveERM, concatenated, coral_distance, mean_loss
+from references import (
+    NaiveERM,
+    concatenated,
+    coral_distance,
+    irm_penalty,
+    mean_loss,
+    sample_loss,
+)
 
 GAMMAS = (0.001, 0.01, 0.1, 1, 10, 100, 1000)
 
@@ -102,10 +110,133 @@ class NaiveSD(NaiveERM):
         return self.step(mean_loss(logits, y) + self.hparams["sd_reg"] * penalty)
 
 
+class NaiveSwitching(NaiveERM):
+    """Weights by (hyper-parameter, number of updates, value before); a new Adam at each switch."""
+
+    annealed, lr_after = (), "lr"
+
+    def weights(self):
+        found = []
+        for name, updates, before in self.annealed:
+            if self.updates == self.hparams[updates]:
+                self.restart_optimizer()
+            found.append(self.hparams[name] if self.updates >= self.hparams[updates] else before)
+        return found
+
+    def restart_optimizer(self):
+        self.optimizer = torch.optim.Adam(
+            self.parameters(),
+            lr=self.hparams[self.lr_after],
+            weight_decay=self.hparams["weight_decay"],
+        )
+
+
+def unbiased_variance(values):
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+class NaiveIBERM(NaiveSwitching):
+    annealed = (("ib_lambda", "ib_penalty_anneal_iters", 0.0),)
+
+    def update(self, minibatches):
+        weights, loss = self.weights(), 0
+        for x, y in minibatches:
+            z = self.featurizer(x)
+            variances = [unbiased_variance(z[:, k]) for k in range(z.shape[1])]
+            parts = [sum(variances) / len(variances), irm_penalty(self.classifier(z), y)]
+            loss = loss + mean_loss(self.classifier(z), y) / len(minibatches)
+            for weight, part in zip(weights, parts, strict=False):
+                loss = loss + weight * part / len(minibatches)
+        return self.step(loss)
+
+
+class NaiveIBIRM(NaiveIBERM):
+    annealed = (*NaiveIBERM.annealed, ("irm_lambda", "irm_penalty_anneal_iters", 1.0))
+
+
+def rdm_penalties(risks):
+    """Of lists of samples' risks: the kernel distance and the sum of variances."""
+    every = [risk for own in risks for risk in own]
+    worst = max(risks, key=lambda own: sum(own) / len(own))
+    gammas = (0.0001, *GAMMAS)
+    matching = mmd_distance([r[None] for r in worst], [r[None] for r in every], gammas)
+    return matching, unbiased_variance(every) + unbiased_variance(worst)
+
+
+class NaiveRDM(NaiveSwitching):
+    annealed = (
+        ("rdm_lambda", "rdm_penalty_anneal_iters", 0.0),
+        ("variance_weight", "rdm_penalty_anneal_iters", 0.0),
+    )
+    lr_after = "rdm_lr"
+
+    def update(self, minibatches):
+        matching_weight, variance_weight = self.weights()
+        risks = []
+        for x, y in minibatches:
+            logits = self.classifier(self.featurizer(x))
+            risks.append([sample_loss(row, label) for row, label in zip(logits, y, strict=True)])
+        risk = sum(sum(own) / len(own) for own in risks) / len(risks)
+        matching, variance = rdm_penalties(risks)
+        return self.step(risk + matching_weight * matching + variance_weight * variance)
+
+
+def smoothed_cdf(point, risks, width):
+    return sum(0.5 * (1 + torch.erf((point - r) / (width * math.sqrt(2)))) for r in risks) / len(
+        risks
+    )
+
+
+def risk_quantile(risks, alpha, implicit=False):
+    """By bisection, halving by halving; its derivative, or that of the equation it solves."""
+    width = 1.06 * torch.sqrt(unbiased_variance(risks)) * len(risks) ** -0.2
+    if alpha < 0:
+        return sum(risk + width * math.sqrt(-2 * alpha) for risk in risks) / len(risks)
+    shift = width * math.sqrt(2) * torch.erfinv(torch.tensor(2 * alpha - 1, dtype=width.dtype))
+    low, high = min(risks) + shift, max(risks) + shift
+    for _ in range(32):
+        middle = (low + high) / 2
+        if smoothed_cdf(middle, risks, width) > alpha:
+            high = middle
+        else:
+            low = middle
+    found = (low + high) / 2
+    if not implicit:
+        return found
+    found = found.detach()
+    kernels = [torch.exp(-0.5 * ((found - risk) / width) ** 2).detach() for risk in risks]
+    change = 0
+    for kernel_at, risk in zip(kernels, risks, strict=True):
+        slope = ((found - risk) / width).detach()
+        change = change + kernel_at * (risk - risk.detach() + slope * (width - width.detach()))
+    return found + change / sum(kernels)
+
+
+class NaiveEQRM(NaiveSwitching):
+    lr_after = "eqrm_lr"
+
+    def update(self, minibatches):
+        burnin = self.hparams["eqrm_burnin_iters"]
+        reading = self.hparams.get("fidelity", "mended")
+        losses = [self.domain_loss(x, y) for x, y in minibatches]
+        loss = sum(losses) / len(losses)
+        if self.updates >= burnin:
+            loss = risk_quantile(losses, self.hparams["eqrm_quantile"], reading == "paper")
+        first = self.updates >= burnin > self.updates - 1
+        if self.updates == burnin or (first and reading != "domainbed"):
+            self.restart_optimizer()
+        return self.step(loss)
+
+
 NAIVE = {
     "GroupDRO": NaiveGroupDRO,
     "MMD": NaiveMMD,
     "SD": NaiveSD,
+    "IB_ERM": NaiveIBERM,
+    "IB_IRM": NaiveIBIRM,
     "CausIRL_CORAL": NaiveCausIRLCORAL,
     "CausIRL_MMD": NaiveCausIRLMMD,
+    "EQRM": NaiveEQRM,
+    "RDM": NaiveRDM,
 }
