@@ -37,9 +37,12 @@ from domainbed.algorithms.sandmask import SANDMask
 from domainbed.algorithms.iga import IGA
 from domainbed.algorithms.selfreg import SelfReg
 from domainbed.algorithms.trm import TRM
+from domainbed.algorithms.ib import IB_ERM, IB_IRM
 from domainbed.algorithms.cad import CAD, CondCAD
 from domainbed.algorithms.transfer import Transfer
 from domainbed.algorithms.causirl import CausIRL_CORAL, CausIRL_MMD
+from domainbed.algorithms.eqrm import EQRM
+from domainbed.algorithms.rdm import RDM
 from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
@@ -66,12 +69,16 @@ __all__ = [
     "CDANN",
     "CORAL",
     "DANN",
+    "EQRM",
     "ERM",
+    "IB_ERM",
+    "IB_IRM",
     "IGA",
     "IRM",
     "MLDG",
     "MMD",
     "MTL",
+    "RDM",
     "RSC",
     "SD",
     "TRM",

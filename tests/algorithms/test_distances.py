@@ -8,16 +8,20 @@ import pytest
 import references
 import references_distances as naive
 import torch
-from helpers import build, flat_parameters, random_minibatches
+from helpers import build, flat_parameters, random_minibatches, switching_at
 from references import NAIVE
 from test_trajectories import SMALL_MLP, VECTORS, follow
 
 from domainbed.algorithms.causirl import two_mixtures
 from domainbed.algorithms.coral import coral_penalty
 from domainbed.algorithms.distances import averages, kernel_sum
+from domainbed.algorithms.eqrm import quantile_of_risks
 from domainbed.algorithms.group_dro import reweighted
+from domainbed.algorithms.ib import bottleneck_penalty
 from domainbed.algorithms.mmd import mmd_penalty
+from domainbed.algorithms.rdm import risk_penalties
 from domainbed.algorithms.sd import logit_penalty
+from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 
 
@@ -199,6 +203,155 @@ class TestSD:
         )
         assert metrics["loss"] == pytest.approx(metrics["nll"] + 0.5 * metrics["penalty"])
         assert list(metrics) == ["loss", "nll", "penalty"]
+
+
+class TestSwitches:
+    @pytest.mark.parametrize("updates", [0, 1, 2])
+    @pytest.mark.parametrize("name", ["IB_ERM", "RDM", "EQRM"])
+    def test_the_only_one(self, name, updates):
+        weights = {"ib_lambda": 3.0, "rdm_lambda": 4.0, "variance_weight": 0.5}
+        rates = {"rdm_lr": 3e-3, "eqrm_lr": 3e-3}
+        follow(name, (3, 4, 2), **weights, **rates, **switching_at(updates, name))
+
+    @pytest.mark.parametrize(("ib", "irm"), [(0, 2), (1, 3), (3, 1), (2, 2)])
+    def test_two_each_with_its_own(self, ib, irm):
+        switches = {"ib_penalty_anneal_iters": ib, "irm_penalty_anneal_iters": irm}
+        follow("IB_IRM", (3, 4, 2), ib_lambda=3.0, irm_lambda=20.0, **switches)
+
+    def test_a_new_adam_with_its_own_rate(self):
+        algorithm = small("RDM", rdm_lr=0.25, rdm_penalty_anneal_iters=1)
+        seen = []
+        for step in range(3):
+            algorithm.update(random_minibatches((2, 3, 2), step, VECTORS, dtype=torch.float64))
+            group = algorithm.optimizer.param_groups[0]
+            state = algorithm.optimizer.state[group["params"][0]]
+            seen.append((group["lr"], state["step"].item()))
+        assert seen == [(1e-3, 1), (0.25, 1), (0.25, 2)]
+
+
+class TestInformationBottleneck:
+    def test_penalty_by_hand(self):
+        """Variances 2 and 8 of two samples, and 0: means 5 and 0 over the features."""
+        first = torch.tensor([[0.0, 0.0], [2.0, 4.0]])
+        same = torch.ones(3, 2)
+        assert bottleneck_penalty([first, same]).item() == 2.5
+        assert bottleneck_penalty([first + 7]).item() == 5
+
+    def test_metrics(self):
+        algorithm = small("IB_IRM", **switching_at(0, "IB_IRM"))
+        minibatches = random_minibatches((2, 3, 4), 0, VECTORS, dtype=torch.float64)
+        metrics = algorithm.update(minibatches)
+        assert list(metrics) == ["loss", "nll", "IB_penalty", "IRM_penalty"]
+        penalties = 100 * metrics["IB_penalty"] + 100 * metrics["IRM_penalty"]
+        assert metrics["loss"] == pytest.approx(metrics["nll"] + penalties)
+        assert metrics["IB_penalty"] > 0
+
+
+class TestRDM:
+    @pytest.mark.parametrize("sizes", [(4,), (3, 3), (2, 5, 3)], ids=str)
+    def test_penalties_against_loops(self, sizes):
+        risks = [(r - 1).square() for r in (random(n, seed=e) for e, n in enumerate(sizes))]
+        for actual, expected in zip(risk_penalties(risks), naive.rdm_penalties(risks), strict=True):
+            if len(sizes) == 1 and not expected:
+                assert actual.item() == expected.item() == 0
+            else:
+                assert_same_with_gradients(actual, expected, risks)
+
+    def test_order_of_domains_and_samples_does_not_matter(self):
+        a, b = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([0.5, 3.0])
+        expected = torch.stack(risk_penalties([a, b]))
+        torch.testing.assert_close(torch.stack(risk_penalties([b.flip(0), a.flip(0)])), expected)
+        assert expected[1].item() == pytest.approx(
+            torch.cat([a, b]).var().item() + a.var().item(), rel=1e-6
+        )
+
+    def test_identical_domains_have_no_distance(self):
+        a = torch.tensor([1.0, 2.0, 4.0])
+        assert risk_penalties([a, a])[0].item() == pytest.approx(0, abs=1e-6)
+
+    def test_the_worst_domain_is_left_on_the_device(self):
+        """Tensors without data have no values that could be looked at; nor has autocast them."""
+        risks = [torch.empty(3, device="meta"), torch.empty(2, device="meta")]
+        assert [value.shape for value in risk_penalties.__wrapped__(risks)] == [(), ()]
+
+
+class TestEQRM:
+    @pytest.mark.parametrize("implicit", [False, True])
+    @pytest.mark.parametrize("quantile", [0.5, 0.75, 0.99, 0.01, -1000.0])
+    @pytest.mark.parametrize("domains", [2, 3, 6])
+    def test_quantile_against_a_bisection(self, domains, quantile, implicit):
+        risks = random(domains).exp().detach().requires_grad_()
+        expected = naive.risk_quantile(list(risks), quantile, implicit)
+        actual = quantile_of_risks(risks, quantile, implicit)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+        gradients = [torch.autograd.grad(value, risks)[0] for value in (actual, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)
+
+    @pytest.mark.parametrize("quantile", [0.6, 0.9])
+    def test_the_implicit_gradient_is_that_of_the_quantile(self, quantile):
+        """Against differences; the bisection's own differs, and has three entries at most."""
+        risks = torch.tensor([0.2, 0.7, 1.1, 2.0], dtype=torch.float64, requires_grad=True)
+        implicit, bisected = (
+            torch.autograd.grad(quantile_of_risks(risks, quantile, how), risks)[0]
+            for how in (True, False)
+        )
+        step = 1e-4 * torch.eye(4, dtype=torch.float64)
+        with torch.no_grad():
+            differences = torch.stack(
+                [
+                    quantile_of_risks(risks + d, quantile) - quantile_of_risks(risks - d, quantile)
+                    for d in step
+                ]
+            )
+        torch.testing.assert_close(implicit, differences / 2e-4, rtol=1e-4, atol=1e-5)
+        assert (bisected - implicit).abs().max() > 0.01
+        assert implicit.sum().item() == pytest.approx(1) == bisected.sum().item()
+
+    def test_it_is_the_quantile_and_moves_with_the_risks(self):
+        risks = torch.tensor([0.3, 0.5, 1.7], dtype=torch.float64)
+        found = quantile_of_risks(risks, 0.8)
+        width = 1.06 * risks.std() * 3**-0.2
+        assert naive.smoothed_cdf(found, risks, width).item() == pytest.approx(0.8, abs=1e-8)
+        torch.testing.assert_close(quantile_of_risks(3 * risks.flip(0) + 1, 0.8), 3 * found + 1)
+
+    @pytest.mark.parametrize("implicit", [False, True])
+    def test_equal_risks(self, implicit):
+        risks = torch.full((3,), 0.7, requires_grad=True)
+        value = quantile_of_risks(risks, 0.75, implicit)
+        (gradient,) = torch.autograd.grad(value, risks)
+        assert value.item() == pytest.approx(0.7)
+        assert gradient.sum().item() == pytest.approx(1)
+
+    def test_nothing_waits_for_the_device(self):
+        risks = torch.empty(3, device="meta")
+        assert quantile_of_risks(risks, 0.75, implicit=True).shape == ()
+
+    @pytest.mark.parametrize("fidelity", ["domainbed", "mended", "paper"])
+    @pytest.mark.parametrize("burnin", [0, 1.5, 2])
+    def test_readings(self, burnin, fidelity):
+        hparams = {"eqrm_lr": 5e-3, "eqrm_quantile": 0.8, "eqrm_burnin_iters": burnin}
+        follow("EQRM", (3, 4, 2), fidelity=fidelity, **hparams)
+
+    @pytest.mark.parametrize(("fidelity", "rate"), [("domainbed", 1e-3), ("mended", 0.5)])
+    def test_a_burnin_that_is_no_whole_number(self, fidelity, rate):
+        algorithm = small("EQRM", fidelity=fidelity, eqrm_burnin_iters=0.5, eqrm_lr=0.5)
+        for step in range(2):
+            algorithm.update(random_minibatches((2, 3, 2), step, VECTORS, dtype=torch.float64))
+        assert algorithm.optimizer.param_groups[0]["lr"] == rate
+
+    def test_the_reading_is_recorded(self):
+        assert RunSpec.create("PACS", "EQRM", [0]).hparams["fidelity"] == "mended"
+        named = RunSpec.create("PACS", "EQRM", [0], protocol="domainbed-2024")
+        assert named.hparams["fidelity"] == "domainbed"
+
+    @pytest.mark.parametrize(("value", "message"), [(1, "below 1"), (1.5, "below 1")])
+    def test_no_quantile(self, value, message):
+        with pytest.raises(UserError, match=message):
+            RunSpec.create("PACS", "EQRM", [0], hparams={"eqrm_quantile": value})
+
+    def test_quantile_zero(self):
+        with pytest.raises(UserError, match="'eqrm_quantile' of EQRM cannot be 0"):
+            small("EQRM", eqrm_quantile=0)
 
 
 def test_all_have_a_naive_twin():
