@@ -42,8 +42,12 @@ def test_which_of_them_is_small():
     assert default_hparams("ERM", "Debug28")["batch_size"] == 64
 
 
-def test_an_in_split_smaller_than_a_minibatch(tmp_path):
-    """DomainBed waits for ever for a whole minibatch of 64 out of 13 images."""
+def test_an_in_split_smaller_than_a_minibatch(tmp_path, monkeypatch):
+    """DomainBed waits for ever for a whole minibatch of 64 out of 13 images.
+
+    The records say what the dataset is tested on, for tables that do not know it.
+    """
+    monkeypatch.setattr(DATASETS["Debug28"], "test_domains", (0, 2))
     spec = RunSpec.create("Debug28", "ERM", [0], steps=3, checkpoint_freq=2)
     experiment = build(spec)
     assert [len(split.inside) for split in experiment.splits] == [13, 13, 13]
@@ -54,3 +58,4 @@ def test_an_in_split_smaller_than_a_minibatch(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").open()]
     assert [record["step"] for record in records] == [0, 2]
     assert records[1]["epoch"] == pytest.approx(2 * 64 / 13)
+    assert records[1]["args"]["test_domains"] == [0, 2]
