@@ -13,6 +13,8 @@ from domainbed.spec import RunSpec
 from domainbed.training.experiment import build
 from domainbed.training.trainer import run
 
+SMALL = {"batch_size": 20}
+
 
 @pytest.mark.parametrize(("name", "size"), [("Debug28", 28), ("Debug224", 224)])
 def test_shapes_labels_and_law(name, size):
@@ -43,19 +45,19 @@ def test_which_of_them_is_small():
 
 
 def test_an_in_split_smaller_than_a_minibatch(tmp_path, monkeypatch):
-    """DomainBed waits for ever for a whole minibatch of 64 out of 13 images.
+    """DomainBed waits for ever for a whole minibatch of 20 out of 13 images.
 
     The records say what the dataset is tested on, for tables that do not know it.
     """
     monkeypatch.setattr(DATASETS["Debug28"], "test_domains", (0, 2))
-    spec = RunSpec.create("Debug28", "ERM", [0], steps=3, checkpoint_freq=2)
+    spec = RunSpec.create("Debug28", "ERM", [0], steps=2, checkpoint_freq=1, hparams=SMALL)
     experiment = build(spec)
     assert [len(split.inside) for split in experiment.splits] == [13, 13, 13]
     (minibatches,) = experiment.minibatches(range(1))
-    assert [x.shape for x, _ in minibatches] == [(64, 3, 28, 28)] * 2
+    assert [x.shape for x, _ in minibatches] == [(20, 3, 28, 28)] * 2
     assert len(minibatches[0][0].flatten(1).unique(dim=0)) <= 13
     run(spec, tmp_path)
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").open()]
-    assert [record["step"] for record in records] == [0, 2]
-    assert records[1]["epoch"] == pytest.approx(2 * 64 / 13)
+    assert [record["step"] for record in records] == [0, 1]
+    assert records[1]["epoch"] == pytest.approx(20 / 13)
     assert records[1]["args"]["test_domains"] == [0, 2]
