@@ -35,6 +35,12 @@ ONE_PASS: Counts = {"pass": 1, "step": 1}
 PASSES: dict[str, Callable[[int], Counts]] = {
     "Fish": lambda domains: {"domain pass": domains, "step": domains, "copy": 2},
     "DANN": lambda domains: {"pass": 0.5, "forward": 0.5, "step": 0.5, "discriminator": 1},
+    "CDANN": lambda domains: {"pass": 0.5, "forward": 0.5, "step": 0.5, "discriminator": 1},
+    "SagNet": lambda domains: {"pass": 2, "forward": 1, "step": 2, "head pass": 1},
+    "ADRMX": lambda domains: {
+        **{"pass": 2 / 3, "forward": 4 / 3, "step": 2 / 3, "deep discriminator": 1, "head pass": 1}
+    },
+    "URM": lambda domains: {"pass": 1, "step": 1, "noise discriminator": 2},
 }
 """By the number of training domains: of which pass how many, on average over a cycle of updates."""
 
@@ -212,7 +218,11 @@ def added_networks(
     setting: Setting, x: torch.Tensor, z: torch.Tensor
 ) -> dict[str, Callable[[], Any]]:
     """Forward, backward and step of the networks that single methods have besides."""
-    owners = {"discriminator": ("DANN", "discriminator", z)}
+    owners = {
+        "discriminator": ("DANN", "discriminator", z),
+        "deep discriminator": ("ADRMX", "discriminator", z),
+        "noise discriminator": ("URM", "discriminator", z),
+    }
     known = {
         name: (getattr(setting.build(owner), attribute), inputs)
         for name, (owner, attribute, inputs) in owners.items()
