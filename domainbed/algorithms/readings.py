@@ -14,7 +14,7 @@ def two_readings(default: str, doc: str, further: tuple[str, ...] = ()) -> dict[
     """The option `fidelity`, for an algorithm's `options`; every run's records say which it was.
 
     Args:
-        default: `DOMAINBED` or `PAPER`.
+        default: `DOMAINBED`, `PAPER` or one of `further`.
         doc: what DomainBed does differently, in a few words.
         further: more readings than the two.
     """
