@@ -41,6 +41,9 @@ PASSES: dict[str, Callable[[int], Counts]] = {
         **{"pass": 2 / 3, "forward": 4 / 3, "step": 2 / 3, "deep discriminator": 1, "head pass": 1}
     },
     "URM": lambda domains: {"pass": 1, "step": 1, "noise discriminator": 2},
+    "ARM": lambda domains: {**ONE_PASS, "context map": 1},
+    "RSC": lambda domains: {**ONE_PASS, "head pass": 2},
+    "SelfReg": lambda domains: {**ONE_PASS, "projection": 1},
 }
 """By the number of training domains: of which pass how many, on average over a cycle of updates."""
 
@@ -217,18 +220,35 @@ def all_passes(setting: Setting, minibatches: Minibatches) -> dict[str, Callable
 def added_networks(
     setting: Setting, x: torch.Tensor, z: torch.Tensor
 ) -> dict[str, Callable[[], Any]]:
-    """Forward, backward and step of the networks that single methods have besides."""
+    """Of the networks that single methods have besides: what each update does with them."""
     owners = {
-        "discriminator": ("DANN", "discriminator", z),
-        "deep discriminator": ("ADRMX", "discriminator", z),
-        "noise discriminator": ("URM", "discriminator", z),
+        "discriminator": ("DANN", "discriminator", z, _trained),
+        "deep discriminator": ("ADRMX", "discriminator", z, _trained),
+        "noise discriminator": ("URM", "discriminator", z, _trained),
+        "context map": ("ARM", "context_net", x, _forward),
+        "projection": ("SelfReg", "cdpl", z, _forward_and_backward),
     }
-    known = {
-        name: (getattr(setting.build(owner), attribute), inputs)
-        for name, (owner, attribute, inputs) in owners.items()
+    return {
+        name: work(getattr(setting.build(owner), attribute), inputs)
+        for name, (owner, attribute, inputs, work) in owners.items()
         if owner in ALGORITHMS
     }
-    return {name: _trained(network, inputs) for name, (network, inputs) in known.items()}
+
+
+def _forward(network: nn.Module, inputs: torch.Tensor) -> Callable[[], None]:
+    def work() -> None:
+        with torch.no_grad():
+            network(inputs)
+
+    return work
+
+
+def _forward_and_backward(network: nn.Module, inputs: torch.Tensor) -> Callable[[], None]:
+    def work() -> None:
+        network.zero_grad()
+        network(inputs.detach().requires_grad_()).square().mean().backward()
+
+    return work
 
 
 def _trained(network: nn.Module, inputs: torch.Tensor) -> Callable[[], None]:
