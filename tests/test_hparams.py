@@ -28,6 +28,7 @@ from domainbed.hparams import (
     random_hparams,
     search_space,
 )
+from domainbed.protocols import differences, get_protocol
 from domainbed.spec import RunSpec
 
 PUBLISHED = (
@@ -109,6 +110,8 @@ def test_mixup_alpha_was_always_a_tenth():
         assert {alpha(protocol, seed)["mixup_alpha"] for seed in (1, 2, 3)} == {0.1}
         assert alpha(protocol, 0)["mixup_alpha"] == 0.2
     assert alpha("domainbed-2024", 1)["mixup_alpha"] == pytest.approx(0.631349, rel=1e-5)
+    said = differences(get_protocol("default"), get_protocol("domainbed-2020"))
+    assert ("range of Mixup.mixup_alpha", None, [-1, -1]) in said
 
 
 def test_fishr_on_colored_mnist_by_hand():

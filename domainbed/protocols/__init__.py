@@ -82,8 +82,9 @@ def differences(one: Protocol, other: Protocol) -> list[tuple[str, Any, Any]]:
     rows = []
     for part in ("fields", "options", "defaults", "ranges", "steps", "checkpoint_freq"):
         ours, theirs = (_flat(getattr(protocol, part)) for protocol in (one, other))
+        what = "range of " if part == "ranges" else ""
         rows += [
-            (name, ours.get(name), theirs.get(name))
+            (what + name, ours.get(name), theirs.get(name))
             for name in dict.fromkeys([*ours, *theirs])
             if ours.get(name) != theirs.get(name)
         ]
