@@ -44,6 +44,16 @@ PASSES: dict[str, Callable[[int], Counts]] = {
     "ARM": lambda domains: {**ONE_PASS, "context map": 1},
     "RSC": lambda domains: {**ONE_PASS, "head pass": 2},
     "SelfReg": lambda domains: {**ONE_PASS, "projection": 1},
+    # One meta-test domain of two, two of more; the inner step of each pair is one of Adam.
+    "MLDG": lambda domains: (
+        {"domain pass": 2 * max(1, domains - 2), "step": 1 + max(1, domains - 2)}
+    ),
+    "ANDMask": lambda domains: {"domain pass": domains, "step": 1},
+    "SANDMask": lambda domains: {"domain pass": domains, "step": 1},
+    "IGA": lambda domains: {"second-order domain pass": domains, "step": 1},
+    # 30 steps of the heads, their risks on each domain, and ten products with Hessians.
+    "TRM": lambda domains: {"pass": 1, "step": 1, "head pass": 30 + domains + 2 * 10},
+    "Transfer": lambda domains: {"pass": 2, "forward": 1, "step": 2, "head pass": 10},
 }
 """By the number of training domains: of which pass how many, on average over a cycle of updates."""
 
