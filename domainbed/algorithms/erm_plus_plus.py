@@ -20,7 +20,9 @@ from domainbed.algorithms.base import (
 )
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.lars import LARS
+from domainbed.algorithms.plateau import PlateauRates
 from domainbed.algorithms.pooled import ForwardPass, trains_batch_norm
+from domainbed.algorithms.stages import Stage
 from domainbed.dimensions import LogUniform, Option, with_defaults
 
 
@@ -38,9 +40,15 @@ class ERMPlusPlus(ERM):
     layers train, θ̄ also sees each minibatch, in training mode, so that its statistics are those
     of its own activations.
 
+    With `auto_lr` a run has two stages, as DomainBed's `train_autolr`, minibatches without
+    replacement in both. In the first, at each record after the warm-up, the validation loss of θ̄
+    decides the rate for the updates that follow, see `PlateauRates`; the third fall ends it. In the
+    second a fresh model trains on all images, as long as the first, with the same rates.
+
     Of DomainBed's: the pass for the statistics needs no gradient, and is left out where no
     statistics change; the number of updates is saved with the model; LARS can be chosen (there
-    `lars` raises).
+    `lars` raises); the second stage ends where the list of rates does (there it raises, unless
+    the rate fell three times, and else stops two records before).
 
     Attributes:
         network: w ∘ φ.
@@ -60,6 +68,7 @@ class ERMPlusPlus(ERM):
         "linear_steps": Option(500, "updates of the head alone, but for one", least=0),
         "sma_start": Option(600, "update from which on weights are averaged", least=1),
         "lars": Option(False, "LARS instead of Adam"),
+        "auto_lr": Option(False, "two stages: rates by plateau, then all images with these rates"),
     }
 
     def __init__(
@@ -73,6 +82,7 @@ class ERMPlusPlus(ERM):
         self.chosen = with_defaults(ERMPlusPlus.options, hparams)
         self.optimizer = self._optimizer_over(self.network, "lr")
         self.linear_optimizer = self._optimizer_over(self.classifier, "linear_lr")
+        self.schedule = PlateauRates(self.optimizer)
         self.network_sma = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.update_count: torch.Tensor
         self.register_buffer("update_count", torch.tensor([0]))
@@ -118,6 +128,24 @@ class ERMPlusPlus(ERM):
         self.network_sma.train()
         self.network_sma(concatenate(minibatches)[0])
         self.network_sma.eval()
+
+    def training_stages(self) -> Sequence[Stage]:
+        if not self.chosen["auto_lr"]:
+            return super().training_stages()
+        return Stage(replacement=False, validation=("loss",)), Stage("all", replacement=False)
+
+    def take_over(self, before: ERMPlusPlus) -> None:
+        self.schedule.to_come = [*before.schedule.rates]
+
+    def on_record(self, metrics: dict[str, float]) -> bool:
+        if not self.chosen["auto_lr"]:
+            return False
+        metrics["lr"] = self.schedule.rate
+        if self.updates_done() <= self.chosen["linear_steps"]:
+            return False
+        if metrics["stage"] == 1:
+            return self.schedule.follow(metrics["val_loss"])
+        return self.schedule.replay()
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.network_sma(x)

@@ -1,4 +1,4 @@
-"""ERM++ and its learning rates, naively: all weights are kept, and their mean is taken anew."""
+"""ERM++, naively: all weights are kept, and their mean is taken anew."""
 
 from __future__ import annotations
 
@@ -49,25 +49,6 @@ class NaiveERMPlusPlus:
         for average, *weights in zip(self.network_sma.parameters(), *kept, strict=True):
             average.data = sum(weights) / len(weights)
         return loss.item()
-
-
-def rates_by_plateau(losses, rate):
-    """The rate after each record: a tenth after two records in a row that are no improvement.
-
-    An improvement is one by a ten-thousandth. The list ends with the third fall.
-    """
-    rates, best, without, falls = [], float("inf"), 0, 0
-    for loss in losses:
-        if loss < best * (1 - 1e-4):
-            best, without = loss, 0
-        else:
-            without += 1
-        if without > 1:
-            rate, without, falls = rate * 0.1, 0, falls + 1
-        rates.append(rate)
-        if falls == 3:
-            break
-    return rates
 
 
 NAIVE = {"ERMPlusPlus": NaiveERMPlusPlus}

@@ -12,6 +12,7 @@ from torch import nn
 from domainbed.algorithms import ERMPlusPlus
 from domainbed.algorithms.averaging import mean_rate, move_towards
 from domainbed.algorithms.lars import LARS
+from domainbed.algorithms.plateau import PlateauRates
 from domainbed.errors import UserError
 from domainbed.networks.featurizer import NETWORKS
 from domainbed.spec import RunSpec
@@ -148,6 +149,19 @@ def test_the_average_is_never_in_training_mode():
         assert algorithm.train(mode).training is mode
         assert not algorithm.network_sma.training
     assert not any(p.requires_grad for p in algorithm.network_sma.parameters())
+
+
+def test_rates_fall_with_the_second_record_in_a_row_without_improvement():
+    optimizer = torch.optim.Adam(nn.Linear(1, 1).parameters(), lr=1.0)
+    schedule = PlateauRates(optimizer)
+    losses = [1.0, 0.9999, 1.1, 0.5, 0.6, 0.5, 0.4, 0.4, 0.4]
+    #         best, no more: a ten-thousandth is asked for, fall, best, -, fall, best, -, third fall
+    ended = [schedule.follow(loss) for loss in losses]
+    assert schedule.rates == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001])
+    assert ended == [False] * 8 + [True]
+    schedule.to_come = [0.5, 0.25]
+    assert [(schedule.replay(), schedule.rate) for _ in range(2)] == [(False, 0.5), (True, 0.25)]
+    assert optimizer.param_groups[0]["lr"] == 0.25
 
 
 def test_permuted_domains_and_samples_give_the_same_weights():

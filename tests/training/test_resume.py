@@ -24,7 +24,10 @@ from domainbed.training import checkpoint
 from domainbed.training.trainer import RunOptions, run
 
 STEPS, EVERY = 10, 2
-HPARAMS = {"DANN": {"mlp_dropout": 0.5, "grad_penalty": 0.1, "d_steps_per_g_step": 2}}
+HPARAMS = {
+    "DANN": {"mlp_dropout": 0.5, "grad_penalty": 0.1, "d_steps_per_g_step": 2},
+    "ERMPlusPlus": {"linear_steps": 3, "sma_start": 5},
+}
 
 
 def hparams_of(algorithm: str, switch: int) -> dict[str, Any]:

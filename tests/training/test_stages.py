@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from vectors import IMAGES, Killed, Vectors, records, run_until
 
 from domainbed.algorithms import ALGORITHMS, ERM, Stage
-from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.datasets import DATASETS
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, build, checkpoint, run
 from domainbed.training.model_file import read_model
 from domainbed.training.splits import Split, undivided
 
-STEPS, EVERY, IMAGES = 7, 2, 23
+STEPS, EVERY = 7, 2
 
 
 class Halving(ERM):
@@ -60,20 +59,6 @@ class Halving(ERM):
         self.calls.append("end")
 
 
-class Vectors(MultipleDomainDataset):
-    """Three domains of a few vectors of two classes."""
-
-    ENVIRONMENTS = ("a", "b", "c")
-    small_images = True
-
-    def __init__(self, root: str, test_envs: Any, hparams: Any) -> None:
-        source = torch.Generator().manual_seed(0)
-        self.input_shape, self.num_classes = (6,), 2
-        y = torch.arange(IMAGES) % 2
-        noise = [torch.randn(IMAGES, 6, generator=source) for _ in self.ENVIRONMENTS]
-        self.datasets = [TensorDataset(x + y[:, None], y) for x in noise]
-
-
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ALGORITHMS._entries, "Halving", Halving)
@@ -84,14 +69,6 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def spec_of(algorithm: str = "Halving", **fields: Any) -> RunSpec:
     given = {"steps": STEPS, "checkpoint_freq": EVERY, "hparams": {"batch_size": 4}, **fields}
     return RunSpec.create("Vectors", algorithm, [2], **given)
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """All records but for timings and the folder's own path."""
-    found = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    for record in found:
-        del record["step_time"], record["args"]["output_dir"]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -155,22 +132,6 @@ def test_a_stage_on_all_images_cuts_nothing_off() -> None:
     for split in further.stage_splits:
         assert (split.out, sorted(split.inside)) == ([], list(range(IMAGES)))
     assert undivided(Split([5, 1], [4, 2], [3])) == Split([], [5, 1, 4, 2], [3])
-
-
-class Killed(BaseException):
-    """Stands for a kill at a moment that a test chooses."""
-
-
-def run_until(spec: RunSpec, folder: Path, call: int) -> None:
-    """Stops after so many steps of this session, whatever their stage."""
-    steps = iter(range(1, 100))
-
-    def on_step(taken: int) -> None:
-        if next(steps) == call:
-            raise Killed
-
-    with pytest.raises(Killed):
-        run(spec, folder, on_step=on_step)
 
 
 @pytest.mark.parametrize("step", range(1, 13))
