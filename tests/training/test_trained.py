@@ -119,7 +119,7 @@ def test_images_given_to_a_method_that_looks_at_batches_are_one_domain(
     algorithm: str, tmp_path: Path
 ) -> None:
     """A model predicts as the run did: the noise of MTL is the same, classes are mixed."""
-    spec = RunSpec.create("ColoredDigits", algorithm, [1], steps=2, hparams={"batch_size": 8})
+    spec = RunSpec.create("ColoredDigits", algorithm, [1], steps=1, hparams={"batch_size": 8})
     run(spec, tmp_path / "run")
     model, domain = load_model(tmp_path / "run", "cpu"), rebuild(RunFolder(tmp_path / "run"))
     inside = domain.splits[1].inside[:64]
