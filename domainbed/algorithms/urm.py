@@ -54,7 +54,11 @@ def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
             "adam", ("adam",), "discriminator: optimizer", further=("sgd",)
         ),
         "urm_discriminator_label_smoothing": Uniform(
-            0.0, 0.0, 0.0, "discriminator: width of the range its labels are drawn from", least=0
+            0.0,
+            *(0.0, 0.0),
+            "discriminator: width of the range its labels are drawn from",
+            least=0,
+            below=1,
         ),
         "urm_discriminator_lr": LogUniform(
             rate, low, high, "discriminator: step size of its optimizer", above=0
