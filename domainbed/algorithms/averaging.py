@@ -30,3 +30,11 @@ def mean_rate(update: int, start: int) -> float:
     the updates `start` − 1, …, `update`.
     """
     return 1 / max(1, update - start + 2)
+
+
+@torch.no_grad()
+def gather_statistics(average: nn.Module, x: torch.Tensor) -> None:
+    """One pass of inputs x (N, …) in training mode, from which batch norm layers gather theirs."""
+    average.train()
+    average(x)
+    average.eval()

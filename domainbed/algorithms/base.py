@@ -153,6 +153,14 @@ class Algorithm(nn.Module):
         """Logits: (B, *input_shape) to (B, C)."""
         raise NotImplementedError
 
+    def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
+        """The featurizer and the classifier whose predictions are the algorithm's.
+
+        Raises:
+            AttributeError: it has none.
+        """
+        return self.get_submodule("featurizer"), self.get_submodule("classifier")
+
 
 def _check_class(entry: Any) -> None:
     """Raises `ValueError` where a class cannot be trained."""

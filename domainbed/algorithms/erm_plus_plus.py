@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from domainbed.algorithms.averaging import mean_rate, move_towards
+from domainbed.algorithms.averaging import gather_statistics, mean_rate, move_towards
 from domainbed.algorithms.base import (
     Minibatches,
     Objective,
@@ -115,19 +115,13 @@ class ERMPlusPlus(ERM):
         self.update_count += 1
         move_towards(self.network_sma, self.network, mean_rate(done + 1, self.chosen["sma_start"]))
         if trains_batch_norm(self.network):
-            self._gather_statistics(minibatches)
+            gather_statistics(self.network_sma, concatenate(minibatches)[0])
         return as_numbers({"loss": loss, **metrics})
 
     def _descend_head(self, loss: torch.Tensor) -> None:
         self.linear_optimizer.zero_grad()
         loss.backward(inputs=list(self.classifier.parameters()))  # none of the featurizer's
         self.linear_optimizer.step()
-
-    @torch.no_grad()
-    def _gather_statistics(self, minibatches: Minibatches) -> None:
-        self.network_sma.train()
-        self.network_sma(concatenate(minibatches)[0])
-        self.network_sma.eval()
 
     def training_stages(self) -> Sequence[Stage]:
         if not self.chosen["auto_lr"]:
@@ -149,6 +143,9 @@ class ERMPlusPlus(ERM):
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.network_sma(x)
+
+    def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
+        return self.network_sma[0], self.network_sma[1]
 
     def train(self, mode: bool = True) -> ERMPlusPlus:
         super().train(mode)

@@ -99,6 +99,9 @@ class FishrAddOn(Algorithm):
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.base.predict(x)
 
+    def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
+        return self.base.predicting_parts()
+
     def training_stages(self) -> Sequence[Stage]:
         return self.base.training_stages()
 

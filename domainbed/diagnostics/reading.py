@@ -13,7 +13,7 @@ from domainbed.training.experiment import Experiment
 
 
 def network_of(experiment: Experiment) -> nn.Sequential:
-    """Featurizer, then classifier, in evaluation mode; the algorithm's own.
+    """Featurizer, then classifier, in evaluation mode; those that the algorithm predicts with.
 
     Raises:
         UserError: the algorithm has no such parts, or looks at more than them to predict.
@@ -24,7 +24,7 @@ def network_of(experiment: Experiment) -> nn.Sequential:
             "images of a batch"
         )
     try:
-        parts = [experiment.algorithm.get_submodule(n) for n in ("featurizer", "classifier")]
+        parts = experiment.algorithm.predicting_parts()
     except AttributeError as error:
         raise UserError(
             f"{experiment.spec.algorithm} cannot be diagnosed ({error}): only algorithms with a "

@@ -166,7 +166,13 @@ class Trainer:
         """What the progress table leaves out, to be as wide as a terminal."""
         training = {self._key(e, "in", "accuracy") for e in self.experiment.train_envs}
         on_gpu = self.experiment.device.type == "cuda"
-        return {"epoch"} | training | (set() if on_gpu else {"mem_gb"})
+        validating = {
+            self._key(e, split, metric)
+            for metric in set(self.experiment.stage.validation) - set(self.spec.metrics)
+            for e in range(len(self.experiment.domains))
+            for split in ("in", "out", "uda")
+        }
+        return {"epoch"} | training | validating | (set() if on_gpu else {"mem_gb"})
 
     def _resume(self) -> Progress:
         if self.folder.done.exists():

@@ -256,3 +256,15 @@ def test_the_options_of_the_published_search_space_stay_out_of_records():
     spec = RunSpec.create("PACS", "ERMPlusPlus", [0])
     assert spec.hparams["linear_lr"] == 5e-5
     assert not set(ERMPlusPlus.options) & set(spec.hparams)
+
+
+@pytest.mark.parametrize("name", ["ERMPlusPlus", "Fishr+ERMPlusPlus"])
+def test_what_predicts_is_what_is_diagnosed(name):
+    algorithm = build(name, shape=VECTORS, dtype=torch.float64, **SMALL, lr=0.05)
+    trained = getattr(algorithm, "base", algorithm).network
+    for step in range(4):
+        algorithm.update(random_minibatches((4, 3), step, VECTORS, dtype=torch.float64))
+    x = random_minibatches((5,), 7, VECTORS, dtype=torch.float64)[0][0]
+    parts = nn.Sequential(*algorithm.predicting_parts())
+    assert torch.equal(parts(x), algorithm.predict(x))
+    assert not torch.allclose(parts(x), trained(x), atol=1e-4)

@@ -99,6 +99,10 @@ def test_records_of_both_stages(whole: Path) -> None:
         assert keys == ({f"fd_env{e}_in_acc" for e in range(3)} if last else {"fd_env2_in_acc"})
         assert "val_loss" not in record
         assert record["epoch"] == pytest.approx(record["step"] / (IMAGES / 4))
+    shown = (whole / "out.txt").read_text()
+    assert "Stage 2 of 2" in shown
+    assert "val_loss" in shown
+    assert "env0_out_loss" not in shown  # there would be no end of columns
 
 
 def test_the_hooks_are_called_in_order(tmp_path: Path) -> None:
