@@ -69,6 +69,35 @@ def test_the_domains_have_graphs_of_their_own(name):
     assert 7 not in seen[:2]
 
 
+@pytest.mark.parametrize("name", ["ANDMask", "IGA"])
+def test_a_class_that_overrides_predict_is_trained_on_what_it_predicts(name):
+    cls = get_algorithm_class(name)
+    shifted = type(name, (cls,), {"predict": lambda self, x: self.network(x + 1)})
+    twin = small(name)
+    torch.manual_seed(0)
+    algorithm = shifted(VECTORS, 3, 2, twin.hparams).double()
+    algorithm.load_state_dict(twin.state_dict())
+    minibatches = vectors((3, 4))
+    moved = [(x + 1, y) for x, y in minibatches]
+    assert algorithm.update(minibatches) == twin.update(moved)
+    assert_same_tensors(algorithm, twin)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batch_norm_that_trains_sees_one_domain_at_a_time(name):
+    """As in DomainBed: TRM's pass and the first one of Transfer are pooled."""
+    algorithm = small(name, iters=0)
+    norm = nn.BatchNorm1d(8).double()
+    seen = []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    algorithm.featurizer.output = nn.Sequential(algorithm.featurizer.output, norm)
+    algorithm.network = nn.Sequential(algorithm.featurizer, algorithm.classifier)
+    algorithm.optimizer = algorithm.new_optimizer(algorithm.network)
+    metrics = algorithm.update(vectors((3, 3)))
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert seen == {"TRM": [6], "Transfer": [6, 3, 3, 3, 3]}.get(name, [3, 3])
+
+
 def test_and_mask_by_hand():
     gradients = torch.tensor([[1.0, 1.0, -2.0, 0.0], [3.0, -1.0, -1.0, 1.0], [2.0, 5.0, -9.0, 4.0]])
     # agreements 1, 1/3, 1, 2/3
