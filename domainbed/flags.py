@@ -50,7 +50,7 @@ def _flag_options(model: type[Settings], name: str, schema: Schema) -> dict[str,
     kinds = _kinds(model, schema)
     if kinds == {"boolean"}:
         return {**options, "action": argparse.BooleanOptionalAction}
-    if _is_list(kinds):
+    if _is_list(kinds) or schema.get("several_words"):
         options["nargs"] = "+"
     if "enum" in schema:
         return {**options, "metavar": "{" + ",".join(map(str, schema["enum"])) + "}"}
@@ -61,10 +61,12 @@ def _meant(name: str, schema: Schema, model: type[Settings], value: Any) -> Any:
     kinds = _kinds(model, schema)
     if _is_text(kinds) or kinds == {"boolean"}:
         return value
+    words = value if isinstance(value, list) else [value]
     try:
-        return [parse_value(text) for text in value] if _is_list(kinds) else parse_value(value)
+        values = [parse_value(word) for word in words]
     except UserError as error:
         raise UserError(f"--{name}: {error}", name) from error
+    return values if _is_list(kinds) or len(values) > 1 else values[0]
 
 
 def _kinds(model: type[Settings], schema: Schema) -> set[str]:
@@ -113,5 +115,6 @@ def json_schema(model: type[Settings]) -> dict[str, Any]:
     """The JSON schema of a model's YAML files, by which editors complete and check them."""
     schema = model.model_json_schema()
     for properties in schema.get("properties", {}).values():
-        properties.pop("default_text", None)
+        for ours in ("default_text", "several_words"):
+            properties.pop(ours, None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

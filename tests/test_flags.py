@@ -6,6 +6,7 @@ import json
 import pytest
 from test_settings import Example
 
+from domainbed.cli.train import TrainSettings
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, docs_table, json_schema, read_flags
 from domainbed.settings import Settings, Text
@@ -80,3 +81,21 @@ def test_the_schema_is_json_and_says_what_a_file_may_hold():
     assert fields["kind"]["enum"] == ["needed", "all"]
     assert fields["share"]["exclusiveMaximum"] == 1
     assert not any("default_text" in field for field in fields.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "envs"), [(["0", "2"], [0, 2]), (["[0, 2]"], [0, 2]), (["1"], 1)], ids=str
+)
+def test_test_domains_as_one_word_or_several(words, envs):
+    """As DomainBed's flag takes them, and as YAML."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser, TrainSettings)
+    given = read_flags(parser.parse_args(["--test_envs", *words]), TrainSettings)
+    assert given["test_envs"] == envs
+
+
+def test_a_list_broken_into_words_is_refused():
+    parser = argparse.ArgumentParser()
+    add_flags(parser, TrainSettings)
+    with pytest.raises(UserError, match="test_envs"):
+        read_flags(parser.parse_args(["--test_envs", "[0,", "2]"]), TrainSettings)

@@ -26,7 +26,11 @@ class TrainSettings(RunFields, RunOptions):
         ".jsonl of images",
     )
     algorithm: Text = Field("ERM", description="a name of `domainbed list algorithms`")
-    test_envs: Listed[int] = Field((0,), description="numbers of the domains held out")
+    test_envs: Listed[int] = Field(
+        (0,),
+        description="numbers of the domains held out, such as 0 1",
+        json_schema_extra={"several_words": True},
+    )
     hparams: dict[str, Any] = Field(
         default_factory=dict,
         description="""fixed hyper-parameters, as JSON: '{"lr": 0.001}'""",
