@@ -12,9 +12,9 @@ import pandas as pd
 from domainbed.errors import UserError
 from domainbed.protocols import get_protocol, protocol_names
 from domainbed.published import PublishedValue, Source, get_source, published_values
-from domainbed.records import NOT_RECORDED
+from domainbed.records import NOT_RECORDED, RUN_KEYS
 from domainbed.reporting.statistics import TIE
-from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table
+from domainbed.reporting.tables import AVERAGE, MEAN_RANK, Cell, Column, Report, Table
 from domainbed.selection import SelectionMethod
 
 
@@ -80,7 +80,7 @@ def beside_published(report: Report, source: str) -> list[BesideCell]:
         _beside(report, table, algorithm, position, values[key], told)
         for table, algorithm, position in _positions(report)
         if (key := _key(table, algorithm, table.columns[position])) in values
-        and _is_comparable(report, table.columns[position], paper)
+        and _is_comparable(table.columns[position], told)
     ]
     if not cells:
         datasets = ", ".join(dict.fromkeys(report.records.runs["dataset"]))
@@ -114,11 +114,10 @@ def _key(table: Table, algorithm: str, column: Column) -> tuple[str, str, str, s
     return (table.selection, kind, column.dataset, algorithm, domain)
 
 
-def _is_comparable(report: Report, column: Column, paper: Source) -> bool:
-    if column.dataset in set(report.records.runs["dataset"]):
+def _is_comparable(column: Column, told: _Told) -> bool:
+    if column.dataset in told.datasets:
         return True
-    published = {value.dataset for value in published_values(paper.name)} - {column.dataset}
-    return column.test_env != MEAN_RANK and published == set(report.records.runs["dataset"])
+    return column.test_env != MEAN_RANK and told.datasets == told.published_datasets
 
 
 def _beside(
@@ -126,7 +125,7 @@ def _beside(
 ) -> BesideCell:
     column, cell = table.columns[position], table.rows[algorithm][position]
     method = next(method for method in report.methods if method.name == table.selection)
-    runs = _runs(report.records.runs, method, algorithm, column)
+    runs = _runs(told, method, algorithm, column)
     found = tuple(_mismatches(cell, runs, get_source(value.source), told))
     mean, std_err = _number(cell.mean), _number(cell.std_err)
     error = math.hypot(std_err, _number(value.std_err))
@@ -142,18 +141,21 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _runs(
-    runs: pd.DataFrame, method: SelectionMethod, algorithm: str, column: Column
-) -> pd.DataFrame:
-    """The runs that a cell rests on."""
-    mine = runs[runs["algorithm"] == algorithm]
-    if column.dataset in set(runs["dataset"]):
-        mine = mine[mine["dataset"] == column.dataset]
-    if column.test_env.isdigit():
-        mine = mine[[method.uses(envs, int(column.test_env)) for envs in mine["test_envs"]]]
-    else:
-        mine = mine[[any(method.uses(envs, env) for env in envs) for envs in mine["test_envs"]]]
-    return mine
+def _runs(told: _Told, method: SelectionMethod, algorithm: str, column: Column) -> pd.DataFrame:
+    """What is told of the runs that a cell rests on."""
+    datasets = {column.dataset} & told.datasets or told.datasets
+    of_datasets = [
+        told.of_runs[key] for dataset in datasets if (key := (dataset, algorithm)) in told.of_runs
+    ]
+    if not of_datasets:
+        return pd.DataFrame()
+    mine = pd.concat(of_datasets)
+    return mine[[_is_used(envs, method, column) for envs in mine["test_envs"]]]
+
+
+def _is_used(test_envs: tuple[int, ...], method: SelectionMethod, column: Column) -> bool:
+    tested = [int(column.test_env)] if column.test_env.isdigit() else test_envs
+    return any(method.uses(test_envs, env) for env in tested)
 
 
 def _mismatches(cell: Cell, runs: pd.DataFrame, paper: Source, told: _Told) -> Iterator[Mismatch]:
@@ -163,20 +165,28 @@ def _mismatches(cell: Cell, runs: pd.DataFrame, paper: Source, told: _Told) -> I
         return
     if cell.n_trials < paper.trials:
         yield Mismatch("trials", str(cell.n_trials), str(paper.trials))
-    draws = runs.groupby(["dataset", "test_envs", "trial_seed"])["hparams_seed"].nunique().min()
-    if draws < paper.draws:
+    if (draws := runs["hparams_seeds"].min()) < paper.draws:
         yield Mismatch("draws", str(draws), str(paper.draws))
     for what, usual in told.usual.items():
-        others = sorted(set(told.of_runs.loc[runs.index, what]) - {usual})
+        others = sorted(set(runs[what]) - {usual})
         if others:
             yield Mismatch(what, ", ".join(others), usual)
 
 
 class _Told(NamedTuple):
-    """What must be as in the paper: its values by name, and a column of each with those of runs."""
+    """What a comparison rests on.
+
+    Attributes:
+        usual: what must be as in the paper, by name.
+        of_runs: by dataset and algorithm one row per run, with a column for each of these, its
+            `test_envs`, and `hparams_seeds`, how many its test domains and trial have.
+        datasets, published_datasets: of the runs, and of the paper.
+    """
 
     usual: dict[str, str]
-    of_runs: pd.DataFrame
+    of_runs: dict[tuple[str, str], pd.DataFrame]
+    datasets: set[str]
+    published_datasets: set[str]
 
 
 def _told(runs: pd.DataFrame, paper: Source) -> _Told:
@@ -205,7 +215,14 @@ def _told(runs: pd.DataFrame, paper: Source) -> _Told:
         }
         for run in runs.to_dict("records")
     ]
-    return _Told(usual, pd.DataFrame(rows, index=runs.index))
+    keys = [key for key in RUN_KEYS if key != "hparams_seed"]
+    seeds = runs.groupby(keys)["hparams_seed"].transform("nunique")
+    told = pd.DataFrame(rows, index=runs.index).assign(hparams_seeds=seeds)
+    told["test_envs"] = runs["test_envs"]
+    groups = told.groupby([runs["dataset"], runs["algorithm"]])
+    published = {value.dataset for value in published_values(paper.name)} - {AVERAGE}
+    by_group = {(str(dataset), str(algorithm)): of for (dataset, algorithm), of in groups}
+    return _Told(usual, by_group, set(runs["dataset"]), published)
 
 
 def _fields(

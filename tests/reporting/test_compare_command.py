@@ -6,11 +6,13 @@ import csv
 import io
 import json
 
+import fake_sweep
 import pytest
 from fake_sweep import random_runs, write
 
 from domainbed.cli import main
 from domainbed.cli.compare import UNITS
+from domainbed.names import DATASET_DOMAINS
 from domainbed.published import published_values
 from domainbed.reporting import build_report, load_records, statistics
 from domainbed.reporting.beside import beside_published
@@ -201,3 +203,18 @@ def test_no_published_number(tmp_path, printed):
 
 def test_the_units_of_the_flag_are_all_there_are():
     assert UNITS == statistics.UNITS
+
+
+def test_the_average_over_datasets_needs_those_of_the_paper(tmp_path, monkeypatch):
+    published = list(DATASET_DOMAINS)[:7]
+    for name in published:
+        monkeypatch.setitem(fake_sweep.DOMAINS, name, len(DATASET_DOMAINS[name]))
+    write(tmp_path, random_runs(0, published, ["ERM"], n_trials=1, pairs=False))
+    cells = beside_published(build_report(load_records(tmp_path), ["oracle"]), PAPER)
+    assert [cell.dataset for cell in cells] == [*published, "Avg"]
+    means = [cell.mean for cell in cells]
+    assert means[-1] == pytest.approx(sum(means[:-1]) / 7)
+    assert cells[-1].published_mean == 68.7
+    fewer = load_records(tmp_path)
+    fewer = fewer.only(fewer.runs["dataset"] != "PACS")
+    assert len(beside_published(build_report(fewer, ["oracle"]), PAPER)) == 6
