@@ -62,13 +62,15 @@ class Records:
         step, domain = values["step"].to_numpy(), values["domain"].to_numpy()
         first = step.min(initial=0)
         span = step.max(initial=0) - first + 1  # one integer per record sorts far faster than two
-        found, rows = np.unique(
-            values["run"].to_numpy() * span + (step - first), return_inverse=True
-        )
+        codes, seen = pd.factorize(values["run"].to_numpy() * span + (step - first))
+        order = np.argsort(seen)  # of the records alone: to sort all values takes far longer
+        found, rows = seen[order], np.argsort(order)[codes]
         domains = max([0, *self.runs["num_domains"], domain.max(initial=-1) + 1])
         splits = np.full((2, len(found), domains), np.nan)
         splits[(values["split"] == "out").to_numpy().astype(int), rows, domain] = values["value"]
-        keys = self.runs[[*RUN_KEYS, "num_domains"]].iloc[found // span].reset_index(drop=True)
+        runs = self.runs[[*RUN_KEYS, "num_domains"]]
+        runs = runs.astype({"dataset": object, "algorithm": object})  # repeated without a copy
+        keys = runs.iloc[found // span].reset_index(drop=True)
         return AccuracyTable(keys.assign(step=found % span + first), splits[0], splits[1])
 
 
@@ -88,5 +90,7 @@ class AccuracyTable:
     def only(self, wanted: Any) -> AccuracyTable:
         """The rows where `wanted` is true."""
         rows = np.asarray(wanted, dtype=bool)
+        if rows.all():
+            return self
         keys = self.keys[rows].reset_index(drop=True)
         return AccuracyTable(keys, self.in_split[rows], self.out_split[rows])

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
-from itertools import compress
+from itertools import count, groupby
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import pandas as pd
 
 from domainbed.errors import UserError
-from domainbed.record_keys import parse_record_key
-from domainbed.records import NO_DOMAIN, RUN_KEYS, Records
-from domainbed.reporting.results_file import REMEDY, read_file
+from domainbed.records import RUN_KEYS, Records
+from domainbed.reporting.chunk import assembled
+from domainbed.reporting.chunk_cache import read_files
 from domainbed.run_folder import RunFolder
 from domainbed.selection import SELECTION_METHODS
 from domainbed.yaml_file import read_yaml
@@ -49,16 +46,25 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
             finished run is cut off. That of an unfinished run is skipped, with a warning.
     """
     roots = as_paths(folders)
-    files = list(dict.fromkeys(file for root in roots for file in _record_files(root)))
-    read = _Reading()
-    for done, file in enumerate(files, start=1):
-        read.file(file)
+    files_of: dict[Path, Path] = {}
+    for root in roots:
+        files_of |= {file: root for file in _record_files(root) if file not in files_of}
+    files, counted = list(files_of), count()
+
+    def on_file() -> None:
         if progress:
-            progress(done, len(files))
-    if not read.records:
+            progress(next(counted) + 1, len(files))
+
+    chunks = [
+        chunk
+        for root, of_root in groupby(files, key=files_of.__getitem__)
+        for chunk in read_files(root, list(of_root), on_file)
+    ]
+    whole = assembled(chunks, files)
+    if not whole.runs:
         why = _failures(roots) or "wait for the first checkpoint"
         raise UserError(f"no complete record in {_join(roots)}: {why}")
-    records = Records(read.table(), _values(read))
+    records = whole.as_records()
     _warn_of_duplicates(records)
     _warn_of_unfinished(files)
     return records
@@ -133,7 +139,7 @@ def run_folders(root: Path) -> list[Path]:
 
 def _record_files(root: Path) -> list[Path]:
     files = [folder / RECORDS_FILE for folder in run_folders(root)]
-    found = [file for file in files if file.is_file() and _stays(root, file)]
+    found = [file for file in files if _is_own_file(root, file)]
     if not found:
         why = _failures([root]) or f"neither it nor a folder in it holds {RECORDS_FILE}"
         raise UserError(f"no records in {str(root)!r}: {why}")
@@ -150,6 +156,14 @@ def _failures(roots: Iterable[Path]) -> str:
     return f"{runs} failed, such as {failed[0][0]}: {failed[0][1]}"
 
 
+def _is_own_file(root: Path, file: Path) -> bool:
+    try:
+        mode = os.lstat(file).st_mode  # one system call, where there are many thousands of files
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and file.is_file() and _stays(root, file))
+
+
 def _stays(root: Path, path: Path | os.DirEntry[str]) -> bool:
     """Whether a file or folder found in `root` is no link that leads elsewhere."""
     if not path.is_symlink() or Path(path).resolve().is_relative_to(root.resolve()):
@@ -162,86 +176,8 @@ def _join(paths: Iterable[str | Path]) -> str:
     return ", ".join(repr(str(path)) for path in paths)
 
 
-class _Reading:
-    """What was read so far: the runs, and for each record its run, line and contents."""
-
-    def __init__(self) -> None:
-        self.runs: list[dict[str, Any]] = []
-        self.records: list[dict[str, Any]] = []
-        self.run: list[int] = []
-        self.line: list[int] = []
-
-    def file(self, path: Path) -> None:
-        """Reads one results.jsonl."""
-        for line, run, record in read_file(path):
-            if not self.runs or run is not self.runs[-1]:
-                self.runs.append(run)
-            self.records.append(record)
-            self.run.append(len(self.runs) - 1)
-            self.line.append(line)
-
-    def table(self) -> pd.DataFrame:
-        """The runs as in `Records.runs`."""
-        told = ((record["step"], record.get("diverged") is True) for record in self.records)
-        by_run = pd.DataFrame(told, columns=["last_step", "diverged"]).groupby(self.run)
-        ends = by_run.max().assign(num_records=by_run.size())
-        return pd.DataFrame(self.runs).join(ends)
-
-    def place(self, record: int) -> str:
-        """File and line of a record."""
-        folder = Path(self.runs[self.run[record]]["folder"])
-        return f"{folder / RECORDS_FILE}, line {self.line[record]}"
-
-
-class _Block(NamedTuple):
-    """All numbers under one key, and the positions of the records that they are from."""
-
-    domain: int
-    split: str
-    metric: str
-    records: np.ndarray
-    numbers: np.ndarray
-
-
-def _values(read: _Reading) -> pd.DataFrame:
-    """The tidy table, made key by key: far cheaper than record by record."""
-    names: dict[str, Any] = {}
-    for record in read.records:
-        names.update(record)
-    blocks = [_block(name, read) for name in names if name not in ("step", "diverged")]
-    records = np.concatenate([np.empty(0, int), *(block.records for block in blocks)])
-    sizes = [len(block.records) for block in blocks]
-    columns: dict[str, Any] = {
-        "run": np.array(read.run)[records],
-        "step": np.array([record["step"] for record in read.records])[records],
-        "domain": np.repeat(np.array([block.domain for block in blocks], dtype=int), sizes),
-    }
-    for column in ("split", "metric"):
-        codes, known = pd.factorize(np.array([getattr(b, column) for b in blocks], dtype=object))
-        columns[column] = pd.Categorical.from_codes(np.repeat(codes, sizes), known)
-    columns["value"] = np.concatenate([np.empty(0), *(block.numbers for block in blocks)])
-    return pd.DataFrame(columns)
-
-
-def _block(name: str, read: _Reading) -> _Block:
-    domain, split, metric = parse_record_key(name) or (NO_DOMAIN, "", name)
-    found = [record.get(name) for record in read.records]
-    is_number = np.full(len(found), True)
-    if not set(map(type, found)) <= {float, int}:  # what is neither, a text say, is left out
-        is_number = np.array([type(value) in (float, int) for value in found])
-    numbers = np.array(found if is_number.all() else list(compress(found, is_number)), dtype=float)
-    if split and metric == "accuracy":
-        is_wrong = np.array([value is not None for value in found])
-        is_wrong[is_number] = ~((numbers >= 0) & (numbers <= 1))
-        for bad in is_wrong.nonzero()[0].tolist():
-            raise UserError(
-                f"{read.place(bad)}: {name} is {found[bad]!r}, not a number in [0, 1]: {REMEDY}"
-            )
-    return _Block(domain, split, metric, is_number.nonzero()[0], numbers)
-
-
 def _warn_of_unfinished(files: Sequence[Path]) -> None:
-    unfinished = sum(not file.with_name("done").exists() for file in files)
+    unfinished = sum(not os.path.exists(f"{os.path.dirname(file)}/done") for file in files)
     # Records that others made may come without any mark of the end.
     marked = unfinished < len(files) or any(file.with_name("run.json").exists() for file in files)
     if unfinished and marked:

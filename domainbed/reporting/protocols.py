@@ -11,7 +11,8 @@ from domainbed.records import NOT_RECORDED
 
 def protocol_of(runs: pd.DataFrame) -> str:
     """The protocol of some runs, as in "default (version 1)"; all, if there are several."""
-    return ", ".join(sorted(set(_protocols(runs))))
+    different = runs[["protocol", "protocol_version"]].drop_duplicates()
+    return ", ".join(sorted(set(_protocols(different))))
 
 
 def mixtures(runs: pd.DataFrame) -> list[str]:

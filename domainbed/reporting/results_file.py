@@ -102,12 +102,22 @@ def _run_of(record: Any, previous: dict[str, Any]) -> tuple[dict[str, Any], int]
         raise TypeError(f"{record!r} is not a record (a JSON object)")
     args, hparams = record.pop("args"), record.pop("hparams", {})  # equal ones are freed, not kept
     step = record["step"]
-    if not _is_int(step):
-        raise TypeError(f"step is {step!r}, not an integer")
+    if not _is_int(step) or abs(step) >= 2**63:
+        raise TypeError(f"step is {step!r}, not an integer of 64 bits")
     is_same = previous and args == previous["args"] and hparams == previous["hparams"]
-    run = previous if is_same else {**_run(args), "hparams": hparams, "args": args}
-    domains = _count_domains(record, run["test_envs"])
-    return run if run.get("num_domains") == domains else {**run, "num_domains": domains}, step
+    domains = _count_domains(record, previous["test_envs"] if is_same else _run(args)["test_envs"])
+    if is_same and previous["num_domains"] == domains:
+        return previous, step
+    return run_facts(args, hparams, domains), step
+
+
+def run_facts(args: Any, hparams: Any, num_domains: int) -> dict[str, Any]:
+    """The columns of `Records.runs` that one record tells.
+
+    Raises:
+        TypeError, KeyError: something is wrong with them, or missing.
+    """
+    return {**_run(args), "hparams": hparams, "args": args, "num_domains": num_domains}
 
 
 def _run(args: Any) -> dict[str, Any]:
