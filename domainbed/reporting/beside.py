@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from domainbed.errors import UserError
+from domainbed.names import DATASET_DOMAINS
 from domainbed.protocols import get_protocol, protocol_names
 from domainbed.published import PublishedValue, Source, get_source, published_values
 from domainbed.records import NOT_RECORDED, RUN_KEYS
@@ -126,7 +127,10 @@ def _beside(
     column, cell = table.columns[position], table.rows[algorithm][position]
     method = next(method for method in report.methods if method.name == table.selection)
     runs = _runs(told, method, algorithm, column)
-    found = tuple(_mismatches(cell, runs, get_source(value.source), told))
+    found = (
+        *_mismatches(cell, runs, get_source(value.source), told),
+        *_untested(runs, column),
+    )
     mean, std_err = _number(cell.mean), _number(cell.std_err)
     error = math.hypot(std_err, _number(value.std_err))
     difference = mean - value.mean
@@ -173,6 +177,15 @@ def _mismatches(cell: Cell, runs: pd.DataFrame, paper: Source, told: _Told) -> I
             yield Mismatch(what, ", ".join(others), usual)
 
 
+def _untested(runs: pd.DataFrame, column: Column) -> Iterator[Mismatch]:
+    """An average is over the test domains that are there."""
+    if column.test_env.isdigit() or column.dataset not in DATASET_DOMAINS or runs.empty:
+        return
+    tested = len({envs for envs in runs["test_envs"] if len(envs) == 1})
+    if tested < (all_ := len(DATASET_DOMAINS[column.dataset])):
+        yield Mismatch("test domains", str(tested), str(all_))
+
+
 class _Told(NamedTuple):
     """What a comparison rests on.
 
@@ -197,6 +210,7 @@ def _told(runs: pd.DataFrame, paper: Source) -> _Told:
         "shared_draws": False,
         **get_protocol(paper.protocol).fields,
     }
+    fields.pop("eval_splits")  # which changes no number of a table
     usual = {
         "steps": str(paper.steps),
         "backbone": paper.backbone,
@@ -207,7 +221,7 @@ def _told(runs: pd.DataFrame, paper: Source) -> _Told:
     named = {name: get_protocol(name).fields for name in protocol_names()}
     rows = [
         {
-            "steps": str(run["args"].get("steps") or run["last_step"] + 1),
+            "steps": str(_steps(run["args"], run["last_step"])),
             "backbone": _backbone(run["hparams"]),
             "protocol": run["protocol"],
             "fixed hyper-parameters": _fixed(run["args"]),
@@ -223,6 +237,14 @@ def _told(runs: pd.DataFrame, paper: Source) -> _Told:
     published = {value.dataset for value in published_values(paper.name)} - {AVERAGE}
     by_group = {(str(dataset), str(algorithm)): of for (dataset, algorithm), of in groups}
     return _Told(usual, by_group, set(runs["dataset"]), published)
+
+
+def _steps(args: dict[str, Any], last_step: int) -> int:
+    """How many steps a run has: those that it set out for, if no further record is to come."""
+    steps, interval = args.get("steps"), args.get("checkpoint_freq")
+    if not steps or (interval and last_step + interval < steps):
+        return last_step + 1
+    return int(steps)
 
 
 def _fields(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 
 import fake_sweep
 import pytest
@@ -95,6 +96,7 @@ def test_a_cell_that_differs_from_the_paper(tmp_path):
         ({"protocol": "default"}, ("protocol", "default", PAPER)),
         ({"precision": "bf16"}, ("precision", "bf16", "float32")),
         ({"augment_validation": False}, ("augment_validation", "False", "True")),
+        ({"checkpoint_freq": 100}, ("steps", "21", "5001")),  # the last record is at step 20
         ({"holdout_fraction": 0.5}, ("holdout_fraction", "0.5", "0.2")),
     ],
 )
@@ -103,6 +105,18 @@ def test_each_reason_not_to_compare(tmp_path, other, reason):
     assert cell.mismatches == (reason,)
     assert cell.within is None
     assert cell.difference == pytest.approx(-0.5 if "trials" in other else 0, abs=1e-9)
+
+
+def test_an_average_over_fewer_test_domains(tmp_path):
+    as_published(tmp_path)
+    for folder in tmp_path.iterdir():
+        if json.loads((folder / "results.jsonl").read_text())["args"]["test_envs"] == [1]:
+            shutil.rmtree(folder)
+    assert beside(tmp_path).mismatches == (("test domains", "2", "3"),)
+
+
+def test_how_much_is_evaluated_is_no_reason(tmp_path):
+    assert beside(as_published(tmp_path, eval_splits="needed")).mismatches == ()
 
 
 def test_fixed_hyperparameters_are_a_reason(tmp_path):
