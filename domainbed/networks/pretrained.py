@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from domainbed.errors import UserError, one_line
+from domainbed.networks import packaged
 from domainbed.networks.weights import load_weights
 from domainbed.suggest import did_you_mean
 
@@ -27,15 +28,19 @@ def headless_model(name: str, weights: str) -> nn.Module:
     apart. Stochastic depth stays as the model defines it.
 
     Args:
-        name: a classification model of torchvision, or `timm:NAME`.
+        name: a classification model of torchvision, `timm:NAME`, or `efficientnet_lite0`.
         weights: "imagenet" for the published ones (torchvision's `IMAGENET1K_V1`, or its
             default where there is no such; timm's default), "none", or a file with a state dict.
 
     Raises:
         UserError: no such model, or its weights are not to be had or do not fit.
     """
-    is_timm, pretrained = name.startswith("timm:"), weights == "imagenet"
-    if is_timm:
+    pretrained = weights == "imagenet"
+    if name == packaged.NAME:
+        network, removed = _timm_model(packaged.TIMM_NAME, pretrained=False)
+        if pretrained:
+            packaged.load_published(network)
+    elif name.startswith("timm:"):
         network, removed = _timm_model(name.removeprefix("timm:"), pretrained)
     else:
         network, removed = _torchvision_model(name, pretrained)
@@ -70,8 +75,7 @@ def _published(name: str) -> Any:
     """The model with its ImageNet weights, from torch's cache or the network."""
     from torchvision import models
 
-    choices = models.get_model_weights(name)
-    published = choices["IMAGENET1K_V1" if "IMAGENET1K_V1" in choices.__members__ else "DEFAULT"]
+    published = published_weights(models.get_model_weights(name))
     file = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rsplit("/", 1)[1]
     try:
         # torchvision's builder unpickles anything; this refuses a cached file with code in it.
@@ -85,6 +89,11 @@ def _published(name: str) -> Any:
             f"({one_line(error)}): put that file at {file}, or set the hyper-parameter 'weights' "
             "to the path of a state dict or to 'none'"
         ) from error
+
+
+def published_weights(choices: Any) -> Any:
+    """Of torchvision's weights of one model those that the protocol means."""
+    return choices["IMAGENET1K_V1" if "IMAGENET1K_V1" in choices.__members__ else "DEFAULT"]
 
 
 def _remove_last_layer(network: nn.Module) -> str:
