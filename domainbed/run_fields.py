@@ -14,6 +14,32 @@ from domainbed.protocols import DEFAULT_PROTOCOL
 from domainbed.settings import Listed, Settings, Text
 
 
+class FeatureSource(Settings):
+    """What computes features of images, once; `domainbed features` does, and runs read them."""
+
+    backbone: Text = Field(
+        "efficientnet_lite0", description="a torchvision model, timm:NAME, or efficientnet_lite0"
+    )
+    weights: Text = Field(
+        "imagenet", description="the published ones, none, or the path of a state dict"
+    )
+    views: int = Field(0, ge=0, description="augmented views of each image, beside itself")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="what features are computed and kept in"
+    )
+
+    def describe(self) -> str:
+        """In a few words: "features of resnet50, 4 views"."""
+        words = [f"features of {self.backbone}"]
+        words += [f"weights {self.weights}"] if self.weights != "imagenet" else []
+        words += [f"{self.views} views"] if self.views else []
+        return ", ".join(words + ["bf16"] * (self.precision == "bf16"))
+
+
+def _named_backbone(value: Any) -> Any:
+    return {"backbone": value} if isinstance(value, str) else value
+
+
 class RunFields(Settings):
     """What a run's numbers depend on. A field that nobody sets has its protocol's value."""
 

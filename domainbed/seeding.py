@@ -80,6 +80,11 @@ def batch_augmentation_seed(seed: int, domain: int, step: int, use: str) -> int:
     return seed_hash(seed, "augmentation", domain, step, use)
 
 
+def view_seed(file: str, view: int) -> int:
+    """The seed of one of an image's augmented views, whose features are computed once."""
+    return seed_hash("view", file, view)
+
+
 def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and PyTorch (all devices), for code that uses the global sources."""
     import torch

@@ -15,6 +15,7 @@ _COMMANDS = {
     "download": ("download", "get published datasets, or put a copy of one in its place"),
     "verify": ("verify", "compare datasets on disk with what was published"),
     "prepare": ("prepare", "pack the images of a dataset, for runs that read them fast"),
+    "features": ("features", "compute the features of a dataset's images once, for fast runs"),
     "train": ("train", "train one algorithm on one dataset"),
     "sweep": ("sweep", "launch, watch and repair a grid of runs"),
     "config": ("config", "what the config of a sweep may say, for editors and people"),

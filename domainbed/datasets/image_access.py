@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -34,6 +34,21 @@ def data_options(hparams: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def image_domains(dataset: MultipleDomainDataset) -> list[ImageDomain]:
+    """The domains of a dataset of image files; of any other none."""
+    found = [domain for domain in dataset.datasets if isinstance(domain, ImageDomain)]
+    return found if len(found) == len(dataset.datasets) else []
+
+
+def listing_of(name: str, domains: Sequence[ImageDomain]) -> Listing:
+    """The images of all domains, domain by domain."""
+    return Listing(
+        name,
+        [file for domain in domains for file in domain.files],
+        [target for domain in domains for target in domain.targets],
+    )
+
+
 def apply_data_options(
     dataset: MultipleDomainDataset, name: str, data_dir: str, hparams: Mapping[str, Any]
 ) -> None:
@@ -51,17 +66,13 @@ def apply_data_options(
     wanted = data_options(hparams)
     if not wanted:
         return
-    domains = [domain for domain in dataset.datasets if isinstance(domain, ImageDomain)]
-    if len(domains) < len(dataset.datasets):
+    domains = image_domains(dataset)
+    if not domains:
         option, value = next(iter(wanted.items()))
         raise UserError(
             f"hyper-parameter {option!r} is {value!r}, but {name} has no image files: leave it out"
         )
-    listing = Listing(
-        name,
-        [file for domain in domains for file in domain.files],
-        [target for domain in domains for target in domain.targets],
-    )
+    listing = listing_of(name, domains)
     cache = cache_folder(data_dir)
     options = PackOptions.from_hparams(with_defaults(DATA_OPTIONS, hparams))
     starts = [0, *accumulate(map(len, domains))]

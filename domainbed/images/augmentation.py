@@ -154,18 +154,28 @@ def augment_each(images: Sequence[torch.Tensor], augmentation: Augmentation) -> 
     One image after the other, in the same piece of memory, which stays in the cache.
     """
     finished, x = _planes(len(images)), torch.empty((3, IMAGE_SIZE, IMAGE_SIZE))
-    parameters = zip(*(getattr(augmentation, f.name).tolist() for f in fields(augmentation)))
-    for done, image, (box, flip, order, factors, grey) in zip(finished, images, parameters):
-        top, left, height, width = box
-        cut = image[top : top + height, left : left + width]
-        resized = resize(cut.permute(2, 0, 1))
-        x.copy_(resized.flip(-1) if flip else resized)
-        for number in order:
-            JITTER_OPERATIONS[number](x, factors[number])
-        if grey:
-            x[:] = colour.grey(x)
+    for number, (done, image) in enumerate(zip(finished, images)):
+        augment_one(image, augmentation, number, x)
         done.copy_(colour.normalised(x))
     return finished
+
+
+def augment_one(
+    image: torch.Tensor, augmentation: Augmentation, number: int, x: torch.Tensor
+) -> None:
+    """(H, W, 3) uint8 into x, (3, h, w) float32 of whole numbers from 0 to 255: augmented.
+
+    `number` says which of the parameters are the image's.
+    """
+    parameters = (getattr(augmentation, f.name)[number].tolist() for f in fields(augmentation))
+    (top, left, height, width), flip, order, factors, grey = parameters
+    cut = image[top : top + height, left : left + width]
+    resized = resize(cut.permute(2, 0, 1), *x.shape[1:])
+    x.copy_(resized.flip(-1) if flip else resized)
+    for operation in order:
+        JITTER_OPERATIONS[operation](x, factors[operation])
+    if grey:
+        x[:] = colour.grey(x)
 
 
 def _planes(count: int) -> torch.Tensor:

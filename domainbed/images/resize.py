@@ -1,18 +1,27 @@
-"""Bilinear resizing with antialiasing, of 8-bit images to the size that networks take."""
+"""Resizing with antialiasing, of 8-bit images to the size that networks take."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
 IMAGE_SIZE = 224
 
+Interpolation = Literal["bilinear", "bicubic"]
 
-def resize(image: torch.Tensor, height: int = IMAGE_SIZE, width: int = IMAGE_SIZE) -> torch.Tensor:
+
+def resize(
+    image: torch.Tensor,
+    height: int = IMAGE_SIZE,
+    width: int = IMAGE_SIZE,
+    mode: Interpolation = "bilinear",
+) -> torch.Tensor:
     """(3, H, W) uint8 to (3, height, width), within ±1 of PIL's `resize`."""
     # PyTorch takes its quick way only if pixels, not channels, lie together without gaps.
     dense = image[None].contiguous(memory_format=torch.channels_last)
-    return F.interpolate(dense, (height, width), mode="bilinear", antialias=True)[0]
+    return F.interpolate(dense, (height, width), mode=mode, antialias=True)[0]
 
 
 def resize_boxes(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
