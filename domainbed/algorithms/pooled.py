@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from domainbed.algorithms.base import (
     Algorithm,
@@ -171,6 +172,11 @@ class PooledAlgorithm(Algorithm):
 def trains_batch_norm(network: nn.Module) -> bool:
     """Whether a layer of it normalises by the batch, and not by running statistics."""
     return any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
+
+
+def draws_dropout(network: nn.Module) -> bool:
+    """Whether a layer of it drops random values, so that two passes differ."""
+    return any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in network.modules())
 
 
 def predicts_otherwise(algorithm: type[PooledAlgorithm]) -> bool:

@@ -18,6 +18,7 @@ from domainbed.algorithms.base import (
     step,
 )
 from domainbed.algorithms.erm import ERM
+from domainbed.algorithms.pooled import draws_dropout, trains_batch_norm
 from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
 from domainbed.dimensions import Choice, LogUniform, Uniform
 
@@ -47,9 +48,9 @@ class Transfer(ERM):
                    a ← a + lr_d · t_lambda · ∇ gap(a), projected onto ‖a − w‖ ≤ delta
 
     gap(a) = max_e L_e(a ∘ φ) − min_e L_e(a ∘ φ), a a classifier as w is (Zhang et al. 2021,
-    algorithm 1). Step (2) takes a as the last update left it. While a is moved the features stay
-    what they are, so they are computed once; DomainBed computes them for every step, and so draws
-    other dropout and moves batch norm's statistics more often. With one domain it is ERM.
+    algorithm 1). Step (2) takes a as the last update left it. Each step of a has features of its
+    own, as in DomainBed, where passes differ: with dropout, or where they move batch norm's
+    statistics. Else the features are computed once. With one domain it is ERM.
 
     In DomainBed all random draws have `gda`, with which φ and w never change. The reading `paper`
     ignores it, and trains them always. `weight_decay_d` and `beta1` are drawn and not used, here
@@ -102,14 +103,21 @@ class Transfer(ERM):
         self.descend(risk)
         # w has no gradient here, and so Adam leaves it alone.
         self.descend(self.gap(self.forward_pass(minibatches).features, minibatches))
-        with torch.no_grad():
-            features = self.forward_pass(minibatches).features
+        features = self.constant_features(minibatches)
+        once = not (trains_batch_norm(self) or draws_dropout(self))
         self.adv_classifier.load_state_dict(self.classifier.state_dict())
-        for _ in range(self.hparams["d_steps_per_g"]):
+        for done in range(self.hparams["d_steps_per_g"]):
+            if done and not once:
+                features = self.constant_features(minibatches)
             gap = self.gap(features, minibatches)
             step(self.adv_opt, -gap)
             project(self.adv_classifier, self.classifier, self.hparams["delta"])
         return as_numbers({"loss": risk, "gap": gap})
+
+    @torch.no_grad()
+    def constant_features(self, minibatches: Minibatches) -> torch.Tensor:
+        """(N, d) features of all domains, without a graph."""
+        return self.forward_pass(minibatches).features
 
     def gap(self, features: torch.Tensor, minibatches: Minibatches) -> torch.Tensor:
         """t_lambda · gap(a) on features (N, d) of all domains, a scalar."""

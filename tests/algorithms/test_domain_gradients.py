@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_a_class_that_overrides_predict_is_trained_on_what_it_predicts(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_batch_norm_that_trains_sees_one_domain_at_a_time(name):
     """As in DomainBed: TRM's pass and the first one of Transfer are pooled."""
-    algorithm = small(name, iters=0)
+    algorithm = small(name, iters=0, d_steps_per_g=2)
     norm = nn.BatchNorm1d(8).double()
     seen = []
     norm.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
@@ -95,7 +96,7 @@ def test_batch_norm_that_trains_sees_one_domain_at_a_time(name):
     algorithm.optimizer = algorithm.new_optimizer(algorithm.network)
     metrics = algorithm.update(vectors((3, 3)))
     assert all(math.isfinite(value) for value in metrics.values())
-    assert seen == {"TRM": [6], "Transfer": [6, 3, 3, 3, 3]}.get(name, [3, 3])
+    assert seen == {"TRM": [6], "Transfer": [6, *[3, 3] * 3]}.get(name, [3, 3])
 
 
 def test_and_mask_by_hand():
@@ -383,6 +384,30 @@ def test_transfer_trains_whatever_gda_says_unless_domainbed_is_asked_for():
         before = before if before is not None else flat_parameters(algorithm.network)
     assert torch.equal(flat_parameters(algorithm.network), before)
     follow("Transfer", (3, 2), gda=False, fidelity="domainbed")
+
+
+@pytest.mark.parametrize(("dropout", "passes"), [(0.0, 3), (0.5, 6)])
+def test_transfer_draws_dropout_for_each_step_of_the_other_classifier(dropout, passes):
+    algorithm = small("Transfer", mlp_dropout=dropout, d_steps_per_g=4)
+    seen = []
+    algorithm.featurizer.register_forward_hook(lambda module, x, z: seen.append(z.detach()))
+    algorithm.update(vectors((3, 4)))
+    assert len(seen) == passes
+    assert not any(torch.equal(one, other) for one, other in pairwise(seen[2:]))
+
+
+def test_transfer_moves_statistics_of_batch_norm_with_each_pass():
+    """As in DomainBed, whose predictions depend on them: one pooled pass, then by domain."""
+    algorithm = small("Transfer", d_steps_per_g=4)
+    norm = nn.BatchNorm1d(6).double()
+    algorithm.featurizer = nn.Sequential(norm, algorithm.featurizer)
+    minibatches = vectors((3, 4))
+    means = [x.mean(0) for x, _ in minibatches]
+    algorithm.update(minibatches)
+    expected = 0.1 * torch.cat([x for x, _ in minibatches]).mean(0)  # from 0, momentum 0.1
+    for mean in means * 5:
+        expected = 0.9 * expected + 0.1 * mean
+    torch.testing.assert_close(norm.running_mean, expected)
 
 
 def test_transfer_of_identical_domains_has_no_gap():
