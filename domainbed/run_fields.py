@@ -111,6 +111,9 @@ class RunOptions(Settings):
     )
     skip_model_save: bool = Field(False, description="do not keep the weights")
     save_model_every_checkpoint: bool = Field(False, description="keep the weights of every record")
+    save_predictions: bool = Field(
+        False, description="keep the logits of every image after training, as Parquet"
+    )
 
     def run_options(self) -> RunOptions:
         """These alone, of a subclass that has more."""

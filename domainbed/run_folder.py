@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 NOT_WHOLE = "it is marked as done, but its records are not whole"
-_WRITTEN_ASIDE = ("results", "done", "run", "environment", "checkpoint", "model", "err")
+_WRITTEN_ASIDE = (
+    *("results", "done", "run", "environment", "checkpoint", "model", "predictions", "err"),
+)
 
 
 class Busy(Exception):
@@ -39,6 +41,7 @@ class RunFolder:
         out: what was printed.
         errors: the traceback of a run that failed.
         model: the trained weights.
+        predictions: what they say of every image.
         spec: the run's identity.
         environment: versions, device and time.
         checkpoint: everything a killed run needs to go on; gone when it is done.
@@ -52,6 +55,7 @@ class RunFolder:
         self.out = self.path / "out.txt"
         self.errors = self.path / "err.txt"
         self.model = self.path / "model.pkl"
+        self.predictions = self.path / "predictions.parquet"
         self.spec = self.path / "run.json"
         self.environment = self.path / "environment.json"
         self.checkpoint = self.path / "checkpoint.pt"

@@ -1,6 +1,8 @@
 """Predict with a trained run: classes of image files, or of a domain of its dataset.
 
 Prints CSV: what was predicted, the class, and its probability.
+
+With --save_predictions it writes the logits of all images of the dataset into the run's folder.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files of images")
     add_flag(parser, "--domain", type=int, metavar="N", help="instead: a domain of the dataset")
     add_flag(parser, "--split", choices=("in", "out"), default="in", help="of that domain (in)")
+    add_flag(parser, "--save_predictions", action="store_true", help="instead: keep the logits of "
+             "every image of the dataset in the run's folder, as Parquet")  # fmt: skip
     add_data_dir_flag(parser)
     add_flag(parser, "--dataset", help="where the run's own images lie now: folder:PATH, a YAML "
              "file or a manifest")  # fmt: skip
@@ -33,18 +37,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints a line for each image.
+    """Prints a line for each image, or keeps all predictions.
 
     Raises:
         UserError: the folder holds no trained run, or an image cannot be read.
     """
     from domainbed.plugins import import_plugins
 
-    if bool(args.images) == (args.domain is not None):
-        raise UserError("give either files of images, or --domain N")
+    if bool(args.images) + (args.domain is not None) + args.save_predictions != 1:
+        raise UserError("give either files of images, or --domain N, or --save_predictions")
     import_plugins(args.plugins)
+    if args.save_predictions:
+        return _save(args)
     rows = _of_files(args) if args.images else _of_domain(args)
     csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    return 0
+
+
+def _save(args: argparse.Namespace) -> int:
+    from domainbed.run_fields import RunOptions
+    from domainbed.run_folder import RunFolder
+    from domainbed.training.saved_predictions import save_predictions
+    from domainbed.training.trained import load_trained_weights, rebuild
+
+    folder = RunFolder(args.folder)
+    machine = RunOptions(data_dir=args.data_dir, device=args.device)
+    experiment = rebuild(folder, machine, args.dataset)
+    load_trained_weights(experiment, folder)
+    save_predictions(experiment, folder, args.data_dir)
+    print(f"Predictions: {folder.predictions}")
     return 0
 
 

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -77,12 +78,14 @@ class Domain(ABC):
         unreadable: positions of the images to leave out, because they cannot be read.
         out_split: positions of the images that validate, where the dataset decides that; None
             where the trial does.
+        files: of the images, by position; empty where they are no files.
         labels_at_hand: whether `labels` takes no reading of all images.
     """
 
     device: torch.device = torch.device("cpu")
     unreadable: Sequence[int] = ()
     out_split: Sequence[int] | None = None
+    files: Sequence[Path] = ()
     labels_at_hand: bool = True
 
     @abstractmethod

@@ -79,7 +79,7 @@ def apply_data_options(
     if wanted.get("data_path") == "fast":
         pack = open_pack(listing, cache, options)
         dataset.datasets = [
-            PackedDomain(pack, start, domain.targets, domain.crop)
+            PackedDomain(pack, start, domain.targets, domain.crop, domain.files)
             for start, domain in zip(starts, domains)
         ]
     elif options.skip_corrupt:

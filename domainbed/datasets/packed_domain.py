@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
@@ -31,11 +32,18 @@ class PackedDomain(Domain, Dataset[tuple[torch.Tensor, int]]):
         targets: their labels.
         shape: height and width as they are stored.
         crop: what the training augmentation cuts a part out of.
+        files: that were packed.
     """
 
     def __init__(
-        self, pack: Pack, start: int, targets: Sequence[int], crop: Crop = "image"
+        self,
+        pack: Pack,
+        start: int,
+        targets: Sequence[int],
+        crop: Crop = "image",
+        files: Sequence[Path] = (),
     ) -> None:
+        self.files = files
         self.pack, self._start, self.targets, self.crop = pack, start, list(targets), crop
         self.shape = pack.shape
         own = range(start, start + len(self.targets))

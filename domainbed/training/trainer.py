@@ -16,6 +16,7 @@ import numpy as np
 from domainbed.algorithms import Algorithm
 from domainbed.errors import UserError
 from domainbed.files import as_json_values, write_text
+from domainbed.predictions import require_parquet
 from domainbed.record_keys import parse_record_key, record_key
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import NOT_WHOLE, RunFolder
@@ -28,6 +29,7 @@ from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import describe, package_version, peak_memory, process_set_up
 from domainbed.training.model_file import save_model
 from domainbed.training.progress import ProgressTable
+from domainbed.training.saved_predictions import save_predictions
 from domainbed.training.state import unseen
 
 OnStep = Callable[[int], None]
@@ -60,6 +62,8 @@ def run(
         UserError: the folder holds something else, or the spec does not fit the data.
     """
     options = options or RunOptions()
+    if options.save_predictions:
+        require_parquet()  # rather than after hours of training
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     folder.refuse_foreign()
     with folder.exclusive():
@@ -300,6 +304,8 @@ class Trainer:
     def _finish(self, progress: Progress) -> None:
         if not self.options.skip_model_save:
             save_model(self.experiment, self.folder.model, self._args())
+        if self.options.save_predictions:
+            save_predictions(self.experiment, self.folder, self.options.data_dir)
         self._write_environment(progress)
         self.folder.errors.unlink(missing_ok=True)
         write_text(self.folder.done, "done")
