@@ -21,6 +21,7 @@ _COMMANDS = {
     "config": ("config", "what the config of a sweep may say, for editors and people"),
     "collect": ("collect", "select models and print the results tables of a sweep"),
     "compare": ("compare", "compare algorithms, or a sweep's tables with a paper's"),
+    "errors": ("errors", "list the images that algorithms get wrong"),
     "reproduce": ("reproduce", "a paper's table: sweep, collect, and compare with what is printed"),
     "published": ("published", "the numbers that papers print"),
     "top-hparams": ("top_hparams", "list the best hyper-parameters of a sweep"),

@@ -124,6 +124,14 @@ FLAGS = {
     f"irm-colored-mnist {_OUT}": _IRM_FLAGS,
     "diagnose run": _DIAGNOSE_FLAGS,
     "predict run --domain 0": _PREDICT_FLAGS,
+    "predict run --save_predictions": {"domain": ("0",), "dataset": ("x",), "device": ("x",)},
+    "errors run --algorithms ERM Fishr": {
+        "algorithms": ("x", "ERM", "Fisher"),
+        "selection": ("x", "Oracle"),
+        "datasets": ("x", ""),
+        "top": ("0", "-1", "x"),
+        "format": ("x", "markdown"),
+    },
     "collect run": {
         "format": ("x", "html"),
         "selection": ("x", "Oracle"),

@@ -1,0 +1,152 @@
+"""Which images of the test domains all, or only one, of several algorithms get wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from domainbed.errors import UserError
+from domainbed.predictions import read_predictions
+from domainbed.records import Records
+from domainbed.reporting.tables import domain_names, only
+from domainbed.run_folder import RunFolder
+from domainbed.selection import SelectionMethod
+
+ALL, NONE, SOME = "all", "none", "some"
+
+_KEYS = ["dataset", "test_env", "trial_seed"]
+
+
+@dataclass(frozen=True)
+class Misclassified:
+    """What algorithms get wrong, on the split that the tables report.
+
+    Attributes:
+        algorithms: in the order that was asked for.
+        images: one row per image of a test domain and trial: `dataset`, `test_env`, `domain` (its
+            name), `trial_seed`, `image`, `label`, for each algorithm the class that it predicts
+            (`predicted_NAME`), and `wrong`: "all", "none", the one algorithm that is wrong, or
+            "some" of three or more.
+        earlier: how many chosen runs the method chose at an earlier step than the last, which
+            their predictions are of.
+        runs: how many runs were chosen.
+    """
+
+    algorithms: list[str]
+    images: pd.DataFrame
+    earlier: int
+    runs: int
+
+    def counts(self) -> pd.DataFrame:
+        """How many images, by dataset, domain and trial, and by who is wrong."""
+        keys = ["dataset", "test_env", "domain", "trial_seed"]
+        table = self.images.groupby([*keys, "wrong"]).size().unstack(fill_value=0)
+        kinds = [NONE, ALL, *self.algorithms, *([SOME] if SOME in table else [])]
+        table = table.reindex(columns=kinds, fill_value=0)
+        table.insert(0, "images", table.sum(axis=1))
+        return table.rename_axis(columns=None).reset_index().drop(columns="test_env")
+
+
+def misclassified(
+    records: Records,
+    algorithms: Sequence[str],
+    method: SelectionMethod,
+    datasets: Sequence[str] | None = None,
+) -> Misclassified:
+    """Compares the predictions of the runs that a selection method chooses.
+
+    Args:
+        records: as from `load_records`.
+        algorithms: two or more.
+        method: chooses one run for each test domain and trial.
+        datasets: only these; None for all.
+
+    Raises:
+        UserError: there are fewer than two algorithms, a name is unknown, the algorithms have no
+            test domain and trial in common, or runs have no predictions, or those of other images.
+    """
+    names = list(dict.fromkeys(algorithms))
+    if len(names) < 2:
+        raise UserError(f"--algorithms {' '.join(names)}: give two or more, to compare them")
+    chosen = _chosen(only(records, datasets, names), method)
+    folders = chosen.pivot_table("folder", _KEYS, "algorithm", aggfunc="first")
+    folders = folders.reindex(columns=names).dropna()
+    if folders.empty:
+        raise UserError(f"{' and '.join(names)} have no test domain and trial in common")
+    paths = [RunFolder(folder).predictions for folder in folders.to_numpy().ravel()]
+    _refuse_without_predictions(paths)
+    steps = chosen.set_index("folder")["step"].to_dict()
+    images, earlier = [], 0
+    for key, row in folders.iterrows():
+        dataset, env, trial = key
+        read = {name: _read(Path(row[name]), int(env)) for name in names}
+        earlier += sum(steps[row[name]] < facts["step"] for name, (_, facts) in read.items())
+        domain = domain_names(records.runs, dataset)[env]
+        found = _beside({name: frame for name, (frame, _) in read.items()}, list(row))
+        images.append(found.assign(dataset=dataset, test_env=env, trial_seed=trial, domain=domain))
+    columns = [*_KEYS, "domain", "image", "label", *map("predicted_{}".format, names), "wrong"]
+    return Misclassified(names, pd.concat(images, ignore_index=True)[columns], earlier, len(paths))
+
+
+def _chosen(records: Records, method: SelectionMethod) -> pd.DataFrame:
+    """The choices, with the folder of the run whose test accuracy is reported."""
+    runs = records.runs[records.runs["test_envs"].map(len) == 1]
+    runs = runs.assign(test_env=[envs[0] for envs in runs["test_envs"]])
+    keys = [*_KEYS, "algorithm", "hparams_seed"]
+    return method.select(records).merge(runs[[*keys, "folder"]], on=keys)
+
+
+def _refuse_without_predictions(files: Sequence[Path]) -> None:
+    lacking = [file.parent for file in files if not file.is_file()]
+    if lacking:
+        raise UserError(
+            f"{len(lacking)} of {len(files)} chosen runs have no predictions, such as "
+            f"{lacking[0]}: train them with --save_predictions, or, where they kept their weights, "
+            f"give `domainbed predict {lacking[0]} --save_predictions`"
+        )
+
+
+def _read(folder: Path, env: int) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Image, label and predicted class of the test domain's in-split; the facts of the run."""
+    file = RunFolder(folder).predictions
+    frame, facts = read_predictions(file, env, "in")
+    try:
+        classes = np.array([str(name) for name in facts["classes"]], dtype=object)
+        named = {column: classes[frame[column]] for column in ("label", "predicted")}
+        is_whole = isinstance(facts["step"], int)
+    except (KeyError, TypeError, IndexError):
+        is_whole = False
+    if not is_whole:
+        raise UserError(f"{file} lacks the classes or the step of the run: predict again")
+    return frame[["image"]].assign(**named), facts
+
+
+def _beside(frames: dict[str, pd.DataFrame], folders: Sequence[str]) -> pd.DataFrame:
+    """The predictions of several algorithms for the same images."""
+    first, *others = (
+        frame.set_index(["image", "label"])["predicted"].rename(f"predicted_{name}")
+        for name, frame in frames.items()
+    )
+    for folder, other in zip(folders[1:], others, strict=True):
+        if not first.index.sort_values().equals(other.index.sort_values()):
+            raise UserError(
+                f"{folders[0]} and {folder} predict other images or labels: compare runs on the "
+                "same data, split alike"
+            )
+    table = pd.concat([first, *others], axis=1).reset_index()
+    return table.assign(wrong=list(_who_is_wrong(table, list(frames))))
+
+
+def _who_is_wrong(table: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
+    wrong = np.array([table[f"predicted_{name}"] != table["label"] for name in names])
+    for column in wrong.T:
+        count = int(column.sum())
+        if count in (0, len(names)):
+            yield NONE if count == 0 else ALL
+        else:
+            yield names[int(column.argmax())] if count == 1 else SOME
