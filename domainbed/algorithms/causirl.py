@@ -28,7 +28,8 @@ class CausIRL(FeatureMatching):
         k_e uniform in {0, …, B_e − 1},  A = ∪_e φ(x_e)[:k_e],  B = ∪_e φ(x_e)[k_e:]
         loss = mean_e CE_e + mmd_gamma · distance(A, B)
 
-    φ(x_e): (B_e, d). The penalty is 0 where A or B has fewer than two samples.
+    φ(x_e): (B_e, d). The penalty is 0 where A or B has fewer than two samples. As in DomainBed a
+    distance that overflows is the largest number, and one that is none is 0.
 
     Attributes:
         draws: source of the k_e.
@@ -53,7 +54,7 @@ class CausIRL(FeatureMatching):
         mixtures = two_mixtures(features, [self.draws.integer(len(z)) for z in features])
         if min(map(len, mixtures)) < 2:
             return features[0].new_zeros(())
-        return self.distance(mixtures)
+        return self.distance(mixtures).nan_to_num()
 
     def distance(self, mixtures: Sequence[torch.Tensor]) -> torch.Tensor:
         """Of A and B, a scalar."""

@@ -133,6 +133,20 @@ class TestCausIRL:
             assert penalty == distance(two_mixtures(features, cuts)).item() > 0
         assert left == []
 
+    @pytest.mark.parametrize("size", [math.nan, 1e18, 1e25])
+    def test_a_distance_that_is_no_number_is_zero(self, size):
+        """Squares of covariances overflow at 1e18, at 1e25 covariances: infinite, or no number."""
+        algorithm = small("CausIRL_CORAL").float()
+        algorithm.draws.integer = lambda below: 2
+        features = torch.tensor([[1.0], [-1.0], [3.0], [9.0]]) * size
+        distance = coral_penalty(two_mixtures([features], [2]))
+        penalty = algorithm.penalty_of([features]).item()
+        if distance.isinf():
+            assert penalty == torch.finfo(torch.float32).max
+        else:
+            assert distance.isnan()
+            assert penalty == 0
+
     def test_cuts_are_uniform_below_the_size(self):
         algorithm, seen = small("CausIRL_MMD"), []
         draw = algorithm.draws.integer
