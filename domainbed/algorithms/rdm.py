@@ -68,7 +68,8 @@ class RDM(AnnealedPenalty):
     (Nguyen et al. 2024, equation 6). The kernel is that of MMD with one wider Gaussian. Both
     weights are 0 for the first `rdm_penalty_anneal_iters` updates; after them Adam is re-created
     with the learning rate `rdm_lr`. DomainBed needs a CUDA device and batches of one size; here
-    r is that of all samples, whatever the sizes. With one domain the matching is 0.
+    r is that of all samples, whatever the sizes. With one domain the matching is 0. `total_loss`
+    is DomainBed's name for the loss.
     """
 
     paper = (
@@ -88,7 +89,10 @@ class RDM(AnnealedPenalty):
         each = F.cross_entropy(forward.logits, forward.y, reduction="none")
         risk = forward.domain_risks().mean()
         matching, variance = risk_penalties(forward.by_domain(each))
-        return risk + matching_weight * matching + variance_weight * variance, {
+        loss = risk + matching_weight * matching + variance_weight * variance
+        return loss, {
+            "update_count": self.updates_done() + 1,
+            "total_loss": loss,
             "erm_loss": risk,
             "matching_penalty": matching,
             "variance_penalty": variance,

@@ -283,6 +283,16 @@ class TestRDM:
         a = torch.tensor([1.0, 2.0, 4.0])
         assert risk_penalties([a, a])[0].item() == pytest.approx(0, abs=1e-6)
 
+    def test_metrics(self):
+        algorithm = small("RDM", rdm_penalty_anneal_iters=1, variance_weight=0.5)
+        for done in range(2):
+            minibatches = random_minibatches((2, 3, 4), done, VECTORS, dtype=torch.float64)
+            metrics = algorithm.update(minibatches)
+        assert metrics["update_count"] == 2
+        penalties = 5 * metrics["matching_penalty"] + 0.5 * metrics["variance_penalty"]
+        assert metrics["total_loss"] == pytest.approx(metrics["erm_loss"] + penalties)
+        assert metrics["loss"] == metrics["total_loss"] > metrics["erm_loss"]
+
     def test_the_worst_domain_is_left_on_the_device(self):
         """Tensors without data have no values that could be looked at; nor has autocast them."""
         risks = [torch.empty(3, device="meta"), torch.empty(2, device="meta")]
