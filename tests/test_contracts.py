@@ -123,7 +123,8 @@ class TestAlgorithm:
                 build(name, len(sizes))
             return
         algorithm = build(name, len(sizes))
-        if min(sizes) < cls.least_samples:
+        alone = sum(sizes) == 1 and name == "SelfReg"  # whose batch norm sees all domains at once
+        if min(sizes) < cls.least_samples or alone:
             with pytest.raises(UserError, match=r"needs at least 2 samples .*'batch_size'"):
                 algorithm.update(random_minibatches(sizes))
         else:

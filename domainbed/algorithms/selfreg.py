@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Metrics, register_algorithm
+from domainbed.algorithms.base import Metrics, Minibatches, domain_sizes, register_algorithm
 from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+from domainbed.errors import UserError
 
 _SHARE_OF_FEATURES = 0.3
 _BETA = 0.5
@@ -97,7 +98,6 @@ class SelfReg(ERM):
         "Generalization, ICCV 2021, arXiv 2104.09841"
     )
     options = two_readings(DOMAINBED, "DomainBed: the projection is random, never trained")
-    least_samples = 2  # for the batch norm of P
     featurizer: networks.Featurizer
 
     def __init__(
@@ -112,6 +112,15 @@ class SelfReg(ERM):
         if reading(self.options, hparams) == PAPER:
             self.optimizer = self.new_optimizer(nn.ModuleList([self.network, self.cdpl]))
         self.draws = Draws()
+
+    def require_samples(self, minibatches: Minibatches) -> None:
+        """As in the base class; and there must be two, of whatever domains, for P's batch norm."""
+        super().require_samples(minibatches)
+        if sum(domain_sizes(minibatches)) < 2:
+            raise UserError(
+                f"{type(self).__name__} needs at least 2 samples in all, but there is one: raise "
+                "the hyper-parameter 'batch_size'"
+            )
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         weight = self.draws.beta(_BETA, _BETA)
