@@ -85,7 +85,7 @@ class DomainBottleneck(ERM):
         penalty = domain_bottleneck(scores, *pairs, *settings)
         risk = forward.pooled_risk()
         loss = risk + self.hparams["lmbda"] * penalty
-        return loss, {"clf_loss": risk, "bn_loss": penalty}
+        return loss, {"clf_loss": risk, "bn_loss": penalty, "total_loss": loss}
 
     def support_and_event(
         self, y: torch.Tensor, domains: torch.Tensor

@@ -157,7 +157,7 @@ class TestBottleneck:
         algorithm = build(name, len(sizes), shape=VECTORS, **SMALL_MLP)
         metrics = algorithm.update(minibatches)
         assert metrics["bn_loss"] == 0
-        assert metrics["loss"] == metrics["clf_loss"]
+        assert metrics["loss"] == metrics["total_loss"] == metrics["clf_loss"]
         assert flat_parameters(algorithm).isfinite().all()
 
     def test_the_paper_looks_at_no_label(self):
