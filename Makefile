@@ -12,7 +12,7 @@ help:  ## list the targets
 
 install: .venv/installed  ## make .venv with the package and what it needs
 
-quickstart: .venv/installed  ## sweep all algorithms on embedded digits and print the tables
+quickstart: .venv/installed  ## sweep seven algorithms on embedded digits and print the tables
 	$(BIN)/domainbed sweep launch configs/quickstart.yaml --skip_confirmation
 	$(BIN)/domainbed collect results/quickstart
 
