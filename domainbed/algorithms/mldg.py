@@ -38,16 +38,15 @@ def first_adam_step(
     gradients: Sequence[torch.Tensor],
     lr: float,
     weight_decay: float,
-    eps: float = 1e-8,
 ) -> list[torch.Tensor]:
-    """θ − lr · g / (|g| + eps), g the gradient + weight_decay · θ: where a fresh Adam steps to.
+    """Where a fresh Adam steps to from the parameters, as leaves of their own.
 
-    Its moments are g and g² after their bias is corrected, so it steps along the sign.
+    That is θ − lr · g / (|g| + 1e-8), g the gradient + weight_decay · θ: along the sign.
     """
-    stepped = []
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        decayed = gradient + weight_decay * parameter
-        stepped.append(parameter - lr * decayed / (decayed.abs() + eps))
+    stepped = [parameter.detach().clone().requires_grad_() for parameter in parameters]
+    for value, gradient in zip(stepped, gradients, strict=True):
+        value.grad = gradient
+    torch.optim.Adam(stepped, lr=lr, weight_decay=weight_decay).step()
     return stepped
 
 
@@ -131,7 +130,7 @@ class MLDG(ERM):
 
     def update_by_pairs(self, minibatches: Minibatches, pairs: Sequence[Pair]) -> dict[str, float]:
         """One step on the first-order gradients of all pairs."""
-        parameters, share = trained_parameters(self.network), 1 / len(minibatches)
+        parameters, domains = trained_parameters(self.network), len(minibatches)
         beta, rates = self.hparams["mldg_beta"], (self.hparams["lr"], self.hparams["weight_decay"])
         losses = []
         self.optimizer.zero_grad()
@@ -142,16 +141,17 @@ class MLDG(ERM):
             )
             risk_i = F.cross_entropy(self.network(x_i), y_i)
             g_i = gradients_of(risk_i, parameters)
-            stepped = first_adam_step([p.detach() for p in parameters], g_i, *rates)
-            stepped = [value.requires_grad_() for value in stepped]
+            stepped = first_adam_step(parameters, g_i, *rates)
             risk_j = F.cross_entropy(moved(self.network, stepped)(x_j), y_j)
             g_j = gradients_of(risk_j, stepped)
             for parameter, first, second in zip(parameters, g_i, g_j, strict=True):
-                gradient = share * (first + beta * second)
-                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                # Added up as DomainBed does it, rounding included: Adam makes large steps of
+                # small gradients.
+                before = 0 if parameter.grad is None else parameter.grad
+                parameter.grad = before + first / domains + beta * second / domains
             losses.append((risk_i + beta * risk_j).detach())
         self.optimizer.step()
-        return {"loss": share * torch.stack(losses).sum().item()}
+        return {"loss": torch.stack(losses).sum().item() / domains}
 
 
 def mean_risk(network: Network, minibatches: Minibatches) -> torch.Tensor:

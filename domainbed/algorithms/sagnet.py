@@ -29,9 +29,8 @@ def with_statistics(content: torch.Tensor, mean: torch.Tensor, var: torch.Tensor
     return content * (var + EPSILON).sqrt() + mean
 
 
-def normalised(z: torch.Tensor) -> torch.Tensor:
-    """(N, d) features with mean 0 and variance 1 in each sample."""
-    mean, var = statistics(z)
+def normalised(z: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
+    """Features (N, d) with mean 0 and variance 1 in each sample, given what they are (N, 1)."""
     return (z - mean) / (var + EPSILON).sqrt()
 
 
@@ -43,13 +42,16 @@ def with_mixed_style(z: torch.Tensor, other: torch.Tensor, weights: torch.Tensor
         other: (N,) the other samples.
         weights: (N, 1) of the own mean and variance; those of the other have 1 − weights.
     """
-    mixed = [weights * own + (1 - weights) * own[other] for own in statistics(z)]
-    return with_statistics(normalised(z), *mixed)
+    style = statistics(z)
+    content = normalised(z, *style)
+    mixed = [weights * own + (1 - weights) * own[other] for own in style]
+    return with_statistics(content, *mixed)
 
 
 def with_other_content(z: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The content of `other` samples (N,), constant, in each sample's own style; z: (N, d)."""
-    return with_statistics(normalised(z)[other].detach(), *statistics(z))
+    style = statistics(z)
+    return with_statistics(normalised(z, *style)[other].detach(), *style)
 
 
 @register_algorithm
@@ -124,7 +126,7 @@ class SagNet(PooledAlgorithm):
         step(self.optimizer_s, loss_s)
 
         scores = self.style_classifier(self.randomised(self.featurizer(x), "content"))
-        loss_adv = self.hparams["sag_w_adv"] * -scores.log_softmax(dim=1).mean()
+        loss_adv = self.hparams["sag_w_adv"] * -scores.log_softmax(dim=1).mean(dim=1).mean()
         step(self.optimizer_f, loss_adv)
         return as_numbers({"loss_c": loss_c, "loss_s": loss_s, "loss_adv": loss_adv})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from itertools import pairwise
@@ -206,13 +207,42 @@ def test_pairs():
     assert cyclic_pairs([3, 0, 2]) == [(3, 0), (0, 2), (2, 3)]
 
 
-def test_first_adam_step_is_that_of_adam():
-    weight = nn.Parameter(random(5))
-    gradient = random(5, seed=1) * torch.tensor([1, 1e-3, 1e-7, 1e-9, 0], dtype=torch.float64)
-    expected = first_adam_step([weight.detach()], [gradient], 0.1, 0.0)[0]
-    weight.grad = gradient.clone()
-    torch.optim.Adam([weight], lr=0.1).step()
-    torch.testing.assert_close(weight.detach(), expected)
+def test_first_adam_step_by_hand():
+    weight, gradient = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([0.5, -1e-8, 0.0])
+    (stepped,) = first_adam_step([weight], [gradient], lr=0.1, weight_decay=0.0)
+    torch.testing.assert_close(stepped.detach(), torch.tensor([0.9, 2.05, -3.0]))
+    (decayed,) = first_adam_step([weight], [gradient], lr=0.1, weight_decay=1.0)
+    torch.testing.assert_close(decayed.detach(), torch.tensor([0.9, 1.9, -2.9]))
+    assert weight.tolist() == [1, 2, -3]
+    assert gradient[0] == 0.5
+
+
+@pytest.mark.parametrize("pairing", ["split", "cyclic"])
+def test_mldg_rounds_as_clones_with_an_adam_do(pairing):
+    """To the bit in float32: Adam turns rounding of small gradients into large steps."""
+    decay = {"weight_decay": 1e-3, "n_meta_test": 1, "mldg_beta": 3.0, "mldg_pairs": pairing}
+    algorithm = build("MLDG", 3, shape=VECTORS, **SMALL_MLP, **decay)
+    network, draws = copy.deepcopy(algorithm.network), copy.deepcopy(algorithm.draws)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, weight_decay=1e-3)
+    for step in range(3):
+        minibatches = random_minibatches((4, 4, 4), step, VECTORS)
+        order = draws.permutation(3).tolist()
+        for parameter in network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for i, j in cyclic_pairs(order) if pairing == "cyclic" else split_pairs(order, 1):
+            clone = copy.deepcopy(network)
+            own = torch.optim.Adam(clone.parameters(), lr=1e-3, weight_decay=1e-3)
+            F.cross_entropy(clone(minibatches[i][0]), minibatches[i][1]).backward()
+            first = [p.grad.clone() for p in clone.parameters()]
+            own.step()
+            own.zero_grad()
+            F.cross_entropy(clone(minibatches[j][0]), minibatches[j][1]).backward()
+            for parameter, g_i, p in zip(network.parameters(), first, clone.parameters()):
+                parameter.grad += g_i / 3
+                parameter.grad += 3.0 * p.grad / 3
+        optimizer.step()
+        algorithm.update(minibatches)
+    assert_same_tensors(algorithm.network, network)
 
 
 @pytest.mark.parametrize("reading", [{}, {"fidelity": "paper"}, {"mldg_pairs": "cyclic"}], ids=str)
