@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import count, groupby
 from pathlib import Path
 
@@ -120,6 +121,42 @@ def planned_gaps(folders: Folders) -> Gaps:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return gaps
+
+
+def by_folder(records: Records, folders: Folders) -> Records:
+    """The records with the folder that each run was read from in its algorithm's name.
+
+    Raises:
+        UserError: a folder is given twice.
+    """
+    labels = _folder_labels(folders)
+    runs = records.runs
+    names = [
+        f"{algorithm} [{labels.get(path) or labels[path.parent]}]"
+        for algorithm, path in zip(runs["algorithm"], map(Path, runs["folder"]), strict=True)
+    ]
+    return replace(records, runs=runs.assign(algorithm=names))
+
+
+def gaps_by_folder(folders: Folders) -> Gaps:
+    """As `planned_gaps`, for the names of algorithms that `by_folder` gives."""
+    return {
+        (dataset, f"{algorithm} [{label}]", envs): why
+        for root, label in _folder_labels(folders).items()
+        for (dataset, algorithm, envs), why in planned_gaps(root).items()
+    }
+
+
+def _folder_labels(folders: Folders) -> dict[Path, str]:
+    """Each folder's name, or its whole path where another has the same."""
+    roots = as_paths(folders)
+    if len(set(roots)) < len(roots):
+        raise UserError(f"a folder is given twice: {_join(roots)}")
+    names = [root.resolve().name for root in roots]
+    return {
+        root: name if names.count(name) == 1 else str(root)
+        for root, name in zip(roots, names, strict=True)
+    }
 
 
 def run_folders(root: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from domainbed.registry import Registry
+from domainbed.reporting.style import Style
 from domainbed.reporting.tables import Cell, Report, Table
 from domainbed.text_table import pipe_table, text_table
 
@@ -28,7 +29,7 @@ def to_text(report: Report) -> str:
     for table in report.tables:
         lines += ["", f"-------- {_heading(table)}"]
         lines += text_table(
-            _grid(table), least=TEXT_WIDTH if table.dataset else TEXT_WIDTH_AVERAGES
+            _grid(table, report.style), least=TEXT_WIDTH if table.dataset else TEXT_WIDTH_AVERAGES
         )
         lines += _notes(table)
     return "\n".join(lines) + "\n"
@@ -41,7 +42,9 @@ def to_markdown(report: Report) -> str:
     lines = [first, *("\n" + _escape_markdown(line) for line in others)]
     for table in report.tables:
         lines += ["", f"### {_escape_markdown(_heading(table))}", ""]
-        lines += pipe_table(_grid(table, plus_minus="±", bold="**{}**", escape=_escape_markdown))
+        lines += pipe_table(
+            _grid(table, report.style, "±", "**{}**", "<u>{}</u>", _escape_markdown)
+        )
         lines += ["\n" + _escape_markdown(note) for note in _notes(table)]
     return "\n".join(lines) + "\n"
 
@@ -55,7 +58,7 @@ def to_latex(report: Report) -> str:
         if table.title != title:
             title = table.title
             lines += ["", rf"\section*{{Model selection: {_escape_latex(title)}}}"]
-        lines += ["", *_latex_table(table), *map(_escape_latex, _notes(table))]
+        lines += ["", *_latex_table(table, report.style), *map(_escape_latex, _notes(table))]
     return "\n".join([*lines, "", r"\end{document}"]) + "\n"
 
 
@@ -75,9 +78,9 @@ def to_json(report: Report) -> str:
     for table in report.tables:
         entry = selections.setdefault(table.selection, {"title": table.title, "datasets": {}})
         if table.dataset:
-            entry["datasets"][table.dataset] = _json_table(table)
+            entry["datasets"][table.dataset] = _json_table(table, report.style)
         else:
-            entry["averages"] = _json_table(table)
+            entry["averages"] = _json_table(table, report.style)
     whole = {"version": JSON_VERSION, "total_records": len(report.records)}
     return json.dumps({**whole, "selections": selections}, indent=2, ensure_ascii=False) + "\n"
 
@@ -100,7 +103,7 @@ def to_frame(report: Report) -> pd.DataFrame:
             "mean": cell.mean,
             "std_err": cell.std_err,
             "n_trials": cell.n_trials,
-            "text": cell_text(cell),
+            "text": cell_text(cell, report.style),
             "protocol": table.protocol,
         }
         for table in report.tables
@@ -110,12 +113,14 @@ def to_frame(report: Report) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"mean": float, "std_err": float})
 
 
-def cell_text(cell: Cell) -> str:
-    """The cell to one decimal, as in "63.1 +/- 0.4"; X without a number, * if a run diverged."""
+def cell_text(cell: Cell, style: Style | None = None) -> str:
+    """The cell as in "63.1 +/- 0.4"; X without a number, * if a run diverged."""
     if cell.mean is None:
         return "X"
-    error = "" if cell.std_err is None else f" +/- {cell.std_err:.1f}"
-    return f"{cell.mean:.1f}{error}{'*' * bool(cell.diverged)}"
+    style = style or Style()
+    spread, decimals = style.spread_of(cell), style.decimals
+    error = "" if spread is None else f" +/- {spread:.{decimals}f}"
+    return f"{cell.mean:.{decimals}f}{error}{'*' * bool(cell.diverged)}"
 
 
 _PREAMBLE = [
@@ -133,12 +138,19 @@ def _head(report: Report) -> list[str]:
     protocols = {table.dataset: table.protocol for table in report.tables if table.dataset}
     named = [f"{dataset}: {protocol}" for dataset, protocol in protocols.items()]
     shared = list(protocols.values())[:1] if len(set(protocols.values())) == 1 else named
-    return [f"Total records: {len(report.records)}", f"Protocol: {'; '.join(shared)}"]
+    head = [f"Total records: {len(report.records)}", f"Protocol: {'; '.join(shared)}"]
+    if report.style and report.style.spread == "ci95":
+        head.append("+/-: half of the 95 % interval over trials (Student's t)")
+    return head
 
 
 def _heading(table: Table) -> str:
-    subject = f"Dataset: {table.dataset}" if table.dataset else "Averages"
-    return f"{subject}, model selection method: {table.title}"
+    dataset = "Dataset: " * bool(table.dataset)
+    return f"{dataset}{_subject(table)}, model selection method: {table.title}"
+
+
+def _subject(table: Table) -> str:
+    return (table.dataset or "Averages") + (f", {table.setting}" if table.setting else "")
 
 
 def _notes(table: Table) -> list[str]:
@@ -156,15 +168,21 @@ def _notes(table: Table) -> list[str]:
 
 def _grid(
     table: Table,
+    style: Style | None,
     plus_minus: str = "+/-",
     bold: str = "{}",
+    underlined: str = "{}",
     escape: Callable[[str], str] = str,
 ) -> list[list[str]]:
     """The table's texts: the header, then one list for each algorithm."""
+    second = underlined if style and style.second else "{}"
     grid = [["Algorithm", *(escape(column.label) for column in table.columns)]]
     for algorithm, cells in table.rows.items():
-        texts = [escape(cell_text(cell)).replace("+/-", plus_minus) for cell in cells]
-        marked = [bold.format(t) if c.best else t for t, c in zip(texts, cells, strict=True)]
+        texts = [escape(cell_text(cell, style)).replace("+/-", plus_minus) for cell in cells]
+        marked = [
+            (bold if cell.best else second if cell.second else "{}").format(text)
+            for text, cell in zip(texts, cells, strict=True)
+        ]
         grid.append([escape(algorithm), *marked])
     return grid
 
@@ -173,9 +191,10 @@ def _escape_markdown(text: str) -> str:
     return "".join("\\" + char if char in r"\|*_`<" else char for char in text)
 
 
-def _latex_table(table: Table) -> list[str]:
-    header, *rows = _grid(table, r"$\pm$", r"\textbf{{{}}}", _escape_latex)
-    lines = [rf"\subsection*{{{_escape_latex(table.dataset or 'Averages')}}}"]
+def _latex_table(table: Table, style: Style | None) -> list[str]:
+    marks = (r"$\pm$", r"\textbf{{{}}}", r"\underline{{{}}}")
+    header, *rows = _grid(table, style, *marks, _escape_latex)
+    lines = [rf"\subsection*{{{_escape_latex(_subject(table))}}}"]
     # Shrunk to the page where it is wider.
     shrink = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
     lines += [r"\begin{center}", shrink]
@@ -196,13 +215,17 @@ def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in text)
 
 
-def _json_table(table: Table) -> dict[str, Any]:
+def _json_table(table: Table, style: Style | None) -> dict[str, Any]:
     labels = [column.label for column in table.columns]
     rows = {
         name: {
-            label: {**asdict(cell), "text": cell_text(cell)}
+            label: {**_json_cell(cell), "text": cell_text(cell, style)}
             for label, cell in zip(labels, cells, strict=True)
         }
         for name, cells in table.rows.items()
     }
     return {"protocol": table.protocol, "columns": labels, "algorithms": rows}
+
+
+def _json_cell(cell: Cell) -> dict[str, Any]:
+    return {name: value for name, value in asdict(cell).items() if name != "second"}

@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ from domainbed.records import Records
 from domainbed.reporting.load import Gaps
 from domainbed.reporting.protocols import mixtures, protocol_of
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
+
+if TYPE_CHECKING:
+    from domainbed.reporting.style import Style
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class Cell:
         best: whether no other algorithm has a better number, to one decimal, in this column.
         diverged: (trial, hparams seed) of chosen runs whose loss was not finite at some step.
         gap: why there can be no number, where runs were left out of the plan that it needs.
+        second: whether it is the second best so.
     """
 
     mean: float | None = None
@@ -48,6 +52,7 @@ class Cell:
     best: bool = False
     diverged: tuple[tuple[int, int], ...] = ()
     gap: str = ""
+    second: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Column:
 class Table:
     """The cells of one dataset (or, with `dataset` None, the averages) under one method.
 
-    `protocol` names the protocol of its runs and the version, or several of them.
+    `protocol` names the protocol of its runs and the version, or several of them; `setting` says
+    what its runs train on, where that is not all other domains.
     """
 
     selection: str
@@ -72,6 +78,7 @@ class Table:
     protocol: str
     columns: list[Column]
     rows: dict[str, list[Cell]]
+    setting: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Report:
         tables: for each method one per dataset, then the averages.
         datasets, algorithms: the names that were asked for; None for all.
         gaps: runs that cannot be, and why.
+        style: how it is printed, a `style.Style`; None for DomainBed's.
     """
 
     records: Records
@@ -92,6 +100,7 @@ class Report:
     datasets: Sequence[str] | None = None
     algorithms: Sequence[str] | None = None
     gaps: Gaps = field(default_factory=dict)
+    style: Style | None = None
 
     def wants(self, dataset: str, algorithm: str) -> bool:
         """Whether the report was asked for this dataset and algorithm."""
@@ -182,29 +191,43 @@ def _only(records: Records, column: str, names: Sequence[str] | None) -> Records
 
 def _method_tables(records: Records, method: SelectionMethod, gaps: Gaps) -> list[Table]:
     runs, chosen = records.runs, method.select(records)
-    accuracies, diverged = _by_cell(chosen), _diverged(runs, chosen, method)
-    datasets = order_datasets(runs["dataset"])
-    algorithms = order_algorithms(runs["algorithm"])
+    domains_of = {name: tested_domains(runs, name) for name in order_datasets(runs["dataset"])}
+    diverged = _diverged(runs, chosen, method)
+    return tables_of(runs, method, by_cell(chosen), domains_of, diverged, gaps)
+
+
+def tables_of(
+    runs: pd.DataFrame,
+    method: SelectionMethod,
+    accuracies: Accuracies,
+    domains_of: dict[str, list[int]],
+    diverged: dict[CellKey, list[tuple[int, int]]] | None = None,
+    gaps: Gaps | None = None,
+    setting: str = "",
+) -> list[Table]:
+    """One table per dataset with a column for each of its `domains_of`, then the averages."""
+    datasets, algorithms = list(domains_of), order_algorithms(runs["algorithm"])
     tables = []
-    for dataset in datasets:
-        names, domains = domain_names(runs, dataset), tested_domains(runs, dataset)
+    for dataset, domains in domains_of.items():
+        names = domain_names(runs, dataset)
         columns = [Column(names[env], dataset, str(env)) for env in domains]
         columns.append(Column(AVERAGE, dataset, AVERAGE))
         keys = {name: [(dataset, name, env) for env in domains] for name in algorithms}
-        rows = {name: _dataset_row(accuracies, diverged, cells) for name, cells in keys.items()}
-        rows = {name: _with_gaps(cells, keys[name], method, gaps) for name, cells in rows.items()}
+        rows = {
+            name: _dataset_row(accuracies, diverged or {}, cells) for name, cells in keys.items()
+        }
+        rows = {n: _with_gaps(cells, keys[n], method, gaps or {}) for n, cells in rows.items()}
         protocol = protocol_of(runs[runs["dataset"] == dataset])
-        tables.append(
-            Table(method.name, method.title, dataset, protocol, columns, _mark_best(rows))
-        )
+        marked = mark_best(rows)
+        tables.append(Table(method.name, method.title, dataset, protocol, columns, marked, setting))
     columns = [Column(dataset, dataset, AVERAGE) for dataset in datasets]
     columns += [Column(label, AVERAGE, label) for label in (AVERAGE, MEAN_RANK)]
-    rows = _mark_best(_averages_rows(accuracies, datasets, algorithms), ranks=True)
-    tables.append(Table(method.name, method.title, None, protocol_of(runs), columns, rows))
-    return tables
+    rows = mark_best(_averages_rows(accuracies, datasets, algorithms), ranks=True)
+    averages = Table(method.name, method.title, None, protocol_of(runs), columns, rows, setting)
+    return [*tables, averages]
 
 
-def _by_cell(chosen: pd.DataFrame) -> Accuracies:
+def by_cell(chosen: pd.DataFrame) -> Accuracies:
     """The test accuracies in [0, 1] by cell and trial, both ascending."""
     found: Accuracies = defaultdict(dict)
     columns = [chosen[name].tolist() for name in ("dataset", "algorithm", "test_env")]
@@ -314,21 +337,27 @@ def _plain_mean(values: list[float]) -> float:
     return total / len(values)
 
 
-def _mark_best(rows: dict[str, list[Cell]], ranks: bool = False) -> dict[str, list[Cell]]:
-    """Marks each column's highest printed mean; with `ranks`, the lowest in the last column."""
+def mark_best(
+    rows: dict[str, list[Cell]], ranks: bool = False, decimals: int = 1
+) -> dict[str, list[Cell]]:
+    """Marks each column's highest printed means and those that come second.
+
+    With `ranks` they are the lowest in the last column.
+    """
     marked: dict[str, list[Cell]] = {name: [] for name in rows}
     width = len(next(iter(rows.values())))
     for position in range(width):
         sign = -1 if ranks and position == width - 1 else 1
         column = {name: cells[position] for name, cells in rows.items()}
         shown = {
-            name: sign * round(cell.mean, 1)
+            name: sign * round(cell.mean, decimals)
             for name, cell in column.items()
             if cell.mean is not None
         }
-        top = max(shown.values(), default=None)
+        highest = sorted(set(shown.values()), reverse=True)
         for name, cell in column.items():
-            marked[name].append(replace(cell, best=name in shown and shown[name] == top))
+            place = highest.index(shown[name]) if name in shown else None
+            marked[name].append(replace(cell, best=place == 0, second=place == 1))
     return marked
 
 

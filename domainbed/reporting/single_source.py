@@ -1,0 +1,148 @@
+"""Runs that train on one domain and are tested on all others."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from domainbed.errors import UserError
+from domainbed.names import order_datasets
+from domainbed.records import Records
+from domainbed.reporting.tables import Accuracies, Report, by_cell, only, tables_of
+from domainbed.selection import SELECTION_METHODS
+
+log = logging.getLogger(__name__)
+
+SETTING = "trained on the one domain of a column and tested on the others"
+
+_TARGET = 1  # in the views of runs below, which know the domains 0, the source, and 1
+
+
+def is_single_source(runs: pd.DataFrame) -> pd.Series:
+    """For each run whether all domains but one are tested, of three or more.
+
+    Of three domains, the pairs of leave-one-domain-out cross-validation are such runs too.
+    """
+    return (runs["test_envs"].map(lambda envs: len(set(envs))) == runs["num_domains"] - 1) & (
+        runs["num_domains"] > 2
+    )
+
+
+def warn_of_single_source(records: Records) -> None:
+    """Says that such runs are in no other table, where they are not pairs."""
+    count = int((is_single_source(records.runs) & (records.runs["num_domains"] > 3)).sum())
+    if count:
+        log.warning(
+            "warning: %d runs train on one domain alone and are in no table: --single_source "
+            "makes theirs", count,
+        )  # fmt: skip
+
+
+def single_source_report(
+    records: Records,
+    selection: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    algorithms: Sequence[str] | None = None,
+) -> Report:
+    """One table per dataset with a column for each training domain, then the averages.
+
+    A cell is the mean over trials of the mean over the other domains: the accuracy on a domain's
+    in-split at the step and of the run that the method chooses for it. The training-domain method
+    validates on the out-split of the one training domain, and chooses the same run for all others;
+    oracle chooses for each of them.
+
+    Args:
+        records: as from `load_records`.
+        selection: short names of selection methods; None for all that can choose.
+        datasets: only these; None for all.
+        algorithms: only these; None for all.
+
+    Raises:
+        UserError: a name is unknown, no run trains on one domain alone, or a method needs pairs.
+    """
+    names = [name for name, method in SELECTION_METHODS.items() if not method.needs_pairs]
+    methods = [SELECTION_METHODS[name] for name in dict.fromkeys(selection or names)]
+    for method in methods:
+        if method.needs_pairs:
+            raise UserError(
+                f"{method.name} needs runs on two training domains or more: choose of "
+                f"{', '.join(names)}"
+            )
+    records = only(records, datasets, algorithms)
+    records = records.only(is_single_source(records.runs))
+    if records.runs.empty:
+        raise UserError("no run trains on one domain alone, with all others as its test_envs")
+    views = _views(records)
+    runs = records.runs
+    known = runs.groupby("dataset")["num_domains"].max()
+    domains = {name: list(range(known[name])) for name in order_datasets(runs["dataset"])}
+    tables = [
+        table
+        for method in methods
+        for table in tables_of(
+            runs, method, _accuracies(by_cell(method.select(views))), domains, setting=SETTING
+        )
+    ]
+    return Report(records, methods, tables, datasets, algorithms)
+
+
+def _views(records: Records) -> Records:
+    """For each run and test domain a run of two domains, its training domain 0 and its target 1.
+
+    Their datasets are called "dataset/source/target", for selection methods to choose in each.
+    """
+    runs, accuracies = records.runs, records.accuracies
+    pairs = pd.DataFrame({"run": runs.index, "source": _sources(runs), "target": runs["test_envs"]})
+    pairs = pairs.explode("target", ignore_index=True).astype(int)
+    rows = pd.DataFrame({"run": _rows(records), "row": np.arange(len(accuracies.keys))})
+    joined = pairs.assign(view=pairs.index).merge(rows, on="run")
+    values = [
+        pd.DataFrame(
+            {
+                "run": joined["view"],
+                "step": accuracies.keys["step"].to_numpy()[joined["row"]],
+                "domain": domain,
+                "split": split,
+                "metric": "accuracy",
+                "value": table[joined["row"], joined[side]],
+            }
+        )
+        for domain, side in enumerate(("source", "target"))
+        for split, table in (("in", accuracies.in_split), ("out", accuracies.out_split))
+    ]
+    views = runs.iloc[pairs["run"]].reset_index(drop=True)
+    labels = zip(views["dataset"], pairs["source"], pairs["target"], strict=True)
+    views = views.assign(dataset=["/".join(map(str, label)) for label in labels], num_domains=2)
+    views["test_envs"] = [(_TARGET,)] * len(views)
+    return Records(views, pd.concat(values, ignore_index=True).dropna(subset=["value"]))
+
+
+def _sources(runs: pd.DataFrame) -> list[int]:
+    """The one training domain of each run."""
+    pairs = zip(runs["num_domains"], runs["test_envs"], strict=True)
+    return [(set(range(count)) - set(envs)).pop() for count, envs in pairs]
+
+
+def _rows(records: Records) -> np.ndarray:
+    """Of each row of `records.accuracies` the position of its run."""
+    steps = records.values[["run", "step"]].drop_duplicates().sort_values(["run", "step"])
+    return steps["run"].to_numpy()
+
+
+def _accuracies(by_view: Accuracies) -> Accuracies:
+    """By dataset, algorithm and source, for each trial the mean over targets."""
+    found: dict[tuple[str, str, int], dict[int, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for (label, algorithm, _), trials in by_view.items():
+        dataset, source, _target = label.rsplit("/", 2)
+        for trial, accuracy in trials.items():
+            found[dataset, algorithm, int(source)][trial].append(accuracy)
+    return {
+        key: {trial: float(np.mean(trials[trial])) for trial in sorted(trials)}
+        for key, trials in found.items()
+    }
