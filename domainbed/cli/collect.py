@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
 from domainbed.errors import UserError
 from domainbed.files import write_text
+
+if TYPE_CHECKING:
+    from domainbed.records import Records
+    from domainbed.reporting import Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,21 +38,18 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a folder, a record or a name is wrong, or the file cannot be written.
     """
-    from domainbed.reporting import (
-        RENDERERS,
-        build_report,
-        explain,
-        load_records,
-        planned_gaps,
-        planned_selection,
-    )
+    from domainbed.reporting import RENDERERS, explain, load_records
+    from domainbed.reporting.style import Style, styled
 
+    for flag in ("by_folder", "single_source"):
+        if args.explain and getattr(args, flag):
+            raise UserError(f"--explain explains the usual tables: give it without --{flag}")
     render = RENDERERS[args.format]
-    records = load_records(args.folders, progress=show_progress)
-    selection = args.selection or planned_selection(args.folders)
-    report = build_report(
-        records, selection, args.datasets, args.algorithms, planned_gaps(args.folders)
+    style = Style(
+        *(args.decimals, args.spread, args.underline_second, args.order),
+        *(args.algorithms or (), args.datasets or (), args.domains or ()),
     )
+    report = styled(_report(args, load_records(args.folders, progress=show_progress)), style)
     text = render(report)
     reasons = explain(report, args.folders) if args.explain else []
     if args.format in _AS_COMMENT:
@@ -55,6 +58,22 @@ def main(args: argparse.Namespace) -> int:
         print("\n".join(reasons), file=sys.stderr)
     write_output(text, args.output)
     return 0
+
+
+def _report(args: argparse.Namespace, records: Records) -> Report:
+    from domainbed.reporting import build_report, only, planned_gaps, planned_selection
+    from domainbed.reporting.load import by_folder, gaps_by_folder
+    from domainbed.reporting.single_source import single_source_report, warn_of_single_source
+
+    folders, gaps = args.folders, planned_gaps(args.folders)
+    records = only(records, args.datasets, args.algorithms)
+    if args.by_folder:
+        records, gaps = by_folder(records, folders), gaps_by_folder(folders)
+    if args.single_source:
+        return single_source_report(records, args.selection)
+    warn_of_single_source(records)
+    report = build_report(records, args.selection or planned_selection(folders), gaps=gaps)
+    return replace(report, datasets=args.datasets, algorithms=args.algorithms)
 
 
 def script_main(args: argparse.Namespace) -> int:
@@ -91,6 +110,27 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
     parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
     parser.add_argument("--output", metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument(
+        "--order",
+        metavar="NAME",
+        default="table",
+        help="of rows: table (default), given (as --algorithms and --datasets name them), mean "
+        "(the best average first)",
+    )
+    parser.add_argument("--domains", nargs="+", metavar="NAME", help="the domains that come first")
+    parser.add_argument("--decimals", type=int, default=1, metavar="N", help="of numbers (1)")
+    parser.add_argument(
+        "--spread",
+        metavar="NAME",
+        default="se",
+        help="behind +/-: se, the standard error (default), ci95, half a 95 %% interval, none",
+    )
+    add_flag(parser, "--underline_second", action="store_true",
+             help="underline the second best of each column (markdown, latex)")  # fmt: skip
+    add_flag(parser, "--by_folder", action="store_true",
+             help="a row for each algorithm and folder, instead of all together")  # fmt: skip
+    add_flag(parser, "--single_source", action="store_true",
+             help="the tables of runs that train on one domain alone")  # fmt: skip
     parser.add_argument(
         "--explain", action="store_true", help="say which runs the incomplete cells lack, and why"
     )

@@ -124,7 +124,7 @@ FLAGS = {
     f"irm-colored-mnist {_OUT}": _IRM_FLAGS,
     "diagnose run": _DIAGNOSE_FLAGS,
     "predict run --domain 0": _PREDICT_FLAGS,
-    "predict run --save_predictions": {"domain": ("0",), "dataset": ("x",), "device": ("x",)},
+    "predict run --save_predictions": {"dataset": ("x",), "device": ("x",)},
     "errors run --algorithms ERM Fishr": {
         "algorithms": ("x", "ERM", "Fisher"),
         "selection": ("x", "Oracle"),
@@ -134,6 +134,10 @@ FLAGS = {
     },
     "collect run": {
         "format": ("x", "html"),
+        "decimals": ("x", "-1", "99"),
+        "spread": ("x", "sd"),
+        "order": ("x", "best"),
+        "domains": ("x", "Avg"),
         "selection": ("x", "Oracle"),
         "datasets": ("x",),
         "algorithms": ("x", "Fisher"),
@@ -264,6 +268,7 @@ def _of_folders() -> Iterator[Case]:
     yield case("sweep retry empty", "empty")
     yield case("sweep status pipe", "pipe")
     yield case("predict run", "domain")
+    yield case("predict run --domain 0 --save_predictions", "--domain", "--save_predictions")
     yield case("predict run photos/art/cat/0.png", "domain")
     yield case("predict run file --domain 0", "domain")
 
