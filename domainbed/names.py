@@ -48,10 +48,38 @@ TEST_DOMAINS: dict[str, tuple[int, ...]] = dict.fromkeys(SPAWRIOUS, (0,))
 
 
 def order_algorithms(seen: Iterable[str]) -> list[str]:
-    """The names of `seen`, once each: the known ones in table order, then the rest as they came."""
+    """The names of `seen`, once each: the known ones in table order, then the rest as they came.
+
+    What is with averaged weights stands after what it is an average of.
+    """
     names = list(dict.fromkeys(seen))
-    known = [name for name in ALGORITHM_ORDER if name in names]
-    return known + [name for name in names if name not in ALGORITHM_ORDER]
+    trained = list(dict.fromkeys(map(trained_algorithm, names)))
+    known = [name for name in ALGORITHM_ORDER if name in trained]
+    ordered = known + [name for name in trained if name not in ALGORITHM_ORDER]
+    return [name for of in ordered for name in _with_averages(of, names)]
+
+
+def _with_averages(trained: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are this algorithm, first without and then with averaged weights."""
+    return sorted((n for n in names if trained_algorithm(n) == trained), key=lambda n: n != trained)
+
+
+_WITH = " + "
+
+
+def averaged_algorithm(algorithm: str, average: str) -> str:
+    """What tables call an algorithm with averaged weights.
+
+    Example:
+        >>> averaged_algorithm("ERM", "SWAD")
+        'ERM + SWAD'
+    """
+    return algorithm + _WITH + average
+
+
+def trained_algorithm(name: str) -> str:
+    """The algorithm that was trained, of a name with or without averaged weights."""
+    return name.partition(_WITH)[0]
 
 
 def order_datasets(seen: Iterable[str]) -> list[str]:

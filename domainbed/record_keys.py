@@ -10,6 +10,9 @@ _METRICS = {suffix: metric for metric, suffix in _SUFFIXES.items()}
 _KEY = re.compile(r"env(\d+)_(in|out|uda)_(\w+)", re.ASCII)
 
 
+AVERAGES = {"ema": "EMA", "sma": "SMA", "swad": "SWAD"}
+"""Averages of weights that are measured beside the last ones, and what tables call them."""
+
 FULL_DATA = "fd_"
 """What keys begin with in a stage that trains on all images of the training domains."""
 
@@ -43,3 +46,24 @@ def parse_record_key(key: str) -> tuple[int, str, str] | None:
         return None
     domain, split, suffix = match.groups()
     return int(domain), split, _METRICS.get(suffix, suffix)
+
+
+def average_key(average: str, key: str) -> str:
+    """The key of what `key` is of the last weights, of an average of the weights.
+
+    Example:
+        >>> average_key("swad", "env0_in_acc")
+        'swad_env0_in_acc'
+    """
+    return f"{average}_{key}"
+
+
+def parse_average_key(key: str) -> tuple[str, str] | None:
+    """The average that a key is of, and the key that the last weights have; None of other keys.
+
+    Example:
+        >>> parse_average_key("swad_env0_in_acc")
+        ('swad', 'env0_in_acc')
+    """
+    average, _, of_last = key.partition("_")
+    return (average, of_last) if average in AVERAGES and parse_record_key(of_last) else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from domainbed.record_keys import parse_record_key, record_key
+from domainbed.names import order_algorithms, trained_algorithm
+from domainbed.record_keys import average_key, parse_average_key, parse_record_key, record_key
 
 KEYS = {
     "env0_in_acc": (0, "in", "accuracy"),
@@ -27,3 +28,18 @@ def test_round_trip(key: str) -> None:
 )
 def test_other_keys(key: str) -> None:
     assert parse_record_key(key) is None
+
+
+def test_keys_of_averages() -> None:
+    for key in KEYS:
+        assert parse_average_key(average_key("swad", key)) == ("swad", key)
+        assert parse_record_key(average_key("swad", key)) is None
+    for other in ("env0_out_acc", "swad_start", "mine_env0_out_acc", "swad_fd_env0_in_acc"):
+        assert parse_average_key(other) is None
+
+
+def test_averages_stand_after_what_they_are_of() -> None:
+    seen = ["Mine + EMA", "ERM + SWAD", "Mine", "CORAL", "ERM", "Fish + SMA"]
+    ordered = ["ERM", "ERM + SWAD", "CORAL", "Fish + SMA", "Mine", "Mine + EMA"]
+    assert order_algorithms(seen) == ordered
+    assert trained_algorithm("Fishr+ERM + SWAD") == "Fishr+ERM"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from domainbed.errors import UserError
-from domainbed.names import dataset_label
+from domainbed.names import dataset_label, trained_algorithm
 from domainbed.reporting.load import Folders, as_paths, run_folders
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.tables import Cell, Column, Report, tested_domains, trials_of
@@ -87,7 +87,9 @@ def _gaps(
             continue
         method, trials = methods[table.selection], trials_of(report.records.runs, table.dataset)
         for algorithm, cells in table.rows.items():
-            runs = expected[table.dataset, algorithm]
+            # Averaged weights are of runs that are planned under the algorithm's own name.
+            own = expected.get((table.dataset, algorithm))
+            runs = own or expected[table.dataset, trained_algorithm(algorithm)]
             for column, cell in zip(table.columns, cells[:-1]):
                 env = int(column.test_env)
                 needed = [run for run in runs if method.uses(run.test_envs, env)]

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UserError
-from domainbed.names import dataset_label
+from domainbed.names import dataset_label, trained_algorithm
 from domainbed.record_keys import record_key
 from domainbed.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
+from domainbed.reporting.averages import with_averages
 from domainbed.reporting.stages import merged
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]
 
     A run has the columns of `Records.runs` that one record can tell, and is one object for all
     its records. A step that is there again begins another run. One of several stages has one
-    record, see `stages.merged`.
+    record, see `stages.merged`. Averaged weights make a run of their own, see `with_averages`.
 
     Raises:
         UserError: a line is damaged or lacks a key; the folder's run.json names another run; the
@@ -36,7 +37,7 @@ def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]
     """
     run: dict[str, Any] = {}
     steps: set[int] = set()
-    for line, record in merged(_parse(path)):
+    for line, record in with_averages(merged(_parse(path))):
         try:
             facts, step = _run_of(record, run)
         except (KeyError, TypeError) as error:
@@ -179,4 +180,6 @@ def _check_name(path: Path, run: dict[str, Any]) -> None:
 def _comparable(key: str, value: Any) -> Any:
     if key == "dataset":
         return dataset_label(value)
+    if key == "algorithm":
+        return trained_algorithm(value)
     return sorted(value) if key == "test_envs" else value
