@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from domainbed.protocols import DEFAULT_PROTOCOL
-from domainbed.settings import Listed, Settings, Text
+from domainbed.settings import Items, Listed, Settings, Text
 
 
 class FeatureSource(Settings):
@@ -86,6 +86,28 @@ class RunFields(Settings):
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: mixed precision")
     on_divergence: Literal["fail", "continue"] = Field(
         "fail", description="what to do about a loss that is not finite"
+    )
+
+    averages: Items[Literal["ema", "sma", "swad"]] = Field(
+        (), description="averages of the weights to measure beside the last ones"
+    )
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="what the exponential moving average keeps per update"
+    )
+    sma_start: int = Field(
+        100, ge=0, description="update from which on the simple moving average takes weights in"
+    )
+    swad_n_converge: int = Field(
+        3, ge=1, description="records of which the first must be the best for SWAD to start"
+    )
+    swad_n_tolerance: int = Field(
+        6, ge=1, description="records above the limit in a row that end SWAD"
+    )
+    swad_ratio: float | None = Field(
+        None,
+        ge=1,
+        description="SWAD's limit, as a multiple of the loss at its start",
+        json_schema_extra={"default_text": "1.3, on VLCS 1.2"},
     )
 
     def run_fields(self) -> dict[str, Any]:

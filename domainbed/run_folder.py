@@ -67,6 +67,10 @@ class RunFolder:
         of_stage = f"_stage{stage}" if stage > 1 else ""
         return self.path / f"model{of_stage}_step{step}.pkl"
 
+    def averaged_model(self, average: str) -> Path:
+        """The weights of an average of a training's."""
+        return self.path / f"model.{average}.pkl"
+
     def refuse_foreign(self) -> None:
         """Makes sure that nothing of the user's own lies here.
 

@@ -136,6 +136,12 @@ class RunSpec(RunFields):
         """The dataset's name in records and tables, free of any machine's paths."""
         return dataset_label(self.dataset)
 
+    @property
+    def tolerance_ratio(self) -> float:
+        """SWAD's, for VLCS another one, as published (Cha et al. 2021, section 4.1)."""
+        published = 1.2 if self.dataset_label == "VLCS" else 1.3
+        return published if self.swad_ratio is None else self.swad_ratio
+
     def identity(self) -> dict[str, Any]:
         """What the run's numbers depend on, as JSON values.
 
@@ -247,6 +253,11 @@ def _check(spec: RunSpec, domains: int) -> None:
             "uda_holdout_fraction",
             spec.task == "domain_adaptation" or spec.uda_holdout_fraction == 0,
             "0, unless the task is domain_adaptation",
+        ),
+        (
+            "swad_n_tolerance",
+            spec.swad_n_tolerance >= spec.swad_n_converge,
+            f"swad_n_converge ({spec.swad_n_converge}) or more",
         ),
     ]
     for name, holds, expected in rules:

@@ -154,6 +154,8 @@ def test_every_field_is_part_of_the_identity():
         **{"hparams": {"lr": 1}, "shared_draws": True, "augment_validation": True},
         **{"precision": "bf16", "draws": "in-sequence", "data_seed": "run", "eval_splits": "all"},
         **{"record_last_step": False, "metrics": ("loss",), "on_divergence": "continue"},
+        **{"averages": ("ema",), "ema_decay": 0.5, "sma_start": 1, "swad_ratio": 1.2},
+        **{"swad_n_converge": 2, "swad_n_tolerance": 7},
         **{"protocol": "domainbed-2020", "digests": {"weights": "sha256:0"}},
     }
     assert set(changed) == set(RunSpec.model_fields) - {"fixed_hparams"}

@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_dir_flag(parser)
     add_flag(parser, "--dataset", help="where the run's own images lie now: folder:PATH, a YAML "
              "file or a manifest")  # fmt: skip
+    add_flag(parser, "--average", metavar="NAME", help="with averaged weights of the run: ema, "
+             "sma, swad (default: the last weights)")  # fmt: skip
     add_flag(parser, "--device", help="cpu, cuda, mps (default: the best there is)")
     add_plugins_flag(parser)
 
@@ -72,7 +74,7 @@ def _save(args: argparse.Namespace) -> int:
 def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
     from domainbed.training import load_model
 
-    model = load_model(args.folder, args.device)
+    model = load_model(args.folder, args.device, args.average)
     if model.preprocess is None:
         raise UserError(
             f"{args.folder} was trained on {model.spec.dataset_label}, whose inputs are no image "
@@ -111,4 +113,4 @@ def _of_domain(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
     folder = RunFolder(args.folder)
     machine = RunOptions(data_dir=args.data_dir, device=args.device)
     yield "position", "label", "class", "probability"
-    yield from predictions(folder, machine, args.dataset, args.domain, args.split)
+    yield from predictions(folder, machine, args.dataset, args.domain, args.split, args.average)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,17 @@ class Progress:
         return bool(self.records)
 
 
-def save(folder: RunFolder, run_id: str, algorithm: nn.Module, progress: Progress) -> None:
+def save(
+    folder: RunFolder,
+    run_id: str,
+    algorithm: nn.Module,
+    progress: Progress,
+    averages: Mapping[str, Any] | None = None,
+) -> None:
     """Writes a checkpoint aside, reads it back, and moves it into place.
 
-    The one before stays until then, and is kept beside it as the one to fall back on.
+    The one before stays until then, and is kept beside it as the one to fall back on. `averages`
+    is the state of the averages of the weights.
     """
     stream = io.BytesIO()
     contents = {
@@ -62,6 +69,7 @@ def save(folder: RunFolder, run_id: str, algorithm: nn.Module, progress: Progres
         "run_id": run_id,
         "progress": asdict(progress),
         "algorithm": capture(algorithm),
+        "averages": dict(averages or {}),
         "random": _random_state(),
     }
     torch.save(contents, stream)
@@ -73,7 +81,12 @@ def save(folder: RunFolder, run_id: str, algorithm: nn.Module, progress: Progres
             folder.checkpoint.replace(folder.checkpoint_before)
 
 
-def load(folder: RunFolder, run_id: str, algorithm_of: Callable[[int], nn.Module]) -> Progress:
+def load(
+    folder: RunFolder,
+    run_id: str,
+    algorithm_of: Callable[[int], nn.Module],
+    restore_averages: Callable[[dict[str, Any]], None] = lambda state: None,
+) -> Progress:
     """Restores an algorithm and all random sources; a fresh `Progress` if there is no file.
 
     A damaged checkpoint is passed over for the one before it.
@@ -82,6 +95,7 @@ def load(folder: RunFolder, run_id: str, algorithm_of: Callable[[int], nn.Module
         folder: of the run.
         run_id: of the run.
         algorithm_of: makes the algorithm of a stage, as its constructor does.
+        restore_averages: takes the state of the averages of the weights.
 
     Raises:
         UserError: no checkpoint is whole, it is another run's, or the algorithm cannot go on
@@ -103,6 +117,7 @@ def load(folder: RunFolder, run_id: str, algorithm_of: Callable[[int], nn.Module
             )
         progress = Progress(**contents["progress"])
         restore(algorithm_of(progress.stage), contents["algorithm"])
+        restore_averages(contents.get("averages", {}))
         _set_random_state(contents["random"])
         return progress
     if reasons:

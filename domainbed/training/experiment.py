@@ -62,6 +62,12 @@ class Experiment:
         """What the stage that is under way trains on."""
         return self.algorithm.training_stages()[self.stage_number - 1]
 
+    @property
+    def validation(self) -> tuple[str, ...]:
+        """Metrics whose mean over the training domains' out-splits is recorded."""
+        asked = ("loss",) if "swad" in self.spec.averages else ()
+        return tuple(dict.fromkeys([*self.stage.validation, *asked]))
+
     def further_stage(self, number: int) -> Experiment:
         """The same experiment at another stage: with a fresh model, from a seed of its own."""
         seed = stage_seed(self.spec.seed, number)
@@ -148,7 +154,7 @@ class Experiment:
             self.workers,
             self.augmented_envs if spec.augment_validation else (),
             self.seed,
-            tuple(dict.fromkeys([*spec.metrics, *self.stage.validation])),
+            tuple(dict.fromkeys([*spec.metrics, *self.validation])),
         )
         splits = splits_to_evaluate(self.stage_splits, spec.test_envs, everything)
         with self.precision():

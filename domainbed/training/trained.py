@@ -91,13 +91,16 @@ def rebuild(
         return build(spec, machine)
 
 
-def load_trained_weights(experiment: Experiment, folder: RunFolder) -> None:
-    """Gives the algorithm the weights it had after training.
+def load_trained_weights(
+    experiment: Experiment, folder: RunFolder, average: str | None = None
+) -> None:
+    """Gives the algorithm the weights it had after training, or an average of its run's.
 
     Raises:
-        UserError: they were not kept, are damaged, or are of another run or network.
+        UserError: they were not kept, are damaged, or are of another run or network; or the run
+            has no such average.
     """
-    content = read_model(folder.model, experiment.spec.run_id)
+    content = read_model(_model_file(folder, experiment.spec, average), experiment.spec.run_id)
     _load(experiment.algorithm, content["model_dict"], folder)
 
 
@@ -145,15 +148,34 @@ class Model:
         return [order[i : i + EVALUATION_BATCH] for i in range(0, n, EVALUATION_BATCH)]
 
 
-def load_model(folder: Path | str, device: str | None = None) -> Model:
+def _model_file(folder: RunFolder, spec: RunSpec, average: str | None) -> Path:
+    """The file of the last weights, or of an average.
+
+    Raises:
+        UserError: the run has no such average.
+    """
+    if average is None:
+        return folder.model
+    if average not in spec.averages:
+        has = f"averages {', '.join(spec.averages)}" if spec.averages else "no averages"
+        raise UserError(
+            f"the run in {folder.path} has {has}, and no {average!r}: train it with "
+            "--averages, in another folder",
+            "average",
+        )
+    return folder.averaged_model(average)
+
+
+def load_model(folder: Path | str, device: str | None = None, average: str | None = None) -> Model:
     """The trained model of a run; its dataset is not needed.
 
     Args:
         folder: of a finished run with its weights.
         device: cpu, cuda or mps; None finds the best there is.
+        average: of the run's `averages`, the one to load; None for the last weights.
 
     Raises:
-        UserError: the folder holds no finished run with its weights.
+        UserError: the folder holds no finished run with its weights, or no such average.
 
     Example:
         >>> model = load_model("results/one_run")  # doctest: +SKIP
@@ -162,7 +184,7 @@ def load_model(folder: Path | str, device: str | None = None) -> Model:
     """
     run = RunFolder(folder)
     spec = read_spec(run)
-    content = read_model(run.model, spec.run_id)
+    content = read_model(_model_file(run, spec, average), spec.run_id)
     with global_sources_kept():  # all weights are replaced: none need be downloaded
         seed_everything(spec.seed)  # what a prediction draws is what it drew in training
         module = get_algorithm_class(spec.algorithm)(
@@ -198,7 +220,12 @@ def _load(module: Algorithm, state: dict[str, Any], folder: RunFolder) -> None:
 
 @torch.no_grad()
 def predictions(
-    folder: RunFolder, machine: RunOptions, dataset: str | None, domain: int, split: str
+    folder: RunFolder,
+    machine: RunOptions,
+    dataset: str | None,
+    domain: int,
+    split: str,
+    average: str | None = None,
 ) -> Iterator[tuple[int, str, str, float]]:
     """Position in the domain, label, predicted class and its probability, image by image.
 
@@ -208,12 +235,13 @@ def predictions(
         dataset: see `read_spec`.
         domain: its number.
         split: "in" or "out".
+        average: see `load_model`.
 
     Raises:
         UserError: see `rebuild` and `load_trained_weights`; or there is no such domain.
     """
     experiment = rebuild(folder, machine, dataset)
-    load_trained_weights(experiment, folder)
+    load_trained_weights(experiment, folder, average)
     if not 0 <= domain < len(experiment.domains):
         raise UserError(
             f"domain is {domain}: {experiment.spec.dataset_label} has the domains 0 to "

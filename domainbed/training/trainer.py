@@ -17,11 +17,18 @@ from domainbed.algorithms import Algorithm
 from domainbed.errors import UserError
 from domainbed.files import as_json_values, write_text
 from domainbed.predictions import require_parquet
-from domainbed.record_keys import parse_record_key, record_key
+from domainbed.record_keys import (
+    AVERAGES,
+    average_key,
+    parse_average_key,
+    parse_record_key,
+    record_key,
+)
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import NOT_WHOLE, RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
+from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
 from domainbed.training.claim import claim
 from domainbed.training.evaluation import Value
@@ -95,6 +102,7 @@ class Trainer:
         self.options, self.began, self.on_step = options, began, on_step
         self.echo, self.diverged = echo, False
         self.stages = len(self.algorithm.training_stages())
+        self.averages = Averages(experiment)
         self.table = self._new_table()
 
     @property
@@ -119,6 +127,8 @@ class Trainer:
         ):
             with self.experiment.precision():
                 metrics = self.algorithm.update(minibatches, unlabeled)
+            if not self._is_recorded(step):
+                self.averages.add()
             history["step_time"].append(time.monotonic() - step_began)
             for name, value in self._checked(metrics, step).items():
                 history[name].append(value)
@@ -151,7 +161,7 @@ class Trainer:
         self._enter_stage(progress.stage + 1).take_over(before)
         self.algorithm.on_start()
         progress = replace(progress, stage=progress.stage + 1, next_step=0)
-        checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress)
+        self._save_checkpoint(progress)
         return progress
 
     def _enter_stage(self, number: int) -> Algorithm:
@@ -172,17 +182,28 @@ class Trainer:
         on_gpu = self.experiment.device.type == "cuda"
         validating = {
             self._key(e, split, metric)
-            for metric in set(self.experiment.stage.validation) - set(self.spec.metrics)
+            for metric in set(self.experiment.validation) - set(self.spec.metrics)
             for e in range(len(self.experiment.domains))
             for split in ("in", "out", "uda")
         }
-        return {"epoch"} | training | validating | (set() if on_gpu else {"mem_gb"})
+        averaged = {
+            average_key(name, self._key(e, split, metric))
+            for name in AVERAGES
+            for metric in (*self.spec.metrics, *self.experiment.validation)
+            for e in range(len(self.experiment.domains))
+            for split in ("in", "out", "uda")
+            if (metric, split) != ("accuracy", "in") or e not in self.spec.test_envs
+        }
+        hidden = {"epoch"} | training | validating | averaged
+        return hidden if on_gpu else hidden | {"mem_gb"}
 
     def _resume(self) -> Progress:
         if self.folder.done.exists():
             self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
-        progress = checkpoint.load(self.folder, self.spec.run_id, self._enter_stage)
+        progress = checkpoint.load(
+            self.folder, self.spec.run_id, self._enter_stage, self.averages.restore
+        )
         if progress.has_begun:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
             self.diverged = any(json.loads(line).get("diverged") for line in progress.records)
@@ -224,7 +245,7 @@ class Trainer:
             )
         values = {}
         for key, value in metrics.items():
-            if key in _OWN_KEYS or parse_record_key(str(key)):
+            if key in _OWN_KEYS or _is_measured(str(key)):
                 raise UserError(
                     f"the update of {name} returned a metric {key!r}, which is a key of the "
                     "record's own: choose another name"
@@ -258,16 +279,14 @@ class Trainer:
         Returns:
             the record's line, and whether the algorithm ends the stage there.
         """
-        last = step == self.spec.steps - 1
-        measured = self.experiment.evaluate(
-            step, last or self.spec.eval_splits == "all", self.table.evaluating
-        )
+        measured = self._measured(step)
         record: dict[str, Any] = {
             "step": step,
             "epoch": step / self.experiment.batches_per_epoch,
             **{name: float(np.mean(values)) for name, values in history.items()},
             **{self._key(m.domain, m.split, m.metric): m.value for m in measured},
-            **self._of_stage(measured),
+            **(validation := self._of_stage(measured)),
+            **self._of_averages(step, validation.get("val_loss", math.nan)),
             "mem_gb": peak_memory(self.experiment.device),
         }
         self.table.record(record)
@@ -278,6 +297,22 @@ class Trainer:
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
         self.folder.append_result(line)
         return line, ended
+
+    def _measured(self, step: int) -> list[Value]:
+        last = step == self.spec.steps - 1
+        everything = last or self.spec.eval_splits == "all"
+        return self.experiment.evaluate(step, everything, self.table.evaluating)
+
+    def _of_averages(self, step: int, loss: float) -> dict[str, float]:
+        """What a record has of averaged weights; `loss` is that of validation of the last ones."""
+        found = self.averages.add_recorded(step + 1, loss)
+        for name in self.averages:
+            with self.averages.in_place(name):
+                found |= {
+                    average_key(name, self._key(m.domain, m.split, m.metric)): m.value
+                    for m in self._measured(step)
+                }
+        return found
 
     def _key(self, domain: int, split: str, metric: str) -> str:
         return record_key(domain, split, metric, self.experiment.stage.data == "all")
@@ -290,7 +325,7 @@ class Trainer:
                 for m in measured
                 if (m.metric, m.split) == (metric, "out") and m.domain in self.experiment.train_envs
             ]
-            for metric in self.experiment.stage.validation
+            for metric in self.experiment.validation
         }
         number = {"stage": self.experiment.stage_number} if self.stages > 1 else {}
         return number | {f"val_{name}": float(np.mean(values)) for name, values in chosen.items()}
@@ -299,11 +334,18 @@ class Trainer:
         if self.options.save_model_every_checkpoint:
             file = self.folder.model_at(step, self.experiment.stage_number)
             save_model(self.experiment, file, self._args())
-        checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress)
+        self._save_checkpoint(progress)
+
+    def _save_checkpoint(self, progress: Progress) -> None:
+        averages = self.averages.state()
+        checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress, averages)
 
     def _finish(self, progress: Progress) -> None:
         if not self.options.skip_model_save:
             save_model(self.experiment, self.folder.model, self._args())
+            for name in self.averages:
+                with self.averages.in_place(name):
+                    save_model(self.experiment, self.folder.averaged_model(name), self._args())
         if self.options.save_predictions:
             save_predictions(self.experiment, self.folder, self.options.data_dir)
         self._write_environment(progress)
@@ -349,3 +391,8 @@ class Trainer:
             "seconds": progress.seconds,
         }
         write_text(self.folder.environment, json.dumps(facts, indent=2) + "\n")
+
+
+def _is_measured(key: str) -> bool:
+    """Whether a key is of a split, of the last weights or of an average."""
+    return parse_record_key(key) is not None or parse_average_key(key) is not None

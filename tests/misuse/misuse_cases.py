@@ -57,6 +57,12 @@ _RUN_FLAGS = {
     "metrics": ("x", "acuracy"),
     "precision": ("x", "float16"),
     "on_divergence": ("x", "ignore"),
+    "averages": ("x", "SWAD", "ema sma"),
+    "ema_decay": ("1", "-0.1", "x"),
+    "sma_start": ("-1", "x", "1.5"),
+    "swad_n_converge": ("0", "7", "x"),
+    "swad_n_tolerance": ("0", "2", "x"),
+    "swad_ratio": ("0.9", "x", ".nan"),
     "protocol": ("x", "domainbed-2019"),
     "num_workers": ("-1", "x", "1.5"),
 }

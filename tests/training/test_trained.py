@@ -105,7 +105,7 @@ def test_files_are_predicted_in_batches_of_64(
     rank = Rank()
     rank.register_parameter("own", torch.nn.Parameter(torch.zeros(())))
     model = Model(rank, ["low", "high"], (), lambda file: torch.tensor(float(file.name)), spec)  # type: ignore[arg-type]
-    monkeypatch.setattr("domainbed.training.load_model", lambda folder, device: model)
+    monkeypatch.setattr("domainbed.training.load_model", lambda folder, *_: model)
     with pytest.raises(SystemExit):
         main(["predict", "run", *map(str, range(70))])
     out, err = capsys.readouterr()
