@@ -80,7 +80,7 @@ def beside_published(report: Report, source: str) -> list[BesideCell]:
     cells = [
         _beside(report, table, algorithm, position, values[key], told)
         for table, algorithm, position in _positions(report)
-        if (key := _key(table, algorithm, table.columns[position])) in values
+        if (key := cell_key(table, algorithm, table.columns[position])) in values
         and _is_comparable(table.columns[position], told)
     ]
     if not cells:
@@ -109,7 +109,8 @@ def _positions(report: Report) -> Iterator[tuple[Table, str, int]]:
                 yield table, algorithm, position
 
 
-def _key(table: Table, algorithm: str, column: Column) -> tuple[str, str, str, str, str]:
+def cell_key(table: Table, algorithm: str, column: Column) -> tuple[str, str, str, str, str]:
+    """Selection method, kind of table, dataset, algorithm and domain, as `BesideCell` has them."""
     kind = "dataset" if table.dataset else "averages"
     domain = column.label if table.dataset else column.test_env
     return (table.selection, kind, column.dataset, algorithm, domain)
@@ -136,7 +137,7 @@ def _beside(
     difference = mean - value.mean
     within = None if found or math.isnan(error) else abs(difference) <= error + TIE
     return BesideCell(
-        *_key(table, algorithm, column), mean, std_err, cell.n_trials, value.mean,
+        *cell_key(table, algorithm, column), mean, std_err, cell.n_trials, value.mean,
         _number(value.std_err), difference, error, within, found,
     )  # fmt: skip
 

@@ -43,6 +43,22 @@ States = dict[Run, State]
 Expected = dict[tuple[str, str], list[Run]]
 """The runs that there should be, by dataset and algorithm."""
 
+EVERYTHING = "every run is there and finished"
+
+
+class Survey(NamedTuple):
+    """What there should be, and what became of it.
+
+    Attributes:
+        expected: the runs that there should be.
+        states: of those that left a trace.
+        unnamed: folders of runs without a record, of which nothing says which run they are.
+    """
+
+    expected: Expected
+    states: States
+    unnamed: list[RunFolder]
+
 
 def explain(report: Report, folders: Folders) -> list[str]:
     """Lines that say, for every cell that lacks runs, what became of them.
@@ -53,7 +69,28 @@ def explain(report: Report, folders: Folders) -> list[str]:
     Raises:
         UserError: a plan.json is damaged.
     """
-    roots, runs = as_paths(folders), report.records.runs
+    return explain_survey(report, survey(report.records.runs, folders))
+
+
+def explain_survey(report: Report, found: Survey) -> list[str]:
+    """As `explain`, of what is known already."""
+    lines = _cells(report, found.expected, found.states)
+    lines += _absent(report, found.expected, found.states)
+    lines += _unnamed(found.unnamed)
+    return list(map(printable, lines)) or ["", EVERYTHING]
+
+
+def survey(runs: pd.DataFrame, folders: Folders) -> Survey:
+    """What there should be in some folders, as `explain` says, and what became of it.
+
+    Args:
+        runs: those that have records.
+        folders: where they were read.
+
+    Raises:
+        UserError: a plan.json is damaged.
+    """
+    roots = as_paths(folders)
     without = [folder for root in roots for folder in _folders_without_records(root)]
     plan = {folder: run for root in roots for folder, run in _read_plan(root).items()}
     named = {**{f.path: run for f in without if (run := _own_name(f))}, **plan}
@@ -61,9 +98,23 @@ def explain(report: Report, folders: Folders) -> list[str]:
     expected: Expected = defaultdict(list)
     for run in dict.fromkeys([*(plan.values() or _grid(runs)), *named.values()]):
         expected[run.dataset, run.algorithm].append(run)
-    lines = _cells(report, expected, states) + _absent(report, expected, states)
-    lines += _unnamed([folder for folder in without if folder.path not in named])
-    return list(map(printable, lines)) or ["", "every run is there and finished"]
+    return Survey(expected, states, [f for f in without if f.path not in named])
+
+
+def count_states(report: Report, found: Survey) -> pd.DataFrame:
+    """How many runs that the report is about are in which state.
+
+    Columns: `dataset`, `algorithm`, `test_envs` (tuple of int), `state` (one of `states.STATES`)
+    and `runs`.
+    """
+    rows = [
+        (run.dataset, run.algorithm, run.test_envs, found.states.get(run, State(MISSING)).kind)
+        for group, runs in found.expected.items()
+        if report.wants(*group)
+        for run in runs
+    ]
+    columns = ["dataset", "algorithm", "test_envs", "state"]
+    return pd.DataFrame(rows, columns=columns).value_counts(sort=False).reset_index(name="runs")
 
 
 def _cells(report: Report, expected: Expected, states: States) -> list[str]:

@@ -49,7 +49,7 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
     roots = as_paths(folders)
     files_of: dict[Path, Path] = {}
     for root in roots:
-        files_of |= {file: root for file in _record_files(root) if file not in files_of}
+        files_of |= {file: root for file in record_files(root) if file not in files_of}
     files, counted = list(files_of), count()
 
     def on_file() -> None:
@@ -174,7 +174,12 @@ def run_folders(root: Path) -> list[Path]:
     return [root, *inside] if (root / RECORDS_FILE).is_file() else inside
 
 
-def _record_files(root: Path) -> list[Path]:
+def record_files(root: Path) -> list[Path]:
+    """The files of records in `root`.
+
+    Raises:
+        UserError: there is none.
+    """
     files = [folder / RECORDS_FILE for folder in run_folders(root)]
     found = [file for file in files if _is_own_file(root, file)]
     if not found:

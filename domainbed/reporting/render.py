@@ -25,7 +25,7 @@ RENDERERS: Registry[Callable[[Report], str]] = Registry("format")
 @RENDERERS.register(name="text")
 def to_text(report: Report) -> str:
     """Plain text in the published layout: a headed block of aligned columns for each table."""
-    lines = _head(report)
+    lines = head(report)
     for table in report.tables:
         lines += ["", f"-------- {_heading(table)}"]
         lines += text_table(
@@ -38,7 +38,7 @@ def to_text(report: Report) -> str:
 @RENDERERS.register(name="markdown")
 def to_markdown(report: Report) -> str:
     """Markdown tables, the best of each column in bold."""
-    first, *others = _head(report)
+    first, *others = head(report)
     lines = [first, *("\n" + _escape_markdown(line) for line in others)]
     for table in report.tables:
         lines += ["", f"### {_escape_markdown(_heading(table))}", ""]
@@ -52,7 +52,7 @@ def to_markdown(report: Report) -> str:
 @RENDERERS.register(name="latex")
 def to_latex(report: Report) -> str:
     """A complete LaTeX document with booktabs tables, the best of each column in bold."""
-    lines = [*(f"% {line}" for line in _head(report)), *_PREAMBLE]
+    lines = [*(f"% {line}" for line in head(report)), *_PREAMBLE]
     title = ""
     for table in report.tables:
         if table.title != title:
@@ -133,7 +133,7 @@ _PREAMBLE = [
 ]
 
 
-def _head(report: Report) -> list[str]:
+def head(report: Report) -> list[str]:
     """What is said above all tables: how many records, and under which protocol."""
     protocols = {table.dataset: table.protocol for table in report.tables if table.dataset}
     named = [f"{dataset}: {protocol}" for dataset, protocol in protocols.items()]
