@@ -1,0 +1,187 @@
+"""What the figures and tables of a report show, each computed once, when it is first asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from domainbed.names import order_algorithms
+from domainbed.records import Records
+from domainbed.reporting import analyses, comparison
+from domainbed.reporting.statistics import CriticalDifference
+from domainbed.selection.base import mean_over_others, single_domain_records
+
+_CELL = ["dataset", "algorithm", "test_env"]
+_RUN = [*_CELL, "trial_seed", "hparams_seed"]
+
+RANKED = "domain"
+"""What ranks count as one observation; the trials of a test domain share their images."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Numbers from some records.
+
+    Attributes:
+        records: those of the datasets and algorithms that are asked for.
+        selection: short names of selection methods.
+        baseline: what the algorithms are compared with.
+    """
+
+    records: Records
+    selection: Sequence[str]
+    baseline: str = "ERM"
+
+    @cached_property
+    def chosen(self) -> pd.DataFrame:
+        """As from `comparison.chosen_accuracies`."""
+        return comparison.chosen_accuracies(self.records, self.selection)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """As from `comparison.differences`; an observation is a trial.
+
+        Raises:
+            UserError: there is nothing to compare.
+        """
+        return comparison.differences(self.records, self.selection, self.baseline)
+
+    @cached_property
+    def ranks(self) -> dict[str, CriticalDifference]:
+        """As from `comparison.critical_differences`; an observation is a test domain."""
+        return comparison.critical_differences(self.records, self.selection, RANKED)
+
+    @cached_property
+    def last_records(self) -> pd.DataFrame:
+        """As from `analyses.in_and_out`."""
+        return analyses.in_and_out(self.records)
+
+    @cached_property
+    def lines(self) -> pd.DataFrame:
+        """As from `analyses.accuracy_on_the_line`."""
+        return analyses.accuracy_on_the_line(self.records)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """The course of the chosen runs, the mean over their trials.
+
+        Columns: `selection`, `dataset`, `algorithm`, `test_env`, `step`; `validation`, on the
+        out-splits of the training domains, and `test`, on the test domain, in percent; `trials`,
+        how many have a record of that step; `chosen`, in how many of them it is the chosen one.
+        """
+        table = single_domain_records(self.records)
+        of_records = table.keys[[*_RUN, "step"]].assign(
+            test=100 * table.keys["test_acc"],
+            validation=100 * mean_over_others(table.out_split, table.keys),
+        )
+        picked = self.chosen[["selection", *_RUN, "step"]].rename(columns={"step": "best"})
+        course = of_records.merge(picked, on=_RUN)
+        course["chosen"] = course["step"] == course["best"]
+        of_step = course.groupby(["selection", *_CELL, "step"], sort=False)
+        found = of_step.agg(
+            validation=("validation", "mean"), test=("test", "mean"),
+            trials=("chosen", "size"), chosen=("chosen", "sum"),
+        )  # fmt: skip
+        return found.reset_index().sort_values(["selection", *_CELL, "step"], ignore_index=True)
+
+    @cached_property
+    def tuning(self) -> pd.DataFrame:
+        """What each run did with each hyper-parameter that was not the same in all draws.
+
+        Columns: `dataset`, `algorithm`, `test_env`, `trial_seed`, `hparams_seed`; `name` of the
+        hyper-parameter and its `value`; `gain`, the accuracy on the test domain at the last
+        record, minus the mean of all runs of the dataset and test domain, in points of percent;
+        and `chosen`, whether the first selection method took the run.
+        """
+        scores = self.last_records[[*_RUN, "out_of_domain"]]
+        means = scores.groupby(["dataset", "test_env"])["out_of_domain"].transform("mean")
+        scores = scores.assign(gain=scores["out_of_domain"] - means)
+        first = self.chosen[self.chosen["selection"] == self.selection[0]]
+        scores = scores.merge(first[_RUN].assign(chosen=True), on=_RUN, how="left")
+        scores["chosen"] = scores["chosen"].eq(True)
+        values = self._hparams.drop_duplicates([*_RUN, "name"])
+        both = scores.merge(values, on=_RUN).drop(columns="out_of_domain")
+        return both.sort_values([*_RUN, "name"], ignore_index=True)
+
+    @cached_property
+    def choices(self) -> pd.DataFrame:
+        """Each choice: `chosen`, with its hyper-parameters that differ between draws, as text."""
+        texts = self._hparams.assign(hparams=self._hparams["name"] + "=" + self._texts())
+        joined = texts.groupby(_RUN, sort=False)["hparams"].agg(", ".join).reset_index()
+        both = self.chosen.merge(joined, on=_RUN, how="left")
+        return both.assign(hparams=both["hparams"].fillna("as all draws"))
+
+    def _texts(self) -> pd.Series:
+        return self._hparams["value"].map(
+            lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
+        )
+
+    @cached_property
+    def _hparams(self) -> pd.DataFrame:
+        """Of each run with one test domain the hyper-parameters that not all draws share."""
+        runs = self.records.runs[self.records.runs["test_envs"].map(len) == 1]
+        rows: list[tuple[Any, ...]] = []
+        for (dataset, algorithm), of_group in runs.groupby(["dataset", "algorithm"], sort=False):
+            names = _varied(of_group["hparams"])
+            keys = zip(of_group["test_envs"], of_group["trial_seed"], of_group["hparams_seed"])
+            for (envs, trial, seed), hparams in zip(keys, of_group["hparams"]):
+                rows += [
+                    (dataset, algorithm, envs[0], trial, seed, name, hparams[name])
+                    for name in names
+                    if name in hparams
+                ]
+        return pd.DataFrame(rows, columns=[*_RUN, "name", "value"])
+
+
+def ranges(tuning: pd.DataFrame) -> pd.DataFrame:
+    """Where in what was drawn of a number the choices lie: do they crowd at an end?
+
+    Columns: `algorithm`, `name`, `lowest` and `highest` drawn, the number of `choices`, and how
+    many of them are `low` and `high`, in the outer tenths of that range (of the logarithms, if
+    it spans a factor of ten and more).
+    """
+    rows = []
+    for algorithm in order_algorithms(tuning["algorithm"]):
+        of_algorithm = tuning[tuning["algorithm"] == algorithm]
+        for name, of_name in of_algorithm.groupby("name", sort=False):
+            if is_numeric(of_name["value"]):
+                values = of_name["value"].astype(float)
+                places = position(values)[of_name["chosen"].to_numpy()]
+                low, high = int((places <= 0.1).sum()), int((places >= 0.9).sum())
+                ends = (float(values.min()), float(values.max()))
+                rows.append((algorithm, name, *ends, len(places), low, high))
+    columns = ["algorithm", "name", "lowest", "highest", "choices", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def is_numeric(values: pd.Series) -> bool:
+    """Whether all are finite numbers, and not merely true or false."""
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    return numbers and bool(np.isfinite(values.astype(float)).all())
+
+
+def is_logarithmic(values: pd.Series) -> bool:
+    """Whether numbers span a factor of ten and more, so that their logarithms tell more."""
+    return bool(values.min() > 0 and values.max() >= 10 * values.min())
+
+
+def position(values: pd.Series) -> np.ndarray:
+    """Where each number lies between the lowest, 0, and the highest, 1."""
+    numbers = np.log(values.to_numpy()) if is_logarithmic(values) else values.to_numpy()
+    spread = np.ptp(numbers)
+    return (numbers - numbers.min()) / spread if spread else np.full(len(numbers), 0.5)
+
+
+def _varied(hparams: pd.Series) -> list[str]:
+    """The names whose values are not the same in all of these."""
+    seen: dict[str, set[str]] = {}
+    for one in hparams:
+        for name, value in one.items():
+            seen.setdefault(name, set()).add(json.dumps(value, sort_keys=True, default=str))
+    return sorted(name for name, values in seen.items() if len(values) > 1)
