@@ -1,0 +1,315 @@
+"""What stands on the report: its parts, one function each, from numbers to texts and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import pandas as pd
+
+from domainbed.errors import UserError
+from domainbed.names import order_algorithms, order_datasets
+from domainbed.reporting import analyses
+from domainbed.reporting import render_comparison as compared
+from domainbed.reporting.explain import EVERYTHING, count_states, explain_survey, survey
+from domainbed.reporting.figures import FIGURES, plain_style
+from domainbed.reporting.findings import RANKED, Findings, ranges
+from domainbed.reporting.load import Folders
+from domainbed.reporting.page.origin import commands, environments, names_of
+from domainbed.reporting.page.tables import (
+    MAX_ROWS,
+    HtmlTable,
+    from_section,
+    published_cells,
+    result_tables,
+    state_tables,
+)
+from domainbed.reporting.protocols import mixtures
+from domainbed.reporting.render import head
+from domainbed.reporting.render_comparison import Section
+from domainbed.reporting.svg import inline_svg
+from domainbed.reporting.tables import AVERAGE, Report, domain_names
+
+UNIT = "trial"
+
+
+class Drawing(NamedTuple):
+    """A figure of the page: its `svg`, caption, and the algorithm it is about, or ""."""
+
+    svg: str
+    caption: str
+    algorithm: str = ""
+
+
+class Listing(NamedTuple):
+    """Text as it is, under a title."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the page.
+
+    Attributes:
+        name: what links to it say.
+        title: for people.
+        intro: what it shows, and how to read it.
+        figures, tables, listings: in this order.
+        reasons: for each gap where it is, and why.
+        missing: why the part shows nothing; "" if it does.
+    """
+
+    name: str
+    title: str
+    intro: str
+    figures: list[Drawing] = field(default_factory=list)
+    tables: list[HtmlTable] = field(default_factory=list)
+    listings: list[Listing] = field(default_factory=list)
+    reasons: list[tuple[str, list[str]]] = field(default_factory=list)
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The report, without any markup but that of its figures."""
+
+    title: str
+    facts: list[str]
+    warnings: list[str]
+    algorithms: list[str]
+    parts: list[Part]
+
+
+def build_page(report: Report, folders: Folders, baseline: str = "ERM") -> Page:
+    """All that the report shows.
+
+    Args:
+        report: as from `build_report`.
+        folders: where its records were read.
+        baseline: what algorithms are compared with.
+
+    Raises:
+        UserError: matplotlib is not installed, or a file of a sweep is damaged.
+    """
+    runs = report.records.runs
+    findings = Findings(report.records, [method.name for method in report.methods], baseline)
+    mixed = [
+        f"the tables of {dataset} mix {mixture}"
+        for dataset in order_datasets(runs["dataset"])
+        for mixture in mixtures(runs[runs["dataset"] == dataset])
+    ]
+    with plain_style():
+        parts = [_results(report), *_of_findings(findings), _runs(report, folders)]
+    parts += [_choices(findings), _environment(report), _commands(folders)]
+    facts = [f"{len(runs):,} runs", *head(report)]
+    algorithms = order_algorithms(runs["algorithm"])
+    return Page(f"Report of {names_of(folders)}", facts, mixed, algorithms, parts)
+
+
+def _of_findings(findings: Findings) -> Iterator[Part]:
+    for part in (_differences, _ranks, _tuning, _curves, _on_the_line):
+        yield part(findings)
+
+
+def _results(report: Report) -> Part:
+    papers = published_cells(report)
+    sections = [
+        section
+        for source, cells in papers.items()
+        for section in compared.beside_sections(cells, source)
+    ]
+    frames = (
+        (compared.worst_section, analyses.worst_domains(report)),
+        (compared.gap_section, analyses.selection_gap(report.records)),
+    )
+    sections += [make(frame) for make, frame in frames if len(frame)]
+    return Part(
+        "results",
+        "Results",
+        "Accuracy in percent on each domain when it is held out, ± standard error over trials; X "
+        "where there is none. Bold: the best of a column. Dotted: within one standard error of "
+        "the best. Columns sort; below a number stands what papers print.",
+        tables=[*result_tables(report, papers), *map(from_section, sections)],
+    )
+
+
+def _differences(findings: Findings) -> Part:
+    part = Part(
+        "differences",
+        f"Differences to {findings.baseline}",
+        "Points of percent, paired by dataset, test domain and trial. Dot: the mean; thick bar: "
+        "95 % interval with trials drawn anew; thin bar: with datasets drawn anew.",
+    )
+    try:
+        frame = findings.differences
+    except UserError as error:
+        return replace(part, missing=str(error))
+    sections = compared.difference_sections(frame, UNIT, None)
+    figures = _drawn(findings, "differences", f"Differences to {findings.baseline}")
+    return replace(part, figures=figures, tables=[from_section(each) for each in sections])
+
+
+def _ranks(findings: Findings) -> Part:
+    part = Part(
+        "ranks",
+        "Mean ranks and critical difference",
+        "1 is best. Mean ranks that are further apart than the critical difference differ "
+        "(Nemenyi, 95 %); a bar joins algorithms that are not told apart, where Friedman's test "
+        "finds a difference at all.",
+    )
+    figures = _drawn(findings, "ranks", "Mean ranks")
+    if not figures:
+        return replace(part, missing="ranks need two algorithms with results on the same domains")
+    sections = compared.rank_sections(findings.ranks, RANKED)
+    return replace(part, figures=figures, tables=[from_section(each, True) for each in sections])
+
+
+def _tuning(findings: Findings) -> Part:
+    part = Part(
+        "hparams",
+        "Accuracy by hyper-parameter",
+        "One dot a run, or a group of runs: test accuracy at the last record, in points above the "
+        "mean of all runs on the same dataset and test domain. Diamonds were chosen by "
+        f"{findings.selection[0]}. Where they crowd at an end, the range may be too narrow.",
+    )
+    if findings.tuning.empty:
+        return replace(part, missing="one draw of the hyper-parameters: nothing was tuned")
+    frame = ranges(findings.tuning)
+    rows = [
+        [row["algorithm"], row["name"], f"{row['lowest']:.3g}", f"{row['highest']:.3g}"]
+        + [str(row[name]) for name in ("choices", "low", "high")]
+        for row in frame.to_dict("records")
+    ]
+    header = ["Algorithm", "Hyper-parameter", "lowest", "highest", "choices"]
+    header += ["in the lowest tenth", "in the highest tenth"]
+    notes = ["tenths of the logarithm where a range spans a factor of ten; a tenth of the choices "
+             "lies in each by chance, if draws are even"]  # fmt: skip
+    sections = [Section("ranges", "Is a range too narrow?", header, rows, notes, frame)]
+    frames = (
+        (compared.tuning_section, analyses.tuning_gain(findings.records, findings.selection)),
+        (compared.expected_section, analyses.expected_best(findings.records, findings.selection)),
+    )
+    sections += [make(frame) for make, frame in frames if len(frame)]
+    figures = _drawn(findings, "hparams", "Accuracy by hyper-parameter")
+    names = order_algorithms(findings.tuning["algorithm"])
+    figures = [each._replace(algorithm=name) for each, name in zip(figures, names, strict=True)]
+    return replace(part, figures=figures, tables=[from_section(each) for each in sections])
+
+
+def _curves(findings: Findings) -> Part:
+    """Learning curves, and a table of what stopping at another step would have changed."""
+    first = findings.selection[0]
+    frame = findings.curves[findings.curves["selection"] == first]
+    part = Part(
+        "curves",
+        "Learning curves",
+        f"Of the runs that {first} chose, the mean over trials: test accuracy, and validation "
+        "accuracy on the out-splits of the training domains. Marks: the chosen steps.",
+    )
+    if frame.empty:
+        return replace(part, missing="no run was chosen")
+    rows, names = [], {}
+    for (dataset, algorithm, env), of_env in frame.groupby(
+        ["dataset", "algorithm", "test_env"], sort=False
+    ):
+        if dataset not in names:
+            names[dataset] = domain_names(findings.records.runs, dataset)
+        steps = of_env.loc[of_env["chosen"] > 0, "step"]
+        last, top = of_env.iloc[-1], of_env.loc[of_env["test"].idxmax()]
+        rows.append(
+            [dataset, algorithm, names[dataset][env], ", ".join(map(str, steps)),
+             f"{last['test']:.1f}", f"{top['test']:.1f}", f"{top['step']:.0f}"]
+        )  # fmt: skip
+    header = ["Dataset", "Algorithm", "domain", "chosen steps", "test at the end", "highest test"]
+    notes = ["the highest of several noisy means is on average too high"]
+    section = Section("curves", "Where runs were stopped", [*header, "at step"], rows, notes, frame)
+    figures = _drawn(findings, "curves", "Learning curves")
+    return replace(part, figures=figures, tables=[from_section(section)])
+
+
+def _on_the_line(findings: Findings) -> Part:
+    figures = _drawn(findings, "on-the-line", "In-domain against out-of-domain accuracy")
+    section = compared.line_section(findings.lines)
+    return Part(
+        "on-the-line",
+        "In-domain against out-of-domain accuracy",
+        "All runs at their last record, by test domain, with the line that is fitted to the "
+        "probits. Of many runs, dots stand for groups: the larger, the more.",
+        figures,
+        [from_section(section)] if len(findings.lines) else [],
+        missing="" if figures else "no run has a single test domain and validates on others",
+    )
+
+
+def _runs(report: Report, folders: Folders) -> Part:
+    found = survey(report.records.runs, folders)
+    counts = count_states(report, found)
+    lines = explain_survey(report, found)
+    reasons: list[tuple[str, list[str]]] = []
+    for line in lines[:MAX_ROWS]:
+        if line.startswith("  "):
+            reasons[-1][1].append(line.strip())
+        elif line:
+            reasons.append((line, []))
+    if len(lines) > MAX_ROWS:
+        more = f"{len(lines) - MAX_ROWS:,} more lines: `domainbed collect --explain` prints all"
+        reasons.append((more, []))
+    return Part(
+        "runs",
+        "Runs",
+        "How many runs there should be, by test domains, and what became of them."
+        + (f" Nothing is missing: {EVERYTHING}." if lines == ["", EVERYTHING] else ""),
+        tables=state_tables(counts, report.records.runs),
+        reasons=[] if lines == ["", EVERYTHING] else reasons,
+    )
+
+
+def _choices(findings: Findings) -> Part:
+    names = {
+        dataset: domain_names(findings.records.runs, dataset)
+        for dataset in set(findings.choices["dataset"])
+    }
+    rows = [
+        [row["selection"], row["dataset"], row["algorithm"], names[row["dataset"]][row["test_env"]],
+         str(row["trial_seed"]), str(row["hparams_seed"]), str(row["step"]),
+         f"{row['accuracy']:.1f}", row["hparams"]]
+        for row in findings.choices.iloc[: MAX_ROWS + 1].to_dict("records")
+    ]  # fmt: skip
+    header = ["Selection", "Dataset", "Algorithm", "domain", "trial", "hparams seed", "step"]
+    notes = ["`domainbed top-hparams` lists all draws of a cell, from best to worst"]
+    section = Section(
+        "choices", "Chosen", [*header, "accuracy", "hyper-parameters"], rows, notes,
+        findings.choices,
+    )  # fmt: skip
+    intro = "What each method took, with the hyper-parameters that differ between draws."
+    return Part("choices", "Chosen hyper-parameters", intro, tables=[from_section(section)])
+
+
+def _environment(report: Report) -> Part:
+    rows, took = environments(report.records.runs["folder"])
+    part = Part("environment", "Environment", "What the runs were made with.")
+    if not rows:
+        return replace(part, missing="the runs do not say what they were made with")
+    section = Section("environment", "Environment", ["What", "value", "runs"], rows,
+                      [took] if took else [], pd.DataFrame())  # fmt: skip
+    return replace(part, tables=[from_section(section)])
+
+
+def _commands(folders: Folders) -> Part:
+    listings = [Listing(*each) for each in commands(folders)]
+    intro = "The plan of each sweep, and the commands that make it and its tables anew."
+    return Part("commands", "Commands", intro, listings=listings)
+
+
+def _drawn(findings: Findings, kind: str, title: str) -> list[Drawing]:
+    """The figures of a kind as elements of the page."""
+    drawings = []
+    for number, (name, figure) in enumerate(FIGURES[kind](findings).items()):
+        place = "over all datasets" if name == AVERAGE else name
+        caption = f"{title}: {place}" if name else title
+        told = f"{caption}. The tables of this part hold the numbers."
+        drawings.append(Drawing(inline_svg(figure, f"{kind}-{number}", caption, told), caption))
+    return drawings

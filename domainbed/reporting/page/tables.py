@@ -1,0 +1,200 @@
+"""The tables of the report: results with methods side by side, comparisons, states of runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pandas as pd
+
+from domainbed.errors import UserError
+from domainbed.names import order_algorithms, order_datasets
+from domainbed.published import SOURCES
+from domainbed.reporting.beside import BesideCell, beside_published, cell_key
+from domainbed.reporting.render import cell_text
+from domainbed.reporting.render_comparison import Section
+from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table, domain_names
+from domainbed.states import DONE, STATES
+
+MAX_ROWS = 2_000
+"""More rows of a table are left out, which it says."""
+
+BEST, NEAR = "best", "near"
+
+
+class HtmlCell(NamedTuple):
+    """A cell's text; `kind` is a class of the style sheet, `lines` are smaller and below."""
+
+    text: str
+    kind: str = ""
+    lines: tuple[HtmlCell, ...] = ()
+
+
+class Row(NamedTuple):
+    """A row, and the algorithm that it is about, which the filter goes by; "" for none."""
+
+    cells: list[HtmlCell]
+    algorithm: str = ""
+
+
+@dataclass(frozen=True)
+class HtmlTable:
+    """A table of the page.
+
+    Attributes:
+        title: its caption.
+        header: the names of the columns.
+        rows: as long as the header; the first cell is the row's name.
+        groups: names over the columns, each with how many it spans; may be empty.
+        notes: what is said below it.
+        is_open: whether it is seen before somebody opens it.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[Row]
+    groups: Sequence[tuple[str, int]] = ()
+    notes: list[str] = field(default_factory=list)
+    is_open: bool = False
+
+
+Key = tuple[str, str, str, str, str]
+"""What tells a cell, as from `beside.cell_key`."""
+
+Published = Mapping[Key, list[tuple[str, BesideCell]]]
+"""By cell the papers that have a number for it, and the number."""
+
+
+def published_cells(report: Report) -> dict[str, list[BesideCell]]:
+    """The cells beside each paper that has any of them."""
+    found = {}
+    for source in SOURCES:
+        with suppress(UserError):  # it has none
+            found[source] = beside_published(report, source)
+    return found
+
+
+def result_tables(report: Report, papers: Mapping[str, Sequence[BesideCell]]) -> list[HtmlTable]:
+    """The averages, then each dataset; in every table all selection methods side by side."""
+    published: dict[tuple[str, str, str, str, str], list[tuple[str, BesideCell]]] = defaultdict(
+        list
+    )
+    for source, cells in papers.items():
+        for cell in cells:
+            published[cell[:5]].append((source, cell))
+    subjects = sorted(dict.fromkeys(table.dataset for table in report.tables), key=bool)
+    return [
+        _results([table for table in report.tables if table.dataset == subject], published)
+        for subject in subjects
+    ]
+
+
+def _results(tables: Sequence[Table], published: Published) -> HtmlTable:
+    first = tables[0]
+    rows, keys = [], []
+    for algorithm in first.rows:
+        cells = [HtmlCell(algorithm)]
+        for table in tables:
+            for place, column in enumerate(table.columns):
+                cell = table.rows[algorithm][place]
+                keys.append(cell_key(table, algorithm, column))
+                printed = (_published_line(*each) for each in published.get(keys[-1], ()))
+                mark = _mark(cell, _best(table, place), column)
+                cells.append(HtmlCell(_text(cell), mark, (*_notes(cell), *printed)))
+        rows.append(Row(cells, algorithm))
+    header = ["Algorithm", *(column.label for table in tables for column in table.columns)]
+    groups = [("", 1), *((table.title, len(table.columns)) for table in tables)]
+    sources = {source for key in keys for source, _ in published.get(key, ())}
+    notes = _published_note(source for source in SOURCES if source in sources)
+    return HtmlTable(first.dataset or "Averages", header, rows, groups, notes, is_open=True)
+
+
+def _text(cell: Cell) -> str:
+    return cell_text(cell).replace("+/-", "±")
+
+
+def _best(table: Table, place: int) -> Cell | None:
+    marked = [cells[place] for cells in table.rows.values() if cells[place].best]
+    return max(marked, key=lambda cell: cell.mean or 0.0, default=None)
+
+
+def _mark(cell: Cell, best: Cell | None, column: Column) -> str:
+    """Whether a number is the best of its column, or within its standard error of that."""
+    if cell.mean is None or best is None or best.mean is None:
+        return ""
+    if cell.best:
+        return BEST
+    is_near = best.std_err is not None and best.mean - cell.mean <= best.std_err
+    return NEAR if is_near and column.test_env != MEAN_RANK else ""
+
+
+def _notes(cell: Cell) -> list[HtmlCell]:
+    runs = ", ".join(f"trial {trial}, hparams seed {seed}" for trial, seed in cell.diverged)
+    found = [HtmlCell(f"* diverged: {runs}")] if runs else []
+    return [*found, HtmlCell(f"not to be had: {cell.gap}")] if cell.gap else found
+
+
+def _published_line(source: str, cell: BesideCell) -> HtmlCell:
+    """What a paper prints, by the paper's number in the note, and the verdict if there is one."""
+    error = "" if pd.isna(cell.published_std_err) else f" ± {cell.published_std_err:.1f}"
+    verdict = {True: ", agrees", False: ", differs", None: ""}[cell.within]
+    number = list(SOURCES).index(source) + 1
+    return HtmlCell(f"[{number}] {cell.published_mean:.1f}{error}{verdict}", "published")
+
+
+def _published_note(sources: Iterable[str]) -> list[str]:
+    numbers = {source: list(SOURCES).index(source) + 1 for source in sources}
+    if not numbers:
+        return []
+    named = ", ".join(f"[{number}] {source}" for source, number in numbers.items())
+    return [f"Printed by {named}. Agrees: within the combined standard errors; without a word: "
+            "not compared, and the tables beside the papers say why."]  # fmt: skip
+
+
+def from_section(section: Section, is_open: bool = False) -> HtmlTable:
+    """A table of `domainbed compare`."""
+    place = section.header.index("Algorithm") if "Algorithm" in section.header else None
+    rows = [
+        Row(list(map(HtmlCell, texts)), "" if place is None else texts[place])
+        for texts in section.rows[:MAX_ROWS]
+    ]
+    left_out = len(section.rows) - len(rows)
+    notes = [f"{left_out:,} more rows are left out"] if left_out else []
+    header = [name[:1].upper() + name[1:] for name in section.header]
+    return HtmlTable(section.title, header, rows, (), [*section.notes, *notes], is_open)
+
+
+def state_tables(counts: pd.DataFrame, runs: pd.DataFrame) -> list[HtmlTable]:
+    """One table per dataset: algorithms by test domains, with how many runs are in which state."""
+    tables = []
+    for dataset in order_datasets(counts["dataset"]):
+        of_dataset = counts[counts["dataset"] == dataset]
+        names = domain_names(runs, dataset) if dataset in set(runs["dataset"]) else []
+        columns = sorted(set(of_dataset["test_envs"]), key=lambda envs: (len(envs), envs))
+        rows = []
+        for algorithm in order_algorithms(of_dataset["algorithm"]):
+            of_algorithm = of_dataset[of_dataset["algorithm"] == algorithm]
+            by_envs = {
+                envs: dict(zip(of_envs["state"], of_envs["runs"]))
+                for envs, of_envs in of_algorithm.groupby("test_envs")
+            }
+            cells = [_state_cell(by_envs.get(envs, {})) for envs in columns]
+            rows.append(Row([HtmlCell(algorithm), *cells], algorithm))
+        header = ["Algorithm", *(_names(envs, names) for envs in columns)]
+        tables.append(HtmlTable(dataset, header, rows, is_open=True))
+    return tables
+
+
+def _names(envs: tuple[int, ...], names: Sequence[str]) -> str:
+    return " and ".join(names[env] if env < len(names) else str(env) for env in envs)
+
+
+def _state_cell(counts: Mapping[str, int]) -> HtmlCell:
+    there = [state for state in STATES if counts.get(state)]
+    if not there:
+        return HtmlCell("not planned", "unplanned")
+    worst = next((state for state in reversed(there) if state != DONE), DONE)
+    return HtmlCell(", ".join(f"{counts[state]} {state}" for state in there), worst)
