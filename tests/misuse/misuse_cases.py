@@ -175,6 +175,21 @@ FLAGS = {
         "unit": ("x", "run"),
         "rope": ("x", "-1", "0", "nan", "inf"),
     },
+    "report run": {
+        "output": ("missing/report.html", "empty"),
+        "selection": ("x", "Oracle"),
+        "datasets": ("x",),
+        "algorithms": ("x", "Fisher"),
+        "baseline": ("x", "Fishr"),
+        "port": ("x", "8000"),
+        "host": ("0.0.0.0",),
+    },
+    "report run --serve": {"port": ("-1", "99999"), "host": ("256.1.1.1",)},
+    "plot run curves --output out.svg": {
+        "output": ("figure", "figure.jpg", "missing/figure.pdf"),
+        "selection": ("x",),
+        "baseline": ("x",),
+    },
     f"reproduce fishr-2022 --dataset ColoredMNIST --scale small {_OUT}": {
         "dataset": ("x", "PASC", "ColoredDigits"),
         "scale": ("x", "tiny"),
@@ -250,7 +265,10 @@ def _of_hparams() -> Iterator[Case]:
 # ---- folders and files ----
 
 _NO_FOLDERS = ("missing", "file", "empty", "foreign", "link", "dangling", "pipe", "", "n" * 300)
-_FOLDER_COMMANDS = ("collect", "compare", "diagnose", "predict --domain 0", "sweep status")
+_FOLDER_COMMANDS = (
+    *("collect", "compare", "diagnose", "predict --domain 0", "sweep status"),
+    *("report", "report --serve --port 0", "plot --output out.png curves"),
+)
 
 
 def _of_folders() -> Iterator[Case]:
@@ -447,6 +465,14 @@ def _of_words() -> Iterator[Case]:
         "compare": "FOLDER",
         "compare run": "nothing to compare",
         "compare run --with fishr-2022 --baseline ERM": "--baseline",
+        "report": "FOLDER",
+        "report run --serve --output x.html": "--output",
+        "plot": "FOLDER",
+        "plot run": "KIND",
+        "plot run curves": "--output",
+        "plot run curve --output x.pdf": "curves",
+        "plot run differences --output x.pdf": "nothing to compare",
+        "plot run hparams --output x.pdf": "hparams",
         "top-hparams": "--input_dir",
         "diagnose": "RUN_FOLDER",
         "predict": "RUN_FOLDER",

@@ -8,7 +8,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-import domainbed
 from domainbed.reporting.page.content import Page
 
 FOLDER = Path(__file__).parent / "template"
@@ -25,7 +24,7 @@ def to_html(page: Page, refresh: int = 0) -> str:
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return _template("report.html").render(
         page=page, style=own["style.css"], script=own["script.js"], refresh=refresh, made=made,
-        version=domainbed.__version__, svg=Markup,
+        svg=Markup,
     )  # fmt: skip
 
 

@@ -1,0 +1,109 @@
+"""`domainbed report`: tables, comparisons and figures of sweeps as one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domainbed.cli.collect import show_progress, write_output
+from domainbed.cli.compare import BASELINE
+from domainbed.errors import UserError
+
+if TYPE_CHECKING:
+    from domainbed.reporting import Report
+
+FILE = "report.html"
+PORT = 8000
+LOCAL = "127.0.0.1"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of `domainbed report`."""
+    add_choices(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help=f"the file to write (FOLDER/{FILE} of the first)"
+    )
+    parser.add_argument(
+        "--serve", action="store_true", help="show it in a browser instead, and keep it up to date"
+    )
+    parser.add_argument(
+        "--port", type=int, metavar="N", help=f"for --serve ({PORT}; 0: any that is free)"
+    )
+    parser.add_argument(
+        "--host", metavar="ADDRESS", help=f"for --serve: where to listen ({LOCAL}, this machine "
+        "alone; 0.0.0.0: all that can reach it, without a password)"
+    )  # fmt: skip
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments that say of which runs, as `domainbed plot` has them too."""
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="sweep folders, or run folders"
+    )
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
+    parser.add_argument(
+        "--selection",
+        nargs="+",
+        metavar="NAME",
+        help="selection methods, by short name (those that the sweep was planned for)",
+    )
+    parser.add_argument(
+        "--baseline", metavar="NAME", help=f"what algorithms are compared with ({BASELINE})"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Writes the report and prints its path, or serves it; returns the exit status.
+
+    Raises:
+        UserError: a folder, a record or a name is wrong, the file cannot be written, or the port
+            is taken.
+    """
+    if args.serve:
+        return _serve(args)
+    for name in ("port", "host"):
+        if (value := getattr(args, name)) is not None:
+            raise UserError(f"--{name} {value} is for --serve: add it, or leave --{name} out")
+    from domainbed.reporting.page import build_page, to_html
+
+    report = read_report(args)
+    text = to_html(build_page(report, args.folders, args.baseline or BASELINE))
+    output = Path(args.folders[0], FILE) if args.output is None else args.output
+    write_output(text, str(output))
+    print(f"Report: {output}")
+    return 0
+
+
+def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
+    """The tables of the runs that are asked for.
+
+    Raises:
+        UserError: a folder, a record or a name is wrong.
+    """
+    from domainbed.reporting import build_report, load_records, planned_gaps, planned_selection
+
+    records = load_records(args.folders, progress=None if quiet else show_progress)
+    selection = args.selection or planned_selection(args.folders)
+    gaps = planned_gaps(args.folders)
+    report = build_report(records, selection, args.datasets, args.algorithms, gaps)
+    known = sorted(set(report.records.runs["algorithm"]))
+    if args.baseline is not None and args.baseline not in known:
+        raise UserError(f"no records of --baseline {args.baseline!r}: there are {', '.join(known)}")
+    return report
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from domainbed.reporting.page import build_page, to_html
+    from domainbed.reporting.page.serve import REFRESH, serve
+
+    if args.output is not None:
+        raise UserError(f"--output {args.output} writes a file, and --serve none: give one")
+
+    def render() -> str:
+        report = read_report(args, quiet=True)
+        return to_html(build_page(report, args.folders, args.baseline or BASELINE), REFRESH)
+
+    port = PORT if args.port is None else args.port
+    return serve(render, args.folders, args.host or LOCAL, port)

@@ -1,0 +1,78 @@
+"use strict";
+(() => {
+  const filter = document.getElementById("filter");
+  const published = document.getElementById("published");
+  const shown = document.getElementById("shown");
+  const ofAlgorithms = [...document.querySelectorAll("[data-algorithm]")];
+  const algorithms = [...document.querySelectorAll("#algorithms option")].map((each) => each.value);
+
+  function isWanted(name, words) {
+    return words.length === 0 || words.some((word) => name.toLowerCase().includes(word));
+  }
+
+  function applyFilter() {
+    const words = filter.value.toLowerCase().split(/[\s,]+/).filter(Boolean);
+    for (const each of ofAlgorithms) each.hidden = !isWanted(each.dataset.algorithm, words);
+    const count = algorithms.filter((name) => isWanted(name, words)).length;
+    shown.value = words.length ? `${count} of ${algorithms.length} algorithms` : `all ${algorithms.length} algorithms`;
+  }
+
+  // The number that a cell begins with, past signs of an interval or a bound.
+  function numberOf(text) {
+    const found = /^[<[(]?([+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)/i.exec(text);
+    return found ? Number(found[1].replaceAll(",", "")) : NaN;
+  }
+
+  function compare(a, b, direction) {
+    const [x, y] = [numberOf(a), numberOf(b)];
+    if (Number.isNaN(x) && Number.isNaN(y)) return direction * a.localeCompare(b);
+    if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y);
+    return direction * (x - y);
+  }
+
+  function sortBy(button) {
+    const header = button.closest("th");
+    const table = header.closest("table");
+    const place = header.cellIndex;
+    const textOf = (row) => (row.cells[place].firstElementChild ?? row.cells[place]).textContent.trim();
+    const rows = [...table.tBodies[0].rows];
+    const isNumeric = rows.some((row) => !Number.isNaN(numberOf(textOf(row))));
+    const first = isNumeric ? "descending" : "ascending";
+    const second = isNumeric ? "ascending" : "descending";
+    const order = header.getAttribute("aria-sort") === first ? second : first;
+    for (const other of table.querySelectorAll("th[aria-sort]")) other.setAttribute("aria-sort", "none");
+    header.setAttribute("aria-sort", order);
+    const direction = order === "ascending" ? 1 : -1;
+    rows.sort((one, another) => compare(textOf(one), textOf(another), direction));
+    table.tBodies[0].append(...rows);
+  }
+
+  function refresh(seconds) {
+    const refreshing = document.getElementById("refreshing");
+    const key = `domainbed:${location.pathname}`;
+    const kept = JSON.parse(sessionStorage.getItem(key) ?? "{}");
+    filter.value = kept.filter ?? "";
+    refreshing.checked = kept.refreshing ?? true;
+    published.checked = kept.published ?? true;
+    setInterval(() => {
+      if (!refreshing.checked || document.hidden) return;
+      sessionStorage.setItem(key, JSON.stringify({ filter: filter.value, refreshing: true, published: published.checked }));
+      location.reload();
+    }, 1000 * seconds);
+  }
+
+  for (const button of document.querySelectorAll(".sortable th button")) {
+    button.addEventListener("click", () => sortBy(button));
+  }
+  filter.addEventListener("input", applyFilter);
+  filter.form.addEventListener("submit", (event) => event.preventDefault());
+  const showPublished = () => document.body.classList.toggle("no-published", !published.checked);
+  published.addEventListener("change", showPublished);
+  addEventListener("beforeprint", () => {
+    for (const each of document.querySelectorAll("details")) each.open = true;
+  });
+  const seconds = Number(document.body.dataset.refresh);
+  if (seconds) refresh(seconds);
+  applyFilter();
+  showPublished();
+})();

@@ -1,0 +1,235 @@
+"""The report: marks, published numbers, states, escaping, size; and the server of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+from fake_sweep import DOMAINS, random_runs, write
+
+from domainbed.cli import main
+from domainbed.reporting import build_report, load_records
+from domainbed.reporting.page import build_page, to_html
+from domainbed.reporting.page.serve import is_local, make_server
+from domainbed.reporting.page.tables import MAX_ROWS, from_section, published_cells, result_tables
+from domainbed.reporting.render_comparison import Section
+from domainbed.reporting.tables import AVERAGE
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+def page_of(folder, **options):
+    report = build_report(load_records(folder), ["training-domain", "oracle"], **options)
+    return build_page(report, folder)
+
+
+def part(page, name):
+    return next(each for each in page.parts if each.name == name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A sweep with a dataset and an algorithm of hostile names, a failed run and missing ones."""
+    folder = tmp_path_factory.mktemp("sweep")
+    DOMAINS[HOSTILE] = 3
+    runs = random_runs(0, (HOSTILE, "ColoredMNIST"), ("ERM", "Fishr", "<i>&"), pairs=False,
+                       n_hparams=2, p_missing=0.1)  # fmt: skip
+    del DOMAINS[HOSTILE]
+    first, second, *_ = write(folder, runs, done=True)
+    (first / "done").unlink()
+    (first / "err.txt").write_text("Traceback (most recent call last):\nValueError: <b>bad</b>\n")
+    (second / "environment.json").write_text('{"torch": "<u>2", "seconds": 36}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return page_of(folder)
+
+
+@pytest.fixture(scope="module")
+def html(page):
+    return to_html(page)
+
+
+def test_names_are_escaped(html):
+    assert html.count("<script>") == 1
+    for raw in ("<script>alert", "<i>&", "<b>bad", "<u>2"):
+        assert raw not in html
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in html
+    assert "ValueError: &lt;b&gt;bad&lt;/b&gt;" in html
+
+
+def test_nothing_is_loaded_from_elsewhere(html):
+    assert re.findall(r"""(?:src|href|action)=["'](?!#|data:)""", html) == []
+    assert re.findall(r"@import|url\((?!#)", html) == []
+    # Namespaces of SVG are names, and nothing that is asked for.
+    assert set(re.findall(r"https?://[^\"'<\s]+", html)) <= {"http://www.w3.org/2000/svg"}
+    assert "default-src 'none'" in html
+
+
+def test_all_parts_are_there(page):
+    assert [each.name for each in page.parts] == [
+        *("results", "differences", "ranks", "hparams", "curves", "on-the-line", "runs"),
+        *("choices", "environment", "commands"),
+    ]
+    assert [each.name for each in page.parts if each.missing] == []
+
+
+def test_cells_are_those_of_the_tables(folder, page):
+    report = build_report(load_records(folder), ["training-domain", "oracle"])
+    averages, *datasets = part(page, "results").tables[:3]
+    assert [table.title for table in datasets] == ["ColoredMNIST", HOSTILE]
+    assert averages.title == "Averages"
+    colored = datasets[0]
+    assert colored.groups == [("", 1), ("training-domain validation set", 4),
+                              ("test-domain validation set (oracle)", 4)]  # fmt: skip
+    row = next(row for row in colored.rows if row.algorithm == "Fishr")
+    cells = [cell for table in report.tables if table.dataset == "ColoredMNIST"
+             for cell in table.rows["Fishr"]]  # fmt: skip
+    expected = [f"{c.mean:.1f}" + (f" ± {c.std_err:.1f}" if c.std_err else "") for c in cells]
+    assert [cell.text for cell in row.cells[1:]] == expected
+
+
+def test_best_and_near(tmp_path):
+    """The best is 60 ± 1.4: 59 is within, 58.5 is not."""
+    accuracies = {"ERM": (0.58, 0.62), "IRM": (0.585, 0.585), "Fishr": (0.59, 0.59)}
+    for name, of_trials in accuracies.items():
+        runs = random_runs(0, algorithms=[name], pairs=False)
+        for run in (run for run in runs if run[0]["args"]["test_envs"] == [0]):
+            accuracy = of_trials[run[0]["args"]["trial_seed"]]
+            write(tmp_path / name, [[{**record, "env0_in_acc": accuracy} for record in run]],
+                  seed=int(1000 * accuracy) + run[0]["args"]["trial_seed"])  # fmt: skip
+    report = build_report(load_records([tmp_path / name for name in accuracies]), ["oracle"])
+    _, table = result_tables(report, {})
+    cells = {row.algorithm: row.cells[1] for row in table.rows}
+    assert cells["ERM"].text == "60.0 ± 1.4"
+    assert {name: cell.kind for name, cell in cells.items()} == {
+        "ERM": "best", "IRM": "", "Fishr": "near",
+    }  # fmt: skip
+
+
+def test_what_papers_print_stands_below(folder):
+    report = build_report(load_records(folder), ["oracle"], ["ColoredMNIST"])
+    papers = published_cells(report)
+    averages, table = result_tables(report, papers)
+    row = next(row for row in table.rows if row.algorithm == "ERM")
+    assert [[line.text for line in cell.lines] for cell in row.cells] == [
+        [], ["[1] 71.8 ± 0.4"], ["[1] 72.9 ± 0.1"], ["[1] 28.7 ± 0.5"], ["[1] 57.8"],
+    ]  # fmt: skip
+    row = next(row for row in averages.rows if row.algorithm == "ERM")
+    assert [line.text for line in row.cells[1].lines] == ["[1] 57.8 ± 0.2", "[2] 57.8 ± 0.2"]
+    assert averages.notes[0].startswith("Printed by [1] domainbed-2020, [2] fishr-2022.")
+    assert {cell.domain for cell in papers["fishr-2022"]} == {AVERAGE}
+
+
+def test_states_and_the_reason_of_every_gap(folder, page):
+    runs = part(page, "runs")
+    args = [json.loads(file.read_text().splitlines()[0])["args"]
+            for file in folder.glob("*/results.jsonl")]  # fmt: skip
+    told = " ".join(cell.text for table in runs.tables for row in table.rows for cell in row.cells)
+    counts = {state: sum(map(int, re.findall(rf"(\d+) {state}", told)))
+              for state in ("done", "failed", "missing")}  # fmt: skip
+    assert counts == {"done": len(args) - 1, "failed": 1, "missing": 72 - len(args)}
+    whys = [why for _, reasons in runs.reasons for why in reasons]
+    assert any(why.startswith("failed: ") and "ValueError: <b>bad</b>" in why for why in whys)
+    assert any(why.startswith("missing: ") for why in whys)
+
+
+def test_a_part_that_shows_nothing_says_why(tmp_path):
+    write(tmp_path, random_runs(0, algorithms=["Fishr"], n_trials=1, pairs=False))
+    page = page_of(tmp_path)
+    assert "no records of the baseline 'ERM'" in part(page, "differences").missing
+    assert "two algorithms" in part(page, "ranks").missing
+    assert "do not say" in part(page, "environment").missing
+    assert "Not shown: " in to_html(page)
+
+
+def test_long_tables_are_cut_and_say_so():
+    rows = [[str(number)] for number in range(MAX_ROWS + 7)]
+    table = from_section(Section("x", "x", ["n"], rows, [], None))
+    assert len(table.rows) == MAX_ROWS
+    assert table.notes == ["7 more rows are left out"]
+
+
+def test_the_command_writes_and_tells_where(tmp_path, capsys):
+    write(tmp_path, random_runs(0, pairs=False))
+    (tmp_path / "sweep.yaml").write_text("datasets: [ColoredMNIST]\nselection: [oracle]\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["report", str(tmp_path)])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"Report: {tmp_path / 'report.html'}\n"
+    text = (tmp_path / "report.html").read_text()
+    assert "test-domain validation set (oracle)" in text
+    assert "training-domain validation set" not in text
+    assert "datasets: [ColoredMNIST]\nselection: [oracle]" in text
+    assert f"domainbed sweep launch {tmp_path}/sweep.yaml" in text
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder without a record, and a function that asks the server of its report."""
+    made = []
+
+    def render():
+        report = build_report(load_records(tmp_path), ["oracle"])
+        made.append(len(report.records))
+        return f"a page of {len(report.records)} records"
+
+    def ask(path="/", host=None):
+        request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}")
+        request.selector = path
+        if host:
+            request.add_unredirected_header("Host", host)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    with make_server(render, tmp_path, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield tmp_path, ask, made
+        server.shutdown()
+        thread.join()
+
+
+def test_a_running_sweep_is_served(served):
+    folder, ask, made = served
+    status, text = ask()
+    assert (status, made) == (200, [])
+    assert "no records in" in text
+    assert "setTimeout" in text
+    first, second = random_runs(0, algorithms=["ERM"], pairs=False)[:2]
+    write(folder, [first])
+    assert ask() == ask() == (200, "a page of 3 records")
+    write(folder, [second], seed=1)
+    assert ask() == (200, "a page of 6 records")
+    assert made == [3, 6]  # once for each state of the folder
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/results.jsonl", "/../secret", "//etc/passwd", "/%2e%2e/secret", "/?x", "/report.html"],
+)
+def test_no_file_can_be_read(served, path):
+    folder, ask, _ = served
+    (folder / "report.html").write_text("secret")
+    (folder.parent / "secret").write_text("secret")
+    assert ask(path) == (404, "there is one page, at /\n")
+
+
+def test_other_names_of_this_machine_are_refused(served):
+    _, ask, _ = served
+    assert ask(host="evil.example:80")[0] == 403
+    assert ask(host="localhost")[0] == 200
+
+
+def test_which_addresses_are_local():
+    assert all(map(is_local, ("127.0.0.1", "::1", "localhost", "127.8.8.8")))
+    assert not any(map(is_local, ("0.0.0.0", "10.0.0.1", "::", "example.org")))
