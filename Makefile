@@ -12,9 +12,10 @@ help:  ## list the targets
 
 install: .venv/installed  ## make .venv with the package and what it needs
 
-quickstart: .venv/installed  ## sweep seven algorithms on embedded digits and print the tables
+quickstart: .venv/installed  ## sweep seven algorithms on embedded digits: tables, a report
 	$(BIN)/domainbed sweep launch configs/quickstart.yaml --skip_confirmation
 	$(BIN)/domainbed collect results/quickstart
+	$(BIN)/domainbed report results/quickstart
 
 test: lint typecheck unit docs  ## lint, types, tests, docs
 

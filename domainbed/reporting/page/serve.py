@@ -97,14 +97,15 @@ class _Latest:
 
 def _state(root: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of what the page is made from."""
-    files = [*root.glob("*.*"), *root.glob("*/results.jsonl"), *root.glob("*/done")]
+    names = ("plan.json", "sweep.yaml", "results.jsonl")
+    files = [*(root / name for name in names), *root.glob("*/results.jsonl"), *root.glob("*/done")]
     files += root.glob("*/err.txt")
     found = []
     for file in sorted(files):
         try:
             facts = file.stat()
             found.append((str(file), facts.st_size, facts.st_mtime_ns))
-        except OSError:  # removed meanwhile
+        except OSError:  # there is none
             continue
     return found
 

@@ -1,0 +1,160 @@
+"""The report in Chromium: nothing is asked for or complained about, it sorts, filters, can be used.
+
+Debian's package `chromium` is what runs; .ci/run installs it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from fake_sweep import DOMAINS, random_runs, write
+from playwright.sync_api import sync_playwright
+
+from domainbed.reporting import build_report, load_records
+from domainbed.reporting.page import build_page, to_html
+
+HOSTILE = "<script>document.title = 'taken'</script>"
+PHONE, DESK = (390, 844), (1280, 900)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium")
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no command `chromium`")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """The report of a sweep with two draws, a published dataset and a hostile one."""
+    folder = tmp_path_factory.mktemp("sweep")
+    DOMAINS[HOSTILE] = 3
+    names = ("ERM", "Fishr", "<i>")
+    runs = random_runs(0, ("ColoredMNIST", HOSTILE), names, n_hparams=2, n_trials=1, pairs=False)
+    del DOMAINS[HOSTILE]
+    write(folder, runs)
+    report = build_report(load_records(folder), ["training-domain", "oracle"])
+    file = folder / "report.html"
+    file.write_text(to_html(build_page(report, folder)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def opened(browser, file):
+    """Opens the report as somebody sees it; what the page asked for and complained about."""
+
+    def open_page(size=DESK, scheme="light"):
+        width, height = size
+        context = browser.new_context(
+            color_scheme=scheme, viewport={"width": width, "height": height}
+        )
+        page, told = context.new_page(), []
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("request", lambda request: told.append(request.url))
+        page.goto(file.as_uri())
+        return page, told
+
+    return open_page
+
+
+def column(page, table, place):
+    cells = page.locator(f"#results table >> nth={table} >> tbody tr > :nth-child({place})")
+    return [text.split("\n")[0].strip() for text in cells.all_inner_texts()]
+
+
+def test_nothing_is_asked_for_or_complained_about(opened, file):
+    page, told = opened()
+    assert told == [file.as_uri()]
+    assert page.title() == f"Report of {file.parent.name}"
+    assert page.locator("svg").count() == 10
+
+
+def test_it_can_be_used_by_all(opened):
+    """By the rules of axe, with every table opened."""
+    page, _ = opened()
+    assert violations(page) == []
+
+
+def test_dark_colours_can_be_told_apart(opened):
+    page, _ = opened(scheme="dark")
+    assert violations(page, runOnly=["color-contrast"]) == []
+
+
+def violations(page, **options):
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    asked = {"resultTypes": ["violations"], **options}
+    found = Axe().run(page, options=asked).response["violations"]
+    return [(each["id"], each["nodes"][0]["html"]) for each in found]
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_the_page_never_scrolls_sideways(opened, size):
+    page, _ = opened(size)
+    assert page.evaluate("document.documentElement.scrollWidth") == size[0]
+
+
+def test_the_colours_follow_the_system(opened):
+    grounds = {}
+    for scheme in ("light", "dark"):
+        page, _ = opened(scheme=scheme)
+        lightness = (
+            "e => getComputedStyle(e).%s.match(/\\d+/g).slice(0, 3).reduce((a, b) => +a + +b)"
+        )
+        ground = page.locator("body").evaluate(lightness % "backgroundColor")
+        ink = page.locator("#ranks svg text >> nth=0").evaluate(lightness % "fill")
+        grounds[scheme] = ground > ink
+    assert grounds == {"light": True, "dark": False}
+
+
+def test_a_column_sorts(opened):
+    page, _ = opened()
+    table = page.locator("#results table >> nth=1")
+    header = table.locator("th[aria-sort] >> nth=1")
+    before = column(page, 1, 2)
+    numbers = sorted((float(text.split(" ")[0]) for text in before), reverse=True)
+    header.get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "descending"
+    assert [float(text.split(" ")[0]) for text in column(page, 1, 2)] == numbers
+    header.get_by_role("button").press("Enter")
+    assert header.get_attribute("aria-sort") == "ascending"
+    assert [float(text.split(" ")[0]) for text in column(page, 1, 2)] == numbers[::-1]
+    table.locator("th[aria-sort] >> nth=0").get_by_role("button").click()
+    assert header.get_attribute("aria-sort") == "none"
+    assert column(page, 1, 1) == ["<i>", "ERM", "Fishr"]
+
+
+def test_the_algorithms_are_filtered(opened):
+    page, _ = opened()
+    shown = page.locator("[data-algorithm]:visible")
+    everything = shown.count()
+    page.get_by_label("Algorithms").fill("fish, core")
+    assert {each.get_attribute("data-algorithm") for each in shown.all()} == {"Fishr"}
+    assert page.locator("#shown").inner_text() == "1 of 3 algorithms"
+    assert page.locator("#hparams figure:visible").count() == 1
+    page.get_by_label("Algorithms").fill("")
+    assert shown.count() == everything
+    assert page.locator("#shown").inner_text() == "all 3 algorithms"
+
+
+def test_published_numbers_can_be_left_out(opened):
+    page, _ = opened()
+    numbers = page.locator(".published:visible")
+    assert numbers.count() > 10
+    page.get_by_label("published numbers").uncheck()
+    assert numbers.count() == 0
+
+
+def test_print_shows_all_tables(opened):
+    page, _ = opened()
+    page.emulate_media(media="print")
+    assert not page.locator(".controls").is_visible()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
