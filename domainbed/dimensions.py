@@ -204,21 +204,28 @@ class DatasetFacts:
     Attributes:
         name: the dataset's, without paths.
         small_images: whether it is one of MNIST's kind, which the protocol treats apart.
+        features: whether inputs are features of its images, which a backbone computed before.
     """
 
     name: str
     small_images: bool = False
+    features: bool = False
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether all that is trained begins with random weights."""
+        return self.small_images or self.features
 
 
 SpaceOf = Callable[[DatasetFacts], SearchSpace]
 """A search space that depends on the dataset."""
 
 
-def learning_rate(facts: DatasetFacts) -> Dimension:
+def learning_rate(facts: DatasetFacts, doc: str = "step size of Adam") -> Dimension:
     """The step size of an Adam, drawn under its own name wherever it is used."""
-    if facts.small_images:
-        return LogUniform(1e-3, -4.5, -2.5, "step size of Adam", above=0)
-    return LogUniform(5e-5, -5, -3.5, "step size of Adam", above=0)
+    if facts.from_scratch:
+        return LogUniform(1e-3, -4.5, -2.5, doc, above=0)
+    return LogUniform(5e-5, -5, -3.5, doc, above=0)
 
 
 def weight_decay(facts: DatasetFacts) -> Dimension:

@@ -30,7 +30,7 @@ from domainbed.dimensions import (
     weight_decay,
 )
 from domainbed.errors import UserError
-from domainbed.networks import NETWORK_OPTIONS
+from domainbed.networks import HEAD_OPTIONS, NETWORK_OPTIONS
 from domainbed.seeding import hparam_seed, hparams_draw_seed
 from domainbed.suggest import did_you_mean
 
@@ -54,20 +54,34 @@ __all__ = [
 
 def _batch_size(facts: DatasetFacts) -> Dimension:
     doc = "images per training domain and step"
-    if facts.small_images:
+    if facts.from_scratch:
         return LogUniform(64, 3, 9, doc, base=2, integer=True, least=1)
     high = 5 if facts.name == "DomainNet" else 5.5
     return LogUniform(32, 3, high, doc, base=2, integer=True, least=1)
+
+
+def _network_space(facts: DatasetFacts) -> dict[str, Dimension]:
+    if facts.features:
+        return {
+            "head_depth": Fixed(1, "trained layers below the classifier", least=0),
+            "head_width": Fixed(256, "their width", least=1),
+            "head_dropout": Choice(
+                0.0, (0.0, 0.1, 0.5), "dropout before each of them", least=0, below=1
+            ),
+        }
+    return {
+        "resnet18": Fixed(False, "ResNet-18 instead of ResNet-50"),
+        "resnet_dropout": Choice(
+            0.0, (0.0, 0.1, 0.5), "dropout on the backbone's features", least=0, below=1
+        ),
+    }
 
 
 def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
     """The dimensions that every algorithm has."""
     return {
         "data_augmentation": Fixed(True, "random crop, flip, colour jitter and greyscale"),
-        "resnet18": Fixed(False, "ResNet-18 instead of ResNet-50"),
-        "resnet_dropout": Choice(
-            0.0, (0.0, 0.1, 0.5), "dropout on the backbone's features", least=0, below=1
-        ),
+        **_network_space(facts),
         "class_balanced": Fixed(False, "draw all classes equally often"),
         "nonlinear_classifier": Fixed(False, "three linear layers with ReLU, instead of one"),
         "lr": learning_rate(facts),
@@ -76,19 +90,22 @@ def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
     }
 
 
-def search_space(algorithm: str, dataset: str) -> dict[str, Dimension]:
+def search_space(algorithm: str, dataset: str, features: bool = False) -> dict[str, Dimension]:
     """All dimensions of `algorithm` on `dataset`: the shared ones, its parents' and its own.
 
-    A dataset that is not registered (a folder, say) counts as one of natural images.
+    A dataset that is not registered (a folder, say) counts as one of natural images. With
+    `features` inputs are features of its images.
 
     Raises:
         UserError: no such algorithm.
     """
-    facts = dataset_facts(dataset)
+    facts = dataset_facts(dataset, features)
     return shared_space(facts) | declared_space(get_algorithm_class(algorithm), facts)
 
 
-def options(algorithm: str, dataset: str | None = None) -> dict[str, Option]:
+def options(
+    algorithm: str, dataset: str | None = None, features: bool = False
+) -> dict[str, Option]:
     """What may be set besides the search space: of networks, data, `dataset` and `algorithm`.
 
     Raises:
@@ -96,17 +113,22 @@ def options(algorithm: str, dataset: str | None = None) -> dict[str, Option]:
     """
     of_data = DATASETS[dataset].options if dataset and dataset in DATASETS else {}
     of_algorithm = declared_options(get_algorithm_class(algorithm))
+    if features:
+        of_files = {"corrupt_images": DATA_OPTIONS["corrupt_images"]}
+        return {**HEAD_OPTIONS, **of_files, **of_data, **of_algorithm}
     return {**NETWORK_OPTIONS, **DATA_OPTIONS, **of_data, **of_algorithm}
 
 
-def file_options(algorithm: str, dataset: str) -> list[str]:
+def file_options(algorithm: str, dataset: str, features: bool = False) -> list[str]:
     """The options whose value may name a file."""
-    return [name for name, option in options(algorithm, dataset).items() if option.file]
+    found = options(algorithm, dataset, features)
+    return [name for name, option in found.items() if option.file]
 
 
-def default_hparams(algorithm: str, dataset: str) -> dict[str, Any]:
+def default_hparams(algorithm: str, dataset: str, features: bool = False) -> dict[str, Any]:
     """The hyper-parameters of hparams seed 0."""
-    return {name: dim.default for name, dim in search_space(algorithm, dataset).items()}
+    space = search_space(algorithm, dataset, features)
+    return {name: dimension.default for name, dimension in space.items()}
 
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -119,6 +141,7 @@ def random_hparams(
     seed: int,
     in_sequence: bool = False,
     ranges: Ranges = MappingProxyType({}),
+    features: bool = False,
 ) -> dict[str, Any]:
     """A random draw.
 
@@ -129,8 +152,9 @@ def random_hparams(
         in_sequence: draw all from one source in turn, as DomainBed did until 2020, instead of
             each from a source of its own name.
         ranges: of hyper-parameters that the algorithm declares, where they are not its own.
+        features: whether inputs are features of the dataset's images.
     """
-    facts = dataset_facts(dataset)
+    facts = dataset_facts(dataset, features)
     shared, own = shared_space(facts), declared_space(get_algorithm_class(algorithm), facts)
     own |= {name: _in_range(own[name], *ends) for name, ends in ranges.items()}
     source = RandomState(seed)
@@ -175,6 +199,7 @@ def resolve(
     trial_seed: int,
     shared_draws: bool = False,
     in_sequence: bool = False,
+    features: bool = False,
 ) -> dict[str, Any]:
     """All hyper-parameters of a run: defaults or draw, the protocol's options, fixed values.
 
@@ -189,17 +214,18 @@ def resolve(
         trial_seed: which the published draws depend on.
         shared_draws: the same draws in all trials.
         in_sequence: see `random_hparams`.
+        features: whether inputs are features of the dataset's images.
 
     Raises:
         UserError: an unknown name, or a value that cannot be.
     """
-    _check_fixed(algorithm, dataset, fixed)
-    declared = options(algorithm, dataset)
+    _check_fixed(algorithm, dataset, fixed, features)
+    declared = options(algorithm, dataset, features)
     if hparams_seed == 0:
-        drawn = {**default_hparams(algorithm, dataset), **protocol_defaults}
+        drawn = {**default_hparams(algorithm, dataset, features), **protocol_defaults}
     else:
         seed = hparams_draw_seed(hparams_seed, trial_seed, shared_draws)
-        drawn = random_hparams(algorithm, dataset, seed, in_sequence, protocol_ranges)
+        drawn = random_hparams(algorithm, dataset, seed, in_sequence, protocol_ranges, features)
     recorded = {name: o.default for name, o in declared.items() if o.always_recorded}
     of_protocol = {name: v for name, v in protocol_options.items() if name in declared}
     return {**drawn, **recorded, **of_protocol, **fixed}
@@ -208,10 +234,13 @@ def resolve(
 _OTHERWISE_CALLED = {"learning_rate": "lr", "dropout": "resnet_dropout"}
 
 
-def _check_fixed(algorithm: str, dataset: str, fixed: Mapping[str, Any]) -> None:
+def _check_fixed(algorithm: str, dataset: str, fixed: Mapping[str, Any], features: bool) -> None:
     """Refuses values that cannot be, and unknown names where the algorithm declares its space."""
     cls = get_algorithm_class(algorithm)
-    known = {**options(algorithm, dataset), **search_space(algorithm, dataset)}
+    known = {
+        **options(algorithm, dataset, features),
+        **search_space(algorithm, dataset, features),
+    }
     declared = cls.__module__.startswith("domainbed.") or "search_space" in vars(cls)
     for name, value in fixed.items():
         if declared and name not in known:

@@ -30,7 +30,8 @@ class Records:
         runs: one row per run, numbered from 0: `folder`, `dataset`, `algorithm`, `test_envs`
             (tuple of int), `hparams_seed`, `trial_seed`, `num_domains`, `num_records`,
             `last_step`, `diverged` (whether its loss was not finite), `hparams` and `args`
-            (dict), `output_dir`, and `PROTOCOL_KEYS`. A folder whose file records a step twice
+            (dict), `output_dir`, `features` (what it was trained on in place of images, in
+            words), and `PROTOCOL_KEYS`. A folder whose file records a step twice
             has a row for each time.
         values: one row per number: `run` (row of `runs`), `step`, `domain` (or `NO_DOMAIN`),
             `split` ("in", "out", "uda", or "" of no domain), `metric` ("accuracy" in [0, 1],

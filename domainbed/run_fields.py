@@ -6,12 +6,12 @@ a sweep's config, and the tables of the documentation are made from these declar
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from domainbed.protocols import DEFAULT_PROTOCOL
-from domainbed.settings import Items, Listed, Settings, Text
+from domainbed.settings import Items, Listed, Settings, Text, converted
 
 
 class FeatureSource(Settings):
@@ -45,6 +45,13 @@ class RunFields(Settings):
 
     protocol: str = Field(
         DEFAULT_PROTOCOL, description="the named protocol, which gives all values that are not set"
+    )
+    features: (
+        Annotated[FeatureSource, converted(_named_backbone, accepts=str | FeatureSource)] | None
+    ) = Field(
+        None,
+        description="train on frozen features: a backbone, or {backbone: …, weights: …, views: …}",
+        json_schema_extra={"default_text": "none, images"},
     )
     steps: int | None = Field(
         None, ge=1, description="updates", json_schema_extra={"default_text": "the dataset's"}

@@ -18,8 +18,14 @@ from domainbed.errors import UserError
 from domainbed.files import file_digest
 from domainbed.metrics import METRICS
 from domainbed.names import dataset_label
-from domainbed.protocols import DEFAULT_PROTOCOL, Protocol, get_protocol
-from domainbed.run_fields import RunFields
+from domainbed.protocols import (
+    DEFAULT_PROTOCOL,
+    FROZEN_FEATURES,
+    Protocol,
+    get_protocol,
+    of_frozen_features,
+)
+from domainbed.run_fields import FeatureSource, RunFields
 from domainbed.seeding import run_seed
 from domainbed.settings import make
 
@@ -72,7 +78,7 @@ class RunSpec(RunFields):
         algorithm: str,
         test_envs: Sequence[int],
         *,
-        protocol: str = DEFAULT_PROTOCOL,
+        protocol: str | None = None,
         hparams_seed: int = 0,
         trial_seed: int = 0,
         seed: int | None = None,
@@ -83,12 +89,15 @@ class RunSpec(RunFields):
     ) -> RunSpec:
         """A resolved spec; None means the protocol's value (for `seed`: derived from the rest).
 
+        Without a `protocol` it is the default one, or with `features` that of frozen features.
+
         The arguments are the attributes of the same names, but for `hparams`: fixed values, which
         win over defaults and draws. `fields` are other fields of `RunFields`.
 
         Raises:
             UserError: a value that cannot be; the message names it and what would be right.
         """
+        protocol = protocol or (FROZEN_FEATURES if fields.get("features") else DEFAULT_PROTOCOL)
         data, published = get_dataset_class(dataset), get_protocol(protocol)
         get_algorithm_class(algorithm)
         label, ordered = dataset_label(dataset), tuple(sorted(test_envs))
@@ -151,7 +160,10 @@ class RunSpec(RunFields):
         """
         usual = field_values(get_protocol(self.protocol))
         values = self.as_json()
-        values["hparams"] = {**self.hparams, **self.digests}
+        digests = dict(self.digests)
+        if self.features:
+            values["features"] = _identity_of(self.features, digests.pop(_WEIGHTS, None))
+        values["hparams"] = {**self.hparams, **digests}
         return {
             name: value
             for name, value in values.items()
@@ -182,6 +194,15 @@ def describe_run(run: Mapping[str, Any]) -> str:
     )
 
 
+_WEIGHTS = "features.weights"
+
+
+def _identity_of(features: FeatureSource, digest: str | None) -> dict[str, Any]:
+    """What is not as usual, and the backbone; a file of weights counts by its content."""
+    said = {"backbone": features.backbone, **features.model_dump(exclude_defaults=True)}
+    return {**said, "weights": digest} if digest else said
+
+
 def field_values(protocol: Protocol) -> dict[str, Any]:
     """The value under `protocol` of each field of a run that nobody sets, as JSON values."""
     return RunFields().model_dump(mode="json") | dict(protocol.fields)
@@ -189,7 +210,7 @@ def field_values(protocol: Protocol) -> dict[str, Any]:
 
 def _resolved(draft: RunSpec) -> RunSpec:
     """The same run, with all its hyper-parameters."""
-    protocol = get_protocol(draft.protocol)
+    protocol, on_features = get_protocol(draft.protocol), draft.features is not None
     values = search.resolve(
         draft.algorithm,
         draft.dataset_label,
@@ -201,11 +222,14 @@ def _resolved(draft: RunSpec) -> RunSpec:
         trial_seed=draft.trial_seed,
         shared_draws=draft.shared_draws,
         in_sequence=draft.draws == "in-sequence",
+        features=on_features,
     )
-    files = search.file_options(draft.algorithm, draft.dataset_label)
+    files = search.file_options(draft.algorithm, draft.dataset_label, on_features)
     digests = {
         name: _digest(values[name]) for name in files if Path(values.get(name, "")).is_file()
     }
+    if draft.features and Path(draft.features.weights).is_file():
+        digests[_WEIGHTS] = _digest(draft.features.weights)
     return draft.model_copy(update={"hparams": values, "digests": digests})
 
 
@@ -263,8 +287,43 @@ def _check(spec: RunSpec, domains: int) -> None:
     for name, holds, expected in rules:
         if not holds:
             raise UserError(f"{name} is {getattr(spec, name)!r}: expected {expected}", name)
+    _check_features(spec)
     if lack := domain_shortage(spec.dataset, spec.algorithm, spec.test_envs):
         raise UserError(f"test_envs is {spec.test_envs!r}: {lack}; hold out fewer", "test_envs")
+
+
+def _check_features(spec: RunSpec) -> None:
+    """Features and a protocol of frozen features go together, and suit dataset and algorithm."""
+    suited = of_frozen_features()
+    if bool(spec.features) != (spec.protocol in suited):
+        what = "is set" if spec.features else "is not set"
+        others = f"name one of frozen features ({', '.join(suited)})"
+        remedy = f"leave 'protocol' out, or {others}" if spec.features else "set 'features'"
+        raise UserError(
+            f"features {what} under the protocol {spec.protocol!r}: {remedy}", "features"
+        )
+    if not spec.features:
+        return
+    if not getattr(get_dataset_class(spec.dataset), "reads_images", False):
+        raise UserError(
+            f"features are of image files, and {spec.dataset_label} has none: leave 'features' out",
+            "features",
+        )
+    if lack := need_of_images(spec.algorithm):
+        raise UserError(f"{lack}: leave 'features' out, or choose another", "algorithm")
+
+
+def need_of_images(algorithm: str) -> str:
+    """Why an algorithm cannot do with features of images; empty where it can."""
+    if not get_algorithm_class(algorithm).needs_images:
+        return ""
+    return f"{algorithm} needs images, and works on no features of them"
+
+
+def obstacle(dataset: str, algorithm: str, test_envs: Sequence[int], features: bool = False) -> str:
+    """Why an algorithm cannot do a run that others could; empty where it can."""
+    of_images = need_of_images(algorithm) if features else ""
+    return of_images or domain_shortage(dataset, algorithm, test_envs)
 
 
 def domain_shortage(dataset: str, algorithm: str, test_envs: Sequence[int]) -> str:

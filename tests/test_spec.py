@@ -11,7 +11,7 @@ from domainbed.dimensions import LogUniform
 from domainbed.errors import UserError
 from domainbed.hparams import search_space
 from domainbed.protocols import differences, get_protocol, protocol_names
-from domainbed.run_fields import RunFields
+from domainbed.run_fields import FeatureSource, RunFields
 from domainbed.spec import ALWAYS, RunSpec
 
 
@@ -157,6 +157,7 @@ def test_every_field_is_part_of_the_identity():
         **{"averages": ("ema",), "ema_decay": 0.5, "sma_start": 1, "swad_ratio": 1.2},
         **{"swad_n_converge": 2, "swad_n_tolerance": 7},
         **{"protocol": "domainbed-2020", "digests": {"weights": "sha256:0"}},
+        **{"features": FeatureSource()},
     }
     assert set(changed) == set(RunSpec.model_fields) - {"fixed_hparams"}
     ids = {spec.model_copy(update={k: v}).run_id for k, v in changed.items()}

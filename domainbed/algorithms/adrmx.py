@@ -31,7 +31,7 @@ FLOOR = 1e-5  # of probabilities, and of the halved sums that they are shares of
 
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
     small = (3e-3, (5e-4, 1e-3, 2e-3, 3e-3))
-    rate, rates = small if facts.small_images else (3e-5, (2e-5, 3e-5, 4e-5, 5e-5))
+    rate, rates = small if facts.from_scratch else (3e-5, (2e-5, 3e-5, 4e-5, 5e-5))
     depth = "discriminator: linear layers"
     return {
         "lr": Choice(rate, rates, "step size of both Adams", above=0),

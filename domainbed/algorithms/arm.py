@@ -72,6 +72,7 @@ class ARM(ERM):
     )
     search_space = staticmethod(_search_space)
     options = two_readings(DOMAINBED, "DomainBed: the contextual network is random, never trained")
+    needs_images = True
     predicts_batches = True
 
     def __init__(

@@ -51,6 +51,9 @@ class Algorithm(nn.Module):
     least_samples: ClassVar[int] = 1
     """Samples of each domain in a minibatch that its mathematics needs."""
 
+    needs_images: ClassVar[bool] = False
+    """Whether inputs must be images, and not features that a backbone computed of them."""
+
     predicts_batches: ClassVar[bool] = False
     """Whether a prediction depends on the other inputs of its batch, which are then to be of one
     domain."""

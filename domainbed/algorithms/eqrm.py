@@ -13,7 +13,7 @@ from domainbed.algorithms.annealing import AnnealedPenalty
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
-from domainbed.dimensions import LogUniform, Uniform
+from domainbed.dimensions import DatasetFacts, Dimension, LogUniform, Uniform, learning_rate
 from domainbed.errors import UserError
 
 MENDED = "mended"
@@ -68,6 +68,18 @@ def _above_zero(width: torch.Tensor) -> torch.Tensor:
     return width.clamp_min(torch.finfo(width.dtype).tiny)
 
 
+def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
+    doc = "step size of Adam on the quantile"
+    published = LogUniform(1e-6, -7, -5, doc, above=0)
+    return {
+        "eqrm_quantile": Uniform(
+            0.75, 0.5, 0.99, "of the risks; below 0: log(1 - quantile)", below=1
+        ),
+        "eqrm_burnin_iters": LogUniform(2500, 2.5, 3.5, "updates on the mean of the risks"),
+        "eqrm_lr": learning_rate(facts, doc) if facts.features else published,
+    }
+
+
 @register_algorithm
 class EQRM(AnnealedPenalty):
     """Empirical quantile risk minimisation.
@@ -86,13 +98,7 @@ class EQRM(AnnealedPenalty):
         "Eastwood, Robey, Singh, von Kügelgen, Hassani, Pappas, Schölkopf, Probable Domain "
         "Generalization via Quantile Risk Minimization, NeurIPS 2022, arXiv 2207.09944"
     )
-    search_space = {
-        "eqrm_quantile": Uniform(
-            0.75, 0.5, 0.99, "of the risks; below 0: log(1 - quantile)", below=1
-        ),
-        "eqrm_burnin_iters": LogUniform(2500, 2.5, 3.5, "updates on the mean of the risks"),
-        "eqrm_lr": LogUniform(1e-6, -7, -5, "step size of Adam on the quantile", above=0),
-    }
+    search_space = staticmethod(_search_space)
     options = two_readings(
         MENDED,
         "domainbed: Adam changes only after a whole eqrm_burnin_iters; paper: exact gradient",

@@ -23,7 +23,21 @@ from domainbed.algorithms.lars import LARS
 from domainbed.algorithms.plateau import PlateauRates
 from domainbed.algorithms.pooled import ForwardPass, trains_batch_norm
 from domainbed.algorithms.stages import Stage
-from domainbed.dimensions import LogUniform, Option, with_defaults
+from domainbed.dimensions import (
+    DatasetFacts,
+    Dimension,
+    LogUniform,
+    Option,
+    learning_rate,
+    with_defaults,
+)
+
+
+def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
+    doc = "step size of the warm-up of the head"
+    if facts.features:
+        return {"linear_lr": learning_rate(facts, doc)}
+    return {"linear_lr": LogUniform(5e-5, -5, -3.5, doc, above=0)}
 
 
 @register_algorithm
@@ -61,9 +75,7 @@ class ERMPlusPlus(ERM):
         "Teterwak, Saito, Tsiligkaridis, Saenko, Plummer, ERM++: An Improved Baseline for Domain "
         "Generalization, WACV 2025, arXiv 2304.01973"
     )
-    search_space = {
-        "linear_lr": LogUniform(5e-5, -5, -3.5, "step size of the warm-up of the head", above=0)
-    }
+    search_space = staticmethod(_search_space)
     options = {
         "linear_steps": Option(500, "updates of the head alone, but for one", least=0),
         "sma_start": Option(600, "update from which on weights are averaged", least=1),

@@ -11,7 +11,7 @@ from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.distances import GAMMAS, averages, in_full_precision, kernel_sum
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import Choice, DatasetFacts, Dimension, Uniform
+from domainbed.dimensions import Choice, DatasetFacts, Dimension, Uniform, learning_rate
 
 RISK_GAMMAS = (1e-4, *GAMMAS)
 
@@ -50,6 +50,8 @@ def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
         else Uniform(0.004, 0.001, 0.007, doc, least=0),
         "rdm_lr": Uniform(1.5e-5, 8e-6, 2e-5, "step size of Adam after annealing", above=0),
     }
+    if facts.features:
+        return {**space, "rdm_lr": learning_rate(facts, "step size of Adam after annealing")}
     if facts.small_images:
         return space
     large = facts.name in ("DomainNet", "TerraIncognita")

@@ -96,6 +96,11 @@ class SagNet(PooledAlgorithm):
         width = self.featurizer.n_outputs
         if width < 2:
             raise UserError(f"SagNet needs at least 2 features, but the featurizer has {width}")
+        if not any(True for _ in self.featurizer.parameters()):
+            raise UserError(
+                "SagNet trains its featurizer apart, and this one has nothing to train: set the "
+                "hyper-parameter 'head_depth' to 1 or more"
+            )
         nonlinear = hparams["nonlinear_classifier"]
         self.classifier = networks.Classifier(width, num_classes, nonlinear)
         self.style_classifier = networks.Classifier(width, num_classes, nonlinear)

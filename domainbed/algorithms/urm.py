@@ -38,7 +38,7 @@ WIDTH = 100  # of the discriminator
 
 
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
-    rate, low, high = (1e-3, -5.5, -3.5) if facts.small_images else (5e-5, -6.0, -4.5)
+    rate, low, high = (1e-3, -5.5, -3.5) if facts.from_scratch else (5e-5, -6.0, -4.5)
     return {
         "urm": Choice("adversarial", ("adversarial",), "how uniformity is sought; never read"),
         "urm_adv_lambda": Uniform(

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hparams = kinds.add_parser("hparams", help="names, defaults and ranges of random draws")
     hparams.add_argument("algorithm", metavar="ALGORITHM")
     hparams.add_argument("dataset", metavar="DATASET")
+    hparams.add_argument("--features", action="store_true", help="on frozen features of images")
     for parser_of_kind in kinds.choices.values():
         add_plugins_flag(parser_of_kind)
 
@@ -31,7 +32,10 @@ def main(args: argparse.Namespace) -> int:
     from domainbed.text_table import text_table
 
     import_plugins(args.plugins)
-    rows = _hparams(args.algorithm, args.dataset) if args.kind == "hparams" else _LISTS[args.kind]()
+    if args.kind == "hparams":
+        rows = _hparams(args.algorithm, args.dataset, args.features)
+    else:
+        rows = _LISTS[args.kind]()
     print("\n".join(text_table(rows)))
     return 0
 
@@ -89,15 +93,16 @@ def _said(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _hparams(algorithm: str, dataset: str) -> list[list[str]]:
+def _hparams(algorithm: str, dataset: str, features: bool) -> list[list[str]]:
     from domainbed.datasets import get_dataset_class
     from domainbed.hparams import options, search_space
     from domainbed.names import dataset_label
 
     get_dataset_class(dataset)
     label = dataset_label(dataset)
-    space: dict[str, Any] = search_space(algorithm, label)
-    space |= {k: option for k, option in options(algorithm, label).items() if k not in space}
+    space: dict[str, Any] = search_space(algorithm, label, features)
+    declared = options(algorithm, label, features)
+    space |= {k: option for k, option in declared.items() if k not in space}
     rows = [[name, str(d.default), d.describe(), d.doc] for name, d in space.items()]
     return [["name", "default", "random draw", "meaning"], *rows]
 

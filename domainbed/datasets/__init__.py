@@ -43,12 +43,15 @@ from domainbed.datasets.spawrious import (
 )
 from domainbed.datasets.debug import Debug28, Debug224
 from domainbed.datasets.checks import check_domains, require_contract
+from domainbed.datasets.feature_domain import apply_features
 from domainbed.datasets.foreign import domains_of
 from domainbed.datasets.image_access import apply_data_options, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.dimensions import DatasetFacts
 from domainbed.errors import UserError
+from domainbed.files import cache_folder
 from domainbed.names import MANIFESTS, dataset_label
+from domainbed.run_fields import FeatureSource
 from domainbed.seeding import seed_everything
 
 
@@ -74,15 +77,17 @@ def get_dataset_class(name: str) -> Any:
     return DATASETS[name]
 
 
-def dataset_facts(name: str) -> DatasetFacts:
+def dataset_facts(name: str, features: bool = False) -> DatasetFacts:
     """What a search space may depend on.
 
     Args:
         name: a dataset's, or its label. One that is not registered counts as natural images.
+        features: whether inputs are features of its images.
     """
     label = dataset_label(name)
     # A class made for DomainBed may not say of which kind its images are.
-    return DatasetFacts(label, bool(getattr(DATASETS.get(label), "small_images", False)))
+    small = bool(getattr(DATASETS.get(label), "small_images", False))
+    return DatasetFacts(label, small, features)
 
 
 def load_dataset(
@@ -92,6 +97,7 @@ def load_dataset(
     hparams: Mapping[str, Any],
     trial_seed: int,
     data_seed: int | None = None,
+    features: FeatureSource | None = None,
 ) -> MultipleDomainDataset:
     """Builds a dataset, or hands out the one that an earlier run of this process built.
 
@@ -105,20 +111,33 @@ def load_dataset(
         hparams: the run's; datasets read their `options` and how image files are read.
         trial_seed: decides what the dataset itself draws: shuffle, label and colour noise.
         data_seed: decides that in place of the trial seed; in DomainBed it is the run's seed.
+        features: give features of the images in their place, computed now unless they are there.
     """
     cls = get_dataset_class(name)
 
     def build() -> MultipleDomainDataset:
         dataset = _construct(cls, root, list(test_envs), hparams, trial_seed, data_seed)
         require_contract(dataset)
-        apply_data_options(dataset, dataset_label(name), root, hparams)
+        if features is None:
+            apply_data_options(dataset, dataset_label(name), root, hparams)
+        else:
+            skip = hparams.get("corrupt_images") == "skip"
+            apply_features(dataset, dataset_label(name), cache_folder(root), features, skip)
         return dataset
 
     # Not inherited by others' subclasses, whose constructors may read what ours do not.
     if not (vars(cls).get("shareable") or (cls.__module__.startswith(__name__) and cls.shareable)):
         return build()
     options = {option: cls.option(option, hparams) for option in cls.options}
-    key = (name, root, trial_seed, data_seed, *data_options(hparams).items(), *options.items())
+    key = (
+        name,
+        root,
+        trial_seed,
+        data_seed,
+        features,
+        *data_options(hparams).items(),
+        *options.items(),
+    )
     if key not in _shared:
         _shared.clear()  # one dataset at a time: they are large
         _shared[key] = build()

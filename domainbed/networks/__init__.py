@@ -8,7 +8,7 @@ from typing import Any
 from domainbed.dimensions import Option, with_defaults
 from domainbed.networks.backbone import BACKBONE_OPTIONS, Backbone
 from domainbed.networks.featurizer import CHOICE_OPTIONS, NETWORKS, Featurizer
-from domainbed.networks.heads import MLP, Classifier
+from domainbed.networks.heads import MLP, Classifier, Projection
 from domainbed.networks.mnist_cnn import MNIST_CNN
 
 MLP_OPTIONS: dict[str, Option] = {
@@ -20,6 +20,9 @@ MLP_OPTIONS: dict[str, Option] = {
 NETWORK_OPTIONS: dict[str, Option] = {**CHOICE_OPTIONS, **BACKBONE_OPTIONS, **MLP_OPTIONS}
 """What networks read where it is given, whatever the algorithm."""
 
+HEAD_OPTIONS: dict[str, Option] = {"featurizer": CHOICE_OPTIONS["featurizer"], **MLP_OPTIONS}
+"""Likewise, where inputs are features of images."""
+
 
 @NETWORKS.register(name="MLP")
 def mlp_featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> MLP:
@@ -28,6 +31,7 @@ def mlp_featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> ML
     return MLP(input_shape[0], hparams["mlp_width"], hparams)
 
 
+NETWORKS.register(Projection)
 NETWORKS.register(MNIST_CNN)
 NETWORKS.register(Backbone)
 
@@ -35,6 +39,7 @@ ResNet = Backbone
 """DomainBed's name, for algorithms that were written for it."""
 
 __all__ = [
+    "HEAD_OPTIONS",
     "MLP",
     "MNIST_CNN",
     "NETWORKS",
@@ -42,5 +47,6 @@ __all__ = [
     "Backbone",
     "Classifier",
     "Featurizer",
+    "Projection",
     "ResNet",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,3 +52,27 @@ class MLP(Featurizer):
         for layer in [self.input, *self.hiddens]:
             x = F.relu(self.dropout(layer(x)))
         return self.output(x)
+
+
+class Projection(Featurizer):
+    """What is trained on frozen features below the classifier: `head_depth` layers with ReLU.
+
+    Dropout comes before each layer. With a depth of 0 it is that dropout alone: the classifier
+    stands on the features as they are.
+
+    Args:
+        input_shape: (d,).
+        hparams: reads `head_depth`, `head_width` and `head_dropout`.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        super().__init__()
+        widths = [input_shape[0], *[hparams["head_width"]] * hparams["head_depth"]]
+        self.layers = nn.ModuleList(map(nn.Linear, widths, widths[1:]))
+        self.dropout = nn.Dropout(hparams["head_dropout"])
+        self.n_outputs = widths[-1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(self.dropout(x)))
+        return x if self.layers else self.dropout(x)

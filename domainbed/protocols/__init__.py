@@ -19,6 +19,9 @@ from domainbed.errors import UserError
 from domainbed.suggest import did_you_mean
 
 DEFAULT_PROTOCOL = "default"
+FROZEN_FEATURES = "frozen-features"
+"""The protocol of a run whose field `features` is set, where no other is named."""
+
 _FOLDER = Path(__file__).parent
 
 
@@ -77,6 +80,11 @@ def get_protocol(name: str) -> Protocol:
     return Protocol(**values)
 
 
+def of_frozen_features() -> list[str]:
+    """The protocols under which networks are trained on features, and not on images."""
+    return [name for name in protocol_names() if get_protocol(name).fields.get("features")]
+
+
 def differences(one: Protocol, other: Protocol) -> list[tuple[str, Any, Any]]:
     """What two protocols do differently: names, and the value in each (None: nothing is said)."""
     rows = []
@@ -102,8 +110,10 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 __all__ = [
     "DEFAULT_PROTOCOL",
+    "FROZEN_FEATURES",
     "Protocol",
     "differences",
     "get_protocol",
+    "of_frozen_features",
     "protocol_names",
 ]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
 from domainbed.records import NOT_RECORDED
+from domainbed.run_fields import FeatureSource
 
 
 def protocol_of(runs: pd.DataFrame) -> str:
     """The protocol of some runs, as in "default (version 1)"; all, if there are several."""
-    different = runs[["protocol", "protocol_version"]].drop_duplicates()
+    different = runs[["protocol", "protocol_version", "features"]].drop_duplicates()
     return ", ".join(sorted(set(_protocols(different))))
 
 
@@ -27,11 +30,25 @@ def mixtures(runs: pd.DataFrame) -> list[str]:
     ]
 
 
+def features_of(args: Mapping[str, Any]) -> str:
+    """What a run was trained on in place of images: "features of resnet50, 4 views"; or ""."""
+    source = args.get("features")
+    try:
+        return FeatureSource.model_validate(source).describe() if source else ""
+    except ValueError:
+        return "features of a kind that this version does not know"
+
+
 def _protocols(runs: pd.DataFrame) -> list[str]:
+    columns = runs["protocol"], runs["protocol_version"], runs["features"]
     return [
-        name if version == NOT_RECORDED else f"{name} (version {version})"
-        for name, version in zip(runs["protocol"], runs["protocol_version"], strict=True)
+        name if version == NOT_RECORDED else _named(name, version, features)
+        for name, version, features in zip(*columns, strict=True)
     ]
+
+
+def _named(name: str, version: str, features: str) -> str:
+    return f"{name} (version {version})" + (f", {features}" if features else "")
 
 
 def _counts(values: list[str]) -> str:

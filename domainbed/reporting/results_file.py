@@ -14,6 +14,7 @@ from domainbed.names import dataset_label, trained_algorithm
 from domainbed.record_keys import record_key
 from domainbed.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
 from domainbed.reporting.averages import with_averages
+from domainbed.reporting.protocols import features_of
 from domainbed.reporting.stages import merged
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,11 @@ def _run(args: Any) -> dict[str, Any]:
     envs = run["test_envs"]
     if not isinstance(envs, list) or not all(_is_int(env) and env >= 0 for env in envs):
         raise TypeError(f"args.test_envs is {envs!r}, not a list of domain numbers")
-    others = {"test_envs": tuple(envs), "output_dir": args.get("output_dir")}
+    others = {
+        "test_envs": tuple(envs),
+        "output_dir": args.get("output_dir"),
+        "features": features_of(args),
+    }
     return {**run, **others, **{key: str(args.get(key, NOT_RECORDED)) for key in PROTOCOL_KEYS}}
 
 

@@ -249,11 +249,18 @@ def _evaluated(dataset: str, data: Any, domains: range) -> list[int]:
 
 
 def trainable_sets(config: SweepConfig, dataset: str, algorithm: str) -> list[TestEnvs]:
-    """Those sets of test domains that leave an algorithm enough domains to train on."""
-    from domainbed.spec import domain_shortage
-
+    """Those sets of test domains that an algorithm can do with."""
     sets = test_env_sets(config, dataset)
-    return [envs for envs in sets if not domain_shortage(dataset, algorithm, envs)]
+    return [envs for envs in sets if not why_not(config, dataset, algorithm, envs)]
+
+
+def why_not(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> str:
+    """Why an algorithm cannot do a run that others could; empty where it can."""
+    from domainbed.protocols import of_frozen_features
+    from domainbed.spec import obstacle
+
+    on_features = config.features is not None or config.protocol in of_frozen_features()
+    return obstacle(dataset, algorithm, envs, on_features)
 
 
 def first_run(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> RunSpec:

@@ -7,8 +7,15 @@ from functools import cache
 from typing import NamedTuple
 
 from domainbed.names import dataset_label
-from domainbed.spec import RunSpec, domain_shortage
-from domainbed.sweeps.config import SweepConfig, TestEnvs, first_run, test_env_sets, trainable_sets
+from domainbed.spec import RunSpec
+from domainbed.sweeps.config import (
+    SweepConfig,
+    TestEnvs,
+    first_run,
+    test_env_sets,
+    trainable_sets,
+    why_not,
+)
 
 
 class LeftOut(NamedTuple):
@@ -25,7 +32,7 @@ def left_out(config: SweepConfig) -> list[LeftOut]:
     found = []
     for dataset, algorithm in itertools.product(config.datasets, config.algorithms):
         for envs in test_env_sets(config, dataset):
-            if why := domain_shortage(dataset, algorithm, envs):
+            if why := why_not(config, dataset, algorithm, envs):
                 found.append(LeftOut(dataset_label(dataset), algorithm, envs, why))
     return found
 

@@ -189,6 +189,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
             spec.hparams,
             spec.trial_seed,
             data_seed=spec.seed if spec.data_seed == "run" else None,
+            features=spec.features,
         )
     domains = domains_of(dataset)
     _check_data(spec, dataset, len(domains))

@@ -15,11 +15,12 @@ from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.datasets import DATASETS
 from domainbed.datasets.domain import EVALUATION_BATCH
 from domainbed.errors import UserError
+from domainbed.features import FeatureExtractor
 from domainbed.hparams import default_hparams
 from domainbed.images.decode import read_image
 from domainbed.images.transforms import evaluation_transform
 from domainbed.names import dataset_label
-from domainbed.run_fields import RunOptions
+from domainbed.run_fields import FeatureSource, RunOptions
 from domainbed.run_folder import RunFolder
 from domainbed.seeding import global_sources_kept, seed_everything
 from domainbed.spec import RunSpec
@@ -56,7 +57,9 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
             f"{folder.spec} is of another version, or describes no run ({field}: {first['msg']}): "
             "train the run again"
         ) from error
-    lacking = set(default_hparams(spec.algorithm, spec.dataset_label)) - set(spec.hparams)
+    of_features = spec.features is not None
+    expected = default_hparams(spec.algorithm, spec.dataset_label, of_features)
+    lacking = set(expected) - set(spec.hparams)
     if lacking:
         raise UserError(
             f"{folder.spec} is of another version, or describes no run (hparams: {min(lacking)!r} "
@@ -198,13 +201,17 @@ def load_model(folder: Path | str, device: str | None = None, average: str | Non
         module.to(choose_device(device)).eval(),
         content["model_classes"],
         tuple(content["model_input_shape"]),
-        _image_input if content["model_reads_images"] else None,
+        _image_input(spec.features) if content["model_reads_images"] else None,
         spec,
     )
 
 
-def _image_input(file: Path) -> torch.Tensor:
-    return evaluation_transform(read_image(Path(file)))
+def _image_input(source: FeatureSource | None) -> Callable[[Path], torch.Tensor]:
+    """From the file of an image to an input, which is its features where `source` is given."""
+    if source is None:
+        return lambda file: evaluation_transform(read_image(Path(file)))
+    extractor = FeatureExtractor(source)
+    return lambda file: extractor.features(extractor.image(read_image(Path(file)))[None])[0].float()
 
 
 def _load(module: Algorithm, state: dict[str, Any], folder: RunFolder) -> None:
