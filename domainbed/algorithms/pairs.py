@@ -32,10 +32,10 @@ def masked_log_softmax(
         without support has no NaN.
     """
     kept = outside(scores, support)
-    if not floor:
-        return kept.log_softmax(dim=1)
     total = kept.logsumexp(dim=1, keepdim=True)
-    return kept - torch.logaddexp(total, total.new_full((), math.log(floor)))
+    if floor:
+        total = torch.logaddexp(total, total.new_full((), math.log(floor)))
+    return kept - total
 
 
 def log_probability(

@@ -313,6 +313,34 @@ class TestSagNet:
         follow("SagNet", (3, 4), sag_w_adv=weight)
 
 
+@pytest.mark.parametrize("name", ["CAD", "CondCAD"])
+def test_bottlenecks_round_as_plain_softmaxes(name):
+    """To the bit in float32: Adam turns rounding of small gradients into large steps."""
+    algorithm = build(name, shape=VECTORS, lmbda=1.0, temperature=0.05, **SMALL_MLP)
+    network = copy.deepcopy(algorithm.network)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for step in range(3):
+        minibatches = random_minibatches((7, 6), step, VECTORS)
+        x, y = (torch.cat(part) for part in zip(*minibatches))
+        z = network[0](x)
+        distinct = ~torch.eye(13, dtype=torch.bool)
+        partners = (y == y[:, None]) & distinct
+        support = partners if name == "CondCAD" else distinct
+        domains = domain_labels((7, 6), y.device)
+        event = support & (domains != domains[:, None])
+        scores = z @ z.T / 0.05 * distinct
+        scores = scores - scores.amax(1, keepdim=True).detach()
+        logarithms = scores - (scores + support.float().log()).logsumexp(1, keepdim=True)
+        kept = (partners & event if name == "CondCAD" else partners).any(1)
+        rows = -(0.05 / 0.07) * (logarithms + event.float().log())[kept].logsumexp(1)
+        penalty = rows.mean()
+        optimizer.zero_grad()
+        (F.cross_entropy(network[1](z), y) + penalty).backward()
+        optimizer.step()
+        algorithm.update(minibatches)
+    assert_same_tensors(algorithm.network, network)
+
+
 class TestURM:
     def test_noise_loss_by_hand(self):
         """-log σ(0) and -log (1 - σ(log 3)): log 2 and log 4."""
