@@ -22,8 +22,8 @@ def mixtures(runs: pd.DataFrame) -> list[str]:
     """One line for each condition in which runs of one table differ."""
     conditions = {
         "protocols": _protocols(runs),
-        "major versions of PyTorch": [version.split(".")[0] for version in runs["torch"]],
-        "precisions": list(runs["precision"]),
+        "major versions of PyTorch": [version.split(".")[0] for version in runs["torch"].tolist()],
+        "precisions": runs["precision"].tolist(),
     }
     return [
         f"{what}: {_counts(values)}" for what, values in conditions.items() if len(set(values)) > 1
@@ -40,10 +40,10 @@ def features_of(args: Mapping[str, Any]) -> str:
 
 
 def _protocols(runs: pd.DataFrame) -> list[str]:
-    columns = runs["protocol"], runs["protocol_version"], runs["features"]
+    columns = runs[["protocol", "protocol_version", "features"]].to_numpy().tolist()
     return [
         name if version == NOT_RECORDED else _named(name, version, features)
-        for name, version, features in zip(*columns, strict=True)
+        for name, version, features in columns
     ]
 
 

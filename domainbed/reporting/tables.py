@@ -181,7 +181,7 @@ def only(
 def _only(records: Records, column: str, names: Sequence[str] | None) -> Records:
     if names is None:
         return records
-    present = set(records.runs[column])
+    present = set(records.runs[column].unique())
     for name in names:
         if name not in present:
             known = ", ".join(sorted(present))
@@ -191,7 +191,8 @@ def _only(records: Records, column: str, names: Sequence[str] | None) -> Records
 
 def _method_tables(records: Records, method: SelectionMethod, gaps: Gaps) -> list[Table]:
     runs, chosen = records.runs, method.select(records)
-    domains_of = {name: tested_domains(runs, name) for name in order_datasets(runs["dataset"])}
+    datasets = order_datasets(runs["dataset"].unique())
+    domains_of = {name: tested_domains(runs, name) for name in datasets}
     diverged = _diverged(runs, chosen, method)
     return tables_of(runs, method, by_cell(chosen), domains_of, diverged, gaps)
 
@@ -206,7 +207,7 @@ def tables_of(
     setting: str = "",
 ) -> list[Table]:
     """One table per dataset with a column for each of its `domains_of`, then the averages."""
-    datasets, algorithms = list(domains_of), order_algorithms(runs["algorithm"])
+    datasets, algorithms = list(domains_of), order_algorithms(runs["algorithm"].unique())
     tables = []
     for dataset, domains in domains_of.items():
         names = domain_names(runs, dataset)
@@ -380,7 +381,7 @@ def _warn_of_gaps(report: Report) -> None:
 
 
 def _warn_of_mixtures(runs: pd.DataFrame) -> None:
-    for dataset in order_datasets(runs["dataset"]):
+    for dataset in order_datasets(runs["dataset"].unique()):
         for mixture in mixtures(runs[runs["dataset"] == dataset]):
             log.warning("warning: the tables of %s mix %s", dataset, mixture)
 

@@ -105,8 +105,8 @@ def test_every_format_is_in_the_help(capsys):
 
 def test_help_imports_no_pandas():
     code = (
-        "import argparse, sys; from domainbed.cli import collect, top_hparams\n"
-        "for command in (collect, top_hparams):\n"
+        "import argparse, sys; from domainbed.cli import collect, errors, top_hparams\n"
+        "for command in (collect, errors, top_hparams):\n"
         "    parser = argparse.ArgumentParser()\n"
         "    command.add_arguments(parser)\n"
         "    parser.format_help()\n"
