@@ -95,6 +95,9 @@ class RunFields(Settings):
         "fail", description="what to do about a loss that is not finite"
     )
 
+    initial_weights: Literal["own", "shared"] = Field(
+        "own", description="shared: the same ones for all runs of a trial, to average runs"
+    )
     averages: Items[Literal["ema", "sma", "swad"]] = Field(
         (), description="averages of the weights to measure beside the last ones"
     )

@@ -37,6 +37,11 @@ def hparam_seed(random_seed: int, name: str) -> int:
     return seed_hash(random_seed, name)
 
 
+def shared_initial_seed(dataset: str, trial_seed: int) -> int:
+    """The seed of the initial weights that all runs of a trial share."""
+    return seed_hash(dataset, trial_seed, "initial weights")
+
+
 def stage_seed(seed: int, stage: int) -> int:
     """The seed of a run's further stage for everything but its split and its data."""
     return seed_hash(seed, "stage", stage)

@@ -26,7 +26,7 @@ from domainbed.protocols import (
     of_frozen_features,
 )
 from domainbed.run_fields import FeatureSource, RunFields
-from domainbed.seeding import run_seed
+from domainbed.seeding import run_seed, shared_initial_seed
 from domainbed.settings import make
 
 ALWAYS = (
@@ -144,6 +144,13 @@ class RunSpec(RunFields):
     def dataset_label(self) -> str:
         """The dataset's name in records and tables, free of any machine's paths."""
         return dataset_label(self.dataset)
+
+    @property
+    def initial_seed(self) -> int:
+        """Of the weights that training begins with, and of what an algorithm draws in updates."""
+        if self.initial_weights == "shared":
+            return shared_initial_seed(self.dataset_label, self.trial_seed)
+        return self.seed
 
     @property
     def tolerance_ratio(self) -> float:

@@ -319,7 +319,7 @@ class Averages:
         before = _copied([*weights, *counts])
         torch._foreach_copy_(weights, self._by_name[name].weights)
         try:
-            self._estimate_statistics()
+            estimate_statistics(self._experiment)
             yield
         finally:
             torch._foreach_copy_([*weights, *counts], before)
@@ -337,27 +337,33 @@ class Averages:
         found = {**dict(algorithm.named_parameters()), **dict(algorithm.named_buffers())}
         return [found[name].detach() for name in self._names]
 
-    @torch.no_grad()
-    def _estimate_statistics(self) -> None:
-        """As of the averaged weights, whose activations no minibatch has shown yet."""
-        algorithm = self._experiment.algorithm
-        layers = _training_batch_norms(algorithm)
-        if not layers:
-            return
-        momenta = [layer.momentum for layer in layers]
-        algorithm.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the mean over minibatches, and not a moving one
-            layer.train()
-        steps = range(min(STATISTICS_BATCHES, self._experiment.spec.steps))
-        with self._experiment.precision():
-            for minibatches in self._experiment.minibatches(steps):
-                for x in _batches(algorithm, minibatches):
-                    algorithm.predict(x)
-        for layer, momentum in zip(layers, momenta):
-            layer.momentum = momentum
-        algorithm.train()
+
+@torch.no_grad()
+def estimate_statistics(experiment: Experiment) -> None:
+    """Estimates running statistics of batch norm that trains, at the weights that there are.
+
+    They are those of the first minibatches of the run: no minibatch has shown the activations of
+    averaged weights yet.
+    """
+    algorithm = experiment.algorithm
+    layers = _training_batch_norms(algorithm)
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    algorithm.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over minibatches, and not a moving one
+        layer.train()
+    with experiment.precision():
+        for minibatches in experiment.minibatches(
+            range(min(STATISTICS_BATCHES, experiment.spec.steps))
+        ):
+            for x in _batches(algorithm, minibatches):
+                algorithm.predict(x)
+    for layer, momentum in zip(layers, momenta):
+        layer.momentum = momentum
+    algorithm.train()
 
 
 def _new_average(name: str, spec: RunSpec, weights: Weights) -> Average:

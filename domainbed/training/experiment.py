@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +25,7 @@ from domainbed.errors import UserError, reason_of
 from domainbed.run_fields import RunOptions
 from domainbed.seeding import seed_everything, stage_seed
 from domainbed.spec import RunSpec
-from domainbed.training.evaluation import Evaluator, Value, splits_to_evaluate
+from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value, splits_to_evaluate
 from domainbed.training.machine import choose_device
 from domainbed.training.minibatches import EpochDraws, IndexDraws, minibatches
 from domainbed.training.splits import Split, split_domains, undivided
@@ -70,16 +70,14 @@ class Experiment:
 
     def further_stage(self, number: int) -> Experiment:
         """The same experiment at another stage: with a fresh model, from a seed of its own."""
-        seed = stage_seed(self.spec.seed, number)
         domains = len(self.domains)
-        algorithm = _new_algorithm(self.spec, self.dataset, domains, self.device, seed)
+        algorithm = _new_algorithm(self.spec, self.dataset, domains, self.device, number)
         return replace(self, algorithm=algorithm, stage_number=number)
 
     @property
     def seed(self) -> int:
         """Of the stage's draws."""
-        first = self.stage_number == 1
-        return self.spec.seed if first else stage_seed(self.spec.seed, self.stage_number)
+        return _of_stage(self.spec.seed, self.stage_number)
 
     @cached_property
     def stage_splits(self) -> list[Split]:
@@ -148,6 +146,26 @@ class Experiment:
             everything: the training domains' in-splits as well.
             on_batch: called with the images done and in all.
         """
+        splits = splits_to_evaluate(self.stage_splits, self.spec.test_envs, everything)
+        return self._evaluate(splits, step, on_batch)
+
+    def validation_accuracy(self) -> float:
+        """The mean accuracy on the training domains' out-splits; NaN where there are none."""
+        splits = [
+            EvaluationSplit(domain, "out", self.splits[domain].out)
+            for domain in self.train_envs
+            if self.splits[domain].out
+        ]
+        values = self._evaluate(splits, self.spec.steps - 1)
+        found = [each.value for each in values if each.metric == "accuracy"]
+        return sum(found) / len(found) if found else float("nan")
+
+    def _evaluate(
+        self,
+        splits: Sequence[EvaluationSplit],
+        step: int,
+        on_batch: Callable[[int, int], None] | None = None,
+    ) -> list[Value]:
         spec = self.spec
         evaluator = Evaluator(
             self.domains,
@@ -156,7 +174,6 @@ class Experiment:
             self.seed,
             tuple(dict.fromkeys([*spec.metrics, *self.validation])),
         )
-        splits = splits_to_evaluate(self.stage_splits, spec.test_envs, everything)
         with self.precision():
             return evaluator.evaluate(self.algorithm, splits, step, on_batch)
 
@@ -209,22 +226,32 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         dataset,
         [domain.to(device) for domain in domains],
         splits,
-        _new_algorithm(spec, dataset, len(domains), device, spec.seed),
+        _new_algorithm(spec, dataset, len(domains), device),
         _workers(machine),
     )
 
 
 def _new_algorithm(
-    spec: RunSpec, dataset: MultipleDomainDataset, domains: int, device: torch.device, seed: int
+    spec: RunSpec,
+    dataset: MultipleDomainDataset,
+    domains: int,
+    device: torch.device,
+    stage: int = 1,
 ) -> Algorithm:
     """In training mode; seeds the global random sources, from which it draws its weights."""
     cls, train_domains = get_algorithm_class(spec.algorithm), domains - len(spec.test_envs)
-    seed_everything(seed)
+    seed_everything(_of_stage(spec.initial_seed, stage))
     with _named(cls):
         algorithm = cls(dataset.input_shape, dataset.num_classes, train_domains, spec.hparams)
     # PyTorch's stubs know no overload with both a device and a memory format.
     algorithm.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if spec.initial_seed != spec.seed:  # what is drawn in training is the run's own
+        seed_everything(_of_stage(spec.seed, stage))
     return algorithm.train()
+
+
+def _of_stage(seed: int, stage: int) -> int:
+    return seed if stage == 1 else stage_seed(seed, stage)
 
 
 @contextmanager

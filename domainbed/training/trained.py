@@ -189,7 +189,7 @@ def load_model(folder: Path | str, device: str | None = None, average: str | Non
     spec = read_spec(run)
     content = read_model(_model_file(run, spec, average), spec.run_id)
     with global_sources_kept():  # all weights are replaced: none need be downloaded
-        seed_everything(spec.seed)  # what a prediction draws is what it drew in training
+        seed_everything(spec.initial_seed)  # what a prediction draws is what it drew in training
         module = get_algorithm_class(spec.algorithm)(
             content["model_input_shape"],
             content["model_num_classes"],
