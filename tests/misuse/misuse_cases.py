@@ -57,6 +57,7 @@ _RUN_FLAGS = {
     "metrics": ("x", "acuracy"),
     "precision": ("x", "float16"),
     "on_divergence": ("x", "ignore"),
+    "initial_weights": ("x",),
     "averages": ("x", "SWAD", "ema sma"),
     "ema_decay": ("1", "-0.1", "x"),
     "sma_start": ("-1", "x", "1.5"),
@@ -130,6 +131,12 @@ FLAGS = {
     f"irm-colored-mnist {_OUT}": _IRM_FLAGS,
     "diagnose run": _DIAGNOSE_FLAGS,
     "predict run --domain 0": _PREDICT_FLAGS,
+    "average run --method ensemble": {
+        "method": ("x", "soup"),
+        "algorithms": ("x",),
+        "dataset": ("x",),
+        "device": ("x", "cuda:99"),
+    },
     "predict run --save_predictions": {"dataset": ("x",), "device": ("x",)},
     "errors run --algorithms ERM Fishr": {
         "algorithms": ("x", "ERM", "Fisher"),

@@ -1,0 +1,366 @@
+"""Averages over the finished runs of a sweep: weights, or predictions.
+
+Runs are averaged that differ in hparams seed, and on request in algorithm: of one dataset, set of
+test domains and trial. What comes of them is written beside the runs, as records that the tables
+read like any run's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.algorithms.pooled import PooledAlgorithm, predicts_otherwise
+from domainbed.errors import UserError
+from domainbed.files import as_json_values, write_text
+from domainbed.names import averaged_algorithm, order_algorithms
+from domainbed.record_keys import record_key
+from domainbed.run_fields import RunOptions
+from domainbed.run_folder import RunFolder
+from domainbed.spec import RunSpec
+from domainbed.states import DONE
+from domainbed.suggest import did_you_mean
+from domainbed.sweeps.store import Store
+from domainbed.training.averages import estimate_statistics
+from domainbed.training.experiment import Experiment
+from domainbed.training.model_file import read_model
+from domainbed.training.trained import load_model, read_spec, rebuild
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to average runs.
+
+    Attributes:
+        title: what tables call it.
+        greedy: whether runs are chosen by the validation of the average, or all are taken.
+        of_weights: whether weights are averaged, from shared initial ones, or probabilities.
+        of_several: whether runs of several algorithms may be averaged together.
+    """
+
+    title: str
+    greedy: bool = False
+    of_weights: bool = True
+    of_several: bool = False
+
+
+METHODS = {
+    "uniform-soup": Method("uniform soup"),
+    "greedy-soup": Method("greedy soup", greedy=True),
+    "diwa-uniform": Method("DiWA", of_several=True),
+    "diwa-restricted": Method("DiWA restricted", greedy=True, of_several=True),
+    "ensemble": Method("ensemble", of_weights=False, of_several=True),
+}
+"""Soups are of Wortsman et al. 2022 (arXiv 2203.05482), DiWA is of Ramé et al. 2022 (arXiv
+2205.09739). The greedy choice is the same in both: recipe 1, and the restricted selection."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A finished run with its weights."""
+
+    folder: RunFolder
+    spec: RunSpec
+
+    def content(self) -> dict[str, Any]:
+        """What its model.pkl holds.
+
+        Raises:
+            UserError: the weights were not kept, or are damaged.
+        """
+        return read_model(self.folder.model, self.spec.run_id)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """What an average of some runs came to.
+
+    Attributes:
+        name: of its row in the tables.
+        taken: the runs that are in it, in the order in which they came.
+        found: how many there were to choose from.
+        validation: its mean accuracy on the out-splits of the training domains.
+    """
+
+    name: str
+    taken: list[Member]
+    found: int
+    validation: float
+
+    def describe(self) -> str:
+        """One line for people."""
+        spec = self.taken[0].spec
+        domains = "+".join(map(str, spec.test_envs))
+        names = ", ".join(
+            f"{member.spec.algorithm} {member.spec.hparams_seed}" for member in self.taken
+        )
+        return (
+            f"{self.name} on {spec.dataset_label}, test domain {domains}, trial "
+            f"{spec.trial_seed}: {len(self.taken)} of {self.found} (hparams seeds: {names}), "
+            f"validation {100 * self.validation:.1f}"
+        )
+
+
+def average_runs(
+    root: Path | str,
+    method: str,
+    algorithms: Sequence[str] | None = None,
+    together: bool = False,
+    machine: RunOptions | None = None,
+    dataset: str | None = None,
+) -> Iterator[Averaged]:
+    """Averages the finished runs of a sweep, and writes a record of each average beside them.
+
+    An average that is there already is made again.
+
+    Args:
+        root: the folder of the sweep.
+        method: one of `METHODS`.
+        algorithms: only their runs; None for all.
+        together: average runs of different algorithms with each other.
+        machine: where the data lies and what computes.
+        dataset: see `trained.read_spec`.
+
+    Raises:
+        UserError: no such method; no finished runs; weights that were not kept; runs that cannot
+            be averaged, with the reason.
+    """
+    if method not in METHODS:
+        raise UserError(
+            f"unknown method {method!r}.{did_you_mean(method, METHODS)} Known: "
+            + ", ".join(METHODS),
+            "method",
+        )
+    chosen = METHODS[method]
+    if together and not chosen.of_several:
+        several = ", ".join(name for name, each in METHODS.items() if each.of_several)
+        raise UserError(f"--together is for {several}, and not for {method}", "together")
+    groups = _groups(Store(root), algorithms, together, dataset)
+    for members in groups:
+        _check(members, chosen)
+    for members in groups:
+        yield _average(Path(root), chosen, members, machine, dataset)
+
+
+def mean_of(states: Iterable[Weights]) -> Weights:
+    """The mean of each tensor over the states, in float64; integers are those of the first."""
+    total: Weights = {}
+    first: Weights = {}
+    for count, state in enumerate(states, start=1):
+        first = first or state
+        for name, value in state.items():
+            if value.is_floating_point():
+                total[name] = total[name] + value.double() if count > 1 else value.double()
+    means = {name: (value / count).to(first[name].dtype) for name, value in total.items()}
+    return {**first, **means}
+
+
+class Ensemble(Algorithm):
+    """Algorithms that predict together: logits are the logarithm of their mean probabilities."""
+
+    def __init__(self, members: Sequence[Algorithm]) -> None:
+        torch.nn.Module.__init__(self)
+        self.members = torch.nn.ModuleList(members)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        found = [member.predict(x).float().softmax(dim=1) for member in self.members]  # type: ignore[operator]
+        mean = torch.stack(found).mean(dim=0)
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # an infinite logit is no guess
+
+
+def _groups(
+    store: Store, algorithms: Sequence[str] | None, together: bool, dataset: str | None
+) -> list[list[Member]]:
+    """The finished runs to average with each other, by ascending hparams seed."""
+    if not store.root.is_dir():
+        raise UserError(f"{str(store.root)!r} is no folder: name the folder of a sweep")
+    done = [folder for folder in store.run_folders() if folder.state() == DONE]
+    members = [Member(folder, read_spec(folder, dataset)) for folder in done]
+    names = order_algorithms(member.spec.algorithm for member in members)
+    if unknown := [name for name in algorithms or () if name not in names]:
+        raise UserError(
+            f"no finished runs of {unknown[0]!r} in {str(store.root)!r}: it has "
+            f"{', '.join(names) or 'none'}",
+            "algorithms",
+        )
+    groups: dict[Any, list[Member]] = defaultdict(list)
+    for member in members:
+        spec = member.spec
+        if algorithms is None or spec.algorithm in algorithms:
+            own = names.index(spec.algorithm)
+            key = (spec.dataset_label, spec.test_envs, spec.trial_seed, 0 if together else own)
+            groups[key].append(member)
+    if not groups:
+        raise UserError(f"no finished runs in {str(store.root)!r}: name the folder of a sweep")
+    return [
+        sorted(groups[key], key=lambda m: (m.spec.hparams_seed, names.index(m.spec.algorithm)))
+        for key in sorted(groups)
+    ]
+
+
+def _check(members: Sequence[Member], method: Method) -> None:
+    """Raises where some runs cannot be averaged, as far as their specs tell."""
+    first = members[0]
+    for member in members:
+        if not member.folder.model.is_file():
+            raise UserError(
+                f"{member.folder.path} holds no {member.folder.model.name}: weights were not kept. "
+                "Train the sweep again in another folder, without skip_model_save"
+            )
+        ours, theirs = first.spec, member.spec
+        for name in ("protocol", "features", "holdout_fraction", "uda_holdout_fraction", "metrics"):
+            if getattr(ours, name) != getattr(theirs, name):
+                raise UserError(
+                    f"{name} is {getattr(ours, name)!r} in {first.folder.path} and "
+                    f"{getattr(theirs, name)!r} in {member.folder.path}: average runs alike"
+                )
+        if method.of_weights and ours.initial_seed != theirs.initial_seed:
+            raise UserError(
+                f"{first.folder.path} and {member.folder.path} began with different weights, and "
+                f"the {method.title} is of runs that share them: train the sweep with "
+                "'initial_weights: shared', in another folder; or use --method ensemble"
+            )
+        if method.of_weights and ours.algorithm != theirs.algorithm:
+            for spec in (ours, theirs):
+                _check_predicts_plainly(spec.algorithm)
+
+
+def _check_predicts_plainly(algorithm: str) -> None:
+    if not _predicts_plainly(get_algorithm_class(algorithm)):
+        raise UserError(
+            f"{algorithm} predicts otherwise than by its classifier on its features: its weights "
+            "cannot be averaged with another algorithm's",
+            "algorithms",
+        )
+
+
+def _predicts_plainly(cls: type[Algorithm]) -> bool:
+    return issubclass(cls, PooledAlgorithm) and not predicts_otherwise(cls)
+
+
+def _average(
+    root: Path,
+    method: Method,
+    members: Sequence[Member],
+    machine: RunOptions | None,
+    dataset: str | None,
+) -> Averaged:
+    experiment = rebuild(members[0].folder, machine, dataset)
+    if method.of_weights:
+        taken = _mix(experiment, members, method.greedy)
+    else:
+        taken = list(members)
+        device = str(experiment.device)
+        models = [load_model(member.folder.path, device).module for member in members]
+        experiment = replace(experiment, algorithm=Ensemble(models))
+    names = order_algorithms(member.spec.algorithm for member in members)
+    name = averaged_algorithm(", ".join(names), method.title)
+    _write(root, name, experiment, taken)
+    return Averaged(name, taken, len(members), experiment.validation_accuracy())
+
+
+def _mix(experiment: Experiment, members: Sequence[Member], greedy: bool) -> list[Member]:
+    """Gives the experiment's algorithm the averaged weights.
+
+    Returns:
+        the members that were taken, in the order in which they came.
+    """
+    own = members[0].content()["model_dict"]
+    names = _predicting_names(experiment.algorithm)
+    weights_of = partial(_weights, first=members[0], own=own, names=names)
+
+    def validated(mixed: Sequence[Member]) -> float:
+        _load(experiment, {**own, **mean_of(map(weights_of, mixed))})
+        return experiment.validation_accuracy()
+
+    taken = list(members)
+    if greedy:
+        accuracies = {member.spec.run_id: validated([member]) for member in members}
+        order = sorted(members, key=lambda member: -accuracies[member.spec.run_id])
+        taken, best = order[:1], accuracies[order[0].spec.run_id]
+        for member in order[1:]:
+            if (accuracy := validated([*taken, member])) >= best:
+                taken, best = [*taken, member], accuracy
+    _load(experiment, {**own, **mean_of(map(weights_of, taken))})
+    return taken
+
+
+def _load(experiment: Experiment, state: Weights) -> None:
+    experiment.algorithm.load_state_dict(state)
+    experiment.algorithm.train()
+    estimate_statistics(experiment)
+
+
+def _predicting_names(algorithm: Algorithm) -> list[str]:
+    """The entries of the state dict that decide predictions.
+
+    All of them, where an algorithm predicts in a way of its own. Else what has another shape from
+    run to run, such as a discriminator whose width is drawn, is none of them.
+    """
+    state = algorithm.state_dict()
+    if not _predicts_plainly(type(algorithm)):
+        return list(state)
+    places = {
+        value.data_ptr()
+        for part in algorithm.predicting_parts()
+        for value in part.state_dict().values()
+    }
+    return [name for name, value in state.items() if value.data_ptr() in places]
+
+
+def _weights(member: Member, first: Member, own: Weights, names: Sequence[str]) -> Weights:
+    """Those of a member that decide predictions.
+
+    Raises:
+        UserError: its network is another than that of the first.
+    """
+    state = member.content()["model_dict"]
+    for name in names:
+        if name not in state or state[name].shape != own[name].shape:
+            has = f"has shape {tuple(state[name].shape)}" if name in state else "is missing"
+            raise UserError(
+                f"{member.folder.path} has another network than {first.folder.path}: {name!r} "
+                f"{has} there and has shape {tuple(own[name].shape)} here; average runs of one "
+                "architecture, with --algorithms"
+            )
+    return {name: state[name] for name in names}
+
+
+def _write(root: Path, name: str, experiment: Experiment, taken: Sequence[Member]) -> None:
+    """The record of an average, in a folder of its own, which no other average has."""
+    spec = experiment.spec
+    key = [name, spec.dataset_label, list(spec.test_envs), spec.trial_seed]
+    digest = hashlib.md5(json.dumps(key).encode()).hexdigest()
+    folder = RunFolder(root / f"average-{digest}")
+    fields = spec.as_json()
+    for of_one_run in ("seed", "hparams", "fixed_hparams", "digests", "averages"):
+        del fields[of_one_run]
+    args = {
+        **fields,
+        "algorithm": name,
+        "hparams_seed": 0,
+        "environments": experiment.domain_names,
+        "torch": str(torch.__version__),
+        "output_dir": str(folder.path),
+        "runs": [member.spec.run_id for member in taken],
+    }
+    declared = experiment.dataset.test_domains
+    args |= {} if declared is None else {"test_domains": list(declared)}
+    values = experiment.evaluate(spec.steps - 1, everything=True)
+    measured = {record_key(v.domain, v.split, v.metric): v.value for v in values}
+    record = {"step": spec.steps - 1, **measured, "hparams": {}, "args": args}
+    line = json.dumps(as_json_values(record), sort_keys=True, allow_nan=False) + "\n"
+    with folder.exclusive():
+        write_text(folder.results, line)
+        write_text(folder.done, "done")
