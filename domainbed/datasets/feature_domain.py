@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,18 @@ def apply_features(
     domains = image_domains(dataset)
     starts = [0, *accumulate(map(len, domains))]
     found: list[Any] = [
-        _domain(stored, start, domain.targets) for start, domain in zip(starts, domains)
+        _domain(stored, start, domain.targets, domain.files)
+        for start, domain in zip(starts, domains)
     ]
     dataset.datasets = found
     dataset.input_shape = (stored.values.shape[2],)
 
 
-def _domain(stored: StoredFeatures, start: int, targets: list[int]) -> FeatureDomain:
+def _domain(
+    stored: StoredFeatures, start: int, targets: list[int], files: Sequence[Path]
+) -> FeatureDomain:
     end = start + len(targets)
     domain = FeatureDomain(stored.values[start:end], torch.tensor(targets))
+    domain.files = files
     domain.unreadable = [number - start for number in stored.unreadable if start <= number < end]
     return domain

@@ -16,6 +16,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams, random_hparams, search_space
 from domainbed.networks import Featurizer
+from domainbed.predictions import read_predictions
 from domainbed.protocols import get_protocol
 from domainbed.reporting import load_records
 from domainbed.reporting.protocols import features_of, mixtures, protocol_of
@@ -170,7 +171,7 @@ def test_a_run_from_images_to_predictions(folder, tmp_path):
     assert experiment.dataset.input_shape == (512,)
     ((x, _), (x2, _)) = next(experiment.minibatches(range(1)))
     assert x.shape == x2.shape == (64, 512)
-    run(spec, tmp_path / "run", RunOptions(device="cpu"))
+    run(spec, tmp_path / "run", RunOptions(device="cpu", save_predictions=True))
     records = load_records(tmp_path / "run")
     assert protocol_of(records.runs) == (
         "frozen-features (version 1), features of squeezenet1_1, weights none, 1 views"
@@ -180,6 +181,8 @@ def test_a_run_from_images_to_predictions(folder, tmp_path):
     model = load_model(tmp_path / "run", "cpu")
     rows = list(predictions(*_of_run(tmp_path / "run"), f"folder:{folder}", 0, "in"))
     files = sorted((folder / "a").glob("*/*.png"))
+    kept, _ = read_predictions(tmp_path / "run" / "predictions.parquet", domain=0)
+    assert sorted(kept["image"]) == [file.as_posix() for file in files]
     for position, _, predicted, probability in rows:
         x = model.preprocess(files[position])[None]
         found = model.probabilities(x)[0]
