@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -139,8 +140,7 @@ def measure(sweep: Path, cache: Path, rounds: int) -> dict[str, Cost]:
     collect += ["--selection", "training-domain", "oracle"]
     seen: dict[str, list[Cost]] = {"plain loop": [], "collect": [], "collect again": []}
     for _ in range(rounds):
-        for file in cache.glob("*records*"):
-            file.unlink()
+        shutil.rmtree(cache / "records", ignore_errors=True)
         seen["plain loop"].append(cost([sys.executable, "-c", PLAIN, str(sweep)]))
         seen["collect"].append(cost(collect))
         seen["collect again"].append(cost(collect))

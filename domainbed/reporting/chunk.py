@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -130,7 +132,7 @@ def _column(name: str, column: Sequence[Any], positions: Sequence[int], place: P
     is_number = np.array([type(value) in (float, int) for value in column])
     everywhere = is_number.all()
     kept = column if everywhere else [v for v, is_one in zip(column, is_number) if is_one]
-    values = np.array(kept, dtype=float)
+    values = _as_floats(kept)
     _, split, metric = parse_record_key(name) or (NO_DOMAIN, "", name)
     if split and metric == "accuracy":
         is_wrong = np.array([value is not None for value in column])
@@ -141,6 +143,15 @@ def _column(name: str, column: Sequence[Any], positions: Sequence[int], place: P
                 f"{REMEDY}"
             )
     return Numbers(records if everywhere else records[is_number], values)
+
+
+def _as_floats(numbers: Sequence[float]) -> np.ndarray:
+    try:
+        return np.array(numbers, dtype=float)
+    except OverflowError:  # of an integer beyond all floats
+        lowest, highest = -sys.float_info.max, sys.float_info.max
+        bounded = (-math.inf if v < lowest else math.inf if v > highest else v for v in numbers)
+        return np.array(list(bounded), dtype=float)
 
 
 def assembled(chunks: Sequence[Chunk], files: Sequence[Path]) -> Chunk:

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 REMEDY = "repair or remove the line"
 
-_NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError, RecursionError)  # nested too deeply
+# A number of thousands of digits is a ValueError; what is nested too deeply, the other.
+_NOT_JSON = (ValueError, RecursionError)
 
 
 def read_file(path: Path) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:

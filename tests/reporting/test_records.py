@@ -150,6 +150,8 @@ def damaged(lines, number, change):
         (3, lambda r: r.pop("env1_in_acc"), "lacks the key 'env1_in_acc'"),
         (2, lambda r: r.pop("env0_out_acc"), "lacks the key 'env0_out_acc'"),
         (2, lambda r: r.update(step="ten"), "step is 'ten'"),
+        (2, lambda r: r.update(step=2**63), "step is 9223372036854775808, not an integer of 64"),
+        (2, lambda r: r.update(env1_in_acc=10**400), "env1_in_acc is 1000"),
         (2, lambda r: r.update(env1_in_acc="high"), "env1_in_acc is 'high'"),
         (2, lambda r: r.update(env3_out_acc="high"), "env3_out_acc is 'high'"),
         (2, lambda r: r.update(env3_out_acc="0.5"), "env3_out_acc is '0.5'"),
@@ -175,7 +177,18 @@ def test_a_damaged_record_is_named(run, number, change, message):
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b'{"step": 1', b'"step": 1}', b"12", b"[]", b"\xff\xfe", b"{} {}", b"{},{}"]
+    "line",
+    [
+        b"{",
+        b'{"step": 1',
+        b'"step": 1}',
+        b"12",
+        b"[]",
+        b"\xff\xfe",
+        b"{} {}",
+        b"{},{}",
+        b"9" * 9999,
+    ],
 )
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_damaged_line_is_named(run, line, number):
