@@ -309,28 +309,30 @@ def _check_features(spec: RunSpec) -> None:
         raise UserError(
             f"features {what} under the protocol {spec.protocol!r}: {remedy}", "features"
         )
-    if not spec.features:
-        return
-    if not getattr(get_dataset_class(spec.dataset), "reads_images", False):
+    if spec.features and not getattr(get_dataset_class(spec.dataset), "reads_images", False):
         raise UserError(
             f"features are of image files, and {spec.dataset_label} has none: leave 'features' out",
             "features",
         )
-    if lack := need_of_images(spec.algorithm):
-        raise UserError(f"{lack}: leave 'features' out, or choose another", "algorithm")
+    if lack := unsuited(spec.dataset, spec.algorithm, bool(spec.features)):
+        raise UserError(lack, "algorithm")
 
 
-def need_of_images(algorithm: str) -> str:
-    """Why an algorithm cannot do with features of images; empty where it can."""
-    if not get_algorithm_class(algorithm).needs_images:
-        return ""
-    return f"{algorithm} needs images, and works on no features of them"
+def unsuited(dataset: str, algorithm: str, features: bool) -> str:
+    """Why an algorithm cannot do with images, or with features of them; empty where it can."""
+    cls = get_algorithm_class(algorithm)
+    if features and cls.needs_images:
+        return f"{algorithm} needs images, and works on no features of them"
+    natural = getattr(get_dataset_class(dataset), "reads_images", False)
+    if cls.needs_features and natural and not features:
+        return f"{algorithm} needs features of images: set the field 'features'"
+    return ""
 
 
 def obstacle(dataset: str, algorithm: str, test_envs: Sequence[int], features: bool = False) -> str:
     """Why an algorithm cannot do a run that others could; empty where it can."""
-    of_images = need_of_images(algorithm) if features else ""
-    return of_images or domain_shortage(dataset, algorithm, test_envs)
+    inputs = unsuited(dataset, algorithm, features)
+    return inputs or domain_shortage(dataset, algorithm, test_envs)
 
 
 def domain_shortage(dataset: str, algorithm: str, test_envs: Sequence[int]) -> str:

@@ -69,7 +69,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "datasets": PUBLISHED,
-        "algorithms": list(ALGORITHMS),
+        "algorithms": [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features],
         **read_flags(args, SweepConfig),
         "trials": _seeds("n_trials", args.n_trials_from, args.n_trials),
         "hparams_seeds": _seeds("n_hparams", args.n_hparams_from, args.n_hparams),

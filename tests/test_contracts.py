@@ -32,8 +32,10 @@ WITHOUT_ADD_ON = {  # they set gradients by hand, or have several losses; Fishr 
     *("Fish", "Fishr", "ANDMask", "SANDMask", "MLDG", "ADRMX", "SagNet"),
     *("Transfer", "URM"),
 }
-ADD_ONS = [f"Fishr+{name}" for name in ALGORITHMS if name not in WITHOUT_ADD_ON]
-NAMES = [*ALGORITHMS, *ADD_ONS]
+FITTED = {name for name in ALGORITHMS if ALGORITHMS[name].needs_features}  # test_fitted.py
+TRAINED = [name for name in ALGORITHMS if name not in FITTED]
+ADD_ONS = [f"Fishr+{name}" for name in TRAINED if name not in WITHOUT_ADD_ON]
+NAMES = [*TRAINED, *ADD_ONS]
 SIZES = (4, 3)
 
 
@@ -167,7 +169,7 @@ class TestAlgorithm:
         assert_same_tensors(*twins)
 
 
-@pytest.mark.parametrize("name", sorted(WITHOUT_ADD_ON & set(ALGORITHMS)))
+@pytest.mark.parametrize("name", sorted(WITHOUT_ADD_ON | FITTED))
 def test_fishr_cannot_be_added(name):
     with pytest.raises(UserError, match=f"Fishr cannot be added to {name}"):
         get_algorithm_class(f"Fishr+{name}")

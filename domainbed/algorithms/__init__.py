@@ -45,6 +45,7 @@ from domainbed.algorithms.eqrm import EQRM
 from domainbed.algorithms.rdm import RDM
 from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
+from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
 
@@ -75,6 +76,7 @@ __all__ = [
     "IB_IRM",
     "IGA",
     "IRM",
+    "KNN",
     "MLDG",
     "MMD",
     "MTL",
@@ -91,9 +93,12 @@ __all__ = [
     "ERMPlusPlus",
     "Fish",
     "Fishr",
+    "FittedOnce",
     "ForwardPass",
     "GroupDRO",
+    "LinearProbe",
     "Mixup",
+    "NearestMean",
     "PooledAlgorithm",
     "SANDMask",
     "SagNet",

@@ -54,6 +54,9 @@ class Algorithm(nn.Module):
     needs_images: ClassVar[bool] = False
     """Whether inputs must be images, and not features that a backbone computed of them."""
 
+    needs_features: ClassVar[bool] = False
+    """Whether natural images are too large for it, and features of them must be its inputs."""
+
     predicts_batches: ClassVar[bool] = False
     """Whether a prediction depends on the other inputs of its batch, which are then to be of one
     domain."""

@@ -136,6 +136,7 @@ def with_fishr(base: type[Algorithm], base_name: str) -> type[FishrAddOn]:
         "base_class": base,
         "least_domains": base.least_domains,
         "least_samples": max(base.least_samples, Fishr.least_samples),
+        "needs_images": base.needs_images,
         "predicts_batches": base.predicts_batches,
         "paper": f"{base.paper}; with Ramé, Dancette, Cord, Fishr, ICML 2022",
         "search_space": staticmethod(search_space),

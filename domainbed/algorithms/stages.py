@@ -15,12 +15,14 @@ class Stage:
             no domain has an out-split, and test domains are measured on all their images too.
         replacement: whether minibatches are drawn with replacement, as the protocol says, or epoch
             by epoch, so that every image comes once before any comes again.
+        whole: whether each minibatch is the whole of what trains of its domain, not augmented.
         validation: metrics whose mean over the out-splits of the training domains stands in every
             record; that of "loss" is called `val_loss`.
     """
 
     data: Literal["in-splits", "all"] = "in-splits"
     replacement: bool = True
+    whole: bool = False
     validation: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

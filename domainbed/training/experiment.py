@@ -27,7 +27,7 @@ from domainbed.seeding import seed_everything, stage_seed
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value, splits_to_evaluate
 from domainbed.training.machine import choose_device
-from domainbed.training.minibatches import EpochDraws, IndexDraws, minibatches
+from domainbed.training.minibatches import EpochDraws, IndexDraws, WholeDraws, minibatches
 from domainbed.training.splits import Split, split_domains, undivided
 
 log = logging.getLogger(__name__)
@@ -181,6 +181,7 @@ class Experiment:
         labels = self.domains[domain].labels[indices] if balanced else None
         size = self.spec.hparams["batch_size"]
         draws = IndexDraws if self.stage.replacement else EpochDraws
+        draws = WholeDraws if self.stage.whole else draws
         return draws(indices, size, self.seed, domain, labels)
 
 

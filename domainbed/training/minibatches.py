@@ -102,6 +102,16 @@ class EpochDraws(IndexDraws):
         return weights.multinomial(self._batch_size, replacement=False, generator=generator)
 
 
+class WholeDraws(IndexDraws):
+    """The whole split at every step, in its order."""
+
+    def at(self, step: int) -> torch.Tensor:
+        return self._indices
+
+    def over(self, steps: range, augment: bool) -> Iterator[Draw]:
+        return super().over(steps, augment=False)
+
+
 def minibatches(
     domains: Sequence[Domain],
     draws: Sequence[IndexDraws],

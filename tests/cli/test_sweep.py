@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.algorithms import ALGORITHMS
 from domainbed.cli import sweep as cli
 from domainbed.cli.common import add_debug_flag, guarded
 
@@ -233,7 +232,7 @@ def test_the_script_takes_domainbeds_flags(tmp_path, sweep, script):
     flags += ["--hparams", '{"batch_size": 2}', "--skip_model_save", "--data-dir", "x"]
     assert "12 runs, 0 done" in sweep("launch", *flags, "--dry_run", module=script)
     launch = ("launch", "--output_dir", tmp_path, "--dry_run", "--n_trials", 1, "--n_hparams", 1)
-    assert f"{len(ALGORITHMS) * 88} runs" in sweep(*launch, module=script)
+    assert f"{34 * 88} runs" in sweep(*launch, module=script)
     for wrong, says in [
         (
             ["--task", "chess"],

@@ -28,7 +28,8 @@ from domainbed.training import load_model, predictions, run
 from domainbed.training.experiment import build
 
 SMALL = {"backbone": "squeezenet1_1", "weights": "none", "views": 1}
-ON_FEATURES = [name for name in ALGORITHMS if not ALGORITHMS[name].needs_images]
+TRAINED = [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features]
+ON_FEATURES = [name for name in TRAINED if not ALGORITHMS[name].needs_images]
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,10 @@ def run_until(spec: RunSpec, folder: Path, step: int) -> None:
         run(spec, RunFolder(folder), on_step=on_step)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+TRAINED = [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features]
+
+
+@pytest.mark.parametrize("algorithm", TRAINED)
 def test_interrupted_run_equals_uninterrupted(algorithm: str, tmp_path: Path) -> None:
     spec = spec_of(algorithm)
     run(spec, RunFolder(tmp_path / "whole"), RunOptions())
@@ -151,7 +154,7 @@ OFTEN_KILLED = ("Fish", "Fishr")  # an inner network; a moving average and a swi
     "algorithm",
     [
         pytest.param(name, marks=() if name in OFTEN_KILLED else pytest.mark.slow)
-        for name in ALGORITHMS
+        for name in TRAINED
     ],
 )
 def test_real_process_killed_in_full_flight(algorithm: str, tmp_path: Path) -> None:

@@ -1,0 +1,220 @@
+"""Baselines that need no training: fitted once to all training images' features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from domainbed.algorithms.base import Algorithm, Minibatches, concatenate, register_algorithm
+from domainbed.algorithms.stages import Stage
+from domainbed.dimensions import Choice, LogUniform
+
+_LEAST = -1e4  # the logit of a class without images
+
+
+class FittedOnce(Algorithm):
+    """An algorithm whose only update sees the whole in-splits, and after which it is done.
+
+    Inputs are vectors; images that are small count as vectors of their pixels. The run ends with
+    its first record, whatever its number of steps, and reads no hyper-parameter but its own.
+
+    Attributes:
+        num_classes: C.
+        width: d, of the inputs.
+    """
+
+    needs_features: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.num_classes, self.width = num_classes, int(torch.Size(input_shape).numel())
+
+    def training_stages(self) -> Sequence[Stage]:
+        return (Stage(whole=True),)
+
+    def on_record(self, metrics: dict[str, float]) -> bool:
+        return True
+
+    def update(
+        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+    ) -> dict[str, float]:
+        x, y = concatenate(minibatches)
+        with torch.autocast(x.device.type, enabled=False):
+            facts = self.fit(x.flatten(1).float(), y)
+            with torch.no_grad():
+                loss = F.cross_entropy(self.predict(x), y)
+        return {"loss": loss.item(), **facts}
+
+    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+        """From (N, d) features and (N,) labels; returns what to watch beside the loss."""
+        raise NotImplementedError
+
+
+@register_algorithm
+class LinearProbe(FittedOnce):
+    """Logistic regression to convergence.
+
+        min over W, b of  mean_n CE(W x_n + b, y_n) + probe_l2 / 2 · ‖W‖²
+
+    By L-BFGS with a strong Wolfe line search, in float64, from zeros. The minimum is unique but
+    for a constant added to b. Unlike scikit-learn's C = 1 / (N · probe_l2), the weight of the
+    penalty does not depend on N.
+
+    Attributes:
+        classifier: W and b.
+    """
+
+    paper = (
+        "Alain, Bengio, Understanding intermediate layers using linear classifier probes, 2016, "
+        "arXiv 1610.01644"
+    )
+    search_space = {
+        "probe_l2": LogUniform(1e-3, -5, 0, "weight of half the squared norm of W", above=0)
+    }
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.classifier = nn.Linear(self.width, num_classes)
+
+    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+        exact = torch.float32 if x.device.type == "mps" else torch.float64  # which has no float64
+        x = x.to(exact)
+        weight = torch.zeros_like(self.classifier.weight, dtype=exact).requires_grad_()
+        bias = torch.zeros_like(self.classifier.bias, dtype=exact).requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=1000,
+            tolerance_grad=1e-7,
+            tolerance_change=1e-14,
+            line_search_fn="strong_wolfe",
+        )
+
+        def objective() -> torch.Tensor:
+            optimizer.zero_grad()
+            penalty = self.hparams["probe_l2"] / 2 * weight.square().sum()
+            loss = F.cross_entropy(F.linear(x, weight, bias), y) + penalty
+            loss.backward()
+            return loss
+
+        optimizer.step(objective)
+        objective()
+        steepest = max(float(p.grad.abs().max()) for p in (weight, bias) if p.grad is not None)
+        with torch.no_grad():
+            self.classifier.weight.copy_(weight)
+            self.classifier.bias.copy_(bias)
+        return {"gradient": steepest}
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(x.flatten(1).float())
+
+
+@register_algorithm
+class NearestMean(FittedOnce):
+    """The class whose mean is nearest.
+
+    logits = −‖x − μ_c‖², or with `mean_distance: cosine` the cosine of x and μ_c, where μ_c is the
+    mean of the images of class c, of all domains (Mensink et al. 2013, equation 1).
+
+    Attributes:
+        means: μ, (C, d).
+        counts: (C,) images of each class.
+    """
+
+    paper = (
+        "Mensink, Verbeek, Perronnin, Csurka, Distance-Based Image Classification: Generalizing "
+        "to New Classes at Near-Zero Cost, TPAMI 2013"
+    )
+    search_space = {
+        "mean_distance": Choice("cosine", ("cosine", "euclidean"), "to the means of the classes")
+    }
+    means: torch.Tensor
+    counts: torch.Tensor
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.register_buffer("means", torch.zeros(num_classes, self.width))
+        self.register_buffer("counts", torch.zeros(num_classes))
+
+    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+        members = F.one_hot(y, self.num_classes).to(x.dtype)  # (N, C)
+        self.counts.copy_(members.sum(dim=0))
+        self.means.copy_(members.T @ x / self.counts.clamp(min=1)[:, None])
+        return {}
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1).float()
+        if self.hparams["mean_distance"] == "cosine":
+            logits = F.normalize(x, dim=1) @ F.normalize(self.means, dim=1).T
+        else:
+            logits = -torch.cdist(x, self.means).square()
+        return logits.masked_fill(self.counts == 0, _LEAST)
+
+
+@register_algorithm
+class KNN(FittedOnce):
+    """The classes of the nearest training images.
+
+        votes_c = Σ over the knn_k nearest n of class c of exp(cos(x, x_n) / 0.07),   logits = log
+
+    (Wu et al. 2018, section 3.4). All training images are kept.
+
+    Attributes:
+        memory: (N, d) features of length 1, and their labels; empty before the fit.
+    """
+
+    paper = (
+        "Wu, Xiong, Yu, Lin, Unsupervised Feature Learning via Non-Parametric Instance "
+        "Discrimination, CVPR 2018, arXiv 1805.01978"
+    )
+    search_space = {"knn_k": Choice(20, (1, 5, 10, 20, 50, 100), "neighbours that vote", least=1)}
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.memory: list[torch.Tensor] = []
+
+    def get_extra_state(self) -> list[torch.Tensor]:
+        """Its size is not known before the fit, so it is no buffer."""
+        return self.memory
+
+    def set_extra_state(self, state: list[torch.Tensor]) -> None:
+        self.memory = state
+
+    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+        self.memory = [F.normalize(x, dim=1), y]
+        return {}
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        kept, labels = (each.to(x.device) for each in self.memory)
+        cosines = F.normalize(x.flatten(1).float(), dim=1) @ kept.T  # (B, N)
+        nearest = cosines.topk(min(self.hparams["knn_k"], len(kept)), dim=1)
+        classes = F.one_hot(labels[nearest.indices], self.num_classes)  # (B, k, C)
+        log_votes = (nearest.values / 0.07)[..., None].masked_fill(classes == 0, _LEAST)
+        return log_votes.logsumexp(dim=1).clamp(min=_LEAST)
