@@ -48,6 +48,8 @@ def main(args: argparse.Namespace) -> int:
 
     if bool(args.images) + (args.domain is not None) + args.save_predictions != 1:
         raise UserError("give either files of images, or --domain N, or --save_predictions")
+    if args.average and args.save_predictions:
+        raise UserError("--save_predictions keeps those of the last weights: leave --average out")
     import_plugins(args.plugins)
     if args.save_predictions:
         return _save(args)

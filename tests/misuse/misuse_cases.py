@@ -134,8 +134,6 @@ FLAGS = {
     "average run --method ensemble": {
         "method": ("x", "soup"),
         "algorithms": ("x",),
-        "dataset": ("x",),
-        "device": ("x", "cuda:99"),
     },
     "predict run --save_predictions": {"dataset": ("x",), "device": ("x",)},
     "errors run --algorithms ERM Fishr": {

@@ -209,3 +209,20 @@ def test_runs_that_cannot_be_are_not_missing(tmp_path, caplog):
     gaps = [cell.gap for table in report.tables for row in table.rows.values() for cell in row]
     assert sorted(gaps)[-3:] == [why] * 3
     assert sum(map(bool, gaps)) == 3
+
+
+def test_averages_lack_what_their_runs_lack(tmp_path):
+    """Their runs are planned under the name of the algorithm that was trained."""
+    runs = small()
+    for run in runs:
+        for record in run:
+            accs = {key: value for key, value in record.items() if key.startswith("env")}
+            record.update({f"swad_{key}": value for key, value in accs.items()})
+    folders = write(tmp_path, runs[:-1], done=True)
+    plan(tmp_path, runs, [*folders, tmp_path / "gone"])
+    missing = ["  missing: test_envs [3], trial 1, hparams seeds 0"] * 2
+    lines = lines_of(tmp_path, selection=["oracle"])
+    assert [line for line in lines if "missing" in line] == missing
+    assert [line.split(", ")[1] for line in lines if ", test domain" in line] == [
+        *("ERM", "ERM + SWAD")
+    ]

@@ -55,10 +55,24 @@ class Aided(ERM):
         self.aid = torch.nn.Linear(2, self.hparams["width"])
 
 
+class Normalised(ERM):
+    """ERM with a batch norm of the inputs, which trains."""
+
+    paper = "none"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.norm = torch.nn.BatchNorm1d(6)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return super().predict(self.norm(x))
+
+
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DATASETS._entries, "Vectors", Vectors)
     monkeypatch.setitem(ALGORITHMS._entries, "Aided", Aided)
+    monkeypatch.setitem(ALGORITHMS._entries, "Normalised", Normalised)
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +252,17 @@ def test_means_keep_type_and_integers() -> None:
     found = mean_of(states)
     assert found["w"].dtype == torch.float32
     assert (found["w"].item(), found["n"].item()) == (pytest.approx(7 / 3), 1)
+
+
+def test_statistics_of_batch_norm_are_estimated_anew(tmp_path: Path) -> None:
+    """At the averaged weights: of a layer before them all, they are those of the inputs."""
+    for seed in (0, 1):
+        do(tmp_path, spec_of("Normalised", seed))
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        load = averaging._load
+        patch.setattr(averaging, "_load", lambda e, s: (load(e, s), seen.append(e)))
+        list(average_runs(tmp_path, "uniform-soup", machine=CPU))
+    pairs = build(spec_of("Normalised"), CPU).minibatches(range(12))
+    mean = torch.stack([torch.cat([x for x, _ in each]).mean(dim=0) for each in pairs]).mean(dim=0)
+    torch.testing.assert_close(seen[-1].algorithm.norm.running_mean, mean)

@@ -15,6 +15,7 @@ from torch import nn
 from vectors import Vectors, records, run_until
 
 from domainbed.algorithms import ALGORITHMS, ERM
+from domainbed.cli import main
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
@@ -256,6 +257,23 @@ def test_a_run_without_averages_keeps_no_more(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.glob("model*.pkl")) == ["model.pkl"]
     with pytest.raises(UserError, match="has no averages, and no 'swad'"):
         load_model(tmp_path, "cpu", "swad")
+
+
+def test_the_command_predicts_with_an_average(
+    watched: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(ALGORITHMS._entries, "Watched", Watched)
+    folder, shown = str(watched[0]), []
+    for words in ([], ["--average", "ema"], ["--average", "x"]):
+        with pytest.raises(SystemExit):
+            main(["predict", folder, "--domain", "2", "--device", "cpu", *words])
+        shown.append(capsys.readouterr())
+    assert len(shown[0].out.splitlines()) == len(shown[1].out.splitlines()) > 10
+    assert shown[0].out != shown[1].out
+    assert "has averages ema, sma, swad, and no 'x'" in shown[2].err
+    with pytest.raises(SystemExit):
+        main(["predict", folder, "--save_predictions", "--average", "ema"])
+    assert "leave --average out" in capsys.readouterr().err
 
 
 def test_several_stages_have_no_average(tmp_path: Path) -> None:
