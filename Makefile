@@ -4,8 +4,10 @@ BIN := .venv/bin
 CONSTRAINTS := constraints.txt
 # Processes that test; each has one thread.
 WORKERS ?= auto
+# Holds the datasets.
+DATA ?= data
 
-.PHONY: help install quickstart test lint typecheck unit test-misuse test-slow docs bench clean
+.PHONY: help install quickstart laptop test lint typecheck unit test-misuse test-slow docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -16,6 +18,11 @@ quickstart: .venv/installed  ## sweep seven algorithms on embedded digits: table
 	$(BIN)/domainbed sweep launch configs/quickstart.yaml --skip_confirmation
 	$(BIN)/domainbed collect results/quickstart
 	$(BIN)/domainbed report results/quickstart
+
+laptop: .venv/installed-laptop  ## all algorithms on PACS through frozen features, 15 minutes
+	$(BIN)/domainbed features PACS --data_dir $(DATA)
+	$(BIN)/domainbed sweep launch configs/laptop.yaml --data_dir $(DATA) --skip_confirmation
+	$(BIN)/domainbed collect results/laptop
 
 test: lint typecheck unit docs  ## lint, types, tests, docs
 
@@ -51,6 +58,10 @@ clean:  ## remove the environment and caches, but no data and no results
 
 .venv/installed: setup.py $(CONSTRAINTS) | .venv/bin/python
 	$(BIN)/pip install -c $(CONSTRAINTS) -e '.[hub,plots]'
+	@touch $@
+
+.venv/installed-laptop: .venv/installed
+	$(BIN)/pip install -c $(CONSTRAINTS) -e '.[laptop]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed
