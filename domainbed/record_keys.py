@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Only accuracy has another name in the keys than in a table.
 _SUFFIXES = {"accuracy": "acc"}
@@ -58,6 +59,7 @@ def average_key(average: str, key: str) -> str:
     return f"{average}_{key}"
 
 
+@lru_cache(maxsize=4096)  # asked of each key of each record, and there are few keys
 def parse_average_key(key: str) -> tuple[str, str] | None:
     """The average that a key is of, and the key that the last weights have; None of other keys.
 

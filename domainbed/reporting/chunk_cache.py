@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from domainbed import record_keys
+from domainbed import names, record_keys
 from domainbed.files import cache_folder, written_aside
-from domainbed.reporting import chunk, results_file, stages
+from domainbed.reporting import averages, chunk, results_file, stages
 from domainbed.reporting.chunk import Chunk, Numbers, assembled, read_chunk
 
 LEAST_FILES = 500
@@ -28,7 +28,8 @@ LEAST_FILES = 500
 
 _AT_ONCE = 250  # files whose records are in memory as objects
 _SETTLED = 2e9  # ns: a file changed since could change again without another time on it
-_CODE = (__file__, chunk.__file__, results_file.__file__, stages.__file__, record_keys.__file__)
+_MODULES = (chunk, results_file, stages, averages, record_keys, names)  # what is read goes through
+_CODE = (__file__, *(str(module.__file__) for module in _MODULES))
 
 Stamps = dict[Path, list[list[int]]]
 
