@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.diagnostics.diagnosis import Diagnosis, Landscape, Stage
+from domainbed.drawing import new_figure
 from domainbed.errors import UserError
 from domainbed.files import as_json_values, written_aside
 from domainbed.text_table import text_table
@@ -61,7 +62,7 @@ def check_plot(file: Path | str) -> None:
     Raises:
         UserError: matplotlib is missing or cannot write such a file, or there is no such folder.
     """
-    kinds = _new_figure().canvas.get_supported_filetypes()
+    kinds = new_figure().canvas.get_supported_filetypes()
     kind = Path(file).suffix.removeprefix(".").lower()
     if kind not in kinds:
         raise UserError(f"plot {str(file)!r}: expected a file that ends in .png, .pdf or .svg")
@@ -78,7 +79,7 @@ def save_plot(diagnosis: Diagnosis, file: Path | str) -> None:
     check_plot(file)
     landscape = diagnosis.landscape
     rows = 1 if landscape is None else 2
-    figure = _new_figure(figsize=(13, 4.2 * rows), layout="constrained")
+    figure = new_figure(figsize=(13, 4.2 * rows), layout="constrained")
     figure.suptitle(diagnosis.run)
     axes = figure.subplots(rows, 3, squeeze=False)
     _draw_scores(axes[0][0], diagnosis)
@@ -159,17 +160,6 @@ def _change(before_and_after: Sequence[float]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _new_figure(**options: Any) -> Any:
-    """A figure that needs no display."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "plots need matplotlib, which is not installed: pip install 'domainbed[plots]'"
-        ) from error
-    return Figure(**options)
 
 
 def _draw_scores(axes: Any, d: Diagnosis) -> None:

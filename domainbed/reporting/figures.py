@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from domainbed.errors import UserError
+from domainbed.drawing import new_figure
 from domainbed.names import order_algorithms, order_datasets
 from domainbed.registry import Registry
 from domainbed.reporting.findings import Findings, is_logarithmic, is_numeric
@@ -38,21 +38,6 @@ MARKERS = "os^DvPX*"
 COLUMNS = 4  # panels beside each other
 ACROSS, DOWN = 24, 16  # cells into which many points of a panel are gathered
 ALL_POINTS = 150  # a panel with more is gathered
-
-
-def new_figure(**options: Any) -> Figure:
-    """A figure that needs no display.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "plots need matplotlib, which is not installed: pip install 'domainbed[plots]'"
-        ) from error
-    return Figure(**options)
 
 
 @contextmanager
