@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -57,7 +57,7 @@ class Part:
         name: what links to it say.
         title: for people.
         intro: what it shows, and how to read it.
-        figures, tables, listings: in this order.
+        figures, notes, tables, listings: in this order; notes say how little figures prove.
         reasons: for each gap where it is, and why.
         missing: why the part shows nothing; "" if it does.
     """
@@ -66,6 +66,7 @@ class Part:
     title: str
     intro: str
     figures: list[Drawing] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     tables: list[HtmlTable] = field(default_factory=list)
     listings: list[Listing] = field(default_factory=list)
     reasons: list[tuple[str, list[str]]] = field(default_factory=list)
@@ -149,7 +150,16 @@ def _differences(findings: Findings) -> Part:
         return replace(part, missing=str(error))
     sections = compared.difference_sections(frame, UNIT, None)
     figures = _drawn(findings, "differences", f"Differences to {findings.baseline}")
-    return replace(part, figures=figures, tables=[from_section(each) for each in sections])
+    return replace(part, figures=figures, notes=_notes(sections), tables=_without_notes(sections))
+
+
+def _notes(sections: Sequence[Section]) -> list[str]:
+    """What is said of several tables, once."""
+    return list(dict.fromkeys(note for section in sections for note in section.notes))
+
+
+def _without_notes(sections: Sequence[Section]) -> list[HtmlTable]:
+    return [from_section(section._replace(notes=[])) for section in sections]
 
 
 def _ranks(findings: Findings) -> Part:
@@ -231,17 +241,17 @@ def _curves(findings: Findings) -> Part:
 
 
 def _on_the_line(findings: Findings) -> Part:
-    figures = _drawn(findings, "on-the-line", "In-domain against out-of-domain accuracy")
-    section = compared.line_section(findings.lines)
-    return Part(
+    part = Part(
         "on-the-line",
         "In-domain against out-of-domain accuracy",
         "All runs at their last record, by test domain, with the line that is fitted to the "
         "probits. Of many runs, dots stand for groups: the larger, the more.",
-        figures,
-        [from_section(section)] if len(findings.lines) else [],
-        missing="" if figures else "no run has a single test domain and validates on others",
     )
+    figures = _drawn(findings, "on-the-line", part.title)
+    if not figures:
+        return replace(part, missing="no run has a single test domain and validates on others")
+    sections = [compared.line_section(findings.lines)]
+    return replace(part, figures=figures, notes=_notes(sections), tables=_without_notes(sections))
 
 
 def _runs(report: Report, folders: Folders) -> Part:
@@ -295,7 +305,7 @@ def _environment(report: Report) -> Part:
         return replace(part, missing="the runs do not say what they were made with")
     section = Section("environment", "Environment", ["What", "value", "runs"], rows,
                       [took] if took else [], pd.DataFrame())  # fmt: skip
-    return replace(part, tables=[from_section(section)])
+    return replace(part, tables=[from_section(section, is_open=True)])
 
 
 def _commands(folders: Folders) -> Part:
