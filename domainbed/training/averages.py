@@ -265,7 +265,7 @@ class Averages:
         experiment: as it is before its first update.
 
     Raises:
-        UserError: the run has several stages.
+        UserError: the run has several stages, or no weights.
     """
 
     def __init__(self, experiment: Experiment) -> None:
@@ -279,6 +279,12 @@ class Averages:
         algorithm = experiment.algorithm
         buffers = [name for name, each in algorithm.named_buffers() if each.is_floating_point()]
         self._names = [*(name for name, _ in algorithm.named_parameters()), *buffers]
+        if spec.averages and not self._names:
+            raise UserError(
+                f"averages is {list(spec.averages)}, and {spec.algorithm} has no weights: leave "
+                "averages out",
+                "averages",
+            )
         weights = self._weights() if spec.averages else []
         self._by_name: dict[str, Average] = {
             name: _new_average(name, spec, weights) for name in spec.averages

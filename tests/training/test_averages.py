@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from vectors import Vectors, records, run_until
 
-from domainbed.algorithms import ALGORITHMS, ERM
+from domainbed.algorithms import ALGORITHMS, ERM, Algorithm
 from domainbed.cli import main
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
@@ -282,6 +282,24 @@ def test_several_stages_have_no_average(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="several stages"):
         run(spec, tmp_path)
+
+
+class Constant(Algorithm):
+    """It predicts the same class always, and has nothing to train."""
+
+    paper = "none"
+
+    def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
+        return {"loss": 0.0}
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :2] * 0
+
+
+def test_no_weights_have_no_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALGORITHMS._entries, "Constant", Constant)
+    with pytest.raises(UserError, match="Constant has no weights"):
+        run(spec_of("Constant"), tmp_path)
 
 
 def test_no_average_is_part_of_no_identity() -> None:
