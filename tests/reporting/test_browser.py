@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -15,6 +16,7 @@ from playwright.sync_api import sync_playwright
 
 from domainbed.reporting import build_report, load_records
 from domainbed.reporting.page import build_page, to_html
+from domainbed.reporting.page.serve import make_server
 
 HOSTILE = "<script>document.title = 'taken'</script>"
 PHONE, DESK = (390, 844), (1280, 900)
@@ -32,8 +34,8 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    """The report of a sweep with two draws, a published dataset and a hostile one."""
+def built(tmp_path_factory):
+    """The folder and report of a sweep with two draws, a published dataset and a hostile one."""
     folder = tmp_path_factory.mktemp("sweep")
     DOMAINS[HOSTILE] = 3
     names = ("ERM", "Fishr", "<i>")
@@ -41,8 +43,14 @@ def file(tmp_path_factory):
     del DOMAINS[HOSTILE]
     write(folder, runs)
     report = build_report(load_records(folder), ["training-domain", "oracle"])
+    return folder, build_page(report, folder)
+
+
+@pytest.fixture(scope="module")
+def file(built):
+    folder, page = built
     file = folder / "report.html"
-    file.write_text(to_html(build_page(report, folder)), encoding="utf-8")
+    file.write_text(to_html(page), encoding="utf-8")
     return file
 
 
@@ -158,3 +166,20 @@ def test_print_shows_all_tables(opened):
     assert not page.locator(".controls").is_visible()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0
+
+
+def test_a_running_sweep_refreshes_itself(browser, built):
+    """What somebody filtered by stays."""
+    folder, content = built
+    with make_server(lambda: to_html(content, refresh=1), folder, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/")
+        with page.expect_event("load"):
+            page.get_by_label("Algorithms").fill("Fishr")
+        assert page.get_by_label("Algorithms").input_value() == "Fishr"
+        assert page.locator("#shown").inner_text() == "1 of 3 algorithms"
+        page.close()
+        server.shutdown()
+        thread.join()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from fake_sweep import DOMAINS, random_runs, write
@@ -170,6 +174,15 @@ def test_the_command_writes_and_tells_where(tmp_path, capsys):
     assert f"domainbed sweep launch {tmp_path}/sweep.yaml" in text
 
 
+class Served(NamedTuple):
+    """A folder, a function that asks the server of its report, what was made, and where it is."""
+
+    folder: Path
+    ask: Callable[..., tuple[int, str]]
+    made: list[int]
+    address: tuple[str, int]
+
+
 @pytest.fixture
 def served(tmp_path):
     """A folder without a record, and a function that asks the server of its report."""
@@ -194,13 +207,13 @@ def served(tmp_path):
     with make_server(render, tmp_path, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield tmp_path, ask, made
+        yield Served(tmp_path, ask, made, ("127.0.0.1", server.server_port))
         server.shutdown()
         thread.join()
 
 
 def test_a_running_sweep_is_served(served):
-    folder, ask, made = served
+    folder, ask, made, _ = served
     status, text = ask()
     assert (status, made) == (200, [])
     assert "no records in" in text
@@ -218,14 +231,20 @@ def test_a_running_sweep_is_served(served):
     ["/results.jsonl", "/../secret", "//etc/passwd", "/%2e%2e/secret", "/?x", "/report.html"],
 )
 def test_no_file_can_be_read(served, path):
-    folder, ask, _ = served
+    folder, ask, *_ = served
     (folder / "report.html").write_text("secret")
     (folder.parent / "secret").write_text("secret")
     assert ask(path) == (404, "there is one page, at /\n")
 
 
+def test_a_connection_that_asks_nothing_keeps_nobody_waiting(served):
+    ask = served.ask
+    with socket.create_connection(served.address):
+        assert ask()[0] == 200
+
+
 def test_other_names_of_this_machine_are_refused(served):
-    _, ask, _ = served
+    ask = served.ask
     assert ask(host="evil.example:80")[0] == 403
     assert ask(host="localhost")[0] == 200
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
+import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,9 @@ def serve(render: Callable[[], str], folders: Folders, host: str, port: int) -> 
     return 0
 
 
-def make_server(render: Callable[[], str], folders: Folders, host: str, port: int) -> HTTPServer:
+def make_server(
+    render: Callable[[], str], folders: Folders, host: str, port: int
+) -> ThreadingHTTPServer:
     """A server of one page; it reads no file that a request names.
 
     Raises:
@@ -58,7 +62,7 @@ def make_server(render: Callable[[], str], folders: Folders, host: str, port: in
         names = _LOCAL_NAMES | {host} if is_local(host) else None
 
     try:
-        return HTTPServer((host, port), Handler)
+        return _Server((host, port), Handler)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
@@ -76,15 +80,31 @@ def is_local(host: str) -> bool:
         return False
 
 
+class _Server(ThreadingHTTPServer):
+    """With a thread for each connection: browsers open some that they ask nothing on."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader who has gone is no error."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Latest:
-    """The page as it is now; made once for each state of the folders."""
+    """The page as it is now; made once for each state of the folders, by one thread."""
 
     def __init__(self, render: Callable[[], str], roots: list[Path]) -> None:
         self._render, self._roots = render, roots
         self._state: Any = None
         self._page = ""
+        self._lock = threading.Lock()
 
     def page(self) -> str:
+        with self._lock:
+            return self._made()
+
+    def _made(self) -> str:
         state = [_state(root) for root in self._roots]
         if state != self._state:
             try:
