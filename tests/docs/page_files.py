@@ -28,12 +28,21 @@ def shorten(config: Path) -> None:
 
 
 def link_data(folder: Path) -> None:
-    """Real data where there is some, of PACS two images a class; what a snippet adds stays here."""
+    """A little of the real data where there is some: of MNIST a tenth, of PACS two images a class.
+
+    What a snippet adds stays here.
+    """
     folder.mkdir()
     if "DOMAINBED_DATA_DIR" not in os.environ:
         return
     source = Path(os.environ["DOMAINBED_DATA_DIR"]).absolute()
-    (folder / "MNIST").symlink_to(source / "MNIST")
+    (folder / "MNIST" / "raw").mkdir(parents=True)
+    for part, images in (("train", 6000), ("t10k", 1000)):
+        for kind, header, each in (("images-idx3", 16, 28 * 28), ("labels-idx1", 8, 1)):
+            name = f"MNIST/raw/{part}-{kind}-ubyte"
+            content = (source / name).read_bytes()[: header + images * each]
+            few = content[:4] + images.to_bytes(4, "big") + content[8:]
+            (folder / name).write_bytes(few)
     for label in source.glob("PACS/*/*/"):
         target = folder / label.relative_to(label.parents[2])
         target.mkdir(parents=True)
