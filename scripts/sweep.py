@@ -18,7 +18,7 @@ from domainbed.names import DATASET_DOMAINS
 from domainbed.sweeps.config import SweepConfig, load_config
 
 COMMANDS = ("launch", "delete_incomplete", "status", "retry")
-PUBLISHED = [name for name in DATASET_DOMAINS if "Digits" not in name]
+DATASETS = [n for n in DATASET_DOMAINS if "Digits" not in n and not n.startswith("Debug")]
 LAUNCHERS = {"multi_gpu": "local"}  # DomainBed's names, where they differ
 SAME = (  # DomainBed's flags that are fields of a config
     *("datasets", "algorithms", "task", "data_dir", "steps", "hparams"),
@@ -27,7 +27,7 @@ SAME = (  # DomainBed's flags that are fields of a config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares DomainBed's arguments; without --datasets the seven, without --algorithms all."""
+    """Declares DomainBed's arguments; without --datasets and --algorithms all of its own."""
     parser.add_argument("command", choices=COMMANDS)
     add_flags(parser, SweepConfig, only=SAME)
     add_flag(parser, "--n_hparams_from", type=int, default=0, help="the first hparams seed (0)")
@@ -68,7 +68,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         if not (args.single_test_envs and method.needs_pairs)
     ]
     return {
-        "datasets": PUBLISHED,
+        "datasets": DATASETS,
         "algorithms": [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features],
         **read_flags(args, SweepConfig),
         "trials": _seeds("n_trials", args.n_trials_from, args.n_trials),

@@ -21,6 +21,7 @@ from small_copies import (
     write_copy,
 )
 
+from domainbed.algorithms import Algorithm
 from domainbed.datasets import DATASETS, load_dataset
 from domainbed.errors import UserError
 from domainbed.images.decode import read_image
@@ -157,7 +158,8 @@ class TestAugmentation:
         dataset = load(name, data_dir)
         splits = split_domains(dataset.datasets, test_envs, 0.2, 0)
         cpu = torch.device("cpu")
-        return Experiment(spec, cpu, dataset, list(dataset), splits, None, workers=0)
+        algorithm = Algorithm(dataset.input_shape, dataset.num_classes, 2, {})
+        return Experiment(spec, cpu, dataset, list(dataset), splits, algorithm, workers=0)
 
     @pytest.mark.parametrize(("test_env", "training"), [(0, (1, 2)), (1, (0, 2)), (2, (0, 1))])
     def test_groups_always_and_the_test_domain_never(self, test_env, training, tmp_path):

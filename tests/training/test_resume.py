@@ -102,7 +102,7 @@ def test_kill_between_record_and_checkpoint(
     save = checkpoint.save
 
     def dies_at_step_4(*of_run: Any) -> None:
-        if of_run[-1].next_step == 5:
+        if of_run[3].next_step == 5:
             raise Killed
         save(*of_run)
 
