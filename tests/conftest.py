@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # The tensors of the tests are tiny: more threads would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+# Background jobs of a shell ignore Ctrl-C, as does all that they start: a test would wait for it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
