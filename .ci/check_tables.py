@@ -9,8 +9,8 @@ from domainbed.reporting import build_report, load_records, to_frame
 
 
 def main(folder: str) -> None:
-    cells = to_frame(build_report(load_records(folder)))
     planned = yaml.safe_load((Path(folder) / "sweep.yaml").read_text())
+    cells = to_frame(build_report(load_records(folder), planned["selection"]))
     seen = set(cells["selection"]), set(cells["algorithm"])
     expected = set(planned["selection"]), set(planned["algorithms"])
     if seen != expected:
