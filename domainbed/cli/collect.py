@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from domainbed.cli.choices import add_filters, add_folders
 from domainbed.cli.common import add_flag
 from domainbed.errors import UserError
 from domainbed.files import write_text
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `domainbed collect`."""
-    parser.add_argument(
-        "folders", nargs="+", metavar="FOLDER", help="sweep folders, or run folders"
-    )
+    add_folders(parser)
     _add_options(parser)
 
 
@@ -101,14 +100,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="text (default), markdown, latex, csv, json",
     )
-    parser.add_argument(
-        "--selection",
-        nargs="+",
-        metavar="NAME",
-        help="selection methods, by short name (those that the sweep was planned for)",
-    )
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
+    add_filters(parser)
     parser.add_argument("--output", metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument(
         "--order",

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from domainbed.cli.choices import BASELINE, add_baseline, add_filters, add_folders
 from domainbed.cli.collect import show_progress, write_output
 from domainbed.errors import UserError
 
@@ -13,28 +14,16 @@ if TYPE_CHECKING:
     from domainbed.records import Records
     from domainbed.reporting.render_comparison import Section
 
-BASELINE = "ERM"
 UNITS = ("trial", "domain", "dataset")  # without SciPy, which `statistics.UNITS` would import
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `domainbed compare`."""
-    parser.add_argument(
-        "folders", nargs="+", metavar="FOLDER", help="sweep folders, or run folders"
-    )
+    add_folders(parser)
     parser.add_argument("--with", dest="paper", metavar="PAPER", help="put the tables beside a "
                         "paper's: fishr-2022, domainbed-2020")  # fmt: skip
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
-    parser.add_argument(
-        "--selection",
-        nargs="+",
-        metavar="NAME",
-        help="selection methods, by short name (those that the sweep was planned for)",
-    )
-    parser.add_argument(
-        "--baseline", metavar="NAME", help=f"what algorithms are compared with ({BASELINE})"
-    )
+    add_filters(parser)
+    add_baseline(parser)
     parser.add_argument("--unit", choices=UNITS, help="what wins and tests count as one "
                         "observation (trial; for ranks domain)")  # fmt: skip
     parser.add_argument("--rope", type=float, metavar="POINTS",

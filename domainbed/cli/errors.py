@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from domainbed.cli.choices import add_folders
 from domainbed.cli.common import add_flag
 from domainbed.errors import UserError
 from domainbed.text_table import text_table
@@ -21,9 +22,7 @@ TOP = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `domainbed errors`."""
-    parser.add_argument(
-        "folders", nargs="+", metavar="FOLDER", help="sweep folders, or run folders"
-    )
+    add_folders(parser)
     add_flag(parser, "--algorithms", nargs="+", required=True, metavar="NAME", help="two or more")
     add_flag(parser, "--selection", metavar="NAME", help="the selection method, by short name (the "
              "first that the sweep was planned for)")  # fmt: skip

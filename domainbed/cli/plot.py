@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from domainbed.cli.compare import BASELINE
+from domainbed.cli.choices import BASELINE
 from domainbed.cli.report import add_choices, read_report
 from domainbed.errors import UserError
 from domainbed.files import written_aside

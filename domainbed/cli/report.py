@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from domainbed.cli.choices import BASELINE, add_baseline, add_filters, add_folders
 from domainbed.cli.collect import show_progress, write_output
-from domainbed.cli.compare import BASELINE
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,20 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments that say of which runs, as `domainbed plot` has them too."""
-    parser.add_argument(
-        "folders", nargs="+", metavar="FOLDER", help="sweep folders, or run folders"
-    )
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
-    parser.add_argument(
-        "--selection",
-        nargs="+",
-        metavar="NAME",
-        help="selection methods, by short name (those that the sweep was planned for)",
-    )
-    parser.add_argument(
-        "--baseline", metavar="NAME", help=f"what algorithms are compared with ({BASELINE})"
-    )
+    add_folders(parser)
+    add_filters(parser)
+    add_baseline(parser)
 
 
 def main(args: argparse.Namespace) -> int:
