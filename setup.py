@@ -13,6 +13,8 @@ EXTRAS = {
     "plots": ["matplotlib>=3.8"],  # the report and its figures
     "parquet": ["pyarrow>=14"],  # predictions of runs
     "stats": ["baycomp>=1.0.3"],  # Bayesian comparison of algorithms
+    "text": ["open_clip_torch>=2.24"],  # backbones that read text: zero-shot
+    "trackers": ["tensorboard>=2.14", "wandb>=0.17", "mlflow-skinny>=2.14"],  # of records
 }
 EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS["dev"] = [
@@ -20,7 +22,7 @@ EXTRAS["dev"] = [
     *("playwright>=1.40", "axe-playwright-python>=0.1.4"),  # the report in Debian's chromium
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
     *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["laptop"] + EXTRAS["plots"] + EXTRAS["stats"]),
-    *EXTRAS["parquet"],
+    *(EXTRAS["parquet"] + EXTRAS["slurm"] + EXTRAS["ray"] + EXTRAS["text"] + EXTRAS["trackers"]),
 ]
 
 setup(
