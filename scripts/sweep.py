@@ -9,8 +9,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from domainbed.cli import sweep
 from domainbed.cli.common import add_flag, run_script
+from domainbed.cli.sweep.delete_incomplete import delete_incomplete
+from domainbed.cli.sweep.launch import launch, launcher_flags
+from domainbed.cli.sweep.status import show_status
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
 from domainbed.launchers import WITH_FLAGS
@@ -50,11 +52,11 @@ def main(args: argparse.Namespace) -> int:
         UserError: a flag or a folder is wrong.
     """
     if args.command == "delete_incomplete":
-        return sweep.delete_incomplete(Path(args.output_dir), args.skip_confirmation)
+        return delete_incomplete(Path(args.output_dir), args.skip_confirmation)
     if args.command == "status":
-        return sweep.show_status(args.output_dir, as_json=False)
-    config = load_config(None, overrides(args), **sweep.launcher_flags(args))
-    return sweep.launch(config, args.command == "retry", args.dry_run, args.skip_confirmation)
+        return show_status(args.output_dir, as_json=False)
+    config = load_config(None, overrides(args), **launcher_flags(args))
+    return launch(config, args.command == "retry", args.dry_run, args.skip_confirmation)
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
-from domainbed.cli.sweep import launch, launcher_flags
+from domainbed.cli.sweep.launch import launch, launcher_flags
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
 from domainbed.launchers import WITH_FLAGS

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from domainbed.cli.sweep import launch as launch_sweep
+from domainbed.cli.sweep.launch import launch as launch_sweep
 from domainbed.errors import UserError
 from domainbed.files import write_text
 from domainbed.reporting import load_records, planned_gaps
