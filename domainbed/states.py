@@ -6,3 +6,6 @@ STATES = (DONE, RUNNING, FAILED, UNFINISHED, MISSING)
 
 STARTED, PROGRESS, BUSY = "started", "progress", "busy"
 """Of a task that a launcher was given; at its end it is DONE, FAILED or BUSY."""
+
+PENDING, INTERRUPTED = "pending", "interrupted"
+"""Of a task, too: not begun yet; asked to stop, and able to go on."""

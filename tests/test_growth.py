@@ -21,7 +21,7 @@ from domainbed.cli import main as command
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.dimensions import LogUniform
 from domainbed.flags import add_flags, docs_table, json_schema, read_flags
-from domainbed.launchers import LAUNCHERS, Job, Launcher, OnEvent, perform
+from domainbed.launchers import LAUNCHERS, Handle, Job, Launcher, OnEvent, Resources, perform
 from domainbed.metrics import METRICS
 from domainbed.reporting import RENDERERS, Report
 from domainbed.run_fields import RunFields
@@ -135,14 +135,25 @@ def test_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Backwards(Launcher):
         skip: int = 0
 
-        def launch(
-            self, job: Job, tasks: Sequence[Any], on_event: OnEvent, device: str | None = None
-        ) -> None:
-            for index in reversed(range(self.skip, len(tasks))):
-                perform(job, index, tasks[index], on_event)
+        def submit(
+            self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path
+        ) -> Handle:
+            return Waiting(self.skip, job, tasks)
 
-        def parallelism(self, tasks: int, device: str | None = None) -> int:
+        def parallelism(self, tasks: int, resources: Resources) -> int:
             return 1
+
+    class Waiting(Handle):
+        def __init__(self, skip: int, job: Job, tasks: Sequence[Any]) -> None:
+            super().__init__([""] * len(tasks))
+            self.skip, self.job, self.tasks = skip, job, tasks
+
+        def wait(self, on_event: OnEvent) -> None:
+            for index in reversed(range(self.skip, len(self.tasks))):
+                perform(self.job, index, self.tasks[index], self.noting(on_event))
+
+        def cancel(self) -> None:
+            self.skip = len(self.tasks)
 
     monkeypatch.setitem(LAUNCHERS._entries, "backwards", Backwards)
     config = load_config(

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from domainbed.errors import UserError
-from domainbed.launchers.base import LAUNCHERS, Event, Job, Launcher, OnEvent, perform
+from domainbed.launchers.base import (
+    LAUNCHERS,
+    Event,
+    Handle,
+    Job,
+    Launcher,
+    OnEvent,
+    Resources,
+    perform,
+)
 from domainbed.launchers.debug import DebugLauncher
 from domainbed.launchers.local import LocalLauncher
 from domainbed.settings import make
@@ -15,14 +24,15 @@ WITH_FLAGS: tuple[type[Launcher], ...] = (DebugLauncher, LocalLauncher)
 """The launchers whose options are flags of a sweep."""
 
 
-def create_launcher(name: str, options: Mapping[str, Any]) -> Launcher:
-    """The launcher `name` with its options.
+def create_launcher(name: str, options: Mapping[str, Any]) -> tuple[Launcher, Resources]:
+    """The launcher `name` with its own options, and the resources of one task that they ask for.
 
     Raises:
         UserError: no such launcher; options that it does not have, with all that it has; or a
             value that cannot be. Its `where` is the option.
     """
-    valid = list(LAUNCHERS[name].model_fields)
+    kind: type[Launcher] = LAUNCHERS[name]
+    valid = [*kind.model_fields, *kind.resource_options]
     unknown = [option for option in options if option not in valid]
     if unknown:
         raise UserError(
@@ -30,7 +40,9 @@ def create_launcher(name: str, options: Mapping[str, Any]) -> Launcher:
             f"Known: {', '.join(valid) or 'none'}",
             unknown[0],
         )
-    return make(LAUNCHERS[name], options)
+    own = {option: v for option, v in options.items() if option in kind.model_fields}
+    of_a_task = {option: v for option, v in options.items() if option not in own}
+    return make(kind, own), make(Resources, of_a_task)
 
 
 __all__ = [
@@ -38,10 +50,12 @@ __all__ = [
     "WITH_FLAGS",
     "DebugLauncher",
     "Event",
+    "Handle",
     "Job",
     "Launcher",
     "LocalLauncher",
     "OnEvent",
+    "Resources",
     "create_launcher",
     "perform",
 ]

@@ -1,20 +1,31 @@
-"""The contract of launchers: a function and a list of tasks go in, events come out."""
+"""The contract of launchers: a job, its tasks and the resources of one go in, a handle comes back.
+
+A launcher is blocking, and does the tasks while its handle is waited for; or it hands them to an
+engine (a queue, a cluster), which does them whether or not anybody waits.
+"""
 
 from __future__ import annotations
 
 import time
 import traceback
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
 
 from domainbed.registry import Registry
 from domainbed.run_folder import Busy
 from domainbed.settings import Settings
-from domainbed.states import BUSY, DONE, FAILED, PROGRESS, STARTED
+from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING, STARTED
+from domainbed.stopping import Interrupted
 
 LAUNCHERS: Registry[Any] = Registry("launcher", entry_point_group="domainbed.launchers")
+
+ENGINE_VARIABLE, JOB_VARIABLE = "DOMAINBED_ENGINE", "DOMAINBED_JOB"
+"""What a launcher sets where a task runs: its own name, and the engine's id of the job."""
 
 _SECONDS_BETWEEN_REPORTS = 0.3
 
@@ -24,8 +35,9 @@ class Event:
     """Something happened to a task.
 
     Attributes:
-        kind: STARTED; PROGRESS; and at the end exactly one of DONE, FAILED and BUSY (another
-            process is at work on the same task).
+        kind: STARTED; PROGRESS; and at the end exactly one of DONE, FAILED, INTERRUPTED (it was
+            asked to stop, and can go on) and BUSY (another process is at work on the same task).
+            A task that is begun again, elsewhere or after its worker died, is STARTED again.
         index: the task's position in the list.
         steps: how many steps it has taken, of a PROGRESS.
         error: why it FAILED.
@@ -40,43 +52,130 @@ class Event:
 Job = Callable[[Any, Callable[[int], None]], None]
 """`job(task, on_step)`: does one task, and calls `on_step` with the number of steps taken.
 
-It must be picklable, and raise `Busy` for a task that another process is at work on.
+It must be picklable. It raises `Busy` for a task that another process is at work on, and
+`Interrupted` where it stopped because `stop_requested`.
 """
 
 OnEvent = Callable[[Event], None]
 
 
-class Launcher(Settings):
-    """Where tasks are done. A subclass's fields are the launcher's options, and its flags."""
+class Resources(Settings):
+    """What one task is given. None leaves it to the launcher."""
+
+    cores: int | None = Field(None, ge=1, description="cores of one run")
+    gpus: float | None = Field(
+        None, ge=0, description="GPUs of one run; a share, such as 0.25, lets runs share one"
+    )
+    memory_gb: float | None = Field(None, gt=0, description="memory of one run, in GB")
+    minutes: float | None = Field(None, gt=0, description="time limit of one run, in minutes")
+    device: str | None = Field(
+        None, description="what the tasks ask for, as --device; None: the best there is"
+    )
+
+
+class Handle(ABC):
+    """Tasks that were submitted. It follows their states by their events.
+
+    Attributes:
+        jobs: the engine's id of each task's job; "" where there is none.
+    """
+
+    def __init__(self, jobs: Sequence[str]) -> None:
+        self.jobs = list(jobs)
+        self._states = [PENDING] * len(self.jobs)
 
     @abstractmethod
-    def launch(
-        self, job: Job, tasks: Sequence[Any], on_event: OnEvent, device: str | None = None
-    ) -> None:
-        """Does all tasks, in their order as far as it can, and returns when none is left.
+    def wait(self, on_event: OnEvent) -> None:
+        """Returns when no task is left to do; a blocking launcher does them meanwhile.
 
-        A task that fails, or whose process dies, stops no other. An interrupt stops all that is
-        under way, and is raised.
+        A task that fails, or whose process dies, stops no other.
+
+        Args:
+            on_event: called in this process and thread; call `noting(on_event)` in its place.
+
+        Raises:
+            KeyboardInterrupt: as it came. What a blocking launcher had under way is stopped where
+                it can be taken up again; what an engine does goes on.
+        """
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Stops the tasks that are not at their end; also from another thread."""
+
+    def state(self, index: int) -> str:
+        """PENDING, RUNNING, DONE, FAILED or INTERRUPTED, by what `wait` has been told.
+
+        A task that another process is at work on is RUNNING.
+        """
+        return self._states[index]
+
+    def logs(self, index: int) -> list[Path]:
+        """The files of what a task's job printed; none where it prints in this process."""
+        return []
+
+    def noting(self, on_event: OnEvent) -> OnEvent:
+        """`on_event`, after the task's state was noted."""
+
+        def noted(event: Event) -> None:
+            self._states[event.index] = _STATE_AFTER[event.kind]
+            on_event(event)
+
+        return noted
+
+
+_STATE_AFTER = {
+    **dict.fromkeys((STARTED, PROGRESS, BUSY), RUNNING),
+    **{kind: kind for kind in (DONE, FAILED, INTERRUPTED)},
+}
+
+
+class Launcher(Settings):
+    """Where tasks are done. A subclass's fields are the launcher's options, and its flags.
+
+    Attributes:
+        blocking: whether tasks are done only while the handle is waited for.
+        resource_options: the fields of `Resources` that it can see to; they are its options too.
+    """
+
+    blocking: ClassVar[bool] = True
+    resource_options: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
+        """Takes over all tasks, to be done in their order as far as it can.
 
         Args:
             job: what to do with a task.
             tasks: picklable.
-            on_event: called in this process.
-            device: what the tasks ask for; None means the best there is.
+            resources: of one task.
+            folder: the launcher's own, where all machines see it; it need not exist.
+
+        Raises:
+            UserError: the engine refuses them, with what it says.
         """
 
     @abstractmethod
-    def parallelism(self, tasks: int, device: str | None = None) -> int:
-        """How many of `tasks` tasks are done at the same time."""
+    def parallelism(self, tasks: int, resources: Resources) -> int:
+        """How many of `tasks` tasks are done at the same time, at most."""
+
+    def known(self, jobs: Iterable[str]) -> set[str]:
+        """Those of an engine's jobs that are still queued or running, whoever submitted them."""
+        return set()
+
+    def cancel(self, jobs: Iterable[str]) -> None:
+        """Takes jobs back from the engine, whoever submitted them."""
+        return None
 
 
 def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
-    """Does one task and tells of it. What the task raises becomes an event, but an interrupt."""
+    """Does one task and tells of it. What the task raises becomes an event, but Ctrl-C."""
     send(Event(STARTED, index))
     try:
         job(task, _throttled(lambda steps: send(Event(PROGRESS, index, steps))))
     except Busy:
         send(Event(BUSY, index))
+    except Interrupted:
+        send(Event(INTERRUPTED, index))
     except (Exception, SystemExit):  # a task that exits must not take its worker along
         send(Event(FAILED, index, error=traceback.format_exc()))
     else:

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from domainbed.launchers.base import LAUNCHERS, Job, Launcher, OnEvent, perform
+from domainbed.launchers.base import (
+    LAUNCHERS,
+    Handle,
+    Job,
+    Launcher,
+    OnEvent,
+    Resources,
+    perform,
+)
+from domainbed.stopping import request_stop
 
 
 @LAUNCHERS.register(name="debug")
 class DebugLauncher(Launcher):
     """No worker processes, so that breakpoints and prints work."""
 
-    def launch(
-        self, job: Job, tasks: Sequence[Any], on_event: OnEvent, device: str | None = None
-    ) -> None:
-        for index, task in enumerate(tasks):
-            perform(job, index, task, on_event)
+    def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
+        return _InProcess(job, tasks)
 
-    def parallelism(self, tasks: int, device: str | None = None) -> int:
+    def parallelism(self, tasks: int, resources: Resources) -> int:
         return min(1, tasks)
+
+
+class _InProcess(Handle):
+    def __init__(self, job: Job, tasks: Sequence[Any]) -> None:
+        super().__init__([""] * len(tasks))
+        self._job, self._tasks, self._cancelled = job, tasks, False
+
+    def wait(self, on_event: OnEvent) -> None:
+        noted = self.noting(on_event)
+        for index, task in enumerate(self._tasks):
+            if not self._cancelled:
+                perform(self._job, index, task, noted)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        request_stop()

@@ -12,12 +12,22 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection, resource_tracker
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from domainbed.cores import usable_cores
-from domainbed.launchers.base import LAUNCHERS, Event, Job, Launcher, OnEvent, perform
+from domainbed.launchers.base import (
+    LAUNCHERS,
+    Event,
+    Handle,
+    Job,
+    Launcher,
+    OnEvent,
+    Resources,
+    perform,
+)
 from domainbed.states import FAILED, PROGRESS, STARTED
 
 _SPAWN = multiprocessing.get_context("spawn")
@@ -41,24 +51,22 @@ class LocalLauncher(Launcher):
         json_schema_extra={"default_text": "one per GPU or core"},
     )
 
-    def parallelism(self, tasks: int, device: str | None = None) -> int:
-        return min(self._capacity(device), tasks)
+    def parallelism(self, tasks: int, resources: Resources) -> int:
+        return min(self._capacity(resources.device), tasks)
 
     def _capacity(self, device: str | None) -> int:
         return self.workers or len(visible_gpus(device)) or usable_cores()
 
-    def launch(
-        self, job: Job, tasks: Sequence[Any], on_event: OnEvent, device: str | None = None
-    ) -> None:
-        count = self.parallelism(len(tasks), device)
+    def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
+        count = self.parallelism(len(tasks), resources)
         # By all workers, not by those that this launch has tasks for: another number of threads
         # rounds differently, and what is resumed alone should end as it would have among others.
-        threads = str(max(1, usable_cores() // self._capacity(device)))
-        gpus = visible_gpus(device)
+        threads = str(max(1, usable_cores() // self._capacity(resources.device)))
+        gpus = visible_gpus(resources.device)
         places = [dict.fromkeys(_THREAD_VARIABLES, threads) for _ in range(count)]
         for number, place in enumerate(places if gpus else []):
             place["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-        _Pool(job, tasks, on_event, places).work()
+        return _Pool(job, tasks, places)
 
 
 def visible_gpus(device: str | None) -> list[str]:
@@ -134,37 +142,44 @@ class _Worker:
         self.connection.close()
 
 
-class _Pool:
+class _Pool(Handle):
     """The workers and the queue of tasks."""
 
-    def __init__(
-        self,
-        job: Job,
-        tasks: Sequence[Any],
-        on_event: OnEvent,
-        places: Sequence[Mapping[str, str]],
-    ) -> None:
-        self.job, self.tasks, self.on_event, self.places = job, tasks, on_event, places
+    def __init__(self, job: Job, tasks: Sequence[Any], places: Sequence[Mapping[str, str]]) -> None:
+        super().__init__([""] * len(tasks))
+        self.job, self.tasks, self.places = job, tasks, places
         self.queue = deque(range(len(tasks)))
         self.workers: list[_Worker] = []
+        self.cancelled = False
 
-    def work(self) -> None:
+    def wait(self, on_event: OnEvent) -> None:
         """Does all tasks, replacing the workers that die."""
+        noted = self.noting(on_event)
         try:
             for place in self.places:
                 self._start_worker(place)
             while busy := [worker for worker in self.workers if worker.index is not None]:
+                if self.cancelled:
+                    raise _Cancelled
                 pipes = [worker.connection for worker in busy]
                 connection.wait(pipes, timeout=_SECONDS_BETWEEN_CHECKS)
                 for worker in busy:
-                    self._handle(worker)
+                    self._handle(worker, noted)
+        except _Cancelled:
+            self._terminate()
         except BaseException:
-            for worker in self.workers:
-                worker.process.terminate()
+            self._terminate()
             raise
         finally:
             for worker in self.workers:
                 worker.stop()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def _terminate(self) -> None:
+        for worker in self.workers:
+            worker.process.terminate()
 
     def _start_worker(self, place: Mapping[str, str]) -> None:
         if self.queue:
@@ -178,9 +193,9 @@ class _Pool:
         else:
             worker.send_end()
 
-    def _handle(self, worker: _Worker) -> None:
+    def _handle(self, worker: _Worker, on_event: OnEvent) -> None:
         for event in worker.events():
-            self.on_event(event)
+            on_event(event)
         if worker.index is not None:
             return
         if worker.process.is_alive():
@@ -189,6 +204,10 @@ class _Pool:
             self.workers.remove(worker)
             worker.stop()
             self._start_worker(worker.place)
+
+
+class _Cancelled(Exception):
+    """The handle was asked to stop."""
 
 
 def _work(pipe: connection.Connection, job: Job) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, reason_of
 from domainbed.files import write_text
-from domainbed.launchers import Event, Launcher, create_launcher
+from domainbed.launchers import Event, Launcher, Resources, create_launcher
 from domainbed.plugins import import_plugins
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import Busy, RunFolder
@@ -55,12 +55,14 @@ class Launch:
     @property
     def workers(self) -> int:
         """How many runs are done at the same time."""
-        return self._launcher.parallelism(len(self.todo), self.config.device)
+        launcher, resources = self._launcher
+        return launcher.parallelism(len(self.todo), resources)
 
     @property
-    def _launcher(self) -> Launcher:
+    def _launcher(self) -> tuple[Launcher, Resources]:
         options = dict(self.config.launcher)
-        return create_launcher(options.pop("name"), options)
+        launcher, resources = create_launcher(options.pop("name"), options)
+        return launcher, resources.model_copy(update={"device": self.config.device})
 
     def estimate(self) -> Estimate | None:
         """The time that what is to do will take, from what is done."""
@@ -113,7 +115,8 @@ class Launch:
             display.on_event(event)
 
         with contextlib.closing(display):
-            self._launcher.launch(job, todo, on_event, self.config.device)
+            launcher, resources = self._launcher
+            launcher.submit(job, todo, resources, self.store.launcher_folder).wait(on_event)
         return unwritten
 
     def _note_failure(self, spec: RunSpec, error: str) -> dict[str, str]:

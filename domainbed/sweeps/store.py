@@ -48,12 +48,14 @@ class Store:
         root: the sweep's folder; a run's folder in it is called after the run's id.
         plan: what the launches so far were to do, by run id.
         config: the config of the last launch.
+        launcher_folder: where the launcher keeps what it needs.
     """
 
     def __init__(self, output_dir: Path | str) -> None:
         self.root = Path(output_dir)
         self.plan = self.root / "plan.json"
         self.config = self.root / "sweep.yaml"
+        self.launcher_folder = self.root / ".launcher"
         self._plan_lock = self.root / "plan.lock"
 
     def folder(self, run: RunSpec | str) -> RunFolder:

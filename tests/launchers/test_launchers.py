@@ -13,10 +13,12 @@ import pytest
 
 from domainbed.cores import usable_cores
 from domainbed.errors import UserError
-from domainbed.launchers import DebugLauncher, LocalLauncher, create_launcher
+from domainbed.launchers import DebugLauncher, LocalLauncher, Resources, create_launcher
 from domainbed.launchers.local import visible_gpus
 from domainbed.run_folder import Busy
 from domainbed.states import BUSY, DONE, FAILED, PROGRESS, STARTED
+
+CPU, CUDA = Resources(device="cpu"), Resources(device="cuda")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class FakeJob:
 
 def launch(launcher, tmp_path, tasks):
     events = []
-    launcher.launch(FakeJob(str(tmp_path / "log")), tasks, events.append, device="cpu")
+    handle = launcher.submit(FakeJob(str(tmp_path / "log")), tasks, CPU, tmp_path)
+    handle.wait(events.append)
     lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     return events, lines
 
@@ -90,9 +93,9 @@ def test_an_interrupt_ends_the_workers_at_once(tmp_path):
 
     before = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        LocalLauncher(workers=2).launch(
-            FakeJob(str(tmp_path / "log")), ["sleep"] * 3, on_event, device="cpu"
-        )
+        LocalLauncher(workers=2).submit(
+            FakeJob(str(tmp_path / "log")), ["sleep"] * 3, CPU, tmp_path
+        ).wait(on_event)
     assert time.monotonic() - before < 20
     for line in (tmp_path / "log").read_text().splitlines():
         with pytest.raises(ProcessLookupError):
@@ -100,18 +103,18 @@ def test_an_interrupt_ends_the_workers_at_once(tmp_path):
 
 
 def test_parallelism_is_never_more_than_the_tasks():
-    assert LocalLauncher(workers=8).parallelism(3, "cpu") == 3
-    assert LocalLauncher().parallelism(1000, "cpu") == usable_cores()
-    assert DebugLauncher().parallelism(5) == 1
-    assert LocalLauncher(workers=8).parallelism(0, "cpu") == 0
+    assert LocalLauncher(workers=8).parallelism(3, CPU) == 3
+    assert LocalLauncher().parallelism(1000, CPU) == usable_cores()
+    assert DebugLauncher().parallelism(5, CPU) == 1
+    assert LocalLauncher(workers=8).parallelism(0, CPU) == 0
 
 
 def test_one_worker_per_visible_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert visible_gpus(None) == ["5", "7"]
-    assert LocalLauncher().parallelism(10, "cuda") == 2
-    assert LocalLauncher(workers=3).parallelism(10, "cuda") == 3
+    assert LocalLauncher().parallelism(10, CUDA) == 2
+    assert LocalLauncher(workers=3).parallelism(10, CUDA) == 3
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpus("cuda") == ["0", "1"]
     assert visible_gpus("cuda:1") == []
@@ -122,15 +125,12 @@ def test_workers_are_pinned_to_gpus_in_turn(monkeypatch):
     places = []
 
     class Pool:
-        def __init__(self, job, tasks, on_event, given):
+        def __init__(self, job, tasks, given):
             places.extend(given)
-
-        def work(self):
-            pass
 
     monkeypatch.setattr("domainbed.launchers.local._Pool", Pool)
     monkeypatch.setattr("domainbed.launchers.local.visible_gpus", lambda device: ["5", "7"])
-    LocalLauncher(workers=3).launch(None, ["a", "b", "c", "d"], lambda event: None, "cuda")
+    LocalLauncher(workers=3).submit(None, ["a", "b", "c", "d"], CUDA, Path())
     assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["5", "7", "5"]
 
 
@@ -149,7 +149,8 @@ def test_the_number_of_workers_is_checked(workers):
 
 LAUNCH = """
 import ctypes, os, sys
-from domainbed.launchers import LocalLauncher
+from pathlib import Path
+from domainbed.launchers import LocalLauncher, Resources
 
 def job(task, on_step):
     with open(task, "w") as file:
@@ -157,7 +158,8 @@ def job(task, on_step):
     ctypes.PyDLL(None).sleep(120)  # native code that holds the interpreter's lock
 
 if __name__ == "__main__":
-    LocalLauncher(workers=1).launch(job, [sys.argv[1]], print, device="cpu")
+    launcher, cpu = LocalLauncher(workers=1), Resources(device="cpu")
+    launcher.submit(job, [sys.argv[1]], cpu, Path()).wait(print)
 """
 
 

@@ -16,7 +16,7 @@ from domainbed.experiments.irm_colored_mnist.data import read_images
 from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.experiments.irm_colored_mnist.training import run_restart
 from domainbed.files import write_text
-from domainbed.launchers import Event, LocalLauncher
+from domainbed.launchers import Event, LocalLauncher, Resources
 from domainbed.launchers.local import environment_set
 from domainbed.states import FAILED
 from domainbed.sweeps.display import Display
@@ -96,7 +96,9 @@ def compute(config: Config) -> list[str]:
 
     wanted = {name: value for name, value in _KEEP_MEMORY.items() if name not in os.environ}
     with contextlib.closing(display), environment_set(wanted):
-        LocalLauncher(workers=config.jobs).launch(RestartJob(config), todo, on_event, config.device)
+        launcher, resources = LocalLauncher(workers=config.jobs), Resources(device=config.device)
+        folder = Path(config.output_dir)
+        launcher.submit(RestartJob(config), todo, resources, folder).wait(on_event)
     return errors
 
 
