@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from domainbed.registry import Registry
+from domainbed.reporting import latex
 from domainbed.reporting.style import Style
 from domainbed.reporting.tables import Cell, Report, Table
 from domainbed.text_table import pipe_table, text_table
@@ -52,14 +53,14 @@ def to_markdown(report: Report) -> str:
 @RENDERERS.register(name="latex")
 def to_latex(report: Report) -> str:
     """A complete LaTeX document with booktabs tables, the best of each column in bold."""
-    lines = [*(f"% {line}" for line in head(report)), *_PREAMBLE]
+    lines: list[str] = []
     title = ""
     for table in report.tables:
         if table.title != title:
             title = table.title
-            lines += ["", rf"\section*{{Model selection: {_escape_latex(title)}}}"]
-        lines += ["", *_latex_table(table, report.style), *map(_escape_latex, _notes(table))]
-    return "\n".join([*lines, "", r"\end{document}"]) + "\n"
+            lines += ["", rf"\section*{{Model selection: {latex.escape(title)}}}"]
+        lines += ["", *_latex_table(table, report.style), *map(latex.escape, _notes(table))]
+    return latex.document(head(report), lines)
 
 
 @RENDERERS.register(name="csv")
@@ -123,16 +124,6 @@ def cell_text(cell: Cell, style: Style | None = None) -> str:
     return f"{cell.mean:.{decimals}f}{error}{'*' * bool(cell.diverged)}"
 
 
-_PREAMBLE = [
-    r"\documentclass{article}",
-    r"\usepackage[T1]{fontenc}",
-    r"\usepackage[utf8]{inputenc}",
-    r"\usepackage{booktabs}",
-    r"\usepackage{graphicx}",
-    r"\begin{document}",
-]
-
-
 def head(report: Report) -> list[str]:
     """What is said above all tables: how many records, and under which protocol."""
     protocols = {table.dataset: table.protocol for table in report.tables if table.dataset}
@@ -192,27 +183,10 @@ def _escape_markdown(text: str) -> str:
 
 
 def _latex_table(table: Table, style: Style | None) -> list[str]:
-    marks = (r"$\pm$", r"\textbf{{{}}}", r"\underline{{{}}}")
-    header, *rows = _grid(table, style, *marks, _escape_latex)
-    lines = [rf"\subsection*{{{_escape_latex(_subject(table))}}}"]
-    # Shrunk to the page where it is wider.
-    shrink = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
-    lines += [r"\begin{center}", shrink]
-    lines += [rf"\begin{{tabular}}{{l{'c' * len(table.columns)}}}", r"\toprule"]
-    lines.append(" & ".join(rf"\textbf{{{name}}}" for name in header) + r" \\")
-    lines.append(r"\midrule")
-    lines += [" & ".join(row) + r" \\" for row in rows]
-    return [*lines, r"\bottomrule", r"\end{tabular}}", r"\end{center}"]
-
-
-_LATEX = {char: "\\" + char for char in "&%$#_{}"}
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
-_LATEX |= {"[": "{[}", "]": "{]}"}  # a row that begins with one would be an option of \\
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+    marks = (latex.PLUS_MINUS, r"\textbf{{{}}}", r"\underline{{{}}}")
+    header, *rows = _grid(table, style, *marks, latex.escape)
+    title = rf"\subsection*{{{latex.escape(_subject(table))}}}"
+    return [title, *latex.tabular(header, rows, "l" + "c" * len(table.columns))]
 
 
 def _json_table(table: Table, style: Style | None) -> dict[str, Any]:
