@@ -12,7 +12,7 @@ from domainbed.errors import UserError
 
 if TYPE_CHECKING:
     from domainbed.records import Records
-    from domainbed.reporting.render_comparison import Section
+    from domainbed.reporting.sections import Section
 
 UNITS = ("trial", "domain", "dataset")  # without SciPy, which `statistics.UNITS` would import
 
@@ -28,9 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "observation (trial; for ranks domain)")  # fmt: skip
     parser.add_argument("--rope", type=float, metavar="POINTS",
                         help="also test whether differences are within so many points")  # fmt: skip
-    parser.add_argument(
-        "--format", metavar="NAME", default="text", help="text (default), markdown, csv, json"
-    )
+    parser.add_argument("--format", metavar="NAME", default="text",
+                        help="text (default), markdown, latex, csv, json")  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="write there instead of to the terminal")
 
 
@@ -60,7 +59,7 @@ def _beside(
 ) -> list[Section]:
     from domainbed.reporting import build_report
     from domainbed.reporting.beside import beside_published
-    from domainbed.reporting.render_comparison import beside_sections
+    from domainbed.reporting.sections import beside_sections
 
     report = build_report(records, selection, args.datasets, args.algorithms)
     return beside_sections(beside_published(report, args.paper), args.paper)
@@ -69,8 +68,7 @@ def _beside(
 def _all(
     args: argparse.Namespace, records: Records, selection: Sequence[str] | None
 ) -> list[Section]:
-    from domainbed.reporting import analyses, build_report, comparison, only
-    from domainbed.reporting import render_comparison as render
+    from domainbed.reporting import analyses, build_report, comparison, only, sections
 
     baseline, unit = args.baseline or BASELINE, args.unit or UNITS[0]
     algorithms = args.algorithms and list(dict.fromkeys([baseline, *args.algorithms]))
@@ -78,16 +76,16 @@ def _all(
     found = comparison.differences(records, selection, baseline, unit, args.rope)
     ranked = args.unit or "domain"
     ranks = comparison.critical_differences(records, selection, ranked)
-    sections = [
-        *render.difference_sections(found, unit, args.rope),
-        *render.rank_sections(ranks, ranked),
+    first = [
+        *sections.difference_sections(found, unit, args.rope),
+        *sections.rank_sections(ranks, ranked),
     ]
     report = build_report(records, selection)
     more = (
-        (render.gap_section, analyses.selection_gap(records)),
-        (render.tuning_section, analyses.tuning_gain(records, selection)),
-        (render.expected_section, analyses.expected_best(records, selection)),
-        (render.worst_section, analyses.worst_domains(report)),
-        (render.line_section, analyses.accuracy_on_the_line(records)),
+        (sections.gap_section, analyses.selection_gap(records)),
+        (sections.tuning_section, analyses.tuning_gain(records, selection)),
+        (sections.expected_section, analyses.expected_best(records, selection)),
+        (sections.worst_section, analyses.worst_domains(report)),
+        (sections.line_section, analyses.accuracy_on_the_line(records)),
     )
-    return sections + [section(frame) for section, frame in more if len(frame)]
+    return first + [section(frame) for section, frame in more if len(frame)]

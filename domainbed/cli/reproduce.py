@@ -97,7 +97,8 @@ def time_line(planned: Launch) -> str:
 def _tell(config: SweepConfig, paper: str) -> None:
     from domainbed.reporting import RENDERERS, build_report, load_records
     from domainbed.reporting.beside import beside_published
-    from domainbed.reporting.render_comparison import beside_sections, to_text
+    from domainbed.reporting.render_comparison import to_text
+    from domainbed.reporting.sections import beside_sections
 
     report = build_report(load_records(config.output_dir), config.selection)
     print(RENDERERS["text"](report))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import subprocess
 
 import fake_sweep
+import pandas as pd
 import pytest
 from fake_sweep import random_runs, write
 
@@ -17,6 +20,8 @@ from domainbed.names import DATASET_DOMAINS
 from domainbed.published import published_values
 from domainbed.reporting import build_report, load_records, statistics
 from domainbed.reporting.beside import beside_published
+from domainbed.reporting.render_comparison import COMPARISON_RENDERERS
+from domainbed.reporting.sections import Section
 
 THREE = ("ERM", "IRM", "Fishr")
 PAPER = "fishr-2022"
@@ -196,6 +201,51 @@ def test_formats(folder, printed):
     }  # fmt: skip
     markdown = printed(*asked, "--format", "markdown")
     assert "| Dataset | Algorithm | difference |" in markdown
+
+
+@pytest.fixture(scope="module")
+def in_latex(tmp_path_factory):
+    """The folder of a document for each mode of the command, on a name that LaTeX would read."""
+    folder = tmp_path_factory.mktemp("named")
+    write(folder, random_runs(0, algorithms=("ERM", "a_b&50%"), pairs=False))
+    texts = {}
+    for name, more in (("all", ["--rope", "1"]), ("with", ["--with", "domainbed-2020"])):
+        file = folder / f"{name}.tex"
+        with pytest.raises(SystemExit):
+            main(["compare", str(folder), "--format", "latex", "--output", str(file), *more])
+        texts[name] = file.read_text()
+    return folder, texts
+
+
+def test_latex(in_latex):
+    _, texts = in_latex
+    for text in texts.values():
+        assert text.count(r"\begin{") == text.count(r"\end{")
+        assert text.rstrip().endswith(r"\end{document}")
+    differences = texts["all"].split("Differences to ERM, ")[1]
+    assert r"\begin{tabular}{llcccccccccc}" in differences  # a name is never a number
+    row = next(row for row in differences.splitlines() if row.startswith("ColoredMNIST"))
+    dataset, name, difference, *_ = row.split(" & ")
+    assert (dataset, name) == ("ColoredMNIST", r"a\_b\&50\%")
+    assert re.fullmatch(r"(\+|\$-\$)\d+\.\d", difference)
+    assert r"\item difference: points of percent" in differences
+    assert r"ERM & $-$90\% & " in texts["with"]
+    assert r"& 71.7 $\pm$ 0.1 &" in texts["with"]  # what the paper prints
+
+
+def test_a_long_table_in_latex_goes_on_in_another():
+    rows = [[f"name {number}", str(number)] for number in range(95)]
+    section = Section("x", "x", ["name", "n"], rows, [], pd.DataFrame())
+    parts = COMPARISON_RENDERERS["latex"]([section]).split(r"\midrule")[1:]
+    assert [part.split(r"\bottomrule")[0].count(r"\\") for part in parts] == [40, 40, 15]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.parametrize("mode", ["all", "with"])
+def test_latex_compiles(in_latex, mode):
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", f"{mode}.tex"]
+    done = subprocess.run(command, cwd=in_latex[0], check=True, capture_output=True, text=True)
+    assert "Overfull" not in done.stdout  # no table is cut at the page's edge
 
 
 def test_a_name_that_a_table_would_read(tmp_path, printed):

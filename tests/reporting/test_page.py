@@ -20,7 +20,7 @@ from domainbed.reporting import build_report, load_records
 from domainbed.reporting.page import build_page, to_html
 from domainbed.reporting.page.serve import is_local, make_server
 from domainbed.reporting.page.tables import MAX_ROWS, from_section, published_cells, result_tables
-from domainbed.reporting.render_comparison import Section
+from domainbed.reporting.sections import Section
 from domainbed.reporting.tables import AVERAGE
 
 HOSTILE = "<script>alert('x')</script>"

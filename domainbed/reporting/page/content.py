@@ -11,7 +11,7 @@ import pandas as pd
 from domainbed.errors import UserError
 from domainbed.names import order_algorithms, order_datasets
 from domainbed.reporting import analyses
-from domainbed.reporting import render_comparison as compared
+from domainbed.reporting import sections as compared
 from domainbed.reporting.explain import EVERYTHING, count_states, explain_survey, survey
 from domainbed.reporting.figures import FIGURES, plain_style
 from domainbed.reporting.findings import RANKED, Findings, ranges
@@ -27,7 +27,7 @@ from domainbed.reporting.page.tables import (
 )
 from domainbed.reporting.protocols import mixtures
 from domainbed.reporting.render import head
-from domainbed.reporting.render_comparison import Section
+from domainbed.reporting.sections import Section
 from domainbed.reporting.svg import inline_svg
 from domainbed.reporting.tables import AVERAGE, Report, domain_names
 

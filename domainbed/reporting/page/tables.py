@@ -15,7 +15,7 @@ from domainbed.names import order_algorithms, order_datasets
 from domainbed.published import SOURCES
 from domainbed.reporting.beside import BesideCell, beside_published, cell_key
 from domainbed.reporting.render import cell_text
-from domainbed.reporting.render_comparison import Section
+from domainbed.reporting.sections import Section
 from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table, domain_names
 from domainbed.states import DONE, STATES
 
