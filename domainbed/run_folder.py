@@ -15,9 +15,20 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from domainbed.errors import UserError
-from domainbed.files import naming
-from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
+from domainbed.files import naming, write_text
+from domainbed.states import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MISSING,
+    PENDING,
+    RUNNING,
+    Busy,
+    RunStatus,
+)
 from domainbed.text_table import printable
+
+__all__ = ["NOT_WHOLE", "Busy", "RunFolder"]
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +36,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 NOT_WHOLE = "it is marked as done, but its records are not whole"
 _WRITTEN_ASIDE = (
     *("results", "done", "run", "environment", "checkpoint", "model", "predictions", "err"),
+    "pending",
 )
-
-
-class Busy(Exception):
-    """Another process is at work in the folder."""
 
 
 class RunFolder:
@@ -46,6 +54,7 @@ class RunFolder:
         environment: versions, device and time.
         checkpoint: everything a killed run needs to go on; gone when it is done.
         checkpoint_before: the one before it.
+        pending: the engine that the run was handed to, and its job; gone when it is taken up.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -60,6 +69,7 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.checkpoint = self.path / "checkpoint.pt"
         self.checkpoint_before = self.path / "checkpoint.before.pt"
+        self.pending = self.path / "pending.json"
         self._lock = self.path / "lock"
 
     def model_at(self, step: int, stage: int = 1) -> Path:
@@ -79,7 +89,7 @@ class RunFolder:
         """
         if self.spec.exists() or not self.path.is_dir():
             return
-        names = {file.name for file in (self._lock, self.errors)}
+        names = {file.name for file in (self._lock, self.errors, self.pending)}
         strange = sorted(f.name for f in self.path.iterdir() if f.name not in names)
         if strange and not self.has_results():
             raise UserError(
@@ -115,9 +125,19 @@ class RunFolder:
             for left_over in self.path.glob("*.[0-9]*.tmp"):  # of a process that was killed
                 if left_over.name.partition(".")[0] in _WRITTEN_ASIDE:
                     left_over.unlink(missing_ok=True)
+            self.clear_pending()
             yield
         finally:
             lock.release()
+
+    def mark_pending(self, engine: str, job: str) -> None:
+        """Notes that an engine has the run in its queue; makes the folder if need be."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.pending, json.dumps({"engine": engine, "job": job}) + "\n")
+
+    def clear_pending(self) -> None:
+        """Forgets it."""
+        self.pending.unlink(missing_ok=True)
 
     def append_result(self, line: str) -> None:
         """Adds a record, on disk before this returns."""
@@ -154,13 +174,29 @@ class RunFolder:
 
     def state(self) -> str:
         """One of `STATES`."""
-        if self.is_done():
-            return DONE
+        return self.status().state
+
+    def status(self) -> RunStatus:
+        """What is known of the run; of one that is done, that it is."""
+        if self.is_done():  # first: of most folders of a large sweep nothing else is asked
+            return RunStatus(DONE)
         if self._held():
-            return RUNNING
+            return RunStatus(RUNNING)
         if self.last_error():
-            return FAILED
-        return UNFINISHED if self.spec.exists() or self.results.exists() else MISSING
+            return RunStatus(FAILED)
+        if waiting := self._pending():
+            return waiting
+        begun = self.spec.exists() or self.results.exists()
+        return RunStatus(INTERRUPTED if begun else MISSING)
+
+    def _pending(self) -> RunStatus | None:
+        try:
+            content = json.loads(self.pending.read_bytes())
+            return RunStatus(PENDING, engine=str(content["engine"]), job=str(content["job"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, LookupError, TypeError):  # which job it is cannot be read
+            return RunStatus(PENDING)
 
     def last_error(self) -> str:
         """The last line of a failed run's err.txt, as `printable` text; "" where no run failed.

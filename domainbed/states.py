@@ -1,11 +1,40 @@
 """What a run can be found to be, and what a launcher tells of a task: each word once."""
 
-DONE, RUNNING, FAILED, UNFINISHED, MISSING = "done", "running", "failed", "unfinished", "missing"
-STATES = (DONE, RUNNING, FAILED, UNFINISHED, MISSING)
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DONE, RUNNING, PENDING = "done", "running", "pending"
+FAILED, INTERRUPTED, MISSING = "failed", "interrupted", "missing"
+STATES = (DONE, RUNNING, PENDING, FAILED, INTERRUPTED, MISSING)
 """Of a run's folder."""
 
 STARTED, PROGRESS, BUSY = "started", "progress", "busy"
-"""Of a task that a launcher was given; at its end it is DONE, FAILED or BUSY."""
+"""Of a task that a launcher was given."""
 
-PENDING, INTERRUPTED = "pending", "interrupted"
-"""Of a task, too: not begun yet; asked to stop, and able to go on."""
+ENDS = (DONE, FAILED, INTERRUPTED, BUSY)
+"""What it is at its end."""
+
+
+class Busy(Exception):
+    """Another process is at work in the folder."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What is known of a run.
+
+    Attributes:
+        state: one of `STATES`.
+        engine: what it was handed to, "slurm" say; "" where no launcher said so.
+        job: the engine's name of its job.
+        host, pid: of the process that is at it, or was at last.
+        silent_for: seconds since a process elsewhere last told that it is at work.
+    """
+
+    state: str
+    engine: str = ""
+    job: str = ""
+    host: str = ""
+    pid: int = 0
+    silent_for: float = 0.0

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 _requested = threading.Event()
+_signal = 0
+_at_once = False
 
 
 class Interrupted(Exception):
@@ -20,24 +22,47 @@ def stop_requested() -> bool:
     return _requested.is_set()
 
 
+def stop_signal() -> int:
+    """The signal that asked for it; 0 if none did."""
+    return _signal
+
+
 def request_stop() -> None:
     """Asks what this process is at to stop, and to raise `Interrupted`."""
     _requested.set()
 
 
 @contextmanager
-def stopping_on(signals: Iterable[signal.Signals]) -> Iterator[None]:
-    """The first of these signals requests a stop; at the next one, what is under way is dropped.
+def stopping_at_once() -> Iterator[None]:
+    """While nothing would be lost: a signal that requests a stop, or did, raises `Interrupted`."""
+    global _at_once
+    before, _at_once = _at_once, True
+    try:
+        if stop_requested():
+            raise Interrupted
+        yield
+    finally:
+        _at_once = before
 
-    The second one raises KeyboardInterrupt, as Ctrl-C does. In a thread other than the main one,
+
+@contextmanager
+def stopping_on(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """The first of these signals requests a stop; at its repetition, what is under way is dropped.
+
+    That raises KeyboardInterrupt, as Ctrl-C does. In a thread other than the main one,
     which signals never reach, this does nothing. At its end no stop is requested any more.
     """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop_requested():
+        global _signal
+        repeated, _signal = number == _signal, number
+        if repeated:
             raise KeyboardInterrupt
         request_stop()
+        if _at_once:
+            raise Interrupted
 
+    global _signal
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -48,3 +73,4 @@ def stopping_on(signals: Iterable[signal.Signals]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _requested.clear()
+        _signal = 0

@@ -7,7 +7,7 @@ import pytest
 
 from domainbed.errors import UserError
 from domainbed.run_folder import RunFolder
-from domainbed.states import DONE, FAILED, RUNNING, UNFINISHED
+from domainbed.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING, RunStatus
 from domainbed.text_table import pipe_table, printable, text_table
 
 
@@ -51,12 +51,31 @@ def test_done_counts_only_with_whole_records(folder):
 def test_an_empty_err_is_no_failure_and_any_word_of_this_program_is_one(folder):
     folder.errors.write_text(" \n")
     folder.spec.write_text("{}")
-    assert folder.state() == UNFINISHED
+    assert folder.state() == INTERRUPTED
     folder.spec.unlink()
     folder.errors.write_text("the worker died with signal 9 (SIGKILL)\n")
     assert folder.state() == FAILED
     folder.out.write_text("")  # that of DomainBed, which keeps warnings in err.txt
     assert folder.last_error() == ""
+
+
+def test_a_pending_run_names_its_job_until_it_is_taken_up(folder):
+    folder.path.rmdir()
+    folder.mark_pending("slurm", "17_3")
+    assert folder.status() == RunStatus(PENDING, engine="slurm", job="17_3")
+    folder.refuse_foreign()
+    folder.errors.write_text("ImportError: no such plugin\n")
+    assert folder.state() == FAILED
+    folder.errors.unlink()
+    with folder.exclusive():
+        assert folder.state() == RUNNING
+    assert folder.state() == MISSING
+    folder.mark_pending("slurm", "18")
+    folder.pending.write_text("{")
+    assert folder.status() == RunStatus(PENDING)
+    folder.clear_pending()
+    folder.spec.write_text("{}")
+    assert folder.state() == INTERRUPTED
 
 
 def test_control_characters_of_an_error_reach_nobody(folder):

@@ -6,7 +6,14 @@ import threading
 
 import pytest
 
-from domainbed.stopping import request_stop, stop_requested, stopping_on
+from domainbed.stopping import (
+    Interrupted,
+    request_stop,
+    stop_requested,
+    stop_signal,
+    stopping_at_once,
+    stopping_on,
+)
 
 
 def test_the_first_signal_requests_a_stop_and_the_second_interrupts():
@@ -39,3 +46,19 @@ def test_what_was_requested_is_over_with_the_work():
         request_stop()
         assert stop_requested()
     assert not stop_requested()
+
+
+def test_another_signal_is_no_repetition():
+    with stopping_on([signal.SIGUSR2, signal.SIGTERM]):
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            assert stop_signal() == number
+    assert stop_signal() == 0
+
+
+def test_where_nothing_is_lost_work_stops_at_once():
+    with stopping_on([signal.SIGTERM]):
+        with pytest.raises(Interrupted), stopping_at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted), stopping_at_once():
+            raise AssertionError("it was asked to stop before")

@@ -18,7 +18,7 @@ from domainbed.reporting.render import cell_text
 from domainbed.reporting.tables import Cell, Column, Report, tested_domains, trials_of
 from domainbed.run_folder import RunFolder
 from domainbed.selection import SelectionMethod
-from domainbed.states import DONE, FAILED, MISSING, RUNNING, UNFINISHED
+from domainbed.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.text_table import printable
 
 
@@ -192,7 +192,7 @@ def _reasons(needed: list[Run], states: States) -> list[str]:
         state = states.get(run, State(MISSING))
         by_kind[state.kind].append((run, state.detail))
     lines = _missing([run for run, _ in by_kind[MISSING]])
-    for kind in (FAILED, RUNNING, UNFINISHED):
+    for kind in (FAILED, RUNNING, PENDING, INTERRUPTED):
         lines += [
             f"{kind}: test_envs {list(run.test_envs)}, trial {run.trial_seed}, "
             f"hparams seed {run.hparams_seed}: {detail}"

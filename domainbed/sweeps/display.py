@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed.launchers.base import Event
-from domainbed.states import BUSY, DONE, FAILED, PROGRESS, STARTED
+from domainbed.states import DONE, ENDS, FAILED, PROGRESS, STARTED
 from domainbed.training.progress import duration
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -39,7 +39,7 @@ class Display:
             self._advance(event.index, event.steps)
         else:
             self.counts[event.kind] += 1
-        if event.kind in (DONE, FAILED, BUSY):  # what is not left to do counts as behind us
+        if event.kind in ENDS:  # what is not left to do counts as behind us
             self._advance(event.index, self._steps[event.index])
         self._show()
 
@@ -61,7 +61,7 @@ class Display:
             print(self._line(), file=sys.stderr, flush=True)
 
     def _summary(self) -> str:
-        ended = sum(self.counts[kind] for kind in (DONE, FAILED, BUSY))
+        ended = sum(self.counts[kind] for kind in ENDS)
         running = self.counts[STARTED] - ended
         return (
             f"{self.counts[DONE]} of {len(self._steps)} runs done, "

@@ -17,6 +17,7 @@ from domainbed.run_fields import RunOptions
 from domainbed.run_folder import Busy, RunFolder
 from domainbed.spec import RunSpec
 from domainbed.states import DONE, FAILED
+from domainbed.stopping import Interrupted
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.display import Display
 from domainbed.sweeps.grid import LeftOut, left_out, plan
@@ -167,6 +168,7 @@ class RunJob:
 
         Raises:
             Busy: another launch is at work on the run, or has failed at it.
+            Interrupted: it was asked to stop.
         """
         folder = Store(self.output_dir).folder(spec)
         if folder.last_error() and not folder.done.exists():
@@ -174,7 +176,7 @@ class RunJob:
         try:
             import_plugins(self.plugins)
             run(spec, folder, self.options, on_step=on_step)
-        except Busy:
+        except (Busy, Interrupted):
             raise
         except (Exception, SystemExit) as error:
             with contextlib.suppress(OSError):  # the launch tells of it, see `Launch.execute`

@@ -126,8 +126,8 @@ def test_explain_below_the_tables_or_beside(sweep, capsys, name):
     run(collect, sweep, "--format", name, "--explain", "--selection", "oracle")
     out, err = capsys.readouterr()
     where, other = (err, out) if name in ("csv", "json") else (out, err)
-    assert "unfinished: test_envs [2], trial 0, hparams seed 0: last record at step 10" in where
-    assert "unfinished" not in other
+    assert "interrupted: test_envs [2], trial 0, hparams seed 0: last record at step 10" in where
+    assert "interrupted" not in other
     if name == "json":
         json.loads(out)
     if name == "latex":

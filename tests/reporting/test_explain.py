@@ -58,7 +58,7 @@ def test_missing_runs_are_inferred_from_the_grid(tmp_path):
     ]
 
 
-def test_failed_and_unfinished_runs(tmp_path):
+def test_failed_and_interrupted_runs(tmp_path):
     folders = write(tmp_path, small(), done=True)  # two trials of test domain 0, then of 1, 2 and 3
     (folders[0] / "done").unlink()
     (folders[0] / "err.txt").write_text(TRACEBACK)
@@ -69,7 +69,7 @@ def test_failed_and_unfinished_runs(tmp_path):
     assert [line for line in lines if line.startswith("  ")] == [
         "  failed: test_envs [0], trial 0, hparams seed 0: "
         f"RuntimeError: CUDA out of memory ({folders[0]})",
-        "  unfinished: test_envs [1], trial 0, hparams seed 0: "
+        "  interrupted: test_envs [1], trial 0, hparams seed 0: "
         f"last record at step 20 of 21 steps ({folders[2]})",
     ]
 
@@ -168,7 +168,7 @@ def test_a_folder_that_names_itself(tmp_path, damaged):
             (folder / "run.json").write_text(text)
     text = "\n".join(lines_of(tmp_path, selection=["oracle"]))
     assert (
-        f"unfinished: test_envs [0], trial 0, hparams seed 0: no record yet ({folders[0]})" in text
+        f"interrupted: test_envs [0], trial 0, hparams seed 0: no record yet ({folders[0]})" in text
     )
     assert "missing: test_envs [0], trial 1, hparams seeds 0" in text
     assert f"nothing names:\n  {folders[1]}: no error is on file" in text

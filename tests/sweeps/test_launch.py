@@ -13,7 +13,7 @@ from domainbed.cli.sweep.launch import launch as launch_sweep
 from domainbed.errors import UserError
 from domainbed.files import write_text
 from domainbed.reporting import load_records, planned_gaps
-from domainbed.states import DONE, FAILED, MISSING, UNFINISHED
+from domainbed.states import DONE, FAILED, INTERRUPTED, MISSING
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import RunJob, prepare
@@ -108,14 +108,15 @@ def test_status_counts_and_quotes(tmp_path):
     unfinished.path.mkdir()
     unfinished.spec.write_text("{}")
     status = status_of(more.store, {i: run.identity() for i, run in more.runs.items()})
-    assert status.counts["ColoredDigits", "ERM"] == {FAILED: 1, DONE: 1, UNFINISHED: 1}
+    assert status.counts["ColoredDigits", "ERM"] == {FAILED: 1, DONE: 1, INTERRUPTED: 1}
     assert status.counts["ColoredDigits", "IRM"] == {DONE: 2, MISSING: 1}
     content = json.loads(status_json(status))
     assert content["total"] == {
         "done": 3,
         "running": 0,
+        "pending": 0,
         "failed": 1,
-        "unfinished": 1,
+        "interrupted": 1,
         "missing": 1,
     }
     (failure,) = content["failures"]
