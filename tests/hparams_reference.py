@@ -94,6 +94,7 @@ EXTRA |= {
         "mlp_dropout": (0.0, _choice(0)),
         "mlp_depth": (9, _choice(8, 9, 10)),
     },
+    "T3A": {"t3a_supports": (20, _choice(1, 5, 20, 50, 100, 0))},
     "LinearProbe": {"probe_l2": (1e-3, _log10(-5, 0))},
     "NearestMean": {"mean_distance": ("cosine", _choice("cosine", "euclidean"))},
     "KNN": {"knn_k": (20, _choice(1, 5, 10, 20, 50, 100))},

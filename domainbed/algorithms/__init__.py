@@ -45,6 +45,7 @@ from domainbed.algorithms.eqrm import EQRM
 from domainbed.algorithms.rdm import RDM
 from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
+from domainbed.algorithms.t3a import T3A
 from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
@@ -83,6 +84,7 @@ __all__ = [
     "RDM",
     "RSC",
     "SD",
+    "T3A",
     "TRM",
     "URM",
     "ANDMask",

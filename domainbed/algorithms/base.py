@@ -159,6 +159,14 @@ class Algorithm(nn.Module):
         """Logits: (B, *input_shape) to (B, C)."""
         raise NotImplementedError
 
+    def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What predicts the batches of one split, or of other images of one domain, in turn.
+
+        An algorithm that learns from the batches that it predicts returns a function that keeps
+        what it learned, and begins anew with each call of this one.
+        """
+        return self.predict
+
     def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
         """The featurizer and the classifier whose predictions are the algorithm's.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -98,6 +98,9 @@ class FishrAddOn(Algorithm):
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.base.predict(x)
+
+    def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self.base.predictor()
 
     def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
         return self.base.predicting_parts()

@@ -120,6 +120,9 @@ class LinearProbe(FittedOnce):
             self.classifier.bias.copy_(bias)
         return {"gradient": steepest}
 
+    def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
+        return nn.Flatten(), self.classifier
+
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(x.flatten(1).float())
 

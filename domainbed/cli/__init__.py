@@ -21,6 +21,7 @@ _COMMANDS = {
     "config": ("config", "what the config of a sweep may say, for editors and people"),
     "collect": ("collect", "select models and print the results tables of a sweep"),
     "average": ("average", "average the weights, or the predictions, of a sweep's runs"),
+    "adapt": ("adapt", "adapt a sweep's runs to their test images with T3A, without training"),
     "compare": ("compare", "compare algorithms, or a sweep's tables with a paper's"),
     "errors": ("errors", "list the images that algorithms get wrong"),
     "report": ("report", "tables, comparisons and figures of sweeps as one HTML file"),

@@ -7,10 +7,8 @@ read like any run's.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +19,13 @@ import torch
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.algorithms.pooled import PooledAlgorithm, predicts_otherwise
 from domainbed.errors import UserError
-from domainbed.files import as_json_values, write_text
 from domainbed.names import averaged_algorithm, order_algorithms
-from domainbed.record_keys import record_key
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.states import DONE
 from domainbed.suggest import did_you_mean
+from domainbed.sweeps.beside import write_beside
 from domainbed.sweeps.store import Store
 from domainbed.training.averages import estimate_statistics
 from domainbed.training.experiment import Experiment
@@ -146,7 +143,7 @@ def average_runs(
     if together and not chosen.of_several:
         several = ", ".join(name for name, each in METHODS.items() if each.of_several)
         raise UserError(f"--together is for {several}, and not for {method}", "together")
-    groups = _groups(Store(root), algorithms, together, dataset)
+    groups = _groups(root, algorithms, together, dataset)
     for members in groups:
         _check(members, chosen)
     for members in groups:
@@ -173,16 +170,28 @@ class Ensemble(Algorithm):
         torch.nn.Module.__init__(self)
         self.members = torch.nn.ModuleList(members)
 
+    def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        predictors = [member.predictor() for member in self.members]  # type: ignore[operator]
+
+        def predict(x: torch.Tensor) -> torch.Tensor:
+            mean = torch.stack([each(x).float().softmax(dim=1) for each in predictors]).mean(dim=0)
+            return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # infinite ones are no guess
+
+        return predict
+
     def predict(self, x: torch.Tensor) -> torch.Tensor:
-        found = [member.predict(x).float().softmax(dim=1) for member in self.members]  # type: ignore[operator]
-        mean = torch.stack(found).mean(dim=0)
-        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # an infinite logit is no guess
+        return self.predictor()(x)
 
 
-def _groups(
-    store: Store, algorithms: Sequence[str] | None, together: bool, dataset: str | None
-) -> list[list[Member]]:
-    """The finished runs to average with each other, by ascending hparams seed."""
+def finished_runs(
+    root: Path | str, algorithms: Sequence[str] | None = None, dataset: str | None = None
+) -> list[Member]:
+    """The finished runs of a sweep, or of some of its algorithms.
+
+    Raises:
+        UserError: there are none, or the folder is not there.
+    """
+    store = Store(root)
     if not store.root.is_dir():
         raise UserError(f"{str(store.root)!r} is no folder: name the folder of a sweep")
     done = [folder for folder in store.run_folders() if folder.state() == DONE]
@@ -194,15 +203,22 @@ def _groups(
             f"{', '.join(names) or 'none'}",
             "algorithms",
         )
+    if not members:
+        raise UserError(f"no finished runs in {str(store.root)!r}: name the folder of a sweep")
+    return [each for each in members if algorithms is None or each.spec.algorithm in algorithms]
+
+
+def _groups(
+    root: Path | str, algorithms: Sequence[str] | None, together: bool, dataset: str | None
+) -> list[list[Member]]:
+    """The finished runs to average with each other, by ascending hparams seed."""
+    members = finished_runs(root, algorithms, dataset)
+    names = order_algorithms(member.spec.algorithm for member in members)
     groups: dict[Any, list[Member]] = defaultdict(list)
     for member in members:
-        spec = member.spec
-        if algorithms is None or spec.algorithm in algorithms:
-            own = names.index(spec.algorithm)
-            key = (spec.dataset_label, spec.test_envs, spec.trial_seed, 0 if together else own)
-            groups[key].append(member)
-    if not groups:
-        raise UserError(f"no finished runs in {str(store.root)!r}: name the folder of a sweep")
+        spec, own = member.spec, names.index(member.spec.algorithm)
+        key = (spec.dataset_label, spec.test_envs, spec.trial_seed, 0 if together else own)
+        groups[key].append(member)
     return [
         sorted(groups[key], key=lambda m: (m.spec.hparams_seed, names.index(m.spec.algorithm)))
         for key in sorted(groups)
@@ -266,7 +282,7 @@ def _average(
         experiment = replace(experiment, algorithm=Ensemble(models))
     names = order_algorithms(member.spec.algorithm for member in members)
     name = averaged_algorithm(", ".join(names), method.title)
-    _write(root, name, experiment, taken)
+    write_beside(root, name, experiment, runs=[member.spec.run_id for member in taken])
     return Averaged(name, taken, len(members), experiment.validation_accuracy())
 
 
@@ -335,32 +351,3 @@ def _weights(member: Member, first: Member, own: Weights, names: Sequence[str]) 
                 "architecture, with --algorithms"
             )
     return {name: state[name] for name in names}
-
-
-def _write(root: Path, name: str, experiment: Experiment, taken: Sequence[Member]) -> None:
-    """The record of an average, in a folder of its own, which no other average has."""
-    spec = experiment.spec
-    key = [name, spec.dataset_label, list(spec.test_envs), spec.trial_seed]
-    digest = hashlib.md5(json.dumps(key).encode()).hexdigest()
-    folder = RunFolder(root / f"average-{digest}")
-    fields = spec.as_json()
-    for of_one_run in ("seed", "hparams", "fixed_hparams", "digests", "averages"):
-        del fields[of_one_run]
-    args = {
-        **fields,
-        "algorithm": name,
-        "hparams_seed": 0,
-        "environments": experiment.domain_names,
-        "torch": str(torch.__version__),
-        "output_dir": str(folder.path),
-        "runs": [member.spec.run_id for member in taken],
-    }
-    declared = experiment.dataset.test_domains
-    args |= {} if declared is None else {"test_domains": list(declared)}
-    values = experiment.evaluate(spec.steps - 1, everything=True)
-    measured = {record_key(v.domain, v.split, v.metric): v.value for v in values}
-    record = {"step": spec.steps - 1, **measured, "hparams": {}, "args": args}
-    line = json.dumps(as_json_values(record), sort_keys=True, allow_nan=False) + "\n"
-    with folder.exclusive():
-        write_text(folder.results, line)
-        write_text(folder.done, "done")

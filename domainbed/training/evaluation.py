@@ -95,9 +95,9 @@ class Evaluator:
         algorithm.eval()
         try:
             for split in splits:
-                sums = []
+                sums, predict = [], algorithm.predictor()
                 for x, y in self._batches(split, step):
-                    sums.append(self._sums(algorithm.predict(x), y))
+                    sums.append(self._sums(predict(x), y))
                     done += len(y)
                     if on_batch:
                         on_batch(done, total)

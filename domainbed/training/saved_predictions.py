@@ -45,10 +45,10 @@ def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -
 
 @torch.no_grad()
 def _predicted(experiment: Experiment, split: EvaluationSplit, data_dir: str) -> Predicted:
-    labels, logits = [], []
+    labels, logits, predict = [], [], experiment.algorithm.predictor()
     for x, y in _batches(experiment, split):
         with experiment.precision():
-            logits.append(experiment.algorithm.predict(x).float().cpu())
+            logits.append(predict(x).float().cpu())
         labels.append(y.cpu())
     files = experiment.domains[split.domain].files
     images = [_name(files[i], data_dir) if files else str(i) for i in split.indices]

@@ -134,9 +134,9 @@ class Model:
         """
         if not self.module.predicts_batches:
             return self.module.predict(x).softmax(dim=1)
-        found = x.new_empty(len(x), len(self.classes))
+        found, predict = x.new_empty(len(x), len(self.classes)), self.module.predictor()
         for batch in self.together(len(x)):
-            found[batch] = self.module.predict(x[batch]).softmax(dim=1).to(found.dtype)
+            found[batch] = predict(x[batch]).softmax(dim=1).to(found.dtype)
         return found
 
     def together(self, n: int) -> list[list[int]]:
@@ -258,9 +258,9 @@ def predictions(
     chosen = experiment.splits[domain]
     indices = chosen.inside if split == "in" else chosen.out
     names, algorithm = list(experiment.dataset.class_names), experiment.algorithm.eval()
-    positions = iter(indices)
+    positions, predict = iter(indices), algorithm.predictor()
     for x, y in experiment.domains[domain].evaluation_batches(indices, workers=experiment.workers):
         with experiment.precision():
-            probabilities = algorithm.predict(x).float().softmax(dim=1)
+            probabilities = predict(x).float().softmax(dim=1)
         for probability, number, label in zip(*probabilities.max(dim=1), y):
             yield next(positions), names[label], names[number], round(probability.item(), 4)
