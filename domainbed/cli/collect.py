@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainbed.cli.choices import add_filters, add_folders
+from domainbed.cli.choices import add_filters, add_folders, add_style, style_of
 from domainbed.cli.common import add_flag
 from domainbed.errors import UserError
 from domainbed.files import write_text
@@ -38,16 +38,13 @@ def main(args: argparse.Namespace) -> int:
         UserError: a folder, a record or a name is wrong, or the file cannot be written.
     """
     from domainbed.reporting import RENDERERS, explain, load_records
-    from domainbed.reporting.style import Style, styled
+    from domainbed.reporting.style import styled
 
     for flag in ("by_folder", "single_source"):
         if args.explain and getattr(args, flag):
             raise UserError(f"--explain explains the usual tables: give it without --{flag}")
     render = RENDERERS[args.format]
-    style = Style(
-        *(args.decimals, args.spread, args.underline_second, args.order),
-        *(args.algorithms or (), args.datasets or (), args.domains or ()),
-    )
+    style = style_of(args)
     report = styled(_report(args, load_records(args.folders, progress=show_progress)), style)
     text = render(report)
     reasons = explain(report, args.folders) if args.explain else []
@@ -102,23 +99,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_filters(parser)
     parser.add_argument("--output", metavar="FILE", help="write there instead of to the terminal")
-    parser.add_argument(
-        "--order",
-        metavar="NAME",
-        default="table",
-        help="of rows: table (default), given (as --algorithms and --datasets name them), mean "
-        "(the best average first)",
-    )
-    parser.add_argument("--domains", nargs="+", metavar="NAME", help="the domains that come first")
-    parser.add_argument("--decimals", type=int, default=1, metavar="N", help="of numbers (1)")
-    parser.add_argument(
-        "--spread",
-        metavar="NAME",
-        default="se",
-        help="behind +/-: se, the standard error (default), ci95, half a 95 %% interval, none",
-    )
-    add_flag(parser, "--underline_second", action="store_true",
-             help="underline the second best of each column (markdown, latex)")  # fmt: skip
+    add_style(parser)
     add_flag(parser, "--by_folder", action="store_true",
              help="a row for each algorithm and folder, instead of all together")  # fmt: skip
     add_flag(parser, "--single_source", action="store_true",

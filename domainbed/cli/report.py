@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainbed.cli.choices import BASELINE, add_baseline, add_filters, add_folders
+from domainbed.cli.choices import (
+    BASELINE,
+    add_baseline,
+    add_filters,
+    add_folders,
+    add_style,
+    style_of,
+)
 from domainbed.cli.collect import show_progress, write_output
 from domainbed.errors import UserError
 
@@ -21,6 +28,7 @@ LOCAL = "127.0.0.1"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `domainbed report`."""
     add_choices(parser)
+    add_style(parser)
     parser.add_argument(
         "-o", "--output", metavar="FILE", help=f"the file to write (FOLDER/{FILE} of the first)"
     )
@@ -55,14 +63,20 @@ def main(args: argparse.Namespace) -> int:
     for name in ("port", "host"):
         if (value := getattr(args, name)) is not None:
             raise UserError(f"--{name} {value} is for --serve: add it, or leave --{name} out")
-    from domainbed.reporting.page import build_page, to_html
-
-    report = read_report(args)
-    text = to_html(build_page(report, args.folders, args.baseline or BASELINE))
+    text = _html(args)
     output = Path(args.folders[0], FILE) if args.output is None else args.output
     write_output(text, str(output))
     print(f"Report: {output}")
     return 0
+
+
+def _html(args: argparse.Namespace, refresh: int = 0) -> str:
+    """The page, which a browser loads anew after so many seconds; 0 for never."""
+    from domainbed.reporting.page import build_page, to_html
+    from domainbed.reporting.style import styled
+
+    report = styled(read_report(args, quiet=bool(refresh)), style_of(args))
+    return to_html(build_page(report, args.folders, args.baseline or BASELINE), refresh)
 
 
 def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
@@ -84,15 +98,10 @@ def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from domainbed.reporting.page import build_page, to_html
     from domainbed.reporting.page.serve import REFRESH, serve
 
     if args.output is not None:
         raise UserError(f"--output {args.output} writes a file, and --serve none: give one")
 
-    def render() -> str:
-        report = read_report(args, quiet=True)
-        return to_html(build_page(report, args.folders, args.baseline or BASELINE), REFRESH)
-
     port = PORT if args.port is None else args.port
-    return serve(render, args.folders, args.host or LOCAL, port)
+    return serve(lambda: _html(args, REFRESH), args.folders, args.host or LOCAL, port)

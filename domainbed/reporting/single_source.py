@@ -34,12 +34,20 @@ def is_single_source(runs: pd.DataFrame) -> pd.Series:
 
 def warn_of_single_source(records: Records) -> None:
     """Says that such runs are in no other table, where they are not pairs."""
-    count = int((is_single_source(records.runs) & (records.runs["num_domains"] > 3)).sum())
-    if count:
+    if count := _count(records):
         log.warning(
             "warning: %d runs train on one domain alone and are in no table: --single_source "
             "makes theirs", count,
         )  # fmt: skip
+
+
+def has_single_source(records: Records) -> bool:
+    """Whether there are such runs that are not pairs."""
+    return _count(records) > 0
+
+
+def _count(records: Records) -> int:
+    return int((is_single_source(records.runs) & (records.runs["num_domains"] > 3)).sum())
 
 
 def single_source_report(

@@ -11,7 +11,8 @@ from domainbed.errors import UserError
 from domainbed.reporting.tables import AVERAGE, Cell, Column, Report, Table, mark_best
 
 ORDERS = ("table", "given", "mean")
-SPREADS = ("se", "ci95", "none")
+SPREADS = {"se": "standard error", "ci95": "half of the 95 % interval", "none": ""}
+"""What may stand behind ±, and what it is called."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import socket
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from fake_sweep import DOMAINS, random_runs, write
+from fake_sweep import DOMAINS, random_run, random_runs, write
 
 from domainbed.cli import main
 from domainbed.reporting import build_report, load_records
@@ -21,6 +22,8 @@ from domainbed.reporting.page import build_page, to_html
 from domainbed.reporting.page.serve import is_local, make_server
 from domainbed.reporting.page.tables import MAX_ROWS, from_section, published_cells, result_tables
 from domainbed.reporting.sections import Section
+from domainbed.reporting.single_source import single_source_report
+from domainbed.reporting.style import Style, half_interval, styled
 from domainbed.reporting.tables import AVERAGE
 
 HOSTILE = "<script>alert('x')</script>"
@@ -117,6 +120,51 @@ def test_best_and_near(tmp_path):
     }  # fmt: skip
 
 
+def results(page, dataset):
+    table = next(each for each in part(page, "results").tables if each.title == dataset)
+    return {row.algorithm: row.cells for row in table.rows}
+
+
+def test_the_style_of_tables_is_that_of_the_report(folder):
+    report = build_report(load_records(folder), ["oracle"])
+    style = Style(decimals=2, spread="ci95", second=True, order="mean", domains=["-90%"])
+    page = build_page(styled(report, style), folder)
+    table = next(t for t in report.tables if t.dataset == "ColoredMNIST")
+    by_mean = sorted(table.rows, key=lambda name: -table.rows[name][-1].mean)
+    cells = results(page, "ColoredMNIST")
+    assert list(cells) == by_mean
+    second, of_last = by_mean[1], table.rows[by_mean[1]][2]
+    assert cells[second][1].text == f"{of_last.mean:.2f} ± {half_interval(of_last.values):.2f}"
+    assert [name for name in by_mean if "second" in cells[name][-1].kind] == [second]
+    intro = part(page, "results").intro
+    assert "held out, ± half of the 95 % interval over trials; X" in intro
+    assert "Underlined: the second best." in intro
+    assert "second best</span>" in to_html(page)
+    plain = result_tables(styled(report, Style(spread="none")))[1]
+    assert {"±" in cell.text or "second" in cell.kind
+            for row in plain.rows for cell in row.cells} == {False}  # fmt: skip
+
+
+@pytest.mark.parametrize("usual", [True, False])
+def test_runs_on_one_training_domain_have_tables_of_their_own(tmp_path, usual):
+    rng = random.Random(0)
+    runs = [random_run(rng, "PACS", name, [e for e in range(4) if e != source], 0, trial)
+            for name in ("ERM", "Fishr") for source in range(4) for trial in range(2)]  # fmt: skip
+    runs += random_runs(1, ["PACS", "ColoredMNIST"], ["ERM"], pairs=False) if usual else []
+    write(tmp_path, runs)
+    methods = ["training-domain", "leave-one-domain-out", "oracle"]
+    report = build_report(load_records(tmp_path), methods)
+    domains = ["S", "+80%"] if usual else ["S"]
+    page = build_page(styled(report, Style(decimals=2, domains=domains)), tmp_path)
+    _, table = part(page, "single-source").tables
+    assert [name for name, _ in table.groups][1:] == [report.methods[i].title for i in (0, 2)]
+    assert table.header[1:6] == ["S", "A", "C", "P", "Avg"]
+    expected = single_source_report(load_records(tmp_path), ["oracle"]).tables[0].rows["Fishr"][3]
+    row = next(row for row in table.rows if row.algorithm == "Fishr")
+    assert row.cells[6].text == f"{expected.mean:.2f} ± {expected.std_err:.2f}"
+    assert "single-source" in to_html(page)
+
+
 def test_what_papers_print_stands_below(folder):
     report = build_report(load_records(folder), ["oracle"], ["ColoredMNIST"])
     papers = published_cells(report)
@@ -172,6 +220,9 @@ def test_the_command_writes_and_tells_where(tmp_path, capsys):
     assert "training-domain validation set" not in text
     assert "datasets: [ColoredMNIST]\nselection: [oracle]" in text
     assert f"domainbed sweep launch {tmp_path}/sweep.yaml" in text
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path), "--decimals", "3", "--spread", "none"])
+    assert re.search(r"<span>\d\d\.\d{3}</span>", (tmp_path / "report.html").read_text())
 
 
 class Served(NamedTuple):

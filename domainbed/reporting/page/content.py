@@ -28,6 +28,8 @@ from domainbed.reporting.page.tables import (
 from domainbed.reporting.protocols import mixtures
 from domainbed.reporting.render import head
 from domainbed.reporting.sections import Section
+from domainbed.reporting.single_source import has_single_source, single_source_report
+from domainbed.reporting.style import SPREADS, styled
 from domainbed.reporting.svg import inline_svg
 from domainbed.reporting.tables import AVERAGE, Report, domain_names
 
@@ -103,7 +105,8 @@ def build_page(report: Report, folders: Folders, baseline: str = "ERM") -> Page:
         for mixture in mixtures(runs[runs["dataset"] == dataset])
     ]
     with plain_style():
-        parts = [_results(report), *_of_findings(findings), _runs(report, folders)]
+        parts = [_results(report), *_single_source(report), *_of_findings(findings)]
+    parts.append(_runs(report, folders))
     parts += [_choices(findings), _environment(report), _commands(folders)]
     facts = [f"{len(runs):,} runs", *head(report)]
     algorithms = order_algorithms(runs["algorithm"])
@@ -130,11 +133,44 @@ def _results(report: Report) -> Part:
     return Part(
         "results",
         "Results",
-        "Accuracy in percent on each domain when it is held out, ± standard error over trials; X "
-        "where there is none. Bold: the best of a column. Dotted: within one standard error of "
-        "the best. Columns sort; below a number stands what papers print.",
+        f"Accuracy in percent on each domain when it is held out{_spread(report)}; "
+        f"{_marks(report)} Columns sort; below a number stands what papers print.",
         tables=[*result_tables(report, papers), *map(from_section, sections)],
     )
+
+
+def _spread(report: Report) -> str:
+    """What stands behind ±."""
+    name = SPREADS[report.style.spread if report.style else "se"]
+    return f", ± {name} over trials" if name else ""
+
+
+def _marks(report: Report) -> str:
+    """What the marks of a table of results mean."""
+    second = " Underlined: the second best." if report.style and report.style.second else ""
+    near = "Dotted: within one standard error of the best."
+    return f"X where there is none. Bold: the best of a column. {near}{second}"
+
+
+def _single_source(report: Report) -> list[Part]:
+    """The tables of runs that train on one domain, where a sweep has any."""
+    if not has_single_source(report.records):
+        return []
+    names = [method.name for method in report.methods if not method.needs_pairs]
+    found = single_source_report(report.records, names or None)
+    if style := report.style:
+        names = [c.label for table in found.tables for c in table.columns]
+        own = [name for name in style.domains if name in names]
+        found = styled(found, replace(style, domains=own))
+    return [
+        Part(
+            "single-source",
+            "Trained on one domain",
+            "Accuracy in percent, the mean over all other domains, of runs that train on the one "
+            f"domain of a column{_spread(report)}; {_marks(report)}",
+            tables=result_tables(found),
+        )
+    ]
 
 
 def _differences(findings: Findings) -> Part:

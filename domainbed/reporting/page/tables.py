@@ -16,17 +16,18 @@ from domainbed.published import SOURCES
 from domainbed.reporting.beside import BesideCell, beside_published, cell_key
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.sections import Section
+from domainbed.reporting.style import Style
 from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table, domain_names
 from domainbed.states import DONE, STATES
 
 MAX_ROWS = 2_000
 """More rows of a table are left out, which it says."""
 
-BEST, NEAR = "best", "near"
+BEST, NEAR, SECOND = "best", "near", "second"
 
 
 class HtmlCell(NamedTuple):
-    """A cell's text; `kind` is a class of the style sheet, `lines` are smaller and below."""
+    """A cell's text; `kind` names classes of the style sheet, `lines` are smaller and below."""
 
     text: str
     kind: str = ""
@@ -77,22 +78,24 @@ def published_cells(report: Report) -> dict[str, list[BesideCell]]:
     return found
 
 
-def result_tables(report: Report, papers: Mapping[str, Sequence[BesideCell]]) -> list[HtmlTable]:
+def result_tables(
+    report: Report, papers: Mapping[str, Sequence[BesideCell]] | None = None
+) -> list[HtmlTable]:
     """The averages, then each dataset; in every table all selection methods side by side."""
     published: dict[tuple[str, str, str, str, str], list[tuple[str, BesideCell]]] = defaultdict(
         list
     )
-    for source, cells in papers.items():
+    for source, cells in (papers or {}).items():
         for cell in cells:
             published[cell[:5]].append((source, cell))
     subjects = sorted(dict.fromkeys(table.dataset for table in report.tables), key=bool)
     return [
-        _results([table for table in report.tables if table.dataset == subject], published)
+        _results([t for t in report.tables if t.dataset == subject], published, report.style)
         for subject in subjects
     ]
 
 
-def _results(tables: Sequence[Table], published: Published) -> HtmlTable:
+def _results(tables: Sequence[Table], published: Published, style: Style | None) -> HtmlTable:
     first = tables[0]
     rows, keys = [], []
     for algorithm in first.rows:
@@ -102,8 +105,8 @@ def _results(tables: Sequence[Table], published: Published) -> HtmlTable:
                 cell = table.rows[algorithm][place]
                 keys.append(cell_key(table, algorithm, column))
                 printed = (_published_line(*each) for each in published.get(keys[-1], ()))
-                mark = _mark(cell, _best(table, place), column)
-                cells.append(HtmlCell(_text(cell), mark, (*_notes(cell), *printed)))
+                mark = _mark(cell, _best(table, place), column, style)
+                cells.append(HtmlCell(_text(cell, style), mark, (*_notes(cell), *printed)))
         rows.append(Row(cells, algorithm))
     header = ["Algorithm", *(column.label for table in tables for column in table.columns)]
     groups = [("", 1), *((table.title, len(table.columns)) for table in tables)]
@@ -112,8 +115,8 @@ def _results(tables: Sequence[Table], published: Published) -> HtmlTable:
     return HtmlTable(first.dataset or "Averages", header, rows, groups, notes, is_open=True)
 
 
-def _text(cell: Cell) -> str:
-    return cell_text(cell).replace("+/-", "±")
+def _text(cell: Cell, style: Style | None) -> str:
+    return cell_text(cell, style).replace("+/-", "±")
 
 
 def _best(table: Table, place: int) -> Cell | None:
@@ -121,14 +124,18 @@ def _best(table: Table, place: int) -> Cell | None:
     return max(marked, key=lambda cell: cell.mean or 0.0, default=None)
 
 
-def _mark(cell: Cell, best: Cell | None, column: Column) -> str:
-    """Whether a number is the best of its column, or within its standard error of that."""
+def _mark(cell: Cell, best: Cell | None, column: Column, style: Style | None) -> str:
+    """Whether a number is the best of its column, or within its standard error of that.
+
+    And whether it comes second, where that is to be seen.
+    """
     if cell.mean is None or best is None or best.mean is None:
         return ""
     if cell.best:
         return BEST
     is_near = best.std_err is not None and best.mean - cell.mean <= best.std_err
-    return NEAR if is_near and column.test_env != MEAN_RANK else ""
+    marks = [NEAR] if is_near and column.test_env != MEAN_RANK else []
+    return " ".join([*marks, *([SECOND] if cell.second and style and style.second else [])])
 
 
 def _notes(cell: Cell) -> list[HtmlCell]:
