@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.cli.common import add_flag, run_script
+from domainbed.cli.sweep.common import launcher_flags
 from domainbed.cli.sweep.delete_incomplete import delete_incomplete
-from domainbed.cli.sweep.launch import launch, launcher_flags
+from domainbed.cli.sweep.launch import launch
 from domainbed.cli.sweep.status import show_status
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags

@@ -10,7 +10,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
-from domainbed.cli.sweep.launch import launch, launcher_flags
+from domainbed.cli.sweep.common import launcher_flags
+from domainbed.cli.sweep.launch import launch
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
 from domainbed.launchers import WITH_FLAGS
@@ -83,8 +84,8 @@ def time_line(planned: Launch) -> str:
     from domainbed.training.progress import duration
 
     workers = max(1, planned.workers)
-    if guess := planned.estimate():
-        seconds, basis = guess.seconds, f"{guess.basis} finished runs"
+    if costs := planned.costs():
+        seconds, basis = costs.of(planned.todo).seconds, f"{costs.basis} finished runs"
     else:
         first = planned.todo[0]
         options = planned.config.run_options()

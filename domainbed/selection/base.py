@@ -52,7 +52,11 @@ class SelectionMethod:
 
     def uses(self, test_envs: tuple[int, ...], test_env: int) -> bool:
         """Whether a run with these test domains counts for the choice on `test_env`."""
-        return test_env in test_envs and len(test_envs) in ((1, 2) if self.needs_pairs else (1,))
+        return test_env in test_envs and self.counts(test_envs)
+
+    def counts(self, test_envs: tuple[int, ...]) -> bool:
+        """Whether a run with these test domains counts for any choice."""
+        return len(test_envs) in ((1, 2) if self.needs_pairs else (1,))
 
 
 def register(method: SelectionMethod) -> SelectionMethod:

@@ -19,9 +19,10 @@ from domainbed.spec import RunSpec
 from domainbed.states import DONE, FAILED
 from domainbed.stopping import Interrupted
 from domainbed.sweeps.config import SweepConfig
+from domainbed.sweeps.costs import Costs, finished_costs
 from domainbed.sweeps.display import Display
 from domainbed.sweeps.grid import LeftOut, left_out, plan
-from domainbed.sweeps.status import Estimate, Status, estimate, status_of
+from domainbed.sweeps.status import Status, status_of
 from domainbed.sweeps.store import Store, planned_run
 from domainbed.training import run
 from domainbed.training.machine import choose_device
@@ -65,9 +66,9 @@ class Launch:
         launcher, resources = create_launcher(options.pop("name"), options)
         return launcher, resources.model_copy(update={"device": self.config.device})
 
-    def estimate(self) -> Estimate | None:
-        """The time that what is to do will take, from what is done."""
-        return estimate(self.store, self.runs, self.states, self.todo)
+    def costs(self) -> Costs | None:
+        """What runs take, from those that are done; None if none is."""
+        return finished_costs(self.store, self.runs, self.states)
 
     def status(self) -> Status:
         """What became of the runs by now."""

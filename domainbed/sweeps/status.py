@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from domainbed.spec import RunSpec, describe_run
-from domainbed.states import DONE, FAILED, STATES
+from domainbed.spec import describe_run
+from domainbed.states import FAILED, STATES
 from domainbed.sweeps.store import PlannedRun, Store
 from domainbed.text_table import printable, text_table
 
@@ -73,46 +73,6 @@ def status_json(status: Status) -> str:
     failures = [{"run": i, "what": what, "error": error} for i, what, error in status.failures]
     total = {state: status.total[state] for state in STATES}
     return json.dumps({"total": total, "groups": groups, "failures": failures}, indent=2)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The time that runs will take, guessed from finished ones.
-
-    Attributes:
-        seconds: of all runs, one after the other.
-        basis: how many finished runs it rests on.
-    """
-
-    seconds: float
-    basis: int
-
-
-def estimate(
-    store: Store,
-    runs: Mapping[str, RunSpec],
-    states: Mapping[str, str],
-    todo: Sequence[RunSpec],
-) -> Estimate | None:
-    """The time that the runs `todo` will take; None if no run has been finished.
-
-    A step takes as long as it did in finished runs of the same dataset and algorithm; where
-    there are none, as long as it did on average.
-    """
-    rates: dict[Group, list[float]] = defaultdict(list)
-    for run_id, run in runs.items():
-        if states[run_id] == DONE:
-            folder = store.folder(run_id)
-            seconds = (folder.read_json(folder.environment) or {}).get("seconds")
-            if seconds is not None:
-                rates[run.dataset_label, run.algorithm].append(seconds / run.steps)
-    everything = [rate for group in rates.values() for rate in group]
-    if not everything:
-        return None
-    means = {group: sum(known) / len(known) for group, known in rates.items()}
-    mean = sum(everything) / len(everything)
-    seconds = sum(means.get((r.dataset_label, r.algorithm), mean) * r.steps for r in todo)
-    return Estimate(seconds, len(everything))
 
 
 def _rows(status: Status) -> list[tuple[Group, Mapping[str, int]]]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
+
 from domainbed.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
@@ -16,6 +18,9 @@ UPDATES = 10
 IMAGES = 256
 SECONDS = 20.0
 """After so many seconds no further update is measured."""
+
+RECORD_BYTES = 2_000
+"""What a line of results.jsonl takes, most of it what defines the run."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Timing:
         train_domains: how many domains an update draws a minibatch of.
         images: that a record evaluates.
         updates: how many were measured.
+        device: "cpu", "cuda" or "mps".
+        model_bytes: of the weights.
     """
 
     update: float
@@ -35,15 +42,27 @@ class Timing:
     train_domains: int
     images: int
     updates: int
+    device: str
+    model_bytes: int
 
     def seconds(self, runs: Iterable[RunSpec]) -> float:
         """Of all runs, one after the other."""
         total = 0.0
         for run in runs:
-            records = len(range(0, run.steps, run.checkpoint_freq))
+            records = _records(run)
             images = run.hparams["batch_size"] * self.train_domains
             total += run.steps * images * self.update + records * self.images * self.evaluation
         return total
+
+    def disk(self, run: RunSpec, options: RunOptions) -> int:
+        """Bytes that a run leaves, but for predictions."""
+        records, models = _records(run), 0 if options.skip_model_save else 1 + len(run.averages)
+        models += records * options.save_model_every_checkpoint
+        return models * self.model_bytes + records * RECORD_BYTES
+
+
+def _records(run: RunSpec) -> int:
+    return len(range(0, run.steps, run.checkpoint_freq))
 
 
 def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
@@ -69,6 +88,8 @@ def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
             train_domains=len(experiment.train_envs),
             images=sum(len(split.indices) for split in splits),
             updates=updates,
+            device=experiment.device.type,
+            model_bytes=_weights_bytes(experiment),
         )
 
 
@@ -96,3 +117,10 @@ def _evaluation(experiment: Experiment, split: EvaluationSplit) -> float:
     with experiment.precision():
         evaluator.evaluate(experiment.algorithm, [part], 0)
     return (time.monotonic() - began) / len(part.indices)
+
+
+def _weights_bytes(experiment: Experiment) -> int:
+    """Of the weights as a file holds them: those that several modules share, once."""
+    state = experiment.algorithm.state_dict().values()
+    tensors = [value for value in state if isinstance(value, torch.Tensor)]
+    return sum({each.data_ptr(): each.nbytes for each in tensors}.values())

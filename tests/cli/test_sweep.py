@@ -127,7 +127,13 @@ def test_launch_status_retry_relaunch_and_delete(config, tmp_path, sweep):
     root = tmp_path / "sweep"
     said = sweep("launch", config, "--dry_run")
     assert "4 runs, 0 done" in said
-    assert "To measure it: `domainbed train --dataset ColoredDigits --algorithm ERM --step" in said
+    assert "`domainbed sweep plan --measure`, with the same arguments, measures them" in said
+    assert sweep("plan", config) == said
+    for row in (r"training-domain +2 +2 +0", "leave-one-domain-out +4 +4 +2", "oracle +2 +2 +0"):
+        assert re.search(rf"\n{row}\n", said), row
+    measured = sweep("plan", config, "--measure")
+    assert "measuring ERM on ColoredDigits (1 of 1)\n" in measured
+    assert re.search(r"To do: \S+ core hours, about \S+ with \d at a time; 16 kB", measured)
     assert not root.exists()
     assert json.loads(sweep("status", config, "--json"))["total"]["missing"] == 4
     debug = ("--launcher", "debug")
@@ -146,7 +152,8 @@ def test_launch_status_retry_relaunch_and_delete(config, tmp_path, sweep):
     assert "domainbed sweep retry" in said
     assert "holds another run" in sweep("status", root)
     assert re.search(
-        r"Time: about \d+s, 1 at a time \(from 3 runs", sweep("retry", root, "--dry_run")
+        r"To do: \S+ core hours, about \d+s with 1 at a time; \S+ \wB on disk \(from 3 runs",
+        sweep("retry", root, "--dry_run"),
     )
     assert "give --skip_confirmation" in sweep("delete_incomplete", root, status=2)
     assert "deleted 1 run" in sweep("delete_incomplete", root, "--skip-confirmation")

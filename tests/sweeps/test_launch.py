@@ -17,7 +17,7 @@ from domainbed.states import DONE, FAILED, INTERRUPTED, MISSING
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import RunJob, prepare
-from domainbed.sweeps.status import estimate, failure_lines, status_json, status_of
+from domainbed.sweeps.status import failure_lines, status_json, status_of
 from domainbed.sweeps.store import Store, remove
 
 TINY = {
@@ -145,25 +145,6 @@ def test_only_incomplete_runs_are_removed(tmp_path):
     assert launch.store.incomplete() == []
     assert not remove(folder)
     assert folder.state() == DONE
-
-
-def test_the_estimate_scales_finished_runs_by_steps(tmp_path):
-    launch = prepare(config(tmp_path, algorithms=["ERM", "IRM"], steps=100, test_envs=[[0], [1]]))
-    ids = list(launch.runs)
-    assert launch.estimate() is None
-    folder = launch.store.folder(ids[0])  # the first ERM
-    folder.path.mkdir(parents=True)
-    folder.environment.write_text('{"seconds": 50.0}')
-    states = {**launch.states, ids[0]: DONE}
-    todo = list(launch.runs.values())[1:]
-    guess = estimate(launch.store, launch.runs, states, todo)
-    assert (guess.seconds, guess.basis) == (150.0, 1)  # an ERM by itself, two IRMs by the mean
-    other = launch.store.folder(ids[2])  # the first IRM
-    other.path.mkdir(parents=True)
-    other.environment.write_text('{"seconds": 20.0}')
-    del todo[1]
-    guess = estimate(launch.store, launch.runs, {**states, ids[2]: DONE}, todo)
-    assert (guess.seconds, guess.basis) == (70.0, 2)
 
 
 def test_another_launchs_failure_is_not_repeated(tmp_path):
@@ -347,7 +328,7 @@ def test_the_work_of_a_look_grows_with_the_runs_and_no_faster(tmp_path):
             finish(launch.store.folder(spec), spec)
         return {
             "status": counted(lambda: status_of(launch.store, launch.store.planned())),
-            "launch": counted(lambda: prepare(wanted).estimate()),
+            "launch": counted(lambda: prepare(wanted).costs()),
             "collect": counted(lambda: load_records(launch.store.root)),
         }
 

@@ -18,6 +18,7 @@ from domainbed.sweeps import timing
 from domainbed.sweeps.grid import plan
 from domainbed.sweeps.reproduction import SCALES, left_out, reproduction
 from domainbed.sweeps.timing import UPDATES, Timing, measure
+from domainbed.training.experiment import build
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SEVEN = ("ERM", "CORAL", "IRM", "VREx", "Fish", "Fishr", "DANN")
@@ -73,7 +74,7 @@ def test_what_cannot_be_reproduced(asked, says):
 
 
 def test_the_time_by_hand():
-    speed = Timing(update=0.01, evaluation=0.001, train_domains=2, images=300, updates=9)
+    speed = Timing(0.01, 0.001, 2, 300, 9, device="cpu", model_bytes=1)
     run = RunSpec.create("ColoredMNIST", "ERM", [0], steps=101, checkpoint_freq=50)
     # 101 updates of 2 · 64 images, and records at 0, 50 and 100.
     assert speed.seconds([run, run]) == pytest.approx(2 * (101 * 128 * 0.01 + 3 * 300 * 0.001))
@@ -85,6 +86,9 @@ def test_measuring():
     assert 0 < found.update < 1
     assert 0 < found.evaluation < 1
     assert found.train_domains == 2
+    assert found.device == "cpu"
+    network = build(spec, RunOptions(device="cpu")).algorithm
+    assert found.model_bytes == 4 * sum(weight.numel() for weight in network.parameters())
     assert 1 <= found.updates <= UPDATES
     whole = 1797  # scikit-learn's digits; the training domains' in-splits are not evaluated
     assert whole * (1 / 3 + 0.2 * 2 / 3) == pytest.approx(found.images, abs=3)

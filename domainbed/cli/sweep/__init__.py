@@ -1,7 +1,8 @@
-"""`domainbed sweep`: launch a grid of runs, watch it, repair it.
+"""`domainbed sweep`: plan a grid of runs, launch it, watch it, repair it.
 
-`launch` does what is not done and goes on with what was begun; `retry` does what failed;
-`status` counts; `delete_incomplete` removes the folders of runs that are neither done nor running.
+`plan` says what there is to do and what that takes; `launch` does what is not done and goes on with
+what was begun; `retry` does what failed; `status` counts; `delete_incomplete` removes the folders
+of runs that are neither done nor running.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import argparse
 
 from domainbed.cli.common import add_debug_flag
-from domainbed.cli.sweep import delete_incomplete, launch, status
+from domainbed.cli.sweep import delete_incomplete, launch, plan, status
 
-_ACTIONS = (launch, status, delete_incomplete)
+_ACTIONS = (plan, launch, status, delete_incomplete)
 """Modules whose `add_actions` declares actions; each sets `run`, which does it."""
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
 from domainbed.cli.sweep.common import (
     Actions,
+    add_field_flags,
     add_skip_flag,
     confirmed,
     count_runs,
     given_fields,
+    launcher_flags,
     load,
 )
-from domainbed.flags import add_flags, read_flags
-from domainbed.launchers import WITH_FLAGS
-from domainbed.states import DONE, FAILED, RUNNING
+from domainbed.cli.sweep.outlook import outlook, plan_lines
+from domainbed.states import DONE
 from domainbed.sweeps.config import SweepConfig
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def add_actions(actions: Actions) -> None:
         action.add_argument(
             "config", nargs="?", metavar="CONFIG", help="a YAML file, or the folder of a sweep"
         )
-        _add_field_flags(action)
+        add_field_flags(action)
         add_flag(action, "--dry_run", action="store_true",
                  help="say what would be done, and how long")  # fmt: skip
         add_skip_flag(action)
@@ -59,9 +58,9 @@ def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: b
     from domainbed.sweeps.launch import prepare
 
     launch = prepare(config, retry)
-    print("\n".join(_outlook(launch)), flush=True)
+    print("\n".join(outlook(launch)), flush=True)
     if dry_run:
-        print("\n".join(_dry_run_lines(launch)))
+        print("\n".join(plan_lines(launch)))
         return 0
     todo = len(launch.todo)
     question = f"Launch {count_runs(todo)}, {launch.workers} at a time?" if todo else ""
@@ -73,62 +72,6 @@ def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: b
         print(_interrupted_line(launch), file=sys.stderr)
         return 130
     return _tell_outcome(launch, unwritten)
-
-
-def _add_field_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of a config, and for each option of the launchers."""
-    fields = parser.add_argument_group("fields of the config", "each wins over the file's value")
-    add_flags(fields, SweepConfig)
-    for launcher in WITH_FLAGS:
-        add_flags(fields, launcher)
-
-
-def launcher_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a launcher that flags gave."""
-    given = [read_flags(args, launcher) for launcher in WITH_FLAGS]
-    return {name: value for options in given for name, value in options.items()}
-
-
-def _outlook(launch: Launch) -> list[str]:
-    """What there is and what is to be done, in a line or two."""
-    states = list(launch.states.values())
-    failed = states.count(FAILED)
-    lines = [
-        f"{launch.store.root}: {count_runs(len(states))}, {states.count(DONE)} done, "
-        f"{failed} failed, {states.count(RUNNING)} running; {len(launch.todo)} to do"
-    ]
-    seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
-    for why, count in Counter(entry.why for entry in launch.left_out).items():
-        lines.append(f"{count_runs(seeds * count)} left out: {why}")
-    if failed and not launch.retried:
-        lines.append(
-            f"{count_runs(failed)} failed before and stay as they are: "
-            f"`domainbed sweep retry {launch.store.root}` does them again"
-        )
-    return lines
-
-
-def _dry_run_lines(launch: Launch) -> list[str]:
-    from domainbed.sweeps.status import status_lines
-    from domainbed.training.progress import duration
-
-    lines = status_lines(launch.status())
-    lines += [f"warning: {line}" for line in launch.obstacles()]
-    if not launch.todo:
-        return [*lines, "Nothing to do."]
-    run, guess, workers = launch.todo[0], launch.estimate(), max(1, launch.workers)
-    if guess is None:
-        time = (
-            "no run is finished, so there is nothing to estimate it from. To measure it: "
-            f"`domainbed train --dataset {shlex.quote(run.dataset)} --algorithm {run.algorithm} "
-            "--steps 20 --output_dir timing`."
-        )
-    else:
-        time = (
-            f"about {duration(guess.seconds / workers)}, {workers} at a time "
-            f"(from {count_runs(guess.basis)} that finished)."
-        )
-    return [*lines, f"Time: {time}"]
 
 
 def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
