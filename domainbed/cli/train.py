@@ -6,6 +6,7 @@ A run that was interrupted goes on when the same command is given again.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import Any
 
@@ -52,6 +53,7 @@ class TrainSettings(RunFields, RunOptions):
     )
 
 
+_STATUS_OF_A_SIGNAL = 128  # as shells count
 _OF_THE_RUN = ("dataset", "algorithm", "test_envs", "hparams", "hparams_seed", "trial_seed", "seed")
 
 
@@ -77,6 +79,7 @@ def main(args: argparse.Namespace) -> int:
     from domainbed.run_folder import Busy, RunFolder
     from domainbed.spec import RunSpec
     from domainbed.states import DONE
+    from domainbed.stopping import Interrupted, stop_signal, stopping_on
     from domainbed.training import run
 
     import_plugins(settings.plugins)
@@ -84,12 +87,17 @@ def main(args: argparse.Namespace) -> int:
     spec = RunSpec.create(**own, **settings.run_fields())
     folder = RunFolder(settings.output_dir)
     was_done = folder.state() == DONE
+    stopped_by: int = signal.SIGINT
     try:
-        run(spec, folder, settings.run_options(), echo=True)
+        with stopping_on([signal.SIGINT, signal.SIGTERM]):
+            try:
+                run(spec, folder, settings.run_options(), echo=True)
+            finally:
+                stopped_by = stop_signal() or stopped_by
     except Busy as error:
         raise UserError(f"{error}: wait for it, or choose another --output_dir") from None
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         print(f"\nInterrupted; the same command goes on from {folder.path}", file=sys.stderr)
-        return 130
+        return _STATUS_OF_A_SIGNAL + stopped_by
     print(f"{'Was finished before' if was_done else 'Finished'}: {folder.results}")
     return 0

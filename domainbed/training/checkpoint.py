@@ -1,12 +1,12 @@
-"""Everything that a killed run needs to go on exactly where its last record left it."""
+"""Everything that a run needs to go on exactly where its last checkpoint left it."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from domainbed.run_folder import RunFolder
 from domainbed.training.restoring import restore
 from domainbed.training.state import capture, plain_numpy_state
 
-_VERSION = 4
+_VERSION = 5
 _TITLE = b"domainbed checkpoint, sha256 "
 
 
@@ -38,12 +38,14 @@ class Progress:
         next_step: the first of its steps not yet taken; the number of steps if it has ended.
         records: the lines of results.jsonl so far, so that a file torn by a crash is replaced.
         seconds: time spent, over all sessions of the run.
+        history: by name, what each update since the last record returned.
     """
 
     stage: int = 1
     next_step: int = 0
     records: tuple[str, ...] = ()
     seconds: float = 0.0
+    history: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def has_begun(self) -> bool:

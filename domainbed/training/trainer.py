@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from domainbed.record_keys import (
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import NOT_WHOLE, RunFolder
 from domainbed.spec import RunSpec
+from domainbed.stopping import Interrupted, stop_requested, stopping_at_once
 from domainbed.training import checkpoint
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
@@ -66,6 +67,7 @@ def run(
 
     Raises:
         Busy: another process is at work in the folder.
+        Interrupted: a stop was requested; the run goes on from there when this is called again.
         UserError: the folder holds something else, or the spec does not fit the data.
     """
     options = options or RunOptions()
@@ -79,7 +81,9 @@ def run(
             checkpoint.remove(folder)  # a kill may have come between the mark and this
             return
         with process_set_up(began.get("threads")):
-            Trainer(build(spec, options), folder, options, began, echo, on_step).train()
+            with stopping_at_once():
+                experiment = build(spec, options)
+            Trainer(experiment, folder, options, began, echo, on_step).train()
 
 
 class Trainer:
@@ -119,7 +123,7 @@ class Trainer:
 
     def _train_stage(self, progress: Progress) -> Progress:
         """All steps that are left, with a record and a checkpoint at every interval."""
-        history: dict[str, list[float]] = defaultdict(list)
+        history = defaultdict(list, {name: [*values] for name, values in progress.history.items()})
         steps = range(progress.next_step, self.spec.steps)
         began = step_began = time.monotonic()
         for step, minibatches, unlabeled in zip(
@@ -140,6 +144,7 @@ class Trainer:
                     next_step=self.spec.steps if ended else step + 1,
                     records=(*progress.records, line),
                     seconds=progress.seconds + time.monotonic() - began,
+                    history={},
                 )
                 began = time.monotonic()
                 self._save(progress, step)
@@ -147,9 +152,20 @@ class Trainer:
                 self.on_step(self._steps_taken(progress.stage, step))
             if progress.next_step == self.spec.steps:
                 break
+            if stop_requested():
+                seconds = progress.seconds + time.monotonic() - began
+                self._stop(replace(progress, next_step=step + 1, seconds=seconds, history=history))
             step_began = time.monotonic()
         self.algorithm.on_end()
         return progress
+
+    def _stop(self, progress: Progress) -> NoReturn:
+        """Keeps all that was done since the last record, too."""
+        if progress.history:
+            history = {name: [*values] for name, values in progress.history.items()}
+            self._save_checkpoint(replace(progress, history=history))
+        self.table.line(f"Stopping at step {progress.next_step} of {self.spec.steps}, as requested")
+        raise Interrupted
 
     def _steps_taken(self, stage: int, step: int) -> int:
         """Those of all stages, as a share of one stage's."""

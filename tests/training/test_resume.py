@@ -19,7 +19,8 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.errors import UserError
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
-from domainbed.states import DONE, FAILED
+from domainbed.states import DONE, FAILED, INTERRUPTED
+from domainbed.stopping import Interrupted, request_stop, stopping_on
 from domainbed.training import checkpoint
 from domainbed.training.trainer import RunOptions, run
 
@@ -63,6 +64,17 @@ def run_until(spec: RunSpec, folder: Path, step: int) -> None:
         run(spec, RunFolder(folder), on_step=on_step)
 
 
+def run_until_stopped(spec: RunSpec, folder: Path, step: int) -> None:
+    def on_step(taken: int) -> None:
+        if taken == step:
+            request_stop()
+
+    with stopping_on([]), pytest.raises(Interrupted):
+        run(spec, RunFolder(folder), on_step=on_step)
+    assert RunFolder(folder).state() == INTERRUPTED
+    assert f"Stopping at step {step} of" in (folder / "out.txt").read_text()
+
+
 TRAINED = [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features]
 
 
@@ -72,6 +84,7 @@ def test_interrupted_run_equals_uninterrupted(algorithm: str, tmp_path: Path) ->
     run(spec, RunFolder(tmp_path / "whole"), RunOptions())
     for step in (2, 6, 8):  # before, at and after the switch of the penalty
         run_until(spec, tmp_path / "pieces", step)
+        run_until_stopped(spec, tmp_path / "pieces", step)  # which is not recorded
     run(spec, RunFolder(tmp_path / "pieces"), RunOptions())
     whole, pieces = records(tmp_path / "whole"), records(tmp_path / "pieces")
     assert [r["step"] for r in whole] == [0, 2, 4, 6, 8, 9]

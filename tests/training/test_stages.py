@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vectors import IMAGES, Killed, Vectors, records, run_until
 from domainbed.algorithms import ALGORITHMS, ERM, Stage
 from domainbed.datasets import DATASETS
 from domainbed.spec import RunSpec
+from domainbed.stopping import Interrupted, request_stop, stopping_on
 from domainbed.training import RunOptions, build, checkpoint, run
 from domainbed.training.model_file import read_model
 from domainbed.training.splits import Split, undivided
@@ -220,3 +222,28 @@ def test_one_stage_of_another_kind_is_not_marked(
     monkeypatch.setitem(ALGORITHMS._entries, "OneLong", OneLong)
     run(spec_of("OneLong", steps=2), tmp_path)
     assert not any("stage" in r or "stages" in r["args"] for r in records(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "averages", "expected"),
+    [("ERM", ["ema", "sma", "swad"], STEPS), ("Halving", [], 4 + STEPS)],
+)
+def test_a_run_that_is_asked_to_stop_after_every_step_ends_the_same(
+    algorithm: str, averages: list[str], expected: int, tmp_path: Path
+) -> None:
+    """The last step of a stage is no place to stop."""
+    spec = spec_of(algorithm, averages=averages)
+    run(spec, tmp_path / "whole")
+    sessions = 0
+    while not (tmp_path / "pieces" / "done").exists():
+        sessions += 1
+        with stopping_on([]), suppress(Interrupted):
+            run(spec, tmp_path / "pieces", on_step=lambda taken: request_stop())
+    assert sessions == expected
+    assert records(tmp_path / "pieces") == records(tmp_path / "whole")
+    for file in ["model.pkl", *(f"model.{name}.pkl" for name in averages)]:
+        whole, pieces = (
+            read_model(tmp_path / place / file, spec.run_id)["model_dict"]
+            for place in ("whole", "pieces")
+        )
+        assert all(torch.equal(whole[name], pieces[name]) for name in whole)
