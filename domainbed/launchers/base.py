@@ -6,10 +6,12 @@ engine (a queue, a cluster), which does them whether or not anybody waits.
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -180,6 +182,24 @@ def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
         send(Event(FAILED, index, error=traceback.format_exc()))
     else:
         send(Event(DONE, index))
+
+
+@contextmanager
+def environment_set(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables for a while: a process begun meanwhile has them from the start.
+
+    PyTorch counts threads and GPUs when it is imported; a worker could only set them too late.
+    """
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _throttled(report: Callable[[int], None]) -> Callable[[int], None]:

@@ -17,8 +17,9 @@ from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.experiments.irm_colored_mnist.training import run_restart
 from domainbed.files import write_text
 from domainbed.launchers import Event, LocalLauncher, Resources
-from domainbed.launchers.local import environment_set
+from domainbed.launchers.base import environment_set
 from domainbed.states import FAILED
+from domainbed.stopping import Interrupted, stop_requested
 from domainbed.sweeps.display import Display
 from domainbed.training.machine import choose_device, describe
 
@@ -124,8 +125,15 @@ class RestartJob:
         config = self.config
         device = choose_device(config.device)
         images, digits = read_images(config.data_dir)
+
+        def on_step_unless_stopped(steps: int) -> None:
+            if stop_requested():  # a restart takes minutes: it is begun anew another time
+                raise Interrupted
+            on_step(steps)
+
         result = run_restart(
-            config.settings, algorithm, number, images, digits, device, on_step=on_step
+            *(config.settings, algorithm, number, images, digits, device),
+            on_step=on_step_unless_stopped,
         )
         result["environment"] = describe(device)
         write_text(result_file(config, restart), json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,299 @@
+"""Worker processes on this machine: tasks are given out to them, and those that die replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import connection, resource_tracker
+from typing import Any
+
+from domainbed.launchers.base import Event, Handle, Job, OnEvent, environment_set, perform
+from domainbed.states import FAILED, INTERRUPTED, PROGRESS, STARTED
+from domainbed.stopping import request_stop
+
+log = logging.getLogger(__name__)
+
+Place = Mapping[str, str]
+"""The environment variables that make a worker's share of the machine."""
+
+_SPAWN = multiprocessing.get_context("spawn")
+_SECONDS_BETWEEN_CHECKS = 1.0
+_SECONDS_TO_STOP = 30.0
+"""For a task that was asked to stop: a step of a large network, and a checkpoint on a slow disk."""
+_SECONDS_TO_END = 3.0
+_MOST_DEATHS = 2
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
+# What a terminal sends to all of its processes: the parent decides what it means for workers.
+_OF_THE_TERMINAL = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
+class _Worker:
+    """One process and the task that it is at.
+
+    Attributes:
+        index: of the task; None while it has none.
+        began: when that task did, by the monotonic clock; None while it has not.
+        asked_to_stop: when it was, by the monotonic clock.
+        is_leaving: whether it is to get no more tasks.
+    """
+
+    def __init__(self, job: Job, place: Place) -> None:
+        self.place = place
+        self.connection, theirs = _SPAWN.Pipe()
+        self.index: int | None = None
+        self.began: float | None = None
+        self.asked_to_stop: float | None = None
+        self.is_leaving = False
+        # Not daemonic: a daemon may not start the processes that read images.
+        self.process = _SPAWN.Process(target=_work, args=(theirs, job), daemon=False)
+        with environment_set(place), _signals_held_back():
+            self.process.start()
+        theirs.close()
+
+    def assign(self, index: int, task: Any) -> None:
+        self.index, self.began = index, None
+        with contextlib.suppress(OSError):  # it is dead: found out at the next look
+            self.connection.send((index, task))
+
+    def events(self) -> Iterator[Event]:
+        """What it has sent; `is_leaving` afterwards if it died."""
+        alive = self.process.is_alive()  # asked first: its last events may still be in the pipe
+        try:
+            while self.connection.poll():
+                event: Event = self.connection.recv()
+                self._note(event)
+                yield event
+        except (EOFError, OSError):
+            self.process.join(_SECONDS_TO_END)
+            alive = False
+        self.is_leaving |= not alive
+
+    def _note(self, event: Event) -> None:
+        if event.kind == STARTED:
+            self.began = time.monotonic()
+        elif event.kind != PROGRESS:
+            self.index = None
+        self.is_leaving |= event.kind == INTERRUPTED  # it would stop at the next task as well
+
+    def has_run_for(self, seconds: float) -> bool:
+        return self.began is not None and time.monotonic() - self.began >= seconds
+
+    def ask_to_stop(self) -> None:
+        if self.asked_to_stop is None:
+            self.asked_to_stop = time.monotonic()
+            self.process.terminate()
+        elif time.monotonic() - self.asked_to_stop > _SECONDS_TO_STOP:
+            self.process.kill()
+
+    def how_it_died(self) -> str:
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            return f"signal {-code} ({signal.Signals(-code).name})"
+        return f"exit status {code}"
+
+    def send_end(self) -> None:
+        """Tells an idle worker to end."""
+        with contextlib.suppress(OSError):
+            self.connection.send(None)
+
+    def end(self) -> None:
+        """Ends the process, whatever it is at, and waits for its end."""
+        if self.index is None:
+            self.send_end()
+            self.process.join(_SECONDS_TO_END)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+class Pool(Handle):
+    """The workers and the queue of tasks.
+
+    A worker that dies is replaced, and its task given out again: it goes on from what it wrote.
+    With `_MOST_DEATHS` workers dead at it, a task is FAILED.
+
+    Args:
+        job: what to do with a task.
+        tasks: picklable.
+        places: one for each worker.
+        minutes: after which a task is asked to stop, and FAILED; None for no limit.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        tasks: Sequence[Any],
+        places: Sequence[Place],
+        minutes: float | None = None,
+    ) -> None:
+        super().__init__([""] * len(tasks))
+        self._job, self._tasks, self._places, self._minutes = job, tasks, places, minutes
+        self._queue = deque(range(len(tasks)))
+        self._workers: list[_Worker] = []
+        self._deaths: Counter[int] = Counter()
+        self._stopping = False
+        self._cancelled = threading.Event()
+
+    def wait(self, on_event: OnEvent) -> None:
+        """Does all tasks; an interrupt lets those under way write what they can go on from."""
+        noted = self.noting(on_event)
+        try:
+            self._work(noted)
+        except KeyboardInterrupt:
+            self._stop(noted)
+            raise
+        finally:
+            for worker in self._workers:
+                worker.end()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def _work(self, on_event: OnEvent) -> None:
+        for place in self._places:
+            self._start_worker(place)
+        while self._busy() and not self._cancelled.is_set():
+            self._look(on_event, self._seconds_between_looks())
+        if self._cancelled.is_set():
+            self._stop(on_event)
+
+    def _stop(self, on_event: OnEvent) -> None:
+        """Asks all tasks under way to stop, and waits for it; a further interrupt ends them."""
+        self._stopping = True
+        if busy := self._busy():
+            log.warning(
+                "stopping: %d at work may take up to %d seconds to write what they can go on from; "
+                "Ctrl-C ends them at once", len(busy), _SECONDS_TO_STOP,
+            )  # fmt: skip
+        while busy := self._busy():
+            for worker in busy:
+                worker.ask_to_stop()
+            self._look(on_event, _SECONDS_BETWEEN_CHECKS)
+
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.index is not None]
+
+    def _look(self, on_event: OnEvent, seconds: float) -> None:
+        """Waits for news of the workers, at most so long, and deals with it."""
+        connection.wait([worker.connection for worker in self._busy()], timeout=seconds)
+        for worker in self._busy():
+            if self._is_overdue(worker):
+                worker.ask_to_stop()
+            self._handle(worker, on_event)
+
+    def _seconds_between_looks(self) -> float:
+        return min(_SECONDS_BETWEEN_CHECKS, (self._minutes or 1) * 60 / 10)
+
+    def _is_overdue(self, worker: _Worker) -> bool:
+        return self._minutes is not None and worker.has_run_for(self._minutes * 60)
+
+    def _handle(self, worker: _Worker, on_event: OnEvent) -> None:
+        index = worker.index
+        assert index is not None
+        for event in worker.events():
+            if event.kind == INTERRUPTED:
+                self._judge(index, worker, "", on_event)
+            else:
+                on_event(event)
+        if worker.index is not None and worker.is_leaving:
+            worker.index = None
+            self._judge(index, worker, worker.how_it_died(), on_event)
+        if worker.index is None:
+            self._go_on(worker)
+
+    def _judge(self, index: int, worker: _Worker, death: str, on_event: OnEvent) -> None:
+        """Decides what becomes of a task that stopped, or whose worker died, before its end."""
+        if self._stopping:
+            on_event(Event(INTERRUPTED, index))
+        elif self._is_overdue(worker):
+            error = f"it reached the time limit of {self._minutes:g} minutes, and can go on\n"
+            on_event(Event(FAILED, index, error=error))
+        elif not death:  # somebody asked the worker to stop, and not this pool
+            self._queue.appendleft(index)
+        else:
+            self._judge_death(index, death, on_event)
+
+    def _judge_death(self, index: int, death: str, on_event: OnEvent) -> None:
+        self._deaths[index] += 1
+        hint = ": out of memory?" if "SIGKILL" in death else ""
+        if self._deaths[index] < _MOST_DEATHS:
+            log.warning("warning: a worker died with %s%s: it is replaced", death, hint)
+            self._queue.appendleft(index)
+        else:
+            times = f"{_MOST_DEATHS} workers died at it"
+            error = f"{times}, the last with {death}{hint}\n"
+            on_event(Event(FAILED, index, error=error))
+
+    def _go_on(self, worker: _Worker) -> None:
+        """Gives an idle worker its next task, or replaces it."""
+        if worker.is_leaving:
+            self._workers.remove(worker)
+            worker.end()
+            self._start_worker(worker.place)
+        else:
+            self._assign(worker)
+
+    def _start_worker(self, place: Place) -> None:
+        if self._queue and not self._stopping:
+            self._workers.append(_Worker(self._job, place))
+            self._assign(self._workers[-1])
+
+    def _assign(self, worker: _Worker) -> None:
+        if self._queue and not self._stopping:
+            index = self._queue.popleft()
+            worker.assign(index, self._tasks[index])
+        else:
+            worker.send_end()
+
+
+def _work(pipe: connection.Connection, job: Job) -> None:
+    """What a worker process runs: tasks come in, events go out, None ends it."""
+    for number in _OF_THE_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: request_stop())
+    _be_killed_with_parent()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while (message := pipe.recv()) is not None:
+            index, task = message
+            perform(job, index, task, pipe.send)
+
+
+def _be_killed_with_parent() -> None:
+    """Where the system can: no thread of this process runs while native code holds its lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Blocks Ctrl-C for a while: a process begun meanwhile never sees it, this one afterwards.
+
+    Else a worker that is still importing would print a traceback before it can ignore the signal.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks the signal when it is first started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

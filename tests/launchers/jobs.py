@@ -1,0 +1,70 @@
+"""A job for tests of launchers. It trains nothing; workers on this and other machines import it."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from domainbed.run_folder import Busy
+from domainbed.stopping import Interrupted, stop_requested
+
+NOTED = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DOMAINBED_ENGINE", "DOMAINBED_JOB")
+
+
+@dataclass(frozen=True)
+class WordJob:
+    """Does what the task's word says, and notes where it was done.
+
+    Attributes:
+        log: a line for each time that a task is begun: the word, the process, `NOTED`.
+    """
+
+    log: str
+
+    def __call__(self, task, on_step):
+        with open(self.log, "a") as log:
+            print(
+                task, os.getpid(), *(os.environ.get(name, "") for name in NOTED), sep="|", file=log
+            )
+        on_step(1)
+        if task == "fail":
+            raise ValueError("no good")
+        if task == "exit":
+            raise SystemExit(3)
+        if task == "busy":
+            raise Busy
+        if task == "stop":
+            raise Interrupted
+        if task == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task == "die once" and self.begun().count(task) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task == "term once" and self.begun().count(task) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            until_asked_to_stop()
+        if task == "wait":
+            until_asked_to_stop()
+        if task == "sleep":
+            time.sleep(60)
+
+    def lines(self):
+        """What was noted: lists of words."""
+        file = Path(self.log)
+        return [line.split("|") for line in file.read_text().splitlines()] if file.exists() else []
+
+    def begun(self):
+        """The words of the tasks that were begun, in that order."""
+        return [line[0] for line in self.lines()]
+
+    def pids(self):
+        return {int(line[1]) for line in self.lines()}
+
+
+def until_asked_to_stop():
+    """What a long run does that looks after each step whether it should stop."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if stop_requested():
+            raise Interrupted
+        time.sleep(0.02)
