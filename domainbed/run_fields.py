@@ -83,8 +83,10 @@ class RunFields(Settings):
     augment_validation: bool = Field(
         False, description="augment validation images of training domains, as DomainBed does"
     )
-    eval_splits: Literal["needed", "all"] = Field(
-        "needed", description="all: also the training domains' in-splits at every record"
+    eval_splits: Literal["all", "needed", "selection", "best"] = Field(
+        "needed",
+        description="evaluated at records: all, all but the training domains' in-splits, what "
+        "selection can read, or what it can without leave-one-domain-out",
     )
     record_last_step: bool = Field(
         True, description="a record at the last step, whatever the interval"

@@ -169,7 +169,8 @@ def _curves(frame: pd.DataFrame, domains: Sequence[str]) -> Figure:
         for env, of_env in of_algorithm.groupby("test_env"):
             look = _look(int(env))
             color, marker = look["color"], look["marker"]
-            axes.plot(of_env["step"], of_env["test"], color=color)
+            measured = of_env.dropna(subset=["test"])
+            axes.plot(measured["step"], measured["test"], color=color)
             axes.plot(of_env["step"], of_env["validation"], color=color, linestyle=":")
             best = of_env[of_env["chosen"] > 0]
             axes.plot(best["step"], best["test"], linestyle="", marker=marker, color=color,

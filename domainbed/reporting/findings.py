@@ -72,8 +72,9 @@ class Findings:
         """The course of the chosen runs, the mean over their trials.
 
         Columns: `selection`, `dataset`, `algorithm`, `test_env`, `step`; `validation`, on the
-        out-splits of the training domains, and `test`, on the test domain, in percent; `trials`,
-        how many have a record of that step; `chosen`, in how many of them it is the chosen one.
+        out-splits of the training domains, and `test`, on the test domain, in percent, NaN where a
+        trial has not measured it; `trials`, how many have a record of that step; `chosen`, in how
+        many of them it is the chosen one.
         """
         table = single_domain_records(self.records)
         of_records = table.keys[[*_RUN, "step"]].assign(
@@ -85,9 +86,10 @@ class Findings:
         course["chosen"] = course["step"] == course["best"]
         of_step = course.groupby(["selection", *_CELL, "step"], sort=False)
         found = of_step.agg(
-            validation=("validation", "mean"), test=("test", "mean"),
+            validation=("validation", "mean"), test=("test", "mean"), measured=("test", "count"),
             trials=("chosen", "size"), chosen=("chosen", "sum"),
         )  # fmt: skip
+        found["test"] = found["test"].where(found.pop("measured") == found["trials"])
         return found.reset_index().sort_values(["selection", *_CELL, "step"], ignore_index=True)
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from domainbed.records import AccuracyTable, Records
+from domainbed.records import RUN_KEYS, AccuracyTable, Records
 from domainbed.selection.base import (
     SEED_KEYS,
     SelectionMethod,
@@ -25,13 +25,24 @@ def score_leave_one_out(records: Records) -> pd.DataFrame:
     For test domain t, a step's validation accuracy is the mean, over the other domains d, of the
     in-split accuracy on d of the run whose test domains are {t, d}. The test accuracy is that of
     the run whose only test domain is t. A step counts only if all these runs have recorded it,
-    the single one exactly once.
+    the single one exactly once. Runs that left out some of these accuracies, with `eval_splits`
+    "best", do not count: what they have are chosen steps.
     """
     singles = single_domain_records(records)
+    singles = singles.only(_is_of_whole_run(singles.keys, singles.keys["test_acc"].to_numpy()))
     singles = singles.only(~singles.keys.duplicated(STEP_KEYS, keep=False))
     held_out = _held_out_accuracies(singles, _pair_records(records))
     val_acc = mean_over_others(held_out, singles.keys)
     return best_step(singles.keys.assign(val_acc=val_acc).dropna(subset=["val_acc"]))
+
+
+def _is_of_whole_run(keys: pd.DataFrame, values: np.ndarray) -> np.ndarray:
+    """For each record whether its run has a number at all its records."""
+    lacks = np.isnan(values)
+    if not lacks.any():
+        return ~lacks
+    runs = pd.MultiIndex.from_frame(keys[RUN_KEYS])
+    return ~runs.isin(runs[lacks])
 
 
 def _pair_records(records: Records) -> pd.DataFrame:
@@ -39,6 +50,10 @@ def _pair_records(records: Records) -> pd.DataFrame:
     test_envs = records.accuracies.keys["test_envs"]
     pairs = records.accuracies.only([len(envs) == 2 and envs[0] != envs[1] for envs in test_envs])
     envs = np.array(pairs.keys["test_envs"].tolist(), dtype=int).reshape(-1, 2)
+    whole = _is_of_whole_run(
+        pairs.keys, pick(pairs.in_split, envs[:, 0]) + pick(pairs.in_split, envs[:, 1])
+    )
+    pairs, envs = pairs.only(whole), envs[whole]
     sides = [
         pairs.keys.assign(
             test_env=envs[:, t], val_env=envs[:, v], val_acc=pick(pairs.in_split, envs[:, v])
@@ -67,5 +82,6 @@ LEAVE_ONE_OUT = register(
         title="leave-one-domain-out cross-validation",
         needs_pairs=True,
         score=score_leave_one_out,
+        reads="selection",
     )
 )

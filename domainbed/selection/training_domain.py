@@ -31,5 +31,6 @@ TRAINING_DOMAIN = register(
         title="training-domain validation set",
         needs_pairs=False,
         score=score_training_domain,
+        reads="best",
     )
 )

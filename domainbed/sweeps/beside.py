@@ -59,7 +59,7 @@ def write_beside(
     }
     declared = experiment.dataset.test_domains
     args |= {} if declared is None else {"test_domains": list(declared)}
-    values = experiment.evaluate(spec.steps - 1, everything=True)
+    values = experiment.evaluate(spec.steps - 1, experiment.all_splits())
     measured = {record_key(v.domain, v.split, v.metric): v.value for v in values}
     record = {"step": spec.steps - 1, **measured, "hparams": dict(hparams), "args": args}
     line = json.dumps(as_json_values(record), sort_keys=True, allow_nan=False) + "\n"

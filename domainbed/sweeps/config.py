@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import Field, model_validator
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 TestEnvs = tuple[int, ...]
 
+_FROM_MOST = get_args(RunFields.model_fields["eval_splits"].annotation)
 _MOST_RUNS = 1_000_000
 _MOST_SETS = 1_000
 """Sets of test domains that are planned unasked: more are seldom meant."""
@@ -144,6 +145,22 @@ class SweepConfig(RunFields, RunOptions):
         """The fixed hyper-parameters of one algorithm: those of all, and over them its own."""
         shared = {name: v for name, v in self.hparams.items() if not _is_algorithm(name)}
         return {**shared, **self.hparams.get(algorithm, {})}
+
+    def run_fields(self) -> dict[str, Any]:
+        """Those that were given; `eval_splits` "selection" as the sweep's own methods need it."""
+        from domainbed.selection import SELECTION_METHODS
+
+        fields = super().run_fields()
+        if fields.get("eval_splits") in ("selection", "best"):
+            reads = {SELECTION_METHODS[name].reads: name for name in self.selection}
+            most = next(each for each in _FROM_MOST if each in reads)
+            if fields["eval_splits"] == "best" != most:
+                raise UserError(
+                    f"eval_splits is 'best', but {reads[most]} reads more: set 'selection'",
+                    "eval_splits",
+                )
+            fields["eval_splits"] = most
+        return fields
 
     def as_yaml_value(self) -> dict[str, Any]:
         """What a config file would say, for a sweep that is the same."""

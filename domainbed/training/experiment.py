@@ -137,35 +137,18 @@ class Experiment:
         return ([x for x, _ in pairs] for pairs in of_steps)
 
     def evaluate(
-        self, step: int, everything: bool, on_batch: Callable[[int, int], None] | None = None
+        self,
+        step: int,
+        splits: Sequence[EvaluationSplit],
+        on_batch: Callable[[int, int], None] | None = None,
     ) -> list[Value]:
         """The metrics of the splits, at the weights that the algorithm has.
 
         Args:
             step: for the random draws of augmented validation images.
-            everything: the training domains' in-splits as well.
+            splits: none empty.
             on_batch: called with the images done and in all.
         """
-        splits = splits_to_evaluate(self.stage_splits, self.spec.test_envs, everything)
-        return self._evaluate(splits, step, on_batch)
-
-    def validation_accuracy(self) -> float:
-        """The mean accuracy on the training domains' out-splits; NaN where there are none."""
-        splits = [
-            EvaluationSplit(domain, "out", self.splits[domain].out)
-            for domain in self.train_envs
-            if self.splits[domain].out
-        ]
-        values = self._evaluate(splits, self.spec.steps - 1)
-        found = [each.value for each in values if each.metric == "accuracy"]
-        return sum(found) / len(found) if found else float("nan")
-
-    def _evaluate(
-        self,
-        splits: Sequence[EvaluationSplit],
-        step: int,
-        on_batch: Callable[[int, int], None] | None = None,
-    ) -> list[Value]:
         spec = self.spec
         evaluator = Evaluator(
             self.domains,
@@ -176,6 +159,21 @@ class Experiment:
         )
         with self.precision():
             return evaluator.evaluate(self.algorithm, splits, step, on_batch)
+
+    def all_splits(self) -> list[EvaluationSplit]:
+        """Those of the stage that have images."""
+        return splits_to_evaluate(self.stage_splits, self.spec.test_envs, everything=True)
+
+    def validation_accuracy(self) -> float:
+        """The mean accuracy on the training domains' out-splits; NaN where there are none."""
+        splits = [
+            EvaluationSplit(domain, "out", self.splits[domain].out)
+            for domain in self.train_envs
+            if self.splits[domain].out
+        ]
+        values = self.evaluate(self.spec.steps - 1, splits)
+        found = [each.value for each in values if each.metric == "accuracy"]
+        return sum(found) / len(found) if found else float("nan")
 
     def _draws(self, domain: int, indices: list[int], balanced: bool = False) -> IndexDraws:
         labels = self.domains[domain].labels[indices] if balanced else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -90,4 +91,6 @@ def duration(seconds: float) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:.3f}" if name.endswith("_acc") else f"{value:.4g}"
+    if name.endswith("_acc"):
+        return "-" if math.isnan(value) else f"{value:.3f}"  # one that nobody reads
+    return f"{value:.4g}"

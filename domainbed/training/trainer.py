@@ -32,11 +32,12 @@ from domainbed.training import checkpoint
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
 from domainbed.training.claim import claim
-from domainbed.training.evaluation import Value
+from domainbed.training.evaluation import EvaluationSplit, Value
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import describe, package_version, peak_memory, process_set_up
 from domainbed.training.model_file import save_model
 from domainbed.training.progress import ProgressTable
+from domainbed.training.recorded_splits import RecordedSplits
 from domainbed.training.saved_predictions import save_predictions
 from domainbed.training.state import unseen
 
@@ -107,6 +108,7 @@ class Trainer:
         self.echo, self.diverged = echo, False
         self.stages = len(self.algorithm.training_stages())
         self.averages = Averages(experiment)
+        self.splits = RecordedSplits(experiment, self._last_recorded())
         self.table = self._new_table()
 
     @property
@@ -223,6 +225,7 @@ class Trainer:
         if progress.has_begun:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
             self.diverged = any(json.loads(line).get("diverged") for line in progress.records)
+            self.splits.restore(progress.records, self.averages)
         else:
             self._announce()
             self._keep_earlier_records()
@@ -289,6 +292,9 @@ class Trainer:
         last = step == self.spec.steps - 1
         return step % self.spec.checkpoint_freq == 0 or (last and self.spec.record_last_step)
 
+    def _last_recorded(self) -> int:
+        return next(step for step in reversed(range(self.spec.steps)) if self._is_recorded(step))
+
     def _record(self, step: int, history: Mapping[str, Sequence[float]]) -> tuple[str, bool]:
         """Evaluates, and appends the record to results.jsonl.
 
@@ -314,10 +320,11 @@ class Trainer:
         self.folder.append_result(line)
         return line, ended
 
-    def _measured(self, step: int) -> list[Value]:
-        last = step == self.spec.steps - 1
-        everything = last or self.spec.eval_splits == "all"
-        return self.experiment.evaluate(step, everything, self.table.evaluating)
+    def _measured(self, step: int, average: str = "") -> list[Value]:
+        def evaluate(splits: Sequence[EvaluationSplit]) -> list[Value]:
+            return self.experiment.evaluate(step, splits, self.table.evaluating)
+
+        return self.splits.measure(self.experiment, step, evaluate, average)
 
     def _of_averages(self, step: int, loss: float) -> dict[str, float]:
         """What a record has of averaged weights; `loss` is that of validation of the last ones."""
@@ -326,7 +333,7 @@ class Trainer:
             with self.averages.in_place(name):
                 found |= {
                     average_key(name, self._key(m.domain, m.split, m.metric)): m.value
-                    for m in self._measured(step)
+                    for m in self._measured(step, name)
                 }
         return found
 

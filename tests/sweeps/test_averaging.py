@@ -110,7 +110,7 @@ def measured(state: dict[str, torch.Tensor]) -> dict[str, float]:
     """What the record of these weights of ERM must hold."""
     experiment = build(spec_of(), CPU)
     experiment.algorithm.load_state_dict({**experiment.algorithm.state_dict(), **state})
-    values = experiment.evaluate(11, everything=True)
+    values = experiment.evaluate(11, experiment.all_splits())
     return {f"env{v.domain}_{v.split}_acc": v.value for v in values}
 
 

@@ -68,7 +68,7 @@ def test_defaults_are_the_published_protocol(write):
         ("trials: 1000000000000", 4, "field 'trials': expected at most 1,000,000 seeds"),
         ("launcher: {name: [local]}", 4, "field 'launcher.name': expected the name of a"),
         ("launcher: 3", 4, "field 'launcher': expected a text or names with values, found 3"),
-        ("eval_splits: some", 4, "field 'eval_splits': expected one of needed, all"),
+        ("eval_splits: some", 4, "field 'eval_splits': expected one of all, needed, sel"),
         ("launcher: locale", 4, "field 'launcher': unknown launcher 'locale'. Did you mean"),
         ("launcher:\n  name: local\n  gpus: 2", 6, "no option 'gpus'. Known: workers"),
         ("launcher: {name: local, workers: 0}", 4, "workers is 0: expected a whole number"),
