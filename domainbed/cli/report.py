@@ -15,6 +15,7 @@ from domainbed.cli.choices import (
     style_of,
 )
 from domainbed.cli.collect import show_progress, write_output
+from domainbed.cli.common import add_data_dir_flag
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of `domainbed report`."""
     add_choices(parser)
     add_style(parser)
+    add_data_dir_flag(parser)
     parser.add_argument(
         "-o", "--output", metavar="FILE", help=f"the file to write (FOLDER/{FILE} of the first)"
     )
@@ -73,10 +75,12 @@ def main(args: argparse.Namespace) -> int:
 def _html(args: argparse.Namespace, refresh: int = 0) -> str:
     """The page, which a browser loads anew after so many seconds; 0 for never."""
     from domainbed.reporting.page import build_page, to_html
+    from domainbed.reporting.page.thumbnails import FilesBelow
     from domainbed.reporting.style import styled
 
     report = styled(read_report(args, quiet=bool(refresh)), style_of(args))
-    return to_html(build_page(report, args.folders, args.baseline or BASELINE), refresh)
+    images = FilesBelow(Path(args.data_dir))
+    return to_html(build_page(report, args.folders, args.baseline or BASELINE, images), refresh)
 
 
 def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ class Misclassified:
         earlier: how many chosen runs the method chose at an earlier step than the last, which
             their predictions are of.
         runs: how many runs were chosen.
+        folders: by dataset, test domain and trial a run that predicts its images.
     """
 
     algorithms: list[str]
     images: pd.DataFrame
     earlier: int
     runs: int
+    folders: dict[tuple[str, int, int], str] = field(default_factory=dict)
 
     def counts(self) -> pd.DataFrame:
         """How many images, by dataset, domain and trial, and by who is wrong."""
@@ -90,7 +92,8 @@ def misclassified(
         found = _beside({name: frame for name, (frame, _) in read.items()}, list(row))
         images.append(found.assign(dataset=dataset, test_env=env, trial_seed=trial, domain=domain))
     columns = [*_KEYS, "domain", "image", "label", *map("predicted_{}".format, names), "wrong"]
-    return Misclassified(names, pd.concat(images, ignore_index=True)[columns], earlier, len(paths))
+    table = pd.concat(images, ignore_index=True)[columns]
+    return Misclassified(names, table, earlier, len(paths), folders[names[0]].to_dict())
 
 
 def _chosen(records: Records, method: SelectionMethod) -> pd.DataFrame:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ from domainbed.reporting.figures import FIGURES, plain_style
 from domainbed.reporting.findings import RANKED, Findings, ranges
 from domainbed.reporting.load import Folders
 from domainbed.reporting.page.origin import commands, environments, names_of
+from domainbed.reporting.page.part import Drawing, Listing, Part
 from domainbed.reporting.page.tables import (
     MAX_ROWS,
     HtmlTable,
@@ -25,6 +26,8 @@ from domainbed.reporting.page.tables import (
     result_tables,
     state_tables,
 )
+from domainbed.reporting.page.thumbnails import FilesBelow, ReadImages
+from domainbed.reporting.page.wrong_images import wrong_images
 from domainbed.reporting.protocols import mixtures
 from domainbed.reporting.render import head
 from domainbed.reporting.sections import Section
@@ -34,45 +37,6 @@ from domainbed.reporting.svg import inline_svg
 from domainbed.reporting.tables import AVERAGE, Report, domain_names
 
 UNIT = "trial"
-
-
-class Drawing(NamedTuple):
-    """A figure of the page: its `svg`, caption, and the algorithm it is about, or ""."""
-
-    svg: str
-    caption: str
-    algorithm: str = ""
-
-
-class Listing(NamedTuple):
-    """Text as it is, under a title."""
-
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the page.
-
-    Attributes:
-        name: what links to it say.
-        title: for people.
-        intro: what it shows, and how to read it.
-        figures, notes, tables, listings: in this order; notes say how little figures prove.
-        reasons: for each gap where it is, and why.
-        missing: why the part shows nothing; "" if it does.
-    """
-
-    name: str
-    title: str
-    intro: str
-    figures: list[Drawing] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    tables: list[HtmlTable] = field(default_factory=list)
-    listings: list[Listing] = field(default_factory=list)
-    reasons: list[tuple[str, list[str]]] = field(default_factory=list)
-    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,13 +50,19 @@ class Page:
     parts: list[Part]
 
 
-def build_page(report: Report, folders: Folders, baseline: str = "ERM") -> Page:
+def build_page(
+    report: Report,
+    folders: Folders,
+    baseline: str = "ERM",
+    read_images: ReadImages | None = None,
+) -> Page:
     """All that the report shows.
 
     Args:
         report: as from `build_report`.
         folders: where its records were read.
         baseline: what algorithms are compared with.
+        read_images: gives the images that predictions name; None for files below data/.
 
     Raises:
         UserError: matplotlib is not installed, or a file of a sweep is damaged.
@@ -106,7 +76,8 @@ def build_page(report: Report, folders: Folders, baseline: str = "ERM") -> Page:
     ]
     with plain_style():
         parts = [_results(report), *_single_source(report), *_of_findings(findings)]
-    parts.append(_runs(report, folders))
+    wrong = wrong_images(report, baseline, read_images or FilesBelow(Path("data")))
+    parts += [wrong, _runs(report, folders)]
     parts += [_choices(findings), _environment(report), _commands(folders)]
     facts = [f"{len(runs):,} runs", *head(report)]
     algorithms = order_algorithms(runs["algorithm"])
