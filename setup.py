@@ -13,7 +13,7 @@ EXTRAS = {
     "plots": ["matplotlib>=3.8"],  # the report and its figures
     "parquet": ["pyarrow>=14"],  # predictions of runs
     "stats": ["baycomp>=1.0.3"],  # Bayesian comparison of algorithms
-    "text": ["open_clip_torch>=2.24"],  # backbones that read text: zero-shot
+    "text": ["open_clip_torch>=3"],  # backbones that read text: zero-shot
     "trackers": ["tensorboard>=2.14", "wandb>=0.17", "mlflow-skinny>=2.14"],  # of records
 }
 EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]

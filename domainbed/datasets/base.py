@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
@@ -29,6 +30,7 @@ class MultipleDomainDataset:
         classes: their names, where the data has them.
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
+        features_folder: where the features lie that are the inputs; None where those are images.
     """
 
     ENVIRONMENTS: ClassVar[Sequence[str]] = ()
@@ -54,6 +56,7 @@ class MultipleDomainDataset:
     num_classes: int
     classes: Sequence[str] = ()
     out_splits: Sequence[Sequence[int]] | None = None
+    features_folder: Path | None = None
 
     @property
     def class_names(self) -> list[str]:

@@ -86,6 +86,7 @@ def apply_features(
     ]
     dataset.datasets = found
     dataset.input_shape = (stored.values.shape[2],)
+    dataset.features_folder = stored.folder
 
 
 def _domain(

@@ -3,5 +3,14 @@
 from domainbed.features.extraction import Images, open_features
 from domainbed.features.extractor import FeatureExtractor
 from domainbed.features.stored import StoredFeatures
+from domainbed.features.text import TextHead, open_text_head, reads_text
 
-__all__ = ["FeatureExtractor", "Images", "StoredFeatures", "open_features"]
+__all__ = [
+    "FeatureExtractor",
+    "Images",
+    "StoredFeatures",
+    "TextHead",
+    "open_features",
+    "open_text_head",
+    "reads_text",
+]

@@ -8,8 +8,9 @@ from typing import Any
 from domainbed.dimensions import Option, with_defaults
 from domainbed.networks.backbone import BACKBONE_OPTIONS, Backbone
 from domainbed.networks.featurizer import CHOICE_OPTIONS, NETWORKS, Featurizer
-from domainbed.networks.heads import MLP, Classifier, Projection
+from domainbed.networks.heads import MLP, Classifier, Projection, UnitFeatures
 from domainbed.networks.mnist_cnn import MNIST_CNN
+from domainbed.networks.open_clip_models import PROMPTS
 
 MLP_OPTIONS: dict[str, Option] = {
     "mlp_width": Option(256, "width of a featurizer of vectors", least=1),
@@ -20,7 +21,15 @@ MLP_OPTIONS: dict[str, Option] = {
 NETWORK_OPTIONS: dict[str, Option] = {**CHOICE_OPTIONS, **BACKBONE_OPTIONS, **MLP_OPTIONS}
 """What networks read where it is given, whatever the algorithm."""
 
-HEAD_OPTIONS: dict[str, Option] = {"featurizer": CHOICE_OPTIONS["featurizer"], **MLP_OPTIONS}
+HEAD_OPTIONS: dict[str, Option] = {
+    "featurizer": CHOICE_OPTIONS["featurizer"],
+    **MLP_OPTIONS,
+    "prompts": Option(
+        "photo",
+        f"templates of a classifier made of text: {', '.join(PROMPTS)}, or a file",
+        file=True,
+    ),
+}
 """Likewise, where inputs are features of images."""
 
 
@@ -32,6 +41,7 @@ def mlp_featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> ML
 
 
 NETWORKS.register(Projection)
+NETWORKS.register(UnitFeatures)
 NETWORKS.register(MNIST_CNN)
 NETWORKS.register(Backbone)
 
@@ -49,4 +59,5 @@ __all__ = [
     "Featurizer",
     "Projection",
     "ResNet",
+    "UnitFeatures",
 ]

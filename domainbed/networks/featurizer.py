@@ -14,7 +14,9 @@ from domainbed.registry import Registry
 
 CHOICE_OPTIONS: dict[str, Option] = {
     "featurizer": Option("", "a registered network; empty: by the shape of the input"),
-    "backbone": Option("", "a torchvision model, or timm:NAME; empty: the protocol's ResNet"),
+    "backbone": Option(
+        "", "a torchvision model, timm:NAME, or open_clip:NAME; empty: the protocol's ResNet"
+    ),
 }
 """What decides which network is built."""
 

@@ -76,3 +76,19 @@ class Projection(Featurizer):
         for layer in self.layers:
             x = F.relu(layer(self.dropout(x)))
         return x if self.layers else self.dropout(x)
+
+
+class UnitFeatures(Featurizer):
+    """Frozen features scaled to length 1; nothing below the classifier is trained.
+
+    Args:
+        input_shape: (d,).
+        hparams: not read.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.n_outputs = input_shape[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(x, dim=1)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from domainbed.errors import UserError
-from domainbed.networks import packaged
+from domainbed.networks import open_clip_models, packaged
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -47,6 +47,8 @@ def preprocessing_of(name: str) -> Preprocessing:
         )
     if name.startswith("timm:"):
         return _of_timm(name.removeprefix("timm:"), name)
+    if name.startswith(open_clip_models.PREFIX):
+        return _of_open_clip(name)
     return _of_torchvision(name)
 
 
@@ -72,6 +74,21 @@ def _of_timm(timm_name: str, name: str) -> Preprocessing:
     )
 
 
+def _of_open_clip(name: str) -> Preprocessing:
+    found = open_clip_models.preprocess_config(name)
+    size = found["size"]
+    if not isinstance(size, int):
+        size = _single(dict.fromkeys(size))
+    return Preprocessing(
+        size,
+        size,
+        _interpolation(found["interpolation"], name),
+        tuple(found["mean"]),
+        tuple(found["std"]),
+        found["resize_mode"] == "squash",
+    )
+
+
 def _of_torchvision(name: str) -> Preprocessing:
     from torchvision import models
 
@@ -87,7 +104,7 @@ def _of_torchvision(name: str) -> Preprocessing:
     )
 
 
-def _single(size: Sequence[int]) -> int:
+def _single(size: Iterable[int]) -> int:
     (side,) = size
     return side
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from domainbed.errors import UserError, one_line
-from domainbed.networks import packaged
+from domainbed.networks import open_clip_models, packaged
 from domainbed.networks.weights import load_weights
 from domainbed.suggest import did_you_mean
 
@@ -28,13 +28,26 @@ def headless_model(name: str, weights: str) -> nn.Module:
     apart. Stochastic depth stays as the model defines it.
 
     Args:
-        name: a classification model of torchvision, `timm:NAME`, or `efficientnet_lite0`.
+        name: a classification model of torchvision, `timm:NAME`, `efficientnet_lite0`, or
+            `open_clip:NAME` for its image encoder.
         weights: "imagenet" for the published ones (torchvision's `IMAGENET1K_V1`, or its
             default where there is no such; timm's default), "none", or a file with a state dict.
 
     Raises:
         UserError: no such model, or its weights are not to be had or do not fit.
     """
+    if name.startswith(open_clip_models.PREFIX):
+        network = open_clip_models.image_encoder(name, weights)
+    else:
+        network = _classification_model(name, weights)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network
+
+
+def _classification_model(name: str, weights: str) -> nn.Module:
+    """Of torchvision or timm, without its last layer."""
     pretrained = weights == "imagenet"
     if name == packaged.NAME:
         network, removed = _timm_model(packaged.TIMM_NAME, pretrained=False)
@@ -46,9 +59,6 @@ def headless_model(name: str, weights: str) -> nn.Module:
         network, removed = _torchvision_model(name, pretrained)
     if weights not in ("imagenet", "none"):
         load_weights(network, weights, name, removed)
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     return network
 
 
