@@ -10,7 +10,7 @@ ALGORITHM_ORDER: tuple[str, ...] = (
     *("ERMPlusPlus", "GroupDRO", "Mixup", "MLDG", "MMD", "CDANN", "MTL", "SagNet", "ARM", "RSC"),
     *("SD", "ANDMask", "SANDMask", "IGA", "SelfReg", "TRM", "IB_ERM", "IB_IRM", "CAD", "CondCAD"),
     *("Transfer", "CausIRL_CORAL", "CausIRL_MMD", "EQRM", "RDM", "ADRMX", "URM"),
-    *("T3A", "LinearProbe", "NearestMean", "KNN"),
+    *("T3A", "LinearProbe", "NearestMean", "KNN", "ZeroShot"),
 )
 """The order of rows in the results tables: the first seven, then DomainBed's, then baselines."""
 

@@ -11,7 +11,7 @@ _METRICS = {suffix: metric for metric, suffix in _SUFFIXES.items()}
 _KEY = re.compile(r"env(\d+)_(in|out|uda)_(\w+)", re.ASCII)
 
 
-AVERAGES = {"ema": "EMA", "sma": "SMA", "swad": "SWAD"}
+AVERAGES = {"ema": "EMA", "sma": "SMA", "swad": "SWAD", "wise": "WiSE"}
 """Averages of weights that are measured beside the last ones, and what tables call them."""
 
 FULL_DATA = "fd_"

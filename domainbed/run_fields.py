@@ -18,7 +18,8 @@ class FeatureSource(Settings):
     """What computes features of images, once; `domainbed features` does, and runs read them."""
 
     backbone: Text = Field(
-        "efficientnet_lite0", description="a torchvision model, timm:NAME, or efficientnet_lite0"
+        "efficientnet_lite0",
+        description="a torchvision model, timm:NAME, open_clip:NAME, or efficientnet_lite0",
     )
     weights: Text = Field(
         "imagenet", description="the published ones, none, or the path of a state dict"
@@ -97,10 +98,12 @@ class RunFields(Settings):
         "fail", description="what to do about a loss that is not finite"
     )
 
-    initial_weights: Literal["own", "shared"] = Field(
-        "own", description="shared: the same ones for all runs of a trial, to average runs"
+    initial_weights: Literal["own", "shared", "linear-probe", "text"] = Field(
+        "own",
+        description="shared: the same ones for all runs of a trial; linear-probe: and a classifier "
+        "fitted to the first features; text: one made of the classes' names",
     )
-    averages: Items[Literal["ema", "sma", "swad"]] = Field(
+    averages: Items[Literal["ema", "sma", "swad", "wise"]] = Field(
         (), description="averages of the weights to measure beside the last ones"
     )
     ema_decay: float = Field(
@@ -120,6 +123,10 @@ class RunFields(Settings):
         ge=1,
         description="SWAD's limit, as a multiple of the loss at its start",
         json_schema_extra={"default_text": "1.3, on VLCS 1.2"},
+    )
+
+    wise_alpha: float = Field(
+        0.5, ge=0, le=1, description="WiSE-FT's share of the trained weights; the rest is initial"
     )
 
     def run_fields(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from domainbed import hparams as search
 from domainbed.algorithms import get_algorithm_class
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError
+from domainbed.features import reads_text
 from domainbed.files import file_digest
 from domainbed.metrics import METRICS
 from domainbed.names import dataset_label
@@ -148,7 +149,7 @@ class RunSpec(RunFields):
     @property
     def initial_seed(self) -> int:
         """Of the weights that training begins with, and of what an algorithm draws in updates."""
-        if self.initial_weights == "shared":
+        if self.initial_weights != "own":
             return shared_initial_seed(self.dataset_label, self.trial_seed)
         return self.seed
 
@@ -218,10 +219,11 @@ def field_values(protocol: Protocol) -> dict[str, Any]:
 def _resolved(draft: RunSpec) -> RunSpec:
     """The same run, with all its hyper-parameters."""
     protocol, on_features = get_protocol(draft.protocol), draft.features is not None
+    of_text = {"featurizer": _OF_TEXT} if draft.initial_weights == "text" else {}
     values = search.resolve(
         draft.algorithm,
         draft.dataset_label,
-        protocol_options=protocol.options,
+        protocol_options={**protocol.options, **of_text},
         protocol_defaults=protocol.defaults.get(draft.algorithm, {}),
         protocol_ranges=protocol.ranges.get(draft.algorithm, {}),
         fixed=draft.fixed_hparams,
@@ -314,22 +316,44 @@ def _check_features(spec: RunSpec) -> None:
             f"features are of image files, and {spec.dataset_label} has none: leave 'features' out",
             "features",
         )
-    if lack := unsuited(spec.dataset, spec.algorithm, bool(spec.features)):
+    if lack := unsuited(spec.dataset, spec.algorithm, spec.features):
         raise UserError(lack, "algorithm")
+    if spec.initial_weights == "text" and not (spec.features and reads_text(spec.features)):
+        raise UserError(
+            f"initial_weights is 'text', which {_NEEDS_TEXT}; or choose other initial_weights",
+            "initial_weights",
+        )
+    named = spec.fixed_hparams.get("featurizer", _OF_TEXT)
+    if spec.initial_weights == "text" and named != _OF_TEXT:
+        raise UserError(
+            f"hyper-parameter 'featurizer' is {named!r}, but initial_weights is 'text', a "
+            f"classifier on features of length 1: leave it out, which means {_OF_TEXT!r}",
+            *("hparams", "featurizer"),
+        )
 
 
-def unsuited(dataset: str, algorithm: str, features: bool) -> str:
+_OF_TEXT = "UnitFeatures"
+"""The featurizer below a classifier that begins as one made of text: nothing is trained there."""
+
+_NEEDS_TEXT = "needs features of a backbone that reads text: set 'features' to open_clip:NAME"
+
+
+def unsuited(dataset: str, algorithm: str, features: FeatureSource | None) -> str:
     """Why an algorithm cannot do with images, or with features of them; empty where it can."""
     cls = get_algorithm_class(algorithm)
     if features and cls.needs_images:
         return f"{algorithm} needs images, and works on no features of them"
+    if cls.needs_text and not (features and reads_text(features)):
+        return f"{algorithm} {_NEEDS_TEXT}"
     natural = getattr(get_dataset_class(dataset), "reads_images", False)
     if cls.needs_features and natural and not features:
         return f"{algorithm} needs features of images: set the field 'features'"
     return ""
 
 
-def obstacle(dataset: str, algorithm: str, test_envs: Sequence[int], features: bool = False) -> str:
+def obstacle(
+    dataset: str, algorithm: str, test_envs: Sequence[int], features: FeatureSource | None = None
+) -> str:
     """Why an algorithm cannot do a run that others could; empty where it can."""
     inputs = unsuited(dataset, algorithm, features)
     return inputs or domain_shortage(dataset, algorithm, test_envs)

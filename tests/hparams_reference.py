@@ -98,6 +98,7 @@ EXTRA |= {
     "LinearProbe": {"probe_l2": (1e-3, _log10(-5, 0))},
     "NearestMean": {"mean_distance": ("cosine", _choice("cosine", "euclidean"))},
     "KNN": {"knn_k": (20, _choice(1, 5, 10, 20, 50, 100))},
+    "ZeroShot": {},
     "ANDMask": {"tau": (1, lambda r: r.uniform(0.5, 1))},
     "ARM": {},
     "CAD": CONTRASTIVE,

@@ -46,7 +46,7 @@ from domainbed.algorithms.rdm import RDM
 from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.t3a import T3A
-from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean
+from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean, ZeroShot
 from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
 
@@ -108,6 +108,7 @@ __all__ = [
     "Stage",
     "Transfer",
     "VREx",
+    "ZeroShot",
     "declared_options",
     "declared_space",
     "get_algorithm_class",

@@ -57,6 +57,9 @@ class Algorithm(nn.Module):
     needs_features: ClassVar[bool] = False
     """Whether natural images are too large for it, and features of them must be its inputs."""
 
+    needs_text: ClassVar[bool] = False
+    """Whether its classifier is made of the classes' names, by a backbone that reads text."""
+
     predicts_batches: ClassVar[bool] = False
     """Whether a prediction depends on the other inputs of its batch, which are then to be of one
     domain."""

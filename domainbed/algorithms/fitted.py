@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import Algorithm, Minibatches, concatenate, register_algorithm
 from domainbed.algorithms.stages import Stage
 from domainbed.dimensions import Choice, LogUniform
+from domainbed.networks import UnitFeatures
 
 _LEAST = -1e4  # the logit of a class without images
 
@@ -60,15 +61,53 @@ class FittedOnce(Algorithm):
         raise NotImplementedError
 
 
-@register_algorithm
-class LinearProbe(FittedOnce):
-    """Logistic regression to convergence.
+def logistic_regression(
+    x: torch.Tensor, y: torch.Tensor, num_classes: int, l2: float
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Fits a linear classifier to convergence.
 
-        min over W, b of  mean_n CE(W x_n + b, y_n) + probe_l2 / 2 · ‖W‖²
+        min over W, b of  mean_n CE(W x_n + b, y_n) + l2 / 2 · ‖W‖²
 
     By L-BFGS with a strong Wolfe line search, in float64, from zeros. The minimum is unique but
-    for a constant added to b. Unlike scikit-learn's C = 1 / (N · probe_l2), the weight of the
-    penalty does not depend on N.
+    for a constant added to b. Unlike scikit-learn's C = 1 / (N · l2), the weight of the penalty
+    does not depend on N.
+
+    Args:
+        x: (N, d).
+        y: (N,) labels.
+        num_classes: C.
+        l2: more than 0.
+
+    Returns:
+        W (C, d), b (C,), and the largest of the absolute derivatives there.
+    """
+    exact = torch.float32 if x.device.type == "mps" else torch.float64  # which has no float64
+    x = x.to(exact)
+    weight = x.new_zeros(num_classes, x.shape[1]).requires_grad_()
+    bias = x.new_zeros(num_classes).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=1000,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(x, weight, bias), y) + l2 / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    objective()
+    steepest = max(float(p.grad.abs().max()) for p in (weight, bias) if p.grad is not None)
+    return weight.detach(), bias.detach(), steepest
+
+
+@register_algorithm
+class LinearProbe(FittedOnce):
+    """Logistic regression to convergence, see `logistic_regression`; its l2 is `probe_l2`.
 
     Attributes:
         classifier: W and b.
@@ -93,28 +132,9 @@ class LinearProbe(FittedOnce):
         self.classifier = nn.Linear(self.width, num_classes)
 
     def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-        exact = torch.float32 if x.device.type == "mps" else torch.float64  # which has no float64
-        x = x.to(exact)
-        weight = torch.zeros_like(self.classifier.weight, dtype=exact).requires_grad_()
-        bias = torch.zeros_like(self.classifier.bias, dtype=exact).requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [weight, bias],
-            max_iter=1000,
-            tolerance_grad=1e-7,
-            tolerance_change=1e-14,
-            line_search_fn="strong_wolfe",
+        weight, bias, steepest = logistic_regression(
+            x, y, self.num_classes, self.hparams["probe_l2"]
         )
-
-        def objective() -> torch.Tensor:
-            optimizer.zero_grad()
-            penalty = self.hparams["probe_l2"] / 2 * weight.square().sum()
-            loss = F.cross_entropy(F.linear(x, weight, bias), y) + penalty
-            loss.backward()
-            return loss
-
-        optimizer.step(objective)
-        objective()
-        steepest = max(float(p.grad.abs().max()) for p in (weight, bias) if p.grad is not None)
         with torch.no_grad():
             self.classifier.weight.copy_(weight)
             self.classifier.bias.copy_(bias)
@@ -221,3 +241,42 @@ class KNN(FittedOnce):
         classes = F.one_hot(labels[nearest.indices], self.num_classes)  # (B, k, C)
         log_votes = (nearest.values / 0.07)[..., None].masked_fill(classes == 0, _LEAST)
         return log_votes.logsumexp(dim=1).clamp(min=_LEAST)
+
+
+@register_algorithm
+class ZeroShot(FittedOnce):
+    """A classifier made of the names of the classes, by the backbone's text encoder.
+
+        logits_c = s · ⟨x / ‖x‖, w_c⟩
+
+    w_c: the mean text vector of class c over the `prompts`, of length 1; s: the scale that the
+    model was trained with (Radford et al. 2021, section 3.1). Nothing is fitted, and no image of a
+    training domain is looked at.
+
+    Attributes:
+        classifier: s · w, which the run is given before its record; and no bias.
+    """
+
+    paper = (
+        "Radford, Kim, Hallacy, Ramesh, Goh, Agarwal, Sastry, Askell, Mishkin, Clark, Krueger, "
+        "Sutskever, Learning Transferable Visual Models From Natural Language Supervision, ICML "
+        "2021, arXiv 2103.00020"
+    )
+    needs_text = True
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        num_domains: int,
+        hparams: Mapping[str, Any],
+    ) -> None:
+        super().__init__(input_shape, num_classes, num_domains, hparams)
+        self.featurizer = UnitFeatures((self.width,), hparams)
+        self.classifier = nn.Linear(self.width, num_classes)
+
+    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+        return {}
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.featurizer(x.flatten(1).float()))

@@ -16,6 +16,7 @@ _COMMANDS = {
     "verify": ("verify", "compare datasets on disk with what was published"),
     "prepare": ("prepare", "pack the images of a dataset, for runs that read them fast"),
     "features": ("features", "compute the features of a dataset's images once, for fast runs"),
+    "zero-shot": ("zero_shot", "classify images by the names of classes, with a model of text"),
     "train": ("train", "train one algorithm on one dataset"),
     "sweep": ("sweep", "launch, watch and repair a grid of runs"),
     "config": ("config", "what the config of a sweep may say, for editors and people"),

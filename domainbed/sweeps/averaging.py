@@ -241,11 +241,13 @@ def _check(members: Sequence[Member], method: Method) -> None:
                     f"{name} is {getattr(ours, name)!r} in {first.folder.path} and "
                     f"{getattr(theirs, name)!r} in {member.folder.path}: average runs alike"
                 )
-        if method.of_weights and ours.initial_seed != theirs.initial_seed:
+        begun = [(spec.initial_weights, spec.initial_seed) for spec in (ours, theirs)]
+        if method.of_weights and begun[0] != begun[1]:
             raise UserError(
                 f"{first.folder.path} and {member.folder.path} began with different weights, and "
                 f"the {method.title} is of runs that share them: train the sweep with "
-                "'initial_weights: shared', in another folder; or use --method ensemble"
+                "'initial_weights: shared' or 'linear-probe', in another folder; or use --method "
+                "ensemble"
             )
         if method.of_weights and ours.algorithm != theirs.algorithm:
             for spec in (ours, theirs):

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from domainbed.errors import UserError
 from domainbed.names import dataset_label
 from domainbed.plugins import import_plugins
-from domainbed.run_fields import RunFields, RunOptions
+from domainbed.run_fields import FeatureSource, RunFields, RunOptions
 from domainbed.settings import (
     Items,
     Listed,
@@ -273,11 +273,12 @@ def trainable_sets(config: SweepConfig, dataset: str, algorithm: str) -> list[Te
 
 def why_not(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> str:
     """Why an algorithm cannot do a run that others could; empty where it can."""
-    from domainbed.protocols import of_frozen_features
+    from domainbed.protocols import get_protocol
     from domainbed.spec import obstacle
 
-    on_features = config.features is not None or config.protocol in of_frozen_features()
-    return obstacle(dataset, algorithm, envs, on_features)
+    published = get_protocol(config.protocol).fields.get("features")
+    usual = make(FeatureSource, published) if published else None
+    return obstacle(dataset, algorithm, envs, config.features or usual)
 
 
 def first_run(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> RunSpec:

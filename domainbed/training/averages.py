@@ -98,6 +98,37 @@ class SMA:
         self.updates = state["updates"]
 
 
+class WiSE:
+    """Between the first weights and those that there are (Wortsman et al. 2022, arXiv 2109.01903).
+
+    θ̄_t = (1 − α) · θ_0 + α · θ_t
+
+    Args:
+        weights: θ_0, and the tensors in which training changes them.
+        alpha: α.
+    """
+
+    def __init__(self, weights: Weights, alpha: float) -> None:
+        self.first, self.last, self.alpha = _copied(weights), weights, alpha
+
+    @property
+    def weights(self) -> Weights:
+        return list(torch._foreach_lerp(self.first, self.last, self.alpha))
+
+    def add(self, weights: Weights) -> None:
+        self.last = weights
+
+    def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
+        self.add(weights)
+        return {}
+
+    def state(self) -> State:
+        return {"first": self.first}
+
+    def restore(self, state: State) -> None:
+        torch._foreach_copy_(self.first, state["first"])
+
+
 class Mean:
     """The arithmetic mean of some weights, to which more can be added."""
 
@@ -377,6 +408,8 @@ def _new_average(name: str, spec: RunSpec, weights: Weights) -> Average:
         return EMA(weights, spec.ema_decay)
     if name == "sma":
         return SMA(weights, spec.sma_start)
+    if name == "wise":
+        return WiSE(weights, spec.wise_alpha)
     return SWAD(weights, spec.swad_n_converge, spec.swad_n_tolerance, spec.tolerance_ratio)
 
 

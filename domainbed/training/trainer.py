@@ -34,6 +34,7 @@ from domainbed.training.checkpoint import Progress
 from domainbed.training.claim import claim
 from domainbed.training.evaluation import EvaluationSplit, Value
 from domainbed.training.experiment import Experiment, build
+from domainbed.training.initial_weights import set_initial_weights
 from domainbed.training.machine import describe, package_version, peak_memory, process_set_up
 from domainbed.training.model_file import save_model
 from domainbed.training.progress import ProgressTable
@@ -176,7 +177,9 @@ class Trainer:
     def _next_stage(self, progress: Progress) -> Progress:
         """A fresh model, which takes over from the trained one; a kill now goes on from here."""
         before = self.algorithm
-        self._enter_stage(progress.stage + 1).take_over(before)
+        self._enter_stage(progress.stage + 1)
+        set_initial_weights(self.experiment)
+        self.algorithm.take_over(before)
         self.algorithm.on_start()
         progress = replace(progress, stage=progress.stage + 1, next_step=0)
         self._save_checkpoint(progress)
@@ -229,6 +232,8 @@ class Trainer:
         else:
             self._announce()
             self._keep_earlier_records()
+            set_initial_weights(self.experiment)
+            self.averages = Averages(self.experiment)  # which begin with these
             self.algorithm.on_start()
         # A kill may have come between a record and its checkpoint, or within the record's line.
         write_text(self.folder.results, "".join(progress.records))

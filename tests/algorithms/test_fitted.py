@@ -18,7 +18,11 @@ from domainbed.spec import RunSpec
 from domainbed.training import load_model, run
 from domainbed.training.experiment import build
 
-FITTED = [name for name in ALGORITHMS if issubclass(ALGORITHMS[name], FittedOnce)]
+FITTED = [
+    name
+    for name in ALGORITHMS
+    if issubclass(ALGORITHMS[name], FittedOnce) and not ALGORITHMS[name].needs_text
+]
 
 
 def fitted(name: str, minibatches: Any, classes: int = 3, **hparams: Any) -> FittedOnce:

@@ -1,0 +1,92 @@
+"""Classifiers that training begins with, where they are not random."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from domainbed.algorithms import LinearProbe
+from domainbed.algorithms.fitted import logistic_regression
+from domainbed.algorithms.linear_head import linear_head
+from domainbed.dimensions import with_defaults
+from domainbed.errors import UserError
+from domainbed.features import open_text_head
+from domainbed.networks import HEAD_OPTIONS
+from domainbed.training.experiment import Experiment
+
+PROBE_L2 = float(LinearProbe.search_space["probe_l2"].default)
+"""Weight of the penalty of a linear probe that runs begin with."""
+
+
+def set_initial_weights(experiment: Experiment) -> None:
+    """Gives the algorithm the classifier that its spec asks for, in place of the drawn one.
+
+    `linear-probe`: logistic regression on the features that its featurizer gives to the training
+    domains' images, of the in-splits, not augmented. `text`: that of the classes' names.
+
+    Raises:
+        UserError: the algorithm has no linear classifier on features, or the backbone's text
+            encoder is not to be had.
+    """
+    if experiment.spec.initial_weights == "text" or experiment.algorithm.needs_text:
+        _begin_with_text(experiment)
+    elif experiment.spec.initial_weights == "linear-probe":
+        _begin_with_probe(experiment)
+
+
+def _begin_with_text(experiment: Experiment) -> None:
+    spec, folder = experiment.spec, experiment.dataset.features_folder
+    assert spec.features is not None
+    assert folder is not None
+    names = experiment.dataset.class_names
+    prompts = with_defaults(HEAD_OPTIONS, spec.hparams)["prompts"]
+    head = open_text_head(folder, spec.features, names, prompts)
+    _, classifier = _parts(experiment)
+    _set(experiment, classifier, head.scale * head.weight, torch.zeros(len(names)))
+
+
+@torch.no_grad()
+def _begin_with_probe(experiment: Experiment) -> None:
+    featurizer, classifier = _parts(experiment)
+    experiment.algorithm.eval()
+    features, labels = [], []
+    for domain in experiment.train_envs:
+        inside = experiment.stage_splits[domain].inside
+        batches = experiment.domains[domain].evaluation_batches(inside, workers=experiment.workers)
+        for x, y in batches:
+            features.append(featurizer(x).float())
+            labels.append(y)
+    experiment.algorithm.train()
+    with torch.enable_grad():
+        weight, bias, _ = logistic_regression(
+            torch.cat(features), torch.cat(labels), classifier.out_features, PROBE_L2
+        )
+    _set(experiment, classifier, weight, bias)
+
+
+def _parts(experiment: Experiment) -> tuple[nn.Module, nn.Linear]:
+    """What the algorithm predicts with, tried on two images."""
+    domain = experiment.train_envs[0]
+    two = experiment.stage_splits[domain].inside[:2]
+    ((x, _),) = experiment.domains[domain].evaluation_batches(two)
+    try:
+        return linear_head(experiment.algorithm.eval(), x)
+    except UserError as error:
+        raise UserError(
+            f"initial_weights is {experiment.spec.initial_weights!r}, but {error}: choose 'shared' "
+            "or 'own'",
+            "initial_weights",
+        ) from error
+    finally:
+        experiment.algorithm.train()
+
+
+@torch.no_grad()
+def _set(
+    experiment: Experiment, classifier: nn.Linear, weight: torch.Tensor, bias: torch.Tensor
+) -> None:
+    """Also of the classifier that is trained, where another one predicts."""
+    trained = getattr(experiment.algorithm, "classifier", classifier)
+    for each in (classifier, trained):
+        each.weight.copy_(weight)
+        each.bias.copy_(bias)
