@@ -162,15 +162,7 @@ class RunFolder:
 
     def is_done(self) -> bool:
         """Whether the run is marked as done, and its last record is there to its end."""
-        return self.done.exists() and self._ends_with_newline()
-
-    def _ends_with_newline(self) -> bool:
-        try:
-            with self.results.open("rb") as stream:
-                stream.seek(-1, os.SEEK_END)
-                return stream.read() == b"\n"
-        except OSError:  # there is none, or it is empty
-            return False
+        return is_done(os.fspath(self.path))
 
     def state(self) -> str:
         """One of `STATES`."""
@@ -250,6 +242,18 @@ class RunFolder:
             raise UserError(
                 f"{file} is damaged ({error}): repair it, or remove its folder"
             ) from error
+
+
+def is_done(path: str) -> bool:
+    """As `RunFolder.is_done`, of a path: a look at 100,000 folders makes no object for each."""
+    if not os.path.exists(f"{path}/done"):
+        return False
+    try:
+        with open(f"{path}/results.jsonl", "rb", buffering=0) as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read(1) == b"\n"
+    except OSError:  # there is none, or it is empty
+        return False
 
 
 def _acquired(file: Path, timeout: float) -> BaseFileLock:

@@ -11,22 +11,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.states import DONE
-from domainbed.sweeps.store import Store
+from domainbed.sweeps.store import PlannedRun, Store, planned_run
 from domainbed.sweeps.timing import measure
 
 Group = tuple[str, str]
 """A dataset's label and an algorithm."""
 
-LOOKED_AT = 100
+LOOKED_AT = 20
 """Finished runs of each group that are looked at; more would tell hardly more."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,48 @@ class _Finished:
     gpus: float
     disk: float
 
-    def estimate(self, run: RunSpec) -> Estimate:
-        seconds = self.seconds * run.steps
+    def estimate(self, steps: float) -> Estimate:
+        seconds = self.seconds * steps
         return Estimate(seconds, seconds * self.cores, seconds * self.gpus, self.disk)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What finished runs took.
+
+    Attributes:
+        means: per step of the runs of a dataset and algorithm.
+        overall: of all runs.
+        basis: how many finished runs were looked at.
+    """
+
+    means: Mapping[Group, _Finished]
+    overall: _Finished
+    basis: int
+
+    def of(self, group: Group, steps: float) -> Estimate:
+        """What so many steps take; where no run of the group is finished, on average."""
+        mean = self.means.get(group, self.overall)
+        return mean.estimate(steps)
+
+
+def finished_rates(
+    store: Store, runs: Mapping[str, PlannedRun], done: Iterable[str]
+) -> Rates | None:
+    """What those of the `runs` took that are `done`, given by their ids; None if none tells."""
+    known: dict[Group, list[_Finished]] = defaultdict(list)
+    ids: dict[Group, list[str]] = defaultdict(list)
+    for run_id in done:
+        ids[runs[run_id]["dataset"], runs[run_id]["algorithm"]].append(run_id)
+    for group, of_group in ids.items():
+        for run_id in of_group[:: math.ceil(len(of_group) / LOOKED_AT)]:
+            if found := _finished(store.folder(run_id), runs[run_id]["steps"]):
+                known[group].append(found)
+    everything = [found for group in known.values() for found in group]
+    if not everything:
+        return None
+    means = {group: _mean(found) for group, found in known.items()}
+    return Rates(means, _mean(everything), len(everything))
 
 
 def finished_costs(
@@ -93,18 +129,11 @@ def finished_costs(
     A step takes as long as it did in finished runs of the same dataset and algorithm; where there
     are none, as long as it did on average. So does a run as much room on disk.
     """
-    known: dict[Group, list[_Finished]] = defaultdict(list)
-    ids = _by_group((i for i in runs if states[i] == DONE), lambda run_id: runs[run_id])
-    for group, of_group in ids.items():
-        for run_id in of_group[:: math.ceil(len(of_group) / LOOKED_AT)]:
-            if found := _finished(store.folder(run_id), runs[run_id]):
-                known[group].append(found)
-    everything = [found for group in known.values() for found in group]
-    if not everything:
+    done = {i: planned_run(run) for i, run in runs.items() if states[i] == DONE}
+    rates = finished_rates(store, done, done)
+    if rates is None:
         return None
-    means = {group: _mean(found) for group, found in known.items()}
-    overall = _mean(everything)
-    return Costs(lambda run: means.get(group_of(run), overall).estimate(run), len(everything))
+    return Costs(lambda run: rates.of(group_of(run), run.steps), rates.basis)
 
 
 def measured_costs(
@@ -125,7 +154,9 @@ def measured_costs(
         UserError: see `timing.measure`.
     """
     timings = {}
-    groups = _by_group(todo, lambda run: run)
+    groups: dict[Group, list[RunSpec]] = defaultdict(list)
+    for run in todo:
+        groups[group_of(run)].append(run)
     for number, (group, of_group) in enumerate(groups.items(), 1):
         tell(f"measuring {group[1]} on {group[0]} ({number} of {len(groups)})")
         timings[group] = measure(of_group[0], options, threads)
@@ -144,14 +175,7 @@ def group_of(run: RunSpec) -> Group:
     return run.dataset_label, run.algorithm
 
 
-def _by_group(items: Iterable[T], run_of: Callable[[T], RunSpec]) -> dict[Group, list[T]]:
-    groups: dict[Group, list[T]] = defaultdict(list)
-    for item in items:
-        groups[group_of(run_of(item))].append(item)
-    return dict(groups)
-
-
-def _finished(folder: RunFolder, run: RunSpec) -> _Finished | None:
+def _finished(folder: RunFolder, steps: int) -> _Finished | None:
     """What a finished run took; None where it does not say."""
     facts = folder.read_json(folder.environment) or {}
     seconds = facts.get("seconds")
@@ -159,7 +183,7 @@ def _finished(folder: RunFolder, run: RunSpec) -> _Finished | None:
         return None
     on_cpu = facts.get("device", "cpu") == "cpu"
     return _Finished(
-        seconds / run.steps,
+        seconds / steps,
         cores=facts.get("threads", 1) * on_cpu,
         gpus=float(not on_cpu),
         disk=sum(_sizes(folder.path)),

@@ -145,7 +145,7 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
     store = Store(config.output_dir)
     planned = {spec.run_id: spec for spec in plan(config)}
     # A folder that is a link is left out, of which `states` warns.
-    runs = {i: spec for i, spec in planned.items() if not store.folder(i).path.is_symlink()}
+    runs = {i: spec for i, spec in planned.items() if not (store.root / i).is_symlink()}
     store.refuse_other_settings(config, runs)
     return Launch(config, store, runs, store.states(runs), left_out(config), retry)
 

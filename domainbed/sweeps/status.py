@@ -1,4 +1,4 @@
-"""What became of a sweep's runs: counts, failures, and the time that the rest will take."""
+"""What became of a sweep's runs: counts, where they run, failures, pace and time left."""
 
 from __future__ import annotations
 
@@ -7,13 +7,41 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from domainbed.run_folder import RunFolder
 from domainbed.spec import describe_run
-from domainbed.states import FAILED, STATES
+from domainbed.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING, STATES, RunStatus
+from domainbed.sweeps.costs import Rates, finished_rates
 from domainbed.sweeps.store import PlannedRun, Store
 from domainbed.text_table import printable, text_table
+from domainbed.training.progress import duration
 
 Group = tuple[str, str]
 """A dataset's label and an algorithm."""
+
+_LISTED = 20
+"""Runs of each state that the lines for people list, and jobs."""
+_SILENT = 15.0
+"""Seconds of silence of a process elsewhere from which they are worth a word."""
+_TAIL = 65536
+"""Bytes at the end of results.jsonl that hold its last record."""
+_LEFT = (RUNNING, PENDING, INTERRUPTED, MISSING)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A run that is under way.
+
+    Attributes:
+        run_id: of the run.
+        what: it is, in words.
+        where: as its folder tells.
+        taken: the share of its steps that its last record tells of, in [0, 1].
+    """
+
+    run_id: str
+    what: str
+    where: RunStatus
+    taken: float
 
 
 @dataclass(frozen=True)
@@ -23,36 +51,135 @@ class Status:
     Attributes:
         counts: runs by state, of each dataset and algorithm.
         failures: run id, description and last line of the error, of each failed run.
+        running: the runs under way.
+        pending: runs that wait for an engine, by the engine and its job.
+        runs: what is known of each run, by its id.
+        pace: runs an hour, as long as as many are under way; None where none is, or none is done.
+        left: seconds until all runs that have not failed are done, at that pace.
     """
 
     counts: Mapping[Group, Mapping[str, int]]
     failures: Sequence[tuple[str, str, str]]
+    running: Sequence[Running]
+    pending: Mapping[tuple[str, str], int]
+    runs: Mapping[str, RunStatus]
+    pace: float | None
+    left: float | None
 
     @property
     def total(self) -> Counter[str]:
         """Runs by state."""
         return sum((Counter(counts) for counts in self.counts.values()), Counter())
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all runs are done or have failed."""
+        return set(self.total) <= {DONE, FAILED}
 
-def status_of(store: Store, runs: Mapping[str, PlannedRun]) -> Status:
-    """The states of `runs`, which are given by their ids."""
-    states = store.states(runs)
+
+def status_of(store: Store, runs: Mapping[str, PlannedRun], before: Status | None = None) -> Status:
+    """The states of `runs`, which are given by their ids.
+
+    `before` is an earlier status of the same runs: what was done then is not looked at again.
+    """
+    known = store.statuses(runs, before.runs if before else None)
     counts: dict[Group, Counter[str]] = defaultdict(Counter)
+    by_state: dict[str, list[str]] = defaultdict(list)
     for run_id, run in runs.items():
-        counts[run["dataset"], run["algorithm"]][states[run_id]] += 1
-    failed = [run_id for run_id, state in states.items() if state == FAILED]
-    failures = [(i, describe_run(runs[i]), store.folder(i).last_error()) for i in failed]
-    return Status(dict(counts), failures)
+        state = known[run_id].state
+        counts[run["dataset"], run["algorithm"]][state] += 1
+        by_state[state].append(run_id)
+    failures = [(i, describe_run(runs[i]), store.folder(i).last_error()) for i in by_state[FAILED]]
+    running = [
+        Running(i, describe_run(runs[i]), known[i], _taken(store.folder(i), runs[i]["steps"]))
+        for i in by_state[RUNNING]
+    ]
+    pending = Counter((known[i].engine, known[i].job) for i in by_state[PENDING])
+    pace, left = None, None
+    if running and (rates := finished_rates(store, runs, by_state[DONE])):
+        unfinished = {i: 1.0 for state in _LEFT for i in by_state[state]}
+        unfinished |= {each.run_id: 1 - each.taken for each in running}
+        pace, left = _outlook(rates, [(runs[i], share) for i, share in unfinished.items()],
+                              len(running))  # fmt: skip
+    return Status(dict(counts), failures, running, pending, known, pace, left)
+
+
+def _outlook(
+    rates: Rates, unfinished: Sequence[tuple[PlannedRun, float]], at_a_time: int
+) -> tuple[float, float]:
+    """Runs an hour, and seconds until all are done, of runs and the share of each that is left."""
+    whole = rest = 0.0
+    for run, share in unfinished:
+        seconds = rates.of((run["dataset"], run["algorithm"]), run["steps"]).seconds
+        whole, rest = whole + seconds, rest + share * seconds
+    mean = max(whole / len(unfinished), 1e-9)
+    return 3600 * at_a_time / mean, rest / at_a_time
+
+
+def _taken(folder: RunFolder, steps: int) -> float:
+    """The share of its steps that a run's last record tells of; 0 where it tells nothing."""
+    try:
+        with folder.results.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, 2) - _TAIL))
+            record = json.loads(stream.read().rstrip(b"\n").rpartition(b"\n")[2])
+        stage, stages = record.get("stage", 1), record.get("args", {}).get("stages", 1)
+        return min(1.0, (stage - 1 + (record["step"] + 1) / steps) / stages)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return 0.0
+
+
+def summary_line(status: Status) -> str:
+    """The whole in one line: counts, and where it is known the pace and the time left."""
+    total = status.total
+    parts = [f"{total[DONE]} of {sum(total.values())} runs done"]
+    parts += [f"{total[state]} {state}" for state in STATES[1:] if total[state]]
+    line = ", ".join(parts)
+    if status.pace is None or status.left is None:
+        return line
+    return f"{line}; {status.pace:.3g} runs an hour, about {duration(status.left)} left"
 
 
 def status_lines(status: Status) -> list[str]:
-    """The status as a table and a list of failures."""
+    """The status as a table, and lists of the runs that run, wait or failed."""
     rows = [[*group, sum(n.values()), *(n.get(s, 0) for s in STATES)] for group, n in _rows(status)]
     header = ["dataset", "algorithm", "runs", *STATES]
     lines = text_table([header, *rows], right=range(2, len(header)))
+    if status.pace is not None:
+        lines += ["", summary_line(status)]
+    if status.running:
+        listed = [_running_row(each) for each in status.running[:_LISTED]]
+        lines += ["", "Running:", *text_table(listed, indent="  ", right=[1])]
+        lines += _and_more(len(status.running))
+    if status.pending:
+        lines += ["", "Pending:", *_pending_lines(status)]
     if status.failures:
         lines += ["", "Failed:", *failure_lines(status.failures)]
     return lines
+
+
+def _running_row(running: Running) -> list[str]:
+    where = running.where
+    place = f"on {where.host or 'this machine'}" + (f", process {where.pid}" if where.pid else "")
+    place += f", {where.engine} job {where.job}" if where.job else ""
+    place += f", silent for {duration(where.silent_for)}" if where.silent_for > _SILENT else ""
+    return [printable(running.what), f"{running.taken:.0%}", printable(place)]
+
+
+def _pending_lines(status: Status) -> list[str]:
+    """For each engine how many runs wait for it, and in which jobs."""
+    lines = []
+    for engine in dict.fromkeys(engine for engine, _ in status.pending):
+        jobs = {job: n for (of, job), n in status.pending.items() if of == engine}
+        named = [job for job in jobs if job]
+        listed = ", ".join(named[:_LISTED]) + ", …" * (len(named) > _LISTED)
+        runs = sum(jobs.values())
+        line = f"  {runs} run{'s' * (runs > 1)}, {engine or 'of an unknown engine'}"
+        lines.append(printable(line + (f" jobs {listed}" if listed else "")))
+    return lines
+
+
+def _and_more(count: int) -> list[str]:
+    return [f"  and {count - _LISTED} more"] if count > _LISTED else []
 
 
 def failure_lines(failures: Iterable[tuple[str, str, str]]) -> list[str]:
@@ -70,9 +197,32 @@ def status_json(status: Status) -> str:
         {"dataset": dataset, "algorithm": algorithm, **{s: n.get(s, 0) for s in STATES}}
         for (dataset, algorithm), n in status.counts.items()
     ]
-    failures = [{"run": i, "what": what, "error": error} for i, what, error in status.failures]
-    total = {state: status.total[state] for state in STATES}
-    return json.dumps({"total": total, "groups": groups, "failures": failures}, indent=2)
+    running = [
+        {
+            "run": each.run_id,
+            "what": each.what,
+            "taken": each.taken,
+            "host": each.where.host,
+            "pid": each.where.pid,
+            "engine": each.where.engine,
+            "job": each.where.job,
+            "silent_for": each.where.silent_for,
+        }
+        for each in status.running
+    ]
+    pending = [
+        {"engine": engine, "job": job, "runs": n} for (engine, job), n in status.pending.items()
+    ]
+    content = {
+        "total": {state: status.total[state] for state in STATES},
+        "groups": groups,
+        "running": running,
+        "pending": pending,
+        "failures": [{"run": i, "what": what, "error": e} for i, what, e in status.failures],
+        "runs_per_hour": status.pace,
+        "seconds_left": status.left,
+    }
+    return json.dumps(content, indent=2)
 
 
 def _rows(status: Status) -> list[tuple[Group, Mapping[str, int]]]:

@@ -16,10 +16,10 @@ from filelock import FileLock
 from domainbed.errors import UserError
 from domainbed.files import write_text
 from domainbed.run_fields import RunFields
-from domainbed.run_folder import Busy, RunFolder
+from domainbed.run_folder import Busy, RunFolder, is_done
 from domainbed.settings import read_fields
 from domainbed.spec import RunSpec, describe_run
-from domainbed.states import DONE, MISSING, RUNNING
+from domainbed.states import DONE, MISSING, RUNNING, RunStatus
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.grid import LeftOut
 from domainbed.text_table import printable
@@ -27,6 +27,7 @@ from domainbed.text_table import printable
 log = logging.getLogger(__name__)
 
 _PLAN_VERSION = 1
+_DONE, _MISSING = RunStatus(DONE), RunStatus(MISSING)
 
 PlannedRun = Mapping[str, Any]
 """What tells a run from the others of its sweep, as plan.json keeps it: see `planned_run`."""
@@ -63,9 +64,24 @@ class Store:
         return RunFolder(self.root / (run if isinstance(run, str) else run.run_id))
 
     def states(self, run_ids: Iterable[str]) -> dict[str, str]:
-        """Each run's state, one of `run_folder.STATES`."""
-        there = self._names()
-        return {i: self.folder(i).state() if i in there else MISSING for i in run_ids}
+        """Each run's state, one of `states.STATES`."""
+        return {run_id: status.state for run_id, status in self.statuses(run_ids).items()}
+
+    def statuses(
+        self, run_ids: Iterable[str], known: Mapping[str, RunStatus] | None = None
+    ) -> dict[str, RunStatus]:
+        """What is known of each run; those that were `known` to be done are not looked at."""
+        there, known, root = self._names(), known or {}, os.fspath(self.root)
+        done = {run_id for run_id, status in known.items() if status.state == DONE}
+
+        def status(run_id: str) -> RunStatus:
+            if run_id in done:
+                return _DONE
+            if run_id not in there:
+                return _MISSING
+            return _DONE if is_done(f"{root}/{run_id}") else self.folder(run_id).status()
+
+        return {run_id: status(run_id) for run_id in run_ids}
 
     def _names(self) -> set[str]:
         """What lies in the root, but for folders that are links, with a warning of each.

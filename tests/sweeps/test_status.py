@@ -1,0 +1,177 @@
+"""What `domainbed sweep status` tells of folders in every state."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from domainbed.cli.sweep import status as command
+from domainbed.errors import UserError
+from domainbed.spec import RunSpec
+from domainbed.states import RunStatus
+from domainbed.sweeps import status as module
+from domainbed.sweeps.config import SweepConfig
+from domainbed.sweeps.status import status_json, status_lines, status_of, summary_line
+from domainbed.sweeps.store import Store, planned_run
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+@pytest.fixture
+def runs():
+    """Six of 100 steps."""
+    specs = [
+        RunSpec.create("ColoredDigits", "ERM", [0], steps=100, trial_seed=trial)
+        for trial in range(6)
+    ]
+    return {spec.run_id: planned_run(spec) for spec in specs}
+
+
+def record(step, **more):
+    return json.dumps({"step": step, **more}) + "\n"
+
+
+def finish(folder, seconds):
+    folder.path.mkdir(exist_ok=True)
+    folder.results.write_text(record(99))
+    folder.environment.write_text(json.dumps({"seconds": seconds}))
+    folder.done.write_text("done")
+
+
+def test_pace_and_time_left_by_hand(store, runs):
+    """Of six runs of a minute two are done, one is half done, one failed, one waits."""
+    first, second, running, failed, pending, _ = (store.folder(run_id) for run_id in runs)
+    finish(first, 50.0)
+    finish(second, 70.0)
+    failed.path.mkdir()
+    failed.errors.write_text("it broke\n")
+    pending.path.mkdir()
+    pending.mark_pending("slurm", "123_4")
+    with running.exclusive():
+        running.results.write_text(record(9) + record(49))
+        found = status_of(store, runs)
+    expected = {"done": 2, "running": 1, "failed": 1, "pending": 1, "missing": 1}
+    assert found.total == expected
+    assert found.pace == pytest.approx(60)
+    assert found.left == pytest.approx(30 + 60 + 60)  # a failed run is not done again
+    summary = "2 of 6 runs done, 1 running, 1 pending, 1 failed, 1 missing"
+    assert summary_line(found) == f"{summary}; 60 runs an hour, about 2m30s left"
+    lines = "\n".join(status_lines(found))
+    assert "ERM on ColoredDigits, test domain 0, hparams seed 0, trial 2  50%  on " in lines
+    assert "  1 run, slurm jobs 123_4" in lines
+    assert "    it broke" in lines
+    content = json.loads(status_json(found))
+    assert content["running"][0]["taken"] == 0.5
+    assert content["pending"] == [{"engine": "slurm", "job": "123_4", "runs": 1}]
+    assert (content["runs_per_hour"], content["seconds_left"]) == (60.0, 150.0)
+    assert content["total"] == {**dict.fromkeys(content["total"], 0), **expected}
+    assert not found.is_over
+
+
+@pytest.mark.parametrize(
+    ("content", "taken"),
+    [
+        (record(24), 0.25),
+        (record(24, stage=2, args={"stages": 2}), 0.625),
+        ('{"step": 24', 0),
+        ("\n", 0),
+        ("[]\n", 0),
+        (None, 0),
+    ],
+)
+def test_the_share_of_steps_that_a_record_tells_of(store, content, taken):
+    folder = store.folder("a")
+    folder.path.mkdir()
+    if content is not None:
+        folder.results.write_text(content)
+    assert module._taken(folder, 100) == taken
+
+
+def test_where_a_run_is_under_way(store, runs, monkeypatch):
+    there = RunStatus("running", "ray", "job7", host="node3", pid=42, silent_for=33.0)
+    monkeypatch.setattr(Store, "statuses", lambda self, ids, known: dict.fromkeys(ids, there))
+    lines = status_lines(status_of(store, runs))
+    assert lines[4].endswith("  0%  on node3, process 42, ray job job7, silent for 33s")
+    monkeypatch.setattr(module, "_LISTED", 4)
+    assert status_lines(status_of(store, runs))[-1] == "  and 2 more"
+
+
+def test_what_was_done_is_not_looked_at_again(store, runs):
+    first, second, *_ = runs
+    finish(store.folder(first), 1.0)
+    before = status_of(store, runs)
+    shutil.rmtree(store.folder(first).path)
+    finish(store.folder(second), 1.0)
+    assert status_of(store, runs, before).total == {"done": 2, "missing": 4}
+    assert status_of(store, runs).total == {"done": 1, "missing": 5}
+
+
+@pytest.fixture
+def planned(store, runs):
+    """The sweep's folder with two runs to do; the first is done, the second missing."""
+    two = [
+        RunSpec.create("ColoredDigits", "ERM", [0], steps=100, trial_seed=trial)
+        for trial in range(2)
+    ]
+    config = SweepConfig(datasets=("ColoredDigits",), algorithms=("ERM",))
+    store.write_plan(config, {spec.run_id: spec for spec in two})
+    finish(store.folder(two[0]), 1.0)
+    return store.folder(two[1])
+
+
+def test_watching_in_a_log_until_all_is_done(store, planned, monkeypatch, capsys):
+    pauses = []
+    monkeypatch.setattr(command.time, "sleep", lambda s: (pauses.append(s), finish(planned, 1.0)))
+    assert command.watch(str(store.root), None) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("1 of 2 runs done, 1 missing")
+    assert second.endswith("2 of 2 runs done")
+    assert pauses == [60.0]
+
+
+def test_watching_on_a_terminal(store, planned, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(command.shutil, "get_terminal_size", lambda: (30, 5))
+
+    def fail(seconds):
+        assert seconds == 0.5
+        planned.path.mkdir()
+        planned.errors.write_text("it broke\n")
+
+    monkeypatch.setattr(command.time, "sleep", fail)
+    assert command.watch(str(store.root), 0.5) == 1
+    screens = capsys.readouterr().out.split("\x1b[H")[1:]
+    assert len(screens) == 2
+    for screen in screens:
+        lines = screen.removesuffix("\x1b[J").split("\x1b[K\n")
+        assert len(lines) == 5
+        assert max(map(len, lines)) <= 30
+    assert "1 of 2 runs done, 1 f" in screens[1]
+
+
+def test_ctrl_c_ends_watching(store, planned, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.time, "sleep", interrupt)
+    assert command.watch(str(store.root), None) == 0
+
+
+def test_what_cannot_be_watched(store, planned):
+    import argparse
+
+    def run(*words):
+        parser = argparse.ArgumentParser()
+        command.add_actions(parser.add_subparsers())
+        return command.run(parser.parse_args(["status", str(store.root), *words]))
+
+    with pytest.raises(UserError, match="--watch is for people"):
+        run("--watch", "--json")
+    with pytest.raises(UserError, match=r"--every 0.0: expected seconds above 0, with --watch"):
+        run("--watch", "--every", "0")
+    with pytest.raises(UserError, match="with --watch"):
+        run("--every", "3")
