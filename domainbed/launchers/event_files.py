@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
 from domainbed.launchers.base import Event
+from domainbed.states import PROGRESS
 
 _ENDING = ".events.jsonl"
+_SECONDS_BETWEEN_REPORTS = 5.0
+"""Of the progress of one task: thousands may write to one file server."""
 
 
 class EventWriter:
@@ -27,13 +32,22 @@ class EventWriter:
             with contextlib.suppress(FileExistsError):
                 file = folder / f"{job}.{number}{_ENDING}"
                 self._stream = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND)
-                return
+                break
+        self._reported: dict[int, float] = {}
 
     def send(self, event: Event) -> None:
         """Appends an event; where that fails, on a full disk say, the task goes on unheard."""
+        if event.kind == PROGRESS and not self._is_due(event.index):
+            return
         with contextlib.suppress(OSError):
             # Between line ends: a line that was torn by a full disk spoils no other.
             os.write(self._stream, f"\n{json.dumps(asdict(event))}\n".encode())
+
+    def _is_due(self, index: int) -> bool:
+        due = time.monotonic() >= self._reported.get(index, -math.inf) + _SECONDS_BETWEEN_REPORTS
+        if due:
+            self._reported[index] = time.monotonic()
+        return due
 
 
 class EventReader:

@@ -43,6 +43,17 @@ def test_a_torn_line_is_awaited_and_spoils_no_other(tmp_path):
     assert reader.read() == [Event(DONE, 1)]
 
 
+def test_progress_of_a_task_is_told_now_and_then(tmp_path, monkeypatch):
+    writer, reader = EventWriter(tmp_path, "a"), EventReader(tmp_path, ["a"])
+    for steps in range(100):
+        writer.send(Event(PROGRESS, 0, steps))
+        writer.send(Event(PROGRESS, 1, steps))
+    assert reader.read() == [Event(PROGRESS, 0, 0), Event(PROGRESS, 1, 0)]
+    monkeypatch.setattr("domainbed.launchers.event_files._SECONDS_BETWEEN_REPORTS", 0.0)
+    writer.send(Event(PROGRESS, 0, 100))
+    assert reader.read() == [Event(PROGRESS, 0, 100)]
+
+
 def test_a_full_disk_fails_no_task(tmp_path):
     writer = EventWriter(tmp_path, "a")
     os.dup2(os.open("/dev/full", os.O_WRONLY), writer._stream)
