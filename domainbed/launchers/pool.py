@@ -213,7 +213,7 @@ class Pool(Handle):
 
     def _judge(self, index: int, worker: _Worker, death: str, on_event: OnEvent) -> None:
         """Decides what becomes of a task that stopped, or whose worker died, before its end."""
-        if self._stopping:
+        if self._stopping or self._cancelled.is_set():
             on_event(Event(INTERRUPTED, index))
         elif self._is_overdue(worker):
             error = f"it reached the time limit of {self._minutes:g} minutes, and can go on\n"
