@@ -18,9 +18,10 @@ from domainbed.launchers.base import (
 )
 from domainbed.launchers.debug import DebugLauncher
 from domainbed.launchers.local import LocalLauncher
+from domainbed.launchers.slurm import SlurmLauncher
 from domainbed.settings import make
 
-WITH_FLAGS: tuple[type[Launcher], ...] = (DebugLauncher, LocalLauncher)
+WITH_FLAGS: tuple[type[Launcher], ...] = (DebugLauncher, LocalLauncher, SlurmLauncher)
 """The launchers whose options are flags of a sweep."""
 
 
@@ -56,6 +57,7 @@ __all__ = [
     "LocalLauncher",
     "OnEvent",
     "Resources",
+    "SlurmLauncher",
     "create_launcher",
     "perform",
 ]

@@ -43,7 +43,7 @@ class WordJob:
         if task == "term once" and self.begun().count(task) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
             until_asked_to_stop()
-        if task == "wait":
+        if task == "wait" or (task == "wait once" and self.begun().count(task) == 1):
             until_asked_to_stop()
         if task == "sleep":
             time.sleep(60)

@@ -1,0 +1,374 @@
+"""The launcher for SLURM clusters: job arrays through submitit, with one or several tasks a job.
+
+A job does its tasks with worker processes, as the launcher local does. SLURM warns a job some time
+before its time limit (SIGUSR2), and ends it, or takes its node away, with SIGTERM: on either the
+tasks write what they can go on from. A job that was warned puts itself into the queue again; one
+that was preempted SLURM puts there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from domainbed.errors import UserError
+from domainbed.launchers.base import (
+    ENGINE_VARIABLE,
+    JOB_VARIABLE,
+    LAUNCHERS,
+    Event,
+    Handle,
+    Job,
+    Launcher,
+    OnEvent,
+    Resources,
+)
+from domainbed.launchers.event_files import EventReader, EventWriter
+from domainbed.launchers.local import LocalLauncher
+from domainbed.settings import Items, Text
+from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS
+
+log = logging.getLogger(__name__)
+
+_ENDED = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+)
+"""The states of SLURM's jobs that are neither queued nor running, nor will be."""
+_BY_ITSELF = ("BOOT_FAIL", "FAILED", "OUT_OF_MEMORY")
+"""Of these, those of a job that another time would come to the same end."""
+_SECONDS_OF_WARNING = 90
+_MOST_FRUITLESS_TRIES = 3
+_MOST_JOBS_A_COMMAND = 500
+_SECONDS_BETWEEN_READS = 1.0
+_MOST_SECONDS_BETWEEN_LOOKS = 30.0
+
+
+@LAUNCHERS.register(name="slurm")
+class SlurmLauncher(Launcher):
+    """Submits the tasks as one job array; `cores`, `gpus` and so on are those of one task."""
+
+    blocking: ClassVar[bool] = False
+    resource_options: ClassVar[tuple[str, ...]] = ("cores", "gpus", "memory_gb", "minutes")
+
+    partition: Text | None = Field(None, description="partition of SLURM")
+    account: Text | None = Field(None, description="account that SLURM charges")
+    qos: Text | None = Field(None, description="quality of service of SLURM")
+    constraint: Text | None = Field(None, description="features that SLURM's nodes must have")
+    setup: Items[Text] = Field(
+        (), description="shell commands that a job of SLURM begins with, such as 'module load …'"
+    )
+    tasks_per_job: int = Field(1, ge=1, description="runs that one job of SLURM does")
+    workers_per_job: int = Field(
+        1, ge=1, description="runs that one job of SLURM does at the same time"
+    )
+    max_jobs: int | None = Field(
+        None,
+        ge=1,
+        description="jobs of SLURM at the same time",
+        json_schema_extra={"default_text": "as many as SLURM lets"},
+    )
+
+    def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
+        # A folder for each submission: a cluster that is set up anew numbers its jobs from 1 on.
+        folder = folder.absolute() / f"slurm-{uuid.uuid4().hex[:12]}"
+        numbered, size = list(enumerate(tasks)), self.tasks_per_job
+        packs = [numbered[first : first + size] for first in range(0, len(numbered), size)]
+        batches = [Batch(job, pack, self.workers_per_job, resources, folder) for pack in packs]
+        jobs = self._submit(batches, resources, folder) if batches else []
+        job_of_task = [name for name, pack in zip(jobs, packs) for _ in pack]
+        return _Submitted(self, job_of_task, folder)
+
+    def parallelism(self, tasks: int, resources: Resources) -> int:
+        jobs = math.ceil(tasks / self.tasks_per_job)
+        return min(tasks, min(jobs, self.max_jobs or jobs) * self.workers_per_job)
+
+    def known(self, jobs: Iterable[str]) -> set[str]:
+        asked = set(jobs)
+        states = states_of(asked)
+        return {job for job in asked if job in states and states[job] not in _ENDED}
+
+    def cancel(self, jobs: Iterable[str]) -> None:
+        there = sorted(self.known(jobs))
+        for first in range(0, len(there), _MOST_JOBS_A_COMMAND):
+            _answer("scancel", "--quiet", *there[first : first + _MOST_JOBS_A_COMMAND])
+
+    def _submit(self, batches: Sequence[Batch], resources: Resources, folder: Path) -> list[str]:
+        """Gives SLURM a job for each batch; returns their ids.
+
+        Raises:
+            UserError: SLURM refuses, with what it says.
+        """
+        submitit = _submitit()
+        # `exec`, and no `srun`: SLURM's signals reach the Python process itself, and it alone is
+        # warned, not the processes that it started.
+        executor = submitit.SlurmExecutor(folder, python=f"exec {shlex.quote(sys.executable)}")
+        executor.update_parameters(**self._parameters(len(batches), resources))
+        try:
+            return [job.job_id for job in executor.map_array(do_batch, batches)]
+        except RuntimeError as error:  # of submitit, about the exit status of `sbatch`
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UserError(_refusal(str(error), len(batches)), "launcher") from error
+
+    def _parameters(self, jobs: int, resources: Resources) -> dict[str, Any]:
+        """What a job asks SLURM for, as submitit calls it."""
+        workers, warning = self.workers_per_job, _SECONDS_OF_WARNING
+        parameters: dict[str, Any] = {
+            "job_name": "domainbed",
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "setup": list(self.setup) or None,
+            "array_parallelism": self.max_jobs or jobs,
+            "time": None,  # SLURM's own default, not submitit's
+            "wckey": None,
+            "use_srun": False,
+            "stderr_to_stdout": True,
+        }
+        if resources.cores:
+            parameters["cpus_per_task"] = resources.cores * workers
+        if resources.gpus:
+            parameters["gpus_per_node"] = math.ceil(resources.gpus * workers)
+        if resources.memory_gb:
+            parameters["mem"] = f"{math.ceil(resources.memory_gb * workers * 1024)}M"
+        if resources.minutes:
+            rounds = math.ceil(self.tasks_per_job / workers)
+            parameters["time"] = math.ceil(resources.minutes * rounds)
+            # Of a short time a part: SLURM warns up to a minute early.
+            warning = min(warning, parameters["time"] * 15)
+        parameters["additional_parameters"] = {"signal": f"B:USR2@{warning}", "requeue": True}
+        return parameters
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one job does.
+
+    Attributes:
+        job: what to do with a task.
+        tasks: with their positions in the list of all.
+        workers: how many are done at the same time.
+        resources: of one task.
+        folder: where events go.
+    """
+
+    job: Job
+    tasks: Sequence[tuple[int, Any]]
+    workers: int
+    resources: Resources
+    folder: Path
+
+
+class _Submitted(Handle):
+    """Jobs that SLURM has; their events come through files."""
+
+    def __init__(self, launcher: SlurmLauncher, jobs: Sequence[str], folder: Path) -> None:
+        super().__init__(jobs)
+        self._launcher, self._folder = launcher, folder
+        self._left = set(range(len(jobs)))
+        self._gone: set[str] = set()
+
+    def wait(self, on_event: OnEvent) -> None:
+        noted, reader = self.noting(on_event), EventReader(self._folder, self.jobs)
+        began = looked = time.monotonic()
+        while self._left:
+            now, states = time.monotonic(), None
+            # Rarely in the long run: SLURM serves a whole cluster.
+            if now - looked >= min(_MOST_SECONDS_BETWEEN_LOOKS, (now - began) / 10):
+                looked, states = now, _states_if_told({self.jobs[index] for index in self._left})
+            for event in reader.read():  # after the look: what a job that is gone told is there
+                self._pass_on(event, noted)
+            if states is not None:
+                self._give_up(states, noted)
+            if self._left:
+                time.sleep(_SECONDS_BETWEEN_READS)
+
+    def cancel(self) -> None:
+        self._launcher.cancel(self.jobs)
+
+    def logs(self, index: int) -> list[Path]:
+        return [self._folder / f"{self.jobs[index]}_0_log.out"]
+
+    def _pass_on(self, event: Event, on_event: OnEvent) -> None:
+        # An interrupted task is not at its end while its job may be queued again.
+        if event.index in self._left and event.kind != INTERRUPTED:
+            on_event(event)
+        if event.kind in (DONE, FAILED, BUSY):
+            self._left.discard(event.index)
+
+    def _give_up(self, states: dict[str, str], on_event: OnEvent) -> None:
+        """Ends tasks whose jobs are gone, and were at the look before: files may show up late."""
+        jobs = {self.jobs[index] for index in self._left}
+        gone = {job for job in jobs if states.get(job, _ENDED[0]) in _ENDED}
+        for index in sorted(self._left):
+            if self.jobs[index] in gone & self._gone:
+                on_event(self._end_of(index, states.get(self.jobs[index], "")))
+                self._left.discard(index)
+        self._gone = gone
+
+    def _end_of(self, index: int, state: str) -> Event:
+        if state not in _BY_ITSELF:
+            return Event(INTERRUPTED, index)
+        (file,) = self.logs(index)
+        lines = file.read_text(errors="replace").split("\n") if file.exists() else []
+        last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+        job = self.jobs[index]
+        return Event(FAILED, index, error=f"the job {job} of SLURM ended as {state} ({last})\n")
+
+
+def do_batch(batch: Batch) -> None:
+    """Does the tasks of one job, or after a requeue those that are left; runs on a node."""
+    name: str = _submitit().JobEnvironment().job_id
+    os.environ.update({ENGINE_VARIABLE: "slurm", JOB_VARIABLE: name})
+    told = EventReader(batch.folder, [name]).read()
+    writer = EventWriter(batch.folder, name)
+    ended = {event.index for event in told if event.kind in (DONE, FAILED)}
+    left = [(index, task) for index, task in batch.tasks if index not in ended]
+
+    def tell(event: Event) -> None:
+        told.append(replace(event, index=left[event.index][0]))
+        writer.send(told[-1])
+
+    resources = Resources(
+        cores=batch.resources.cores or max(1, _cores_of_job() // batch.workers),
+        device=batch.resources.device,
+    )
+    tasks = [task for _, task in left]
+    handle = LocalLauncher(workers=batch.workers).submit(batch.job, tasks, resources, batch.folder)
+    with _stopped_by_signals(handle) as signals:
+        handle.wait(tell)
+    interrupted = any(handle.state(number) in (INTERRUPTED, PENDING) for number in range(len(left)))
+    if signal.SIGUSR2 in signals and interrupted:
+        _requeue(name, told)
+
+
+@contextmanager
+def _stopped_by_signals(handle: Handle) -> Iterator[set[signal.Signals]]:
+    """While this lasts, SLURM's signals stop the tasks; yields those that came."""
+    came: set[signal.Signals] = set()
+
+    def on_signal(number: int, frame: Any) -> None:
+        came.add(signal.Signals(number))
+        handle.cancel()
+
+    before = {each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield came
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _requeue(name: str, told: Iterable[Event]) -> None:
+    """Has SLURM do this job again.
+
+    Raises:
+        UserError: some tries in turn have not taken a step.
+    """
+    fruitless: Counter[int] = Counter()
+    for event in told:
+        if event.kind in (PROGRESS, DONE, FAILED):
+            fruitless.clear()
+        fruitless[event.index] += event.kind == INTERRUPTED
+    if max(fruitless.values()) >= _MOST_FRUITLESS_TRIES:
+        raise UserError("the time limit is too short to take a step in it: give more --minutes")
+    _answer("scontrol", "requeue", name)
+
+
+def _cores_of_job() -> int:
+    """How many cores SLURM gave this job here; where it binds to none, the system names all."""
+    return int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
+
+
+def states_of(jobs: Iterable[str]) -> dict[str, str]:
+    """The state of each job that SLURM has heard of lately, as SLURM calls it.
+
+    Raises:
+        UserError: SLURM does not answer.
+    """
+    arrays = sorted({job.partition("_")[0] for job in jobs} - {""})
+    if not arrays:
+        return {}
+    asked = (
+        "--noheader",
+        "--array",
+        "--states=all",
+        "--format=%i %T",
+        f"--jobs={','.join(arrays)}",
+    )
+    try:
+        lines = _answer("squeue", *asked).splitlines()
+    except UserError as error:
+        if "Invalid job id" in str(error):  # what it says where it knows none of them any more
+            return {}
+        raise
+    return dict(line.split() for line in lines)
+
+
+def _states_if_told(jobs: Iterable[str]) -> dict[str, str] | None:
+    """As `states_of`; None, with a warning, where SLURM does not answer: it may later."""
+    try:
+        return states_of(jobs)
+    except UserError as error:
+        log.warning("warning: %s", error)
+        return None
+
+
+def _answer(*command: str) -> str:
+    """What a command of SLURM prints.
+
+    Raises:
+        UserError: it is not there, or fails, with what it says.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(f"there is no `{command[0]}` here: {_ELSEWHERE}", "launcher") from None
+    if done.returncode:
+        raise UserError(f"`{command[0]}` of SLURM failed: {_words(done.stderr)}", "launcher")
+    return done.stdout
+
+
+_ELSEWHERE = "use the launcher slurm where SLURM's commands are, as on a login node of its cluster"
+
+
+def _words(printed: str) -> str:
+    """What a command of SLURM complains of, in one line."""
+    lines = [line.partition("error: ")[2] or line for line in printed.splitlines()]
+    return "; ".join(line.strip() for line in lines if line.strip()) or "it says nothing"
+
+
+def _refusal(printed: str, jobs: int) -> str:
+    words = _words(printed)
+    if "job array" in words:
+        words += f": {jobs} jobs may be too many; --tasks_per_job puts several runs into one"
+    return f"SLURM refuses the jobs: {words}"
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise UserError(
+            "the launcher slurm needs submitit: pip install 'domainbed[slurm]'", "launcher"
+        ) from None
+    if not shutil.which("sbatch") or not shutil.which("srun"):  # both are of the same package
+        raise UserError(f"there is no `sbatch` here: {_ELSEWHERE}", "launcher")
+    return submitit
