@@ -1,0 +1,184 @@
+"""The launcher for SLURM, on a real cluster of one node, with jobs that train nothing."""
+
+import pytest
+from jobs import WordJob
+from slurm_cluster import ask, start_again, until
+
+from domainbed.errors import UserError
+from domainbed.launchers import Resources, SlurmLauncher, create_launcher
+from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING, STARTED
+
+CPU = Resources(device="cpu", cores=1)
+
+
+class Submission:
+    """Tasks given to SLURM, and what is heard of them."""
+
+    def __init__(self, folder, tasks, resources=CPU, **options):
+        self.launcher = SlurmLauncher(**options)
+        self.job = WordJob(str(folder / "log"))
+        self.handle = self.launcher.submit(self.job, tasks, resources, folder / "launcher")
+        self.events = []
+
+    def wait(self, at=None, do=None):
+        """To the end of all; calls `do` at the first event of the kind `at`."""
+
+        def on_event(event):
+            self.events.append(event)
+            if event.kind == at and [e.kind for e in self.events].count(at) == 1:
+                do()
+
+        self.handle.wait(on_event)
+        return self
+
+    def ends(self):
+        return {e.index: e.kind for e in self.events if e.kind not in (STARTED, PROGRESS)}
+
+
+def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
+    tasks = ["ok", "fail", "exit", "busy", "die once", "ok"]
+    submitted = Submission(tmp_path, tasks, tasks_per_job=4)
+    jobs = submitted.handle.jobs
+    first, last = jobs[0], jobs[4]
+    assert jobs == [first] * 4 + [last] * 2
+    assert (first.partition("_")[2], last.partition("_")[2]) == ("0", "1")
+    assert submitted.launcher.known([*jobs, "", "4711", "4711_2"]) == {first, last}
+    assert [submitted.handle.state(index) for index in range(6)] == [PENDING] * 6
+    submitted.wait()
+    kinds = [DONE, FAILED, FAILED, BUSY, DONE, DONE]
+    assert submitted.ends() == dict(enumerate(kinds))
+    assert [submitted.handle.state(i) for i in range(6)] == [
+        k.replace(BUSY, RUNNING) for k in kinds
+    ]
+    failure = next(e for e in submitted.events if e.kind == FAILED and e.index == 1)
+    assert failure.error.strip().endswith("ValueError: no good")
+    noted = {line[0]: [line[2], *line[4:]] for line in submitted.job.lines()}
+    assert noted["fail"] == ["1", "slurm", first]
+    assert noted["die once"] == ["1", "slurm", last]
+    [log] = submitted.handle.logs(5)
+    assert "a worker died with signal 9 (SIGKILL)" in log.read_text()
+    assert submitted.handle.logs(0) != [log]
+
+
+def test_workers_of_a_job_share_its_cores(slurm, tmp_path):
+    submitted = Submission(tmp_path, ["ok"] * 3, tasks_per_job=3, workers_per_job=2).wait()
+    assert submitted.ends() == dict.fromkeys(range(3), DONE)
+    assert 1 <= len(submitted.job.pids()) <= 2
+    [log] = {submitted.handle.logs(index)[0] for index in range(3)}
+    assert ask("squeue", "--states=all", "-h", "-o", "%C", "-j", submitted.handle.jobs[0]) == ["2"]
+    assert log.exists()
+
+
+def test_a_job_that_is_cancelled_from_outside_is_interrupted(slurm, tmp_path):
+    submitted = Submission(tmp_path, ["wait", "ok"], tasks_per_job=2)
+    [job] = set(submitted.handle.jobs)
+    submitted.wait(STARTED, lambda: ask("scancel", job))
+    assert submitted.ends() == {0: INTERRUPTED, 1: INTERRUPTED}
+    assert submitted.job.begun() == ["wait"]
+    assert submitted.launcher.known([job]) == set()
+    submitted.handle.cancel()  # nothing is left to cancel
+
+
+def test_a_job_that_is_requeued_goes_on_with_what_is_left(slurm, tmp_path):
+    submitted = Submission(tmp_path, ["fail", "ok", "wait once", "ok"], tasks_per_job=4)
+    [job] = set(submitted.handle.jobs)
+
+    def requeue():
+        until(lambda: "wait once" in submitted.job.begun())
+        ask("scontrol", "requeue", job)
+        start_again(job)
+
+    submitted.wait(STARTED, requeue)
+    assert submitted.ends() == {0: FAILED, 1: DONE, 2: DONE, 3: DONE}
+    assert submitted.job.begun() == ["fail", "ok", "wait once", "wait once", "ok"]
+    kinds = [event.kind for event in submitted.events]
+    assert kinds.count(FAILED) == 1
+    assert kinds.count(DONE) == 3
+
+
+def test_a_job_is_warned_before_its_time_limit_and_goes_on(slurm, tmp_path):
+    submitted = Submission(tmp_path, ["wait once"], Resources(minutes=1, cores=1))
+    [job] = submitted.handle.jobs
+    submitted.wait(STARTED, lambda: start_again(job, seconds=70))
+    assert submitted.ends() == {0: DONE}
+    assert submitted.job.begun() == ["wait once", "wait once"]
+    assert "scontrol" not in submitted.handle.logs(0)[0].read_text()
+
+
+def test_only_so_many_jobs_run_at_a_time_and_all_can_be_cancelled(slurm, tmp_path):
+    submitted = Submission(tmp_path, ["wait"] * 3, max_jobs=1)
+    jobs = submitted.handle.jobs
+    reasons = []
+
+    def look():
+        reasons.extend(ask("squeue", "-h", "-r", "-o", "%T-%r", "-j", jobs[0].partition("_")[0]))
+        submitted.handle.cancel()
+
+    submitted.wait(STARTED, look)
+    waiting = "PENDING-JobArrayTaskLimit"
+    assert sorted(reasons) == [waiting, waiting, "RUNNING-None"]
+    assert submitted.ends() == dict.fromkeys(range(3), INTERRUPTED)
+    assert len(submitted.job.begun()) == 1
+    assert submitted.launcher.known(jobs) == set()
+    assert submitted.launcher.parallelism(3, CPU) == 1
+
+
+def test_a_job_that_cannot_begin_fails_with_its_last_words(slurm, tmp_path):
+    submitted = Submission(tmp_path, ["ok"], setup=["echo no such module >&2", "exit 3"]).wait()
+    [error] = [event.error for event in submitted.events]
+    [job] = submitted.handle.jobs
+    assert error == f"the job {job} of SLURM ended as FAILED (no such module)\n"
+    assert submitted.ends() == {0: FAILED}
+
+
+@pytest.mark.parametrize(
+    ("options", "tasks", "words"),
+    [
+        (
+            {"partition": "nope"},
+            1,
+            "invalid partition specified: nope; Batch job submission failed",
+        ),
+        ({"constraint": "fast"}, 1, "Batch job submission failed: Invalid feature specification"),
+        ({}, 30, "Invalid job array specification: 30 jobs may be too many; --tasks_per_job"),
+    ],
+)
+def test_a_refusal_says_what_slurm_said(slurm, tmp_path, options, tasks, words):
+    with pytest.raises(UserError) as refusal:
+        SlurmLauncher(**options).submit(print, [None] * tasks, CPU, tmp_path)
+    assert str(refusal.value).startswith("SLURM refuses the jobs: ")
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_much_memory_is_refused(slurm, tmp_path):
+    with pytest.raises(UserError, match="Memory specification can not be satisfied"):
+        SlurmLauncher().submit(print, [None], Resources(memory_gb=1e6), tmp_path)
+
+
+def test_without_slurm_the_launcher_says_where_to_use_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no `sbatch` here: use .* on a login node"):
+        SlurmLauncher().submit(print, [None], CPU, tmp_path)
+    with pytest.raises(UserError, match="there is no `squeue` here"):
+        SlurmLauncher().known(["12"])
+    assert SlurmLauncher().known([""]) == set()
+
+
+def test_what_a_job_asks_for_follows_from_its_tasks():
+    options = {"tasks_per_job": 10, "workers_per_job": 4, "max_jobs": 7}
+    asked = {"cores": 3, "gpus": 0.25, "memory_gb": 1.5, "minutes": 2.5}
+    launcher, resources = create_launcher("slurm", {**options, **asked, "qos": "low"})
+    parameters = launcher._parameters(100, resources)
+    assert parameters["cpus_per_task"] == 12
+    assert parameters["gpus_per_node"] == 1
+    assert parameters["mem"] == "6144M"
+    assert parameters["time"] == 8  # three rounds of 2.5 minutes
+    assert parameters["array_parallelism"] == 7
+    assert parameters["qos"] == "low"
+    assert parameters["additional_parameters"] == {"signal": "B:USR2@90", "requeue": True}
+    assert launcher.parallelism(1000, resources) == 28
+    assert launcher.parallelism(25, resources) == 12
+    short = launcher._parameters(1, Resources(minutes=1))
+    assert short["additional_parameters"]["signal"] == "B:USR2@45"
