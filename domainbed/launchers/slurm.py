@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -53,6 +54,7 @@ _ENDED = (
 """The states of SLURM's jobs that are neither queued nor running, nor will be."""
 _BY_ITSELF = ("BOOT_FAIL", "FAILED", "OUT_OF_MEMORY")
 """Of these, those of a job that another time would come to the same end."""
+_JOB = re.compile(r"\d+(_\d+)?")  # a job of an array: 12_3
 _SECONDS_OF_WARNING = 90
 _MOST_FRUITLESS_TRIES = 3
 _MOST_JOBS_A_COMMAND = 500
@@ -303,7 +305,7 @@ def states_of(jobs: Iterable[str]) -> dict[str, str]:
     Raises:
         UserError: SLURM does not answer.
     """
-    arrays = sorted({job.partition("_")[0] for job in jobs} - {""})
+    arrays = sorted({job.partition("_")[0] for job in jobs if _JOB.fullmatch(job)})
     if not arrays:
         return {}
     asked = (

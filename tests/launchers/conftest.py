@@ -25,3 +25,8 @@ def slurm(_slurm_environment, monkeypatch):
     path = [*map(str, _IMPORTED_BY_JOBS), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     return slurm_cluster
+
+
+@pytest.fixture
+def slurm_options(slurm):
+    return {"tasks_per_job": 3, "cores": 1, "max_jobs": slurm.CPUS}

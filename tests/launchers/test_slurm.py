@@ -42,7 +42,7 @@ def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
     first, last = jobs[0], jobs[4]
     assert jobs == [first] * 4 + [last] * 2
     assert (first.partition("_")[2], last.partition("_")[2]) == ("0", "1")
-    assert submitted.launcher.known([*jobs, "", "4711", "4711_2"]) == {first, last}
+    assert submitted.launcher.known([*jobs, "", "no job", "4711_2"]) == {first, last}
     assert [submitted.handle.state(index) for index in range(6)] == [PENDING] * 6
     submitted.wait()
     kinds = [DONE, FAILED, FAILED, BUSY, DONE, DONE]
