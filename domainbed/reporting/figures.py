@@ -13,7 +13,7 @@ import pandas as pd
 from domainbed.drawing import new_figure
 from domainbed.names import order_algorithms, order_datasets
 from domainbed.registry import Registry
-from domainbed.reporting.findings import Findings, is_logarithmic, is_numeric
+from domainbed.reporting.findings import Findings, is_logarithmic, is_numeric, without_zeros
 from domainbed.reporting.statistics import CriticalDifference
 from domainbed.reporting.tables import AVERAGE, domain_names
 from domainbed.text_table import printable
@@ -235,8 +235,7 @@ def _hparams(frame: pd.DataFrame) -> Figure:
         values = of_name["value"]
         if is_numeric(values):
             values = values.astype(float)
-            axes.set_xscale("log" if is_logarithmic(values) else "linear")
-            _plain_ticks(axes)
+            values = _scaled(axes, values)
         else:
             texts = values.map(str)
             known = sorted(set(texts))
@@ -253,14 +252,29 @@ def _hparams(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _plain_ticks(axes: Axes) -> None:
-    """Few ticks of a number, without formulas."""
+def _scaled(axes: Axes, values: pd.Series) -> pd.Series:
+    """Sets the scale of numbers, with few ticks and no formulas; returns where to draw them.
+
+    On a logarithmic scale zero has a place of its own, left of the others.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    is_log = axes.get_xscale() == "log"
-    axes.xaxis.set_major_locator(LogLocator(numticks=4) if is_log else MaxNLocator(4))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    drawn, zero = values, math.nan
+    if is_logarithmic(values):
+        axes.set_xscale("log")
+        drawn, locator = without_zeros(values), LogLocator(numticks=4)
+        axes.xaxis.set_major_locator(locator)
+        if (values == 0).any():
+            zero, lowest = drawn.min(), values[values > 0].min()
+            ticks = locator.tick_values(lowest, values.max())
+            axes.set_xticks([zero, *ticks[(ticks >= lowest) & (ticks <= values.max())]])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: "0" if value == zero else f"{value:g}")
+    )
     axes.xaxis.set_minor_formatter(NullFormatter())
+    return drawn
 
 
 def _scatter(axes: Axes, x: pd.Series, y: pd.Series, color: str, marker: str) -> None:

@@ -146,7 +146,7 @@ def ranges(tuning: pd.DataFrame) -> pd.DataFrame:
 
     Columns: `algorithm`, `name`, `lowest` and `highest` drawn, the number of `choices`, and how
     many of them are `low` and `high`, in the outer tenths of that range (of the logarithms, if
-    it spans a factor of ten and more).
+    it spans a factor of ten and more; 0 counts as a tenth of the lowest other number).
     """
     rows = []
     for algorithm in order_algorithms(tuning["algorithm"]):
@@ -169,13 +169,25 @@ def is_numeric(values: pd.Series) -> bool:
 
 
 def is_logarithmic(values: pd.Series) -> bool:
-    """Whether numbers span a factor of ten and more, so that their logarithms tell more."""
-    return bool(values.min() > 0 and values.max() >= 10 * values.min())
+    """Whether numbers span a factor of ten and more, so that their logarithms tell more.
+
+    Zeros do not count: many a default is 0, and the draws beside it are of a logarithm.
+    """
+    others = values[values > 0]
+    is_wide = len(others) > 0 and others.max() >= 10 * others.min()
+    return bool(is_wide and values.min() >= 0)
+
+
+def without_zeros(values: pd.Series) -> pd.Series:
+    """Numbers that have logarithms: zeros become a tenth of the lowest other number."""
+    others = values[values > 0]
+    return values.where(values > 0, others.min() / 10)
 
 
 def position(values: pd.Series) -> np.ndarray:
     """Where each number lies between the lowest, 0, and the highest, 1."""
-    numbers = np.log(values.to_numpy()) if is_logarithmic(values) else values.to_numpy()
+    is_log = is_logarithmic(values)
+    numbers = np.log(without_zeros(values).to_numpy()) if is_log else values.to_numpy()
     spread = np.ptp(numbers)
     return (numbers - numbers.min()) / spread if spread else np.full(len(numbers), 0.5)
 

@@ -77,16 +77,21 @@ def test_choices_at_the_ends_of_a_range():
     values = [0.001, 0.002, 0.01, 0.09, 0.1]  # of the logarithms: 0, 0.15, 0.5, 0.98, 1
     rows = [("ERM", "lr", value, value > 0.005) for value in values]
     rows += [("ERM", "dropout", value, value < 0.2) for value in (0.0, 0.1, 0.5)]
+    rows += [("ERM", "decay", value, value < 2e-4) for value in (0.0, 1e-6, 1e-4, 1e-2)]
     rows += [("ERM", "flag", value, True) for value in (True, False)]
     tuning = pd.DataFrame(rows, columns=["algorithm", "name", "value", "chosen"], dtype=object)
     tuning["chosen"] = tuning["chosen"].astype(bool)
     found = ranges(tuning).set_index("name")
-    assert found.index.tolist() == ["lr", "dropout"]
+    assert found.index.tolist() == ["lr", "dropout", "decay"]
     assert found.loc["lr"].tolist() == ["ERM", 0.001, 0.1, 3, 0, 2]
+    assert found.loc["decay"].tolist() == ["ERM", 0.0, 0.01, 3, 1, 0]  # 0, 0.2, 0.6; not 0.01
     assert found.loc["dropout"].tolist() == ["ERM", 0.0, 0.5, 2, 1, 0]
 
 
 def test_positions():
     assert position(pd.Series([1.0, 10.0, 100.0])).tolist() == pytest.approx([0, 0.5, 1])
     assert position(pd.Series([1.0, 2.0, 5.0])).tolist() == pytest.approx([0, 0.25, 1])
+    # Zero stands a factor of ten below the lowest other number.
+    assert position(pd.Series([0.0, 1.0, 1000.0])).tolist() == pytest.approx([0, 0.25, 1])
+    assert position(pd.Series([-1.0, 0.0, 99.0])).tolist() == pytest.approx([0, 0.01, 1])
     assert position(pd.Series([3.0, 3.0])).tolist() == [0.5, 0.5]
