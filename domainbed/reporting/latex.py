@@ -10,6 +10,7 @@ _PREAMBLE = [
     r"\documentclass{article}",
     r"\usepackage[T1]{fontenc}",
     r"\usepackage[utf8]{inputenc}",
+    r"\usepackage[margin=2cm]{geometry}",
     r"\usepackage{booktabs}",
     r"\usepackage{graphicx}",
     r"\begin{document}",

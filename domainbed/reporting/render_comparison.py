@@ -13,11 +13,11 @@ import pandas as pd
 from domainbed.registry import Registry
 from domainbed.reporting import latex
 from domainbed.reporting.sections import Section
+from domainbed.reporting.sections.texts import is_of_numbers
 from domainbed.text_table import pipe_table, text_table
 
 TEXT_WIDTH = 100
 _ROWS_OF_A_PAGE = 40
-_NUMBER = re.compile(r"[<\[]?[+-]?\d|-$")
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 
 COMPARISON_RENDERERS: Registry[Callable[[Sequence[Section]], str]] = Registry("format")
@@ -56,11 +56,11 @@ def to_latex(sections: Sequence[Section]) -> str:
         lines += ["", rf"\subsection*{{\raggedright {latex.escape(section.title)}}}"]
         for begin in range(0, len(section.rows), _ROWS_OF_A_PAGE):
             part = section.rows[begin : begin + _ROWS_OF_A_PAGE]
-            cells = [[_number_in_latex(text) for text in row] for row in part]
+            cells = [[_in_latex(text) for text in row] for row in part]
             lines += latex.tabular(
                 [latex.escape(name) for name in section.header], cells, _alignment(section)
             )
-        notes = [rf"\item {latex.escape(note)}" for note in section.notes]
+        notes = [rf"\item {_in_latex(note)}" for note in section.notes]
         lines += [r"\begin{itemize}", *notes, r"\end{itemize}"] if notes else []
     return latex.document([], lines)
 
@@ -90,9 +90,9 @@ def _escaped(text: str) -> str:
 def _alignment(section: Section) -> str:
     """Names to the left, numbers in the middle."""
     columns = zip(*section.rows, strict=True)
-    return "".join("c" if all(map(_NUMBER.match, column)) else "l" for column in columns)
+    return "".join("c" if is_of_numbers(column) else "l" for column in columns)
 
 
-def _number_in_latex(text: str) -> str:
+def _in_latex(text: str) -> str:
     escaped = latex.escape(text).replace("+/-", latex.PLUS_MINUS)
     return _MINUS.sub("$-$", escaped)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 
 import pandas as pd
 
 NOTHING = "-"
+_NUMBER = re.compile(r"[<\[]?[+-]?\d|-$")
 
 
 def count(number: int, thing: str) -> str:
@@ -27,7 +30,7 @@ def two_decimals(value: float) -> str:
 
 
 def with_sign(value: float) -> str:
-    return NOTHING if math.isnan(value) else f"{value:+.1f}"
+    return NOTHING if math.isnan(value) else f"{round(value, 1) + 0.0:+.1f}"  # never -0.0
 
 
 def mean_text(mean: float, std_err: float, signed: bool = False) -> str:
@@ -43,3 +46,8 @@ def p_value_text(value: float) -> str:
     if math.isnan(value):
         return NOTHING
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def is_of_numbers(column: Iterable[str]) -> bool:
+    """Whether all texts of a column are numbers, intervals, bounds or gaps."""
+    return all(map(_NUMBER.match, column))
