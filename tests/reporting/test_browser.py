@@ -9,11 +9,14 @@ import os
 import shutil
 import threading
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fake_sweep import DOMAINS, random_runs, write
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from domainbed.predictions import Predicted, write_predictions
 from domainbed.reporting import build_report, load_records
 from domainbed.reporting.page import build_page, to_html
 from domainbed.reporting.page.serve import make_server
@@ -41,9 +44,15 @@ def built(tmp_path_factory):
     names = ("ERM", "Fishr", "<i>")
     runs = random_runs(0, ("ColoredMNIST", HOSTILE), names, n_hparams=2, n_trials=1, pairs=False)
     del DOMAINS[HOSTILE]
-    write(folder, runs)
+    for number, (run, kept) in enumerate(zip(runs, write(folder, runs), strict=True)):
+        (env,) = run[0]["args"]["test_envs"]
+        logits = np.eye(2)[[number % 2, 1, 0]]
+        parts = [Predicted(env, "in", ["a", "b", "c"], np.array([0, 1, 1]), logits)]
+        facts = {"step": 20, "classes": ["<cat>", "dog"]}
+        write_predictions(kept / "predictions.parquet", facts, parts, 2)
     report = build_report(load_records(folder), ["training-domain", "oracle"])
-    return folder, build_page(report, folder)
+    images = [Image.new("RGB", (40, 30), color) for color in ("red", "white", "black")]
+    return folder, build_page(report, folder, "ERM", lambda run, env, names: images[: len(names)])
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +92,14 @@ def test_nothing_is_asked_for_or_complained_about(opened, file):
     assert told == [file.as_uri()]
     assert page.title() == f"Report of {file.parent.name}"
     assert page.locator("svg").count() == 10
+
+
+def test_pictures_are_shown(opened):
+    page, _ = opened()
+    pictures = page.locator("#wrong-images img")
+    assert pictures.count() >= 6  # an image of each of six test domains is wrong by all
+    assert {each.evaluate("e => e.naturalWidth") for each in pictures.all()} == {40}
+    assert pictures.first.get_attribute("alt").startswith("c, of class dog; ERM: <cat>, ")
 
 
 def test_it_can_be_used_by_all(opened):
@@ -160,12 +177,38 @@ def test_published_numbers_can_be_left_out(opened):
     assert numbers.count() == 0
 
 
-def test_print_shows_all_tables(opened):
+def test_print_shows_the_tables(opened):
     page, _ = opened()
     page.emulate_media(media="print")
     assert not page.locator(".controls").is_visible()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details:not([open])").count() == 0
+    rows = page.locator("details").evaluate_all(
+        "all => all.map(each => [each.open, each.querySelectorAll('tbody tr').length])"
+    )
+    assert len(rows) > 5
+    assert [count for is_open, count in rows if is_open != (count <= 100)] == []
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details:not(:has(dl))[open]").count() == 0
+
+
+def test_no_table_is_wider_than_paper(opened):
+    """One selection method stands below the other where a table would be set too small."""
+    page, _ = opened(scheme="dark")
+    before = page.locator("table").count()
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.set_viewport_size({"width": 703, "height": 1000})  # A4 within its margins
+    widths = page.locator("table:visible").evaluate_all(
+        "all => all.map(each => each.getBoundingClientRect().right)"
+    )
+    assert len(widths) > before
+    assert max(widths) <= 703
+    parts = page.locator("#results table[data-part] thead tr:first-child")
+    methods = ["training-domain validation set", "test-domain validation set (oracle)"]
+    assert [text.strip() for text in parts.all_inner_texts()][:2] == methods
+    assert page.locator("body").evaluate("e => getComputedStyle(e).color") == "rgb(27, 27, 29)"
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("table").count() == before
 
 
 def test_a_running_sweep_refreshes_itself(browser, built):

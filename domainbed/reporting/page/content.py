@@ -181,7 +181,12 @@ def _ranks(findings: Findings) -> Part:
     if not figures:
         return replace(part, missing="ranks need two algorithms with results on the same domains")
     sections = compared.rank_sections(findings.ranks, RANKED)
-    return replace(part, figures=figures, tables=[from_section(each, True) for each in sections])
+    notes = [
+        f"{method}: {section.notes[0]}"
+        for method, section in zip(findings.ranks, sections, strict=True)
+    ]
+    notes += list(dict.fromkeys(note for section in sections for note in section.notes[1:]))
+    return replace(part, figures=figures, notes=notes, tables=_without_notes(sections))
 
 
 def _tuning(findings: Findings) -> Part:

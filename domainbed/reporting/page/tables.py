@@ -16,6 +16,7 @@ from domainbed.published import SOURCES
 from domainbed.reporting.beside import BesideCell, beside_published, cell_key
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.sections import Section
+from domainbed.reporting.sections.texts import is_of_numbers
 from domainbed.reporting.style import Style
 from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table, domain_names
 from domainbed.states import DONE, STATES
@@ -50,6 +51,7 @@ class HtmlTable:
         header: the names of the columns.
         rows: as long as the header; the first cell is the row's name.
         groups: names over the columns, each with how many it spans; may be empty.
+        texts: the positions of columns that hold no numbers, besides the first.
         notes: what is said below it.
         is_open: whether it is seen before somebody opens it.
     """
@@ -58,6 +60,7 @@ class HtmlTable:
     header: list[str]
     rows: list[Row]
     groups: Sequence[tuple[str, int]] = ()
+    texts: Sequence[int] = ()
     notes: list[str] = field(default_factory=list)
     is_open: bool = False
 
@@ -112,11 +115,12 @@ def _results(tables: Sequence[Table], published: Published, style: Style | None)
     groups = [("", 1), *((table.title, len(table.columns)) for table in tables)]
     sources = {source for key in keys for source, _ in published.get(key, ())}
     notes = _published_note(source for source in SOURCES if source in sources)
-    return HtmlTable(first.dataset or "Averages", header, rows, groups, notes, is_open=True)
+    title = first.dataset or "Averages"
+    return HtmlTable(title, header, rows, groups, notes=notes, is_open=True)
 
 
 def _text(cell: Cell, style: Style | None) -> str:
-    return cell_text(cell, style).replace("+/-", "±")
+    return _typeset(cell_text(cell, style))
 
 
 def _best(table: Table, place: int) -> Cell | None:
@@ -164,14 +168,21 @@ def _published_note(sources: Iterable[str]) -> list[str]:
 def from_section(section: Section, is_open: bool = False) -> HtmlTable:
     """A table of `domainbed compare`."""
     place = section.header.index("Algorithm") if "Algorithm" in section.header else None
+    shown = [list(map(_typeset, texts)) for texts in section.rows[:MAX_ROWS]]
     rows = [
-        Row(list(map(HtmlCell, texts)), "" if place is None else texts[place])
-        for texts in section.rows[:MAX_ROWS]
+        Row(list(map(HtmlCell, texts)), "" if place is None else texts[place]) for texts in shown
     ]
     left_out = len(section.rows) - len(rows)
-    notes = [f"{left_out:,} more rows are left out"] if left_out else []
+    more = [f"{left_out:,} more rows are left out"] if left_out else []
     header = [name[:1].upper() + name[1:] for name in section.header]
-    return HtmlTable(section.title, header, rows, (), [*section.notes, *notes], is_open)
+    columns = enumerate(zip(*section.rows, strict=True))
+    named = [number for number, column in columns if number and not is_of_numbers(column)]
+    notes = [*map(_typeset, section.notes), *more]
+    return HtmlTable(section.title, header, rows, (), named, notes, is_open)
+
+
+def _typeset(text: str) -> str:
+    return text.replace("+/-", "±")
 
 
 def state_tables(counts: pd.DataFrame, runs: pd.DataFrame) -> list[HtmlTable]:

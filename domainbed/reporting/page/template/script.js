@@ -61,6 +61,59 @@
     }, 1000 * seconds);
   }
 
+  // A page of paper is narrower than most screens, and does not scroll.
+  const paperWidth = 690; // pixels within the margins of A4
+  const paperLetters = 12; // pixels
+  const legible = 0.75; // of the size of other letters; a table of less is cut at its groups
+  const longTable = 100; // rows; such a table is printed only if somebody opened it
+  const undo = [];
+
+  function partsByGroup(table) {
+    let begin = 1;
+    return [...table.tHead.rows[0].cells].slice(1).map((group, number) => {
+      const part = table.cloneNode(true);
+      const end = begin + group.colSpan;
+      for (const row of part.rows) {
+        const isHead = row === part.tHead.rows[0];
+        const [first, last] = isHead ? [number + 1, number + 2] : [begin, end];
+        [...row.cells].forEach((cell, place) => {
+          if (place > 0 && (place < first || place >= last)) cell.remove();
+        });
+      }
+      begin = end;
+      return part;
+    });
+  }
+
+  function fitToPaper(table) {
+    const letters = parseFloat(getComputedStyle(document.documentElement).fontSize);
+    const ratio = paperWidth / ((table.offsetWidth * paperLetters) / letters);
+    if (ratio >= 1) return;
+    if (ratio < legible && table.tHead.rows.length > 1 && !table.dataset.part) {
+      const parts = partsByGroup(table);
+      for (const part of parts) part.dataset.part = "true";
+      table.after(...parts);
+      table.hidden = true;
+      undo.push(() => {
+        table.hidden = false;
+        for (const part of parts) part.remove();
+      });
+      parts.forEach(fitToPaper);
+    } else {
+      table.style.zoom = ratio;
+      undo.push(() => (table.style.zoom = ""));
+    }
+  }
+
+  function preparePrint() {
+    for (const each of document.querySelectorAll("details:not([open])")) {
+      if (each.querySelectorAll("tbody tr").length > longTable) continue;
+      each.open = true;
+      undo.push(() => (each.open = false));
+    }
+    document.querySelectorAll("table").forEach(fitToPaper);
+  }
+
   for (const button of document.querySelectorAll(".sortable th button")) {
     button.addEventListener("click", () => sortBy(button));
   }
@@ -68,8 +121,10 @@
   filter.form.addEventListener("submit", (event) => event.preventDefault());
   const showPublished = () => document.body.classList.toggle("no-published", !published.checked);
   published.addEventListener("change", showPublished);
-  addEventListener("beforeprint", () => {
-    for (const each of document.querySelectorAll("details")) each.open = true;
+  published.closest("label").hidden = document.querySelector(".published") === null;
+  addEventListener("beforeprint", preparePrint);
+  addEventListener("afterprint", () => {
+    while (undo.length) undo.pop()();
   });
   const seconds = Number(document.body.dataset.refresh);
   if (seconds) refresh(seconds);
