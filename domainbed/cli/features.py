@@ -8,11 +8,16 @@ computation that was interrupted goes on when the same command is given again.
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
 from domainbed.flags import add_flags, read_flags
 from domainbed.run_fields import FeatureSource
 from domainbed.settings import load
+
+if TYPE_CHECKING:
+    from domainbed.datasets import MultipleDomainDataset
+    from domainbed.features import StoredFeatures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,23 +38,40 @@ def main(args: argparse.Namespace) -> int:
         UserError: no such dataset or backbone, no image files, or a corrupt image.
     """
     source = load(FeatureSource, None, read_flags(args, FeatureSource))
-    from domainbed.cores import usable_cores
-    from domainbed.datasets import load_dataset
-    from domainbed.datasets.feature_domain import images_of
-    from domainbed.features import open_features
-    from domainbed.files import cache_folder
-    from domainbed.names import dataset_label
     from domainbed.plugins import import_plugins
-    from domainbed.training.machine import choose_device
 
     import_plugins(args.plugins)
-    dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)
-    images = images_of(dataset, dataset_label(args.dataset), args.corrupt_images == "skip")
-    device, cache = choose_device(args.device), cache_folder(args.data_dir)
-    stored = open_features(images, cache, source, device, usable_cores())
+    _, stored = computed(args, source, args.corrupt_images == "skip")
     number, views, width = stored.values.shape
     of_views = f" and {views - 1} views of each" if views > 1 else ""
     print(f"{width:,} features of {number:,} images{of_views} in {stored.folder}")
     if stored.unreadable:
         print(f"{len(stored.unreadable)} of them cannot be read and are skipped")
     return 0
+
+
+def computed(
+    args: argparse.Namespace, source: FeatureSource, skip_corrupt: bool = False
+) -> tuple[MultipleDomainDataset, StoredFeatures]:
+    """The dataset that the flags name, and the features of its images.
+
+    Args:
+        args: `dataset`, `data_dir` and `device`.
+        source: what computes them.
+        skip_corrupt: leave images out that cannot be read.
+
+    Raises:
+        UserError: see `main`.
+    """
+    from domainbed.cores import usable_cores
+    from domainbed.datasets import load_dataset
+    from domainbed.datasets.feature_domain import images_of
+    from domainbed.features import open_features
+    from domainbed.files import cache_folder
+    from domainbed.names import dataset_label
+    from domainbed.training.machine import choose_device
+
+    dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)
+    images = images_of(dataset, dataset_label(args.dataset), skip_corrupt)
+    device, cache = choose_device(args.device), cache_folder(args.data_dir)
+    return dataset, open_features(images, cache, source, device, usable_cores())

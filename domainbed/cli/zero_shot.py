@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
+from domainbed.cli.features import computed
 from domainbed.cli.sweep.launch import launch
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
 from domainbed.run_fields import FeatureSource
+from domainbed.settings import load
 
 _BACKBONE = "open_clip:ViT-B-16"
 
@@ -38,7 +40,9 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: no such dataset, backbone or prompts, or the weights are not to be had.
     """
-    from domainbed.networks.open_clip_models import PREFIX, prompt_templates
+    from domainbed.features import open_text_head
+    from domainbed.networks.open_clip_models import PREFIX
+    from domainbed.plugins import import_plugins
     from domainbed.reporting import RENDERERS, build_report, load_records
     from domainbed.sweeps.config import load_config
 
@@ -46,14 +50,18 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(
             f"--backbone {args.backbone!r} reads no text: name a model of open_clip ({_BACKBONE})"
         )
-    prompt_templates(args.prompts)
-    source = {"backbone": args.backbone, **read_flags(args, FeatureSource)}
+    import_plugins(args.plugins)
+    given = {"backbone": args.backbone, **read_flags(args, FeatureSource)}
+    source = load(FeatureSource, None, given)
+    # Now, since what is wrong with them would be wrong in each run.
+    dataset, stored = computed(args, source)
+    open_text_head(stored.folder, source, dataset.class_names, args.prompts)
     config = load_config(
         None,
         {
             "datasets": [args.dataset],
             "algorithms": ["ZeroShot"],
-            "features": source,
+            "features": given,
             "hparams": {"prompts": args.prompts} if args.prompts != "photo" else {},
             "selection": ["training-domain"],
             "trials": 1,

@@ -138,7 +138,7 @@ def _published_file(name: str, published: Mapping[str, Any]) -> str:
     """
     import open_clip
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     give = "give the file of a state dict as weights, or 'none'"
     if not published:
@@ -161,6 +161,8 @@ def _published_file(name: str, published: Mapping[str, Any]) -> str:
             for each in files:
                 try:
                     return hf_hub_download(repository, each)
+                except LocalEntryNotFoundError:  # a kind of the next one, where there is no network
+                    raise
                 except EntryNotFoundError:
                     continue
     except Exception as error:  # of the network, in whatever way

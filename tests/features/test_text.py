@@ -164,9 +164,10 @@ def test_weights_of_another_model(tiny, tmp_path):
 
 def test_without_a_network_the_error_says_what_to_do(monkeypatch):
     import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     def offline(*_: Any) -> str:
-        raise OSError("Name or service not known")
+        raise LocalEntryNotFoundError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
