@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 from domainbed.algorithms import Algorithm
-from domainbed.errors import UserError
 from domainbed.files import as_json_values, write_text
 from domainbed.predictions import require_parquet
 from domainbed.record_keys import (
     AVERAGES,
     average_key,
-    parse_average_key,
-    parse_record_key,
     record_key,
 )
 from domainbed.run_fields import RunOptions
@@ -34,6 +30,7 @@ from domainbed.training.checkpoint import Progress
 from domainbed.training.claim import claim
 from domainbed.training.evaluation import EvaluationSplit, Value
 from domainbed.training.experiment import Experiment, build
+from domainbed.training.history import History
 from domainbed.training.initial_weights import set_initial_weights
 from domainbed.training.machine import describe, package_version, peak_memory, process_set_up
 from domainbed.training.model_file import save_model
@@ -43,8 +40,6 @@ from domainbed.training.saved_predictions import save_predictions
 from domainbed.training.state import unseen
 
 OnStep = Callable[[int], None]
-
-_OWN_KEYS = {"step", "stage", "epoch", "step_time", "mem_gb", "hparams", "args", "diverged"}
 
 
 def run(
@@ -106,7 +101,8 @@ class Trainer:
     ) -> None:
         self.experiment, self.spec, self.folder = experiment, experiment.spec, folder
         self.options, self.began, self.on_step = options, began, on_step
-        self.echo, self.diverged = echo, False
+        self.echo = echo
+        self.history = History(self.spec.algorithm, self.spec.on_divergence == "continue")
         self.stages = len(self.algorithm.training_stages())
         self.averages = Averages(experiment)
         self.splits = RecordedSplits(experiment, self._last_recorded())
@@ -126,22 +122,20 @@ class Trainer:
 
     def _train_stage(self, progress: Progress) -> Progress:
         """All steps that are left, with a record and a checkpoint at every interval."""
-        history = defaultdict(list, {name: [*values] for name, values in progress.history.items()})
+        self.history.restore(progress.history)
         steps = range(progress.next_step, self.spec.steps)
         began = step_began = time.monotonic()
         for step, minibatches, unlabeled in zip(
             steps, self.experiment.minibatches(steps), self.experiment.unlabeled(steps)
         ):
-            with self.experiment.precision():
-                metrics = self.algorithm.update(minibatches, unlabeled)
-            if not self._is_recorded(step):
-                self.averages.add()
-            history["step_time"].append(time.monotonic() - step_began)
-            for name, value in self._checked(metrics, step).items():
-                history[name].append(value)
+            self.history.add(self._updated(minibatches, unlabeled), step)
             if self._is_recorded(step):
-                line, ended = self._record(step, history)
-                history.clear()
+                self.history.settle()
+            else:
+                self.averages.add()
+            self.history.add_time(time.monotonic() - step_began)
+            if self._is_recorded(step):
+                line, ended = self._record(step)
                 progress = replace(
                     progress,
                     next_step=self.spec.steps if ended else step + 1,
@@ -157,16 +151,25 @@ class Trainer:
                 break
             if stop_requested():
                 seconds = progress.seconds + time.monotonic() - began
-                self._stop(replace(progress, next_step=step + 1, seconds=seconds, history=history))
+                self._stop(replace(progress, next_step=step + 1, seconds=seconds))
             step_began = time.monotonic()
         self.algorithm.on_end()
         return progress
 
+    def _updated(self, *of_step: Any) -> Any:
+        """What the algorithm's update returns."""
+        try:
+            with self.experiment.precision():
+                return self.algorithm.update(*of_step)
+        except Exception:
+            self.history.settle()  # that training diverged before is the better reason
+            raise
+
     def _stop(self, progress: Progress) -> NoReturn:
         """Keeps all that was done since the last record, too."""
-        if progress.history:
-            history = {name: [*values] for name, values in progress.history.items()}
-            self._save_checkpoint(replace(progress, history=history))
+        self.history.settle()
+        if values := self.history.values():
+            self._save_checkpoint(replace(progress, history=values))
         self.table.line(f"Stopping at step {progress.next_step} of {self.spec.steps}, as requested")
         raise Interrupted
 
@@ -227,7 +230,8 @@ class Trainer:
         )
         if progress.has_begun:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
-            self.diverged = any(json.loads(line).get("diverged") for line in progress.records)
+            told = (json.loads(line).get("diverged") for line in progress.records)
+            self.history.diverged = any(told)
             self.splits.restore(progress.records, self.averages)
         else:
             self._announce()
@@ -255,44 +259,6 @@ class Trainer:
             self.folder.results.replace(kept)
             self.table.line(f"No checkpoint to go on from: earlier records are kept in {kept}")
 
-    def _checked(self, metrics: Any, step: int) -> dict[str, float]:
-        """What an update returned, as numbers.
-
-        Raises:
-            UserError: it is no dict of numbers, takes a name of the record's own, or training
-                diverged.
-        """
-        name = self.spec.algorithm
-        if not isinstance(metrics, dict):
-            raise UserError(
-                f"the update of {name} returned {metrics!r}: it must return a dict of numbers"
-            )
-        values = {}
-        for key, value in metrics.items():
-            if key in _OWN_KEYS or _is_measured(str(key)):
-                raise UserError(
-                    f"the update of {name} returned a metric {key!r}, which is a key of the "
-                    "record's own: choose another name"
-                )
-            try:
-                values[str(key)] = float(value)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise UserError(
-                    f"the update of {name} returned {key!r} as {type(value).__name__}: it must be "
-                    "one number"
-                ) from error
-            if not math.isfinite(values[str(key)]):
-                self._diverge(str(key), values[str(key)], step)
-        return values
-
-    def _diverge(self, key: str, value: float, step: int) -> None:
-        if self.spec.on_divergence == "fail":
-            raise UserError(
-                f"training diverged at step {step}: {key} is {value}. Choose a smaller 'lr', or "
-                "go on nevertheless with --on_divergence continue"
-            )
-        self.diverged = True
-
     def _is_recorded(self, step: int) -> bool:
         last = step == self.spec.steps - 1
         return step % self.spec.checkpoint_freq == 0 or (last and self.spec.record_last_step)
@@ -300,7 +266,7 @@ class Trainer:
     def _last_recorded(self) -> int:
         return next(step for step in reversed(range(self.spec.steps)) if self._is_recorded(step))
 
-    def _record(self, step: int, history: Mapping[str, Sequence[float]]) -> tuple[str, bool]:
+    def _record(self, step: int) -> tuple[str, bool]:
         """Evaluates, and appends the record to results.jsonl.
 
         Returns:
@@ -310,7 +276,7 @@ class Trainer:
         record: dict[str, Any] = {
             "step": step,
             "epoch": step / self.experiment.batches_per_epoch,
-            **{name: float(np.mean(values)) for name, values in history.items()},
+            **self.history.means(),
             **{self._key(m.domain, m.split, m.metric): m.value for m in measured},
             **(validation := self._of_stage(measured)),
             **self._of_averages(step, validation.get("val_loss", math.nan)),
@@ -319,7 +285,7 @@ class Trainer:
         self.table.record(record)
         ended = bool(self.algorithm.on_record(record))
         record = as_json_values(record) | {"hparams": self.spec.hparams, "args": self._args()}
-        if self.diverged:
+        if self.history.diverged:
             record["diverged"] = True
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
         self.folder.append_result(line)
@@ -419,8 +385,3 @@ class Trainer:
             "seconds": progress.seconds,
         }
         write_text(self.folder.environment, json.dumps(facts, indent=2) + "\n")
-
-
-def _is_measured(key: str) -> bool:
-    """Whether a key is of a split, of the last weights or of an average."""
-    return parse_record_key(key) is not None or parse_average_key(key) is not None
