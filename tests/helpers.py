@@ -64,6 +64,11 @@ def resumed(algorithm, fresh):
     return fresh
 
 
+def numbers(metrics):
+    """What an update returned, as numbers."""
+    return {name: float(value) for name, value in metrics.items()}
+
+
 def flat_parameters(*modules):
     """All parameters as one vector, detached."""
     return torch.cat([p.detach().flatten() for m in modules for p in m.parameters()])

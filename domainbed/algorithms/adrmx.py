@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from domainbed import networks
 from domainbed.algorithms.base import (
+    Metrics,
     Minibatches,
-    as_numbers,
+    detached,
     domain_labels,
     register_algorithm,
     step,
@@ -111,6 +112,7 @@ class ADRMX(PooledAlgorithm):
     )
     search_space = staticmethod(_search_space)
     options = two_readings(DOMAINBED, "domainbed: remixes the first samples, of any class")
+    kept_on_cpu = ("update_count",)
 
     def __init__(
         self,
@@ -148,7 +150,7 @@ class ADRMX(PooledAlgorithm):
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         self.update_count += 1
         forward = self.forward_pass(minibatches)
         done, d_steps = int(self.update_count.item()), self.hparams["d_steps_per_g_step"]
@@ -157,10 +159,10 @@ class ADRMX(PooledAlgorithm):
                 f = forward.features - self.domain_featurizer(forward.x)
             loss_disc = F.cross_entropy(self.discriminator(f), forward.domains)
             step(self.disc_opt, loss_disc)
-            return as_numbers({"loss_disc": loss_disc})
+            return detached({"loss_disc": loss_disc})
         losses = self.losses(forward)
         step(self.gen_opt, losses["loss_total"])
-        return as_numbers(losses)
+        return detached(losses)
 
     def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:
         """Of a network step, by DomainBed's names, the whole first."""

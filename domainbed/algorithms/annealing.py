@@ -39,6 +39,7 @@ class AnnealedPenalty(ERM):
     weights: ClassVar[Sequence[AnnealedWeight]] = ()
     lr_after: ClassVar[str] = "lr"
     """The hyper-parameter with the learning rate after a switch."""
+    kept_on_cpu = ("update_count",)
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class AnnealedPenalty(ERM):
         objective: Objective,
         minibatches: Minibatches,
         unlabeled: Sequence[torch.Tensor] | None = None,
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """Begins with a fresh Adam at a switch."""
         if self.switches_now():
             self.optimizer = self.new_optimizer(self.network, self.hparams[self.lr_after])

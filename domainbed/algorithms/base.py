@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from domainbed.algorithms.stages import Stage
 from domainbed.dimensions import DatasetFacts, Dimension, Option, SearchSpace, SpaceOf
 from domainbed.errors import UserError
 from domainbed.registry import Registry
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """One pair of inputs (B, *input_shape) and labels (B,) per training domain, in domain order."""
@@ -64,6 +67,9 @@ class Algorithm(nn.Module):
     """Whether a prediction depends on the other inputs of its batch, which are then to be of one
     domain."""
 
+    kept_on_cpu: ClassVar[tuple[str, ...]] = ()
+    """Buffers that a GPU does not take along: to ask it for a count would wait for all its work."""
+
     optimizer: torch.optim.Optimizer
     """What `descend` steps; an algorithm with others overrides `descend`."""
 
@@ -113,11 +119,12 @@ class Algorithm(nn.Module):
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """One step of training: descends on the objective; arguments as there.
 
         Returns:
-            what the step is to be watched by: its loss and the parts of it.
+            what the step is to be watched by: its loss and the parts of it, numbers or scalar
+            tensors.
         """
         return self.update_on(self.objective, minibatches, unlabeled)
 
@@ -126,18 +133,24 @@ class Algorithm(nn.Module):
         objective: Objective,
         minibatches: Minibatches,
         unlabeled: Sequence[torch.Tensor] | None = None,
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """`update` with a given objective, such as this algorithm's own with a penalty added.
 
         An algorithm whose updates are of several kinds overrides this.
         """
         loss, metrics = objective(minibatches, unlabeled)
         self.descend(loss)
-        return as_numbers({"loss": loss, **metrics})
+        return detached({"loss": loss, **metrics})
 
     def descend(self, loss: torch.Tensor) -> None:
         """One step of the optimizer on `loss`."""
         step(self.optimizer, loss)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        kept = {name: own for name, own in self._buffers.items() if name in self.kept_on_cpu}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._buffers |= kept
+        return self
 
     def training_stages(self) -> Sequence[Stage]:
         """What a run of this method trains on; more than one asks for a fresh model for each."""
@@ -249,10 +262,10 @@ def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
-def as_numbers(metrics: Metrics) -> dict[str, float]:
-    """The values without their graphs."""
+def detached(metrics: Metrics) -> dict[str, torch.Tensor | float]:
+    """The values without their graphs, where they are: to ask for a number would wait for it."""
     return {
-        name: value.item() if isinstance(value, torch.Tensor) else float(value)
+        name: value.detach() if isinstance(value, torch.Tensor) else value
         for name, value in metrics.items()
     }
 

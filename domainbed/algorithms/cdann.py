@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from domainbed.algorithms.base import register_algorithm
 from domainbed.algorithms.dann import DANN
@@ -24,7 +23,7 @@ def class_divisors(y: torch.Tensor, num_classes: int, present_only: bool) -> tor
         present_only: K is the number of classes that occur, with which each of them weighs 1/K;
             else the largest label and one.
     """
-    counts = F.one_hot(y, num_classes).sum(dim=0)  # (C,)
+    counts = (y[:, None] == torch.arange(num_classes, device=y.device)).sum(dim=0)  # (C,)
     classes = (counts > 0).sum() if present_only else y.max() + 1
     return counts[y] * classes
 

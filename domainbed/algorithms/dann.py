@@ -14,7 +14,7 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Objective,
-    as_numbers,
+    detached,
     domain_labels,
     register_algorithm,
     step,
@@ -102,6 +102,7 @@ class DANN(PooledAlgorithm):
             ("loss", "softmax"),
         )
     }
+    kept_on_cpu = ("update_count",)
 
     def __init__(
         self,
@@ -135,22 +136,22 @@ class DANN(PooledAlgorithm):
         objective: Objective,
         minibatches: Minibatches,
         unlabeled: Sequence[torch.Tensor] | None = None,
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """A step of the network on `objective`, or one of the discriminator on its own loss."""
         self.update_count += 1
         done = int(self.update_count.item())
         if is_discriminator_step(done, self.hparams["d_steps_per_g_step"]):
             return self.update_discriminator(minibatches)
-        metrics = super().update_on(objective, minibatches, unlabeled)
+        metrics = dict(super().update_on(objective, minibatches, unlabeled))
         return {"gen_loss": metrics.pop("loss"), **metrics}  # the name is DomainBed's
 
-    def update_discriminator(self, minibatches: Minibatches) -> dict[str, float]:
+    def update_discriminator(self, minibatches: Minibatches) -> Metrics:
         forward = self.forward_pass(minibatches)
         with torch.no_grad():  # no gradient goes through the featurizer
             z = forward.features
         disc_loss = self.disc_loss_of(z, forward)
         step(self.disc_opt, disc_loss)
-        return as_numbers({"disc_loss": disc_loss})
+        return detached({"disc_loss": disc_loss})
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """Of the network's steps."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from domainbed.algorithms.base import Minibatches
+from domainbed.algorithms.base import Metrics, Minibatches, detached
 from domainbed.algorithms.erm import ERM
 
 
@@ -62,11 +62,11 @@ class MaskedGradients(ERM):
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         risks = self.forward_pass(minibatches).separate_risks()
         parameters = trained_parameters(self.network)
         stacked = domain_gradients(risks, parameters)
         for parameter, gradients in zip(parameters, stacked, strict=True):
             parameter.grad = rescaled(gradients.mean(0), self.mask_of(gradients))
         self.optimizer.step()
-        return {"loss": torch.stack(risks).mean().item()}
+        return detached({"loss": torch.stack(risks).mean()})

@@ -11,10 +11,11 @@ from torch import nn
 
 from domainbed.algorithms.averaging import gather_statistics, mean_rate, move_towards
 from domainbed.algorithms.base import (
+    Metrics,
     Minibatches,
     Objective,
-    as_numbers,
     concatenate,
+    detached,
     register_algorithm,
     step,
 )
@@ -82,6 +83,7 @@ class ERMPlusPlus(ERM):
         "lars": Option(False, "LARS instead of Adam"),
         "auto_lr": Option(False, "two stages: rates by plateau, then all images with these rates"),
     }
+    kept_on_cpu = ("update_count",)
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class ERMPlusPlus(ERM):
         objective: Objective,
         minibatches: Minibatches,
         unlabeled: Sequence[torch.Tensor] | None = None,
-    ) -> dict[str, float]:
+    ) -> Metrics:
         done = self.updates_done()  # now, as it would wait for the forward pass after it
         loss, metrics = objective(minibatches, unlabeled)
         if done <= self.chosen["linear_steps"]:
@@ -128,7 +130,7 @@ class ERMPlusPlus(ERM):
         move_towards(self.network_sma, self.network, mean_rate(done + 1, self.chosen["sma_start"]))
         if trains_batch_norm(self.network):
             gather_statistics(self.network_sma, concatenate(minibatches)[0])
-        return as_numbers({"loss": loss, **metrics})
+        return detached({"loss": loss, **metrics})
 
     def _descend_head(self, loss: torch.Tensor) -> None:
         self.linear_optimizer.zero_grad()

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from domainbed.algorithms.averaging import move_towards
-from domainbed.algorithms.base import Minibatches, register_algorithm
+from domainbed.algorithms.base import Metrics, Minibatches, register_algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.dimensions import Choice
 
@@ -48,7 +48,7 @@ class Fish(ERM):
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         self.network_inner.load_state_dict(self.network.state_dict())
         losses = []
         for x, y in minibatches:
@@ -56,4 +56,4 @@ class Fish(ERM):
             self.descend(loss)
             losses.append(loss.detach())
         move_towards(self.network, self.network_inner, self.hparams["meta_lr"])
-        return {"loss": torch.stack(losses).mean().item()}
+        return {"loss": torch.stack(losses).mean()}

@@ -52,6 +52,7 @@ class FishrAddOn(Algorithm):
 
     base_class: ClassVar[type[PooledAlgorithm]]
     least_samples = Fishr.least_samples
+    kept_on_cpu = ("fishr_update_count",)
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class FishrAddOn(Algorithm):
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         return self.base.update_on(self.objective, minibatches, unlabeled)
 
     def objective(

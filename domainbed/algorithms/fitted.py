@@ -9,7 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Algorithm, Minibatches, concatenate, register_algorithm
+from domainbed.algorithms.base import (
+    Algorithm,
+    Metrics,
+    Minibatches,
+    concatenate,
+    register_algorithm,
+)
 from domainbed.algorithms.stages import Stage
 from domainbed.dimensions import Choice, LogUniform
 from domainbed.networks import UnitFeatures
@@ -48,7 +54,7 @@ class FittedOnce(Algorithm):
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         x, y = concatenate(minibatches)
         with torch.autocast(x.device.type, enabled=False):
             facts = self.fit(x.flatten(1).float(), y)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Minibatches, as_numbers, register_algorithm
+from domainbed.algorithms.base import Metrics, Minibatches, detached, register_algorithm
 from domainbed.algorithms.domain_gradients import gradients_of, trained_parameters
 from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.erm import ERM
@@ -107,14 +107,14 @@ class MLDG(ERM):
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         order = self.draws.permutation(len(minibatches)).tolist()
         meta_test = min(self.hparams["n_meta_test"], len(order) - 1)
         if reading(self.options, self.hparams) == PAPER:
             train, test = order[:-meta_test], order[-meta_test:]
             loss = self.paper_loss([minibatches[i] for i in train], [minibatches[j] for j in test])
             self.descend(loss)
-            return as_numbers({"loss": loss})
+            return detached({"loss": loss})
         if with_defaults(self.options, self.hparams)["mldg_pairs"] == "cyclic":
             return self.update_by_pairs(minibatches, cyclic_pairs(order))
         return self.update_by_pairs(minibatches, split_pairs(order, meta_test))
@@ -128,7 +128,7 @@ class MLDG(ERM):
         transferred = mean_risk(moved(self.network, stepped), test)
         return risk + self.hparams["mldg_beta"] * transferred
 
-    def update_by_pairs(self, minibatches: Minibatches, pairs: Sequence[Pair]) -> dict[str, float]:
+    def update_by_pairs(self, minibatches: Minibatches, pairs: Sequence[Pair]) -> Metrics:
         """One step on the first-order gradients of all pairs."""
         parameters, domains = trained_parameters(self.network), len(minibatches)
         beta, rates = self.hparams["mldg_beta"], (self.hparams["lr"], self.hparams["weight_decay"])

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms.base import (
+    Metrics,
     Minibatches,
-    as_numbers,
     concatenate,
+    detached,
     register_algorithm,
     step,
 )
@@ -96,7 +97,7 @@ class Transfer(ERM):
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         self.zero_grad()
         x, y = concatenate(minibatches)
         risk = F.cross_entropy(self.predict(x), y)
@@ -112,7 +113,7 @@ class Transfer(ERM):
             gap = self.gap(features, minibatches)
             step(self.adv_opt, -gap)
             project(self.adv_classifier, self.classifier, self.hparams["delta"])
-        return as_numbers({"loss": risk, "gap": gap})
+        return detached({"loss": risk, "gap": gap})
 
     @torch.no_grad()
     def constant_features(self, minibatches: Minibatches) -> torch.Tensor:

@@ -137,6 +137,7 @@ class TRM(ERM):
     classifier: nn.Linear
     options = two_readings(PAPER, "the sum of Neumann's series is overwritten while it is added up")
     least_domains = 2
+    kept_on_cpu = ("update_count",)
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
-    as_numbers,
+    detached,
     register_algorithm,
     step,
 )
@@ -131,13 +131,13 @@ class URM(ERM):
 
     def update(
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> dict[str, float]:
+    ) -> Metrics:
         forward = self.forward_pass(minibatches)
         loss, metrics = self.objective_of(forward)
         self.descend(loss)
         disc_loss = self.discriminator_loss(forward.features.detach())
         step(self.discriminator_opt, disc_loss)
-        return as_numbers({"loss": loss, **metrics, "disc_loss": disc_loss})
+        return detached({"loss": loss, **metrics, "disc_loss": disc_loss})
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """Of the network's step."""

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import references
 import torch
-from helpers import assert_same_tensors, build, flat_parameters, random_minibatches
+from helpers import assert_same_tensors, build, flat_parameters, numbers, random_minibatches
 from test_trajectories import SMALL_MLP, VECTORS, follow
 from torch.nn import functional as F
 
@@ -178,7 +178,7 @@ class TestBottleneck:
         minibatches = random_minibatches((4, 3, 5), 0, VECTORS)
         turned = [(x.flip(0), y.flip(0)) for x, y in reversed(minibatches)]
         found = [
-            build(name, 3, shape=VECTORS, **SMALL_MLP).update(each)["bn_loss"]
+            numbers(build(name, 3, shape=VECTORS, **SMALL_MLP).update(each))["bn_loss"]
             for each in (minibatches, turned)
         ]
         assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers import build, flat_parameters, random_minibatches, resumed, small_hparams
+from helpers import build, flat_parameters, numbers, random_minibatches, resumed, small_hparams
 from references import NAIVE, NaiveAnnealed, mean_loss, per_sample_gradients
 from torch import nn
 
@@ -164,7 +164,7 @@ class TestAddOn:
         added = build("Fishr+ERM", **(ADDED | {"fishr_penalty_anneal_iters": 0}))
         for step in range(3):
             minibatches = random_minibatches(SIZES, step)
-            theirs, own = fishr.update(minibatches), added.update(minibatches)
+            theirs, own = numbers(fishr.update(minibatches)), numbers(added.update(minibatches))
             assert own["fishr_penalty"] == pytest.approx(theirs["penalty"], rel=1e-6)
         for name, value in fishr.state_dict().items():
             if name != "update_count":

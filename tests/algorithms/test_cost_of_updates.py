@@ -1,0 +1,125 @@
+"""What an update costs, counted and not timed: passes through the network, and waiting."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+
+import pytest
+import torch
+from helpers import build, random_minibatches, switching_at
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from domainbed.algorithms import ALGORITHMS
+
+SHAPE, SIZES = (2, 8, 8), (2, 2, 2)
+LAYERS = 4  # convolutions of the network
+CYCLE = 6  # updates after which all kinds have come as often as they do
+
+NAMES = [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features]
+
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"}
+"""Operators whose result a GPU has to have before Python goes on."""
+
+MEMBERS = "draws permutations of the samples of each class, so it needs the labels on the CPU"
+DOUBLE = "divides its loss in double precision, which not all devices have"
+WAITS = {"SelfReg": MEMBERS, "ADRMX": MEMBERS, "MLDG": DOUBLE}
+"""The methods that wait in each update, and why."""
+
+ONE = (1, 1)
+PASSES = {
+    "DANN": (1, Fraction(1, 2)),  # the discriminator's steps reach no featurizer
+    "CDANN": (1, Fraction(1, 2)),
+    "MLDG": (Fraction(2, 3), Fraction(2, 3)),  # of three domains one pair
+    "SagNet": (3, 2),
+    "ARM": (Fraction(7, 4), 1),  # three convolutions of the context network, which is not trained
+    "IGA": (1, 2),  # gradients of gradients
+    "Transfer": (3, 2),
+    "ADRMX": (2, Fraction(2, 3)),  # two featurizers, and the discriminator's steps
+}
+"""Forward and backward passes of all images per update, where there is not one of each."""
+
+
+class Watch(TorchDispatchMode):
+    """Counts convolved images and operators that wait, but for those on tensors of the CPU."""
+
+    def __init__(self, kept_on_cpu: set[int]) -> None:
+        super().__init__()
+        self.kept, self.is_stepping = kept_on_cpu, False
+        self.forward, self.backward = 0, 0
+        self.waited: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        if name == "convolution_backward":
+            self.backward += len(args[0])
+        # PyTorch's optimizers count their steps on the CPU.
+        elif not self.is_stepping and self._waits(name, args):
+            self.waited[name] += 1
+        return func(*args, **(kwargs or {}))
+
+    def _waits(self, name: str, args: tuple) -> bool:
+        if name in ("index", "index_put", "index_put_"):
+            return any(each is not None and each.dtype == torch.bool for each in args[1])
+        return name in WAITING and args[0].data_ptr() not in self.kept
+
+
+@contextmanager
+def watched(algorithm: torch.nn.Module) -> Iterator[Watch]:
+    kept = {
+        buffer.data_ptr()
+        for module in algorithm.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name in getattr(module, "kept_on_cpu", ())
+    }
+    watch = Watch(kept)
+
+    def count_forward(module, inputs, output):
+        watch.forward += len(inputs[0]) if isinstance(module, torch.nn.Conv2d) else 0
+
+    hooks = [
+        register_module_forward_hook(count_forward),
+        register_optimizer_step_pre_hook(lambda *_: setattr(watch, "is_stepping", True)),
+        register_optimizer_step_post_hook(lambda *_: setattr(watch, "is_stepping", False)),
+    ]
+    try:
+        with watch:
+            yield watch
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_passes_and_waiting(name: str) -> None:
+    algorithm = build(name, len(SIZES), shape=SHAPE, **switching_at(0, name))
+    minibatches = random_minibatches(SIZES, shape=SHAPE)
+    algorithm.update(minibatches)  # sets up
+    with watched(algorithm) as watch:
+        for _ in range(CYCLE):
+            algorithm.update(minibatches)
+    images = CYCLE * LAYERS * sum(SIZES)
+    passes = Fraction(watch.forward, images), Fraction(watch.backward, images)
+    assert passes == PASSES.get(name, ONE)
+    assert bool(watch.waited) == (name in WAITS), watch.waited
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_stay_on_the_cpu(name: str) -> None:
+    algorithm = copy.deepcopy(build(name, 2)).to("meta").double()
+    named = {
+        key: own
+        for module in algorithm.modules()
+        for key, own in module.named_buffers(recurse=False)
+        if key.endswith("update_count")
+    }
+    assert {own.device.type for own in named.values()} <= {"cpu"}
+    assert all(p.device.type == "meta" for p in algorithm.parameters())
