@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from domainbed.errors import UserError
 from domainbed.protocols import DEFAULT_PROTOCOL
 from domainbed.settings import Items, Listed, Settings, Text, converted
 
@@ -150,11 +151,37 @@ class RunOptions(Settings):
         description="processes that read images, in all",
         json_schema_extra={"default_text": "one per core, at most 8"},
     )
-    skip_model_save: bool = Field(False, description="do not keep the weights")
-    save_model_every_checkpoint: bool = Field(False, description="keep the weights of every record")
+    keep: Literal["all", "last", "selected", "none"] | None = Field(
+        None,
+        description="weights: of each record, of the last step, of what each selection method "
+        "chooses beside the last, or none",
+        json_schema_extra={"default_text": "last"},
+    )
+    skip_model_save: bool = Field(False, description="DomainBed's name of keep: none")
+    save_model_every_checkpoint: bool = Field(False, description="DomainBed's name of keep: all")
+    selection: Items[Text] | None = Field(
+        None,
+        description="selection methods that `keep: selected` is for",
+        json_schema_extra={"default_text": "all"},
+    )
     save_predictions: bool = Field(
         False, description="keep the logits of every image after training, as Parquet"
     )
+
+    @model_validator(mode="after")
+    def _check_keep(self) -> RunOptions:
+        flags = {"none": self.skip_model_save, "all": self.save_model_every_checkpoint}
+        if self.keep and any(given and meant != self.keep for meant, given in flags.items()):
+            name = "skip_model_save" if self.skip_model_save else "save_model_every_checkpoint"
+            raise UserError(f"keep is {self.keep!r}, and {name} is set: leave one out", "keep")
+        return self
+
+    @property
+    def weights(self) -> str:
+        """What is kept of them, however it was said: "all", "last", "selected" or "none"."""
+        if self.keep or self.skip_model_save:
+            return self.keep or "none"
+        return "all" if self.save_model_every_checkpoint else "last"
 
     def run_options(self) -> RunOptions:
         """These alone, of a subclass that has more."""

@@ -72,10 +72,11 @@ class RunFolder:
         self.pending = self.path / "pending.json"
         self._lock = self.path / "lock"
 
-    def model_at(self, step: int, stage: int = 1) -> Path:
-        """The weights at one record, where all of them are kept."""
+    def model_at(self, step: int, stage: int = 1, average: str = "") -> Path:
+        """The weights at one record, or their average, where they are kept."""
         of_stage = f"_stage{stage}" if stage > 1 else ""
-        return self.path / f"model{of_stage}_step{step}.pkl"
+        of_average = f".{average}" if average else ""
+        return self.path / f"model{of_stage}_step{step}{of_average}.pkl"
 
     def averaged_model(self, average: str) -> Path:
         """The weights of an average of a training's."""

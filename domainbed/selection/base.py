@@ -32,6 +32,7 @@ class SelectionMethod:
         score: a function from records to a table with `SCORE_COLUMNS`: for every (trial, dataset,
             algorithm, test domain, hparams seed) that can be scored one row, with the chosen
             step and its validation and test accuracy in [0, 1].
+        chooses_last: whether it chooses the last step of every run.
     """
 
     name: str
@@ -39,6 +40,7 @@ class SelectionMethod:
     needs_pairs: bool
     score: Callable[[Records], pd.DataFrame]
     reads: str = "needed"
+    chooses_last: bool = False
 
     def rank(self, records: Records) -> pd.DataFrame:
         """The scores of all hparams seeds, within each cell and trial from best to worst.

@@ -37,5 +37,6 @@ ORACLE = register(
         needs_pairs=False,
         score=score_oracle,
         reads="best",
+        chooses_last=True,
     )
 )

@@ -56,8 +56,9 @@ class Timing:
 
     def disk(self, run: RunSpec, options: RunOptions) -> int:
         """Bytes that a run leaves, but for predictions."""
-        records, models = _records(run), 0 if options.skip_model_save else 1 + len(run.averages)
-        models += records * options.save_model_every_checkpoint
+        records = _records(run)
+        at_records = {"all": records, "selected": 1 + len(run.averages)}.get(options.weights, 0)
+        models = (options.weights != "none") * (1 + len(run.averages)) + at_records
         return models * self.model_bytes + records * RECORD_BYTES
 
 

@@ -32,8 +32,8 @@ from domainbed.training.evaluation import EvaluationSplit, Value
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.history import History
 from domainbed.training.initial_weights import set_initial_weights
+from domainbed.training.kept_weights import KeptWeights
 from domainbed.training.machine import describe, package_version, peak_memory, process_set_up
-from domainbed.training.model_file import save_model
 from domainbed.training.progress import ProgressTable
 from domainbed.training.recorded_splits import RecordedSplits
 from domainbed.training.saved_predictions import save_predictions
@@ -106,6 +106,7 @@ class Trainer:
         self.stages = len(self.algorithm.training_stages())
         self.averages = Averages(experiment)
         self.splits = RecordedSplits(experiment, self._last_recorded())
+        self.kept = KeptWeights(experiment, folder, options, self.averages, self._last_recorded())
         self.table = self._new_table()
 
     @property
@@ -144,7 +145,7 @@ class Trainer:
                     history={},
                 )
                 began = time.monotonic()
-                self._save(progress, step)
+                self._save(progress, step, ended)
             if self.on_step:
                 self.on_step(self._steps_taken(progress.stage, step))
             if progress.next_step == self.spec.steps:
@@ -324,22 +325,18 @@ class Trainer:
         number = {"stage": self.experiment.stage_number} if self.stages > 1 else {}
         return number | {f"val_{name}": float(np.mean(values)) for name, values in chosen.items()}
 
-    def _save(self, progress: Progress, step: int) -> None:
-        if self.options.save_model_every_checkpoint:
-            file = self.folder.model_at(step, self.experiment.stage_number)
-            save_model(self.experiment, file, self._args())
+    def _save(self, progress: Progress, step: int, ended: bool) -> None:
+        lines = progress.records
+        self.kept.after_record(self.experiment, step, lines, ended, self._args())
         self._save_checkpoint(progress)
+        self.kept.after_checkpoint(lines, ended)
 
     def _save_checkpoint(self, progress: Progress) -> None:
         averages = self.averages.state()
         checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress, averages)
 
     def _finish(self, progress: Progress) -> None:
-        if not self.options.skip_model_save:
-            save_model(self.experiment, self.folder.model, self._args())
-            for name in self.averages:
-                with self.averages.in_place(name):
-                    save_model(self.experiment, self.folder.averaged_model(name), self._args())
+        self.kept.at_end(self.experiment, self._args())
         if self.options.save_predictions:
             save_predictions(self.experiment, self.folder, self.options.data_dir)
         self._write_environment(progress)
@@ -360,8 +357,8 @@ class Trainer:
             **self._test_domains(),
             "data_dir": self.options.data_dir,
             "output_dir": str(self.folder.path),
-            "skip_model_save": self.options.skip_model_save,
-            "save_model_every_checkpoint": self.options.save_model_every_checkpoint,
+            "skip_model_save": self.options.weights == "none",
+            "save_model_every_checkpoint": self.options.weights == "all",
             **({"stages": self.stages} if self.stages > 1 else {}),
         }
 

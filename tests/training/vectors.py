@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from domainbed.datasets import MultipleDomainDataset
+from domainbed.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.training import run
 
@@ -43,7 +44,7 @@ class Killed(BaseException):
     """Stands for a kill at a moment that a test chooses."""
 
 
-def run_until(spec: RunSpec, folder: Path, call: int) -> None:
+def run_until(spec: RunSpec, folder: Path, call: int, options: RunOptions | None = None) -> None:
     """Stops after so many steps of this session, whatever their stage."""
     steps = iter(range(1, 1000))
 
@@ -52,4 +53,4 @@ def run_until(spec: RunSpec, folder: Path, call: int) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        run(spec, folder, on_step=on_step)
+        run(spec, folder, options, on_step=on_step)

@@ -24,6 +24,14 @@ def outlook(launch: Launch) -> list[str]:
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
     for why, count in Counter(entry.why for entry in launch.left_out).items():
         lines.append(f"{count_runs(seeds * count)} left out: {why}")
+    if launch.config.weights == "selected":
+        from domainbed.training.kept_weights import left_out
+
+        lines += [
+            f"no weights are kept for {name}, whose choice of a step depends on other runs: it "
+            "needs `keep: all`"
+            for name in left_out(launch.config.selection)
+        ]
     if failed and not launch.retried:
         lines.append(
             f"{count_runs(failed)} failed before and stay as they are: "
