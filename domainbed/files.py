@@ -1,4 +1,4 @@
-"""How files get to disk safely: written aside and moved into place, one process at a time."""
+"""How files get to disk safely: written aside and moved into place, by whom they are to be."""
 
 from __future__ import annotations
 
@@ -6,13 +6,60 @@ import errno
 import hashlib
 import math
 import os
+import re
+import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+_ASIDE = re.compile(r".+\.\d+-[0-9a-f]{8}\.tmp")
+_Guards = Mapping[Path, Callable[[], None]]
+_guards: ContextVar[_Guards] = ContextVar("guards", default=MappingProxyType({}))
+
+
+@contextmanager
+def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Calls `check` before this thread changes a file of `folder`: it raises if it must not."""
+    token = _guards.set({**_guards.get(), folder: check})
+    try:
+        yield
+    finally:
+        _guards.reset(token)
+
+
+def check_guard(folder: Path) -> None:
+    """Raises what `guarded` has been told to, for a change that is not made by this module."""
+    if check := _guards.get().get(folder):
+        check()
+
+
+def aside_of(file: Path) -> Path:
+    """A path beside `file` that no other process or thread has."""
+    return file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def remove_asides(folder: Path) -> None:
+    """Removes what processes that were killed have left; one that is not dead fails to write."""
+    for name in os.listdir(folder):
+        if _ASIDE.fullmatch(name):
+            (folder / name).unlink(missing_ok=True)
+
+
+def append_text(file: Path, text: str, to_disk: bool = False) -> None:
+    """Adds text; it is on disk before this returns, if `to_disk`."""
+    with naming(file), file.open("a", encoding="utf-8") as stream:
+        # Asked when the file is open: whoever takes the folder over puts another in its place.
+        check_guard(file.parent)
+        stream.write(text)
+        if to_disk:
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def write_text(file: Path, text: str) -> None:
@@ -34,12 +81,13 @@ def naming(file: Path) -> Iterator[None]:
 @contextmanager
 def written_aside(file: Path) -> Iterator[Path]:
     """A path beside `file` to write to; it takes `file`'s place when all went well."""
-    aside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    aside = aside_of(file)
     try:
         with naming(file):
             yield aside
             with aside.open("rb+") as stream:
                 os.fsync(stream.fileno())
+            check_guard(file.parent)
             aside.replace(file)
     finally:
         with suppress(OSError):

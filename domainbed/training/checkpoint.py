@@ -6,6 +6,7 @@ import hashlib
 import io
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from domainbed.errors import UserError
-from domainbed.files import written_aside
+from domainbed.files import check_guard, written_aside
 from domainbed.networks.weights import load_plain
 from domainbed.run_folder import RunFolder
 from domainbed.training.restoring import restore
@@ -79,7 +80,8 @@ def save(
     with written_aside(folder.checkpoint) as aside:
         aside.write_bytes(_TITLE + _digest(payload) + b"\n" + payload)
         _payload(aside)
-        if folder.checkpoint.exists():
+        check_guard(folder.path)
+        with suppress(FileNotFoundError):
             folder.checkpoint.replace(folder.checkpoint_before)
 
 

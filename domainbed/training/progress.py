@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed.files import naming
+from domainbed.files import append_text
 from domainbed.text_table import text_table
 
 _WIDTH = 10
@@ -33,8 +33,7 @@ class ProgressTable:
         self._evaluated, self._evaluation_began, self._told = 0, 0.0, False
 
     def line(self, text: str = "") -> None:
-        with naming(self._out), self._out.open("a", encoding="utf-8") as stream:
-            stream.write(text + "\n")
+        append_text(self._out, text + "\n")
         if self._echo:
             print(text, flush=True)
 

@@ -135,7 +135,7 @@ def test_torn_record_and_half_written_checkpoint_are_mended(tmp_path: Path) -> N
     run_until(spec, pieces, 6)
     with (pieces / "results.jsonl").open("a") as stream:
         stream.write('{"step": 6, "los')
-    (pieces / "checkpoint.pt.123.tmp").write_bytes(b"half")
+    (pieces / "checkpoint.pt.123-0123abcd.tmp").write_bytes(b"half")
     run(spec, RunFolder(pieces), RunOptions())
     assert records(pieces) == records(tmp_path / "whole")
 

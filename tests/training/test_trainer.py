@@ -190,7 +190,7 @@ def test_bf16_trains_and_is_another_run(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_swept_up(tmp_path: Path) -> None:
     train(digits(), tmp_path)
     (tmp_path / "done").unlink()
-    (tmp_path / "checkpoint.pt.999.tmp").write_bytes(b"half")
+    (tmp_path / "checkpoint.pt.999-0123abcd.tmp").write_bytes(b"half")
     (tmp_path / "mine.tmp").write_text("a user's own file")
     train(digits(), tmp_path)
     assert [file.name for file in tmp_path.glob("*.tmp")] == ["mine.tmp"]
