@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import os
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
-
 from domainbed.errors import UserError
-from domainbed.files import naming, write_text
+from domainbed.files import append_text, write_text
+from domainbed.ownership import is_owners, newest, owning, seems_at_work, silent_for
 from domainbed.states import (
     DONE,
     FAILED,
@@ -30,14 +27,9 @@ from domainbed.text_table import printable
 
 __all__ = ["NOT_WHOLE", "Busy", "RunFolder"]
 
-log = logging.getLogger(__name__)
 
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+_FORMER_LOCK = "lock"  # as earlier versions left one
 NOT_WHOLE = "it is marked as done, but its records are not whole"
-_WRITTEN_ASIDE = (
-    *("results", "done", "run", "environment", "checkpoint", "model", "predictions", "err"),
-    "pending",
-)
 
 
 class RunFolder:
@@ -70,7 +62,6 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.pt"
         self.checkpoint_before = self.path / "checkpoint.before.pt"
         self.pending = self.path / "pending.json"
-        self._lock = self.path / "lock"
 
     def model_at(self, step: int, stage: int = 1, average: str = "") -> Path:
         """The weights at one record, or their average, where they are kept."""
@@ -90,8 +81,9 @@ class RunFolder:
         """
         if self.spec.exists() or not self.path.is_dir():
             return
-        names = {file.name for file in (self._lock, self.errors, self.pending)}
-        strange = sorted(f.name for f in self.path.iterdir() if f.name not in names)
+        names = {self.errors.name, self.pending.name, _FORMER_LOCK}
+        there = sorted(os.listdir(self.path))
+        strange = [name for name in there if name not in names and not is_owners(name)]
         if strange and not self.has_results():
             raise UserError(
                 f"{str(self.path)!r} is not empty, and no run's ({strange[0]!r} lies there): "
@@ -100,41 +92,32 @@ class RunFolder:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Holds the folder; the system lets go of it when the process dies, however it dies.
+        """Owns the folder, see `ownership.owning`.
 
         Raises:
-            Busy: another process holds it.
-            UserError: there can be no such folder, or no lock in it, or a file in it that is
-                written to is a link.
+            Busy: another process is at work in it, or has taken it over.
+            Interrupted: a stop was requested before it was clear whether one is.
+            UserError: there can be no such folder, it cannot be written to or was removed, or a
+                file in it that is written to is a link.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # A look at the state holds the lock for an instant: that is nobody at work.
-            lock = _acquired(self._lock, timeout=0.5)
-        except Timeout:
-            raise Busy(f"another process is at work in {self.path}") from None
-        except OSError as error:
-            reason = f"cannot be made, or locked ({error.strerror})"
-            if error.errno in _NO_LOCKS:
-                reason = f"is on a file system without file locks ({error.strerror})"
-            raise UserError(
-                f"the folder {str(self.path)!r} {reason}: choose another output folder"
-            ) from error
-        try:
-            self._warn_of_soft_lock(lock)
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(owning(self.path))
+            except OSError as error:
+                raise UserError(
+                    f"the folder {str(self.path)!r} cannot be made, or written to "
+                    f"({error.strerror}): choose another output folder"
+                ) from error
             self._refuse_links()
-            for left_over in self.path.glob("*.[0-9]*.tmp"):  # of a process that was killed
-                if left_over.name.partition(".")[0] in _WRITTEN_ASIDE:
-                    left_over.unlink(missing_ok=True)
             self.clear_pending()
             yield
-        finally:
-            lock.release()
 
     def mark_pending(self, engine: str, job: str) -> None:
         """Notes that an engine has the run in its queue; makes the folder if need be."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.pending, json.dumps({"engine": engine, "job": job}) + "\n")
+        with suppress(FileNotFoundError):  # it has been taken up already, and swept
+            write_text(self.pending, json.dumps({"engine": engine, "job": job}) + "\n")
 
     def clear_pending(self) -> None:
         """Forgets it."""
@@ -142,17 +125,7 @@ class RunFolder:
 
     def append_result(self, line: str) -> None:
         """Adds a record, on disk before this returns."""
-        with naming(self.results), self.results.open("a", encoding="utf-8") as stream:
-            stream.write(line)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def _warn_of_soft_lock(self, lock: BaseFileLock) -> None:
-        if type(lock) is not FileLock:  # it has become a marker: see `_acquired`
-            log.warning(
-                "warning: the file system of %s has no file locks: if this machine dies, the run "
-                "is taken for running until you remove %s", self.path, self._lock,
-            )  # fmt: skip
+        append_text(self.results, line, to_disk=True)
 
     def _refuse_links(self) -> None:
         for file in (self.out, self.results, self.errors):
@@ -173,14 +146,29 @@ class RunFolder:
         """What is known of the run; of one that is done, that it is."""
         if self.is_done():  # first: of most folders of a large sweep nothing else is asked
             return RunStatus(DONE)
-        if self._held():
-            return RunStatus(RUNNING)
+        last = self._last_owner()
+        if last.state == RUNNING:
+            return last
         if self.last_error():
-            return RunStatus(FAILED)
+            return replace(last, state=FAILED)
         if waiting := self._pending():
             return waiting
         begun = self.spec.exists() or self.results.exists()
-        return RunStatus(INTERRUPTED if begun else MISSING)
+        return replace(last, state=INTERRUPTED if begun else MISSING)
+
+    def _last_owner(self) -> RunStatus:
+        """RUNNING, or a status whose state is to be found out, with who was at it last."""
+        found = newest(self.path)
+        if found is None:
+            return RunStatus(MISSING)
+        state = RUNNING if seems_at_work(self.path, found) else MISSING
+        if found.owner is None:
+            return RunStatus(state)
+        process, is_silent = found.owner.process, not found.owner.has_left()
+        seconds = silent_for(self.path, found) if is_silent else 0.0
+        return RunStatus(
+            state, found.owner.engine, found.owner.job, process.host, process.pid, seconds
+        )
 
     def _pending(self) -> RunStatus | None:
         try:
@@ -215,17 +203,6 @@ class RunFolder:
         """Whether there is a record, or a mark that all of them were written."""
         return self.done.exists() or (self.results.exists() and self.results.stat().st_size > 0)
 
-    def _held(self) -> bool:
-        if not self._lock.exists():
-            return False
-        try:
-            _acquired(self._lock, timeout=0).release()
-            return False
-        except Timeout:
-            return True
-        except OSError:  # somebody else's folder, which may only be read
-            return False
-
     def read_json(self, file: Path) -> dict[str, Any] | None:
         """The contents of `spec` or `environment`, or None if it is not there.
 
@@ -255,16 +232,3 @@ def is_done(path: str) -> bool:
             return stream.read(1) == b"\n"
     except OSError:  # there is none, or it is empty
         return False
-
-
-def _acquired(file: Path, timeout: float) -> BaseFileLock:
-    """A lock, held; of another class where the file system has none, and a marker stands for it.
-
-    Raises:
-        Timeout: another process holds it.
-    """
-    lock = FileLock(file, timeout=timeout)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that of `filelock` names neither file nor remedy
-        lock.acquire()
-    return lock

@@ -20,6 +20,10 @@ class Busy(Exception):
     """Another process is at work in the folder."""
 
 
+class Lost(Busy):
+    """Another process has taken the folder over from this one, which must write nothing more."""
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """What is known of a run.

@@ -1,8 +1,5 @@
 """What a run's folder says of itself, and what no process does in it."""
 
-import errno
-import os
-
 import pytest
 
 from domainbed.errors import UserError
@@ -98,29 +95,3 @@ def test_printable_text_is_one_line_that_no_terminal_acts_upon(text, shown):
     assert printable(text) == shown
     assert text_table([[text, 1]])[0].split("  ")[0].rstrip() == shown.rstrip()
     assert pipe_table([["head"], [text]])[-1] == f"| {shown} |"
-
-
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_refused_by_name(folder, monkeypatch, code):
-    monkeypatch.setattr("fcntl.flock", fails_with(code))
-    with (
-        pytest.raises(UserError, match=r"is on a file system without file locks .*choose another"),
-        folder.exclusive(),
-    ):
-        pass
-
-
-def test_a_marker_in_place_of_a_lock_is_warned_about(folder, monkeypatch, caplog):
-    monkeypatch.setattr("fcntl.flock", fails_with(errno.ENOSYS))
-    with folder.exclusive():
-        assert folder.state() == RUNNING
-    (message,) = caplog.messages
-    assert "has no file locks" in message
-    assert f"until you remove {folder.path / 'lock'}" in message
-
-
-def fails_with(code):
-    def flock(descriptor, operation):
-        raise OSError(code, os.strerror(code))
-
-    return flock

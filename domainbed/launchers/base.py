@@ -26,9 +26,6 @@ from domainbed.stopping import Interrupted
 
 LAUNCHERS: Registry[Any] = Registry("launcher", entry_point_group="domainbed.launchers")
 
-ENGINE_VARIABLE, JOB_VARIABLE = "DOMAINBED_ENGINE", "DOMAINBED_JOB"
-"""What a launcher sets where a task runs: its own name, and the engine's id of the job."""
-
 _SECONDS_BETWEEN_REPORTS = 0.3
 
 

@@ -12,7 +12,6 @@ from pydantic import Field
 from domainbed.cores import usable_cores
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
-    ENGINE_VARIABLE,
     LAUNCHERS,
     Handle,
     Job,
@@ -20,6 +19,7 @@ from domainbed.launchers.base import (
     Resources,
 )
 from domainbed.launchers.pool import Place, Pool
+from domainbed.ownership import ENGINE_VARIABLE
 from domainbed.settings import Items, Text
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

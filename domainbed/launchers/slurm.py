@@ -30,8 +30,6 @@ from pydantic import Field
 
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
-    ENGINE_VARIABLE,
-    JOB_VARIABLE,
     LAUNCHERS,
     Event,
     Handle,
@@ -42,6 +40,7 @@ from domainbed.launchers.base import (
 )
 from domainbed.launchers.event_files import EventReader, EventWriter
 from domainbed.launchers.local import LocalLauncher
+from domainbed.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.settings import Items, Text
 from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from domainbed.algorithms import Algorithm
-from domainbed.files import as_json_values, write_text
+from domainbed.files import as_json_values, check_guard, write_text
 from domainbed.predictions import require_parquet
 from domainbed.record_keys import (
     AVERAGES,
@@ -223,6 +223,7 @@ class Trainer:
         return hidden if on_gpu else hidden | {"mem_gb"}
 
     def _resume(self) -> Progress:
+        check_guard(self.folder.path)  # building takes its time
         if self.folder.done.exists():
             self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
@@ -340,6 +341,7 @@ class Trainer:
         if self.options.save_predictions:
             save_predictions(self.experiment, self.folder, self.options.data_dir)
         self._write_environment(progress)
+        check_guard(self.folder.path)
         self.folder.errors.unlink(missing_ok=True)
         write_text(self.folder.done, "done")
         checkpoint.remove(self.folder)

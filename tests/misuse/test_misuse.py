@@ -16,6 +16,7 @@ from misuse_world import build_world
 from domainbed.algorithms import ALGORITHMS
 from domainbed.cli import main
 from domainbed.datasets import DATASETS as REGISTERED
+from domainbed.ownership import is_owners
 
 SECONDS = 10
 
@@ -54,13 +55,13 @@ def nothing_registered():
 
 
 def digest(folder: Path) -> dict[str, object]:
-    """What lies in a folder, but for the folder `out`, and for locks, which hold nothing."""
+    """What lies in a folder, but for the folder `out`, locks, and who was at work."""
     found = {}
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if Path(root, name) != folder / "out"]
         for path in (Path(root, name) for name in [*folders, *files]):
             facts = path.lstat()
-            if path.suffix != ".lock" and path.name != "lock":
+            if path.suffix != ".lock" and not is_owners(path.name):
                 changed = facts.st_mtime_ns if path.is_file() else 0
                 found[str(path)] = (facts.st_mode, changed, path.is_file() and facts.st_size)
     return found
