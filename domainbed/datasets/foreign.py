@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
+from domainbed.datasets.byte_images import ByteDomain, ByteImages
 from domainbed.datasets.domain import Domain
 from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.datasets.tensor_domain import TensorDomain
@@ -72,6 +73,8 @@ def domains_of(dataset: Iterable[Any]) -> list[Domain]:
 def _domain(dataset: Any, num_classes: int | None) -> Domain:
     if isinstance(dataset, Domain):
         return dataset
+    if isinstance(dataset, ByteImages):
+        return ByteDomain(dataset)
     if isinstance(dataset, TensorDataset):
         return TensorDomain(*dataset.tensors)
     return ForeignDomain(dataset, num_classes)

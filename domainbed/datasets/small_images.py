@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
-from torch.utils.data import TensorDataset
 
 from domainbed import seeding
 from domainbed.dataset_info import DatasetInfo
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
+from domainbed.datasets.byte_images import ByteImages
 from domainbed.dimensions import Option
 from domainbed.errors import UserError, one_line
 from domainbed.files import cache_folder, regular, written_aside
@@ -102,7 +102,7 @@ class _ShuffledDigits(MultipleDomainDataset):
 
     def make_domains(
         self, images: torch.Tensor, digits: torch.Tensor, generator: torch.Generator
-    ) -> list[TensorDataset]:
+    ) -> list[ByteImages]:
         raise NotImplementedError
 
 
@@ -119,24 +119,23 @@ class _Colored(_ShuffledDigits):
 
     def make_domains(
         self, images: torch.Tensor, digits: torch.Tensor, generator: torch.Generator
-    ) -> list[TensorDataset]:
+    ) -> list[ByteImages]:
         n = len(self.color_noise)
         return [
-            self._color(images[i::n], digits[i::n], noise, generator)
+            self._color(images[i::n].contiguous(), digits[i::n], noise, generator)
             for i, noise in enumerate(self.color_noise)
         ]
 
     def _color(
         self, images: torch.Tensor, digits: torch.Tensor, noise: float, generator: torch.Generator
-    ) -> TensorDataset:
+    ) -> ByteImages:
         def flip(bits: torch.Tensor, probability: float) -> torch.Tensor:
             return bits ^ (torch.rand(len(bits), generator=generator) < probability)
 
         labels = flip(digits < 5, self.label_noise)
         colors = flip(labels, noise)
         keep = torch.stack([~colors, colors], dim=1)  # channel `colour` stays
-        x = images.div(255).unsqueeze(1) * keep[:, :, None, None]  # (n, 2, H, W)
-        return TensorDataset(x, labels.long())
+        return ByteImages(images, labels.long(), keep)
 
 
 class _Rotated(_ShuffledDigits):
@@ -150,9 +149,9 @@ class _Rotated(_ShuffledDigits):
 
     def make_domains(
         self, images: torch.Tensor, digits: torch.Tensor, generator: torch.Generator
-    ) -> list[TensorDataset]:
+    ) -> list[ByteImages]:
         n = len(self.angles)
-        return [TensorDataset(images[i::n].div(255).unsqueeze(1), digits[i::n]) for i in range(n)]
+        return [ByteImages(images[i::n].contiguous(), digits[i::n]) for i in range(n)]
 
     def prepared(self, images: torch.Tensor, root: str, hparams: Mapping[str, Any]) -> torch.Tensor:
         return self._rotated(images, root, self.option("rotation", hparams))
