@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import random
@@ -79,7 +80,7 @@ def save(
     payload = stream.getvalue()
     with written_aside(folder.checkpoint) as aside:
         aside.write_bytes(_TITLE + _digest(payload) + b"\n" + payload)
-        _payload(aside)
+        _require_readable(aside)
         check_guard(folder.path)
         with suppress(FileNotFoundError):
             folder.checkpoint.replace(folder.checkpoint_before)
@@ -90,6 +91,7 @@ def load(
     run_id: str,
     algorithm_of: Callable[[int], nn.Module],
     restore_averages: Callable[[dict[str, Any]], None] = lambda state: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Progress:
     """Restores an algorithm and all random sources; a fresh `Progress` if there is no file.
 
@@ -100,6 +102,7 @@ def load(
         run_id: of the run.
         algorithm_of: makes the algorithm of a stage, as its constructor does.
         restore_averages: takes the state of the averages of the weights.
+        say: takes a line for each checkpoint that is passed over.
 
     Raises:
         UserError: no checkpoint is whole, it is another run's, or the algorithm cannot go on
@@ -113,8 +116,11 @@ def load(
         except Damaged as error:
             reasons.append(f"{file} is damaged ({error})")
             continue
-        if contents["version"] != _VERSION:
-            return Progress()  # written by another version: begin again rather than guess
+        for reason in reasons:
+            say(f"{reason}: going on from {file.name}, the one before")
+        if contents["version"] != _VERSION:  # to begin again is better than to guess
+            say(f"{file} was written by another version of this program: the run begins again")
+            return Progress()
         if contents["run_id"] != run_id:
             raise UserError(
                 f"{file} is of another run ({contents['run_id']}): remove it to begin the run again"
@@ -147,8 +153,23 @@ def _payload(file: Path) -> bytes:
     return payload
 
 
+def _require_readable(file: Path) -> None:
+    """Makes sure that a disk holds what was written.
+
+    Raises:
+        OSError: it does not.
+    """
+    try:
+        _payload(file)
+    except Damaged as error:
+        raise OSError(errno.EIO, f"what was written cannot be read ({error})", str(file)) from error
+
+
 def _read(file: Path) -> dict[str, Any]:
-    payload = _payload(file)
+    try:
+        payload = _payload(file)
+    except OSError as error:
+        raise Damaged(str(error.strerror)) from error
     # To the CPU: restoring moves each tensor to where its owner wants it, and an optimizer wants
     # its step counts there.
     try:

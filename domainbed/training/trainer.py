@@ -228,7 +228,11 @@ class Trainer:
             self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
         progress = checkpoint.load(
-            self.folder, self.spec.run_id, self._enter_stage, self.averages.restore
+            self.folder,
+            self.spec.run_id,
+            self._enter_stage,
+            self.averages.restore,
+            self.table.line,
         )
         if progress.has_begun:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 from helpers import switching_at
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.errors import UserError
+from domainbed.errors import UserError, reason_of
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.states import DONE, FAILED, INTERRUPTED
@@ -221,8 +223,64 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) 
         with pytest.raises(checkpoint.Damaged):
             checkpoint._payload(pieces.checkpoint)
     run(spec, pieces)
-    assert "Resuming at step 3 of" in pieces.out.read_text()
+    said = pieces.out.read_text()
+    assert f"{pieces.checkpoint} is damaged (its content does not have the digest" in said
+    assert "going on from checkpoint.before.pt, the one before\nResuming at step 3 of" in said
     assert records(pieces.path) == records(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_the_disk_gives_back_no_more_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, pieces = spec_of("ERM"), RunFolder(tmp_path / "pieces")
+    run(spec, tmp_path / "whole")
+    run_until(spec, pieces.path, 6)
+    read = Path.read_bytes
+    broken = [pieces.checkpoint]
+
+    def failing(file: Path) -> bytes:
+        if file in broken:
+            broken.remove(file)  # the next one of this name lies elsewhere on the disk
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    run(spec, pieces)
+    assert "checkpoint.pt is damaged (Input/output error): going on" in pieces.out.read_text()
+    assert records(pieces.path) == records(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_does_not_read_back_never_takes_the_place_of_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, pieces = spec_of("ERM"), RunFolder(tmp_path / "pieces")
+    run_until(spec, pieces.path, 6)
+    whole = pieces.checkpoint.read_bytes()
+    read = Path.read_bytes
+
+    def forgetful(file: Path) -> bytes:
+        return read(file)[:-1] if file.name.endswith(".tmp") else read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", forgetful)
+    with pytest.raises(OSError, match="what was written cannot be read") as raised:
+        run(spec, pieces)
+    assert str(pieces.path) in reason_of(raised.value)
+    assert pieces.checkpoint.read_bytes() == whole
+
+
+def test_a_checkpoint_of_another_version_of_the_program_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of("ERM")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_VERSION", 1)
+        run_until(spec, tmp_path / "pieces", 6)
+    run(spec, tmp_path / "pieces")
+    run(spec, tmp_path / "whole")
+    said = (tmp_path / "pieces" / "out.txt").read_text()
+    assert "was written by another version of this program: the run begins again" in said
+    assert "earlier records are kept in" in said
+    assert records(tmp_path / "pieces") == records(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -238,6 +296,21 @@ def test_another_major_version_of_pytorch_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "environment.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "torch": "1.12.0"}))
     with pytest.raises(UserError, match=r"was begun under PyTorch 1\.12\.0"):
+        run(spec_of("ERM"), tmp_path)
+    file.unlink()  # then the records tell
+    results = tmp_path / "results.jsonl"
+    results.write_text(re.sub(r'"torch": "[^"]*"', '"torch": "1.13.1"', results.read_text()))
+    with pytest.raises(UserError, match=r"was begun under PyTorch 1\.13\.1"):
+        run(spec_of("ERM"), tmp_path)
+
+
+def test_another_version_of_the_protocol_is_refused(tmp_path: Path) -> None:
+    run_until(spec_of("ERM"), tmp_path, 6)
+    file = tmp_path / "run.json"
+    content = json.loads(file.read_text())
+    content["identity"]["protocol_version"] = 0
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="protocol_version is 0 there and 1 here"):
         run(spec_of("ERM"), tmp_path)
 
 
