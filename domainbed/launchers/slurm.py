@@ -21,8 +21,9 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,7 +123,8 @@ class SlurmLauncher(Launcher):
         executor = submitit.SlurmExecutor(folder, python=f"exec {shlex.quote(sys.executable)}")
         executor.update_parameters(**self._parameters(len(batches), resources))
         try:
-            return [job.job_id for job in executor.map_array(do_batch, batches)]
+            with redirect_stderr(StringIO()):  # submitit prints a refusal itself, and raises it
+                return [job.job_id for job in executor.map_array(do_batch, batches)]
         except RuntimeError as error:  # of submitit, about the exit status of `sbatch`
             shutil.rmtree(folder, ignore_errors=True)
             raise UserError(_refusal(str(error), len(batches)), "launcher") from error

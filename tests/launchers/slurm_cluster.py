@@ -109,14 +109,18 @@ def ask(*command):
     return done.stdout.split()
 
 
-def start_again(job, seconds=30):
-    """Awaits that a job is back in the queue, and starts it: SLURM would wait for two minutes."""
+def until_queued_again(job, seconds=90):
+    """Awaits that a job was requeued and has left its node."""
     state = ("squeue", "-h", "-r", "-o", "%T-%r", "-j", job)
     until(lambda: ask(*state) == ["PENDING-BeginTime"], seconds)
+
+
+def start(job):
+    """Starts a job that was requeued: SLURM would wait for two minutes."""
     ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
-def until(holds, seconds=60):
+def until(holds, seconds=90):
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "waited in vain"
