@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+"""Ctrl-C; what a system says that shuts down, or a person; what a terminal says that is closed."""
 
 _requested = threading.Event()
 _signal = 0
@@ -28,8 +34,13 @@ def stop_signal() -> int:
 
 
 def request_stop() -> None:
-    """Asks what this process is at to stop, and to raise `Interrupted`."""
+    """Asks what this process is at to stop, and to raise `Interrupted`.
+
+    Called by a signal's handler, it raises that itself where nothing would be lost.
+    """
     _requested.set()
+    if _at_once and threading.current_thread() is threading.main_thread():
+        raise Interrupted
 
 
 @contextmanager
@@ -49,28 +60,53 @@ def stopping_at_once() -> Iterator[None]:
 def stopping_on(signals: Iterable[signal.Signals]) -> Iterator[None]:
     """The first of these signals requests a stop; at its repetition, what is under way is dropped.
 
-    That raises KeyboardInterrupt, as Ctrl-C does. In a thread other than the main one,
-    which signals never reach, this does nothing. At its end no stop is requested any more.
+    That raises KeyboardInterrupt, as Ctrl-C does. Signals that this process ignores, as `nohup`
+    makes it, stay ignored. At its end no stop is requested any more.
     """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         global _signal
         repeated, _signal = number == _signal, number
         if repeated:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         request_stop()
-        if _at_once:
-            raise Interrupted
 
     global _signal
-    if threading.current_thread() is not threading.main_thread():
+    try:
+        with _handled(signals, on_signal):
+            yield
+    finally:
+        _requested.clear()
+        _signal = 0
+
+
+@contextmanager
+def interrupting_on(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """These signals raise KeyboardInterrupt, as Ctrl-C does; `signal_of` tells which did."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    with _handled(signals, on_signal):
         yield
-        return
-    before = {number: signal.signal(number, on_signal) for number in signals}
+
+
+def signal_of(interrupt: KeyboardInterrupt) -> int:
+    """The signal that it came of; Python's own is Ctrl-C's."""
+    return interrupt.args[0] if interrupt.args else signal.SIGINT
+
+
+@contextmanager
+def _handled(
+    signals: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """In a thread other than the main one, which signals never reach, this does nothing."""
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        heeded = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, handler) for number in heeded}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        _requested.clear()
-        _signal = 0
+        for number, usual in before.items():
+            signal.signal(number, usual)

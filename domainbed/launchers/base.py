@@ -7,17 +7,21 @@ engine (a queue, a cluster), which does them whether or not anybody waits.
 from __future__ import annotations
 
 import os
+import platform
+import signal
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from domainbed.errors import UserError
+from domainbed.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.registry import Registry
 from domainbed.run_folder import Busy
 from domainbed.settings import Settings
@@ -76,7 +80,7 @@ class Handle(ABC):
     """Tasks that were submitted. It follows their states by their events.
 
     Attributes:
-        jobs: the engine's id of each task's job; "" where there is none.
+        jobs: the engine's id of each task's job; several tasks may be of one.
     """
 
     def __init__(self, jobs: Sequence[str]) -> None:
@@ -143,6 +147,9 @@ class Launcher(Settings):
     def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
         """Takes over all tasks, to be done in their order as far as it can.
 
+        They are done in the working directory of this process, and find `ENGINE_VARIABLE` and
+        `JOB_VARIABLE` set.
+
         Args:
             job: what to do with a task.
             tasks: picklable.
@@ -158,12 +165,36 @@ class Launcher(Settings):
         """How many of `tasks` tasks are done at the same time, at most."""
 
     def known(self, jobs: Iterable[str]) -> set[str]:
-        """Those of an engine's jobs that are still queued or running, whoever submitted them."""
+        """Those of an engine's jobs that are still queued or running, whoever submitted them.
+
+        Raises:
+            UserError: the engine cannot be asked.
+        """
         return set()
 
     def cancel(self, jobs: Iterable[str]) -> None:
-        """Takes jobs back from the engine, whoever submitted them."""
-        return None
+        """Takes jobs back from the engine, whoever submitted them. What runs is asked to stop.
+
+        Where there is no engine, jobs are processes, see `this_process`.
+
+        Raises:
+            UserError: the engine cannot be asked, or a process is another machine's.
+        """
+        for job in jobs:
+            _stop_process(job)
+
+
+def this_process() -> str:
+    """The job of tasks that are done by this process, or by workers of it: its machine and id."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def _stop_process(job: str) -> None:
+    host, _, pid = job.rpartition(":")
+    if host != platform.node():
+        raise UserError(f"process {pid} runs on {host or 'another machine'}: stop it there")
+    with suppress(ProcessLookupError):
+        os.kill(int(pid), signal.SIGTERM)
 
 
 def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
@@ -179,6 +210,16 @@ def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
         send(Event(FAILED, index, error=traceback.format_exc()))
     else:
         send(Event(DONE, index))
+
+
+def engine_variables(engine: str, job: str) -> dict[str, str]:
+    """`ENGINE_VARIABLE` and `JOB_VARIABLE` as tasks of this process are to find them.
+
+    Within another engine's job, that engine and its job.
+    """
+    names = (ENGINE_VARIABLE, JOB_VARIABLE)
+    there = {name: os.environ[name] for name in names if name in os.environ}
+    return there or {ENGINE_VARIABLE: engine, JOB_VARIABLE: job}
 
 
 @contextmanager

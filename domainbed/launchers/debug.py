@@ -13,9 +13,12 @@ from domainbed.launchers.base import (
     Launcher,
     OnEvent,
     Resources,
+    engine_variables,
+    environment_set,
     perform,
+    this_process,
 )
-from domainbed.stopping import request_stop
+from domainbed.stopping import SIGNALS, request_stop, stop_requested, stop_signal, stopping_on
 
 
 @LAUNCHERS.register(name="debug")
@@ -31,14 +34,18 @@ class DebugLauncher(Launcher):
 
 class _InProcess(Handle):
     def __init__(self, job: Job, tasks: Sequence[Any]) -> None:
-        super().__init__([""] * len(tasks))
+        super().__init__([this_process()] * len(tasks))
         self._job, self._tasks, self._cancelled = job, tasks, False
 
     def wait(self, on_event: OnEvent) -> None:
         noted = self.noting(on_event)
-        for index, task in enumerate(self._tasks):
-            if not self._cancelled:
-                perform(self._job, index, task, noted)
+        with stopping_on(SIGNALS), environment_set(engine_variables("debug", this_process())):
+            for index, task in enumerate(self._tasks):
+                if not (self._cancelled or stop_requested()):
+                    perform(self._job, index, task, noted)
+            number = stop_signal()
+        if number:
+            raise KeyboardInterrupt(number)
 
     def cancel(self) -> None:
         self._cancelled = True

@@ -17,9 +17,10 @@ from domainbed.launchers.base import (
     Job,
     Launcher,
     Resources,
+    engine_variables,
+    this_process,
 )
 from domainbed.launchers.pool import Place, Pool
-from domainbed.ownership import ENGINE_VARIABLE
 from domainbed.settings import Items, Text
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -66,9 +67,8 @@ class LocalLauncher(Launcher):
         # By all workers, not by those that this launch has tasks for: another number of threads
         # rounds differently, and what is resumed alone should end as it would have among others.
         threads = resources.cores or max(1, usable_cores() // capacity)
-        # Where this pool is a part of another engine's job, that engine is the one to name.
-        engine = os.environ.get(ENGINE_VARIABLE, "local")
-        usual = {**dict.fromkeys(_THREAD_VARIABLES, str(threads)), ENGINE_VARIABLE: engine}
+        usual = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+        usual |= engine_variables("local", this_process())
         own = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
         return [{**usual, **own[number % len(own)]} for number in range(capacity)]
 

@@ -16,9 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any
 
-from domainbed.launchers.base import Event, Handle, Job, OnEvent, environment_set, perform
+from domainbed.launchers.base import (
+    Event,
+    Handle,
+    Job,
+    OnEvent,
+    environment_set,
+    perform,
+    this_process,
+)
 from domainbed.states import FAILED, INTERRUPTED, PROGRESS, STARTED
-from domainbed.stopping import request_stop
+from domainbed.stopping import SIGNALS, request_stop
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +41,7 @@ _SECONDS_TO_END = 3.0
 _MOST_DEATHS = 2
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 # What a terminal sends to all of its processes: the parent decides what it means for workers.
-_OF_THE_TERMINAL = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+_OF_THE_TERMINAL = [number for number in SIGNALS if number != signal.SIGTERM]
 
 
 class _Worker:
@@ -136,7 +144,7 @@ class Pool(Handle):
         places: Sequence[Place],
         minutes: float | None = None,
     ) -> None:
-        super().__init__([""] * len(tasks))
+        super().__init__([this_process()] * len(tasks))
         self._job, self._tasks, self._places, self._minutes = job, tasks, places, minutes
         self._queue = deque(range(len(tasks)))
         self._workers: list[_Worker] = []

@@ -1,12 +1,36 @@
-"""Clusters for tests of launchers, and of what is launched on them."""
+"""Clusters for tests of launchers, and for each launcher the options for tests of the contract.
+
+A fixture `<name>_options` sees to it that the launcher's engine is there, and skips where it is not
+installed.
+"""
 
 import os
 from pathlib import Path
 
 import pytest
 import slurm_cluster
+from site_launcher import SiteLauncher
+
+from domainbed.launchers import LAUNCHERS
 
 _IMPORTED_BY_JOBS = (Path(__file__).parent, Path(__file__).parents[2])
+
+
+@pytest.fixture
+def debug_options():
+    return {}
+
+
+@pytest.fixture
+def local_options():
+    return {"workers": 1, "cores": 1}
+
+
+@pytest.fixture
+def site_options(monkeypatch):
+    """A launcher that is no part of the package, and does not block."""
+    monkeypatch.setitem(LAUNCHERS._entries, "site", SiteLauncher)
+    return {"tasks_per_job": 2}
 
 
 @pytest.fixture(scope="session")

@@ -34,8 +34,6 @@ class WordJob:
             raise SystemExit(3)
         if task == "busy":
             raise Busy
-        if task == "stop":
-            raise Interrupted
         if task == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if task == "die once" and self.begun().count(task) == 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from jobs import WordJob
+from site_launcher import is_alive
 
 from domainbed.cores import usable_cores
 from domainbed.errors import UserError
@@ -241,11 +242,3 @@ def wait_until(holds, seconds=60):
     while not holds():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
-
-
-def is_alive(pid):
-    """Whether there is such a process, other than as a zombie that nobody waits for."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

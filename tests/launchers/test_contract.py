@@ -1,0 +1,164 @@
+"""What every launcher does: each test runs over all that are registered, and a site's own."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from jobs import WordJob
+
+from domainbed.launchers import LAUNCHERS, Launcher, Resources, create_launcher
+from domainbed.states import BUSY, DONE, ENDS, FAILED, INTERRUPTED, PENDING, RUNNING, STARTED
+from domainbed.sweeps.config import load_config
+from domainbed.sweeps.launch import prepare
+
+NAMES = [*LAUNCHERS, "site"]
+
+
+@dataclass
+class Case:
+    """A launcher that can be used here."""
+
+    name: str
+    options: dict
+    folder: Path
+
+    def __post_init__(self):
+        self.launcher: Launcher
+        self.launcher, resources = create_launcher(self.name, self.options)
+        self.resources = resources.model_copy(update={"device": "cpu"})
+        self.job = WordJob(str(self.folder / "log"))
+
+    def submit(self, tasks):
+        return self.launcher.submit(self.job, tasks, self.resources, self.folder / ".launcher")
+
+    def done(self, tasks):
+        """The handle of tasks that were waited for, and the events."""
+        events = []
+        handle = self.submit(tasks)
+        handle.wait(events.append)
+        return handle, events
+
+
+@pytest.fixture(params=NAMES)
+def case(request, tmp_path):
+    return Case(request.param, request.getfixturevalue(f"{request.param}_options"), tmp_path)
+
+
+def test_every_end_of_a_task_is_told_once_and_stops_no_other(case):
+    tasks = ["ok", "fail", "exit", "busy", "ok", "ok"]
+    handle, events = case.done(tasks)
+    ends = [(event.index, event.kind) for event in events if event.kind in ENDS]
+    assert sorted(ends) == list(enumerate([DONE, FAILED, FAILED, BUSY, DONE, DONE]))
+    assert sorted(case.job.begun()) == sorted(tasks)
+    for index in range(len(tasks)):
+        kinds = [event.kind for event in events if event.index == index]
+        assert (kinds[0], kinds[-1] in ENDS) == (STARTED, True)
+        assert kinds.count("progress") >= 1
+    states = [handle.state(index) for index in range(len(tasks))]
+    assert states == [DONE, FAILED, FAILED, RUNNING, DONE, DONE]
+    errors = {event.index: event.error for event in events if event.kind == FAILED}
+    assert errors[1].strip().endswith("ValueError: no good")
+    assert "Traceback" in errors[1]
+
+
+def test_tasks_find_which_engine_does_them_and_as_which_job(case):
+    handle, _ = case.done(["first", "second", "third"])
+    found = {line[0]: line[-2:] for line in case.job.lines()}
+    jobs = dict(zip(["first", "second", "third"], handle.jobs))
+    assert found == {task: [case.name, job] for task, job in jobs.items()}
+    assert all(jobs.values())
+
+
+def test_nothing_to_do_is_no_fault(case):
+    handle, events = case.done([])
+    assert (handle.jobs, events) == ([], [])
+    assert case.launcher.parallelism(0, case.resources) == 0
+
+
+def test_at_most_all_tasks_are_done_at_a_time(case):
+    assert 1 <= case.launcher.parallelism(1000, case.resources) <= 1000
+    assert case.launcher.parallelism(1, case.resources) == 1
+
+
+def test_cancelled_tasks_are_stopped_or_not_begun(case):
+    handle = case.submit(["wait"] * 6)
+
+    def on_event(event):
+        events.append(event)
+        if event.kind == "progress" and not cancelled:
+            cancelled.append(event.index)
+            handle.cancel()
+
+    events, cancelled = [], []
+    watched = threading.Timer(100, handle.cancel)  # rather than to hang
+    watched.start()
+    handle.wait(on_event)
+    watched.cancel()
+    assert {handle.state(index) for index in range(6)} <= {INTERRUPTED, PENDING}
+    assert handle.state(cancelled[0]) == INTERRUPTED
+    assert not case.launcher.known(handle.jobs)
+
+
+def test_an_engine_knows_its_jobs_until_they_end(case):
+    handle = case.submit(["wait", "wait"])
+    if case.launcher.blocking:
+        assert case.launcher.known(handle.jobs) == set()
+        assert case.job.begun() == []  # nothing before it is waited for
+        return
+    assert case.launcher.known(handle.jobs) == set(handle.jobs)
+    assert case.launcher.known(["nothing-of-the-kind"] if case.name != "site" else []) == set()
+    other, _ = create_launcher(case.name, case.options)
+    other.cancel(handle.jobs)  # from elsewhere, later
+    handle.wait(lambda event: None)
+    assert case.launcher.known(handle.jobs) == set()
+    assert DONE not in {handle.state(0), handle.state(1)}
+
+
+def test_the_options_are_the_fields_and_resources_of_the_launcher(case):
+    assert set(case.launcher.resource_options) <= set(Resources.model_fields) - {"device"}
+    assert not set(case.launcher.resource_options) & set(type(case.launcher).model_fields)
+    with pytest.raises(Exception, match="has no option 'nonsense'"):
+        create_launcher(case.name, {**case.options, "nonsense": 1})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The records of a small sweep that the launcher `debug` did."""
+    return records(sweep({"name": "debug"}, tmp_path_factory.mktemp("debug")))
+
+
+def test_a_sweep_has_the_same_records(case, undisturbed, tmp_path):
+    launch = sweep({"name": case.name, **case.options}, tmp_path)
+    assert set(launch.store.states(launch.runs).values()) == {DONE}
+    assert records(launch) == undisturbed
+    assert prepare(launch.config).todo == []
+
+
+def sweep(launcher, folder):
+    """A launched sweep of two runs."""
+    config = load_config(
+        None,
+        {
+            **{"datasets": ["ColoredDigits"], "algorithms": ["ERM"], "test_envs": [[0], [1]]},
+            **{"trials": 1, "hparams_seeds": 1, "selection": ["oracle"], "steps": 4},
+            **{"checkpoint_freq": 2, "device": "cpu", "output_dir": str(folder / "sweep")},
+            "launcher": launcher,
+        },
+    )
+    launch = prepare(config)
+    assert launch.execute() == {}
+    return launch
+
+
+def records(launch):
+    """What the tables are made of, by run."""
+    lines = {i: launch.store.folder(i).results.read_text().splitlines() for i in launch.runs}
+    return {i: [_without_times(json.loads(line)) for line in own] for i, own in lines.items()}
+
+
+def _without_times(record):
+    return {k: v for k, v in record.items() if k not in ("step_time", "args", "mem_gb")}
