@@ -39,6 +39,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine, or its GPU, had not enough memory."""
+    return isinstance(error, MemoryError) or any(part in str(error) for part in _OUT_OF_MEMORY)
+
+
 def reason_of(error: Exception) -> str:
     """What to tell the user of an error that is no fault of the program's; "" of others."""
     if isinstance(error, UserError):
@@ -49,7 +54,7 @@ def reason_of(error: Exception) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, RecursionError):
         return f"something is nested too deeply ({first}): --debug shows where"
-    if isinstance(error, MemoryError) or any(part in str(error) for part in _OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         return (
             f"there is not enough memory ({first}): choose a smaller batch_size, or fewer workers"
         )

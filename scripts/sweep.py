@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.cli.common import add_flag, run_script
-from domainbed.cli.sweep.common import launcher_flags
+from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
 from domainbed.cli.sweep.delete_incomplete import delete_incomplete
 from domainbed.cli.sweep.launch import launch
 from domainbed.cli.sweep.status import show_status
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
-from domainbed.launchers import WITH_FLAGS
 from domainbed.names import DATASET_DOMAINS
 from domainbed.sweeps.config import SweepConfig, load_config
 
@@ -39,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flag(parser, "--n_trials", type=int, default=3, help="the one after the last (3)")
     add_flag(parser, "--output_dir", required=True)
     add_flag(parser, "--command_launcher", default="local", help="a registered launcher (local)")
-    for launcher in WITH_FLAGS:
-        add_flags(parser, launcher)
+    add_launcher_flags(parser)
     add_flag(parser, "--single_test_envs", action="store_true", help="no pairs of test domains")
     add_flag(parser, "--skip_confirmation", action="store_true", help="do not ask")
     add_flag(parser, "--dry_run", action="store_true", help="say what would be done")
@@ -57,7 +55,12 @@ def main(args: argparse.Namespace) -> int:
     if args.command == "status":
         return show_status(args.output_dir, as_json=False)
     config = load_config(None, overrides(args), **launcher_flags(args))
-    return launch(config, args.command == "retry", args.dry_run, args.skip_confirmation)
+    return launch(
+        config,
+        retry=args.command == "retry",
+        dry_run=args.dry_run,
+        skip_confirmation=args.skip_confirmation,
+    )
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,18 +10,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
-from domainbed.cli.sweep.common import launcher_flags
+from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
 from domainbed.cli.sweep.launch import launch
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
-from domainbed.launchers import WITH_FLAGS
 from domainbed.sweeps.config import SweepConfig
 
 if TYPE_CHECKING:
     from domainbed.sweeps.launch import Launch
 
 SCALES = ("paper", "small")
-_HERE = ("local", "debug")  # launchers whose runs are done on this machine
 _FIELDS = ("data_dir", "output_dir", "device", "num_workers", "launcher")
 
 
@@ -34,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these of the paper")
     parser.add_argument("--selection", nargs="+", metavar="NAME", help="only these methods")
     add_flags(parser, SweepConfig, only=_FIELDS)
-    for launcher in WITH_FLAGS:
-        add_flags(parser, launcher)
+    add_launcher_flags(parser)
     add_flag(parser, "--dry_run", action="store_true",
              help="say what would be done, and how long")  # fmt: skip
     add_flag(parser, "--skip_confirmation", action="store_true", help="do not ask")
@@ -69,9 +66,9 @@ def main(args: argparse.Namespace) -> int:
         warnings = [f"warning: {line}" for line in obstacles]
         print("\n".join([*status_lines(planned.status()), *warnings]))
         return 0
-    if obstacles and config.launcher["name"] in _HERE:
+    if obstacles and planned.blocking:
         raise UserError(obstacles[0])
-    status = launch(config, retry=False, dry_run=False, skip_confirmation=args.skip_confirmation)
+    status = launch(config, wait=True, skip_confirmation=args.skip_confirmation)
     if status in (0, 1) and any(planned.store.root.glob("*/done")):
         _tell(config, args.paper)
     return status

@@ -30,6 +30,7 @@ class Display:
         self._steps = steps
         self._taken = [0] * len(steps)
         self._began = self._printed = time.monotonic()
+        self._at_work: set[int] = set()
         self.counts: Counter[str] = Counter()
         self._bar = _bar(sum(steps)) if sys.stderr.isatty() else None
 
@@ -39,6 +40,9 @@ class Display:
             self._advance(event.index, event.steps)
         else:
             self.counts[event.kind] += 1
+            self._at_work.discard(event.index)
+        if event.kind == STARTED:
+            self._at_work.add(event.index)
         if event.kind in ENDS:  # what is not left to do counts as behind us
             self._advance(event.index, self._steps[event.index])
         self._show()
@@ -61,11 +65,9 @@ class Display:
             print(self._line(), file=sys.stderr, flush=True)
 
     def _summary(self) -> str:
-        ended = sum(self.counts[kind] for kind in ENDS)
-        running = self.counts[STARTED] - ended
         return (
             f"{self.counts[DONE]} of {len(self._steps)} runs done, "
-            f"{self.counts[FAILED]} failed, {running} running"
+            f"{self.counts[FAILED]} failed, {len(self._at_work)} running"
         )
 
     def _line(self) -> str:

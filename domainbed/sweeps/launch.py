@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from domainbed.datasets import get_dataset_class
-from domainbed.errors import UserError, reason_of
+from domainbed.errors import UserError, is_out_of_memory, reason_of
 from domainbed.files import write_text
-from domainbed.launchers import Event, Launcher, Resources, create_launcher
+from domainbed.launchers import Event, Handle, Launcher, Resources, create_launcher
 from domainbed.plugins import import_plugins
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import Busy, RunFolder
 from domainbed.spec import RunSpec
-from domainbed.states import DONE, FAILED
+from domainbed.states import DONE, FAILED, RUNNING
 from domainbed.stopping import Interrupted
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.costs import Costs, finished_costs
 from domainbed.sweeps.display import Display
 from domainbed.sweeps.grid import LeftOut, left_out, plan
+from domainbed.sweeps.jobs import in_hand
 from domainbed.sweeps.status import Status, status_of
 from domainbed.sweeps.store import Store, planned_run
 from domainbed.training import run
@@ -37,6 +39,7 @@ class Launch:
         store: where the runs go.
         runs: all runs of the sweep, by run id.
         states: the state of each when this was made.
+        in_hand: those that an engine has queued or running.
         left_out: runs that the sweep asks for, and that cannot be.
         retried: whether failed runs are to be done again.
     """
@@ -45,14 +48,22 @@ class Launch:
     store: Store
     runs: Mapping[str, RunSpec]
     states: Mapping[str, str]
+    in_hand: Set[str] = frozenset()
     left_out: Sequence[LeftOut] = ()
     retried: bool = False
 
     @property
     def todo(self) -> list[RunSpec]:
-        """The runs to do: for a retry the failed ones, else all but the done and the failed."""
-        wanted = (lambda s: s == FAILED) if self.retried else (lambda s: s not in (DONE, FAILED))
-        return [run for run_id, run in self.runs.items() if wanted(self.states[run_id])]
+        """The runs to do: for a retry the failed ones, else all that nobody has done or failed at.
+
+        One whose pending job its engine has forgotten is to be done again. What another process is
+        at is left to a launcher that waits, which finds out whether it is still at it.
+        """
+        left = {DONE, FAILED} if self.blocking else {DONE, FAILED, RUNNING}
+        wanted = [
+            i for i, s in self.states.items() if (s == FAILED if self.retried else s not in left)
+        ]
+        return [self.runs[run_id] for run_id in wanted if run_id not in self.in_hand]
 
     @property
     def workers(self) -> int:
@@ -61,6 +72,12 @@ class Launch:
         return launcher.parallelism(len(self.todo), resources)
 
     @property
+    def blocking(self) -> bool:
+        """Whether the runs are done only while this process waits."""
+        launcher, _ = self._launcher
+        return launcher.blocking
+
+    @cached_property
     def _launcher(self) -> tuple[Launcher, Resources]:
         options = dict(self.config.launcher)
         launcher, resources = create_launcher(options.pop("name"), options)
@@ -75,10 +92,10 @@ class Launch:
         return status_of(self.store, {i: planned_run(run) for i, run in self.runs.items()})
 
     def obstacles(self) -> list[str]:
-        """What would keep the runs from being done here: no such device, or datasets not there."""
+        """What would keep the runs from being done: no such device here, or datasets not there."""
         lines = []
         try:
-            choose_device(self.config.device)
+            self._check_device()
         except UserError as error:
             lines.append(str(error))
         for name in dict.fromkeys(spec.dataset for spec in self.todo):
@@ -97,19 +114,13 @@ class Launch:
             By run id, why a run failed of which that could not be written down: on a full disk.
 
         Raises:
-            UserError: the output folder cannot be written, or there is no such device.
-            KeyboardInterrupt: all that was under way is stopped, and can be resumed.
+            UserError: see `submit`.
+            KeyboardInterrupt: what was under way here is stopped, and can be resumed; what was
+                handed to an engine goes on.
         """
-        choose_device(self.config.device)  # one error now, not one in each run
-        todo = self.todo
-        self.store.write_plan(self.config, self.runs, self.left_out)
-        for spec in todo if self.retried else ():
-            _forget_failure(self.store.folder(spec))
-        unwritten: dict[str, str] = {}
-        if not todo:
-            return unwritten
+        todo, unwritten = self.todo, dict[str, str]()
+        handle = self.submit()
         display = Display([spec.steps for spec in todo])
-        job = RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
 
         def on_event(event: Event) -> None:
             if event.kind == FAILED:
@@ -117,9 +128,31 @@ class Launch:
             display.on_event(event)
 
         with contextlib.closing(display):
-            launcher, resources = self._launcher
-            launcher.submit(job, todo, resources, self.store.launcher_folder).wait(on_event)
+            handle.wait(on_event)
         return unwritten
+
+    def submit(self) -> Handle:
+        """Writes the plan and hands the runs to the launcher; an engine's are marked as pending.
+
+        Raises:
+            UserError: the output folder cannot be written, there is no such device, or the
+                launcher refuses.
+        """
+        self._check_device()  # one error now, not one in each run
+        todo = self.todo
+        self.store.write_plan(self.config, self.runs, self.left_out)
+        for spec in todo if self.retried else ():
+            _forget_failure(self.store.folder(spec))
+        job = RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
+        launcher, resources = self._launcher
+        handle = launcher.submit(job, todo, resources, self.store.launcher_folder.absolute())
+        for spec, name in zip(todo, handle.jobs if not self.blocking else ()):
+            self.store.folder(spec).mark_pending(self.config.launcher["name"], name)
+        return handle
+
+    def _check_device(self) -> None:
+        if self.blocking:  # else it is chosen where a run is done, which this machine is not
+            choose_device(self.config.device)
 
     def _note_failure(self, spec: RunSpec, error: str) -> dict[str, str]:
         """Writes down why a run failed that could not do so: its worker died, say.
@@ -147,7 +180,10 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
     # A folder that is a link is left out, of which `states` warns.
     runs = {i: spec for i, spec in planned.items() if not (store.root / i).is_symlink()}
     store.refuse_other_settings(config, runs)
-    return Launch(config, store, runs, store.states(runs), left_out(config), retry)
+    statuses = store.statuses(runs)
+    states = {run_id: status.state for run_id, status in statuses.items()}
+    handed_on = in_hand(statuses, config.launcher)
+    return Launch(config, store, runs, states, handed_on, left_out(config), retry)
 
 
 @dataclass(frozen=True)
@@ -181,7 +217,7 @@ class RunJob:
             raise
         except (Exception, SystemExit) as error:
             with contextlib.suppress(OSError):  # the launch tells of it, see `Launch.execute`
-                _write_error(folder, _with_summary(error))
+                _write_error(folder, _with_summary(error, spec))
             raise
 
 
@@ -190,11 +226,13 @@ def _write_error(folder: RunFolder, text: str) -> None:
     write_text(folder.errors, text)
 
 
-def _with_summary(error: BaseException) -> str:
+def _with_summary(error: BaseException, spec: RunSpec) -> str:
     """The traceback, with a last line that says it all."""
     lines = traceback.format_exc().strip().splitlines()
     first, *_ = str(error).strip().splitlines() or [""]
     told = reason_of(error) if isinstance(error, Exception) else ""
+    if told and is_out_of_memory(error):
+        told += f"; batch_size is {spec.hparams.get('batch_size')}"
     summary = (told or f"{type(error).__name__}: {first}").splitlines()[0]
     if told or not lines[-1].endswith(summary):
         lines.append(summary)

@@ -8,6 +8,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 from domainbed.cli.sweep.launch import launch as launch_sweep
 from domainbed.errors import UserError
@@ -364,7 +365,7 @@ def test_what_is_left_out_is_said_and_written_down(tmp_path, capsys):
     """Of MLDG's runs the one with two test domains of three."""
     fields = {"algorithms": ["MLDG", "ERM"], "test_envs": [[0], [0, 1]], "trials": 2}
     why = "MLDG needs at least 2 training domains, and 2 of the 3 of ColoredDigits are held out"
-    launch_sweep(config(tmp_path, **fields), retry=False, dry_run=True, skip_confirmation=True)
+    launch_sweep(config(tmp_path, **fields), dry_run=True)
     printed = capsys.readouterr().out
     assert "6 runs, 0 done" in printed
     assert f"2 runs left out: {why}" in printed
@@ -375,3 +376,16 @@ def test_what_is_left_out_is_said_and_written_down(tmp_path, capsys):
         {"dataset": "ColoredDigits", "algorithm": "MLDG", "test_envs": [0, 1], "why": why}
     ]
     assert planned_gaps(launch.store.root) == {("ColoredDigits", "MLDG", (0, 1)): why}
+
+
+def test_too_small_a_gpu_is_told_with_the_batch_size(tmp_path, monkeypatch):
+    def run(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("domainbed.sweeps.launch.run", run)
+    launch = prepare(config(tmp_path, test_envs=[[0]], hparams={"batch_size": 48}))
+    launch.execute()
+    assert launch.store.folder(launch.todo[0]).last_error() == (
+        "there is not enough memory (CUDA out of memory. Tried to allocate 2.00 GiB): choose a "
+        "smaller batch_size, or fewer workers; batch_size is 48"
+    )

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import add_flag
+from domainbed.cli.launcher_flags import add_launcher_flags
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
-from domainbed.launchers import WITH_FLAGS
 from domainbed.sweeps.config import SweepConfig, load_config
 
 if TYPE_CHECKING:
@@ -34,14 +34,7 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of a config, and for each option of the launchers."""
     fields = parser.add_argument_group("fields of the config", "each wins over the file's value")
     add_flags(fields, SweepConfig)
-    for launcher in WITH_FLAGS:
-        add_flags(fields, launcher)
-
-
-def launcher_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a launcher that flags gave."""
-    given = [read_flags(args, launcher) for launcher in WITH_FLAGS]
-    return {name: value for options in given for name, value in options.items()}
+    add_launcher_flags(fields)
 
 
 def load(

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
+from domainbed.cli.launcher_flags import launcher_flags
 from domainbed.cli.sweep.common import (
     Actions,
     add_field_flags,
@@ -14,14 +15,15 @@ from domainbed.cli.sweep.common import (
     confirmed,
     count_runs,
     given_fields,
-    launcher_flags,
     load,
 )
 from domainbed.cli.sweep.outlook import outlook, plan_lines
 from domainbed.states import DONE
+from domainbed.stopping import SIGNALS, interrupting_on, signal_of
 from domainbed.sweeps.config import SweepConfig
 
 if TYPE_CHECKING:
+    from domainbed.launchers import Handle
     from domainbed.sweeps.launch import Launch
 
 
@@ -35,6 +37,8 @@ def add_actions(actions: Actions) -> None:
         add_field_flags(action)
         add_flag(action, "--dry_run", action="store_true",
                  help="say what would be done, and how long")  # fmt: skip
+        action.add_argument("--wait", action="store_true",
+                            help="stay until all is done, where runs are queued")  # fmt: skip
         add_skip_flag(action)
         action.set_defaults(run=run)
 
@@ -46,14 +50,35 @@ def run(args: argparse.Namespace) -> int:
         UserError: the config, a flag or a folder is wrong.
     """
     config = load(args.config, given_fields(args), launcher_flags(args))
-    return launch(config, args.action == "retry", args.dry_run, args.skip_confirmation)
+    return launch(
+        config,
+        retry=args.action == "retry",
+        dry_run=args.dry_run,
+        wait=args.wait,
+        skip_confirmation=args.skip_confirmation,
+    )
 
 
-def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: bool) -> int:
+def launch(
+    config: SweepConfig,
+    *,
+    retry: bool = False,
+    dry_run: bool = False,
+    wait: bool = False,
+    skip_confirmation: bool = False,
+) -> int:
     """Launches a sweep and tells what came of it.
 
+    Args:
+        config: of the sweep.
+        retry: do what failed, rather than what is not done.
+        dry_run: only say what would be done.
+        wait: also for runs that an engine does without this process.
+        skip_confirmation: do not ask on a terminal.
+
     Returns:
-        0 if no run of the sweep has failed, 1 if one has, 130 after Ctrl-C.
+        0 if no run of the sweep has failed, 1 if one has; after Ctrl-C or a signal 128 and its
+        number.
     """
     from domainbed.sweeps.launch import prepare
 
@@ -66,12 +91,25 @@ def launch(config: SweepConfig, retry: bool, dry_run: bool, skip_confirmation: b
     question = f"Launch {count_runs(todo)}, {launch.workers} at a time?" if todo else ""
     if question and sys.stdin.isatty() and not skip_confirmation and not confirmed(question):
         return 0
+    if not launch.blocking and not wait:
+        return _tell_submitted(launch, launch.submit())
     try:
-        unwritten = launch.execute()
-    except KeyboardInterrupt:
+        with interrupting_on(SIGNALS):
+            unwritten = launch.execute()
+    except KeyboardInterrupt as interrupt:
         print(_interrupted_line(launch), file=sys.stderr)
-        return 130
+        return 128 + signal_of(interrupt)  # as shells count
     return _tell_outcome(launch, unwritten)
+
+
+def _tell_submitted(launch: Launch, handle: Handle) -> int:
+    jobs, root = list(dict.fromkeys(handle.jobs)), launch.store.root
+    if jobs:
+        shown = " … ".join(dict.fromkeys([jobs[0], jobs[-1]]))
+        print(f"submitted {count_runs(len(handle.jobs))} as {len(jobs)} jobs: {shown}")
+    print(f"`domainbed sweep status {root}` tells how they are, `domainbed sweep cancel {root}` "
+          "takes them back.")  # fmt: skip
+    return 0
 
 
 def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
@@ -100,7 +138,13 @@ def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
 
 def _interrupted_line(launch: Launch) -> str:
     done = list(launch.store.states(launch.runs).values()).count(DONE)
+    count, root = count_runs(len(launch.runs)), launch.store.root
+    if not launch.blocking:
+        return (
+            f"\nno longer waiting: {done} of {count} are done, and the others go on. `domainbed "
+            f"sweep cancel {root}` takes them back."
+        )
     return (
-        f"\nstopped: {done} of {count_runs(len(launch.runs))} are done. The same command, or "
-        f"`domainbed sweep launch {launch.store.root}`, goes on where this one stopped."
+        f"\nstopped: {done} of {count} are done. The same command, or `domainbed sweep launch "
+        f"{root}`, goes on where this one stopped."
     )

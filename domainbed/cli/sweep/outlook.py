@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from domainbed.cli.sweep.common import count_runs
-from domainbed.states import DONE, FAILED, RUNNING
+from domainbed.states import DONE, FAILED, PENDING, RUNNING
 
 if TYPE_CHECKING:
     from domainbed.sweeps.costs import Costs, Estimate
@@ -21,6 +21,8 @@ def outlook(launch: Launch) -> list[str]:
         f"{launch.store.root}: {count_runs(len(states))}, {states.count(DONE)} done, "
         f"{failed} failed, {states.count(RUNNING)} running; {len(launch.todo)} to do"
     ]
+    if waiting := [i for i in launch.in_hand if launch.states[i] == PENDING]:
+        lines.append(f"{count_runs(len(waiting))} queued by an earlier launch")
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
     for why, count in Counter(entry.why for entry in launch.left_out).items():
         lines.append(f"{count_runs(seeds * count)} left out: {why}")

@@ -6,11 +6,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from domainbed.cli.launcher_flags import launcher_flags
 from domainbed.cli.sweep.common import (
     Actions,
     add_field_flags,
     given_fields,
-    launcher_flags,
     load,
 )
 from domainbed.cli.sweep.outlook import outlook, plan_lines

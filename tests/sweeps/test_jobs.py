@@ -1,0 +1,138 @@
+"""Runs that are handed to an engine: marked, followed, taken up again and taken back."""
+
+from typing import ClassVar
+
+import pytest
+
+from domainbed.cli.sweep.launch import launch as launch_sweep
+from domainbed.cli.sweep.outlook import outlook
+from domainbed.errors import UserError
+from domainbed.launchers import LAUNCHERS, Event, Handle, Launcher
+from domainbed.states import DONE, FAILED, MISSING, PENDING, RUNNING, RunStatus
+from domainbed.sweeps.config import load_config
+from domainbed.sweeps.jobs import cancel, in_hand
+from domainbed.sweeps.launch import prepare
+
+
+class Queue(Launcher):
+    """Has jobs of two tasks each, and never begins one."""
+
+    blocking = False
+    queued: ClassVar[dict] = {}
+
+    def submit(self, job, tasks, resources, folder):
+        jobs = [f"{len(self.queued)}_{position // 2}" for position in range(len(tasks))]
+        self.queued.update(zip(jobs, tasks))
+        return Queued(jobs)
+
+    def parallelism(self, tasks, resources):
+        return tasks
+
+    def known(self, jobs):
+        return set(jobs) & set(self.queued)
+
+    def cancel(self, jobs):
+        for job in jobs:
+            del self.queued[job]
+
+
+class Queued(Handle):
+    def wait(self, on_event):
+        self.noting(on_event)(Event("started", 0))
+        raise KeyboardInterrupt
+
+    def cancel(self):
+        pass
+
+
+@pytest.fixture
+def queued(monkeypatch):
+    """The jobs of the launcher `queue`, which is registered."""
+    monkeypatch.setitem(LAUNCHERS._entries, "queue", Queue)
+    monkeypatch.setattr(Queue, "queued", {})
+    return Queue.queued
+
+
+@pytest.fixture
+def config(queued, tmp_path):
+    return load_config(
+        None,
+        {
+            **{"datasets": ["ColoredDigits"], "algorithms": ["ERM"], "steps": 2, "trials": 1},
+            **{"test_envs": [[0], [1], [2]], "hparams_seeds": 1, "selection": ["oracle"]},
+            **{"launcher": "queue", "output_dir": str(tmp_path / "sweep"), "device": "cuda"},
+        },
+    )
+
+
+def statuses(launch):
+    return list(launch.store.statuses(launch.runs).values())
+
+
+def test_submitted_runs_are_pending_until_the_engine_forgets_them(config, queued):
+    launch = prepare(config)
+    launch.submit()
+    assert list(queued) == ["0_0", "0_1"]
+    assert statuses(launch) == [RunStatus(PENDING, "queue", j) for j in ("0_0", "0_0", "0_1")]
+    again = prepare(config)
+    assert (again.todo, len(again.in_hand)) == ([], 3)
+    assert "3 runs queued by an earlier launch" in outlook(again)
+    del queued["0_0"]
+    assert prepare(config).todo == launch.todo[:2]
+
+
+def test_what_failed_stays_failed_though_its_mark_is_there(config):
+    launch = prepare(config)
+    launch.submit()
+    launch.store.folder(launch.todo[0]).errors.write_text("Traceback\nno good\n")
+    again = prepare(config)
+    assert sorted(again.states.values()) == [FAILED, PENDING, PENDING]
+    assert again.todo == []
+    assert prepare(config, retry=True).todo == launch.todo[:1]
+
+
+def test_what_another_process_is_at_is_not_queued_but_left_to_a_waiting_launch(config):
+    launch = prepare(config)
+    with launch.store.folder(launch.todo[0]).exclusive():
+        assert prepare(config).todo == launch.todo[1:]
+        here = config.model_copy(update={"launcher": {"name": "debug"}})
+        assert prepare(here).todo == launch.todo
+
+
+def test_cancelled_jobs_are_the_engines_no_more(config, queued):
+    launch = prepare(config)
+    launch.submit()
+    found = launch.store.statuses(launch.runs)
+    assert cancel(launch.store, found, config.launcher) == {"queue": {"0_0", "0_1"}}
+    assert queued == {}
+    assert {status.state for status in statuses(launch)} == {MISSING}
+    assert cancel(launch.store, launch.store.statuses(launch.runs), config.launcher) == {}
+
+
+def test_an_engine_that_is_unknown_here_is_named():
+    of = {"a": RunStatus(PENDING, "slurmy", "7"), "b": RunStatus(DONE), "c": RunStatus(RUNNING)}
+    with pytest.raises(UserError, match="unknown launcher 'slurmy'"):
+        in_hand(of, {"name": "local"})
+
+
+def test_a_launch_returns_when_it_has_submitted(config, capsys):
+    assert launch_sweep(config) == 0
+    root = config.output_dir
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert said[0] == "submitted 3 runs as 2 jobs: 0_0 … 0_1"
+    assert said[1].startswith(f"`domainbed sweep status {root}` tells how they are")
+    assert launch_sweep(config) == 0
+    assert "submitted" not in capsys.readouterr().out
+
+
+def test_who_stops_waiting_stops_no_run(config, queued, capsys):
+    assert launch_sweep(config, wait=True) == 130
+    assert (
+        "no longer waiting: 0 of 3 runs are done, and the others go on" in capsys.readouterr().err
+    )
+    assert len(queued) == 2
+
+
+def test_devices_are_those_of_where_runs_are_done(config, monkeypatch):
+    monkeypatch.setattr("torch.empty", lambda *args, **options: 1 / 0)
+    assert not any("device" in line for line in prepare(config).obstacles())
