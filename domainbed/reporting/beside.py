@@ -223,7 +223,7 @@ def _told(runs: pd.DataFrame, paper: Source) -> _Told:
     rows = [
         {
             "steps": str(_steps(run["args"], run["last_step"])),
-            "backbone": _backbone(run["hparams"]),
+            "backbone": run["features"] or _backbone(run["hparams"]),
             "protocol": run["protocol"],
             "fixed hyper-parameters": _fixed(run["args"]),
             **_fields(run["args"], fields, named.get(run["protocol"], fields)),

@@ -267,7 +267,8 @@ def _scaled(axes: Axes, values: pd.Series) -> pd.Series:
         if (values == 0).any():
             zero, lowest = drawn.min(), values[values > 0].min()
             ticks = locator.tick_values(lowest, values.max())
-            axes.set_xticks([zero, *ticks[(ticks >= lowest) & (ticks <= values.max())]])
+            within = ticks[(ticks >= lowest) & (ticks <= values.max())].tolist()
+            axes.set_xticks([zero, *within[:: max(1, len(within) - 1)]])  # the outer ones
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(

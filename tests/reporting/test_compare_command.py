@@ -96,6 +96,7 @@ def test_a_cell_that_differs_from_the_paper(tmp_path):
         ({"draws": 4}, ("draws", "4", "20")),
         ({"steps": 101}, ("steps", "101", "5001")),
         ({"hparams": {"resnet18": True}}, ("backbone", "ResNet-18", "ResNet-50")),
+        ({"features": {"backbone": "resnet50"}}, ("backbone", "features of resnet50", "ResNet-50")),
         ({"hparams": {"backbone": "timm:vit"}}, ("backbone", "timm:vit", "ResNet-50")),
         ({"hparams": {"resnet50_augmix": True}}, ("backbone", "ResNet-50 (AugMix)", "ResNet-50")),
         ({"protocol": "default"}, ("protocol", "default", PAPER)),
