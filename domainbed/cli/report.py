@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ from domainbed.cli.common import add_data_dir_flag
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from domainbed.reporting import Report
 
 FILE = "report.html"
@@ -75,12 +79,29 @@ def main(args: argparse.Namespace) -> int:
 def _html(args: argparse.Namespace, refresh: int = 0) -> str:
     """The page, which a browser loads anew after so many seconds; 0 for never."""
     from domainbed.reporting.page import build_page, to_html
-    from domainbed.reporting.page.thumbnails import FilesBelow
     from domainbed.reporting.style import styled
 
     report = styled(read_report(args, quiet=bool(refresh)), style_of(args))
-    images = FilesBelow(Path(args.data_dir))
-    return to_html(build_page(report, args.folders, args.baseline or BASELINE, images), refresh)
+    baseline = args.baseline or BASELINE
+    page = build_page(report, args.folders, baseline, partial(_read_images, args.data_dir))
+    return to_html(page, refresh)
+
+
+def _read_images(
+    data_dir: str, folder: str, env: int, names: Sequence[str]
+) -> list[Image.Image | None]:
+    """The images that a run's predictions name: of files, or by their positions in memory."""
+    from domainbed.reporting.page.thumbnails import FilesBelow
+    from domainbed.run_folder import RunFolder
+
+    if not all(name.isdigit() for name in names):
+        return FilesBelow(Path(data_dir))(folder, env, names)
+    from domainbed.training.pictures import pictures  # imports PyTorch
+
+    try:
+        return list(pictures(RunFolder(folder), data_dir, env, list(map(int, names))))
+    except UserError:
+        return [None] * len(names)
 
 
 def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:

@@ -197,16 +197,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     """
     machine = machine or RunOptions()
     device = choose_device(machine.device)
-    with _named(get_dataset_class(spec.dataset)):
-        dataset = load_dataset(
-            spec.dataset,
-            machine.data_dir,
-            spec.test_envs,
-            spec.hparams,
-            spec.trial_seed,
-            data_seed=spec.seed if spec.data_seed == "run" else None,
-            features=spec.features,
-        )
+    dataset = dataset_of(spec, machine.data_dir)
     domains = domains_of(dataset)
     _check_data(spec, dataset, len(domains))
     check_domains(dataset, domains)
@@ -228,6 +219,24 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         _new_algorithm(spec, dataset, len(domains), device),
         _workers(machine),
     )
+
+
+def dataset_of(spec: RunSpec, data_dir: str) -> MultipleDomainDataset:
+    """The dataset that a run is on.
+
+    Raises:
+        UserError: the data is not there.
+    """
+    with _named(get_dataset_class(spec.dataset)):
+        return load_dataset(
+            spec.dataset,
+            data_dir,
+            spec.test_envs,
+            spec.hparams,
+            spec.trial_seed,
+            data_seed=spec.seed if spec.data_seed == "run" else None,
+            features=spec.features,
+        )
 
 
 def _new_algorithm(

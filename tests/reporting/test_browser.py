@@ -98,7 +98,7 @@ def test_pictures_are_shown(opened):
     page, _ = opened()
     pictures = page.locator("#wrong-images img")
     assert pictures.count() >= 6  # an image of each of six test domains is wrong by all
-    assert {each.evaluate("e => e.naturalWidth") for each in pictures.all()} == {40}
+    assert {each.evaluate("e => e.naturalWidth") for each in pictures.all()} == {80}
     assert pictures.first.get_attribute("alt").startswith("c, of class dog; ERM: <cat>, ")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -136,11 +137,12 @@ def test_a_damaged_image_is_left_out(tmp_path, content):
     assert FilesBelow(tmp_path)("", 0, ["x.png"]) == [None]
 
 
-def found_of(images):
+def found_of(images, ending=""):
     """Two algorithms of which the first is wrong on so many images of each class."""
     rows = [
-        {"dataset": "PACS", "test_env": 1, "domain": "C", "trial_seed": 0, "image": f"{i:03}",
-         "label": label, "predicted_A": "x", "predicted_B": label, "wrong": "A"}
+        {"dataset": "PACS", "test_env": 1, "domain": "C", "trial_seed": 0,
+         "image": f"{i:03}{ending}", "label": label,
+         "predicted_A": "x", "predicted_B": label, "wrong": "A"}
         for label, count in images.items() for i in range(count)
     ]  # fmt: skip
     return Misclassified(["A", "B"], pd.DataFrame(rows), 0, 2, {("PACS", 1, 0): "folder"})
@@ -148,10 +150,20 @@ def found_of(images):
 
 def test_the_pictures_are_few_and_of_many_classes():
     album = Album(lambda folder, env, names: [Image.new("L", (9, 9))] * len(names))
-    (gallery,) = album.galleries(found_of({"cat": 500, "dog": 500, "owl": 1}))
+    (gallery,) = album.galleries(found_of({"cat": 500, "dog": 500, "owl": 1}, ".png"))
     assert gallery.title == "PACS, C: only A is wrong (1,001 images)"
     labels = [each.lines[0] for each in gallery.thumbnails]
     assert labels == ["is cat", "is dog", "is owl", "is cat", "is dog", "is cat"]
+
+
+def test_positions_are_of_one_trial():
+    found = found_of({"7": 2})
+    later = found.images.assign(trial_seed=1)
+    both = replace(found, images=pd.concat([found.images, later], ignore_index=True))
+    album = Album(lambda folder, env, names: [Image.new("L", (28, 28), 255)] * len(names))
+    (gallery,) = album.galleries(both)
+    assert gallery.title == "PACS, C: only A is wrong (2 images of trial 0)"
+    assert picture(gallery.thumbnails[0]).size == (84, 84)  # enlarged by a whole factor
 
 
 def test_the_bytes_are_few():

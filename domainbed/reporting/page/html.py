@@ -50,4 +50,4 @@ def _template(name: str) -> Template:
 
 def _with_code(text: str) -> Markup:
     """Escaped text, in which what stands between backticks is code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -64,7 +64,10 @@ class Album:
     def galleries(self, found: Misclassified) -> Iterator[Gallery]:
         """For each test domain the images that all algorithms, or only one, get wrong."""
         for (dataset, env), images in found.images.groupby(["dataset", "test_env"], sort=False):
-            place = f"{dataset}, {images['domain'].iloc[0]}"
+            place, of_trial = f"{dataset}, {images['domain'].iloc[0]}", ""
+            if images["image"].str.isdigit().all():  # positions, of other images in other trials
+                first = images["trial_seed"].min()
+                images, of_trial = images[images["trial_seed"] == first], f" of trial {first}"
             for kind in (ALL, *found.algorithms):
                 listed = _listed(images, kind)
                 if listed.empty:
@@ -75,7 +78,7 @@ class Album:
                     break
                 who = f"{' and '.join(found.algorithms)} are" if kind == ALL else f"only {kind} is"
                 many = f"{len(listed):,} image{'s' * (len(listed) > 1)}"
-                yield Gallery(f"{place}: {who} wrong ({many})", thumbnails)
+                yield Gallery(f"{place}: {who} wrong ({many}{of_trial})", thumbnails)
 
     def _thumbnails(
         self, listed: pd.DataFrame, folder: str, env: int, algorithms: Sequence[str]
@@ -120,9 +123,13 @@ def _listed(images: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def data_uri(image: Image.Image) -> str:
-    """A picture of at most `SIDE` pixels a side."""
+    """A picture of at most `SIDE` pixels a side; small images are enlarged, their pixels seen."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
+    if (factor := SIDE // max(small.size)) > 1:
+        small = small.resize(
+            (factor * small.width, factor * small.height), Image.Resampling.NEAREST
+        )
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
