@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -34,7 +36,6 @@ class KeptWeights:
         experiment: of the run.
         folder: of the run.
         options: what is kept.
-        averages: whose weights are kept, too.
         last: the last step that has a record.
 
     Raises:
@@ -46,10 +47,9 @@ class KeptWeights:
         experiment: Experiment,
         folder: RunFolder,
         options: RunOptions,
-        averages: Averages,
         last: int,
     ) -> None:
-        self._folder, self._averages, self._last = folder, averages, last
+        self._folder, self._last = folder, last
         self._kept, self._spec = options.weights, experiment.spec
         self._domains = len(experiment.domains)
         self._has_stages = len(experiment.algorithm.training_stages()) > 1
@@ -58,6 +58,7 @@ class KeptWeights:
     def after_record(
         self,
         experiment: Experiment,
+        averages: Averages,
         step: int,
         lines: Sequence[str],
         ended: bool,
@@ -67,6 +68,7 @@ class KeptWeights:
 
         Args:
             experiment: at its stage.
+            averages: of its weights.
             step: of the record.
             lines: all records so far.
             ended: whether the stage ends there.
@@ -77,7 +79,8 @@ class KeptWeights:
         elif self._kept == "selected" and not self._has_stages:
             for name, steps in self._chosen(lines, ended).items():
                 if step in steps and not is_final(self._spec, step, ended):
-                    self._save(experiment, self._folder.model_at(step, average=name), name, args)
+                    file = self._folder.model_at(step, average=name)
+                    _save(experiment, averages, name, file, args)
 
     def after_checkpoint(self, lines: Sequence[str], ended: bool) -> None:
         """Removes what is no longer chosen: a run that goes on from the checkpoint needs it not."""
@@ -93,20 +96,13 @@ class KeptWeights:
                 digest_file(file).unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
 
-    def at_end(self, experiment: Experiment, args: Mapping[str, Any]) -> None:
+    def at_end(self, experiment: Experiment, averages: Averages, args: Mapping[str, Any]) -> None:
         """Writes the last weights, unless nobody would choose any."""
         if self._kept == "none" or (self._kept == "selected" and not self._methods):
             return
-        for name in ("", *self._averages):
+        for name in ("", *averages):
             file = self._folder.averaged_model(name) if name else self._folder.model
-            self._save(experiment, file, name, args)
-
-    def _save(self, experiment: Experiment, file: Any, name: str, args: Mapping[str, Any]) -> None:
-        if not name:
-            save_model(experiment, file, args)
-            return
-        with self._averages.in_place(name):
-            save_model(experiment, file, args)
+            _save(experiment, averages, name, file, args)
 
     def _chosen(self, lines: Sequence[str], ended: bool) -> dict[str, set[int]]:
         """The steps to keep of the last weights, "", and of each average."""
@@ -114,7 +110,7 @@ class KeptWeights:
         at_end = ended or records[-1]["step"] == self._last
         return {
             name: set(self._choices(records_of(self._spec, self._domains, records, name), at_end))
-            for name in ("", *self._averages)
+            for name in ("", *self._spec.averages)
         }
 
     def _choices(self, records: Records, at_end: bool) -> Iterator[int]:
@@ -122,6 +118,14 @@ class KeptWeights:
             # What always chooses the last step will not stay with one before it.
             if at_end or not method.chooses_last:
                 yield from method.score(records)["step"].astype(int)
+
+
+def _save(
+    experiment: Experiment, averages: Averages, name: str, file: Path, args: Mapping[str, Any]
+) -> None:
+    """Writes the last weights, or with a `name` those of an average."""
+    with averages.in_place(name) if name else nullcontext():
+        save_model(experiment, file, args)
 
 
 def is_final(spec: RunSpec, step: int, ended: bool = False) -> bool:

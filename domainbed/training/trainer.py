@@ -106,7 +106,7 @@ class Trainer:
         self.stages = len(self.algorithm.training_stages())
         self.averages = Averages(experiment)
         self.splits = RecordedSplits(experiment, self._last_recorded())
-        self.kept = KeptWeights(experiment, folder, options, self.averages, self._last_recorded())
+        self.kept = KeptWeights(experiment, folder, options, self._last_recorded())
         self.table = self._new_table()
 
     @property
@@ -332,7 +332,7 @@ class Trainer:
 
     def _save(self, progress: Progress, step: int, ended: bool) -> None:
         lines = progress.records
-        self.kept.after_record(self.experiment, step, lines, ended, self._args())
+        self.kept.after_record(self.experiment, self.averages, step, lines, ended, self._args())
         self._save_checkpoint(progress)
         self.kept.after_checkpoint(lines, ended)
 
@@ -341,7 +341,7 @@ class Trainer:
         checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress, averages)
 
     def _finish(self, progress: Progress) -> None:
-        self.kept.at_end(self.experiment, self._args())
+        self.kept.at_end(self.experiment, self.averages, self._args())
         if self.options.save_predictions:
             save_predictions(self.experiment, self.folder, self.options.data_dir)
         self._write_environment(progress)

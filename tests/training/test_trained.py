@@ -82,9 +82,11 @@ def test_files_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     head, row = printed(capsys, "predict", tmp_path / "run", file, "--device", "cpu")
     model = load_model(tmp_path / "run", "cpu")
     assert model.preprocess is not None
-    probability, number = model.probabilities(model.preprocess(file)[None])[0].max(dim=0)
-    assert head == ["image", "class", "probability"]
-    assert row == [str(file), model.classes[int(number)], f"{probability.item():.4f}"]
+    found = model.probabilities(model.preprocess(file)[None])[0]
+    assert head == ["file", "class", "p(cat)", "p(dog)"]
+    cells = [f"{probability:.4f}" for probability in found.tolist()]
+    assert row == [str(file), model.classes[int(found.argmax())], *cells]
+    assert sum(map(float, cells)) == pytest.approx(1, abs=2e-4)
     assert model.classes == ["cat", "dog"]
 
 
@@ -99,6 +101,9 @@ def test_files_are_predicted_in_batches_of_64(
         def predict(self, x: torch.Tensor) -> torch.Tensor:
             sizes.append(len(x))
             return torch.stack([x, -x], dim=1)
+
+        def predictor(self) -> Any:
+            return self.predict
 
     sizes: list[int] = []
     spec = RunSpec.create("ColoredDigits", "ARM", [0])
