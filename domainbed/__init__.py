@@ -3,13 +3,17 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_model"]
+__all__ = ["__version__", "load_model", "load_selected"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load_model`, imported when it is asked for: it takes PyTorch along."""
+    """What loads models, imported when it is asked for: it takes PyTorch along."""
     if name == "load_model":
         from domainbed.training.trained import load_model
 
         return load_model
+    if name == "load_selected":
+        from domainbed.sweeps.selected import load_selected
+
+        return load_selected
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

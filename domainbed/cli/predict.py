@@ -1,6 +1,7 @@
 """Predict with a trained run: classes of image files, or of a domain of its dataset.
 
-Prints CSV: what was predicted, the class, and its probability.
+Prints CSV. Of files: the file, its class, and the probability of each class, as p(NAME); of a
+domain: the position, the label, the class and its probability.
 
 With --save_predictions it writes the logits of all images of the dataset into the run's folder.
 """
@@ -11,6 +12,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +84,7 @@ def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
             f"{args.folder} was trained on {model.spec.dataset_label}, whose inputs are no image "
             "files: give --domain N instead"
         )
-    yield "image", "class", "probability"
+    yield "file", "class", *(f"p({name})" for name in model.classes)
     rows = _predicted(model, args.images)
     if model.module.predicts_batches:
         print(
@@ -90,21 +92,21 @@ def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
             "are taken as one domain",
             file=sys.stderr,
         )
-        rows = iter(sorted(rows))
+        rows = iter(sorted(rows, key=itemgetter(0)))
     yield from ((args.images[position], *row) for position, *row in rows)
 
 
-def _predicted(model: Model, images: list[str]) -> Iterator[tuple[int, str, str]]:
-    """Position, class and probability of each file."""
+def _predicted(model: Model, images: list[str]) -> Iterator[tuple[object, ...]]:
+    """Position, class and all probabilities of each file."""
     import torch
 
     assert model.preprocess is not None
     device = next(model.module.parameters()).device
     for batch in model.together(len(images)):
         x = torch.stack([model.preprocess(Path(images[position])) for position in batch])
-        highest = model.probabilities(x.to(device)).max(dim=1)
-        for position, probability, number in zip(batch, highest.values, highest.indices):
-            yield position, model.classes[int(number)], f"{probability.item():.4f}"
+        for position, found in zip(batch, model.probabilities(x.to(device))):
+            shown = (f"{probability:.4f}" for probability in found.tolist())
+            yield position, model.classes[int(found.argmax())], *shown
 
 
 def _of_domain(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:

@@ -186,8 +186,17 @@ def load_model(folder: Path | str, device: str | None = None, average: str | Non
         >>> model.classes[model.module.predict(x).argmax()]  # doctest: +SKIP
     """
     run = RunFolder(folder)
+    return model_in(run, _model_file(run, read_spec(run), average), device)
+
+
+def model_in(run: RunFolder, file: Path, device: str | None = None) -> Model:
+    """The model of a run, with the weights in a file of it.
+
+    Raises:
+        UserError: see `load_model`.
+    """
     spec = read_spec(run)
-    content = read_model(_model_file(run, spec, average), spec.run_id)
+    content = read_model(file, spec.run_id)
     with global_sources_kept():  # all weights are replaced: none need be downloaded
         seed_everything(spec.initial_seed)  # what a prediction draws is what it drew in training
         module = get_algorithm_class(spec.algorithm)(
