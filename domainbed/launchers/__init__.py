@@ -18,10 +18,14 @@ from domainbed.launchers.base import (
 )
 from domainbed.launchers.debug import DebugLauncher
 from domainbed.launchers.local import LocalLauncher
+from domainbed.launchers.ray import RayLauncher
 from domainbed.launchers.slurm import SlurmLauncher
 from domainbed.settings import make
 
-WITH_FLAGS: tuple[type[Launcher], ...] = (DebugLauncher, LocalLauncher, SlurmLauncher)
+WITH_FLAGS: tuple[type[Launcher], ...] = (
+    *(DebugLauncher, LocalLauncher),
+    *(SlurmLauncher, RayLauncher),
+)
 """The launchers whose options are flags of a sweep."""
 
 
@@ -56,6 +60,7 @@ __all__ = [
     "Launcher",
     "LocalLauncher",
     "OnEvent",
+    "RayLauncher",
     "Resources",
     "SlurmLauncher",
     "create_launcher",
