@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+import ray_cluster
 import slurm_cluster
 from site_launcher import SiteLauncher
 
@@ -54,3 +55,17 @@ def slurm(_slurm_environment, monkeypatch):
 @pytest.fixture
 def slurm_options(slurm):
     return {"tasks_per_job": 3, "cores": 1, "max_jobs": slurm.CPUS}
+
+
+@pytest.fixture(scope="session")
+def ray_nodes():
+    """A Ray cluster of two nodes."""
+    if reason := ray_cluster.missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    with ray_cluster.ray_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def ray_options(ray_nodes):
+    return {"address": ray_nodes.address}

@@ -43,6 +43,11 @@ class WordJob:
             until_asked_to_stop()
         if task == "wait" or (task == "wait once" and self.begun().count(task) == 1):
             until_asked_to_stop()
+        if task == "slow":
+            time.sleep(2)
+        if task == "print":
+            print("from Python", flush=True)
+            os.write(1, b"from below\n")
         if task == "sleep":
             time.sleep(60)
 
