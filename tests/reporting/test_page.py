@@ -13,18 +13,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 from fake_sweep import DOMAINS, random_run, random_runs, write
 
 from domainbed.cli import main
 from domainbed.reporting import build_report, load_records
 from domainbed.reporting.page import build_page, to_html
+from domainbed.reporting.page.html import FOLDER
 from domainbed.reporting.page.serve import is_local, make_server
-from domainbed.reporting.page.tables import MAX_ROWS, from_section, published_cells, result_tables
+from domainbed.reporting.page.tables import (
+    MAX_ROWS,
+    from_section,
+    published_cells,
+    result_tables,
+    state_tables,
+)
 from domainbed.reporting.sections import Section
 from domainbed.reporting.single_source import single_source_report
 from domainbed.reporting.style import Style, half_interval, styled
 from domainbed.reporting.tables import AVERAGE
+from domainbed.states import DONE, INTERRUPTED, PENDING, RUNNING, STATES
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -190,6 +199,29 @@ def test_states_and_the_reason_of_every_gap(folder, page):
     whys = [why for _, reasons in runs.reasons for why in reasons]
     assert any(why.startswith("failed: ") and "ValueError: <b>bad</b>" in why for why in whys)
     assert any(why.startswith("missing: ") for why in whys)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_has_a_colour(state):
+    style = (FOLDER / "style.css").read_text()
+    assert f"td.{state} {{ background: var(--{state}); }}" in re.sub(
+        r" font-weight: 600;", "", style
+    )
+    assert style.count(f" --{state}: #") == 2  # light and dark
+
+
+def test_what_became_of_the_runs_of_a_cell():
+    rows = [("ERM", DONE, 5), ("ERM", PENDING, 2), ("Fishr", INTERRUPTED, 1), ("Fishr", RUNNING, 1)]
+    counts = pd.DataFrame(
+        [("Birds", name, (0,), state, number) for name, state, number in rows],
+        columns=["dataset", "algorithm", "test_envs", "state", "runs"],
+    )
+    (table,) = state_tables(counts, pd.DataFrame({"dataset": []}))
+    cells = {row.algorithm: (row.cells[1].text, row.cells[1].kind) for row in table.rows}
+    assert cells == {
+        "ERM": ("5 done, 2 pending", "pending"),
+        "Fishr": ("1 running, 1 interrupted", "interrupted"),
+    }
 
 
 def test_a_part_that_shows_nothing_says_why(tmp_path):

@@ -105,7 +105,7 @@ def _results(report: Report) -> Part:
         "results",
         "Results",
         f"Accuracy in percent on each domain when it is held out{_spread(report)}; "
-        f"{_marks(report)} Columns sort; below a number stands what papers print.",
+        f"{_marks(report)} Columns sort.{' Below a number: what papers print.' if papers else ''}",
         tables=[*result_tables(report, papers), *map(from_section, sections)],
     )
 
