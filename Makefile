@@ -7,7 +7,7 @@ WORKERS ?= auto
 # Holds the datasets.
 DATA ?= data
 
-.PHONY: help install quickstart laptop test lint typecheck unit test-misuse test-slow docs bench clean
+.PHONY: help install quickstart laptop measured test lint typecheck unit test-misuse test-slow docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -23,6 +23,14 @@ laptop: .venv/installed-laptop  ## all algorithms on PACS through frozen feature
 	$(BIN)/domainbed features PACS --data_dir $(DATA)
 	$(BIN)/domainbed sweep launch configs/laptop.yaml --data_dir $(DATA) --skip_confirmation
 	$(BIN)/domainbed collect results/laptop
+
+measured: laptop  ## the sweeps behind docs/laptop.md and docs/averaging.md, and their tables: an hour
+	$(BIN)/domainbed sweep launch configs/averages_pacs.yaml --data_dir $(DATA) --skip_confirmation
+	for method in greedy-soup diwa-uniform ensemble; do $(BIN)/domainbed average \
+		results/averages_pacs --method $$method --data_dir $(DATA) || exit 1; done
+	$(BIN)/domainbed sweep launch configs/averages_colored_mnist.yaml --data_dir $(DATA) \
+		--skip_confirmation
+	$(BIN)/python docs/measured_tables.py docs/laptop.md docs/averaging.md
 
 test: lint typecheck unit docs  ## lint, types, tests, docs
 
