@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ from domainbed.stopping import Interrupted, stop_requested
 ENGINE_VARIABLE, JOB_VARIABLE = "DOMAINBED_ENGINE", "DOMAINBED_JOB"
 """What a launcher sets where a task runs: its own name, and the engine's id of the job."""
 
+_SECONDS_TO_ONES_TURN = 0.05
 _NAME = re.compile(r"owner\.([1-9]\d*)\.json")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -270,6 +271,21 @@ def owning(folder: Path) -> Iterator[None]:
         raise
     finally:
         ownership.release()
+
+
+@contextmanager
+def owning_in_turn(folder: Path) -> Iterator[None]:
+    """As `owning`, of a folder that is made if need be, after those who own it now."""
+    folder.mkdir(exist_ok=True)
+    while True:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(owning(folder))
+            except Busy:
+                time.sleep(_SECONDS_TO_ONES_TURN)
+                continue
+            yield
+            return
 
 
 def _claimed(folder: Path) -> Ownership:

@@ -206,8 +206,15 @@ class RunJob:
         Raises:
             Busy: another launch is at work on the run, or has failed at it.
             Interrupted: it was asked to stop.
+            UserError: the sweep's folder is gone.
         """
-        folder = Store(self.output_dir).folder(spec)
+        store = Store(self.output_dir)
+        if not store.plan.is_file():
+            raise UserError(
+                f"{self.output_dir} was removed while its runs were under way: launch the sweep "
+                "again to do them anew"
+            )
+        folder = store.folder(spec)
         if folder.last_error() and not folder.done.exists():
             raise Busy(f"another launch has failed at {folder.path} since this one was planned")
         try:
@@ -222,7 +229,7 @@ class RunJob:
 
 
 def _write_error(folder: RunFolder, text: str) -> None:
-    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.path.mkdir(exist_ok=True)  # but not the sweep's, which somebody may have removed
     write_text(folder.errors, text)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from domainbed.errors import UserError
 from domainbed.files import write_text
+from domainbed.ownership import owning_in_turn
 from domainbed.run_fields import RunFields
 from domainbed.run_folder import Busy, RunFolder, is_done
 from domainbed.settings import read_fields
@@ -57,7 +57,7 @@ class Store:
         self.plan = self.root / "plan.json"
         self.config = self.root / "sweep.yaml"
         self.launcher_folder = self.root / ".launcher"
-        self._plan_lock = self.root / "plan.lock"
+        self._plan_owners = self.root / ".plan"
 
     def folder(self, run: RunSpec | str) -> RunFolder:
         """The folder of a run or run id; it need not exist."""
@@ -135,7 +135,7 @@ class Store:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._plan_lock):
+            with owning_in_turn(self._plan_owners):
                 self.refuse_other_settings(config, runs)  # another launch may have been faster
                 merged = {**self._planned(), **{i: planned_run(run) for i, run in runs.items()}}
                 lacking = [

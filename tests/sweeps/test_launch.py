@@ -5,11 +5,14 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
+import threading
 
 import pytest
 import torch
 
+from domainbed.algorithms import ERM
 from domainbed.cli.sweep.launch import launch as launch_sweep
 from domainbed.errors import UserError
 from domainbed.files import write_text
@@ -170,6 +173,7 @@ def test_plugins_are_imported_by_the_job(tmp_path):
     plugin = tmp_path / "says_hello.py"
     plugin.write_text("import os\nos.environ['HELLO_FROM_PLUGIN'] = 'yes'\n")
     launch = prepare(config(tmp_path, test_envs=[[0]]))
+    launch.store.write_plan(launch.config, launch.runs)
     job = RunJob(str(launch.store.root), launch.config.run_options(), (str(plugin),))
     try:
         job(launch.todo[0], lambda step: None)
@@ -300,6 +304,58 @@ def test_a_full_disk_fails_runs_and_stops_no_launch(tmp_path, monkeypatch):
     assert list(unwritten) == [first.run_id]
     assert "No space left on device" in unwritten[first.run_id]
     assert launch.store.folder(second).state() == DONE
+
+
+def removing(monkeypatch, folder):
+    """The folder is removed at the second update."""
+    updates, update = itertools.count(1), ERM.update
+
+    def removed(self, *minibatches):
+        if next(updates) == 2:
+            shutil.rmtree(folder)
+        return update(self, *minibatches)
+
+    monkeypatch.setattr(ERM, "update", removed)
+
+
+def test_a_run_whose_folder_is_removed_fails_and_is_done_anew(tmp_path, monkeypatch):
+    launch = prepare(config(tmp_path))
+    first, second = map(launch.store.folder, launch.todo)
+    removing(monkeypatch, first.path)
+    assert launch.execute() == {}
+    assert second.state() == DONE
+    assert first.last_error().startswith(f"{first.path} was removed while its run was under way")
+    prepare(config(tmp_path), retry=True).execute()
+    assert first.state() == DONE
+
+
+def test_a_sweep_whose_folder_is_removed_makes_it_no_more(tmp_path, monkeypatch):
+    launch = prepare(config(tmp_path, test_envs=[[0], [1], [2]]))
+    removing(monkeypatch, launch.store.root)
+    unwritten = launch.execute()
+    assert list(unwritten) == list(launch.runs)
+    first, *others = unwritten.values()
+    assert "was removed while its run was under way: launch it again" in first
+    for reason in others:
+        assert f"{launch.store.root} was removed while its runs were under way" in reason
+    assert not launch.store.root.exists()
+
+
+def test_plans_are_joined_where_there_are_no_locks_of_files(tmp_path, monkeypatch):
+    def refused(*of_lock):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    launches = [prepare(config(tmp_path, test_envs=[[env]])) for env in range(3)]
+    threads = [
+        threading.Thread(target=launch.store.write_plan, args=(launch.config, launch.runs))
+        for launch in launches
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert launches[0].store.planned().keys() == {i for each in launches for i in each.runs}
 
 
 def test_errors_and_names_reach_no_terminal_with_control_characters():
