@@ -7,13 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from domainbed.errors import UserError
 from domainbed.files import written_aside
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _KEY = b"domainbed"
 

@@ -1,4 +1,7 @@
-"""Which weights of a run stay on disk: those of each record, the last ones, or what is selected."""
+"""Which weights of a run stay on disk: those of each record, the last ones, or what is selected.
+
+Selection is imported by who selects: it takes pandas along, half a second.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,21 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.names import averaged_algorithm
 from domainbed.record_keys import AVERAGES, parse_average_key, parse_record_key
-from domainbed.records import NO_DOMAIN, RUN_KEYS, Records
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import RunFolder
-from domainbed.selection import SELECTION_METHODS, SelectionMethod
 from domainbed.spec import RunSpec
 from domainbed.training.averages import Averages
 from domainbed.training.experiment import Experiment
 from domainbed.training.model_file import digest_file, save_model
+
+if TYPE_CHECKING:
+    from domainbed.records import Records
+    from domainbed.selection import SelectionMethod
 
 _VALUES = ["run", "step", "domain", "split", "metric", "value"]
 
@@ -139,11 +142,15 @@ def is_final(spec: RunSpec, step: int, ended: bool = False) -> bool:
 
 def left_out(methods: Iterable[str]) -> list[str]:
     """Those of the methods whose choice of a step depends on other runs."""
+    from domainbed.selection import SELECTION_METHODS
+
     return [name for name in methods if SELECTION_METHODS[name].needs_pairs]
 
 
 def _choosing(spec: RunSpec, options: RunOptions) -> list[SelectionMethod]:
     """The methods that choose a step of this run, from its records alone."""
+    from domainbed.selection import SELECTION_METHODS
+
     names = options.selection if options.selection is not None else list(SELECTION_METHODS)
     methods = [SELECTION_METHODS[name] for name in names]
     return [m for m in methods if not m.needs_pairs and m.counts(spec.test_envs)]
@@ -160,6 +167,10 @@ def records_of(
         records: as in results.jsonl, of one stage.
         average: the one whose measurements are meant; empty for the last weights.
     """
+    import pandas as pd
+
+    from domainbed.records import RUN_KEYS, Records
+
     rows = [
         (0, record["step"], *parsed, float(value))
         for record in records
@@ -174,6 +185,8 @@ def records_of(
 
 
 def _parsed(key: str, average: str) -> tuple[int, str, str] | None:
+    from domainbed.records import NO_DOMAIN
+
     of_average = parse_average_key(key)
     if average:
         return parse_record_key(of_average[1]) if of_average and of_average[0] == average else None
