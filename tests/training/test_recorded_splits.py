@@ -268,3 +268,12 @@ def test_a_sweep_evaluates_what_its_methods_read() -> None:
     assert {run.eval_splits for run in early} == {"best"}
     with pytest.raises(UserError, match="eval_splits is 'best', but leave-one-domain-out reads"):
         sweep(eval_splits="best")
+
+
+def test_the_weights_that_selection_would_choose_are_kept(tmp_path: Path) -> None:
+    kept = {}
+    for name in ("all", "best"):
+        options = RunOptions(keep="selected", selection=("training-domain",))
+        run(real(name), tmp_path / name, options)
+        kept[name] = sorted(file.name for file in (tmp_path / name).glob("model_step*.pkl"))
+    assert kept["best"] == kept["all"]
