@@ -65,6 +65,7 @@ def _with_averages(trained: str, names: Iterable[str]) -> list[str]:
     return sorted((n for n in names if trained_algorithm(n) == trained), key=lambda n: n != trained)
 
 
+_RERUN = " (rerun: "
 _WITH = " + "
 
 
@@ -78,9 +79,19 @@ def averaged_algorithm(algorithm: str, average: str) -> str:
     return algorithm + _WITH + average
 
 
+def rerun_algorithm(algorithm: str, method: str) -> str:
+    """What tables call an algorithm in new trials of what a selection method chose.
+
+    Example:
+        >>> rerun_algorithm("ERM", "oracle")
+        'ERM (rerun: oracle)'
+    """
+    return f"{algorithm}{_RERUN}{method})"
+
+
 def trained_algorithm(name: str) -> str:
-    """The algorithm that was trained, of a name with or without averaged weights."""
-    return name.partition(_WITH)[0]
+    """The algorithm that was trained, of a name with or without averaged weights, rerun or not."""
+    return name.partition(_RERUN)[0].partition(_WITH)[0]
 
 
 def order_datasets(seen: Iterable[str]) -> list[str]:

@@ -55,6 +55,7 @@ class RunSpec(RunFields):
         hparams: all hyper-parameters.
         fixed_hparams: those of them that the user set.
         digests: of hyper-parameters that name a file, the SHA-256 of its content.
+        rerun: of a run that repeats in a new trial what a selection method chose, the method.
 
     The other attributes are those of `RunFields`.
     """
@@ -71,6 +72,7 @@ class RunSpec(RunFields):
     hparams: dict[str, Any]
     fixed_hparams: dict[str, Any] = Field(default_factory=dict)
     digests: dict[str, str] = Field(default_factory=dict)
+    rerun: str = ""
 
     @classmethod
     def create(
@@ -175,7 +177,7 @@ class RunSpec(RunFields):
         return {
             name: value
             for name, value in values.items()
-            if name in ALWAYS or (name in usual and value != usual[name])
+            if name in (*ALWAYS, "rerun") or (name in usual and value != usual[name])
         }
 
     @property
@@ -186,7 +188,8 @@ class RunSpec(RunFields):
 
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, with the dataset's label in place of any path."""
-        return {**self.model_dump(mode="json"), "dataset": self.dataset_label}
+        values = {**self.model_dump(mode="json"), "dataset": self.dataset_label}
+        return values if self.rerun else {n: v for n, v in values.items() if n != "rerun"}
 
     def describe(self) -> str:
         """One line for people: "Fishr on PACS, test domain 0, hparams seed 3, trial 1"."""

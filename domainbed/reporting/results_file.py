@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UserError
-from domainbed.names import dataset_label, trained_algorithm
+from domainbed.names import dataset_label, rerun_algorithm, trained_algorithm
 from domainbed.record_keys import record_key
 from domainbed.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
 from domainbed.reporting.averages import with_averages
@@ -138,6 +138,8 @@ def _run(args: Any) -> dict[str, Any]:
     envs = run["test_envs"]
     if not isinstance(envs, list) or not all(_is_int(env) and env >= 0 for env in envs):
         raise TypeError(f"args.test_envs is {envs!r}, not a list of domain numbers")
+    if rerun := args.get("rerun"):
+        run["algorithm"] = rerun_algorithm(run["algorithm"], str(rerun))
     others = {
         "test_envs": tuple(envs),
         "output_dir": args.get("output_dir"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,15 +175,29 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
     Raises:
         UserError: a run that cannot be, or the folder holds a sweep with other settings.
     """
+    return prepare_runs(config, plan(config), retry, left_out(config))
+
+
+def prepare_runs(
+    config: SweepConfig,
+    specs: Iterable[RunSpec],
+    retry: bool = False,
+    lacking: Sequence[LeftOut] = (),
+) -> Launch:
+    """As `prepare`, of these runs in place of those that the config asks for.
+
+    Raises:
+        UserError: the folder holds a sweep with other settings.
+    """
     store = Store(config.output_dir)
-    planned = {spec.run_id: spec for spec in plan(config)}
+    planned = {spec.run_id: spec for spec in specs}
     # A folder that is a link is left out, of which `states` warns.
     runs = {i: spec for i, spec in planned.items() if not (store.root / i).is_symlink()}
     store.refuse_other_settings(config, runs)
     statuses = store.statuses(runs)
     states = {run_id: status.state for run_id, status in statuses.items()}
     handed_on = in_hand(statuses, config.launcher)
-    return Launch(config, store, runs, states, handed_on, left_out(config), retry)
+    return Launch(config, store, runs, states, handed_on, lacking, retry)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,25 @@ def load(
     return load_config(store.config, overrides, **(options or {}))
 
 
+def refuse_reruns(target: str | None) -> None:
+    """Makes sure that a config is meant: none says which runs were chosen to be done again.
+
+    Raises:
+        UserError: it is the folder of new trials of what was chosen.
+    """
+    folder = Path(target or "")
+    if "rerun-" not in folder.name:
+        return
+    from domainbed.sweeps.reruns import is_rerun
+
+    if is_rerun(folder):
+        raise UserError(
+            f"{str(folder)!r} holds new trials of what was chosen: `domainbed sweep rerun-best "
+            f"{folder.parent}`, with the same --trials, goes on with them, and with --retry does "
+            "again what failed"
+        )
+
+
 def store_and_runs(target: str, overrides: dict[str, Any]) -> tuple[Store, dict[str, PlannedRun]]:
     """A sweep's folder and its runs, given by the folder or by a config.
 

@@ -16,6 +16,7 @@ from domainbed.cli.sweep.common import (
     count_runs,
     given_fields,
     load,
+    refuse_reruns,
 )
 from domainbed.cli.sweep.outlook import outlook, plan_lines
 from domainbed.states import DONE
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the config, a flag or a folder is wrong.
     """
+    refuse_reruns(args.config)
     config = load(args.config, given_fields(args), launcher_flags(args))
     return launch(
         config,
@@ -82,7 +84,11 @@ def launch(
     """
     from domainbed.sweeps.launch import prepare
 
-    launch = prepare(config, retry)
+    return do(prepare(config, retry), dry_run, wait, skip_confirmation)
+
+
+def do(launch: Launch, dry_run: bool, wait: bool, skip_confirmation: bool) -> int:
+    """Does what is prepared; the arguments and the result are those of `launch`."""
     print("\n".join(outlook(launch)), flush=True)
     if dry_run:
         print("\n".join(plan_lines(launch)))

@@ -12,6 +12,7 @@ from domainbed.cli.sweep.common import (
     add_field_flags,
     given_fields,
     load,
+    refuse_reruns,
 )
 from domainbed.cli.sweep.outlook import outlook, plan_lines
 from domainbed.errors import UserError
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the config or a flag is wrong, or what is to be measured cannot be.
     """
+    refuse_reruns(args.config)
     from domainbed.sweeps.launch import prepare
 
     launch = prepare(load(args.config, given_fields(args), launcher_flags(args)))
