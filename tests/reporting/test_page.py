@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,6 +200,16 @@ def test_states_and_the_reason_of_every_gap(folder, page):
     whys = [why for _, reasons in runs.reasons for why in reasons]
     assert any(why.startswith("failed: ") and "ValueError: <b>bad</b>" in why for why in whys)
     assert any(why.startswith("missing: ") for why in whys)
+
+
+def test_many_gaps_are_closed(page):
+    runs = part(page, "runs")
+    for count, is_open in ((50, True), (51, False)):
+        few = replace(runs, reasons=[(f"place {number}", ["why"]) for number in range(count)])
+        html = to_html(replace(page, parts=[few]))
+        head = f'Gaps, and the reason of each <span class="count">({count})</span>'
+        assert (f"<details open><summary>{head}" in html) == is_open
+        assert (f"<details><summary>{head}" in html) != is_open
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -65,7 +65,7 @@
   const paperWidth = 690; // pixels within the margins of A4
   const paperLetters = 12; // pixels
   const legible = 0.75; // of the size of other letters; a table of less is cut at its groups
-  const longTable = 100; // rows; such a table is printed only if somebody opened it
+  const longTable = 100; // rows, or gaps; they are printed only if somebody opened them
   const undo = [];
 
   function partsByGroup(table) {
@@ -107,7 +107,7 @@
 
   function preparePrint() {
     for (const each of document.querySelectorAll("details:not([open])")) {
-      if (each.querySelectorAll("tbody tr").length > longTable) continue;
+      if (each.querySelectorAll("tbody tr, dd").length > longTable) continue;
       each.open = true;
       undo.push(() => (each.open = false));
     }
