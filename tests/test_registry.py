@@ -184,6 +184,20 @@ def test_plugin_trains(installed, tmp_path):
     assert lines == ["0 2.0 True", "10 2.0 True", "20 2.0 True"]
 
 
+LAUNCH = """
+from pathlib import Path
+from domainbed.launchers import create_launcher
+
+launcher, resources = create_launcher("backwards", {"skipped": 1})
+done = lambda task, on_step: print(task)
+launcher.submit(done, ["a", "b", "c"], resources, Path()).wait(lambda event: None)
+"""
+
+
+def test_a_plugins_launcher_is_found_by_its_name(installed):
+    assert run_with_plugin(installed, LAUNCH) == ["c", "b"]
+
+
 def test_broken_plugin(installed):
     (message,) = run_with_plugin(installed, BROKEN)
     assert message.startswith(

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -40,7 +41,7 @@ checkpoint_freq: 2
 hparams: {batch_size: 2}
 device: cpu
 skip_model_save: true
-launcher: {name: local, workers: 2}
+launcher: {name: local, workers: 2, cores: 1}
 """
 MARK = "DOMAINBED_TEST_MARK"
 
@@ -194,13 +195,20 @@ def test_ctrl_c_stops_cleanly_and_a_relaunch_ends_as_if_nothing_had_been(config,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_system_that_shuts_down_stops_a_sweep_cleanly(config, tmp_path, sweep, number):
+def test_a_sweep_is_stopped_by_cancel_and_by_the_end_of_its_terminal(
+    config, tmp_path, sweep, number
+):
     mark = uuid.uuid4().hex
     process = start("launch", config, "--steps", 100000, "--workers", 1, mark=mark)
     wait_until(lambda: list((tmp_path / "sweep").glob("*/checkpoint.pt")))
-    process.send_signal(number)
+    if number == signal.SIGTERM:
+        said = sweep("cancel", tmp_path / "sweep")  # as another terminal would
+        assert said == f"local: cancelled 1 job ({platform.node()}:{process.pid})\n"
+    else:
+        process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, out + err
+    assert sweep("cancel", config) == "nothing of this sweep is queued or running\n"
     assert "stopped: 0 of 4 runs are done" in err
     assert "Traceback" not in err
     wait_until(lambda: not marked_processes(mark), 10)
