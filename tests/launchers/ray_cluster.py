@@ -26,7 +26,8 @@ class RayCluster:
     """
 
     def __init__(self, folder: str) -> None:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        # Workers as nice as Ray makes them would starve beside tests in parallel.
+        os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"})
         from ray.cluster_utils import Cluster
 
         logging.getLogger("ray").setLevel(logging.CRITICAL)

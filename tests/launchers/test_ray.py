@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from jobs import WordJob
+from waiting import wait_until
 
 from domainbed.errors import UserError
 from domainbed.launchers import RayLauncher, Resources, create_launcher
@@ -46,13 +47,6 @@ class Submission:
 
     def ends(self):
         return {e.index: e.kind for e in self.events if e.kind in ENDS}
-
-
-def wait_until(holds, seconds=60):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_a_task_that_loses_its_worker_is_begun_again_but_not_for_ever(ray_nodes, tmp_path):
@@ -109,6 +103,7 @@ SUBMIT = """
 import sys
 from pathlib import Path
 from jobs import WordJob
+from waiting import wait_until
 from domainbed.launchers import RayLauncher, Resources
 
 folder, address = sys.argv[1:]
