@@ -47,6 +47,7 @@ class RunFolder:
         checkpoint: everything a killed run needs to go on; gone when it is done.
         checkpoint_before: the one before it.
         pending: the engine that the run was handed to, and its job; gone when it is taken up.
+        log: a link to what that job prints.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -62,6 +63,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.pt"
         self.checkpoint_before = self.path / "checkpoint.before.pt"
         self.pending = self.path / "pending.json"
+        self.log = self.path / "job.log"
 
     def model_at(self, step: int, stage: int = 1, average: str = "") -> Path:
         """The weights at one record, or their average, where they are kept."""
@@ -81,7 +83,7 @@ class RunFolder:
         """
         if self.spec.exists() or not self.path.is_dir():
             return
-        names = {self.errors.name, self.pending.name, _FORMER_LOCK}
+        names = {self.errors.name, self.pending.name, self.log.name, _FORMER_LOCK}
         there = sorted(os.listdir(self.path))
         strange = [name for name in there if name not in names and not is_owners(name)]
         if strange and not self.has_results():
@@ -122,6 +124,15 @@ class RunFolder:
     def clear_pending(self) -> None:
         """Forgets it."""
         self.pending.unlink(missing_ok=True)
+
+    def link_log(self, file: Path) -> None:
+        """Lets `log` lead to a file, which need not be there yet; not where links cannot be made.
+
+        A sweep's folder may be moved: the link goes on to lead to what moves along.
+        """
+        with suppress(OSError):
+            self.log.unlink(missing_ok=True)
+            self.log.symlink_to(os.path.relpath(file, self.path))
 
     def append_result(self, line: str) -> None:
         """Adds a record, on disk before this returns."""

@@ -75,6 +75,20 @@ def test_a_pending_run_names_its_job_until_it_is_taken_up(folder):
     assert folder.state() == INTERRUPTED
 
 
+def test_the_log_of_its_job_is_found_from_a_run_also_where_the_sweep_was_moved(tmp_path):
+    folder = RunFolder(tmp_path / "sweep" / "run")
+    folder.path.mkdir(parents=True)
+    for text in ("first", "second"):
+        file = tmp_path / "sweep" / ".launcher" / f"{text}.out"
+        folder.link_log(file)
+        assert not folder.log.exists()  # the job has not begun
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    folder.refuse_foreign()
+    moved = RunFolder((tmp_path / "sweep").rename(tmp_path / "moved") / "run")
+    assert moved.log.read_text() == "second"
+
+
 def test_control_characters_of_an_error_reach_nobody(folder):
     folder.spec.write_text("{}")
     folder.errors.write_text("\x1b]0;title\x07\x1b[31mred\x1b[0m \x9b2J\x08text\n")
