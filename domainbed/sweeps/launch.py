@@ -146,8 +146,11 @@ class Launch:
         job = RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
         launcher, resources = self._launcher
         handle = launcher.submit(job, todo, resources, self.store.launcher_folder.absolute())
-        for spec, name in zip(todo, handle.jobs if not self.blocking else ()):
-            self.store.folder(spec).mark_pending(self.config.launcher["name"], name)
+        for index, spec in enumerate(() if self.blocking else todo):
+            folder = self.store.folder(spec)
+            folder.mark_pending(self.config.launcher["name"], handle.jobs[index])
+            for file in handle.logs(index):
+                folder.link_log(file)
         return handle
 
     def _check_device(self) -> None:
