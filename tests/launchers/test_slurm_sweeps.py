@@ -1,0 +1,174 @@
+"""Sweeps on a real SLURM cluster: what becomes of runs whose jobs are ended before their time."""
+
+import json
+
+import pytest
+from held_algorithms import HELD_BY
+from slurm_cluster import ask, start, until, until_queued_again
+
+from domainbed import cli
+from domainbed.states import DONE, INTERRUPTED, MISSING, PENDING, RUNNING
+from domainbed.sweeps.store import Store
+
+PLUGIN = "held_algorithms"
+CONFIG = f"""\
+plugins: [{PLUGIN}]
+datasets: [ColoredDigits]
+algorithms: [HeldERM, HeldIRM]
+test_envs: [[0], [1]]
+trials: 1
+hparams_seeds: 1
+selection: [training-domain, oracle]
+steps: 30
+checkpoint_freq: 29
+hparams: {{batch_size: 4}}
+device: cpu
+launcher: {{name: slurm, cores: 1, tasks_per_job: 2}}
+"""
+JOBS = 2  # of two runs each
+
+
+class Sweep:
+    """A sweep as somebody launches it who has a shell; its jobs are held until they are let go."""
+
+    def __init__(self, folder, monkeypatch):
+        self.holding = folder / "held"
+        self.holding.mkdir()
+        monkeypatch.setenv(HELD_BY, str(self.holding))
+        for job in range(JOBS):
+            (self.holding / str(job)).touch()
+        self.config = folder / "sweep.yaml"
+        self.config.write_text(CONFIG)
+        self.store = Store(folder / "sweep")
+
+    def command(self, action, *flags):
+        """The exit status of `domainbed sweep ACTION`."""
+        target = [str(self.config), "--output_dir", str(self.store.root)]
+        where = target if action == "launch" else [str(self.store.root)]
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["sweep", action, *where, *flags, "--plugins", PLUGIN])
+        return ended.value.code
+
+    def let_go(self, job):
+        (self.holding / str(job)).unlink()
+
+    def states(self):
+        return self.store.states(self.store.planned())
+
+    def count(self, state):
+        return list(self.states().values()).count(state)
+
+    def folders(self):
+        """Of the runs in the order in which jobs get them."""
+        return [self.store.folder(run_id) for run_id in self.store.planned()]
+
+    def jobs(self):
+        """The ids of the jobs that have the runs in the queue."""
+        return [self.folders()[2 * job].status().job for job in range(JOBS)]
+
+    def records(self):
+        """By run, what does not depend on where and when it was done."""
+        lines = {f.path.name: f.results.read_text().splitlines() for f in self.folders()}
+        return {run_id: list(map(_without_times, lines[run_id])) for run_id in lines}
+
+
+def has_begun(folder):
+    """Whether a run is past its first update."""
+    return folder.results.exists() and folder.results.read_text().endswith("\n")
+
+
+def was_stopped(folder):
+    """Whether a run wrote down where to go on."""
+    return "Stopping at step" in folder.out.read_text()
+
+
+def assert_told(words, capsys):
+    told = capsys.readouterr().out
+    assert [word for word in words if word not in told] == []
+
+
+def _without_times(line):
+    record = json.loads(line)
+    return {k: v for k, v in record.items() if k not in ("step_time", "args", "mem_gb")}
+
+
+def tables(sweep, capsys):
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main(["collect", str(sweep.store.root), "--plugins", PLUGIN])
+    return capsys.readouterr().out.replace(str(sweep.store.root), "SWEEP")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The same sweep as the launcher `debug` does it."""
+    with pytest.MonkeyPatch.context() as patch:
+        sweep = Sweep(tmp_path_factory.mktemp("debug"), patch)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert sweep.command("launch", "--launcher", "debug") == 0
+    return sweep
+
+
+def test_runs_go_on_after_a_requeue_and_after_a_time_limit(
+    slurm, undisturbed, tmp_path, monkeypatch, capsys
+):
+    sweep = Sweep(tmp_path, monkeypatch)
+    assert sweep.command("launch", "--minutes", "60") == 0
+    first, second = jobs = sweep.jobs()
+    assert_told(jobs, capsys)
+    assert sweep.count(DONE) == 0
+
+    until(lambda: has_begun(sweep.folders()[0]) and has_begun(sweep.folders()[2]))
+    ask("scontrol", "requeue", first)
+    ask("scontrol", "update", f"JobId={second}", "EndTime=now+1minute")  # SLURM warns it before
+    for job, name in enumerate(jobs):
+        until_queued_again(name)
+        sweep.let_go(job)
+        start(name)
+    until(lambda: sweep.count(DONE) == 4)
+
+    assert [was_stopped(folder) for folder in sweep.folders()] == [True, False, True, False]
+    assert all("Starting with JobEnvironment" in f.log.read_text() for f in sweep.folders())
+    assert sweep.folders()[0].log.samefile(sweep.folders()[1].log)  # one job did both
+    assert not sweep.folders()[0].log.samefile(sweep.folders()[2].log)
+    assert sweep.records() == undisturbed.records()
+    assert tables(sweep, capsys) == tables(undisturbed, capsys)
+    assert sweep.command("launch") == 0
+    assert "0 to do" in capsys.readouterr().out
+
+
+def test_a_sweep_is_cancelled_and_launched_again(slurm, undisturbed, tmp_path, monkeypatch, capsys):
+    sweep = Sweep(tmp_path, monkeypatch)
+    smaller = ("--algorithms", "HeldERM", "--tasks_per_job", "1", "--max_jobs", "1")
+    assert sweep.command("launch", *smaller) == 0
+    begun, waiting = sweep.folders()
+    jobs = [folder.status().job for folder in (begun, waiting)]
+    until(lambda: has_begun(begun))
+    assert (begun.state(), waiting.state()) == (RUNNING, PENDING)
+    capsys.readouterr()
+    assert sweep.command("status") == 0
+    assert_told(jobs, capsys)
+    assert sweep.command("launch", *smaller) == 0  # another one, by mistake
+    assert "0 to do" in capsys.readouterr().out
+
+    assert sweep.command("cancel") == 0
+    assert_told(jobs, capsys)
+    until(lambda: (begun.state(), waiting.state()) == (INTERRUPTED, MISSING))
+    assert was_stopped(begun)
+
+    for job in range(JOBS):
+        sweep.let_go(job)
+    assert sweep.command("launch", "--wait", *smaller) == 0
+    assert "All runs are done (2)" in capsys.readouterr().out
+    records = sweep.records()
+    assert records == {run_id: undisturbed.records()[run_id] for run_id in records}
+
+
+def test_a_refused_sweep_can_be_launched_elsewhere(slurm, tmp_path, monkeypatch, capsys):
+    sweep = Sweep(tmp_path, monkeypatch)
+    assert sweep.command("launch", "--partition", "nope") == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: SLURM refuses the jobs: invalid partition specified: nope; Batch job submission "
+        "failed: Invalid partition name specified"
+    ]
+    assert sweep.count(MISSING) == 4
