@@ -31,7 +31,9 @@ class EventWriter:
         for number in count(1):
             with contextlib.suppress(FileExistsError):
                 file = folder / f"{job}.{number}{_ENDING}"
-                self._stream = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND)
+                self._stream = os.open(
+                    file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666
+                )
                 break
         self._reported: dict[int, float] = {}
 
