@@ -109,7 +109,7 @@ def ask(*command):
     return done.stdout.split()
 
 
-def until_queued_again(job, seconds=90):
+def until_queued_again(job, seconds=240):
     """Awaits that a job was requeued and has left its node."""
     state = ("squeue", "-h", "-r", "-o", "%T-%r", "-j", job)
     until(lambda: ask(*state) == ["PENDING-BeginTime"], seconds)
@@ -120,7 +120,7 @@ def start(job):
     ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
-def until(holds, seconds=90):
+def until(holds, seconds=240):
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "waited in vain"

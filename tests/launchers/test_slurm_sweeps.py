@@ -7,6 +7,7 @@ from held_algorithms import HELD_BY
 from slurm_cluster import ask, start, until, until_queued_again
 
 from domainbed import cli
+from domainbed.launchers import SlurmLauncher
 from domainbed.states import DONE, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.sweeps.store import Store
 
@@ -137,27 +138,37 @@ def test_runs_go_on_after_a_requeue_and_after_a_time_limit(
     assert "0 to do" in capsys.readouterr().out
 
 
-def test_a_sweep_is_cancelled_and_launched_again(slurm, undisturbed, tmp_path, monkeypatch, capsys):
+def test_a_sweep_is_looked_at_and_cancelled(slurm, tmp_path, monkeypatch, capsys):
+    sweep = Sweep(tmp_path, monkeypatch)
+    assert sweep.command("launch", "--max_jobs", "1") == 0
+    jobs = sweep.jobs()
+    capsys.readouterr()
+    assert sweep.command("status") == 0
+    assert_told(["Pending", *jobs], capsys)
+    assert sweep.command("launch") == 0  # another one, by mistake
+    assert "0 to do" in capsys.readouterr().out
+    assert sweep.command("cancel") == 0
+    assert_told(["cancelled 2 jobs", *jobs], capsys)
+    until(lambda: SlurmLauncher().known(jobs) == set())
+    assert not {PENDING, RUNNING, DONE} & set(sweep.states().values())
+
+
+@pytest.mark.slow  # the launcher `debug` is compared with above
+def test_a_cancelled_sweep_is_launched_again_and_waited_for(
+    slurm, undisturbed, tmp_path, monkeypatch, capsys
+):
     sweep = Sweep(tmp_path, monkeypatch)
     smaller = ("--algorithms", "HeldERM", "--tasks_per_job", "1", "--max_jobs", "1")
     assert sweep.command("launch", *smaller) == 0
     begun, waiting = sweep.folders()
-    jobs = [folder.status().job for folder in (begun, waiting)]
     until(lambda: has_begun(begun))
     assert (begun.state(), waiting.state()) == (RUNNING, PENDING)
-    capsys.readouterr()
-    assert sweep.command("status") == 0
-    assert_told(jobs, capsys)
-    assert sweep.command("launch", *smaller) == 0  # another one, by mistake
-    assert "0 to do" in capsys.readouterr().out
-
     assert sweep.command("cancel") == 0
-    assert_told(jobs, capsys)
     until(lambda: (begun.state(), waiting.state()) == (INTERRUPTED, MISSING))
     assert was_stopped(begun)
-
     for job in range(JOBS):
         sweep.let_go(job)
+    capsys.readouterr()
     assert sweep.command("launch", "--wait", *smaller) == 0
     assert "All runs are done (2)" in capsys.readouterr().out
     records = sweep.records()
