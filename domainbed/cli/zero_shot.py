@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
         UserError: no such dataset, backbone or prompts, or the weights are not to be had.
     """
     from domainbed.features import open_text_head
-    from domainbed.networks.open_clip_models import PREFIX
+    from domainbed.networks.open_clip_models import PREFIX, prompt_templates
     from domainbed.plugins import import_plugins
     from domainbed.reporting import RENDERERS, build_report, load_records
     from domainbed.sweeps.config import load_config
@@ -50,6 +50,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(
             f"--backbone {args.backbone!r} reads no text: name a model of open_clip ({_BACKBONE})"
         )
+    prompt_templates(args.prompts)
     import_plugins(args.plugins)
     given = {"backbone": args.backbone, **read_flags(args, FeatureSource)}
     source = load(FeatureSource, None, given)

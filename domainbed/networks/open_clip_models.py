@@ -83,13 +83,7 @@ def preprocess_config(name: str) -> Mapping[str, Any]:
 
 def _named(name: str) -> tuple[str, Mapping[str, Any]]:
     """The model, and what open_clip knows of its published weights; empty where there are none."""
-    try:
-        import open_clip  # optional, and seconds to import
-    except ImportError as error:
-        raise UserError(
-            f"backbone {name!r} needs the package open_clip: pip install 'domainbed[text]'"
-        ) from error
-
+    open_clip = _package(name)
     model, _, tag = name.removeprefix(PREFIX).partition(".")
     known = open_clip.list_models()
     if model not in known:
@@ -103,6 +97,16 @@ def _named(name: str) -> tuple[str, Mapping[str, Any]]:
         )
     usual = _USUAL_TAG if _USUAL_TAG in tags else next(iter(tags), "")
     return model, open_clip.get_pretrained_cfg(model, tag or usual)
+
+
+def _package(user: str) -> Any:
+    try:
+        import open_clip  # optional, and seconds to import
+    except ImportError as error:
+        raise UserError(
+            f"{user!r} needs the package open_clip: pip install 'domainbed[text]'"
+        ) from error
+    return open_clip
 
 
 def _model(name: str, weights: str) -> Any:
@@ -207,10 +211,8 @@ def prompt_templates(prompts: str) -> tuple[str, ...]:
     if prompts in _TEMPLATES:
         return _TEMPLATES[prompts]
     if prompts in PROMPTS:
-        import open_clip
-
-        few = prompts == "imagenet-7"
-        of_set = open_clip.SIMPLE_IMAGENET_TEMPLATES if few else open_clip.OPENAI_IMAGENET_TEMPLATES
+        package, few = _package(prompts), prompts == "imagenet-7"
+        of_set = package.SIMPLE_IMAGENET_TEMPLATES if few else package.OPENAI_IMAGENET_TEMPLATES
         return tuple(template("{}") for template in of_set)
     try:
         lines = Path(prompts).read_text(encoding="utf-8").splitlines()

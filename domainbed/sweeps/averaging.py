@@ -199,7 +199,7 @@ def finished_runs(
     names = order_algorithms(member.spec.algorithm for member in members)
     if unknown := [name for name in algorithms or () if name not in names]:
         raise UserError(
-            f"no finished runs of {unknown[0]!r} in {str(store.root)!r}: it has "
+            f"no finished runs of the algorithm {unknown[0]!r} in {str(store.root)!r}: it has "
             f"{', '.join(names) or 'none'}",
             "algorithms",
         )

@@ -57,7 +57,8 @@ _RUN_FLAGS = {
     "metrics": ("x", "acuracy"),
     "precision": ("x", "float16"),
     "on_divergence": ("x", "ignore"),
-    "initial_weights": ("x",),
+    "initial_weights": ("x", "text"),
+    "wise_alpha": ("-0.1", "2", "x"),
     "averages": ("x", "SWAD", "ema sma"),
     "ema_decay": ("1", "-0.1", "x"),
     "sma_start": ("-1", "x", "1.5"),
@@ -134,6 +135,13 @@ FLAGS = {
     "average run --method ensemble": {
         "method": ("x", "soup"),
         "algorithms": ("x",),
+    },
+    "adapt .": {"algorithms": ("x",), "supports": ("-1", "x"), "device": ("x",)},
+    f"zero-shot folder:photos {_OUT}": {
+        "backbone": ("x", "resnet18", "open_clip:x", "open_clip:ViT-B-16.x"),
+        "weights": ("missing.pt",),
+        "prompts": ("x", "imagenet-8"),
+        "precision": ("x",),
     },
     "predict run --save_predictions": {"dataset": ("x",), "device": ("x",)},
     "errors run --algorithms ERM Fishr": {

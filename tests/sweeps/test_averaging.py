@@ -234,7 +234,7 @@ def test_what_cannot_be_averaged_is_said(sweep: Path, tmp_path: Path) -> None:
             list(average_runs(root, method, machine=CPU, **options))
 
     fails(sweep, "uniform-soop", "Did you mean 'uniform-soup'")
-    fails(sweep, "uniform-soup", "no finished runs of 'Fish'", algorithms=["Fish"])
+    fails(sweep, "uniform-soup", "no finished runs of the algorithm 'Fish'", algorithms=["Fish"])
     fails(sweep, "uniform-soup", "--together is for diwa-uniform", together=True)
     fails(tmp_path / "none", "ensemble", "is no folder")
     do(sweep, spec_of("MTL"))
