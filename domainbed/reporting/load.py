@@ -15,6 +15,7 @@ from domainbed.errors import UserError
 from domainbed.records import RUN_KEYS, Records
 from domainbed.reporting.chunk import assembled
 from domainbed.reporting.chunk_cache import read_files
+from domainbed.reporting.exported import SUFFIX, unpacked
 from domainbed.run_folder import RunFolder
 from domainbed.selection import SELECTION_METHODS
 from domainbed.yaml_file import read_yaml
@@ -72,15 +73,16 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
 
 
 def as_paths(folders: Folders) -> list[Path]:
-    """One or several folders as a list.
+    """One or several folders as a list; an exported sweep as the folder that it holds.
 
     Raises:
-        UserError: a name is empty.
+        UserError: a name is empty, or a file holds no sweep.
     """
     several = [folders] if isinstance(folders, (str, Path)) else list(folders)
     if "" in several:
         raise UserError("the name of a folder is empty: name a sweep folder or a run folder")
-    return [Path(folder) for folder in several]
+    paths = map(Path, several)
+    return [unpacked(path) if path.suffix == SUFFIX else path for path in paths]
 
 
 def planned_selection(folders: Folders) -> list[str] | None:

@@ -109,6 +109,11 @@ class SweepConfig(RunFields, RunOptions):
         ("training-domain", "leave-one-domain-out", "oracle"),
         description="selection methods that the runs are to serve",
     )
+    on_finish: Text | None = Field(
+        None,
+        description="shell command for when a launch has ended, with DOMAINBED_SWEEP, "
+        "DOMAINBED_DONE and DOMAINBED_FAILED in its environment",
+    )
     hparams: dict[str, Any] = Field(
         {}, description="fixed hyper-parameters; an algorithm's name holds its own"
     )
@@ -164,7 +169,8 @@ class SweepConfig(RunFields, RunOptions):
 
     def as_yaml_value(self) -> dict[str, Any]:
         """What a config file would say, for a sweep that is the same."""
-        unset = set(RunFields.model_fields) - self.model_fields_set
+        # A command is the user's own: a folder that is passed on takes none along.
+        unset = {*RunFields.model_fields} - self.model_fields_set | {"on_finish"}
         values = self.model_dump(mode="json", exclude=unset)
         return {name: v for name, v in values.items() if v not in (None, {}, [])}
 
@@ -188,6 +194,7 @@ def load_config(
     values, lines = read_fields(file)
     if file is not None and Path(file).with_name("plan.json").exists():
         _refuse_plugins(file, values.get("plugins"), overrides.get("plugins"))
+        values.pop("on_finish", None)  # which no launch writes there
     values = given(SweepConfig, {**values, **overrides})
     values.setdefault("output_dir", str(Path("results") / (Path(file).stem if file else "sweep")))
     if launcher_options:

@@ -2,8 +2,8 @@
 
 `plan` says what there is to do and what that takes; `launch` does what is not done and goes on with
 what was begun; `retry` does what failed; `status` counts; `rerun-best` runs what was chosen with
-new trials; `cancel` stops what is queued or running; `delete_incomplete` removes the folders of
-runs that are neither done nor running.
+new trials; `export` writes one file to share; `cancel` stops what is queued or running;
+`delete_incomplete` removes the folders of runs that are neither done nor running.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 
 from domainbed.cli.common import add_debug_flag
-from domainbed.cli.sweep import cancel, delete_incomplete, launch, plan, rerun_best, status
+from domainbed.cli.sweep import cancel, delete_incomplete, export, launch, plan, rerun_best, status
 
-_ACTIONS = (plan, launch, status, rerun_best, cancel, delete_incomplete)
+_ACTIONS = (plan, launch, status, rerun_best, export, cancel, delete_incomplete)
 """Modules whose `add_actions` declares actions; each sets `run`, which does it."""
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ from domainbed.cli.sweep.common import (
     refuse_reruns,
 )
 from domainbed.cli.sweep.outlook import outlook, plan_lines
-from domainbed.states import DONE
+from domainbed.states import DONE, FAILED
 from domainbed.stopping import SIGNALS, interrupting_on, signal_of
 from domainbed.sweeps.config import SweepConfig
 
@@ -105,7 +107,9 @@ def do(launch: Launch, dry_run: bool, wait: bool, skip_confirmation: bool) -> in
     except KeyboardInterrupt as interrupt:
         print(_interrupted_line(launch), file=sys.stderr)
         return 128 + signal_of(interrupt)  # as shells count
-    return _tell_outcome(launch, unwritten)
+    exit_status = _tell_outcome(launch, unwritten)
+    _on_finish(launch)
+    return exit_status
 
 
 def _tell_submitted(launch: Launch, handle: Handle) -> int:
@@ -140,6 +144,23 @@ def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
         print("\n".join(["Failed:", *failure_lines(failures)]))
         print(f"`domainbed sweep retry {launch.store.root}` does them again.")
     return 1 if failed else 0
+
+
+def _on_finish(launch: Launch) -> None:
+    """Runs the command of the config, which changes nothing about the outcome."""
+    command = launch.config.on_finish
+    if not command:
+        return
+    total = launch.status().total
+    told = {
+        "DOMAINBED_SWEEP": str(launch.store.root.absolute()),
+        "DOMAINBED_DONE": str(total[DONE]),
+        "DOMAINBED_FAILED": str(total[FAILED]),
+    }
+    sys.stdout.flush()
+    found = subprocess.run(command, shell=True, env={**os.environ, **told}, check=False)
+    if found.returncode:
+        print(f"warning: on_finish ended with status {found.returncode}", file=sys.stderr)
 
 
 def _interrupted_line(launch: Launch) -> str:

@@ -1,0 +1,120 @@
+"""A sweep as one file reads as its folder does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from domainbed.cli import main
+from domainbed.errors import UserError
+from domainbed.reporting import build_report, load_records, planned_gaps, planned_selection
+from domainbed.reporting.exported import unpacked
+
+pq = pytest.importorskip("pyarrow.parquet")
+RUNS = {"b": 2, "a": 0, "c": 1}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Three runs, of which the last is under way; and a fourth that failed."""
+    root = tmp_path / "sweep"
+    for name, env in RUNS.items():
+        (root / name).mkdir(parents=True)
+        args = {"dataset": "ColoredDigits", "algorithm": "ERM", "test_envs": [env]}
+        args |= {"hparams_seed": 0, "trial_seed": 0}
+        accuracies = {f"env{e}_{split}_acc": 0.1 * (e + 1) for e in range(3)
+                      for split in ("in", "out")}  # fmt: skip
+        lines = [json.dumps({"step": step, **accuracies, "args": args, "hparams": {"lr": 0.1}})
+                 for step in (0, 3)]  # fmt: skip
+        (root / name / "results.jsonl").write_text("\n".join(lines) + "\n")
+        (root / name / "run.json").write_text(json.dumps(args))
+        if name != "c":
+            (root / name / "done").write_text("done")
+    (root / "d").mkdir()
+    (root / "d" / "run.json").write_text("{}")
+    (root / "d" / "err.txt").write_text("it bröke\n")
+    (root / "a" / "model.pkl").write_bytes(b"weights")
+    lacking = {"dataset": "ColoredDigits", "algorithm": "MLDG", "test_envs": [0], "why": "small"}
+    plan = {"version": 1, "runs": {}, "left_out": [lacking]}
+    (root / "plan.json").write_text(json.dumps(plan))
+    (root / "sweep.yaml").write_text("selection: [oracle]\n")
+    return root
+
+
+def export(sweep: Path) -> Path:
+    file = sweep.parent / "shared.parquet"
+    with pytest.raises(SystemExit) as exit:
+        main(["sweep", "export", str(sweep), str(file)])
+    assert exit.value.code == 0
+    return file
+
+
+def test_it_reads_as_the_folder_does(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = export(sweep)
+    assert capsys.readouterr().out.startswith(f"4 runs: {file} (")
+    ours, theirs = load_records(sweep), load_records(file)
+    pd.testing.assert_frame_equal(ours.values, theirs.values)
+    pd.testing.assert_frame_equal(
+        ours.runs.drop(columns="folder"), theirs.runs.drop(columns="folder")
+    )
+    assert planned_selection(file) == ["oracle"]
+    assert planned_gaps(file) == planned_gaps(sweep)
+    assert build_report(ours, ["oracle"]).tables == build_report(theirs, ["oracle"]).tables
+    assert len(load_records([sweep, file]).runs) == 6
+
+
+def test_nothing_is_lost_but_weights(sweep: Path) -> None:
+    folder = unpacked(export(sweep))
+    assert folder.name == "shared"
+    here = {file.relative_to(sweep): file.read_bytes() for file in sweep.rglob("*.*")}
+    there = {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.*")}
+    del here[Path("a/model.pkl")]
+    assert there == here
+    assert [(folder / name / "done").exists() for name in "abcd"] == [True, True, False, False]
+    before = folder.stat().st_mtime_ns
+    assert unpacked(sweep.parent / "shared.parquet").stat().st_mtime_ns == before
+
+
+def test_columns_to_look_for_runs(sweep: Path) -> None:
+    frame = pd.read_parquet(export(sweep)).set_index("run")
+    assert {name: frame.loc[name, "test_envs"].tolist() for name in RUNS} == {
+        name: [env] for name, env in RUNS.items()
+    }
+    assert frame.loc["a", "algorithm"] == "ERM"
+
+
+def test_what_is_no_export(sweep: Path, tmp_path: Path) -> None:
+    file = export(sweep)
+    with pytest.raises(UserError, match=r"other.parquet' does not exist"):
+        load_records(tmp_path / "other.parquet")
+    (tmp_path / "other.parquet").write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"other.parquet is damaged \(Arrow"):
+        load_records(tmp_path / "other.parquet")
+    pd.DataFrame({"run": ["a"]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="holds no sweep that this version exported"):
+        load_records(tmp_path / "other.parquet")
+    assert not [*tmp_path.glob("cache/exports/*/other")]
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "..", "", "plan.json", "a/b", None])
+def test_no_run_is_written_elsewhere(sweep: Path, tmp_path: Path, name: str | None) -> None:
+    table = pq.read_table(export(sweep))
+    names = [name, *table["run"].to_pylist()[1:]]
+    table = table.set_column(0, table.schema.field("run"), [names])
+    pq.write_table(table, tmp_path / "evil.parquet")
+    with pytest.raises(UserError, match="is damaged"):
+        load_records(tmp_path / "evil.parquet")
+    assert not [*tmp_path.rglob("evil")]
+
+
+def test_what_cannot_be_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, says in (
+        (["shared.csv"], "'shared.csv': expected a name that ends in .parquet"),
+        (["shared.parquet"], "holds no runs: name the folder of a launched sweep"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["sweep", "export", str(tmp_path), *words])
+        assert says in capsys.readouterr().err
