@@ -1,8 +1,13 @@
 """A sweep on a Ray cluster that loses a node ends as one that nothing happened to."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from waiting import wait_until
 
@@ -12,6 +17,7 @@ from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare
 
 STEPS, EVERY = 60, 5
+REPOSITORY = Path(__file__).parents[2]
 
 
 def prepared(folder, launcher):
@@ -76,3 +82,30 @@ def test_a_sweep_that_loses_a_node_ends_as_an_undisturbed_one(ray_nodes, tmp_pat
     ]
     pd.testing.assert_frame_equal(*tables)
     assert prepared(tmp_path / "ray", launcher).todo == []
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_work_on_a_cluster(ray_nodes, tmp_path):
+    page = (REPOSITORY / "docs" / "clusters.md").read_text()
+    (tmp_path / "ray.yaml").write_text(between(page, "<!-- file: ray.yaml -->\n```yaml\n", "```"))
+    commands = between(page, "gives these commands on one -->\n```sh\n", "```").splitlines()
+    assert len(commands) == 4
+    said = []
+    for command in commands:
+        words = command.partition("#")[0].replace("head:6379", ray_nodes.address).split()
+        done = subprocess.run(
+            [sys.executable, "-m", *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert "submitted 2 runs as 2 jobs: ray-" in said[0]
+    assert "All runs are done (2)" in said[3]
+
+
+def between(text, before, after):
+    return text.partition(before)[2].partition(after)[0]
