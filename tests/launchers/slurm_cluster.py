@@ -46,7 +46,8 @@ MinJobAge=30
 KillWait=10
 MaxArraySize={max_array}
 SlurmdParameters=config_overrides
-NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
+GresTypes=gpu
+NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:1 State=UNKNOWN
 PartitionName=main Nodes=localhost Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=localhost MaxTime=INFINITE State=UP PriorityTier=2
 """
@@ -87,6 +88,8 @@ def slurm_cluster():
                 max_array=MAX_ARRAY,
             )
         )
+        # Not one to compute on: jobs are told that it is theirs, as of a real one.
+        (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
         environment = {"SLURM_CONF": str(config), "PATH": _path()}
         files = [f"--{name}-file={folder}/munged.{name}" for name in ("log", "pid", "seed")]
         socket_file = folder / "munge.socket"

@@ -1,6 +1,7 @@
 """The launcher for SLURM, on a real cluster of one node, with jobs that train nothing."""
 
 import pytest
+import slurm_cluster
 from jobs import WordJob
 from slurm_cluster import ask, start, until, until_queued_again
 
@@ -60,10 +61,12 @@ def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
     assert submitted.handle.logs(0) != [log]
 
 
-def test_workers_of_a_job_share_its_cores(slurm, tmp_path):
-    submitted = Submission(tmp_path, ["ok"] * 3, tasks_per_job=3, workers_per_job=2).wait()
+def test_workers_of_a_job_share_its_cores_and_gpus(slurm, tmp_path):
+    shares = Resources(cores=1, gpus=0.5)
+    submitted = Submission(tmp_path, ["ok"] * 3, shares, tasks_per_job=3, workers_per_job=2).wait()
     assert submitted.ends() == dict.fromkeys(range(3), DONE)
     assert 1 <= len(submitted.job.pids()) <= 2
+    assert {tuple(line[2:4]) for line in submitted.job.lines()} == {("1", "0")}  # threads, GPU
     [log] = {submitted.handle.logs(index)[0] for index in range(3)}
     assert ask("squeue", "--states=all", "-h", "-o", "%C", "-j", submitted.handle.jobs[0]) == ["2"]
     assert log.exists()
@@ -79,17 +82,27 @@ def test_a_job_that_is_cancelled_from_outside_is_interrupted(slurm, tmp_path):
     submitted.handle.cancel()  # nothing is left to cancel
 
 
-def test_a_job_that_is_requeued_goes_on_with_what_is_left(slurm, tmp_path):
+def requeue(job):
+    ask("scontrol", "requeue", job)
+
+
+def preempt(job):
+    everything = ("--cpus-per-task", str(slurm_cluster.CPUS), "--output", "/dev/null")
+    ask("sbatch", "--partition", "urgent", *everything, "--wrap", "true")
+
+
+@pytest.mark.parametrize("take_away", [requeue, pytest.param(preempt, marks=pytest.mark.slow)])
+def test_a_job_that_is_requeued_goes_on_with_what_is_left(slurm, tmp_path, take_away):
     submitted = Submission(tmp_path, ["fail", "ok", "wait once", "ok"], tasks_per_job=4)
     [job] = set(submitted.handle.jobs)
 
-    def requeue():
+    def disturb():
         until(lambda: "wait once" in submitted.job.begun())
-        ask("scontrol", "requeue", job)
+        take_away(job)
         until_queued_again(job)
         start(job)
 
-    submitted.wait(STARTED, requeue)
+    submitted.wait(STARTED, disturb)
     assert submitted.ends() == {0: FAILED, 1: DONE, 2: DONE, 3: DONE}
     assert submitted.job.begun() == ["fail", "ok", "wait once", "wait once", "ok"]
     kinds = [event.kind for event in submitted.events]
