@@ -161,7 +161,7 @@ def test_every_field_is_part_of_the_identity():
             "sma_start": 1,
             "swad_ratio": 1.2,
         },
-        **{"swad_n_converge": 2, "swad_n_tolerance": 7},
+        **{"swad_n_converge": 2, "swad_n_tolerance": 7, "wise_alpha": 0.1, "rerun": "oracle"},
         **{"protocol": "domainbed-2020", "digests": {"weights": "sha256:0"}},
         **{"features": FeatureSource()},
     }
