@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
@@ -104,6 +104,8 @@ def slurm_cluster():
         _wait_until(lambda: _answer("sinfo", "-h", "-o", "%T", **environment) == "idle", folder)
         yield environment
         _answer("scancel", "--user=root", **environment)
+        with suppress(RuntimeError):  # none outlives its cluster
+            _wait_until(lambda: not _answer("squeue", "-h", **environment), folder)
 
 
 def ask(*command):
@@ -162,7 +164,7 @@ def _wait_until(holds, folder, seconds=30):
     while not holds():
         if time.monotonic() > end:
             logs = "\n".join(f.read_text(errors="replace")[-2000:] for f in folder.glob("*.[lo]*"))
-            raise RuntimeError(f"the cluster did not start:\n{logs}")
+            raise RuntimeError(f"the cluster did not start, or end its jobs:\n{logs}")
         time.sleep(0.1)
 
 

@@ -6,7 +6,8 @@ from jobs import WordJob
 from slurm_cluster import ask, start, until, until_queued_again
 
 from domainbed.errors import UserError
-from domainbed.launchers import Resources, SlurmLauncher, create_launcher
+from domainbed.launchers import Event, Resources, SlurmLauncher, create_launcher
+from domainbed.launchers import slurm as engine
 from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING, STARTED
 
 CPU = Resources(device="cpu", cores=1)
@@ -175,6 +176,35 @@ def test_a_refusal_says_what_slurm_said(slurm, tmp_path, capfd, options, tasks, 
 def test_too_much_memory_is_refused(slurm, tmp_path):
     with pytest.raises(UserError, match="Memory specification can not be satisfied"):
         SlurmLauncher().submit(print, [None], Resources(memory_gb=1e6), tmp_path)
+
+
+def test_a_job_that_takes_no_step_is_not_queued_again_for_ever(monkeypatch):
+    asked = []
+    monkeypatch.setattr(engine, "_answer", lambda *command: asked.append(command))
+    fruitless = [Event(STARTED, 0), Event(INTERRUPTED, 0), Event(STARTED, 1), Event(INTERRUPTED, 1)]
+    engine._requeue("7_1", fruitless * 2)
+    engine._requeue("7_1", [*fruitless * 2, Event(PROGRESS, 1, steps=1), *fruitless])
+    assert asked == [("scontrol", "requeue", "7_1")] * 2
+    with pytest.raises(UserError, match="too short to take a step in it: give more --minutes"):
+        engine._requeue("7_1", fruitless * 3)
+
+
+def test_a_controller_that_is_away_for_a_while_ends_no_waiting(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(engine, "_SECONDS_BETWEEN_READS", 0.01)
+    answers = iter([UserError("`squeue` of SLURM failed: timed out"), {"7": "RUNNING"}, {}, {}])
+
+    def states_of(jobs):
+        answer = next(answers)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(engine, "states_of", states_of)
+    handle = engine._Submitted(SlurmLauncher(), ["7"], tmp_path / "nowhere")
+    events = []
+    handle.wait(events.append)
+    assert events == [Event(INTERRUPTED, 0)]
+    assert "`squeue` of SLURM failed: timed out" in caplog.text
 
 
 def test_without_slurm_the_launcher_says_where_to_use_it(monkeypatch, tmp_path):
