@@ -91,13 +91,18 @@ def test_averages_along_a_training_begin_with_it(tmp_path: Path) -> None:
         torch.testing.assert_close(wise[name], 0.75 * value + 0.25 * last[name])
 
 
-def test_a_killed_run_goes_on_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kill", [4, 6])
+def test_a_killed_run_goes_on_exactly(kill: int, tmp_path: Path) -> None:
+    """Also after its last update, when nothing is left but to keep the weights."""
     spec = spec_of(averages=("ema", "wise"))
     run(spec, tmp_path / "whole", CPU)
-    run_until(spec, tmp_path / "cut", 4)
+    run_until(spec, tmp_path / "cut", kill)
     run(spec, tmp_path / "cut", CPU)
-    whole, cut = records(tmp_path / "whole"), records(tmp_path / "cut")
-    assert whole == cut
+    assert records(tmp_path / "whole") == records(tmp_path / "cut")
+    for average in (None, "ema", "wise"):
+        one, other = (load_model(tmp_path / f, "cpu", average).module for f in ("whole", "cut"))
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), (average, name)
 
 
 def test_diwa_of_such_runs_is_the_mean_of_their_weights(tmp_path: Path) -> None:
@@ -113,7 +118,8 @@ def test_diwa_of_such_runs_is_the_mean_of_their_weights(tmp_path: Path) -> None:
     assert averaged.validation == pytest.approx(experiment.validation_accuracy())
     (file,) = tmp_path.glob("average-*/results.jsonl")
     record = json.loads(file.read_text())
-    values = {f"env{v.domain}_{v.split}_acc": v.value for v in experiment.evaluate(5, True)}
+    measured = experiment.evaluate(5, experiment.all_splits())
+    values = {f"env{v.domain}_{v.split}_acc": v.value for v in measured}
     assert {key: record[key] for key in values} == values
 
     other = spec_of(seed=2, initial_weights="shared")
