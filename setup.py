@@ -14,7 +14,7 @@ EXTRAS = {
     "parquet": ["pyarrow>=14"],  # predictions of runs
     "stats": ["baycomp>=1.0.3"],  # Bayesian comparison of algorithms
     "text": ["open_clip_torch>=3"],  # backbones that read text: zero-shot
-    "trackers": ["tensorboard>=2.14", "wandb>=0.17", "mlflow-skinny>=2.14"],  # of records
+    "trackers": ["tensorboard>=2.14", "wandb>=0.20", "mlflow-skinny>=2.14"],  # of records
 }
 EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS["dev"] = [

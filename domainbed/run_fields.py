@@ -164,6 +164,9 @@ class RunOptions(Settings):
         description="selection methods that `keep: selected` is for",
         json_schema_extra={"default_text": "all"},
     )
+    trackers: Items[Text] = Field(
+        (), description="what records are sent to as well: tensorboard, wandb, mlflow"
+    )
     save_predictions: bool = Field(
         False, description="keep the logits of every image after training, as Parquet"
     )

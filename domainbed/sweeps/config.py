@@ -142,6 +142,7 @@ class SweepConfig(RunFields, RunOptions):
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
         _check_labels(self.datasets)
+        _check_trackers(self.trackers)
         _check_count(self)
         _check_runs(self)
         return self
@@ -298,6 +299,16 @@ def first_run(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs)
 
     hparams = config.hparams_of(algorithm)
     return RunSpec.create(dataset, algorithm, envs, hparams=hparams, **config.run_fields())
+
+
+def _check_trackers(names: Iterable[str]) -> None:
+    from domainbed.trackers import TRACKERS
+
+    for name in names:
+        try:
+            TRACKERS[name]
+        except UserError as error:
+            raise UserError(str(error), "trackers") from error
 
 
 def _check_labels(datasets: Iterable[str]) -> None:

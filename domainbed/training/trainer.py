@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +24,9 @@ from domainbed.record_keys import (
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import NOT_WHOLE, RunFolder
 from domainbed.spec import RunSpec
+from domainbed.states import DONE, FAILED, INTERRUPTED
 from domainbed.stopping import Interrupted, stop_requested, stopping_at_once
+from domainbed.trackers import TrackedRun, Trackers
 from domainbed.training import checkpoint
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
@@ -80,7 +83,9 @@ def run(
         with process_set_up(began.get("threads")):
             with stopping_at_once():
                 experiment = build(spec, options)
-            Trainer(experiment, folder, options, began, echo, on_step).train()
+            trainer = Trainer(experiment, folder, options, began, echo, on_step)
+            with trainer.tracked():
+                trainer.train()
 
 
 class Trainer:
@@ -107,7 +112,21 @@ class Trainer:
         self.averages = Averages(experiment)
         self.splits = RecordedSplits(experiment, self._last_recorded())
         self.kept = KeptWeights(experiment, folder, options, self._last_recorded())
+        self.trackers = Trackers(options.trackers)
         self.table = self._new_table()
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Tells the trackers how it ends."""
+        state = FAILED
+        try:
+            yield
+            state = DONE
+        except (KeyboardInterrupt, Interrupted):
+            state = INTERRUPTED
+            raise
+        finally:
+            self.trackers.end(state)
 
     @property
     def algorithm(self) -> Algorithm:
@@ -248,7 +267,17 @@ class Trainer:
         # A kill may have come between a record and its checkpoint, or within the record's line.
         write_text(self.folder.results, "".join(progress.records))
         self._write_environment(progress)
+        self._begin_tracking(progress)
         return progress
+
+    def _begin_tracking(self, progress: Progress) -> None:
+        path, spec = self.folder.path.absolute(), self.spec
+        next_step = (progress.stage - 1) * spec.steps + progress.next_step
+        self.trackers.begin(
+            TrackedRun(
+                spec.run_id, spec.describe(), path.parent.name, path, spec.as_json(), next_step
+            )
+        )
 
     def _announce(self) -> None:
         self.table.line(self.spec.describe())
@@ -295,6 +324,7 @@ class Trainer:
             record["diverged"] = True
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
         self.folder.append_result(line)
+        self.trackers.record((self.experiment.stage_number - 1) * self.spec.steps + step, record)
         return line, ended
 
     def _measured(self, step: int, average: str = "") -> list[Value]:
