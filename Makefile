@@ -54,8 +54,8 @@ test-slow: .venv/installed-dev  ## the long checks
 docs: .venv/installed-dev  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: .venv/installed-dev  ## speed and memory, one table per script
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: .venv/installed-dev  ## speed and memory beside a plain baseline, in results/speed.md
+	$(BIN)/python benchmarks/speed.py --data_dir $(DATA)
 
 clean:  ## remove the environment and caches, but no data and no results
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache \
