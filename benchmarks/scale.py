@@ -54,7 +54,7 @@ def _times(size: int, rounds: int) -> dict[str, Cost]:
         work: Mapping[str, Callable[[], object]] = {
             "planning": lambda: plan(config),
             "status": lambda: show_status(folder, as_json=False),
-            "resuming": lambda: launch_sweep(config, False, dry_run=False, skip_confirmation=True),
+            "resuming": lambda: launch_sweep(config, skip_confirmation=True),
         }
         return {name: _fastest(each, rounds) for name, each in work.items()}
 

@@ -33,7 +33,7 @@ class Estimate:
     Attributes:
         seconds: of all runs, one after the other.
         cores: core seconds of those that are done on CPUs.
-        gpus: GPU seconds of the others, each of which has a GPU to itself.
+        gpus: seconds of the others, each of which has a GPU, or a share of one.
         disk: bytes that they leave.
     """
 

@@ -72,6 +72,12 @@ class Launch:
         return launcher.parallelism(len(self.todo), resources)
 
     @property
+    def gpu_share(self) -> float:
+        """The part of a GPU that a run on GPUs has."""
+        launcher, resources = self._launcher
+        return resources.gpus or 1 / getattr(launcher, "runs_per_gpu", 1)
+
+    @property
     def blocking(self) -> bool:
         """Whether the runs are done only while this process waits."""
         launcher, _ = self._launcher

@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from domainbed.cli.sweep.outlook import _hours
 from domainbed.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.states import DONE, MISSING
 from domainbed.sweeps import costs
-from domainbed.sweeps.costs import finished_costs, measured_costs
+from domainbed.sweeps.config import SweepConfig
+from domainbed.sweeps.costs import Estimate, finished_costs, measured_costs
+from domainbed.sweeps.launch import prepare
 from domainbed.sweeps.store import Store
 from domainbed.sweeps.timing import RECORD_BYTES, Timing
 
@@ -77,3 +80,20 @@ def test_measured_runs(monkeypatch, runs):
     assert total.seconds == pytest.approx(seconds)
     assert total.cores == pytest.approx(3 * seconds)
     assert total.disk == 4 * (4000 + 2 * RECORD_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "share", "hours"),
+    [
+        ({"name": "local"}, 1.0, "2 core hours + 4 GPU hours"),
+        ({"name": "local", "runs_per_gpu": 4}, 0.25, "2 core hours + 1 GPU hours"),
+        ({"name": "slurm", "gpus": 0.5}, 0.5, "2 core hours + 2 GPU hours"),
+    ],
+)
+def test_runs_that_share_a_gpu(tmp_path, launcher, share, hours):
+    config = SweepConfig(
+        datasets=("ColoredDigits",), algorithms=("ERM",), output_dir=str(tmp_path),
+        launcher=launcher, test_envs=((0,),), trials=(0,), hparams_seeds=(0,), device="cpu",
+    )  # fmt: skip
+    assert prepare(config).gpu_share == share
+    assert _hours(Estimate(cores=7200, gpus=4 * 3600), share) == hours

@@ -82,7 +82,7 @@ def _method_lines(launch: Launch, costs: Costs | None) -> list[str]:
             len(todo),
             sum(not any(other.counts(run.test_envs) for other in others) for run in todo),
         ]
-        rows.append([*row, _hours(costs.of(todo))] if costs else row)
+        rows.append([*row, _hours(costs.of(todo), launch.gpu_share)] if costs else row)
     return text_table([[*header, *["takes"] * bool(costs)], *rows], right=range(1, 4))
 
 
@@ -91,15 +91,14 @@ def _total_line(launch: Launch, costs: Costs) -> str:
 
     total, workers = costs.of(launch.todo), max(1, launch.workers)
     basis = f"{count_runs(costs.basis)} that finished" if costs.basis else "a few updates of each"
-    return (
-        f"To do: {_hours(total)}, about {duration(total.seconds / workers)} with {workers} at a "
-        f"time; {_size(total.disk)} on disk (from {basis})."
-    )
+    took = f"about {duration(total.seconds / workers)} with {workers} at a time"
+    hours, disk = _hours(total, launch.gpu_share), _size(total.disk)
+    return f"To do: {hours}, {took}; {disk} on disk (from {basis})."
 
 
-def _hours(estimate: Estimate) -> str:
-    """In core hours, GPU hours or both."""
-    kinds = (("core", estimate.cores / 3600), ("GPU", estimate.gpus / 3600))
+def _hours(estimate: Estimate, gpu_share: float) -> str:
+    """In core hours, GPU hours or both; a run on a GPU takes this share of it."""
+    kinds = (("core", estimate.cores / 3600), ("GPU", estimate.gpus * gpu_share / 3600))
     return " + ".join(f"{hours:.3g} {kind} hours" for kind, hours in kinds if hours) or "nothing"
 
 
