@@ -186,11 +186,14 @@ def test_plugin_trains(installed, tmp_path):
 
 LAUNCH = """
 from pathlib import Path
-from domainbed.launchers import create_launcher
+from domainbed.launchers import Job, create_launcher
+
+class Print(Job):
+    def __call__(self, task, on_step):
+        print(task)
 
 launcher, resources = create_launcher("backwards", {"skipped": 1})
-done = lambda task, on_step: print(task)
-launcher.submit(done, ["a", "b", "c"], resources, Path()).wait(lambda event: None)
+launcher.submit(Print(), ["a", "b", "c"], resources, Path()).wait(lambda event: None)
 """
 
 

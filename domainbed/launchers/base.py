@@ -52,12 +52,28 @@ class Event:
     error: str = ""
 
 
-Job = Callable[[Any, Callable[[int], None]], None]
-"""`job(task, on_step)`: does one task, and calls `on_step` with the number of steps taken.
+class Job(ABC):
+    """What is done with each task. It must be picklable."""
 
-It must be picklable. It raises `Busy` for a task that another process is at work on, and
-`Interrupted` where it stopped because `stop_requested`.
-"""
+    @abstractmethod
+    def __call__(self, task: Any, on_step: Callable[[int], None]) -> None:
+        """Does one task, and calls `on_step` with the number of steps taken.
+
+        Raises:
+            Busy: another process is at work on the task.
+            Interrupted: it stopped because `stop_requested`.
+        """
+
+    def on_failure(self, task: Any, error: str) -> None:  # noqa: B027  # most have nothing to do
+        """Writes down why a task FAILED that could not do so itself: its worker died, say.
+
+        Whoever decides that it failed calls this, on whatever machine, before telling; and maybe
+        others once more.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
 
 OnEvent = Callable[[Event], None]
 
@@ -197,8 +213,10 @@ def _stop_process(job: str) -> None:
         os.kill(int(pid), signal.SIGTERM)
 
 
-def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
-    """Does one task and tells of it. What the task raises becomes an event, but Ctrl-C."""
+def perform(
+    job: Callable[[Any, Callable[[int], None]], None], index: int, task: Any, send: OnEvent
+) -> None:
+    """Does one task as `Job` does, and tells of it. All it raises becomes an event, but Ctrl-C."""
     send(Event(STARTED, index))
     try:
         job(task, _throttled(lambda steps: send(Event(PROGRESS, index, steps))))
@@ -210,6 +228,13 @@ def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
         send(Event(FAILED, index, error=traceback.format_exc()))
     else:
         send(Event(DONE, index))
+
+
+def failed(job: Job, index: int, task: Any, error: str) -> Event:
+    """A FAILED, after the job was told; where it cannot write it down, the launch tells of it."""
+    with suppress(OSError):
+        job.on_failure(task, error)
+    return Event(FAILED, index, error=error)
 
 
 def engine_variables(engine: str, job: str) -> dict[str, str]:

@@ -22,10 +22,11 @@ from domainbed.launchers.base import (
     Job,
     OnEvent,
     environment_set,
+    failed,
     perform,
     this_process,
 )
-from domainbed.states import FAILED, INTERRUPTED, PROGRESS, STARTED
+from domainbed.states import INTERRUPTED, PROGRESS, STARTED
 from domainbed.stopping import SIGNALS, request_stop
 
 log = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ class Pool(Handle):
             on_event(Event(INTERRUPTED, index))
         elif self._is_overdue(worker):
             error = f"it reached the time limit of {self._minutes:g} minutes, and can go on\n"
-            on_event(Event(FAILED, index, error=error))
+            on_event(failed(self._job, index, self._tasks[index], error))
         elif not death:  # somebody asked the worker to stop, and not this pool
             self._queue.appendleft(index)
         else:
@@ -240,7 +241,7 @@ class Pool(Handle):
         else:
             times = f"{_MOST_DEATHS} workers died at it"
             error = f"{times}, the last with {death}{hint}\n"
-            on_event(Event(FAILED, index, error=error))
+            on_event(failed(self._job, index, self._tasks[index], error))
 
     def _go_on(self, worker: _Worker) -> None:
         """Gives an idle worker its next task, or replaces it."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from domainbed.errors import one_line
 from domainbed.files import written_aside
-from domainbed.launchers.base import Event, Job, perform
+from domainbed.launchers.base import Event, Job, failed, perform
 from domainbed.launchers.event_files import EventReader, EventWriter
 from domainbed.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.states import BUSY, ENDS, FAILED, INTERRUPTED
@@ -182,8 +182,7 @@ class Coordinator:
         elif self._deaths[index] == _MOST_DEATHS:
             how = "out of memory, or by a signal that Ray does not tell"
             said = stopped_by.partition(" Check ")[0]
-            error = f"{_MOST_DEATHS} workers died at it: {how}. Ray says: {said}\n"
-            self._end(Event(FAILED, index, error=error))
+            self._fail(index, f"{_MOST_DEATHS} workers died at it: {how}. Ray says: {said}\n")
         elif stopped_by == BUSY:
             self._wait_for_other(index)
         else:
@@ -200,7 +199,7 @@ class Coordinator:
             self._deaths[index] += 1
             return one_line(error)
         except Exception as error:  # a node that lacks what the task needs, say
-            self._end(Event(FAILED, index, error=f"Ray: {error}\n"))
+            self._fail(index, f"Ray: {error}\n")
             return FAILED
 
     def _wait_for_other(self, index: int) -> None:
@@ -216,6 +215,11 @@ class Coordinator:
         events = self._reader.read()
         self._left -= {event.index for event in events if event.kind in ENDS}
         return bool(events)
+
+    def _fail(self, index: int, error: str) -> None:
+        with contextlib.suppress(OSError):  # the tasks' working directory need not be on this node
+            _work_in(self._plan.directory, self._plan.import_path)
+        self._end(_failed(self._plan.job, index, self._plan.tasks[index], error))
 
     def _end(self, event: Event) -> None:
         self._events.send(event)
@@ -266,8 +270,7 @@ def do_task(
         BUSY where it is done `again`, and another process is at work on it.
     """
     folder, index = Path(place.folder), place.task
-    os.chdir(directory)
-    sys.path.extend(each for each in import_path if each not in sys.path)
+    _work_in(directory, import_path)
     os.environ[ENGINE_VARIABLE], os.environ[JOB_VARIABLE] = "ray", place.job
     if folder not in _writers:
         _writers[folder] = EventWriter(folder, _TEAM)
@@ -277,7 +280,7 @@ def do_task(
     def send(event: Event) -> None:
         if event.kind == INTERRUPTED and overdue.is_set():
             error = f"it reached the time limit of {minutes:g} minutes, and can go on\n"
-            event = Event(FAILED, index, error=error)
+            event = _failed(pickled[0], index, pickled[1], error)
         if event.kind == INTERRUPTED or (event.kind == BUSY and again):
             withheld[0] = event.kind
         else:
@@ -297,6 +300,18 @@ def _unpickle_and_do(pickled: tuple[bytes, bytes], on_step: Callable[[int], None
     """The job of a pickled job and its task: where they cannot be unpickled, the task fails."""
     job, task = map(pickle.loads, pickled)
     job(task, on_step)
+
+
+def _failed(job: bytes, index: int, task: bytes, error: str) -> Event:
+    """As `failed`, of a pickled job and its task; a machine may lack what they are made of."""
+    with contextlib.suppress(Exception):
+        return failed(pickle.loads(job), index, pickle.loads(task), error)
+    return Event(FAILED, index, error=error)
+
+
+def _work_in(directory: str, import_path: Sequence[str]) -> None:
+    sys.path.extend(each for each in import_path if each not in sys.path)
+    os.chdir(directory)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from domainbed.launchers.base import (
     Launcher,
     OnEvent,
     Resources,
+    failed,
 )
 from domainbed.launchers.event_files import EventReader, EventWriter
 from domainbed.launchers.local import LocalLauncher
@@ -257,9 +258,14 @@ def do_batch(batch: Batch) -> None:
     handle = LocalLauncher(workers=batch.workers).submit(batch.job, tasks, resources, batch.folder)
     with _stopped_by_signals(handle) as signals:
         handle.wait(tell)
-    interrupted = any(handle.state(number) in (INTERRUPTED, PENDING) for number in range(len(left)))
+    interrupted = [n for n in range(len(left)) if handle.state(n) in (INTERRUPTED, PENDING)]
     if signal.SIGUSR2 in signals and interrupted:
-        _requeue(name, told)
+        try:
+            _requeue(name, told)
+        except UserError as error:
+            for number in interrupted:
+                tell(failed(batch.job, number, tasks[number], f"{error}\n"))
+            raise
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, is_out_of_memory, reason_of
 from domainbed.files import write_text
-from domainbed.launchers import Event, Handle, Launcher, Resources, create_launcher
+from domainbed.launchers import Event, Handle, Job, Launcher, Resources, create_launcher
 from domainbed.plugins import import_plugins
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import Busy, RunFolder
@@ -83,6 +83,10 @@ class Launch:
         launcher, _ = self._launcher
         return launcher.blocking
 
+    @property
+    def _job(self) -> RunJob:
+        return RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
+
     @cached_property
     def _launcher(self) -> tuple[Launcher, Resources]:
         options = dict(self.config.launcher)
@@ -130,7 +134,7 @@ class Launch:
 
         def on_event(event: Event) -> None:
             if event.kind == FAILED:
-                unwritten.update(self._note_failure(todo[event.index], event.error))
+                unwritten.update(self._unwritten(todo[event.index], event.error))
             display.on_event(event)
 
         with contextlib.closing(display):
@@ -149,9 +153,8 @@ class Launch:
         self.store.write_plan(self.config, self.runs, self.left_out)
         for spec in todo if self.retried else ():
             _forget_failure(self.store.folder(spec))
-        job = RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
         launcher, resources = self._launcher
-        handle = launcher.submit(job, todo, resources, self.store.launcher_folder.absolute())
+        handle = launcher.submit(self._job, todo, resources, self.store.launcher_folder.absolute())
         for index, spec in enumerate(() if self.blocking else todo):
             folder = self.store.folder(spec)
             folder.mark_pending(self.config.launcher["name"], handle.jobs[index])
@@ -163,16 +166,10 @@ class Launch:
         if self.blocking:  # else it is chosen where a run is done, which this machine is not
             choose_device(self.config.device)
 
-    def _note_failure(self, spec: RunSpec, error: str) -> dict[str, str]:
-        """Writes down why a run failed that could not do so: its worker died, say.
-
-        Returns:
-            The last line of the error by run id, where it cannot be written.
-        """
-        folder = self.store.folder(spec)
+    def _unwritten(self, spec: RunSpec, error: str) -> dict[str, str]:
+        """The last line of a failed run's error by its id, if it cannot be written down."""
         try:
-            if not folder.last_error() and not folder.done.exists():
-                _write_error(folder, error)
+            self._job.on_failure(spec, error)
         except OSError:
             return {spec.run_id: error.strip().splitlines()[-1]}
         return {}
@@ -210,7 +207,7 @@ def prepare_runs(
 
 
 @dataclass(frozen=True)
-class RunJob:
+class RunJob(Job):
     """What a launcher does with each run. It carries all that a fresh process needs to know.
 
     Attributes:
@@ -249,6 +246,16 @@ class RunJob:
             with contextlib.suppress(OSError):  # the launch tells of it, see `Launch.execute`
                 _write_error(folder, _with_summary(error, spec))
             raise
+
+    def on_failure(self, spec: RunSpec, error: str) -> None:
+        """Writes the error into the run's folder, unless there is one, or the run is done.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        folder = Store(self.output_dir).folder(spec)
+        if not folder.last_error() and not folder.done.exists():
+            _write_error(folder, error)
 
 
 def _write_error(folder: RunFolder, text: str) -> None:

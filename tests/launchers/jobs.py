@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from domainbed.launchers import Job
 from domainbed.run_folder import Busy
 from domainbed.stopping import Interrupted, stop_requested
 
@@ -13,11 +14,12 @@ NOTED = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DOMAINBED_ENGINE", "DOMAINB
 
 
 @dataclass(frozen=True)
-class WordJob:
+class WordJob(Job):
     """Does what the task's word says, and notes where it was done.
 
     Attributes:
         log: a line for each time that a task is begun: the word, the process, `NOTED`.
+            Beside it, `failures` are those that others told of.
     """
 
     log: str
@@ -50,6 +52,15 @@ class WordJob:
             os.write(1, b"from below\n")
         if task == "sleep":
             time.sleep(60)
+
+    def on_failure(self, task, error):
+        with open(f"{self.log}.failures", "a") as log:
+            log.write(f"{task}: {error}")
+
+    def failures(self):
+        """What was told of tasks that could not tell it themselves, in lines."""
+        file = Path(f"{self.log}.failures")
+        return file.read_text().splitlines() if file.exists() else []
 
     def lines(self):
         """What was noted: lists of words."""

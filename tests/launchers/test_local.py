@@ -47,6 +47,7 @@ def test_a_task_that_kills_two_workers_fails_alone(tmp_path):
     [error] = [e.error for e in events if e.kind == FAILED]
     assert error == "2 workers died at it, the last with signal 9 (SIGKILL): out of memory?\n"
     assert [line[0] for line in lines] == ["die", "die", "ok"]
+    assert WordJob(str(tmp_path / "log")).failures() == [f"die: {error.strip()}"]
 
 
 def test_a_worker_that_somebody_stops_is_replaced_and_no_death_is_counted(tmp_path, caplog):
@@ -62,6 +63,7 @@ def test_a_task_over_its_time_limit_is_stopped_and_fails(tmp_path):
     assert ends(events) == {0: FAILED, 1: DONE}
     [error] = [e.error for e in events if e.kind == FAILED]
     assert error == "it reached the time limit of 0.01 minutes, and can go on\n"
+    assert WordJob(str(tmp_path / "log")).failures() == [f"wait: {error.strip()}"]
 
 
 def test_a_task_that_does_not_heed_its_time_limit_is_killed(tmp_path, monkeypatch):
@@ -203,16 +205,17 @@ def test_the_number_of_workers_is_checked(workers):
 LAUNCH = """
 import ctypes, os, sys
 from pathlib import Path
-from domainbed.launchers import LocalLauncher, Resources
+from domainbed.launchers import Job, LocalLauncher, Resources
 
-def job(task, on_step):
-    with open(task, "w") as file:
-        file.write(str(os.getpid()))
-    ctypes.PyDLL(None).sleep(120)  # native code that holds the interpreter's lock
+class Sleep(Job):
+    def __call__(self, task, on_step):
+        with open(task, "w") as file:
+            file.write(str(os.getpid()))
+        ctypes.PyDLL(None).sleep(120)  # native code that holds the interpreter's lock
 
 if __name__ == "__main__":
     launcher, cpu = LocalLauncher(workers=1), Resources(device="cpu")
-    launcher.submit(job, [sys.argv[1]], cpu, Path()).wait(print)
+    launcher.submit(Sleep(), [sys.argv[1]], cpu, Path()).wait(print)
 """
 
 

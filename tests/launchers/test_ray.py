@@ -57,6 +57,7 @@ def test_a_task_that_loses_its_worker_is_begun_again_but_not_for_ever(ray_nodes,
     (error,) = [event.error for event in done.events if event.kind == FAILED]
     assert error.startswith("2 workers died at it: out of memory, or by a signal")
     assert {line[2] for line in done.job.lines()} == {"1"}  # threads: one core each
+    assert done.job.failures() == [f"die: {error.strip()}"]
 
 
 def test_what_loses_its_node_is_begun_elsewhere(ray_nodes, tmp_path):
@@ -97,6 +98,7 @@ def test_a_time_limit_fails_a_task_that_can_go_on(ray_nodes, tmp_path):
     assert submitted.ends() == {0: FAILED, 1: DONE}
     (error,) = [event.error for event in submitted.events if event.kind == FAILED]
     assert error == "it reached the time limit of 0.02 minutes, and can go on\n"
+    assert submitted.job.failures() == [f"wait: {error.strip()}"]
 
 
 SUBMIT = """

@@ -1,5 +1,10 @@
 """The launcher for SLURM, on a real cluster of one node, with jobs that train nothing."""
 
+import os
+import signal
+import threading
+from types import SimpleNamespace
+
 import pytest
 import slurm_cluster
 from jobs import WordJob
@@ -8,6 +13,8 @@ from slurm_cluster import ask, start, until, until_queued_again
 from domainbed.errors import UserError
 from domainbed.launchers import Event, Resources, SlurmLauncher, create_launcher
 from domainbed.launchers import slurm as engine
+from domainbed.launchers.event_files import EventReader
+from domainbed.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING, STARTED
 
 CPU = Resources(device="cpu", cores=1)
@@ -38,7 +45,7 @@ class Submission:
 
 
 def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
-    tasks = ["ok", "fail", "exit", "busy", "die once", "ok"]
+    tasks = ["ok", "fail", "exit", "busy", "die once", "die"]
     submitted = Submission(tmp_path, tasks, tasks_per_job=4)
     jobs = submitted.handle.jobs
     first, last = jobs[0], jobs[4]
@@ -47,13 +54,16 @@ def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
     assert submitted.launcher.known([*jobs, "", "no job", "4711_2"]) == {first, last}
     assert [submitted.handle.state(index) for index in range(6)] == [PENDING] * 6
     submitted.wait()
-    kinds = [DONE, FAILED, FAILED, BUSY, DONE, DONE]
+    kinds = [DONE, FAILED, FAILED, BUSY, DONE, FAILED]
     assert submitted.ends() == dict(enumerate(kinds))
     assert [submitted.handle.state(i) for i in range(6)] == [
         k.replace(BUSY, RUNNING) for k in kinds
     ]
     failure = next(e for e in submitted.events if e.kind == FAILED and e.index == 1)
     assert failure.error.strip().endswith("ValueError: no good")
+    assert submitted.job.failures() == [  # those of the other two could tell it themselves
+        "die: 2 workers died at it, the last with signal 9 (SIGKILL): out of memory?"
+    ]
     noted = {line[0]: [line[2], *line[4:]] for line in submitted.job.lines()}
     assert noted["fail"] == ["1", "slurm", first]
     assert noted["die once"] == ["1", "slurm", last]
@@ -187,6 +197,33 @@ def test_a_job_that_takes_no_step_is_not_queued_again_for_ever(monkeypatch):
     assert asked == [("scontrol", "requeue", "7_1")] * 2
     with pytest.raises(UserError, match="too short to take a step in it: give more --minutes"):
         engine._requeue("7_1", fruitless * 3)
+
+
+def test_the_tasks_of_a_job_that_is_not_queued_again_have_failed(monkeypatch, tmp_path):
+    def refuse(name, told):
+        raise UserError("the time limit is too short")
+
+    def warn():
+        until(lambda: job.begun())
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    job = WordJob(str(tmp_path / "log"))
+    environment = SimpleNamespace(JobEnvironment=lambda: SimpleNamespace(job_id="7_1"))
+    monkeypatch.setattr(engine, "_submitit", lambda: environment)
+    monkeypatch.setattr(engine, "_requeue", refuse)
+    for name in (ENGINE_VARIABLE, JOB_VARIABLE):
+        monkeypatch.setenv(name, "")
+    warning = threading.Thread(target=warn)
+    warning.start()
+    with pytest.raises(UserError, match="too short"):
+        engine.do_batch(engine.Batch(job, [(3, "wait"), (5, "ok")], 1, CPU, tmp_path))
+    warning.join()
+    assert job.failures() == [
+        "wait: the time limit is too short",
+        "ok: the time limit is too short",
+    ]
+    ends = [event for event in EventReader(tmp_path, ["7_1"]).read() if event.kind == FAILED]
+    assert [event.index for event in ends] == [3, 5]
 
 
 def test_a_controller_that_is_away_for_a_while_ends_no_waiting(monkeypatch, caplog, tmp_path):

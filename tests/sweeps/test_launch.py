@@ -288,6 +288,24 @@ def test_an_empty_err_file_stands_in_no_launchs_way(tmp_path):
     assert folder.state() == DONE
 
 
+def test_who_decides_that_a_run_failed_writes_it_down_once(tmp_path):
+    launch = prepare(config(tmp_path))
+    launch.store.write_plan(launch.config, launch.runs)
+    job = RunJob(str(launch.store.root), launch.config.run_options())
+    first, second = launch.todo
+    folder = launch.store.folder(first)
+    job.on_failure(first, "2 workers died at it\n")
+    job.on_failure(first, "the job ended\n")
+    assert (folder.state(), folder.last_error()) == (FAILED, "2 workers died at it")
+    prepare(launch.config, retry=True).execute()
+    job.on_failure(first, "2 workers died at it\n")
+    assert (folder.state(), folder.errors.exists()) == (DONE, False)
+    shutil.rmtree(launch.store.root)
+    with pytest.raises(FileNotFoundError):
+        job.on_failure(second, "2 workers died at it\n")
+    assert not launch.store.root.exists()
+
+
 def test_a_full_disk_fails_runs_and_stops_no_launch(tmp_path, monkeypatch):
     launch = prepare(config(tmp_path))
     first, second = launch.todo

@@ -16,7 +16,7 @@ from domainbed.experiments.irm_colored_mnist.data import read_images
 from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.experiments.irm_colored_mnist.training import run_restart
 from domainbed.files import write_text
-from domainbed.launchers import Event, LocalLauncher, Resources
+from domainbed.launchers import Event, Job, LocalLauncher, Resources
 from domainbed.launchers.base import environment_set
 from domainbed.states import FAILED
 from domainbed.stopping import Interrupted, stop_requested
@@ -114,7 +114,7 @@ def _make_folder(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class RestartJob:
+class RestartJob(Job):
     """What a worker process does with each restart."""
 
     config: Config
