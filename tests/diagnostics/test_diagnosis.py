@@ -332,7 +332,7 @@ def damage(name):
 
     return {
         "holds no run.json": lambda folder: (folder / "run.json").unlink(),
-        "is unfinished: train it to its end": lambda folder: (folder / "done").unlink(),
+        "is interrupted: train it to its end": lambda folder: (folder / "done").unlink(),
         "holds no model.pkl: .* without --skip_model_save": lambda folder: (
             folder / "model.pkl"
         ).unlink(),
@@ -354,7 +354,7 @@ def damage(name):
     "message",
     [
         "holds no run.json",
-        "is unfinished: train it to its end",
+        "is interrupted: train it to its end",
         "holds no model.pkl: .* without --skip_model_save",
         "model.pkl is damaged",
         "model.pkl cannot be read",
