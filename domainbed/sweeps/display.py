@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ _BAR = "{desc}  {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 
 
 class Display:
-    """Follows the events of a sweep. Progress is measured in steps of all its runs.
+    """Follows the events of a sweep, of several threads. Progress is in steps of all its runs.
 
     Args:
         steps: of each run.
@@ -31,11 +32,17 @@ class Display:
         self._taken = [0] * len(steps)
         self._began = self._printed = time.monotonic()
         self._at_work: set[int] = set()
+        self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
         self._bar = _bar(sum(steps)) if sys.stderr.isatty() else None
 
     def on_event(self, event: Event) -> None:
         """Takes note of an event, and shows it."""
+        with self._lock:
+            self._note(event)
+            self._show()
+
+    def _note(self, event: Event) -> None:
         if event.kind == PROGRESS:
             self._advance(event.index, event.steps)
         else:
@@ -45,7 +52,6 @@ class Display:
             self._at_work.add(event.index)
         if event.kind in ENDS:  # what is not left to do counts as behind us
             self._advance(event.index, self._steps[event.index])
-        self._show()
 
     def close(self) -> None:
         if self._bar is not None:

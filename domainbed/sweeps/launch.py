@@ -17,11 +17,12 @@ from domainbed.plugins import import_plugins
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import Busy, RunFolder
 from domainbed.spec import RunSpec
-from domainbed.states import DONE, FAILED, RUNNING
+from domainbed.states import BUSY, DONE, FAILED, RUNNING
 from domainbed.stopping import Interrupted
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.costs import Costs, finished_costs
 from domainbed.sweeps.display import Display
+from domainbed.sweeps.following import Following
 from domainbed.sweeps.grid import LeftOut, left_out, plan
 from domainbed.sweeps.jobs import in_hand
 from domainbed.sweeps.status import Status, status_of
@@ -117,8 +118,18 @@ class Launch:
                 )
         return lines
 
-    def execute(self) -> dict[str, str]:
+    @property
+    def others(self) -> list[RunSpec]:
+        """The runs that earlier launches have queued or running, and this one leaves to them."""
+        todo = {spec.run_id for spec in self.todo}
+        theirs = [i for i, s in self.states.items() if s == RUNNING or i in self.in_hand]
+        return [self.runs[run_id] for run_id in theirs if run_id not in todo]
+
+    def execute(self, with_others: bool = False) -> dict[str, str]:
         """Does the runs, and returns when none is left to do. What fails stops nobody.
+
+        Args:
+            with_others: return when those in the hands of other launches have ended as well.
 
         Returns:
             By run id, why a run failed of which that could not be written down: on a full disk.
@@ -129,16 +140,24 @@ class Launch:
                 handed to an engine goes on.
         """
         todo, unwritten = self.todo, dict[str, str]()
+        others = self.others if with_others else []
         handle = self.submit()
-        display = Display([spec.steps for spec in todo])
+        display = Display([spec.steps for spec in [*todo, *others]])
+        following = Following(self.store, self.config.launcher, display.on_event)
 
         def on_event(event: Event) -> None:
+            if event.kind == BUSY and with_others:
+                following.add(event.index, todo[event.index])
+                return
             if event.kind == FAILED:
                 unwritten.update(self._unwritten(todo[event.index], event.error))
             display.on_event(event)
 
-        with contextlib.closing(display):
+        with contextlib.closing(display), contextlib.closing(following):
+            for index, spec in enumerate(others, len(todo)):
+                following.add(index, spec)
             handle.wait(on_event)
+            following.wait()
         return unwritten
 
     def submit(self) -> Handle:

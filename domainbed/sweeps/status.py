@@ -91,7 +91,7 @@ def status_of(store: Store, runs: Mapping[str, PlannedRun], before: Status | Non
         by_state[state].append(run_id)
     failures = [(i, describe_run(runs[i]), store.folder(i).last_error()) for i in by_state[FAILED]]
     running = [
-        Running(i, describe_run(runs[i]), known[i], _taken(store.folder(i), runs[i]["steps"]))
+        Running(i, describe_run(runs[i]), known[i], share_taken(store.folder(i), runs[i]["steps"]))
         for i in by_state[RUNNING]
     ]
     pending = Counter((known[i].engine, known[i].job) for i in by_state[PENDING])
@@ -116,7 +116,7 @@ def _outlook(
     return 3600 * at_a_time / mean, rest / at_a_time
 
 
-def _taken(folder: RunFolder, steps: int) -> float:
+def share_taken(folder: RunFolder, steps: int) -> float:
     """The share of its steps that a run's last record tells of; 0 where it tells nothing."""
     try:
         with folder.results.open("rb") as stream:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from jobs import WordJob
 
+from domainbed.cli.sweep.launch import launch as launch_sweep
 from domainbed.launchers import LAUNCHERS, Launcher, Resources, create_launcher
 from domainbed.states import BUSY, DONE, ENDS, FAILED, INTERRUPTED, PENDING, RUNNING, STARTED
 from domainbed.sweeps.config import load_config
@@ -138,9 +139,25 @@ def test_a_sweep_has_the_same_records(case, undisturbed, tmp_path):
     assert prepare(launch.config).todo == []
 
 
+def test_a_launch_that_waits_stays_for_runs_of_an_earlier_one(site_options, tmp_path, capsys):
+    config = config_of({"name": "site", **site_options}, tmp_path)
+    assert launch_sweep(config) == 0
+    assert launch_sweep(config, wait=True) == 0
+    told = capsys.readouterr().out
+    assert "submitted 2 runs as 1 jobs" in told
+    assert "0 to do" in told
+    assert "All runs are done (2)" in told
+
+
 def sweep(launcher, folder):
     """A launched sweep of two runs."""
-    config = load_config(
+    launch = prepare(config_of(launcher, folder))
+    assert launch.execute() == {}
+    return launch
+
+
+def config_of(launcher, folder):
+    return load_config(
         None,
         {
             **{"datasets": ["ColoredDigits"], "algorithms": ["ERM"], "test_envs": [[0], [1]]},
@@ -149,9 +166,6 @@ def sweep(launcher, folder):
             "launcher": launcher,
         },
     )
-    launch = prepare(config)
-    assert launch.execute() == {}
-    return launch
 
 
 def records(launch):

@@ -88,7 +88,7 @@ def test_the_share_of_steps_that_a_record_tells_of(store, content, taken):
     folder.path.mkdir()
     if content is not None:
         folder.results.write_text(content)
-    assert module._taken(folder, 100) == taken
+    assert module.share_taken(folder, 100) == taken
 
 
 def test_where_a_run_is_under_way(store, runs, monkeypatch):

@@ -41,7 +41,7 @@ def add_actions(actions: Actions) -> None:
         add_flag(action, "--dry_run", action="store_true",
                  help="say what would be done, and how long")  # fmt: skip
         action.add_argument("--wait", action="store_true",
-                            help="stay until all is done, where runs are queued")  # fmt: skip
+                            help="stay until all is done, also by earlier launches")  # fmt: skip
         add_skip_flag(action)
         action.set_defaults(run=run)
 
@@ -77,7 +77,8 @@ def launch(
         config: of the sweep.
         retry: do what failed, rather than what is not done.
         dry_run: only say what would be done.
-        wait: also for runs that an engine does without this process.
+        wait: for runs that an engine does without this process, and for those that earlier
+            launches have queued or running.
         skip_confirmation: do not ask on a terminal.
 
     Returns:
@@ -103,7 +104,7 @@ def do(launch: Launch, dry_run: bool, wait: bool, skip_confirmation: bool) -> in
         return _tell_submitted(launch, launch.submit())
     try:
         with interrupting_on(SIGNALS):
-            unwritten = launch.execute()
+            unwritten = launch.execute(with_others=wait)
     except KeyboardInterrupt as interrupt:
         print(_interrupted_line(launch), file=sys.stderr)
         return 128 + signal_of(interrupt)  # as shells count
