@@ -16,21 +16,21 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from domainbed.errors import UserError
 from domainbed.files import aside_of, guarded, remove_asides
+from domainbed.processes import Process
 from domainbed.states import Busy, Lost
 from domainbed.stopping import Interrupted, stop_requested
 
@@ -44,79 +44,22 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 
 def heartbeat_seconds() -> float:
     """The time between two signs of life of an owner."""
-    return float(os.environ.get("DOMAINBED_HEARTBEAT_SECONDS", "5"))
+    return _seconds("DOMAINBED_HEARTBEAT_SECONDS", 5.0)
 
 
 def silence_seconds() -> float:
     """After how long without one an owner is taken for dead."""
-    return float(os.environ.get("DOMAINBED_SILENCE_SECONDS", "60"))
+    return _seconds("DOMAINBED_SILENCE_SECONDS", 60.0)
 
 
-@dataclass(frozen=True)
-class Process:
-    """A process among those of all machines.
-
-    Attributes:
-        host, boot, namespace: the machine, its start, and the process ids that it is numbered in.
-        pid: its number, which another process may have later.
-        started: when it began, as the system counts.
-    """
-
-    host: str
-    boot: str
-    namespace: str
-    pid: int
-    started: str
-
-    @classmethod
-    def here(cls) -> Process:
-        """This one."""
-        _, started = _stat(os.getpid())
-        return cls(socket.gethostname(), _boot(), _namespace(), os.getpid(), started)
-
-    def is_gone(self) -> bool:
-        """Whether it has ended for certain; of one of another machine nothing is known."""
-        if not (self.is_near() and self.pid > 0):
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:  # somebody else's
-            pass
-        state, started = _stat(self.pid)
-        return state in ("Z", "X") or bool(started and started != self.started)
-
-    def is_near(self) -> bool:
-        """Whether its number means the same here."""
-        place = (self.host, self.boot, self.namespace)
-        return all(place) and place == (socket.gethostname(), _boot(), _namespace())
-
-
-@cache
-def _boot() -> str:
-    return _text("/proc/sys/kernel/random/boot_id").strip()
-
-
-@cache
-def _namespace() -> str:
+def _seconds(variable: str, default: float) -> float:
+    text = os.environ.get(variable, str(default))
     try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _stat(pid: int) -> tuple[str, str]:
-    """The state and the start time of a process; "" of one that cannot be seen."""
-    values = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return (values[0], values[19]) if len(values) > 19 else ("", "")
-
-
-def _text(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    except ValueError:
+        pass
+    raise UserError(f"the environment variable {variable} is {text!r}: give a number of seconds")
 
 
 @dataclass(frozen=True)

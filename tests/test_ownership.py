@@ -20,7 +20,8 @@ import pytest
 from domainbed import ownership
 from domainbed.errors import UserError
 from domainbed.files import append_text, write_text
-from domainbed.ownership import Found, Owner, Process, newest, owning, seems_at_work, silent_for
+from domainbed.ownership import Found, Owner, newest, owning, seems_at_work, silent_for
+from domainbed.processes import Process, process_stat
 from domainbed.run_folder import RunFolder
 from domainbed.states import INTERRUPTED, RUNNING, Busy, Lost
 from domainbed.stopping import Interrupted, request_stop, stopping_on
@@ -382,9 +383,9 @@ def test_a_zombie_is_gone() -> None:
     if child == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while ownership._stat(child)[0] != "Z" and time.monotonic() < deadline:
+    while process_stat(child)[0] != "Z" and time.monotonic() < deadline:
         time.sleep(0.005)
-    process = strange(pid=child, started=ownership._stat(child)[1])
+    process = strange(pid=child, started=process_stat(child)[1])
     assert process.is_gone()
     os.waitpid(child, 0)
     assert process.is_gone()
@@ -520,3 +521,10 @@ def test_silence_is_told_of_what_cannot_be_written_beside(
     assert silent_for(tmp_path, found) < SILENCE
     time.sleep(1.2 * SILENCE)
     assert silent_for(tmp_path, found) > SILENCE
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", ""])
+def test_no_number_of_seconds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOMAINBED_SILENCE_SECONDS", text)
+    with pytest.raises(UserError, match=f"DOMAINBED_SILENCE_SECONDS is '{text}': give a number"):
+        ownership.silence_seconds()
