@@ -14,7 +14,7 @@ from domainbed import networks
 from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
-    detached,
+    as_numbers,
     domain_labels,
     register_algorithm,
     step,
@@ -159,10 +159,10 @@ class ADRMX(PooledAlgorithm):
                 f = forward.features - self.domain_featurizer(forward.x)
             loss_disc = F.cross_entropy(self.discriminator(f), forward.domains)
             step(self.disc_opt, loss_disc)
-            return detached({"loss_disc": loss_disc})
+            return as_numbers({"loss_disc": loss_disc})
         losses = self.losses(forward)
         step(self.gen_opt, losses["loss_total"])
-        return detached(losses)
+        return as_numbers(losses)
 
     def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:
         """Of a network step, by DomainBed's names, the whole first."""

@@ -123,8 +123,8 @@ class Algorithm(nn.Module):
         """One step of training: descends on the objective; arguments as there.
 
         Returns:
-            what the step is to be watched by: its loss and the parts of it, numbers or scalar
-            tensors.
+            what the step is to be watched by: its loss and the parts of it, as numbers; on a GPU
+            they may be scalar tensors, see `as_numbers`.
         """
         return self.update_on(self.objective, minibatches, unlabeled)
 
@@ -140,7 +140,7 @@ class Algorithm(nn.Module):
         """
         loss, metrics = objective(minibatches, unlabeled)
         self.descend(loss)
-        return detached({"loss": loss, **metrics})
+        return as_numbers({"loss": loss, **metrics})
 
     def descend(self, loss: torch.Tensor) -> None:
         """One step of the optimizer on `loss`."""
@@ -262,12 +262,20 @@ def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
-def detached(metrics: Metrics) -> dict[str, torch.Tensor | float]:
-    """The values without their graphs, where they are: to ask for a number would wait for it."""
+_AT_HAND = ("cpu",)
+"""The devices whose numbers can be read without waiting for them."""
+
+
+def as_numbers(metrics: Metrics) -> dict[str, torch.Tensor | float]:
+    """The values as numbers; those on a GPU stay there, without their graphs, until a record."""
     return {
-        name: value.detach() if isinstance(value, torch.Tensor) else value
+        name: _as_number(value) if isinstance(value, torch.Tensor) else float(value)
         for name, value in metrics.items()
     }
+
+
+def _as_number(value: torch.Tensor) -> torch.Tensor | float:
+    return value.item() if value.device.type in _AT_HAND else value.detach()
 
 
 def declared_space(algorithm: type, facts: DatasetFacts) -> dict[str, Dimension]:

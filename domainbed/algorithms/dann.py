@@ -14,7 +14,7 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Objective,
-    detached,
+    as_numbers,
     domain_labels,
     register_algorithm,
     step,
@@ -151,7 +151,7 @@ class DANN(PooledAlgorithm):
             z = forward.features
         disc_loss = self.disc_loss_of(z, forward)
         step(self.disc_opt, disc_loss)
-        return detached({"disc_loss": disc_loss})
+        return as_numbers({"disc_loss": disc_loss})
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """Of the network's steps."""

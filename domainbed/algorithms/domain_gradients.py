@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from domainbed.algorithms.base import Metrics, Minibatches, detached
+from domainbed.algorithms.base import Metrics, Minibatches, as_numbers
 from domainbed.algorithms.erm import ERM
 
 
@@ -69,4 +69,4 @@ class MaskedGradients(ERM):
         for parameter, gradients in zip(parameters, stacked, strict=True):
             parameter.grad = rescaled(gradients.mean(0), self.mask_of(gradients))
         self.optimizer.step()
-        return detached({"loss": torch.stack(risks).mean()})
+        return as_numbers({"loss": torch.stack(risks).mean()})

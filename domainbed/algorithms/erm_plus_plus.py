@@ -14,8 +14,8 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Objective,
+    as_numbers,
     concatenate,
-    detached,
     register_algorithm,
     step,
 )
@@ -130,7 +130,7 @@ class ERMPlusPlus(ERM):
         move_towards(self.network_sma, self.network, mean_rate(done + 1, self.chosen["sma_start"]))
         if trains_batch_norm(self.network):
             gather_statistics(self.network_sma, concatenate(minibatches)[0])
-        return detached({"loss": loss, **metrics})
+        return as_numbers({"loss": loss, **metrics})
 
     def _descend_head(self, loss: torch.Tensor) -> None:
         self.linear_optimizer.zero_grad()

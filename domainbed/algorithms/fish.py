@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from domainbed.algorithms.averaging import move_towards
-from domainbed.algorithms.base import Metrics, Minibatches, register_algorithm
+from domainbed.algorithms.base import Metrics, Minibatches, as_numbers, register_algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.dimensions import Choice
 
@@ -56,4 +56,4 @@ class Fish(ERM):
             self.descend(loss)
             losses.append(loss.detach())
         move_towards(self.network, self.network_inner, self.hparams["meta_lr"])
-        return {"loss": torch.stack(losses).mean()}
+        return as_numbers({"loss": torch.stack(losses).mean()})

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, detached, register_algorithm
+from domainbed.algorithms.base import Metrics, Minibatches, as_numbers, register_algorithm
 from domainbed.algorithms.domain_gradients import gradients_of, trained_parameters
 from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.erm import ERM
@@ -114,7 +114,7 @@ class MLDG(ERM):
             train, test = order[:-meta_test], order[-meta_test:]
             loss = self.paper_loss([minibatches[i] for i in train], [minibatches[j] for j in test])
             self.descend(loss)
-            return detached({"loss": loss})
+            return as_numbers({"loss": loss})
         if with_defaults(self.options, self.hparams)["mldg_pairs"] == "cyclic":
             return self.update_by_pairs(minibatches, cyclic_pairs(order))
         return self.update_by_pairs(minibatches, split_pairs(order, meta_test))

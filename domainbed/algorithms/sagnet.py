@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Metrics, Minibatches, detached, register_algorithm, step
+from domainbed.algorithms.base import Metrics, Minibatches, as_numbers, register_algorithm, step
 from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.pooled import PooledAlgorithm
 from domainbed.dimensions import LogUniform
@@ -133,7 +133,7 @@ class SagNet(PooledAlgorithm):
         scores = self.style_classifier(self.randomised(self.featurizer(x), "content"))
         loss_adv = self.hparams["sag_w_adv"] * -scores.log_softmax(dim=1).mean(dim=1).mean()
         step(self.optimizer_f, loss_adv)
-        return detached({"loss_c": loss_c, "loss_s": loss_s, "loss_adv": loss_adv})
+        return as_numbers({"loss_c": loss_c, "loss_s": loss_s, "loss_adv": loss_adv})
 
     def randomised(self, z: torch.Tensor, what: str) -> torch.Tensor:
         """The features (N, d) with random "style" or "content"; the weights are drawn for both."""

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
+    as_numbers,
     concatenate,
-    detached,
     register_algorithm,
     step,
 )
@@ -113,7 +113,7 @@ class Transfer(ERM):
             gap = self.gap(features, minibatches)
             step(self.adv_opt, -gap)
             project(self.adv_classifier, self.classifier, self.hparams["delta"])
-        return detached({"loss": risk, "gap": gap})
+        return as_numbers({"loss": risk, "gap": gap})
 
     @torch.no_grad()
     def constant_features(self, minibatches: Minibatches) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
-    detached,
+    as_numbers,
     register_algorithm,
     step,
 )
@@ -137,7 +137,7 @@ class URM(ERM):
         self.descend(loss)
         disc_loss = self.discriminator_loss(forward.features.detach())
         step(self.discriminator_opt, disc_loss)
-        return detached({"loss": loss, **metrics, "disc_loss": disc_loss})
+        return as_numbers({"loss": loss, **metrics, "disc_loss": disc_loss})
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """Of the network's step."""

@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from domainbed.algorithms import ALGORITHMS
+from domainbed.algorithms import ALGORITHMS, base
 
 SHAPE, SIZES = (2, 8, 8), (2, 2, 2)
 LAYERS = 4  # convolutions of the network
@@ -99,7 +99,8 @@ def watched(algorithm: torch.nn.Module) -> Iterator[Watch]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_passes_and_waiting(name: str) -> None:
+def test_passes_and_waiting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_AT_HAND", ())  # as on a GPU
     algorithm = build(name, len(SIZES), shape=SHAPE, **switching_at(0, name))
     minibatches = random_minibatches(SIZES, shape=SHAPE)
     algorithm.update(minibatches)  # sets up
