@@ -4,10 +4,9 @@ import os
 import time
 from pathlib import Path
 
-from domainbed.algorithms import ALGORITHMS, ERM, IRM
+from slurm_cluster import HELD_BY
 
-HELD_BY = "TEST_HELD_BY"
-"""The environment variable with a folder: a file there holds the job of its name in the array."""
+from domainbed.algorithms import ALGORITHMS, ERM, IRM
 
 
 def is_held():

@@ -12,6 +12,10 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+HELD_BY = "TEST_HELD_BY"
+"""The environment variable with a folder: a file there holds the job of its name in the array, in
+whose runs the algorithms of `held_algorithms` take long."""
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "setpriv")
 CPUS = 2
 

@@ -1,12 +1,13 @@
 """Sweeps on a real SLURM cluster: what becomes of runs whose jobs are ended before their time."""
 
 import json
+import sys
 
 import pytest
-from held_algorithms import HELD_BY
-from slurm_cluster import ask, start, until, until_queued_again
+from slurm_cluster import HELD_BY, ask, start, until, until_queued_again
 
 from domainbed import cli
+from domainbed.algorithms import ALGORITHMS
 from domainbed.launchers import SlurmLauncher
 from domainbed.states import DONE, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.sweeps.store import Store
@@ -27,6 +28,16 @@ device: cpu
 launcher: {{name: slurm, cores: 1, tasks_per_job: 2}}
 """
 JOBS = 2  # of two runs each
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered_here():
+    """No other file's tests see the plug-in's algorithms."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kept in ("_entries", "_modules"):
+            patch.setattr(ALGORITHMS, kept, dict(getattr(ALGORITHMS, kept)))
+        yield
+    sys.modules.pop(PLUGIN, None)
 
 
 class Sweep:
