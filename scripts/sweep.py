@@ -16,7 +16,7 @@ from domainbed.cli.sweep.launch import launch
 from domainbed.cli.sweep.status import show_status
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
-from domainbed.names import DATASET_DOMAINS
+from domainbed.names import DATASET_DOMAINS, DOMAINBED_ALGORITHMS
 from domainbed.sweeps.config import SweepConfig, load_config
 
 COMMANDS = ("launch", "delete_incomplete", "status", "retry")
@@ -65,7 +65,6 @@ def main(args: argparse.Namespace) -> int:
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of a config that DomainBed's flags stand for."""
-    from domainbed.algorithms import ALGORITHMS
     from domainbed.selection import SELECTION_METHODS
 
     selection = [
@@ -75,7 +74,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     ]
     return {
         "datasets": DATASETS,
-        "algorithms": [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features],
+        "algorithms": list(DOMAINBED_ALGORITHMS),
         **read_flags(args, SweepConfig),
         "trials": _seeds("n_trials", args.n_trials_from, args.n_trials),
         "hparams_seeds": _seeds("n_hparams", args.n_hparams_from, args.n_hparams),
