@@ -7,7 +7,7 @@ WORKERS ?= auto
 # Holds the datasets.
 DATA ?= data
 
-.PHONY: help install quickstart laptop measured test lint typecheck unit test-misuse test-slow docs bench clean
+.PHONY: help install quickstart laptop measured test lint typecheck unit test-misuse test-slow test-faults docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -50,6 +50,9 @@ test-misuse: .venv/installed-dev  ## wrong inputs of all kinds, each in one line
 
 test-slow: .venv/installed-dev  ## the long checks
 	$(BIN)/python -m pytest -m slow
+
+test-faults: .venv/installed-dev  ## kill sweeps a hundred times, and compare what they end with
+	$(BIN)/python tests/faults/campaign.py
 
 docs: .venv/installed-dev  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
