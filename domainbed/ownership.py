@@ -280,7 +280,19 @@ def _create(file: Path, text: str) -> None:
 
     Raises:
         FileExistsError: it is there.
+        OSError: the folder cannot be written to, or is gone.
     """
+    while True:
+        try:
+            return _create_once(file, text)
+        except FileNotFoundError:
+            # Another owner has removed what lay aside, ours too; it is for the next try to tell
+            # whether it owns this number.
+            if not file.parent.is_dir():
+                raise
+
+
+def _create_once(file: Path, text: str) -> None:
     aside = aside_of(file)
     try:
         aside.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ import pytest
 
 from domainbed import ownership
 from domainbed.errors import UserError
-from domainbed.files import append_text, write_text
+from domainbed.files import append_text, remove_asides, write_text
 from domainbed.ownership import Found, Owner, newest, owning, seems_at_work, silent_for
 from domainbed.processes import Process, process_stat
 from domainbed.run_folder import RunFolder
@@ -135,7 +135,7 @@ def test_of_racing_threads_one_wins(
     if not links:
         monkeypatch.setattr(os, "link", no_links)
     threads, rounds, won = 8, 20, []
-    together = threading.Barrier(threads)
+    together = threading.Barrier(threads, timeout=60)
 
     def race() -> None:
         for number in range(rounds):
@@ -155,6 +155,33 @@ def test_of_racing_threads_one_wins(
         racer.join()
     assert won == list(range(rounds))
     assert numbers(tmp_path) == list(range(1, rounds + 1))
+
+
+@pytest.mark.parametrize("when", ["before the link", "after it"])
+def test_what_lies_aside_is_removed_by_another_owner(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by one that was faster, or that slept between its claim and its sweep."""
+    link, others = os.link, []
+
+    def swept(aside: Path, file: Path) -> None:
+        if others:
+            return link(aside, file)
+        others.append(Owner(replace(Process.here(), pid=os.getppid()), "", "", "other"))
+        if when == "after it":
+            file.write_text(others[0].text())
+        remove_asides(tmp_path)
+        link(aside, file)
+
+    monkeypatch.setattr(os, "link", swept)
+    if when == "after it":
+        monkeypatch.setattr(Owner, "has_left", lambda self: self.released)
+        with pytest.raises(Busy), owning(tmp_path):
+            pass
+    else:
+        with owning(tmp_path):
+            assert numbers(tmp_path) == [1]
+    assert len(others) == 1
 
 
 def race_of_processes(folder: Path, together: Any, rounds: int) -> None:
