@@ -266,6 +266,12 @@ _AT_HAND = ("cpu",)
 """The devices whose numbers can be read without waiting for them."""
 
 
+def predictor_of(algorithm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """See `Algorithm.predictor`; a module that only has `predict` predicts with that."""
+    predictor = getattr(algorithm, "predictor", None)
+    return predictor() if predictor else algorithm.predict
+
+
 def as_numbers(metrics: Metrics) -> dict[str, torch.Tensor | float]:
     """The values as numbers; those on a GPU stay there, without their graphs, until a record."""
     return {

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from domainbed.algorithms.base import predictor_of
 from domainbed.datasets.domain import Domain, Minibatch, evaluation_draws
 from domainbed.metrics import METRICS
 from domainbed.training.splits import Split
@@ -95,7 +96,7 @@ class Evaluator:
         algorithm.eval()
         try:
             for split in splits:
-                sums, predict = [], algorithm.predictor()
+                sums, predict = [], predictor_of(algorithm)
                 for x, y in self._batches(split, step):
                     sums.append(self._sums(predict(x), y))
                     done += len(y)
