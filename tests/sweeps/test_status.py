@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,9 +125,15 @@ def planned(store, runs):
     return store.folder(two[1])
 
 
+def pause_by(sleep, monkeypatch):
+    """What the command does between two looks; other threads of the process sleep as ever."""
+    clock = SimpleNamespace(sleep=sleep, strftime=time.strftime)
+    monkeypatch.setattr(command, "time", clock)
+
+
 def test_watching_in_a_log_until_all_is_done(store, planned, monkeypatch, capsys):
     pauses = []
-    monkeypatch.setattr(command.time, "sleep", lambda s: (pauses.append(s), finish(planned, 1.0)))
+    pause_by(lambda s: (pauses.append(s), finish(planned, 1.0)), monkeypatch)
     assert command.watch(str(store.root), None) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("1 of 2 runs done, 1 missing")
@@ -135,14 +143,15 @@ def test_watching_in_a_log_until_all_is_done(store, planned, monkeypatch, capsys
 
 def test_watching_on_a_terminal(store, planned, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(command.shutil, "get_terminal_size", lambda: (30, 5))
+    small = SimpleNamespace(get_terminal_size=lambda: (30, 5))
+    monkeypatch.setattr(command, "shutil", small)
 
     def fail(seconds):
         assert seconds == 0.5
         planned.path.mkdir()
         planned.errors.write_text("it broke\n")
 
-    monkeypatch.setattr(command.time, "sleep", fail)
+    pause_by(fail, monkeypatch)
     assert command.watch(str(store.root), 0.5) == 1
     screens = capsys.readouterr().out.split("\x1b[H")[1:]
     assert len(screens) == 2
@@ -157,7 +166,7 @@ def test_ctrl_c_ends_watching(store, planned, monkeypatch):
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command.time, "sleep", interrupt)
+    pause_by(interrupt, monkeypatch)
     assert command.watch(str(store.root), None) == 0
 
 
