@@ -151,8 +151,8 @@ main(sys.argv[1:])
 
 def train_process(algorithm: str, folder: Path) -> subprocess.Popen:
     flags = ["--dataset", "ColoredDigits", "--algorithm", algorithm, "--test_envs", "2"]
-    flags += ["--steps", "30", "--checkpoint-freq", "2", "--output_dir", str(folder)]
-    hparams = hparams_of(algorithm, 15)
+    flags += ["--steps", "100", "--checkpoint-freq", "2", "--output_dir", str(folder)]
+    hparams = hparams_of(algorithm, 50)
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, "train", *flags, "--hparams", json.dumps(hparams)],
         stdout=subprocess.PIPE,
@@ -192,14 +192,21 @@ def test_real_process_killed_in_full_flight(algorithm: str, tmp_path: Path) -> N
 
 
 def wait_for_new_checkpoint(folder: Path, process: subprocess.Popen) -> None:
-    file = folder / "checkpoint.pt"
-    before = file.stat().st_mtime_ns if file.exists() else 0
+    before = written(folder / "checkpoint.pt")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if file.exists() and file.stat().st_mtime_ns > before:
+        if written(folder / "checkpoint.pt") > before:
             return
         time.sleep(0.01)
     assert process.poll() is None, "the process ended before it could be killed"
+
+
+def written(file: Path) -> int:
+    """When a file was last written; 0 while it is not there, as for a moment between two."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def test_finished_run_is_left_alone(tmp_path: Path) -> None:
