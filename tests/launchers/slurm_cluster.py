@@ -125,8 +125,11 @@ def until_queued_again(job, seconds=240):
 
 
 def start(job):
-    """Starts a job that was requeued: SLURM would wait for two minutes."""
-    ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    """Starts a job that was requeued, with all its time: SLURM would wait for two minutes.
+
+    A job whose end was brought forward keeps the short limit, and would be warned at once again.
+    """
+    ask("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=60")
 
 
 def until(holds, seconds=240):
