@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from jobs import WordJob
+from submission import CPU, Submission
 from waiting import wait_until
 
 from domainbed.errors import UserError
@@ -19,39 +20,14 @@ from domainbed.launchers.ray_cluster import (
     places,
     task_options,
 )
-from domainbed.states import DONE, ENDS, FAILED, INTERRUPTED, STARTED
+from domainbed.states import DONE, FAILED, INTERRUPTED, STARTED
 
-CPU = Resources(device="cpu")
 PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
-
-
-class Submission:
-    """Tasks given to Ray, and what is heard of them."""
-
-    def __init__(self, folder, tasks, address, resources=CPU):
-        self.launcher = RayLauncher(address=address)
-        self.job = WordJob(str(folder / "log"))
-        self.handle = self.launcher.submit(self.job, tasks, resources, folder / ".launcher")
-        self.events = []
-
-    def wait(self, at=None, do=None):
-        """To the end of all; calls `do` at the first event of the kind `at`."""
-
-        def on_event(event):
-            self.events.append(event)
-            if event.kind == at and [e.kind for e in self.events].count(at) == 1:
-                do()
-
-        self.handle.wait(on_event)
-        return self
-
-    def ends(self):
-        return {e.index: e.kind for e in self.events if e.kind in ENDS}
 
 
 def test_a_task_that_loses_its_worker_is_begun_again_but_not_for_ever(ray_nodes, tmp_path):
     tasks = ["die", "die once", "term once", "ok"]
-    done = Submission(tmp_path, tasks, ray_nodes.address).wait()
+    done = Submission(tmp_path, tasks, RayLauncher(address=ray_nodes.address)).wait()
     assert done.ends() == {0: FAILED, 1: DONE, 2: DONE, 3: DONE}
     assert sorted(done.job.begun()) == sorted(tasks[:3] * 2 + ["ok"])
     (error,) = [event.error for event in done.events if event.kind == FAILED]
@@ -61,7 +37,7 @@ def test_a_task_that_loses_its_worker_is_begun_again_but_not_for_ever(ray_nodes,
 
 
 def test_what_loses_its_node_is_begun_elsewhere(ray_nodes, tmp_path):
-    submitted = Submission(tmp_path, ["wait once"], ray_nodes.address)
+    submitted = Submission(tmp_path, ["wait once"], RayLauncher(address=ray_nodes.address))
 
     def lose_node():
         wait_until(submitted.job.pids)
@@ -75,7 +51,7 @@ def test_what_loses_its_node_is_begun_elsewhere(ray_nodes, tmp_path):
 
 def test_a_coordinator_that_is_lost_is_replaced_and_begins_what_has_not_ended(ray_nodes, tmp_path):
     tasks = ["ok", "fail", "wait once"]
-    submitted = Submission(tmp_path, tasks, ray_nodes.address)
+    submitted = Submission(tmp_path, tasks, RayLauncher(address=ray_nodes.address))
     wait_until(lambda: "wait once" in submitted.job.begun())
     assert submitted.launcher.known(submitted.handle.jobs) >= {submitted.handle.jobs[2]}
     kill_coordinator(submitted.handle)
@@ -94,7 +70,9 @@ def kill_coordinator(handle):
 
 def test_a_time_limit_fails_a_task_that_can_go_on(ray_nodes, tmp_path):
     limited = Resources(device="cpu", minutes=0.02)
-    submitted = Submission(tmp_path, ["wait", "ok"], ray_nodes.address, limited).wait()
+    submitted = Submission(
+        tmp_path, ["wait", "ok"], RayLauncher(address=ray_nodes.address), limited
+    ).wait()
     assert submitted.ends() == {0: FAILED, 1: DONE}
     (error,) = [event.error for event in submitted.events if event.kind == FAILED]
     assert error == "it reached the time limit of 0.02 minutes, and can go on\n"
@@ -105,6 +83,7 @@ SUBMIT = """
 import sys
 from pathlib import Path
 from jobs import WordJob
+from submission import CPU, Submission
 from waiting import wait_until
 from domainbed.launchers import RayLauncher, Resources
 
@@ -154,7 +133,7 @@ def test_a_cluster_of_its_own_ends_with_the_launch(tmp_path, monkeypatch):
 
 
 def test_what_a_task_prints_is_in_its_log(ray_nodes, tmp_path):
-    submitted = Submission(tmp_path, ["print", "ok"], ray_nodes.address).wait()
+    submitted = Submission(tmp_path, ["print", "ok"], RayLauncher(address=ray_nodes.address)).wait()
     assert submitted.ends() == {0: DONE, 1: DONE}
     logs = [file.read_text() for index in range(2) for file in submitted.handle.logs(index)]
     assert logs == ["from Python\nfrom below\n", ""]
@@ -232,7 +211,9 @@ def test_runs_share_a_gpu_of_the_cluster(ray_nodes, tmp_path):
     node = ray_nodes.add_node(num_cpus=4, num_gpus=1)
     try:
         resources = Resources(gpus=0.5)
-        submitted = Submission(tmp_path, ["wait"] * 3, ray_nodes.address, resources)
+        submitted = Submission(
+            tmp_path, ["wait"] * 3, RayLauncher(address=ray_nodes.address), resources
+        )
         wait_until(lambda: len(submitted.job.begun()) == 2)
         time.sleep(1)
         assert [line[3] for line in submitted.job.lines()] == ["0", "0"]

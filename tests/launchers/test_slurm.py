@@ -9,6 +9,7 @@ import pytest
 import slurm_cluster
 from jobs import WordJob
 from slurm_cluster import ask, start, until, until_queued_again
+from submission import CPU, Submission
 
 from domainbed.errors import UserError
 from domainbed.launchers import Event, Resources, SlurmLauncher, create_launcher
@@ -17,36 +18,10 @@ from domainbed.launchers.event_files import EventReader
 from domainbed.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING, STARTED
 
-CPU = Resources(device="cpu", cores=1)
-
-
-class Submission:
-    """Tasks given to SLURM, and what is heard of them."""
-
-    def __init__(self, folder, tasks, resources=CPU, **options):
-        self.launcher = SlurmLauncher(**options)
-        self.job = WordJob(str(folder / "log"))
-        self.handle = self.launcher.submit(self.job, tasks, resources, folder / "launcher")
-        self.events = []
-
-    def wait(self, at=None, do=None):
-        """To the end of all; calls `do` at the first event of the kind `at`."""
-
-        def on_event(event):
-            self.events.append(event)
-            if event.kind == at and [e.kind for e in self.events].count(at) == 1:
-                do()
-
-        self.handle.wait(on_event)
-        return self
-
-    def ends(self):
-        return {e.index: e.kind for e in self.events if e.kind not in (STARTED, PROGRESS)}
-
 
 def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
     tasks = ["ok", "fail", "exit", "busy", "die once", "die"]
-    submitted = Submission(tmp_path, tasks, tasks_per_job=4)
+    submitted = Submission(tmp_path, tasks, SlurmLauncher(tasks_per_job=4))
     jobs = submitted.handle.jobs
     first, last = jobs[0], jobs[4]
     assert jobs == [first] * 4 + [last] * 2
@@ -74,7 +49,9 @@ def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
 
 def test_workers_of_a_job_share_its_cores_and_gpus(slurm, tmp_path):
     shares = Resources(cores=1, gpus=0.5)
-    submitted = Submission(tmp_path, ["ok"] * 3, shares, tasks_per_job=3, workers_per_job=2).wait()
+    submitted = Submission(
+        tmp_path, ["ok"] * 3, SlurmLauncher(tasks_per_job=3, workers_per_job=2), shares
+    ).wait()
     assert submitted.ends() == dict.fromkeys(range(3), DONE)
     assert 1 <= len(submitted.job.pids()) <= 2
     assert {tuple(line[2:4]) for line in submitted.job.lines()} == {("1", "0")}  # threads, GPU
@@ -84,7 +61,7 @@ def test_workers_of_a_job_share_its_cores_and_gpus(slurm, tmp_path):
 
 
 def test_a_job_that_is_cancelled_from_outside_is_interrupted(slurm, tmp_path):
-    submitted = Submission(tmp_path, ["wait", "ok"], tasks_per_job=2)
+    submitted = Submission(tmp_path, ["wait", "ok"], SlurmLauncher(tasks_per_job=2))
     [job] = set(submitted.handle.jobs)
     submitted.wait(STARTED, lambda: ask("scancel", job))
     assert submitted.ends() == {0: INTERRUPTED, 1: INTERRUPTED}
@@ -104,7 +81,9 @@ def preempt(job):
 
 @pytest.mark.parametrize("take_away", [requeue, pytest.param(preempt, marks=pytest.mark.slow)])
 def test_a_job_that_is_requeued_goes_on_with_what_is_left(slurm, tmp_path, take_away):
-    submitted = Submission(tmp_path, ["fail", "ok", "wait once", "ok"], tasks_per_job=4)
+    submitted = Submission(
+        tmp_path, ["fail", "ok", "wait once", "ok"], SlurmLauncher(tasks_per_job=4)
+    )
     [job] = set(submitted.handle.jobs)
 
     def disturb():
@@ -123,7 +102,7 @@ def test_a_job_that_is_requeued_goes_on_with_what_is_left(slurm, tmp_path, take_
 
 @pytest.mark.slow  # the shortest limit is a minute
 def test_a_job_is_warned_before_its_time_limit_and_goes_on(slurm, tmp_path):
-    submitted = Submission(tmp_path, ["wait once"], Resources(minutes=1, cores=1))
+    submitted = Submission(tmp_path, ["wait once"], SlurmLauncher(), Resources(minutes=1, cores=1))
     [job] = submitted.handle.jobs
 
     def start_again():
@@ -136,7 +115,7 @@ def test_a_job_is_warned_before_its_time_limit_and_goes_on(slurm, tmp_path):
 
 
 def test_only_so_many_jobs_run_at_a_time_and_all_can_be_cancelled(slurm, tmp_path):
-    submitted = Submission(tmp_path, ["wait"] * 3, max_jobs=1)
+    submitted = Submission(tmp_path, ["wait"] * 3, SlurmLauncher(max_jobs=1))
     jobs = submitted.handle.jobs
     reasons = []
 
@@ -154,7 +133,9 @@ def test_only_so_many_jobs_run_at_a_time_and_all_can_be_cancelled(slurm, tmp_pat
 
 
 def test_a_job_that_cannot_begin_fails_with_its_last_words(slurm, tmp_path):
-    submitted = Submission(tmp_path, ["ok"], setup=["echo no such module >&2", "exit 3"]).wait()
+    submitted = Submission(
+        tmp_path, ["ok"], SlurmLauncher(setup=["echo no such module >&2", "exit 3"])
+    ).wait()
     [error] = [event.error for event in submitted.events]
     [job] = submitted.handle.jobs
     assert error == f"the job {job} of SLURM ended as FAILED (no such module)\n"
