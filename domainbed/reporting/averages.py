@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from domainbed.names import averaged_algorithm
@@ -33,10 +34,16 @@ def with_averages(records: list[Numbered]) -> list[Numbered]:
 def _averages_of(record: Any) -> dict[str, Record]:
     """The values of each average in a record, by the keys that the last weights have."""
     found: dict[str, Record] = {}
-    for key in record if isinstance(record, dict) else ():
-        if parsed := parse_average_key(key):
-            found.setdefault(parsed[0], {})[parsed[1]] = record[key]
+    keys = tuple(record) if isinstance(record, dict) else ()
+    for key, average, of_last in _keys_of_averages(keys):
+        found.setdefault(average, {})[of_last] = record[key]
     return found
+
+
+@lru_cache(maxsize=256)  # most records of a sweep have the same keys
+def _keys_of_averages(keys: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Each key that is of an average, with that average, and the key that the last weights have."""
+    return [(key, *parsed) for key in keys if (parsed := parse_average_key(key))]
 
 
 def _of_last(record: Record) -> Record:
