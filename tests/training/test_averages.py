@@ -20,7 +20,9 @@ from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.training import build, load_model, run
-from domainbed.training.averages import EMA, SMA, SWAD, Averages
+from domainbed.training.averages import Averages
+from domainbed.training.running_averages import EMA, SMA
+from domainbed.training.swad import SWAD
 
 ALL = ("ema", "sma", "swad")
 FIELDS: dict[str, Any] = {
