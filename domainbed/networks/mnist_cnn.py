@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.networks.featurizer import Featurizer
+from domainbed.networks.winograd import convolve
 
 
 class MNIST_CNN(Featurizer):
@@ -37,6 +38,6 @@ class MNIST_CNN(Featurizer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.bn0(F.relu(self.conv1(x)))  # (B, 64, H, W)
         x = self.bn1(F.relu(self.conv2(x)))  # (B, 128, H/2, W/2)
-        x = self.bn2(F.relu(self.conv3(x)))
-        x = self.bn3(F.relu(self.conv4(x)))
+        x = self.bn2(F.relu(convolve(self.conv3, x)))
+        x = self.bn3(F.relu(convolve(self.conv4, x)))
         return x.mean(dim=(2, 3))  # (B, 128)
