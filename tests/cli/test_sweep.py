@@ -56,6 +56,8 @@ def start(*arguments, program=("-c", PROGRAM), mark=""):
         text=True,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), MARK: mark},
+        # What `nohup` started would ignore the end of a terminal, as it should.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
