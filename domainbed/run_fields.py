@@ -94,7 +94,10 @@ class RunFields(Settings):
         True, description="a record at the last step, whatever the interval"
     )
     metrics: Listed[Text] = Field(("accuracy",), description="what is recorded of every split")
-    precision: Literal["float32", "bf16"] = Field("float32", description="bf16: mixed precision")
+    precision: Literal["float32", "bf16", "tf32"] = Field(
+        "float32",
+        description="bf16: mixed precision; tf32: matrix products on a GPU in TF32",
+    )
     on_divergence: Literal["fail", "continue"] = Field(
         "fail", description="what to do about a loss that is not finite"
     )

@@ -199,7 +199,7 @@ def test_identity_is_json_and_has_no_path(tmp_path):
         ("hparams_seed", {"hparams_seed": -1}, "from 0"),
         ("trial_seed", {"trial_seed": -1}, "from 0"),
         ("task", {"task": "segmentation"}, "domain_generalization"),
-        ("precision", {"precision": "fp8"}, "float32, bf16"),
+        ("precision", {"precision": "fp8"}, "float32, bf16, tf32"),
     ],
 )
 def test_impossible_values(name, values, message):

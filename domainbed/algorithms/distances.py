@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch.autograd.function import once_differentiable
 
+from domainbed.precision import full_precision
+
 T = TypeVar("T")
 
 GAMMAS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
@@ -25,7 +27,7 @@ def in_full_precision(
 
     @wraps(function)
     def computed(values: Sequence[torch.Tensor]) -> T:
-        with torch.autocast(values[0].device.type, enabled=False):
+        with full_precision(values[0].device):
             return function([z.to(torch.promote_types(z.dtype, torch.float32)) for z in values])
 
     return computed

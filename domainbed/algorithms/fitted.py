@@ -19,6 +19,7 @@ from domainbed.algorithms.base import (
 from domainbed.algorithms.stages import Stage
 from domainbed.dimensions import Choice, LogUniform
 from domainbed.networks import UnitFeatures
+from domainbed.precision import full_precision
 
 _LEAST = -1e4  # the logit of a class without images
 
@@ -56,7 +57,7 @@ class FittedOnce(Algorithm):
         self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
     ) -> Metrics:
         x, y = concatenate(minibatches)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             facts = self.fit(x.flatten(1).float(), y)
             with torch.no_grad():
                 loss = F.cross_entropy(self.predict(x), y)

@@ -7,11 +7,13 @@ import math
 import torch
 from torch.nn import functional as F
 
+from domainbed.precision import full_precision
+
 
 def similarities(z: torch.Tensor, temperature: float, is_normalized: bool = False) -> torch.Tensor:
     """(N, N) z_i · z_j / τ of features z (N, d), scaled to length 1 before if that is asked for."""
     # In full precision: they are exponents.
-    with torch.autocast(z.device.type, enabled=False):
+    with full_precision(z.device):
         full = z.to(torch.promote_types(z.dtype, torch.float32))
         full = F.normalize(full, dim=1) if is_normalized else full
         return full @ full.T / temperature

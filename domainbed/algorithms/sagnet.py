@@ -15,6 +15,7 @@ from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.pooled import PooledAlgorithm
 from domainbed.dimensions import LogUniform
 from domainbed.errors import UserError
+from domainbed.precision import full_precision
 
 EPSILON = 1e-5
 
@@ -140,7 +141,7 @@ class SagNet(PooledAlgorithm):
         weights = self.draws.uniform(len(z), 1).to(z.device)
         other = self.draws.permutation(len(z)).to(z.device)
         # In full precision: a variance of bfloat16 numbers is mostly rounding.
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device):
             full = z.to(torch.promote_types(z.dtype, torch.float32))
             if what == "style":
                 return with_mixed_style(full, other, weights.to(full.dtype))

@@ -14,6 +14,7 @@ from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.dimensions import Choice
 from domainbed.errors import UserError
+from domainbed.precision import full_precision
 
 SUPPORTS = (1, 5, 20, 50, 100, 0)
 """The paper's values of M; 0 keeps all (its "N/A")."""
@@ -68,7 +69,7 @@ class Templates:
         self.entropies = self.entropies[kept]
 
     def _logits(self, z: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device):
             bias = self.head.bias
             return F.linear(z, self.head.weight.float(), None if bias is None else bias.float())
 

@@ -15,6 +15,7 @@ from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.algorithms.readings import PAPER, reading, two_readings
 from domainbed.dimensions import LogUniform
+from domainbed.precision import full_precision
 
 HEAD_STEPS, HEAD_RATE = 30, 0.1
 NEUMANN_TERMS, NEUMANN_BOUND = 10, 10.0
@@ -160,7 +161,7 @@ class TRM(ERM):
         if self.update_count.item() < self.hparams["iters"]:
             return nll, {"nll": nll, "trm_loss": 0.0}
         # In full precision, as a Hessian's products are differences of small numbers.
-        with torch.autocast(nll.device.type, enabled=False):
+        with full_precision(nll.device):
             transfer = self.transfer_risk(forward)
         return nll + transfer, {"nll": nll, "trm_loss": transfer}
 

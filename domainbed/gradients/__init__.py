@@ -22,6 +22,7 @@ from domainbed.gradients.losses import (
     per_sample_cross_entropy,
     resolve_loss,
 )
+from domainbed.precision import full_precision
 
 METHODS = ("auto", "closed_form", "backpack", "func", "loop")
 MOST_COVARIANCE_PARAMETERS = 4096
@@ -140,7 +141,7 @@ def _statistic(
     _check(statistic, head, features, sizes, names)
     method = _choose(head, features, names, method)
     differentiable = torch.is_grad_enabled()
-    with _differentiating(features.device.type):
+    with _differentiating(features.device):
         features, labels = _ordinary(features), _ordinary(labels)
         if not differentiable:
             features = features.detach()
@@ -155,7 +156,7 @@ def _statistic(
 
 
 @contextmanager
-def _differentiating(device: str) -> Iterator[None]:
+def _differentiating(device: torch.device) -> Iterator[None]:
     """Where all is differentiable twice, whatever mode the caller is in, and in full precision.
 
     Variances are differences of two moments, of which reduced precision would leave nothing.
@@ -164,7 +165,7 @@ def _differentiating(device: str) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autocast(device, enabled=False),
+        full_precision(device),
         sdpa_kernel(SDPBackend.MATH),
     ):
         yield

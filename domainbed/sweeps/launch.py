@@ -28,7 +28,7 @@ from domainbed.sweeps.jobs import in_hand
 from domainbed.sweeps.status import Status, status_of
 from domainbed.sweeps.store import Store, planned_run
 from domainbed.training import run
-from domainbed.training.machine import choose_device
+from domainbed.training.machine import choose_device, require_precision
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Launch:
 
     def _check_device(self) -> None:
         if self.blocking:  # else it is chosen where a run is done, which this machine is not
-            choose_device(self.config.device)
+            require_precision(self.config.precision, choose_device(self.config.device))
 
     def _unwritten(self, spec: RunSpec, error: str) -> dict[str, str]:
         """The last line of a failed run's error by its id, if it cannot be written down."""

@@ -22,6 +22,7 @@ from domainbed.datasets import (
 from domainbed.datasets.domain import Domain, Minibatch
 from domainbed.datasets.foreign import domains_of
 from domainbed.errors import UserError, reason_of
+from domainbed.precision import tf32_products
 from domainbed.run_fields import RunOptions
 from domainbed.seeding import seed_everything, stage_seed
 from domainbed.spec import RunSpec
@@ -114,7 +115,7 @@ class Experiment:
             # No cache of cast weights: an update that steps several times (Fish) would go on
             # with the weights from before its first step.
             return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
-        return nullcontext()
+        return tf32_products() if self.spec.precision == "tf32" else nullcontext()
 
     def minibatches(self, steps: range) -> Iterator[list[Minibatch]]:
         """For each step one (x, y) per training domain: x (B, *input_shape), y (B,)."""

@@ -16,6 +16,7 @@ import torch
 
 import domainbed
 from domainbed.errors import UserError
+from domainbed.precision import convolutions_in_tf32, products_in_tf32
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,22 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def require_precision(precision: str, device: torch.device) -> None:
+    """Refuses to train in what the device cannot compute in.
+
+    Raises:
+        UserError: it has no TF32.
+    """
+    on_gpu = device.type == "cuda"
+    if precision == "tf32" and not (on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)):
+        here = torch.cuda.get_device_name(device) if on_gpu else device.type
+        raise UserError(
+            f"precision is 'tf32', which NVIDIA GPUs have from Ampere on, and the device is {here}:"
+            " choose float32 or bf16",
+            "precision",
+        )
+
+
 @contextmanager
 def process_set_up(threads: int | None = None) -> Iterator[None]:
     """Sets what PyTorch holds for the whole process as every run finds it.
@@ -66,6 +83,8 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
     torch.backends.mkldnn.enabled = True  # type: ignore[assignment]  # a property of the module
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = True  # as published numbers were made
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(threads or usual)
     before = _process_settings()
     try:
@@ -90,6 +109,8 @@ def _process_settings() -> dict[str, Any]:
         "mkldnn": torch.backends.mkldnn.enabled,
         "cudnn's determinism": torch.backends.cudnn.deterministic,
         "cudnn's benchmark": torch.backends.cudnn.benchmark,
+        "TF32 in convolutions": convolutions_in_tf32(),
+        "TF32 in matrix products": products_in_tf32(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
     }
 

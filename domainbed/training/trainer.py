@@ -36,7 +36,14 @@ from domainbed.training.experiment import Experiment, build
 from domainbed.training.history import History
 from domainbed.training.initial_weights import set_initial_weights
 from domainbed.training.kept_weights import KeptWeights
-from domainbed.training.machine import describe, package_version, peak_memory, process_set_up
+from domainbed.training.machine import (
+    choose_device,
+    describe,
+    package_version,
+    peak_memory,
+    process_set_up,
+    require_precision,
+)
 from domainbed.training.progress import ProgressTable
 from domainbed.training.recorded_splits import RecordedSplits
 from domainbed.training.saved_predictions import save_predictions
@@ -82,6 +89,7 @@ def run(
             return
         with process_set_up(began.get("threads")):
             with stopping_at_once():
+                require_precision(spec.precision, choose_device(options.device))
                 experiment = build(spec, options)
             trainer = Trainer(experiment, folder, options, began, echo, on_step)
             with trainer.tracked():

@@ -58,7 +58,11 @@ def test_defaults_are_the_published_protocol(write):
         ("test_envs:\n- [0]\n- [0, 1, 2]", 6, "a training domain left"),
         ("test_envs: [[a]]", 4, "field 'test_envs[0][0]': expected a whole number"),
         ("task: chess", 4, "field 'task': expected one of domain_generalization, domain_ad"),
-        ("precision: half", 4, "field 'precision': expected one of float32, bf16, found 'half'"),
+        (
+            "precision: half",
+            4,
+            "field 'precision': expected one of float32, bf16, tf32, found 'half'",
+        ),
         ("task: domain_adaptation\nuda_holdout_fraction: 0", 5, "is 0.0: expected more than 0"),
         ("checkpoint_freq: '3'", 4, "expected a whole number from 1 on, found '3'"),
         ("checkpoint_freq: true", 4, "expected a whole number from 1 on, found True"),

@@ -1,0 +1,53 @@
+"""What a machine can do, and what a process's settings are as a run begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from domainbed.errors import UserError
+from domainbed.precision import convolutions_in_tf32, products_in_tf32
+from domainbed.run_fields import RunOptions
+from domainbed.spec import RunSpec
+from domainbed.training.machine import process_set_up, require_precision
+from domainbed.training.trainer import run
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_tf32_takes_a_gpu_that_has_it(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    require_precision("float32", GPU)
+    require_precision("bf16", GPU)
+    if capability >= (8, 0):
+        require_precision("tf32", GPU)
+        return
+    with pytest.raises(UserError, match=r"from Ampere on, and the device is Tesla T4: choose"):
+        require_precision("tf32", GPU)
+
+
+def test_a_cpu_has_no_tf32(tmp_path: Path) -> None:
+    spec = RunSpec.create("ColoredDigits", "ERM", [0], precision="tf32", steps=1)
+    with pytest.raises(UserError, match="the device is cpu: choose float32 or bf16") as caught:
+        run(spec, tmp_path, RunOptions(device="cpu"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_a_run_finds_tf32_as_published_numbers_were_made(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = True
+    with process_set_up():
+        assert convolutions_in_tf32()
+        assert not products_in_tf32()
+        torch.backends.cuda.matmul.allow_tf32 = True
+    assert "code of this run changed TF32 in matrix products" in caplog.text
+    torch.backends.cuda.matmul.allow_tf32 = False
