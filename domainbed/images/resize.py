@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from domainbed.precision import full_precision
+
 IMAGE_SIZE = 224
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -41,8 +43,9 @@ def resize_boxes(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     top, left, height, width = boxes.unbind(1)
     rows = _weights(top, height, images.size(1)).unsqueeze(1)  # (B, 1, 224, H)
     columns = _weights(left, width, images.size(2)).unsqueeze(1)
-    x = (x @ columns.transpose(-1, -2)).round_()
-    return (rows @ x).round_()
+    with full_precision(images.device):  # an evaluation reads images in the run's precision
+        x = (x @ columns.transpose(-1, -2)).round_()
+        return (rows @ x).round_()
 
 
 def _weights(start: torch.Tensor, length: torch.Tensor, stored: int) -> torch.Tensor:

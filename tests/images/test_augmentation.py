@@ -162,6 +162,14 @@ def test_together_is_as_one_by_one():
     assert difference.max() < 2.01
 
 
+def test_the_precision_of_a_run_changes_no_pixel():
+    """An evaluation reads its images where the network computes in bf16, say."""
+    images = pictures(count=3)
+    expected = preprocess(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(preprocess(images), expected)
+
+
 def test_each_step_by_hand():
     """One image of known parameters, from the operations themselves."""
     image = pictures(count=1)[0]
