@@ -30,6 +30,7 @@ from domainbed.dimensions import (
     weight_decay,
     with_defaults,
 )
+from domainbed.transfer import sent
 
 
 def gradient_penalty(total: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -188,7 +189,7 @@ class DANN(PooledAlgorithm):
         if not self.hparams["grad_penalty"]:
             return loss
         if with_defaults(self.options, self.hparams)["grad_penalty_of"] == "softmax":
-            total = (scores.softmax(dim=1) * torch.tensor(sizes, device=z.device)).sum()
+            total = (scores.softmax(dim=1) * sent(torch.tensor(sizes), z.device)).sum()
         else:
             total = losses.sum()
         return loss + self.hparams["grad_penalty"] * gradient_penalty(total, z)

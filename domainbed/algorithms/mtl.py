@@ -13,6 +13,7 @@ from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm, trains_batch_norm
 from domainbed.algorithms.readings import DOMAINBED, reading, two_readings
 from domainbed.dimensions import Choice
+from domainbed.transfer import sent
 
 
 def beside(features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
@@ -108,7 +109,7 @@ class MTL(PooledAlgorithm):
 
     def noise(self, z: torch.Tensor, draws: Draws) -> torch.Tensor:
         """Numbers from N(0, 1) in the shape of features (B, d)."""
-        return draws.normal(*z.shape).to(z)
+        return sent(draws.normal(*z.shape).to(z.dtype), z.device)
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Of a batch of one domain: (B, *input_shape) to (B, C)."""

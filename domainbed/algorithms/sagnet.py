@@ -16,6 +16,7 @@ from domainbed.algorithms.pooled import PooledAlgorithm
 from domainbed.dimensions import LogUniform
 from domainbed.errors import UserError
 from domainbed.precision import full_precision
+from domainbed.transfer import sent
 
 EPSILON = 1e-5
 
@@ -138,8 +139,8 @@ class SagNet(PooledAlgorithm):
 
     def randomised(self, z: torch.Tensor, what: str) -> torch.Tensor:
         """The features (N, d) with random "style" or "content"; the weights are drawn for both."""
-        weights = self.draws.uniform(len(z), 1).to(z.device)
-        other = self.draws.permutation(len(z)).to(z.device)
+        weights = sent(self.draws.uniform(len(z), 1), z.device)
+        other = sent(self.draws.permutation(len(z)), z.device)
         # In full precision: a variance of bfloat16 numbers is mostly rounding.
         with full_precision(z.device):
             full = z.to(torch.promote_types(z.dtype, torch.float32))

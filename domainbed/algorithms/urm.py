@@ -26,6 +26,7 @@ from domainbed.dimensions import (
     LogUniform,
     Uniform,
 )
+from domainbed.transfer import sent
 
 ACTIVATIONS: dict[str, tuple[type[nn.Module], float, float]] = {
     "tanh": (nn.Tanh, -1.0, 1.0),
@@ -149,7 +150,7 @@ class URM(ERM):
     def discriminator_loss(self, z: torch.Tensor) -> torch.Tensor:
         """Of the discriminator's step, on features (N, d)."""
         low, high = self.interval
-        noise = (high - low) * self.draws.uniform(*z.shape).to(z) + low
+        noise = (high - low) * sent(self.draws.uniform(*z.shape).to(z.dtype), z.device) + low
         ones, zeros = self.labels(z)
         of_noise = noise_loss(self.discriminator(noise), ones)
         of_features = noise_loss(self.discriminator(z), zeros)
@@ -160,5 +161,7 @@ class URM(ERM):
         smoothing = self.hparams["urm_discriminator_label_smoothing"]
         if not smoothing:
             return z.new_ones(len(z)), z.new_zeros(len(z))
-        ones, zeros = (smoothing * self.draws.uniform(len(z)).to(z) for _ in range(2))
+        ones, zeros = (
+            sent(smoothing * self.draws.uniform(len(z)).to(z.dtype), z.device) for _ in range(2)
+        )
         return ones + 1 - smoothing, zeros

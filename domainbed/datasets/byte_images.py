@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from domainbed.datasets.domain import Domain, Draw, Minibatch, on_device
+from domainbed.transfer import sent
 
 
 class ByteImages(TensorDataset):
@@ -67,7 +68,7 @@ class ByteDomain(Domain):
     def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
         here = self._dataset
         for draw in draws:
-            chosen = draw.indices.to(self.device, non_blocking=True)
+            chosen = sent(draw.indices, self.device)
             shown = None if here.shown is None else here.shown[chosen]
             x = pixels(here.levels[chosen], shown)
             yield on_device(x, self.device), here.labels[chosen]

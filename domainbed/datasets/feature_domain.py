@@ -16,6 +16,7 @@ from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
 from domainbed.features import Images, StoredFeatures, open_features
 from domainbed.run_fields import FeatureSource
+from domainbed.transfer import sent
 
 
 class FeatureDomain(TensorDomain):
@@ -32,7 +33,7 @@ class FeatureDomain(TensorDomain):
     def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
         """See `Domain`. x is (B, d) float32."""
         for draw in draws:
-            chosen, views = (v.to(self.device) for v in (draw.indices, self._views(draw)))
+            chosen, views = (sent(v, self.device) for v in (draw.indices, self._views(draw)))
             yield self._x[chosen, views].float(), self._y[chosen]
 
     def _views(self, draw: Draw) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from domainbed.datasets.domain import Domain, Draw, Minibatch, on_device
+from domainbed.transfer import sent
 
 
 class TensorDomain(Domain):
@@ -34,7 +35,7 @@ class TensorDomain(Domain):
 
     def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
         for draw in draws:
-            chosen = draw.indices.to(self.device, non_blocking=True)
+            chosen = sent(draw.indices, self.device)
             yield self._gathered(chosen), self._y[chosen]
 
     def _gathered(self, chosen: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from domainbed.images.transforms import (
     JITTER_OPERATIONS,
     Crop,
 )
+from domainbed.transfer import sent
 
 _ATTEMPTS = 10  # of torchvision, before it crops centrally
 
@@ -144,8 +145,8 @@ def preprocess_each(images: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def preprocess(images: torch.Tensor) -> torch.Tensor:
     """As `preprocess_each`, (B, H, W, 3) uint8 at once: for GPUs."""
-    boxes = torch.tensor([[0, 0, images.size(1), images.size(2)]], device=images.device)
-    return _finished(resize_boxes(images, boxes))
+    boxes = torch.tensor([[0, 0, images.size(1), images.size(2)]])
+    return _finished(resize_boxes(images, sent(boxes, images.device)))
 
 
 def augment_each(images: Sequence[torch.Tensor], augmentation: Augmentation) -> torch.Tensor:
@@ -196,9 +197,9 @@ def _planes(count: int) -> torch.Tensor:
 def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
     """As `augment_each`, (B, H, W, 3) uint8 at once: for GPUs. Both agree up to rounding."""
     device = images.device
-    x = resize_boxes(images, augmentation.boxes.to(device, non_blocking=True))
+    x = resize_boxes(images, sent(augmentation.boxes, device))
     x = torch.where(_per_image(augmentation.flip, device), x.flip(-1), x)
-    factors = augmentation.factors.to(device, non_blocking=True)[:, :, None, None, None]
+    factors = sent(augmentation.factors, device)[:, :, None, None, None]
     for rows_of_operation in _turns(augmentation.order, device):
         for number, rows in enumerate(rows_of_operation):
             part = JITTER_OPERATIONS[number](x[rows], factors[rows, number])
@@ -209,14 +210,14 @@ def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
 
 def _turns(order: torch.Tensor, device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
     """For each of the four turns, and for each operation, the images that have it then."""
-    rows = order.argsort(dim=0).to(device, non_blocking=True)
+    rows = sent(order.argsort(dim=0), device)
     for turn in range(order.size(1)):
         counts = order[:, turn].bincount(minlength=len(JITTER_OPERATIONS)).tolist()
         yield rows[:, turn].split(counts)
 
 
 def _per_image(flags: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return flags.to(device, non_blocking=True)[:, None, None, None]
+    return sent(flags, device)[:, None, None, None]
 
 
 def _finished(x: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,8 @@ from functools import lru_cache
 
 import torch
 
+from domainbed.transfer import sent
+
 Factor = float | torch.Tensor
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -94,5 +96,5 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
 @lru_cache
 def _scale_and_offset(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Each (3, 1, 1)."""
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (_MEAN, _STD))
+    mean, std = (sent(torch.tensor(v), device)[:, None, None] for v in (_MEAN, _STD))
     return 1 / (255 * std), -mean / std

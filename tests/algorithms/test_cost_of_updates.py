@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from fractions import Fraction
 
 import pytest
 import torch
+from far_device import FAR, sent_far
 from helpers import build, random_minibatches, switching_at
 from torch.nn.modules.module import register_module_forward_hook
 from torch.optim.optimizer import (
@@ -124,3 +125,53 @@ def test_counts_stay_on_the_cpu(name: str) -> None:
     }
     assert {own.device.type for own in named.values()} <= {"cpu"}
     assert all(p.device.type == "meta" for p in algorithm.parameters())
+
+
+ASKED = "Cannot copy out of meta|Tensor.item"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_waits_for_what_is_sent_to_a_gpu(name: str) -> None:
+    algorithm = build(name, len(SIZES), shape=SHAPE, **switching_at(0, name)).to(FAR)
+    minibatches = [(x.to(FAR), y.to(FAR)) for x, y in random_minibatches(SIZES, shape=SHAPE)]
+    asks = pytest.raises((NotImplementedError, RuntimeError), match=ASKED)
+    with sent_far() as sent:
+        with asks if name in WAITS else nullcontext():
+            for _ in range(CYCLE):
+                algorithm.update(minibatches)
+        if name != "T3A":  # keeps as many templates as their content tells
+            base.predictor_of(algorithm.eval())(minibatches[0][0])
+    assert sent.waited == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_waits_for_a_gpu(name: str) -> None:
+    algorithm = build(name, len(SIZES), shape=SHAPE, **switching_at(0, name)).to("cuda")
+    minibatches = [(x.cuda(), y.cuda()) for x, y in random_minibatches(SIZES, shape=SHAPE)]
+    algorithm.update(minibatches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.raises(RuntimeError) if name in WAITS else nullcontext():
+            for _ in range(CYCLE):
+                algorithm.update(minibatches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x, far: x.to(far),
+        lambda x, far: far.new_empty(3).copy_(x),
+        lambda x, far: far[x.long()],
+        lambda x, far: torch.tensor([1.0], device=far.device),
+    ],
+)
+def test_what_waits_is_found(waits: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+    x, far = torch.ones(3), torch.ones(3, device=FAR)
+    with sent_far() as sent:
+        x.to(FAR, non_blocking=True) + far[x.to(FAR, non_blocking=True).long()]
+        assert sent.waited == []
+        waits(x, far)
+    assert len(sent.waited) == 1

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from far_device import FAR, sent_far
 from image_files import write_folder
 from torch.utils.data import Dataset, TensorDataset
 
@@ -160,6 +161,17 @@ def test_to_a_gpu(domain: Domain) -> None:
             assert torch.allclose(x.cpu(), expected, atol=0.02)
             assert torch.equal(y.cpu(), labels)
     assert moved.labels.device == CPU
+
+
+@all_kinds
+@pytest.mark.parametrize("augment", [False, True])
+def test_nothing_waits_for_what_is_sent_to_a_gpu(domain: Domain, augment: bool) -> None:
+    far = domain.to(FAR)
+    with sent_far() as sent:
+        batches = list(far.batches(draws(augment)))
+    assert {t.device for pair in batches for t in pair} == {FAR}
+    assert [len(y) for _, y in batches] == [3, 2]
+    assert sent.waited == []
 
 
 @all_kinds
