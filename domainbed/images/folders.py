@@ -17,13 +17,13 @@ def folders(path: Path) -> list[Path]:
     Raises:
         UserError: `path` cannot be read.
     """
-    inside = (name for name, is_folder in entries(path) if is_folder and not _is_junk(name))
-    return sorted(path / name for name in inside)
+    return [path / name for name in folder_names(path)]
 
 
 def folder_names(path: Path) -> list[str]:
     """Their names alone."""
-    return [folder.name for folder in folders(path)]
+    inside = entries(path)
+    return sorted(name for name, is_folder in inside if is_folder and not _is_junk(name))
 
 
 def images(path: Path) -> list[Path]:

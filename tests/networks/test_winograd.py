@@ -30,7 +30,7 @@ def calls(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("size", [(64, 28), (1, 28), (3, 9), (2, 1)])
+@pytest.mark.parametrize("size", [(64, 28), (1, 28), (3, 23)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_predictions_are_the_same_up_to_rounding(network, calls, size, layout):
     batch, side = size
@@ -60,4 +60,5 @@ def test_training_goes_through_pytorch_s_own(network, calls):
         with torch.autocast("cpu", torch.bfloat16):
             network.eval()(x)
         network.double()(x.double())
+        network.float()(x[:, :, :22, :22])
     assert calls == []
