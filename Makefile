@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := constraints.txt
-# Processes that test; each has one thread.
+# Processes that test; each has one thread. They start hundreds, which share their bytecode.
 WORKERS ?= auto
 # Holds the datasets.
 DATA ?= data
@@ -43,7 +43,7 @@ typecheck: .venv/installed-dev  ## mypy on the package
 	$(BIN)/mypy
 
 unit: .venv/installed-dev  ## the tests, in parallel
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-misuse: .venv/installed-dev  ## wrong inputs of all kinds, each in one line
 	$(BIN)/python -m pytest tests/misuse -m '' -n $(WORKERS) --dist worksteal

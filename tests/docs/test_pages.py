@@ -35,7 +35,17 @@ MARKER = re.compile(r"<!-- (file|shortened|not run): (.+) -->\n+$")
 TEXT_ONLY = {"", "csv", "toml"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+SLOW = {"add_a_dataset", "backbones", "clusters", "data_path", "diagnostics", "sweeps"}
+"""Pages whose commands take minutes in all."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.stem in SLOW else (), id=page.stem)
+        for page in PAGES
+    ],
+)
 def test_the_snippets_of_a_page_run(page, workspace, request):
     if re.search(r'data_dir data\b|\("data"\)', page.read_text()):
         request.getfixturevalue("data_dir")
