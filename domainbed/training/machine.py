@@ -83,7 +83,7 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
     torch.backends.mkldnn.enabled = True  # type: ignore[assignment]  # a property of the module
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = True  # as published numbers were made
+    torch.backends.cudnn.allow_tf32 = True  # both as PyTorch has them by default
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(threads or usual)
     before = _process_settings()

@@ -137,7 +137,7 @@ def test_nothing_waits_for_what_is_sent_to_a_gpu(name: str) -> None:
     asks = pytest.raises((NotImplementedError, RuntimeError), match=ASKED)
     with sent_far() as sent:
         with asks if name in WAITS else nullcontext():
-            for _ in range(CYCLE):
+            for _ in range(3):
                 algorithm.update(minibatches)
         if name != "T3A":  # keeps as many templates as their content tells
             base.predictor_of(algorithm.eval())(minibatches[0][0])

@@ -40,7 +40,7 @@ def test_a_cpu_has_no_tf32(tmp_path: Path) -> None:
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_a_run_finds_tf32_as_published_numbers_were_made(
+def test_a_run_finds_tf32_as_pytorch_has_it_by_default(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     torch.backends.cudnn.allow_tf32 = False
