@@ -7,7 +7,7 @@ from statistics import median
 
 import torch
 from plain import PlainCNN, PlainERM
-from side_by_side import Row, in_turns, machine, ratio, table
+from side_by_side import Row, add_device, in_turns, machine, ratio, table
 from torch.utils.data import TensorDataset
 from train_step import Case
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=2048, help="that are timed")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     args = parser.parse_args()
     print(machine(args.device), table(rows(args.images, args.rounds, args.device)), sep="\n\n")
 

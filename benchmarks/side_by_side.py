@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
@@ -52,6 +53,23 @@ def table(rows: Iterable[Row]) -> str:
     """In Markdown."""
     lines = [HEADER, ["---"] * len(HEADER), *(row.cells() for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The flag --device: by itself a GPU where there is one; refused where it is not there."""
+    import torch
+
+    from domainbed.errors import UserError
+    from domainbed.training.machine import choose_device
+
+    def there(name: str) -> str:
+        try:
+            return str(choose_device(name))
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None
+
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=there, default=usual, help="cpu or cuda")
 
 
 def machine(device: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from plain import PlainCNN, PlainERM, plain_resnet
-from side_by_side import Row, in_turns, machine, ratio, table
+from side_by_side import Row, add_device, in_turns, machine, ratio, table
 from torch import nn
 
 from domainbed.algorithms import ALGORITHMS
@@ -205,7 +205,7 @@ def main() -> None:
     )
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[None], help="per domain")
     parser.add_argument("--algorithms", nargs="*", choices=trained(), default=trained())
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     rows: list[Row] = []

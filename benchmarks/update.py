@@ -20,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from side_by_side import add_device
 from torch import nn
 from torch.nn import functional as F
 
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=2)
     parser.add_argument("--size", type=int, default=28, help="side of the images")
     parser.add_argument("--classes", type=int, default=2)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     args = parser.parse_args()
     shape = (args.channels, args.size, args.size)
     setting = Setting(args.domains, args.batch_size, shape, args.classes, args.device)
