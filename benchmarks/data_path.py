@@ -13,19 +13,23 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from side_by_side import Row, in_turns, ratio, table
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from domainbed.cores import usable_cores
 from domainbed.datasets import domains_of, load_dataset
 from domainbed.training.minibatches import IndexDraws, minibatches
 
 DOMAINS = range(3)
+GPU_STEPS = 10  # in a round
 STEPS = range(10**9)
 
 
@@ -40,19 +44,28 @@ def main() -> None:
         print(f"no PACS in {args.data_dir!r}: nothing is measured")
         return
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["DOMAINBED_CACHE_DIR"] = cache
+    with own_cache():
+        place = (args.data_dir, args.batch_size, "cpu")
         sources = {
             "plain PIL": plain(args),
-            "exact": ours(args, "cpu"),
-            "fast, raw": ours(args, "cpu", data_path="fast"),
-            "fast, jpeg": ours(args, "cpu", data_path="fast", packed_format="jpeg"),
+            "exact": ours(*place),
+            "fast, raw": ours(*place, data_path="fast"),
+            "fast, jpeg": ours(*place, data_path="fast", packed_format="jpeg"),
         }
         images = args.batch_size * len(DOMAINS) * args.steps
         seconds = measure(sources, args.steps, args.rounds, time.process_time)
         print_table({name: images / each for name, each in seconds.items()})
         if torch.cuda.is_available():
-            compare_on_gpu(args)
+            rows = rows_on_a_gpu(args.data_dir, args.batch_size, args.rounds)
+            print(table(rows))
+
+
+@contextmanager
+def own_cache() -> Iterator[None]:
+    """Where packed images go, and are removed at the end."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["DOMAINBED_CACHE_DIR"] = cache
+        yield
 
 
 def plain(args: argparse.Namespace) -> Iterator[Any]:
@@ -75,10 +88,12 @@ def plain(args: argparse.Namespace) -> Iterator[Any]:
     return zip(*loaders)
 
 
-def ours(args: argparse.Namespace, device: str, threads: int = 0, **hparams: Any) -> Iterator[Any]:
-    dataset = load_dataset("PACS", args.data_dir, [3], hparams, trial_seed=0)
+def ours(
+    data_dir: str, batch_size: int, device: str, threads: int = 0, **hparams: Any
+) -> Iterator[Any]:
+    dataset = load_dataset("PACS", data_dir, [3], hparams, trial_seed=0)
     domains = [domain.to(torch.device(device)) for domain in domains_of(dataset)]
-    draws = [IndexDraws(range(len(domains[i])), args.batch_size, 0, i) for i in DOMAINS]
+    draws = [IndexDraws(range(len(domains[i])), batch_size, 0, i) for i in DOMAINS]
     return minibatches(domains, draws, STEPS, DOMAINS, workers=threads)
 
 
@@ -102,28 +117,31 @@ def print_table(rates: dict[str, float]) -> None:
         print(f"| {name} | {rate:.0f} | {rate / rates['plain PIL']:.1f} |")
 
 
-def compare_on_gpu(args: argparse.Namespace) -> None:
-    """Seconds of a step of ResNet-50, with minibatches of the fast path and with one that stays."""
+def rows_on_a_gpu(data_dir: str, batch_size: int, rounds: int) -> list[Row]:
+    """A step of ResNet-50 with minibatches of the fast path, beside one with one that stays."""
     from torchvision.models import resnet50
 
     network = resnet50().cuda().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-5)
-    fast = ours(args, "cuda", threads=min(8, os.cpu_count() or 1), data_path="fast")
+    threads = min(8, usable_cores())
+    fast = ours(data_dir, batch_size, "cuda", threads=threads, data_path="fast")
 
     def step(batches: Any) -> None:
         x, y = (torch.cat(tensors) for tensors in zip(*batches))
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(network(x), y).backward()
         optimizer.step()
-        torch.cuda.synchronize()
 
     stays = next(fast)
-    work = {
-        "one minibatch that stays": (step(stays) for _ in STEPS),
-        "fast path": (step(each) for each in fast),
+    tasks = {
+        "stays": lambda: [step(stays) for _ in range(GPU_STEPS)],
+        "fast": lambda: [step(next(fast)) for _ in range(GPU_STEPS)],
     }
-    for name, each in measure(work, 10, args.rounds, time.perf_counter).items():
-        print(f"ResNet-50, {name}: {each / 10:.4f} s a step")
+    seconds = in_turns(tasks, rounds, torch.cuda.synchronize)
+    here, there = (1e3 * median(seconds[name]) / GPU_STEPS for name in ("fast", "stays"))
+    what = f"step of ResNet-50, {len(DOMAINS)} × {batch_size} of PACS: fast path, {threads} threads"
+    said = f"{ratio(seconds, 'stays', 'fast'):.2f} times"
+    return [Row(f"{what}; one minibatch that stays", here, there, "ms", said)]
 
 
 if __name__ == "__main__":

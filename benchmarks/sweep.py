@@ -8,30 +8,50 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from side_by_side import Row, in_turns, machine, process, ratio, table
 
 from domainbed.cores import usable_cores
 
 
-def by_workers(runs: int, steps: int, workers: int) -> None:
+def launched(config: dict[str, Any], *flags: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config = {
-            "datasets": ["ColoredDigits"],
-            "algorithms": ["ERM"],
-            "test_envs": [[0], [1], [2]],
-            "trials": 1,
-            "hparams_seeds": runs // 3,
-            "steps": steps,
-            "checkpoint_freq": steps,
-            "hparams": {"batch_size": 32},
-            "keep": "none",
-            "output_dir": str(Path(folder) / "sweep"),
-        }
         file = Path(folder) / "sweep.yaml"
-        file.write_text(json.dumps(config))
-        process("-m", "domainbed", "sweep", "launch", str(file), "--skip_confirmation",
-                "--workers", str(workers))  # fmt: skip
+        whole = {"keep": "none", "output_dir": str(Path(folder) / "sweep"), **config}
+        file.write_text(json.dumps(whole))
+        process("-m", "domainbed", "sweep", "launch", str(file), "--skip_confirmation", *flags)
+
+
+def by_workers(runs: int, steps: int, workers: int) -> None:
+    config = {
+        "datasets": ["ColoredDigits"],
+        "algorithms": ["ERM"],
+        "test_envs": [[0], [1], [2]],
+        "trials": 1,
+        "hparams_seeds": runs // 3,
+        "steps": steps,
+        "checkpoint_freq": steps,
+        "hparams": {"batch_size": 32},
+    }
+    launched(config, "--workers", str(workers))
+
+
+def on_a_gpu(runs: int, steps: int, at_a_time: int, data_dir: str) -> None:
+    config = {
+        "datasets": ["ColoredMNIST"],
+        "algorithms": ["ERM"],
+        "test_envs": [[2]],
+        "trials": 1,
+        "hparams_seeds": runs,
+        "steps": steps,
+        "checkpoint_freq": steps,
+        "hparams": {"batch_size": 64},
+        "data_dir": data_dir,
+        "device": "cuda",
+        "launcher": {"name": "local", "gpu_ids": [0], "runs_per_gpu": at_a_time},
+    }
+    launched(config)
 
 
 def by_processes(runs: int, steps: int) -> None:
@@ -65,6 +85,19 @@ def rows(runs: int, steps: int, rounds: int) -> list[Row]:
         Row(f"{what}, one worker", medians["one"], medians["plain"], "s",
             f"{ratio(seconds, 'plain', 'one'):.2f} times"),
     ]  # fmt: skip
+
+
+def rows_on_a_gpu(runs: int, steps: int, rounds: int, data_dir: str) -> list[Row]:
+    """Runs that share a GPU, beside one at a time; from the start of the sweep to its end."""
+    tasks = {
+        "one": lambda: on_a_gpu(runs, steps, 1, data_dir),
+        "shared": lambda: on_a_gpu(runs, steps, runs, data_dir),
+    }
+    seconds = in_turns(tasks, rounds, warm=False)
+    medians = {name: median(taken) for name, taken in seconds.items()}
+    what = f"{runs} runs of {steps} steps on ColoredMNIST, one GPU, runs_per_gpu {runs}; 1"
+    said = f"{ratio(seconds, 'one', 'shared'):.2f} times"
+    return [Row(what, medians["shared"], medians["one"], "s", said)]
 
 
 def main() -> None:
