@@ -33,13 +33,12 @@ from domainbed.training.checkpoint import Progress
 from domainbed.training.claim import claim
 from domainbed.training.evaluation import EvaluationSplit, Value
 from domainbed.training.experiment import Experiment, build
+from domainbed.training.facts import args_of, write_environment
 from domainbed.training.history import History
 from domainbed.training.initial_weights import set_initial_weights
 from domainbed.training.kept_weights import KeptWeights
 from domainbed.training.machine import (
     choose_device,
-    describe,
-    package_version,
     peak_memory,
     process_set_up,
     require_precision,
@@ -274,7 +273,7 @@ class Trainer:
             self.algorithm.on_start()
         # A kill may have come between a record and its checkpoint, or within the record's line.
         write_text(self.folder.results, "".join(progress.records))
-        self._write_environment(progress)
+        write_environment(self.folder, self.experiment, self.began, progress)
         self._begin_tracking(progress)
         return progress
 
@@ -382,47 +381,11 @@ class Trainer:
         self.kept.at_end(self.experiment, self.averages, self._args())
         if self.options.save_predictions:
             save_predictions(self.experiment, self.folder, self.options.data_dir)
-        self._write_environment(progress)
+        write_environment(self.folder, self.experiment, self.began, progress)
         check_guard(self.folder.path)
         self.folder.errors.unlink(missing_ok=True)
         write_text(self.folder.done, "done")
         checkpoint.remove(self.folder)
 
     def _args(self) -> dict[str, Any]:
-        """What defines the run, and where it ran, under DomainBed's names and some more."""
-        values = self.spec.as_json()
-        fixed = values.pop("fixed_hparams")
-        return {
-            **values,
-            "hparams": json.dumps(fixed) if fixed else None,
-            "run_id": self.spec.run_id,
-            "torch": package_version("torch"),
-            "environments": self.experiment.domain_names,
-            **self._test_domains(),
-            "data_dir": self.options.data_dir,
-            "output_dir": str(self.folder.path),
-            "skip_model_save": self.options.weights == "none",
-            "save_model_every_checkpoint": self.options.weights == "all",
-            **({"stages": self.stages} if self.stages > 1 else {}),
-        }
-
-    def _test_domains(self) -> dict[str, list[int]]:
-        """What the dataset is evaluated on, for the tables, where that is not each domain."""
-        declared = self.experiment.dataset.test_domains
-        return {} if declared is None else {"test_domains": list(declared)}
-
-    def _write_environment(self, progress: Progress) -> None:
-        """The environment that the run began in stays; that of a later session stands beside."""
-        now = describe(self.experiment.device)
-        first = {name: self.began.get(name, value) for name, value in now.items()}
-        resumed = [*self.began.get("resumed", [])]
-        if progress.has_begun and self.began and now != first and now not in resumed:
-            resumed.append(now)
-        facts = {
-            **first,
-            "protocol": self.spec.protocol,
-            "protocol_version": self.spec.protocol_version,
-            "resumed": resumed,
-            "seconds": progress.seconds,
-        }
-        write_text(self.folder.environment, json.dumps(facts, indent=2) + "\n")
+        return args_of(self.experiment, self.folder, self.options, self.stages)
