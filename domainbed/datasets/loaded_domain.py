@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ class LoadedDomain(Domain):
             generator=torch.Generator(),  # else each pass would draw from the run's own source
             pin_memory=self.device.type == "cuda",
             prefetch_factor=2 if workers else None,
+            worker_init_fn=_leave_group,
         )
         for batch in loader:
             if isinstance(batch, UserError):
@@ -49,6 +51,15 @@ class LoadedDomain(Domain):
         if self.device.type == "cpu":
             return x, y
         return on_device(x, self.device), y.to(self.device, non_blocking=True)
+
+
+def _leave_group(worker: int) -> None:
+    """Ctrl-C, and torchrun's signals, go to a group of processes, and ask the run to stop.
+
+    Its step under way still needs those that read: they end when the run does.
+    """
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 class _Batches(Dataset[Any]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from domainbed.datasets import (
 )
 from domainbed.datasets.domain import Domain, Draw, evaluation_draws
 from domainbed.datasets.foreign import ForeignDomain
+from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 from domainbed.seeding import augmentation_seed, batch_augmentation_seed
 
@@ -114,6 +116,25 @@ def test_workers_change_nothing(domain: Domain, augment: bool) -> None:
     alone = list(domain.batches(draws(augment)))
     assert_same(domain.batches(draws(augment)), alone)
     assert_same(domain.batches(draws(augment), workers=2), alone)
+
+
+class Groups(LoadedDomain):
+    """Images whose label is the group of the process that reads them."""
+
+    labels = torch.zeros(N)
+
+    def __len__(self) -> int:
+        return N
+
+    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
+        return torch.zeros(1), os.getpgrp()
+
+
+def test_signals_to_the_group_of_a_run_do_not_reach_its_readers() -> None:
+    (_, alone), _ = Groups().batches(draws(False))
+    (_, groups), _ = Groups().batches(draws(False), workers=1)
+    assert set(alone.tolist()) == {os.getpgrp()}
+    assert os.getpgrp() not in groups.tolist()
 
 
 @all_kinds
