@@ -1,6 +1,7 @@
 """Train one algorithm on one dataset, with one or two domains held out for testing.
 
-A run that was interrupted goes on when the same command is given again.
+A run that was interrupted goes on when the same command is given again. Several GPUs share one run
+where `torchrun` starts it: torchrun --standalone --nproc-per-node 2 -m domainbed train …
 """
 
 from __future__ import annotations
@@ -81,23 +82,28 @@ def main(args: argparse.Namespace) -> int:
     from domainbed.states import DONE
     from domainbed.stopping import Interrupted, stop_signal, stopping_on
     from domainbed.training import run
+    from domainbed.training.ranks import is_first, joined
 
     import_plugins(settings.plugins)
     own = {name: getattr(settings, name) for name in _OF_THE_RUN}
     spec = RunSpec.create(**own, **settings.run_fields())
     folder = RunFolder(settings.output_dir)
     was_done = folder.state() == DONE
-    stopped_by: int = signal.SIGINT
+    stopped_by, speaks = int(signal.SIGINT), True
     try:
         with stopping_on([signal.SIGINT, signal.SIGTERM]):
             try:
-                run(spec, folder, settings.run_options(), echo=True)
+                with joined(settings.device):
+                    speaks = is_first()
+                    run(spec, folder, settings.run_options(), echo=speaks)
             finally:
                 stopped_by = stop_signal() or stopped_by
     except Busy as error:
         raise UserError(f"{error}: wait for it, or choose another --output_dir") from None
     except (Interrupted, KeyboardInterrupt):
-        print(f"\nInterrupted; the same command goes on from {folder.path}", file=sys.stderr)
+        if speaks:
+            print(f"\nInterrupted; the same command goes on from {folder.path}", file=sys.stderr)
         return _STATUS_OF_A_SIGNAL + stopped_by
-    print(f"{'Was finished before' if was_done else 'Finished'}: {folder.results}")
+    if speaks:
+        print(f"{'Was finished before' if was_done else 'Finished'}: {folder.results}")
     return 0

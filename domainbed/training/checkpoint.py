@@ -20,6 +20,7 @@ from domainbed.errors import UserError
 from domainbed.files import check_guard, written_aside
 from domainbed.networks.weights import load_plain
 from domainbed.run_folder import RunFolder
+from domainbed.training.ranks import count
 from domainbed.training.restoring import restore
 from domainbed.training.state import capture, plain_numpy_state
 
@@ -196,4 +197,7 @@ def _set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        states = [s.cpu() for s in state["cuda"]]
+        # Of several processes each goes on, on a GPU of its own, as the first one was.
+        gpus = torch.cuda.device_count()
+        torch.cuda.set_rng_state_all(states[:1] * gpus if count() > 1 else states)

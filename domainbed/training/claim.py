@@ -9,14 +9,15 @@ from domainbed.errors import UserError
 from domainbed.files import write_text
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
+from domainbed.training import checkpoint
 from domainbed.training.machine import package_version
 
 
-def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any]:
+def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any] | None:
     """Writes down whose folder it is, or makes sure that it is this run's.
 
     Returns:
-        The environment that the run began in; empty for a run that begins now.
+        The environment that the run began in; empty for a run that begins now, None if it is done.
 
     Raises:
         UserError: the folder holds another run, or one begun under another PyTorch.
@@ -36,7 +37,8 @@ def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any]:
         raise UserError(f"{folder.path} holds another run ({_first_difference(owner, identity)}): "
                         "choose another --output_dir")  # fmt: skip
     if folder.is_done():
-        return {}
+        checkpoint.remove(folder)  # a kill may have come between the mark and this
+        return None
     began = folder.read_json(folder.environment) or {}
     _refuse_other_torch(folder, began)
     return began

@@ -29,6 +29,8 @@ from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value, splits_to_evaluate
 from domainbed.training.machine import choose_device
 from domainbed.training.minibatches import EpochDraws, IndexDraws, WholeDraws, minibatches
+from domainbed.training.ranks import own_device
+from domainbed.training.shared_passes import share_passes
 from domainbed.training.splits import Split, split_domains, undivided
 
 log = logging.getLogger(__name__)
@@ -197,7 +199,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         UserError: the data is not there, or does not fit the spec; or no such device.
     """
     machine = machine or RunOptions()
-    device = choose_device(machine.device)
+    device = own_device(choose_device(machine.device))
     dataset = dataset_of(spec, machine.data_dir)
     domains = domains_of(dataset)
     _check_data(spec, dataset, len(domains))
@@ -256,7 +258,9 @@ def _new_algorithm(
     algorithm.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if spec.initial_seed != spec.seed:  # what is drawn in training is the run's own
         seed_everything(_of_stage(spec.seed, stage))
-    return algorithm.train()
+    algorithm.train()
+    share_passes(algorithm)
+    return algorithm
 
 
 def _of_stage(seed: int, stage: int) -> int:

@@ -12,6 +12,7 @@ from domainbed.run_folder import RunFolder
 from domainbed.training.checkpoint import Progress
 from domainbed.training.experiment import Experiment
 from domainbed.training.machine import describe, package_version
+from domainbed.training.ranks import count
 
 
 def args_of(
@@ -45,7 +46,7 @@ def write_environment(
     folder: RunFolder, experiment: Experiment, began: Mapping[str, Any], progress: Progress
 ) -> None:
     """The environment that the run began in stays; that of a later session stands beside."""
-    now = describe(experiment.device)
+    now = {**describe(experiment.device), "processes": count()}
     first = {name: began.get(name, value) for name, value in now.items()}
     resumed = [*began.get("resumed", [])]
     if progress.has_begun and began and now != first and now not in resumed:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,7 +28,7 @@ from domainbed.spec import RunSpec
 from domainbed.states import DONE, FAILED, INTERRUPTED
 from domainbed.stopping import Interrupted, stop_requested, stopping_at_once
 from domainbed.trackers import TrackedRun, Trackers
-from domainbed.training import checkpoint
+from domainbed.training import checkpoint, ranks
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
 from domainbed.training.claim import claim
@@ -80,19 +81,21 @@ def run(
     if options.save_predictions:
         require_parquet()  # rather than after hours of training
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-    folder.refuse_foreign()
-    with folder.exclusive():
-        began = claim(folder, spec)
-        if folder.is_done():
-            checkpoint.remove(folder)  # a kill may have come between the mark and this
+    with ranks.own_folder(folder, partial(claim, spec=spec)) as (folder, began):
+        if began is None:
             return
         with process_set_up(began.get("threads")):
             with stopping_at_once():
-                require_precision(spec.precision, choose_device(options.device))
-                experiment = build(spec, options)
+                experiment = ranks.together(partial(_built, spec, options))
+            options = ranks.own_options(options)
             trainer = Trainer(experiment, folder, options, began, echo, on_step)
             with trainer.tracked():
                 trainer.train()
+
+
+def _built(spec: RunSpec, options: RunOptions) -> Experiment:
+    require_precision(spec.precision, choose_device(options.device))
+    return build(spec, options)
 
 
 class Trainer:
@@ -176,7 +179,7 @@ class Trainer:
                 self.on_step(self._steps_taken(progress.stage, step))
             if progress.next_step == self.spec.steps:
                 break
-            if stop_requested():
+            if ranks.any_of_them(stop_requested()):
                 seconds = progress.seconds + time.monotonic() - began
                 self._stop(replace(progress, next_step=step + 1, seconds=seconds))
             step_began = time.monotonic()
@@ -314,6 +317,7 @@ class Trainer:
         Returns:
             the record's line, and whether the algorithm ends the stage there.
         """
+        ranks.align(self.algorithm)
         measured = self._measured(step)
         record: dict[str, Any] = {
             "step": step,
@@ -374,8 +378,9 @@ class Trainer:
         self.kept.after_checkpoint(lines, ended)
 
     def _save_checkpoint(self, progress: Progress) -> None:
-        averages = self.averages.state()
-        checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress, averages)
+        if ranks.is_first():
+            averages = self.averages.state()
+            checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress, averages)
 
     def _finish(self, progress: Progress) -> None:
         self.kept.at_end(self.experiment, self.averages, self._args())

@@ -1,0 +1,158 @@
+"""What `test_ranks.py` starts under `torchrun`: `ranks_worker.py OUT WHAT…`.
+
+WHAT is "runs", "all", or names of `CASES`. Of each case it writes the largest difference between
+shared updates and those of one process, relative to the largest number, and how many rows of a
+batch this process sent through the featurizer.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import build, random_minibatches, switching_at
+from torch import nn
+
+from domainbed.algorithms import ALGORITHMS
+from domainbed.algorithms.base import predictor_of
+from domainbed.errors import UserError
+from domainbed.run_fields import RunOptions
+from domainbed.run_folder import RunFolder
+from domainbed.spec import RunSpec
+from domainbed.stopping import Interrupted, request_stop, stopping_on
+from domainbed.training.ranks import align, joined, number
+from domainbed.training.shared_passes import share_passes
+from domainbed.training.trainer import run
+
+SIZES, UPDATES = (5, 4, 6), 3
+SMALL = {"shape": (2, 8, 8)}
+VECTORS = {"shape": (6,), "mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.5}
+OPTIONS = RunOptions(keep="all", save_predictions=True, device="cpu")
+IMAGES = {"shape": (3, 32, 32), "weights": "none", "resnet18": False, "resnet_dropout": 0.5}
+
+
+def spec_of(**fields: Any) -> RunSpec:
+    hparams = {"batch_size": 9, "mlp_dropout": 0.5, "mlp_width": 8, "grad_penalty": 0.1}
+    fields = {"steps": 8, "checkpoint_freq": 3, "averages": ("ema",), "hparams": hparams, **fields}
+    return RunSpec.create("ColoredDigits", "DANN", [2], **fields)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "MLDG, second derivatives": {"algorithm": "MLDG", "fidelity": "paper"},
+    "ARM, trained context": {"algorithm": "ARM", "fidelity": "paper"},
+    "MTL, means": {"algorithm": "MTL", "fidelity": "paper"},
+    "DANN, gradient penalty": {"algorithm": "DANN", "grad_penalty": 1.0, "mlp_dropout": 0.5},
+    "Fishr, all parameters": {"algorithm": "Fishr", "fishr_parameters": "all"},
+    "IRM, vectors and dropout": {"algorithm": "IRM", **VECTORS},
+    "IGA, vectors and dropout": {"algorithm": "IGA", **VECTORS},
+    "ERM, dropout and stochastic depth": {
+        **{"algorithm": "ERM", "backbone": "efficientnet_b0"},
+        **IMAGES,
+    },
+}
+
+
+CASES = {
+    **{name: {"algorithm": name} for name, cls in ALGORITHMS.items() if not cls.needs_features},
+    **VARIANTS,
+}
+
+
+def trained(options: dict[str, Any], is_shared: bool) -> tuple[dict[str, torch.Tensor], int]:
+    """What some updates lead to, and the rows that the featurizer's first layer saw at the last."""
+    options = {**SMALL, **options}
+    name, shape = options.pop("algorithm"), options["shape"]
+    options = {**switching_at(1, name), **options}
+    algorithm = build(name, len(SIZES), dtype=torch.float64, **options).train()
+    if is_shared:
+        share_passes(algorithm)
+    rows = [0]
+    parameters = [m for m in algorithm.featurizer.modules() if list(m.parameters(recurse=False))]
+    if name == "ERM":  # others ask whether there are hooks
+        parameters[0].register_forward_hook(lambda m, x, z: rows.append(len(z)))
+    torch.manual_seed(7)
+    found: dict[str, torch.Tensor] = {}
+    for update in range(UPDATES):
+        pairs = random_minibatches(SIZES, update, shape, dtype=torch.float64)
+        metrics = algorithm.update(pairs)
+        found |= {f"{key} {update}": torch.as_tensor(value) for key, value in metrics.items()}
+    seen = rows[-1]
+    found |= {key: value.clone() for key, value in algorithm.state_dict().items()}
+    algorithm.eval()
+    with torch.no_grad():
+        found["prediction"] = predictor_of(algorithm)(pairs[0][0])
+    return found, seen
+
+
+def difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    parts = [
+        (first[key] - second[key]).abs().max() / first[key].abs().max().clamp(min=1)
+        for key in first
+        if first[key].is_floating_point()
+    ]
+    return float(torch.stack([part.double() for part in parts]).max())
+
+
+def compared(name: str) -> dict[str, float]:
+    began = time.monotonic()
+    alone, _ = trained(CASES[name], False)
+    shared, rows = trained(CASES[name], True)
+    seconds = time.monotonic() - began
+    return {"difference": difference(alone, shared), "rows": rows, "seconds": seconds}
+
+
+def refused(work: Callable[[], None]) -> str:
+    """What this process says of it; "" where it leaves that to another."""
+    try:
+        work()
+    except UserError as error:
+        return str(error)
+    except SystemExit:
+        return ""
+    raise AssertionError("it was not refused")
+
+
+def do_runs(out: Path) -> dict[str, Any]:
+    """One whole run, one that was stopped, and two that are refused."""
+
+    def stops(taken: int) -> None:
+        if taken == 5 and number() == 1:  # the others are not asked
+            request_stop()
+
+    run(spec_of(), out / "whole", OPTIONS)
+    with stopping_on([]), pytest.raises(Interrupted):
+        run(spec_of(), out / "pieces", OPTIONS, on_step=stops)
+    stopped = RunFolder(out / "pieces").state()
+    run(spec_of(), out / "pieces", OPTIONS)
+    run(spec_of(), out / "pieces", OPTIONS)  # is done
+    hparams = {"backbone": "resnet18", "weights": "none", "freeze_bn": False}
+    batch_norm = RunSpec.create("ColoredDigits", "ERM", [2], hparams=hparams)
+    network = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+    nn.init.constant_(network.weight, number() + 1)
+    align(network)
+    return {
+        "weights": network.weight.tolist(),
+        "stopped": stopped,
+        "another run": refused(lambda: run(spec_of(trial_seed=1), out / "whole", OPTIONS)),
+        "batch norm": refused(lambda: run(batch_norm, out / "batch_norm", OPTIONS)),
+    }
+
+
+def main() -> None:
+    out, chosen = Path(sys.argv[1]), sys.argv[2:]
+    chosen = list(CASES) if chosen == ["all"] else chosen
+    with joined("cpu"):
+        said = do_runs(out) if "runs" in chosen else {}
+        found = {name: compared(name) for name in chosen if name != "runs"}
+        (out / f"{number()}.json").write_text(json.dumps({"cases": found, "said": said}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""One run over several processes: as one process does it, but for rounding."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks_worker import OPTIONS, SIZES, spec_of
+
+from domainbed.errors import UserError
+from domainbed.run_folder import RunFolder
+from domainbed.states import DONE, INTERRUPTED
+from domainbed.training import ranks
+from domainbed.training.ranks import joined, own_device
+from domainbed.training.trainer import run
+
+WORKER = Path(__file__).with_name("ranks_worker.py")
+FEW = ["ERM", "Fish", "Fishr", "MLDG, second derivatives", "DANN, gradient penalty"]
+FEW += ["IRM, vectors and dropout", "IGA, vectors and dropout"]
+
+
+def torchrun(processes: int, *words: Any) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*command, f"--nproc-per-node={processes}", *map(str, words)]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    modules = os.pathsep.join([str(WORKER.parents[1]), *sys.path])
+    return {**os.environ, "PYTHONPATH": modules, "DOMAINBED_CACHE_DIR": str(folder / "cache")}
+
+
+def told(folder: Path, processes: int, *what: str) -> list[dict[str, Any]]:
+    """What each process of the worker wrote."""
+    subprocess.run(
+        torchrun(processes, WORKER, folder, *what), env=environment(folder), check=True, timeout=550
+    )
+    return [json.loads((folder / f"{n}.json").read_text()) for n in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> list[dict[str, Any]]:
+    return told(folder, 2, "runs", *FEW)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for record in found:
+        del record["step_time"], record["args"]["output_dir"]
+    return found
+
+
+def too_different(told: dict[str, Any]) -> dict[str, float]:
+    return {n: c["difference"] for n, c in told["cases"].items() if not c["difference"] < 1e-10}
+
+
+def test_updates_are_those_of_one_process(both: list[dict[str, Any]]) -> None:
+    assert [list(each["cases"]) for each in both] == [FEW, FEW]
+    assert [too_different(each) for each in both] == [{}, {}]
+    assert [each["cases"]["ERM"]["rows"] for each in both] == [7, 8]
+    assert sum(SIZES) == 15
+
+
+def test_a_run_has_the_records_of_one_process(
+    both: list[dict[str, Any]], folder: Path, tmp_path: Path
+) -> None:
+    run(spec_of(), tmp_path, OPTIONS)
+    alone, shared = lines(tmp_path), lines(folder / "whole")
+    assert [r["step"] for r in shared] == [0, 3, 6, 7]
+    for one, other in zip(alone, shared, strict=True):
+        assert one.pop("args") == other.pop("args")
+        assert one.pop("hparams") == other.pop("hparams")
+        assert other == pytest.approx(one, rel=1e-3, abs=5e-3)
+    kept = [sorted(f.name for f in path.glob("*.p*")) for path in (tmp_path, folder / "whole")]
+    assert kept[0] == kept[1]
+    assert "predictions.parquet" in kept[0]
+    written = json.loads((folder / "whole" / "environment.json").read_text())
+    assert written["processes"] == 2
+    assert json.loads((tmp_path / "environment.json").read_text())["processes"] == 1
+
+
+def test_a_stop_asked_of_one_process_stops_all_and_nothing_is_lost(
+    both: list[dict[str, Any]], folder: Path
+) -> None:
+    assert both[0]["said"]["stopped"] == INTERRUPTED
+    assert "Stopping at step 5 of 8" in (folder / "pieces" / "out.txt").read_text()
+    assert "Resuming at step 5 of 8" in (folder / "pieces" / "out.txt").read_text()
+    assert lines(folder / "pieces") == lines(folder / "whole")
+    assert RunFolder(folder / "pieces").state() == DONE
+
+
+def test_one_process_says_what_is_refused(both: list[dict[str, Any]]) -> None:
+    first, second = (each["said"] for each in both)
+    assert "holds another run (trial_seed is 0 there and 1 here)" in first["another run"]
+    assert "set the hyper-parameter 'freeze_bn' to true" in first["batch norm"]
+    assert second["another run"] == second["batch norm"] == ""
+
+
+def test_weights_that_differ_are_those_of_the_first_process(both: list[dict[str, Any]]) -> None:
+    weights = [torch.tensor(each["said"]["weights"]) for each in both]
+    assert [w.unique().tolist() for w in weights] == [[1.0], [1.0]]
+
+
+def test_several_processes_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, and RANK is not set"), joined(None):
+        pass
+    assert (ranks.number(), ranks.count()) == (0, 1)
+
+
+def test_devices_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_count", 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_device(torch.device("cuda")) == torch.device("cuda:1")
+    assert own_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(UserError, match="'cuda:0', and 2 processes do the run: choose cuda"):
+        own_device(torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="process 1 of this machine has no GPU, as there are 1"):
+        own_device(torch.device("cuda"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_all_algorithms(processes: int, tmp_path: Path) -> None:
+    found = told(tmp_path, processes, "all")
+    assert len(found[0]["cases"]) > 40
+    assert [too_different(each) for each in found] == [{}] * processes
+    rows = [each["cases"]["ERM"]["rows"] for each in found]
+    assert rows == {2: [7, 8], 3: [5, 5, 5]}[processes]
+
+
+@pytest.mark.slow
+def test_the_command_is_stopped_by_a_signal_and_goes_on(tmp_path: Path) -> None:
+    words = ["-m", "domainbed", "train", "--device", "cpu", "--steps", 60, "--checkpoint_freq", 50]
+    words += ["--hparams", '{"batch_size": 64}', "--algorithm", "IRM", "--output_dir"]
+
+    def started(folder: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            torchrun(2, *words, tmp_path / folder),
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    whole, pieces = started("whole"), started("pieces")
+    results = tmp_path / "pieces" / "results.jsonl"
+    while not (results.exists() and results.stat().st_size) and pieces.poll() is None:
+        time.sleep(0.2)
+    pieces.send_signal(signal.SIGTERM)
+    said = pieces.communicate(timeout=200)[0]
+    assert said.count("Interrupted; the same command goes on from") == 1
+    assert RunFolder(tmp_path / "pieces").state() == INTERRUPTED
+    assert "Finished:" in whole.communicate(timeout=200)[0]
+    assert started("pieces").communicate(timeout=200)[0].count("Finished:") == 1
+    assert lines(tmp_path / "pieces") == lines(tmp_path / "whole")
+    assert started("pieces").communicate(timeout=200)[0].count("Was finished before") == 1
