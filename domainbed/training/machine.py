@@ -86,6 +86,7 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = True  # both as PyTorch has them by default
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(threads or usual)
+    _forget_earlier_runs()
     before = _process_settings()
     try:
         yield
@@ -97,6 +98,14 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
                 "repeatable; the next one finds them as usual", ", ".join(changed),
             )  # fmt: skip
         torch.set_num_threads(usual)
+
+
+def _forget_earlier_runs() -> None:
+    """GPUs get back what earlier runs of the worker held, and peaks of memory count from here."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        for number in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(number)
 
 
 def _process_settings() -> dict[str, Any]:
@@ -116,7 +125,7 @@ def _process_settings() -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The peak of GPU memory so far, in GiB; 0 without a GPU, as in DomainBed."""
+    """The peak of GPU memory since the run began, in GiB; 0 without a GPU, as in DomainBed."""
     on_gpu = device.type == "cuda"
     return torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else 0.0
 

@@ -51,3 +51,16 @@ def test_a_run_finds_tf32_as_pytorch_has_it_by_default(
         torch.backends.cuda.matmul.allow_tf32 = True
     assert "code of this run changed TF32 in matrix products" in caplog.text
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_run_begins_with_the_memory_of_gpus_that_others_held(
+    used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: used)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: asked.append("emptied"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
+    with process_set_up():
+        assert asked == (["emptied", 0, 1] if used else [])
