@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from domainbed import names, record_keys
 from domainbed.files import cache_folder, written_aside
@@ -145,7 +146,7 @@ def _load(file: Path, root: Path, stamps: Stamps) -> Chunk | None:
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)  # the archive's checksums are compared here
-        told = json.loads(arrays["told"].tobytes())
+        told = orjson.loads(arrays["told"].tobytes())
         if told["version"] != _version():
             return None
         whole = _chunk(root, told, arrays)
@@ -158,7 +159,7 @@ def _load(file: Path, root: Path, stamps: Stamps) -> Chunk | None:
 
 def _chunk(root: Path, told: dict[str, Any], arrays: dict[str, np.ndarray]) -> Chunk:
     files = [root / name for name in told["files"]]
-    folders = [str(path.parent) for path in files]
+    folders = list(map(os.path.dirname, files))  # quicker than by `Path.parent`
     runs = [
         {"folder": folders[position], **results_file.run_facts(**run)}
         for run, position in zip(told["runs"], arrays["run_file"].tolist(), strict=True)
