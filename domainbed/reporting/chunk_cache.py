@@ -58,7 +58,8 @@ def read_files(root: Path, files: Sequence[Path], on_file: Callable[[], None]) -
     chunks = [*([kept] if kept else []), *_read(anew, on_file)]
     worth = set(filter(_is_settled(stamps), anew))
     if worth:
-        _save(file, root, assembled(chunks, [p for p in files if p in known | worth]), stamps)
+        kept_now = known | worth
+        _save(file, root, assembled(chunks, [p for p in files if p in kept_now]), stamps)
     return chunks
 
 
