@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from domainbed.errors import UserError, one_line
+from domainbed.errors import UserError
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import RunFolder
 from domainbed.training.machine import choose_device
@@ -178,7 +178,7 @@ def add_up(value: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(value)
     except RuntimeError as error:
         raise UserError(
-            f"process {_number} ends, because another one of this run did ({one_line(error)[:80]})"
+            f"process {_number} of this run ends, because another one did: its line says why"
         ) from error
     return value
 

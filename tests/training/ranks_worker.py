@@ -1,8 +1,8 @@
 """What `test_ranks.py` starts under `torchrun`: `ranks_worker.py OUT WHAT…`.
 
-WHAT is "runs", "all", or names of `CASES`. Of each case it writes the largest difference between
-shared updates and those of one process, relative to the largest number, and how many rows of a
-batch this process sent through the featurizer.
+WHAT is "runs", "fails", "all", or names of `CASES`. Of each case it writes the largest difference
+between shared updates and those of one process, relative to the largest number, and how many rows
+of a batch this process sent through the featurizer.
 """
 
 from __future__ import annotations
@@ -145,12 +145,23 @@ def do_runs(out: Path) -> dict[str, Any]:
     }
 
 
+def fail(out: Path) -> dict[str, str]:
+    """A run in which the second process alone comes upon an error."""
+
+    def fails(taken: int) -> None:
+        if taken == 2 and number() == 1:
+            raise UserError("no such image")
+
+    return {"error": refused(lambda: run(spec_of(), out / "failed", OPTIONS, on_step=fails))}
+
+
 def main() -> None:
     out, chosen = Path(sys.argv[1]), sys.argv[2:]
     chosen = list(CASES) if chosen == ["all"] else chosen
     with joined("cpu"):
         said = do_runs(out) if "runs" in chosen else {}
-        found = {name: compared(name) for name in chosen if name != "runs"}
+        said |= fail(out) if "fails" in chosen else {}
+        found = {name: compared(name) for name in chosen if name in CASES}
         (out / f"{number()}.json").write_text(json.dumps({"cases": found, "said": said}, indent=1))
 
 

@@ -145,6 +145,14 @@ def test_all_algorithms(processes: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_where_one_process_fails_none_waits_for_it(tmp_path: Path) -> None:
+    first, second = (each["said"]["error"] for each in told(tmp_path, 2, "fails"))
+    assert first == "process 0 of this run ends, because another one did: its line says why"
+    assert second == "no such image"
+    assert RunFolder(tmp_path / "failed").state() == INTERRUPTED
+
+
+@pytest.mark.slow
 def test_the_command_is_stopped_by_a_signal_and_goes_on(tmp_path: Path) -> None:
     words = ["-m", "domainbed", "train", "--device", "cpu", "--steps", 60, "--checkpoint_freq", 50]
     words += ["--hparams", '{"batch_size": 64}', "--algorithm", "IRM", "--output_dir"]
