@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, groupby
 from pathlib import Path
@@ -57,12 +59,13 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
         if progress:
             progress(next(counted) + 1, len(files))
 
-    chunks = [
-        chunk
-        for root, of_root in groupby(files, key=files_of.__getitem__)
-        for chunk in read_files(root, list(of_root), on_file)
-    ]
-    whole = assembled(chunks, files)
+    with _all_kept():
+        chunks = [
+            chunk
+            for root, of_root in groupby(files, key=files_of.__getitem__)
+            for chunk in read_files(root, list(of_root), on_file)
+        ]
+        whole = assembled(chunks, files)
     if not whole.runs:
         why = _failures(roots) or "wait for the first checkpoint"
         raise UserError(f"no complete record in {_join(roots)}: {why}")
@@ -70,6 +73,18 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
     _warn_of_duplicates(records)
     _warn_of_unfinished(files)
     return records
+
+
+@contextmanager
+def _all_kept() -> Iterator[None]:
+    """Python does not look for garbage here: of many thousands of records there is none."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def as_paths(folders: Folders) -> list[Path]:
