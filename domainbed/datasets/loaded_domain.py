@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import tee
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,32 +20,59 @@ from domainbed.seeding import global_sources_kept
 _Request = tuple[list[int], list[int], bool]  # indices, a seed for each, whether to augment
 
 
+class Sharing(Protocol):
+    """Several processes that all want the same batches, and read a part of each."""
+
+    def own_rows(self, n: int) -> slice:
+        """Those of a batch of n that this process reads; at least one."""
+
+    def all_rows(self, own: torch.Tensor, n: int) -> torch.Tensor:
+        """All n, of which these are this process's; called by all processes in turn."""
+
+
 class LoadedDomain(Domain):
     """Images that `read` reads one at a time.
 
     What is random about an image (its augmentation, above all) does not depend on who reads it:
     the global sources of Python, NumPy and PyTorch are seeded for each image.
+
+    Attributes:
+        sharing: with the processes that read batches together; None where this one reads alone.
     """
+
+    sharing: Sharing | None = None
 
     @abstractmethod
     def read(self, index: int, augment: bool) -> tuple[torch.Tensor, Any]:
         """One image and its label; it may draw from the global sources."""
 
     def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
+        drawn, asked = tee(draws)
         loader: DataLoader[Any] = DataLoader(
             _Batches(self),
             batch_size=None,
-            sampler=((d.indices.tolist(), d.image_seeds(), d.augment) for d in draws),
+            sampler=map(self._request, asked),
             num_workers=workers,
             generator=torch.Generator(),  # else each pass would draw from the run's own source
             pin_memory=self.device.type == "cuda",
             prefetch_factor=2 if workers else None,
             worker_init_fn=_leave_group,
         )
-        for batch in loader:
+        for batch, draw in zip(loader, drawn):
             if isinstance(batch, UserError):
                 raise batch
-            yield self._delivered(*batch)
+            yield self._delivered(*self._whole(batch, len(draw.indices)))
+
+    def _request(self, draw: Draw) -> _Request:
+        rows = self.sharing.own_rows(len(draw.indices)) if self.sharing else slice(None)
+        return draw.indices.tolist()[rows], draw.image_seeds()[rows], draw.augment
+
+    def _whole(self, batch: Minibatch, n: int) -> Sequence[torch.Tensor]:
+        """What all processes read of a batch of n."""
+        if self.sharing is None:
+            return batch
+        moved = [each.to(self.device, non_blocking=True) for each in batch]
+        return [self.sharing.all_rows(each, n) for each in moved]
 
     def _delivered(self, x: torch.Tensor, y: torch.Tensor) -> Minibatch:
         """On the device. A CPU's first convolution arranges images as it likes them."""

@@ -31,6 +31,7 @@ from domainbed.training.machine import choose_device
 from domainbed.training.minibatches import EpochDraws, IndexDraws, WholeDraws, minibatches
 from domainbed.training.ranks import own_device
 from domainbed.training.shared_passes import share_passes
+from domainbed.training.shared_reading import share_reading
 from domainbed.training.splits import Split, split_domains, undivided
 
 log = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         spec,
         device,
         dataset,
-        [domain.to(device) for domain in domains],
+        [share_reading(domain.to(device)) for domain in domains],
         splits,
         _new_algorithm(spec, dataset, len(domains), device),
         _workers(machine),

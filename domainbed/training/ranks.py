@@ -100,6 +100,11 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", local)
 
 
+def own_rows(n: int) -> slice:
+    """Those of n rows that this process sees to."""
+    return slice(_number * n // _count, (_number + 1) * n // _count)
+
+
 def own_options(options: RunOptions) -> RunOptions:
     """Only the first process keeps weights, and tells the trackers."""
     if is_first():

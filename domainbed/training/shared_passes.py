@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from domainbed.errors import UserError
-from domainbed.training.ranks import add_up, count, number
+from domainbed.training.ranks import add_up, count, own_rows
 
 Gradients = tuple[torch.Tensor | None, ...]
 
@@ -79,11 +79,6 @@ class _Unshared(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return type(self.module).forward(self.module, x)
-
-
-def own_rows(n: int) -> slice:
-    """Those of n rows that this process computes."""
-    return slice(number() * n // count(), (number() + 1) * n // count())
 
 
 def _apply(function: type[Function], *values: Any) -> Any:

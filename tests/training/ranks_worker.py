@@ -21,6 +21,8 @@ from torch import nn
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import predictor_of
+from domainbed.datasets.domain import Draw
+from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 from domainbed.run_fields import RunOptions
 from domainbed.run_folder import RunFolder
@@ -28,6 +30,7 @@ from domainbed.spec import RunSpec
 from domainbed.stopping import Interrupted, request_stop, stopping_on
 from domainbed.training.ranks import align, joined, number
 from domainbed.training.shared_passes import share_passes
+from domainbed.training.shared_reading import share_reading
 from domainbed.training.trainer import run
 
 SIZES, UPDATES = (5, 4, 6), 3
@@ -119,6 +122,26 @@ def refused(work: Callable[[], None]) -> str:
     raise AssertionError("it was not refused")
 
 
+class Labelled(LoadedDomain):
+    """Images with noise that their seeds decide; counts how many are read."""
+
+    reads = 0
+    labels = torch.arange(20)
+
+    def __len__(self) -> int:
+        return 20
+
+    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
+        Labelled.reads += 1
+        return index + torch.randn(3, 2, 2), index
+
+
+DRAWS = [
+    Draw(torch.tensor(indices), seed=3, step=step)
+    for step, indices in enumerate([[4, 1, 1, 9, 2], [7], [8, 3]])
+]
+
+
 def do_runs(out: Path) -> dict[str, Any]:
     """One whole run, one that was stopped, and two that are refused."""
 
@@ -134,10 +157,16 @@ def do_runs(out: Path) -> dict[str, Any]:
     run(spec_of(), out / "pieces", OPTIONS)  # is done
     hparams = {"backbone": "resnet18", "weights": "none", "freeze_bn": False}
     batch_norm = RunSpec.create("ColoredDigits", "ERM", [2], hparams=hparams)
+    reading = Labelled()
+    alone = list(reading.batches(DRAWS))
+    Labelled.reads = 0
+    shared = list(share_reading(reading.to(torch.device("cpu"))).batches(DRAWS))
     network = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
     nn.init.constant_(network.weight, number() + 1)
     align(network)
     return {
+        "read": [torch.equal(a, b) for a, b in zip(sum(alone, ()), sum(shared, ()), strict=True)],
+        "reads": Labelled.reads,
         "weights": network.weight.tolist(),
         "stopped": stopped,
         "another run": refused(lambda: run(spec_of(trial_seed=1), out / "whole", OPTIONS)),

@@ -108,6 +108,11 @@ def test_one_process_says_what_is_refused(both: list[dict[str, Any]]) -> None:
     assert second["another run"] == second["batch norm"] == ""
 
 
+def test_image_files_are_read_in_parts(both: list[dict[str, Any]]) -> None:
+    assert [each["said"]["read"] for each in both] == [[True] * 6] * 2
+    assert [each["said"]["reads"] for each in both] == [2 + 1 + 1, 3 + 1 + 1]
+
+
 def test_weights_that_differ_are_those_of_the_first_process(both: list[dict[str, Any]]) -> None:
     weights = [torch.tensor(each["said"]["weights"]) for each in both]
     assert [w.unique().tolist() for w in weights] == [[1.0], [1.0]]
