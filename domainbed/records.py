@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -78,6 +78,15 @@ class Records:
         keys = runs.iloc[found // span].reset_index(drop=True)
         return AccuracyTable(keys.assign(step=found % span + first), splits[0], splits[1])
 
+    @cached_property
+    def of_single_domains(self) -> AccuracyTable:
+        """Those of runs with one test domain, with the keys `test_env` and `test_acc`."""
+        table = self.accuracies
+        single = table.only(table.keys["test_envs"].map(len) == 1)
+        test_env = np.array([envs[0] for envs in single.keys["test_envs"]], dtype=int)
+        test_acc = pick(single.in_split, test_env)
+        return replace(single, keys=single.keys.assign(test_env=test_env, test_acc=test_acc))
+
 
 @dataclass(frozen=True)
 class AccuracyTable:
@@ -99,3 +108,8 @@ class AccuracyTable:
             return self
         keys = self.keys[rows].reset_index(drop=True)
         return AccuracyTable(keys, self.in_split[rows], self.out_split[rows])
+
+
+def pick(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """One value of each row: `values[row, columns[row]]`."""
+    return values[np.arange(len(values)), columns]

@@ -15,7 +15,7 @@ from domainbed.names import order_algorithms
 from domainbed.records import Records
 from domainbed.reporting import analyses, comparison
 from domainbed.reporting.statistics import CriticalDifference
-from domainbed.selection.base import mean_over_others, single_domain_records
+from domainbed.selection.base import mean_over_others
 
 _CELL = ["dataset", "algorithm", "test_env"]
 _RUN = [*_CELL, "trial_seed", "hparams_seed"]
@@ -76,7 +76,7 @@ class Findings:
         trial has not measured it; `trials`, how many have a record of that step; `chosen`, in how
         many of them it is the chosen one.
         """
-        table = single_domain_records(self.records)
+        table = self.records.of_single_domains
         of_records = table.keys[[*_RUN, "step"]].assign(
             test=100 * table.keys["test_acc"],
             validation=100 * mean_over_others(table.out_split, table.keys),

@@ -134,7 +134,13 @@ def build_report(
     methods = [SELECTION_METHODS[name] for name in names]
     records = only(records, datasets, algorithms)
     gaps = gaps or {}
-    tables = [table for method in methods for table in _method_tables(records, method, gaps)]
+    domains_of = {
+        name: tested_domains(records.runs, name)
+        for name in order_datasets(records.runs["dataset"].unique())
+    }
+    tables = [
+        table for method in methods for table in _method_tables(records, method, domains_of, gaps)
+    ]
     report = Report(records, methods, tables, datasets, algorithms, gaps)
     _warn_of_gaps(report)
     _warn_of_mixtures(records.runs)
@@ -189,10 +195,10 @@ def _only(records: Records, column: str, names: Sequence[str] | None) -> Records
     return records.only(records.runs[column].isin(names))
 
 
-def _method_tables(records: Records, method: SelectionMethod, gaps: Gaps) -> list[Table]:
+def _method_tables(
+    records: Records, method: SelectionMethod, domains_of: dict[str, list[int]], gaps: Gaps
+) -> list[Table]:
     runs, chosen = records.runs, method.select(records)
-    datasets = order_datasets(runs["dataset"].unique())
-    domains_of = {name: tested_domains(runs, name) for name in datasets}
     diverged = _diverged(runs, chosen, method)
     return tables_of(runs, method, by_cell(chosen), domains_of, diverged, gaps)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from domainbed.records import AccuracyTable, Records
+from domainbed.records import Records
 from domainbed.registry import Registry
 
 CELL_KEYS = ["trial_seed", "dataset", "algorithm", "test_env"]
@@ -68,20 +68,6 @@ def register(method: SelectionMethod) -> SelectionMethod:
     """Registers `method` under its short name, and returns it."""
     SELECTION_METHODS.register(method, name=method.name)
     return method
-
-
-def single_domain_records(records: Records) -> AccuracyTable:
-    """The records of runs with one test domain, with the keys `test_env` and `test_acc`."""
-    table = records.accuracies
-    single = table.only(table.keys["test_envs"].map(len) == 1)
-    test_env = np.array([envs[0] for envs in single.keys["test_envs"]], dtype=int)
-    test_acc = pick(single.in_split, test_env)
-    return replace(single, keys=single.keys.assign(test_env=test_env, test_acc=test_acc))
-
-
-def pick(values: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """One value of each row: `values[row, columns[row]]`."""
-    return values[np.arange(len(values)), columns]
 
 
 def mean_over_others(values: np.ndarray, keys: pd.DataFrame) -> np.ndarray:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from domainbed.records import RUN_KEYS, AccuracyTable, Records
+from domainbed.records import RUN_KEYS, AccuracyTable, Records, pick
 from domainbed.selection.base import (
     SEED_KEYS,
     SelectionMethod,
     best_step,
     mean_over_others,
-    pick,
     register,
-    single_domain_records,
 )
 
 STEP_KEYS = [*SEED_KEYS, "step"]
@@ -28,7 +26,7 @@ def score_leave_one_out(records: Records) -> pd.DataFrame:
     the single one exactly once. Runs that left out some of these accuracies, with `eval_splits`
     "best", do not count: what they have are chosen steps.
     """
-    singles = single_domain_records(records)
+    singles = records.of_single_domains
     singles = singles.only(_is_of_whole_run(singles.keys, singles.keys["test_acc"].to_numpy()))
     singles = singles.only(~singles.keys.duplicated(STEP_KEYS, keep=False))
     held_out = _held_out_accuracies(singles, _pair_records(records))

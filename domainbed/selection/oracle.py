@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from domainbed.records import Records
+from domainbed.records import Records, pick
 from domainbed.selection.base import (
     SCORE_COLUMNS,
     SEED_KEYS,
     SelectionMethod,
-    pick,
     register,
-    single_domain_records,
 )
 
 
@@ -22,7 +20,7 @@ def score_oracle(records: Records) -> pd.DataFrame:
     with a single test domain count, and of those that measure it at their last step alone, only
     those that have come there.
     """
-    singles = single_domain_records(records)
+    singles = records.of_single_domains
     val_acc = pick(singles.out_split, singles.keys["test_env"].to_numpy())
     scores = singles.keys.assign(val_acc=val_acc)[SCORE_COLUMNS]
     in_order = scores.sort_values([*SEED_KEYS, "step"], kind="stable")

@@ -10,7 +10,6 @@ from domainbed.selection.base import (
     best_step,
     mean_over_others,
     register,
-    single_domain_records,
 )
 
 
@@ -20,7 +19,7 @@ def score_training_domain(records: Records) -> pd.DataFrame:
     The validation accuracy of a step is the mean out-split accuracy over the training domains.
     Only runs with a single test domain count.
     """
-    singles = single_domain_records(records)
+    singles = records.of_single_domains
     val_acc = mean_over_others(singles.out_split, singles.keys)
     return best_step(singles.keys.assign(val_acc=val_acc))
 
