@@ -14,10 +14,11 @@ def convolve(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     In a network that predicts with float32 on the CPU, NNPACK does it by Winograd's method (Lavin
     and Gray 2015, arXiv 1509.09308) in two thirds of the time: the same up to float32's rounding.
     What is trained does not go through it: NNPACK knows no gradients. Nor do small images, which
-    take it longer.
+    take it longer, and what several threads do, of which it uses one.
     """
     is_learning = layer.training or torch.is_grad_enabled()
-    if is_learning or min(x.shape[2:]) < _LEAST_SIZE or not _is_known(x.dtype, x.device.type):
+    pays = min(x.shape[2:]) >= _LEAST_SIZE and torch.get_num_threads() == 1
+    if is_learning or not pays or not _is_known(x.dtype, x.device.type):
         return layer(x)
     weight = layer.weight.contiguous()
     return torch._nnpack_spatial_convolution(x.contiguous(), weight, layer.bias, 1, 1)

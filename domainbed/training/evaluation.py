@@ -11,6 +11,7 @@ import torch
 from domainbed.algorithms.base import predictor_of
 from domainbed.datasets.domain import Domain, Minibatch, evaluation_draws
 from domainbed.metrics import METRICS
+from domainbed.training.parallel_batches import each, number_at_once
 from domainbed.training.splits import Split
 
 OnBatch = Callable[[int, int], None]
@@ -96,16 +97,28 @@ class Evaluator:
         algorithm.eval()
         try:
             for split in splits:
-                sums, predict = [], predictor_of(algorithm)
-                for x, y in self._batches(split, step):
-                    sums.append(self._sums(predict(x), y))
-                    done += len(y)
+                sums = []
+                for of_batch, images in self._sums_of_batches(algorithm, split, step):
+                    sums.append(of_batch)
+                    done += images
                     if on_batch:
                         on_batch(done, total)
                 values += self._values(split, sums)
         finally:
             algorithm.train()
         return values
+
+    def _sums_of_batches(
+        self, algorithm: Any, split: EvaluationSplit, step: int
+    ) -> Iterator[tuple[torch.Tensor, int]]:
+        """Of each batch (number of metrics,) sums, and its number of images."""
+        predict = predictor_of(algorithm)
+        at_once = number_at_once(predict, self._domains[split.domain].device)
+
+        def sums(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self._sums(predict(x), y)
+
+        return each(sums, self._batches(split, step), at_once)
 
     def _batches(self, split: EvaluationSplit, step: int) -> Iterator[Minibatch]:
         draws = evaluation_draws(
