@@ -25,13 +25,14 @@ def rows(images: int, rounds: int, device: str = "cpu") -> list[Row]:
     shown = torch.rand(images, 1, generator=generator) < 0.5
     kept = ByteImages(levels, torch.randint(2, (images,)), torch.cat([shown, ~shown], 1))
     case = Case("mnist", None, device)
-    erm, plain = case.algorithm("ERM"), PlainERM(PlainCNN(2, 2), device)
+    erm, in_bf16 = case.algorithm("ERM"), case.algorithm("ERM", "bf16")
+    plain = PlainERM(PlainCNN(2, 2), device)
     evaluator = Evaluator([ByteDomain(kept).to(torch.device(device))])
     split, data = EvaluationSplit(0, "in", list(range(images))), TensorDataset(*kept.tensors)
     tasks = {
         "plain": lambda: plain.accuracy(data),
         "float32": lambda: evaluator.evaluate(erm, [split], 0),
-        "bf16": case.autocast("bf16", lambda: evaluator.evaluate(erm, [split], 0)),
+        "bf16": case.autocast("bf16", lambda: evaluator.evaluate(in_bf16, [split], 0)),
     }
     seconds = in_turns(tasks, rounds, case.wait)
     whole = {name: ALL / images * median(taken) for name, taken in seconds.items()}

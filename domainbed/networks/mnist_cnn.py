@@ -36,6 +36,8 @@ class MNIST_CNN(Featurizer):
         self.bn3 = nn.GroupNorm(8, 128)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.conv2.weight.is_contiguous():  # else convolutions are done in the layout of x
+            x = x.contiguous()
         x = self.bn0(F.relu(self.conv1(x)))  # (B, 64, H, W)
         x = self.bn1(F.relu(self.conv2(x)))  # (B, 128, H/2, W/2)
         x = self.bn2(F.relu(convolve(self.conv3, x)))

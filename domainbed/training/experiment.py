@@ -27,7 +27,7 @@ from domainbed.run_fields import RunOptions
 from domainbed.seeding import seed_everything, stage_seed
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value, splits_to_evaluate
-from domainbed.training.machine import choose_device
+from domainbed.training.machine import choose_device, to_device
 from domainbed.training.minibatches import EpochDraws, IndexDraws, WholeDraws, minibatches
 from domainbed.training.ranks import own_device
 from domainbed.training.shared_passes import share_passes
@@ -255,8 +255,7 @@ def _new_algorithm(
     seed_everything(_of_stage(spec.initial_seed, stage))
     with _named(cls):
         algorithm = cls(dataset.input_shape, dataset.num_classes, train_domains, spec.hparams)
-    # PyTorch's stubs know no overload with both a device and a memory format.
-    algorithm.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    to_device(algorithm, device, spec.precision)
     if spec.initial_seed != spec.seed:  # what is drawn in training is the run's own
         seed_everything(_of_stage(spec.seed, stage))
     algorithm.train()

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from domainbed.errors import UserError
+from domainbed.networks import MNIST_CNN
 from domainbed.precision import convolutions_in_tf32, products_in_tf32
 from domainbed.run_fields import RunOptions
 from domainbed.spec import RunSpec
-from domainbed.training.machine import process_set_up, require_precision
+from domainbed.training.machine import process_set_up, require_precision, to_device
 from domainbed.training.trainer import run
 
 GPU = torch.device("cuda")
@@ -64,3 +65,16 @@ def test_a_run_begins_with_the_memory_of_gpus_that_others_held(
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
     with process_set_up():
         assert asked == (["emptied", 0, 1] if used else [])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_order_in_memory_of_weights_and_of_what_they_give(precision):
+    network, layouts = MNIST_CNN((2, 28, 28)), []
+    network.bn0.register_forward_hook(lambda _, inputs, given: layouts.append(given.stride()))
+    to_device(network, "cpu", precision)
+    x = torch.rand(3, 2, 28, 28).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, precision == "bf16"):
+        network(x)
+    is_contiguous = precision == "bf16"
+    assert network.conv2.weight.is_contiguous() == is_contiguous
+    assert layouts == [(64 * 28 * 28, 28 * 28, 28, 1) if is_contiguous else (50176, 1, 1792, 64)]
