@@ -198,6 +198,8 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         states = [s.cpu() for s in state["cuda"]]
-        # Of several processes each goes on, on a GPU of its own, as the first one was.
+        # Of several processes each goes on, on a GPU of its own, as the first one was; and there
+        # may be fewer GPUs than where the run began, or more.
         gpus = torch.cuda.device_count()
-        torch.cuda.set_rng_state_all(states[:1] * gpus if count() > 1 else states)
+        first = states[:1] * gpus
+        torch.cuda.set_rng_state_all(first if count() > 1 else [*states, *first][:gpus])
