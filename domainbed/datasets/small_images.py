@@ -7,9 +7,11 @@ domains; a `data_seed` takes its place where they shall change with every run, a
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -66,11 +68,25 @@ def _read_mnist(root: str, raw: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _digits(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     """scikit-learn's 1,797 digits: (1797, 8, 8) uint8, and digits."""
+    table = torch.from_numpy(
+        _table_of_digits()
+    )  # 64 levels from 0 to 16 and the digit, a line each
+    images = (table[:, :-1] * (255 / 16)).round().to(torch.uint8)
+    return images.reshape(-1, 8, 8), table[:, -1].long()
+
+
+def _table_of_digits() -> np.ndarray:
+    """As scikit-learn stores it; to import all of that takes a third of a short run."""
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        with (
+            suppress(OSError),
+            gzip.open(Path(folder, "datasets/data/digits.csv.gz"), "rt") as file,
+        ):
+            return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    images = torch.from_numpy(digits.images)  # 0 … 16
-    return (images * (255 / 16)).round().to(torch.uint8), torch.from_numpy(digits.target)
+    return np.column_stack(load_digits(return_X_y=True))
 
 
 class _ShuffledDigits(MultipleDomainDataset):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -18,6 +20,7 @@ from domainbed.datasets import (
     RotatedDigits,
     RotatedMNIST,
     load_dataset,
+    small_images,
 )
 from domainbed.errors import UserError
 from domainbed.seeding import data_seed
@@ -39,6 +42,18 @@ def same_data(first, second):
         for a, b in zip(first.datasets, second.datasets, strict=True)
         for t, u in zip(a.tensors, b.tensors, strict=True)
     )
+
+
+def test_the_file_is_read_without_the_library_where_it_can_be(monkeypatch):
+    source = "import sys; from domainbed.datasets.small_images import _digits; _digits('')"
+    command = [sys.executable, "-c", f"{source}; print('sklearn' in sys.modules)"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "False\n"
+    images, digits = small_images._digits("")
+    monkeypatch.setattr(small_images, "find_spec", lambda name: None)
+    of_library = small_images._digits("")
+    assert (images.dtype, digits.dtype, len(digits)) == (torch.uint8, torch.int64, 1797)
+    assert torch.equal(images, of_library[0])
+    assert torch.equal(digits, of_library[1])
 
 
 @pytest.mark.parametrize("cls", [ColoredDigits, RotatedDigits])
