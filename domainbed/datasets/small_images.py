@@ -76,7 +76,7 @@ def _digits(root: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _table_of_digits() -> np.ndarray:
-    """As scikit-learn stores it; to import all of that takes a third of a short run."""
+    """As scikit-learn stores it; to import that takes a second."""
     package = find_spec("sklearn")
     for folder in (package and package.submodule_search_locations) or ():
         with (

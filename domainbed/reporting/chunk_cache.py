@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from domainbed import names, record_keys
 from domainbed.files import cache_folder, written_aside
@@ -147,7 +146,7 @@ def _load(file: Path, root: Path, stamps: Stamps) -> Chunk | None:
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)  # the archive's checksums are compared here
-        told = orjson.loads(arrays["told"].tobytes())
+        told = results_file.decoded(arrays["told"].tobytes())
         if told["version"] != _version():
             return None
         whole = _chunk(root, told, arrays)

@@ -59,7 +59,7 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
         if progress:
             progress(next(counted) + 1, len(files))
 
-    with _all_kept():
+    with _without_garbage_collection():
         chunks = [
             chunk
             for root, of_root in groupby(files, key=files_of.__getitem__)
@@ -76,8 +76,8 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
 
 
 @contextmanager
-def _all_kept() -> Iterator[None]:
-    """Python does not look for garbage here: of many thousands of records there is none."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Of many thousands of records there is no garbage to look for."""
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -61,7 +61,7 @@ def _parse(path: Path) -> list[tuple[int, Any]]:
     is_torn = bool(rest.strip())
     for number, line in numbered:
         try:
-            records.append((number, _decoded(line)))
+            records.append((number, decoded(line)))
         except _NOT_JSON as error:
             if is_torn or number < numbered[-1][0]:
                 raise UserError(f"{path}, line {number}: {_explain(error)}") from error
@@ -76,10 +76,15 @@ def _parse(path: Path) -> list[tuple[int, Any]]:
     return records
 
 
-def _decoded(line: bytes) -> Any:
+def decoded(line: bytes) -> Any:
+    """JSON as Python writes it: NaN and Infinity are not JSON to the quicker reader.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
     try:
         return orjson.loads(line)
-    except ValueError:  # NaN and Infinity, which Python writes, are not JSON to it
+    except ValueError:
         return json.loads(line.decode())
 
 

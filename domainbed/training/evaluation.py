@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from domainbed.algorithms.base import predictor_of
-from domainbed.datasets.domain import Domain, Minibatch, evaluation_draws
+from domainbed.datasets.domain import EVALUATION_BATCH, Domain, Minibatch, evaluation_draws
 from domainbed.metrics import METRICS
-from domainbed.training.parallel_batches import each, number_at_once
+from domainbed.training.parallel_batches import Predicted, number_at_once, predicted
 from domainbed.training.splits import Split
 
 OnBatch = Callable[[int, int], None]
@@ -98,27 +100,25 @@ class Evaluator:
         try:
             for split in splits:
                 sums = []
-                for of_batch, images in self._sums_of_batches(algorithm, split, step):
-                    sums.append(of_batch)
-                    done += images
-                    if on_batch:
-                        on_batch(done, total)
+                with closing(self._predicted(algorithm, split, step)) as batches:
+                    for logits, labels in batches:
+                        sums.append(self._sums(logits, labels))
+                        done += len(labels)
+                        if on_batch:
+                            on_batch(done, total)
                 values += self._values(split, sums)
         finally:
             algorithm.train()
         return values
 
-    def _sums_of_batches(
+    def _predicted(
         self, algorithm: Any, split: EvaluationSplit, step: int
-    ) -> Iterator[tuple[torch.Tensor, int]]:
-        """Of each batch (number of metrics,) sums, and its number of images."""
-        predict = predictor_of(algorithm)
-        at_once = number_at_once(predict, self._domains[split.domain].device)
-
-        def sums(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return self._sums(predict(x), y)
-
-        return each(sums, self._batches(split, step), at_once)
+    ) -> Generator[Predicted, None, None]:
+        """The logits and labels of each batch."""
+        predict, device = predictor_of(algorithm), self._domains[split.domain].device
+        batches = math.ceil(len(split.indices) / EVALUATION_BATCH)
+        at_once = number_at_once(predict, device, batches)
+        return predicted(predict, self._batches(split, step), at_once)
 
     def _batches(self, split: EvaluationSplit, step: int) -> Iterator[Minibatch]:
         draws = evaluation_draws(

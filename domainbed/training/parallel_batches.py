@@ -3,53 +3,75 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import MethodType
 
 import torch
+from torch import nn
 
 from domainbed.datasets.domain import Minibatch
+from domainbed.networks import MNIST_CNN
 from domainbed.training import ranks
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
-Sums = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Predicted = tuple[torch.Tensor, torch.Tensor]
+"""The logits of a batch, and its labels."""
+
+_MOST_AT_ONCE = 16  # each takes some 50 MB
 
 
-def number_at_once(predict: Predict, device: torch.device) -> int:
-    """How many batches are best predicted at the same time.
+def number_at_once(predict: Predict, device: torch.device, batches: int) -> int:
+    """How many of some batches are best predicted at the same time.
 
-    On a CPU with several cores it is one for each: a core with a batch of its own waits for no
-    other. It is one in all where predictions may depend on those before, as those of code from
-    elsewhere may; where processes share each pass; and in bf16, which would hardly gain.
+    With the network of the small images on a CPU it is one for each core: a core with a batch of
+    its own waits for no other. It is one in all for other networks, whose batches are large; where
+    predictions may depend on those before, as those of code from elsewhere may; where processes
+    share each pass; and in bf16, which would hardly gain.
     """
+    threads = min(torch.get_num_threads(), _MOST_AT_ONCE)
     if device.type != "cpu" or ranks.count() > 1 or torch.is_autocast_enabled("cpu"):
         return 1
-    function = predict.__func__ if isinstance(predict, MethodType) else None
-    is_known = getattr(function, "__module__", "").startswith("domainbed.algorithms.")
-    is_alone = is_known and getattr(function, "__name__", "") == "predict"
-    return torch.get_num_threads() if is_alone else 1
+    return threads if threads <= batches and _is_method_of_small_network(predict) else 1
 
 
-def each(
-    sums: Sums, batches: Iterable[Minibatch], at_once: int
-) -> Iterator[tuple[torch.Tensor, int]]:
-    """`sums(x, y)` of each batch in order, and its number of images; without gradients."""
+def _is_method_of_small_network(predict: Predict) -> bool:
+    """Whether it is `predict` of an algorithm of this package, with a network of this package."""
+    algorithm = getattr(predict, "__self__", None)
+    if not isinstance(predict, MethodType) or not isinstance(algorithm, nn.Module):
+        return False
+    parts = list(algorithm.modules())
+    is_ours = all(type(part).__module__.startswith(("domainbed.", "torch.")) for part in parts)
+    return (
+        is_ours
+        and predict.__name__ == "predict"
+        and any(isinstance(part, MNIST_CNN) for part in parts)
+    )
+
+
+def predicted(
+    predict: Predict, batches: Iterable[Minibatch], at_once: int
+) -> Generator[Predicted, None, None]:
+    """The logits and labels of each batch, in order; to be closed where it is not used up."""
     if at_once == 1:
         for x, y in batches:
-            yield sums(x, y), len(y)
+            yield predict(x), y
         return
-    waiting: deque[tuple[Future[torch.Tensor], int]] = deque()
-    in_thread = torch.no_grad()(sums)  # which a new thread does not know of
-    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    waiting: deque[tuple[Future[torch.Tensor], torch.Tensor]] = deque()
+    in_thread = torch.no_grad()(predict)  # a new thread does not know that none are wanted
+    threads = max(1, torch.get_num_threads() // at_once)
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads,))
+    try:
         for x, y in batches:
-            waiting.append((pool.submit(in_thread, x, y), len(y)))
+            waiting.append((pool.submit(in_thread, x), y))
             if len(waiting) > at_once:  # what is read ahead takes memory
                 yield _result(waiting)
         while waiting:
             yield _result(waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _result(waiting: deque[tuple[Future[torch.Tensor], int]]) -> tuple[torch.Tensor, int]:
-    done, images = waiting.popleft()
-    return done.result(), images
+def _result(waiting: deque[tuple[Future[torch.Tensor], torch.Tensor]]) -> Predicted:
+    logits, labels = waiting.popleft()
+    return logits.result(), labels

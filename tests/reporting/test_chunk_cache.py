@@ -1,6 +1,7 @@
 """Reading a sweep again out of its cache: the same records, and every change is noticed."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.setattr(chunk_cache, "_AT_ONCE", 7)
     runs = random_runs(1, ("PACS", "ColoredMNIST"), n_hparams=2, pairs=False)
     runs[3][1]["a_text"], runs[4][0]["only_here"] = "x", 3
+    runs[5][0]["hparams"]["lr"] = math.inf  # which is not JSON
     folders = write(tmp_path / "sweep", runs, done=True)
     for folder in folders:
         settle(folder / "results.jsonl")
