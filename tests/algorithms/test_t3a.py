@@ -75,6 +75,8 @@ def test_each_split_is_a_stream_of_its_own():
     x, y = random_minibatches((150,))[0]
 
     class Images:
+        device = torch.device("cpu")
+
         def batches(self, draws, workers):
             return ((x[draw.indices], y[draw.indices]) for draw in draws)
 
