@@ -1,7 +1,8 @@
 """Train one algorithm on one dataset, with one or two domains held out for testing.
 
-A run that was interrupted goes on when the same command is given again. Several GPUs share one run
-where `torchrun` starts it: torchrun --standalone --nproc-per-node 2 -m domainbed train …
+A run that was interrupted goes on when the same command is given again. Several processes, on GPUs
+or on a CPU, share one run where `torchrun` starts them:
+torchrun --standalone --nproc-per-node 2 -m domainbed train …
 """
 
 from __future__ import annotations
@@ -81,29 +82,28 @@ def main(args: argparse.Namespace) -> int:
     from domainbed.spec import RunSpec
     from domainbed.states import DONE
     from domainbed.stopping import Interrupted, stop_signal, stopping_on
-    from domainbed.training import run
-    from domainbed.training.ranks import is_first, joined
+    from domainbed.training import ranks, run
 
     import_plugins(settings.plugins)
     own = {name: getattr(settings, name) for name in _OF_THE_RUN}
     spec = RunSpec.create(**own, **settings.run_fields())
     folder = RunFolder(settings.output_dir)
     was_done = folder.state() == DONE
-    stopped_by, speaks = int(signal.SIGINT), True
+    stopped_by, is_first = int(signal.SIGINT), True
     try:
         with stopping_on([signal.SIGINT, signal.SIGTERM]):
             try:
-                with joined(settings.device):
-                    speaks = is_first()
-                    run(spec, folder, settings.run_options(), echo=speaks)
+                with ranks.joined(settings.device):
+                    is_first = ranks.is_first()
+                    run(spec, folder, settings.run_options(), echo=is_first)
             finally:
                 stopped_by = stop_signal() or stopped_by
     except Busy as error:
         raise UserError(f"{error}: wait for it, or choose another --output_dir") from None
     except (Interrupted, KeyboardInterrupt):
-        if speaks:
+        if is_first:
             print(f"\nInterrupted; the same command goes on from {folder.path}", file=sys.stderr)
         return _STATUS_OF_A_SIGNAL + stopped_by
-    if speaks:
+    if is_first:
         print(f"{'Was finished before' if was_done else 'Finished'}: {folder.results}")
     return 0
