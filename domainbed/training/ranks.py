@@ -24,8 +24,10 @@ from domainbed.training.machine import choose_device
 
 T = TypeVar("T")
 
-_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_REMEDY = "start several processes with torchrun, or unset WORLD_SIZE"
 _STATUS = 2  # of the processes that end because another one said why
+_LAST_PORT = 2**16 - 1
 _number, _count = 0, 1
 
 
@@ -52,29 +54,69 @@ def joined(device: str | None) -> Iterator[None]:
         device: of the run's options.
 
     Raises:
-        UserError: the machine has no such device for each of them, or a variable is not set.
+        UserError: the machine has no such device for each of them, a variable is not set or
+            wrong, or they cannot meet.
     """
     global _number, _count
     if (processes := os.environ.get("WORLD_SIZE") or "1") == "1":
         yield
         return
-    if lacking := [name for name in _VARIABLES if name not in os.environ]:
+    if lacking := [name for name in _NEEDED if name not in os.environ]:
         raise UserError(
             f"the environment variable WORLD_SIZE is {processes}, and {lacking[0]} is not set: "
-            "start several processes with torchrun, or unset it"
+            f"{_REMEDY}"
         )
-    _number, _count = int(os.environ["RANK"]), int(processes)
+    of_all = _whole_number("WORLD_SIZE", 1)
+    _number, _count = _whole_number("RANK", 0, of_all - 1), of_all
     try:
-        own = own_device(choose_device(device))
-        if own.type == "cuda":
-            torch.cuda.set_device(own)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+        own = _chosen_device(device)
+        _meet("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
         try:
             yield
         finally:
             dist.destroy_process_group()
     finally:
         _number, _count = 0, 1
+
+
+def _whole_number(variable: str, least: int, most: int | None = None) -> int:
+    """The value of an environment variable.
+
+    Raises:
+        UserError: it is no whole number, or not from `least` to `most`.
+    """
+    given = os.environ[variable]
+    number = int(given) if given.isdecimal() else -1
+    if number < least or (most is not None and number > most):
+        expected = f"from {least} on" if most is None else f"from {least} to {most}"
+        raise UserError(
+            f"the environment variable {variable} is {given!r}: expected a whole number "
+            f"{expected}; {_REMEDY}"
+        )
+    return number
+
+
+def _chosen_device(name: str | None) -> torch.device:
+    """That of this process, which is CUDA's current one."""
+    local = _whole_number("LOCAL_RANK", 0, _count - 1)
+    # Before anything is tried on a GPU: that would take memory of the first one.
+    if name != "cpu" and local < torch.cuda.device_count():
+        torch.cuda.set_device(local)
+    return own_device(choose_device(name))
+
+
+def _meet(backend: str) -> None:
+    _whole_number("MASTER_PORT", 0, _LAST_PORT)
+    try:
+        dist.init_process_group(backend)
+    except RuntimeError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = (str(error).splitlines() or [""])[0].rstrip(".")
+        raise UserError(
+            f"process {_number} of this run cannot meet the others at {place} ({reason}): see "
+            "that MASTER_ADDR is a machine that it reaches, and that the port is free there, or "
+            "give torchrun --standalone on a single machine"
+        ) from error
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -129,12 +171,10 @@ def own_folder(
             stack.enter_context(folder.exclusive())
             return claimed(folder)
 
-        told = [together(lambda: taken() if is_first() else None)]
-        if _count > 1:
-            dist.broadcast_object_list(told, 0)
+        told = of_first(together(lambda: taken() if is_first() else None))
         if not is_first():
             folder = _copy_of(folder, stack.enter_context(TemporaryDirectory(prefix="domainbed-")))
-        yield folder, told[0]
+        yield folder, told
 
 
 def _copy_of(folder: RunFolder, path: str) -> RunFolder:
@@ -147,10 +187,13 @@ def _copy_of(folder: RunFolder, path: str) -> RunFolder:
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` returns. Where it fails in any process, all end, and one of them says why.
+    """What `work` returns, when it is done in all processes.
+
+    Where it fails in any process, all end, and one of them says why.
 
     Raises:
         SystemExit: it failed in another process.
+        UserError: another process has ended.
     """
     if _count == 1:
         return work()
@@ -160,7 +203,8 @@ def together(work: Callable[[], T]) -> T:
     except Exception as raised:
         error = raised
     failed: list[bool] = [False] * _count
-    dist.all_gather_object(failed, error is not None)
+    with _among_all():
+        dist.all_gather_object(failed, error is not None)
     if error is not None and failed.index(True) == _number:
         raise error
     if any(failed):
@@ -179,13 +223,36 @@ def add_up(value: torch.Tensor) -> torch.Tensor:
     Raises:
         UserError: another process has ended.
     """
-    try:
+    with _among_all():
         dist.all_reduce(value)
+    return value
+
+
+def of_first(value: T) -> T:
+    """The first process's value.
+
+    Raises:
+        UserError: another process has ended.
+    """
+    told = [value]
+    if _count > 1:
+        with _among_all():
+            dist.broadcast_object_list(told, 0)
+    return told[0]
+
+
+@contextmanager
+def _among_all() -> Iterator[None]:
+    """Where a process waits for the others."""
+    try:
+        yield
     except RuntimeError as error:
+        # Gloo has no class of errors; each names a file of its source.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
         raise UserError(
             f"process {_number} of this run ends, because another one did: its line says why"
         ) from error
-    return value
 
 
 @torch.no_grad()
@@ -200,5 +267,6 @@ def align(network: nn.Module) -> None:
         if not own.is_floating_point():  # a count
             continue
         value = own.contiguous()  # a broadcast takes no other layout
-        dist.broadcast(value, 0)
+        with _among_all():
+            dist.broadcast(value, 0)
         own.copy_(value)

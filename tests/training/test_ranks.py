@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from domainbed.errors import UserError
 from domainbed.run_folder import RunFolder
 from domainbed.states import DONE, INTERRUPTED
 from domainbed.training import ranks
-from domainbed.training.ranks import joined, own_device
+from domainbed.training.ranks import add_up, joined, own_device
 from domainbed.training.trainer import run
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
@@ -124,6 +125,79 @@ def test_several_processes_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UserError, match="WORLD_SIZE is 2, and RANK is not set"), joined(None):
         pass
     assert (ranks.number(), ranks.count()) == (0, 1)
+
+
+def start_one_of_two(monkeypatch: pytest.MonkeyPatch, **variables: object) -> None:
+    """Sets the variables of torchrun."""
+    usual = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0}
+    usual |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    for name, value in {**usual, **variables}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("WORLD_SIZE", "two", "a whole number from 1 on"),
+        ("WORLD_SIZE", "0", "a whole number from 1 on"),
+        ("RANK", "x", "a whole number from 0 to 1"),
+        ("RANK", "2", "a whole number from 0 to 1"),
+        ("LOCAL_RANK", "-1", "a whole number from 0 to 1"),
+        ("MASTER_PORT", "http", "a whole number from 0 to 65535"),
+    ],
+)
+def test_variables_that_are_wrong(
+    variable: str, value: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_one_of_two(monkeypatch, **{variable: value})
+    said = f"environment variable {variable} is '{value}': expected {expected}; start several"
+    with pytest.raises(UserError, match=said), joined("cpu"):
+        pass
+    assert (ranks.number(), ranks.count()) == (0, 1)
+
+
+def test_processes_that_cannot_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        start_one_of_two(monkeypatch, MASTER_PORT=port)
+        said = rf"process 0 of this run cannot meet the others at 127.0.0.1:{port} \(.*EADDRINUSE"
+        with pytest.raises(UserError, match=said), joined("cpu"):
+            pass
+
+
+def test_each_process_tries_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    def chooses(name: str | None) -> torch.device:
+        done.append(name)
+        raise UserError("no device")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(ranks, "choose_device", chooses)
+    start_one_of_two(monkeypatch, LOCAL_RANK=1)
+    for name in ("cuda", None, "cpu"):
+        with pytest.raises(UserError, match="no device"), joined(name):
+            pass
+    assert done == [1, "cuda", 1, None, "cpu"]
+
+
+def test_only_errors_of_the_communication_mean_that_another_process_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails_with(error: RuntimeError) -> None:
+        def fails(*arguments: object) -> None:
+            raise error
+
+        monkeypatch.setattr(torch.distributed, "all_reduce", fails)
+        add_up(torch.zeros(1))
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fails_with(torch.OutOfMemoryError("CUDA out of memory"))
+    closed = RuntimeError("[/pytorch/third_party/gloo/gloo/pair.cc:561] Connection closed by peer")
+    for error in (closed, torch.distributed.DistBackendError("NCCL error")):
+        with pytest.raises(UserError, match="process 0 of this run ends, because another one did"):
+            fails_with(error)
 
 
 def test_devices_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
