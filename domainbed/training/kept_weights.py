@@ -20,6 +20,7 @@ from domainbed.spec import RunSpec
 from domainbed.training.averages import Averages
 from domainbed.training.experiment import Experiment
 from domainbed.training.model_file import digest_file, save_model
+from domainbed.training.ranks import is_first
 
 if TYPE_CHECKING:
     from domainbed.records import Records
@@ -78,7 +79,8 @@ class KeptWeights:
             args: what defines the run, for the file.
         """
         if self._kept == "all":
-            save_model(experiment, self._folder.model_at(step, experiment.stage_number), args)
+            file = self._folder.model_at(step, experiment.stage_number)
+            _save(experiment, averages, "", file, args)
         elif self._kept == "selected" and not self._has_stages:
             for name, steps in self._chosen(lines, ended).items():
                 if step in steps and not is_final(self._spec, step, ended):
@@ -126,9 +128,13 @@ class KeptWeights:
 def _save(
     experiment: Experiment, averages: Averages, name: str, file: Path, args: Mapping[str, Any]
 ) -> None:
-    """Writes the last weights, or with a `name` those of an average."""
+    """Writes the last weights, or with a `name` those of an average.
+
+    All processes of a run put an average in place, as they share its passes; one of them writes.
+    """
     with averages.in_place(name) if name else nullcontext():
-        save_model(experiment, file, args)
+        if is_first():
+            save_model(experiment, file, args)
 
 
 def is_final(spec: RunSpec, step: int, ended: bool = False) -> bool:

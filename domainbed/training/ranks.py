@@ -148,10 +148,8 @@ def own_rows(n: int) -> slice:
 
 
 def own_options(options: RunOptions) -> RunOptions:
-    """Only the first process keeps weights, and tells the trackers."""
-    if is_first():
-        return options
-    return options.model_copy(update={"keep": "none", "trackers": ()})
+    """Only the first process tells the trackers."""
+    return options if is_first() else options.model_copy(update={"trackers": ()})
 
 
 @contextmanager

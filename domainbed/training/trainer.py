@@ -88,7 +88,8 @@ def run(
             with stopping_at_once():
                 experiment = ranks.together(partial(_built, spec, options))
             options = ranks.own_options(options)
-            trainer = Trainer(experiment, folder, options, began, echo, on_step)
+            arguments = (experiment, folder, options, began, echo, on_step)
+            trainer = ranks.together(partial(Trainer, *arguments))
             with trainer.tracked():
                 trainer.train()
 
@@ -256,13 +257,7 @@ class Trainer:
         if self.folder.done.exists():
             self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
-        progress = checkpoint.load(
-            self.folder,
-            self.spec.run_id,
-            self._enter_stage,
-            self.averages.restore,
-            self.table.line,
-        )
+        progress = ranks.together(self._loaded)  # before it is replaced or removed
         if progress.has_begun:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
             told = (json.loads(line).get("diverged") for line in progress.records)
@@ -279,6 +274,15 @@ class Trainer:
         write_environment(self.folder, self.experiment, self.began, progress)
         self._begin_tracking(progress)
         return progress
+
+    def _loaded(self) -> Progress:
+        return checkpoint.load(
+            self.folder,
+            self.spec.run_id,
+            self._enter_stage,
+            self.averages.restore,
+            self.table.line,
+        )
 
     def _begin_tracking(self, progress: Progress) -> None:
         path, spec = self.folder.path.absolute(), self.spec
@@ -322,7 +326,7 @@ class Trainer:
         record: dict[str, Any] = {
             "step": step,
             "epoch": step / self.experiment.batches_per_epoch,
-            **self.history.means(),
+            **ranks.of_first(self.history.means()),
             **{self._key(m.domain, m.split, m.metric): m.value for m in measured},
             **(validation := self._of_stage(measured)),
             **self._of_averages(step, validation.get("val_loss", math.nan)),
@@ -339,8 +343,10 @@ class Trainer:
         return line, ended
 
     def _measured(self, step: int, average: str = "") -> list[Value]:
+        # Of the first process: what is decided by the last bit is decided alike.
         def evaluate(splits: Sequence[EvaluationSplit]) -> list[Value]:
-            return self.experiment.evaluate(step, splits, self.table.evaluating)
+            measured = self.experiment.evaluate(step, splits, self.table.evaluating)
+            return ranks.of_first(measured)
 
         return self.splits.measure(self.experiment, step, evaluate, average)
 
@@ -378,9 +384,14 @@ class Trainer:
         self.kept.after_checkpoint(lines, ended)
 
     def _save_checkpoint(self, progress: Progress) -> None:
-        if ranks.is_first():
-            averages = self.averages.state()
-            checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress, averages)
+        """By the first process; the others wait, as none may end before it is written."""
+
+        def save() -> None:
+            if ranks.is_first():
+                averages = self.averages.state()
+                checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress, averages)
+
+        ranks.together(save)
 
     def _finish(self, progress: Progress) -> None:
         self.kept.at_end(self.experiment, self.averages, self._args())

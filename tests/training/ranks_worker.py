@@ -21,6 +21,7 @@ from torch import nn
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import predictor_of
+from domainbed.algorithms.selfreg import SelfReg
 from domainbed.datasets.domain import Draw
 from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
@@ -28,6 +29,9 @@ from domainbed.run_fields import RunOptions
 from domainbed.run_folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.stopping import Interrupted, request_stop, stopping_on
+from domainbed.training import checkpoint
+from domainbed.training.evaluation import Value
+from domainbed.training.experiment import Experiment
 from domainbed.training.ranks import align, joined, number
 from domainbed.training.shared_passes import share_passes
 from domainbed.training.shared_reading import share_reading
@@ -37,13 +41,19 @@ SIZES, UPDATES = (5, 4, 6), 3
 SMALL = {"shape": (2, 8, 8)}
 VECTORS = {"shape": (6,), "mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.5}
 OPTIONS = RunOptions(keep="all", save_predictions=True, device="cpu")
+SELECTED = RunOptions(keep="selected", device="cpu")
 IMAGES = {"shape": (3, 32, 32), "weights": "none", "resnet18": False, "resnet_dropout": 0.5}
 
 
-def spec_of(**fields: Any) -> RunSpec:
+def spec_of(algorithm: str = "DANN", **fields: Any) -> RunSpec:
     hparams = {"batch_size": 9, "mlp_dropout": 0.5, "mlp_width": 8, "grad_penalty": 0.1}
     fields = {"steps": 8, "checkpoint_freq": 3, "averages": ("ema",), "hparams": hparams, **fields}
-    return RunSpec.create("ColoredDigits", "DANN", [2], **fields)
+    return RunSpec.create("ColoredDigits", algorithm, [2], **fields)
+
+
+def batch_norm_spec() -> RunSpec:
+    """Of an algorithm whose batch norm trains beside its featurizer."""
+    return spec_of(algorithm="SelfReg", hparams={"batch_size": 9})
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -142,16 +152,45 @@ DRAWS = [
 ]
 
 
-def do_runs(out: Path) -> dict[str, Any]:
-    """One whole run, one that was stopped, and two that are refused."""
+def recorded_of(out: Path) -> list[dict[str, Any]]:
+    """What an algorithm is told at records, where the second process measures something else."""
+    told: list[dict[str, Any]] = []
+    evaluate = Experiment.evaluate
+
+    def differs(self: Experiment, *arguments: Any) -> list[Value]:
+        return [v._replace(value=v.value + number()) for v in evaluate(self, *arguments)]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Experiment, "evaluate", differs)
+        patched.setattr(SelfReg, "on_record", lambda self, record: told.append(dict(record)))
+        run(batch_norm_spec(), out, SELECTED)
+    return told
+
+
+def next_step_when_stopped(out: Path) -> int:
+    """That of the checkpoint, which the first process takes its time to write."""
+    save = checkpoint.save
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.2)
+        save(*arguments)
 
     def stops(taken: int) -> None:
         if taken == 5 and number() == 1:  # the others are not asked
             request_stop()
 
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "save", slowly)
+        with stopping_on([]), pytest.raises(Interrupted):
+            run(spec_of(), out, OPTIONS, on_step=stops)
+    return int(checkpoint._read(RunFolder(out).checkpoint)["progress"]["next_step"])
+
+
+def do_runs(out: Path) -> dict[str, Any]:
+    """Two whole runs, one that was stopped, and two that are refused."""
     run(spec_of(), out / "whole", OPTIONS)
-    with stopping_on([]), pytest.raises(Interrupted):
-        run(spec_of(), out / "pieces", OPTIONS, on_step=stops)
+    recorded = recorded_of(out / "selected")
+    stopped_at = next_step_when_stopped(out / "pieces")
     stopped = RunFolder(out / "pieces").state()
     run(spec_of(), out / "pieces", OPTIONS)
     run(spec_of(), out / "pieces", OPTIONS)  # is done
@@ -168,7 +207,9 @@ def do_runs(out: Path) -> dict[str, Any]:
         "read": [torch.equal(a, b) for a, b in zip(sum(alone, ()), sum(shared, ()), strict=True)],
         "reads": Labelled.reads,
         "weights": network.weight.tolist(),
+        "recorded": recorded,
         "stopped": stopped,
+        "stopped at": stopped_at,
         "another run": refused(lambda: run(spec_of(trial_seed=1), out / "whole", OPTIONS)),
         "batch norm": refused(lambda: run(batch_norm, out / "batch_norm", OPTIONS)),
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks_worker import OPTIONS, SIZES, spec_of
+from ranks_worker import OPTIONS, SELECTED, SIZES, batch_norm_spec, spec_of
 
 from domainbed.errors import UserError
 from domainbed.run_folder import RunFolder
@@ -78,12 +78,8 @@ def test_a_run_has_the_records_of_one_process(
     both: list[dict[str, Any]], folder: Path, tmp_path: Path
 ) -> None:
     run(spec_of(), tmp_path, OPTIONS)
-    alone, shared = lines(tmp_path), lines(folder / "whole")
-    assert [r["step"] for r in shared] == [0, 3, 6, 7]
-    for one, other in zip(alone, shared, strict=True):
-        assert one.pop("args") == other.pop("args")
-        assert one.pop("hparams") == other.pop("hparams")
-        assert other == pytest.approx(one, rel=1e-3, abs=5e-3)
+    assert [r["step"] for r in lines(folder / "whole")] == [0, 3, 6, 7]
+    require_equal_records(tmp_path, folder / "whole")
     kept = [sorted(f.name for f in path.glob("*.p*")) for path in (tmp_path, folder / "whole")]
     assert kept[0] == kept[1]
     assert "predictions.parquet" in kept[0]
@@ -92,9 +88,29 @@ def test_a_run_has_the_records_of_one_process(
     assert json.loads((tmp_path / "environment.json").read_text())["processes"] == 1
 
 
+def require_equal_records(first: Path, second: Path) -> None:
+    for one, other in zip(lines(first), lines(second), strict=True):
+        assert one.pop("args") == other.pop("args")
+        assert one.pop("hparams") == other.pop("hparams")
+        assert other == pytest.approx(one, rel=1e-3, abs=5e-3)
+
+
+def test_averages_with_batch_norm_are_kept_and_decisions_are_the_first_process_s(
+    both: list[dict[str, Any]], folder: Path, tmp_path: Path
+) -> None:
+    run(batch_norm_spec(), tmp_path, SELECTED)
+    require_equal_records(tmp_path, folder / "selected")
+    one, other = (torch.load(at / "model.ema.pkl") for at in (tmp_path, folder / "selected"))
+    torch.testing.assert_close(one["model_dict"], other["model_dict"], rtol=1e-3, atol=1e-3)
+    first, second = (each["said"]["recorded"] for each in both)
+    assert [record["step"] for record in first] == [0, 3, 6, 7]
+    assert first == second
+
+
 def test_a_stop_asked_of_one_process_stops_all_and_nothing_is_lost(
     both: list[dict[str, Any]], folder: Path
 ) -> None:
+    assert [each["said"]["stopped at"] for each in both] == [5, 5]
     assert both[0]["said"]["stopped"] == INTERRUPTED
     assert "Stopping at step 5 of 8" in (folder / "pieces" / "out.txt").read_text()
     assert "Resuming at step 5 of 8" in (folder / "pieces" / "out.txt").read_text()
