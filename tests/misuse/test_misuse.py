@@ -55,10 +55,11 @@ def nothing_registered():
 
 
 def digest(folder: Path) -> dict[str, object]:
-    """What lies in a folder, but for the folder `out`, locks, and who was at work."""
+    """What lies in a folder, but for the folder `out`, bytecode, locks, and who was at work."""
     found = {}
+    left_out = (folder / "out", folder / "__pycache__")
     for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if Path(root, name) != folder / "out"]
+        folders[:] = [name for name in folders if Path(root, name) not in left_out]
         for path in (Path(root, name) for name in [*folders, *files]):
             facts = path.lstat()
             if path.suffix != ".lock" and not is_owners(path.name):
