@@ -129,6 +129,7 @@ def start(job):
 
     A job whose end was brought forward keeps the short limit, and would be warned at once again.
     """
+    time.sleep(1.5)  # SLURM revokes what starts in the second in which the job was cancelled
     ask("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=60")
 
 
