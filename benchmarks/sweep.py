@@ -32,7 +32,6 @@ def by_workers(runs: int, steps: int, workers: int) -> None:
         "hparams_seeds": runs // 3,
         "steps": steps,
         "checkpoint_freq": steps,
-        "eval_splits": "best",
         "hparams": {"batch_size": 32},
     }
     launched(config, "--workers", str(workers))
