@@ -68,9 +68,8 @@ def _read_mnist(root: str, raw: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _digits(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     """scikit-learn's 1,797 digits: (1797, 8, 8) uint8, and digits."""
-    table = torch.from_numpy(
-        _table_of_digits()
-    )  # 64 levels from 0 to 16 and the digit, a line each
+    # A line has 64 levels from 0 to 16, and the digit.
+    table = torch.from_numpy(_table_of_digits())
     images = (table[:, :-1] * (255 / 16)).round().to(torch.uint8)
     return images.reshape(-1, 8, 8), table[:, -1].long()
 

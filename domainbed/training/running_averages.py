@@ -6,6 +6,7 @@ average costs one pass over the weights per update.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -41,7 +42,18 @@ class Average(Protocol):
         """Goes on from a state, which may be on another device."""
 
 
-class EMA:
+class _EachAlike(ABC):
+    """Takes in the weights after each update, recorded or not, and has nothing to record."""
+
+    @abstractmethod
+    def add(self, weights: Weights) -> None: ...
+
+    def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
+        self.add(weights)
+        return {}
+
+
+class EMA(_EachAlike):
     """The exponential moving average: θ̄_0 = θ_0, θ̄_t = d · θ̄_{t−1} + (1 − d) · θ_t."""
 
     def __init__(self, weights: Weights, decay: float) -> None:
@@ -50,10 +62,6 @@ class EMA:
     def add(self, weights: Weights) -> None:
         torch._foreach_lerp_(self.weights, weights, 1 - self.decay)
 
-    def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
-        self.add(weights)
-        return {}
-
     def state(self) -> State:
         return {"weights": self.weights}
 
@@ -61,7 +69,7 @@ class EMA:
         torch._foreach_copy_(self.weights, state["weights"])
 
 
-class SMA:
+class SMA(_EachAlike):
     """The simple moving average from update t₀ on (Arpit et al. 2022, arXiv 2110.10832, eq. 1).
 
     θ̄_t = θ_t for t ≤ t₀, and the mean of θ_{t₀} … θ_t from there on.
@@ -74,10 +82,6 @@ class SMA:
         self.updates += 1
         torch._foreach_lerp_(self.weights, weights, mean_rate(self.updates, self.start + 1))
 
-    def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
-        self.add(weights)
-        return {}
-
     def state(self) -> State:
         return {"weights": self.weights, "updates": self.updates}
 
@@ -86,7 +90,7 @@ class SMA:
         self.updates = state["updates"]
 
 
-class WiSE:
+class WiSE(_EachAlike):
     """Between the first weights and those that there are (Wortsman et al. 2022, arXiv 2109.01903).
 
     θ̄_t = (1 − α) · θ_0 + α · θ_t
@@ -105,10 +109,6 @@ class WiSE:
 
     def add(self, weights: Weights) -> None:
         self.last = weights
-
-    def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
-        self.add(weights)
-        return {}
 
     def state(self) -> State:
         return {"first": self.first}
