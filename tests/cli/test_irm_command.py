@@ -167,8 +167,8 @@ def test_interrupt(folder):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
-    first, *_, last = err.strip().splitlines()
-    assert first.startswith("stopping: 2 at work may take up to 30 seconds")
+    # Lines before it tell how many were at work, which is the machine's choice.
+    last = err.strip().splitlines()[-1]
     assert last == "stopped: 1 of 4 restarts are done; the same command computes the others"
 
 
