@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from domainbed.errors import UserError
@@ -40,7 +41,13 @@ def read_flags(arguments: argparse.Namespace, model: type[Settings]) -> dict[str
 
 def _fields(model: type[Settings]) -> dict[str, Schema]:
     """The JSON schema of each field, by its name."""
-    return model.model_json_schema().get("properties", {})
+    return _schema(model).get("properties", {})
+
+
+@cache
+def _schema(model: type[Settings]) -> dict[str, Any]:
+    """To make it takes longer than to read all flags from it. It is not to be changed."""
+    return model.model_json_schema()
 
 
 def _flag_options(model: type[Settings], name: str, schema: Schema) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def _meant(name: str, schema: Schema, model: type[Settings], value: Any) -> Any:
 
 def _kinds(model: type[Settings], schema: Schema) -> set[str]:
     """The JSON types that a field's value may have; of a list's items as "list of integer"."""
-    definitions = model.model_json_schema().get("$defs", {})
+    definitions = _schema(model).get("$defs", {})
     kinds = set()
     for each in alternatives(schema, definitions):
         items = alternatives(each.get("items", {}), definitions)
@@ -103,7 +110,7 @@ def default_text(model: type[Settings], name: str) -> str:
 
 def docs_table(model: type[Settings]) -> str:
     """All fields as a Markdown table: name, what it may be, default, help."""
-    definitions = model.model_json_schema().get("$defs", {})
+    definitions = _schema(model).get("$defs", {})
     rows = [("field", "value", "default", "meaning")]
     for name, schema in _fields(model).items():
         expected, meaning = describe(schema, definitions), schema.get("description", "")

@@ -12,6 +12,7 @@ from domainbed.cli.choices import add_filters, add_folders, add_style, style_of
 from domainbed.cli.common import add_flag
 from domainbed.errors import UserError
 from domainbed.files import write_text
+from domainbed.garbage import without_garbage_collection
 
 if TYPE_CHECKING:
     from domainbed.records import Records
@@ -31,6 +32,7 @@ def add_script_arguments(parser: argparse.ArgumentParser) -> None:
     _add_options(parser)
 
 
+@without_garbage_collection()
 def main(args: argparse.Namespace) -> int:
     """Prints the tables, or writes them to a file; returns the exit status.
 

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
+from domainbed.garbage import without_garbage_collection
 from domainbed.run_fields import RunFields, RunOptions
 from domainbed.settings import Items, Listed, Text, load
 
@@ -77,12 +78,13 @@ def main(args: argparse.Namespace) -> int:
         )
     settings = load(TrainSettings, None, given)
     # What is wrong with the flags should be told at once, not after PyTorch's import.
-    from domainbed.plugins import import_plugins
-    from domainbed.run_folder import Busy, RunFolder
-    from domainbed.spec import RunSpec
-    from domainbed.states import DONE
-    from domainbed.stopping import Interrupted, stop_signal, stopping_on
-    from domainbed.training import ranks, run
+    with without_garbage_collection():
+        from domainbed.plugins import import_plugins
+        from domainbed.run_folder import Busy, RunFolder
+        from domainbed.spec import RunSpec
+        from domainbed.states import DONE
+        from domainbed.stopping import Interrupted, stop_signal, stopping_on
+        from domainbed.training import ranks, run
 
     import_plugins(settings.plugins)
     own = {name: getattr(settings, name) for name in _OF_THE_RUN}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import count, groupby
 from pathlib import Path
 
 from domainbed.errors import UserError
+from domainbed.garbage import without_garbage_collection
 from domainbed.records import RUN_KEYS, Records
 from domainbed.reporting.chunk import assembled
 from domainbed.reporting.chunk_cache import read_files
@@ -59,7 +58,7 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
         if progress:
             progress(next(counted) + 1, len(files))
 
-    with _without_garbage_collection():
+    with without_garbage_collection():
         chunks = [
             chunk
             for root, of_root in groupby(files, key=files_of.__getitem__)
@@ -73,18 +72,6 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
     _warn_of_duplicates(records)
     _warn_of_unfinished(files)
     return records
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Of many thousands of records there is no garbage to look for."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def as_paths(folders: Folders) -> list[Path]:

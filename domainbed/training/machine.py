@@ -17,6 +17,7 @@ from torch import nn
 
 import domainbed
 from domainbed.errors import UserError
+from domainbed.garbage import without_garbage_collection
 from domainbed.networks import MNIST_CNN
 from domainbed.precision import convolutions_in_tf32, products_in_tf32
 
@@ -93,7 +94,8 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
     torch.set_flush_denormal(False)
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
-    torch.use_deterministic_algorithms(False)
+    with without_garbage_collection():  # imports `torch._dynamo`, as PyTorch's optimizers do
+        torch.use_deterministic_algorithms(False)
     torch.backends.mkldnn.enabled = True  # type: ignore[assignment]  # a property of the module
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

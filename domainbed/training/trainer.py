@@ -16,6 +16,7 @@ import numpy as np
 
 from domainbed.algorithms import Algorithm
 from domainbed.files import as_json_values, check_guard, write_text
+from domainbed.garbage import without_garbage_collection
 from domainbed.predictions import require_parquet
 from domainbed.record_keys import (
     AVERAGES,
@@ -94,6 +95,7 @@ def run(
                 trainer.train()
 
 
+@without_garbage_collection()
 def _built(spec: RunSpec, options: RunOptions) -> Experiment:
     require_precision(spec.precision, choose_device(options.device))
     return build(spec, options)
