@@ -11,7 +11,7 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def _load(file: Path, root: Path, stamps: Stamps) -> Chunk | None:
         told = results_file.decoded(arrays["told"].tobytes())
         if told["version"] != _version():
             return None
-        whole = _chunk(root, told, arrays)
+        whole = _chunk(root, told, arrays, stamps)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     paths = zip(whole.files, told["files"].values(), strict=True)
@@ -157,8 +157,13 @@ def _load(file: Path, root: Path, stamps: Stamps) -> Chunk | None:
     return assembled([whole], [path for path in whole.files if path in same])
 
 
-def _chunk(root: Path, told: dict[str, Any], arrays: dict[str, np.ndarray]) -> Chunk:
-    files = [root / name for name in told["files"]]
+def _chunk(
+    root: Path, told: dict[str, Any], arrays: dict[str, np.ndarray], known: Iterable[Path]
+) -> Chunk:
+    """`known` are paths that are made, which takes a while for many thousands."""
+    made = {str(path): path for path in known}
+    texts = [f"{root}/{name}" for name in told["files"]]
+    files = [made.get(text) or Path(text) for text in texts]
     folders = list(map(os.path.dirname, files))  # quicker than by `Path.parent`
     runs = [
         {"folder": folders[position], **results_file.run_facts(**run)}

@@ -169,13 +169,18 @@ def run_folders(root: Path) -> list[Path]:
     Raises:
         UserError: `root` is not a folder.
     """
+    return list(map(Path, _run_folders(root)))
+
+
+def _run_folders(root: Path) -> list[str]:
+    """As texts: to make many thousands of paths takes longer than to find them."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"{str(root)!r} {what}: name a sweep folder or a run folder")
     with os.scandir(root) as entries:  # far fewer system calls than by `Path.iterdir`
-        names = sorted(entry.name for entry in entries if entry.is_dir() and _stays(root, entry))
-    inside = [root / name for name in names]
-    return [root, *inside] if (root / RECORDS_FILE).is_file() else inside
+        found = [entry for entry in entries if entry.is_dir() and _stays(root, entry)]
+    inside = [entry.path for entry in sorted(found, key=lambda entry: entry.name)]
+    return [str(root), *inside] if (root / RECORDS_FILE).is_file() else inside
 
 
 def record_files(root: Path) -> list[Path]:
@@ -184,8 +189,8 @@ def record_files(root: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    files = [folder / RECORDS_FILE for folder in run_folders(root)]
-    found = [file for file in files if _is_own_file(root, file)]
+    files = [f"{folder}/{RECORDS_FILE}" for folder in _run_folders(root)]
+    found = [Path(file) for file in files if _is_own_file(root, file)]
     if not found:
         why = _failures([root]) or f"neither it nor a folder in it holds {RECORDS_FILE}"
         raise UserError(f"no records in {str(root)!r}: {why}")
@@ -202,12 +207,14 @@ def _failures(roots: Iterable[Path]) -> str:
     return f"{runs} failed, such as {failed[0][0]}: {failed[0][1]}"
 
 
-def _is_own_file(root: Path, file: Path) -> bool:
+def _is_own_file(root: Path, file: str) -> bool:
     try:
         mode = os.lstat(file).st_mode  # one system call, where there are many thousands of files
     except OSError:
         return False
-    return stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and file.is_file() and _stays(root, file))
+    return stat.S_ISREG(mode) or (
+        stat.S_ISLNK(mode) and os.path.isfile(file) and _stays(root, Path(file))
+    )
 
 
 def _stays(root: Path, path: Path | os.DirEntry[str]) -> bool:
