@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import logging
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any
 
+from domainbed.garbage import without_garbage_collection
 from domainbed.launchers.base import (
     Event,
     Handle,
@@ -55,7 +57,7 @@ class _Worker:
         is_leaving: whether it is to get no more tasks.
     """
 
-    def __init__(self, job: Job, place: Place) -> None:
+    def __init__(self, place: Place) -> None:
         self.place = place
         self.connection, theirs = _SPAWN.Pipe()
         self.index: int | None = None
@@ -63,15 +65,18 @@ class _Worker:
         self.asked_to_stop: float | None = None
         self.is_leaving = False
         # Not daemonic: a daemon may not start the processes that read images.
-        self.process = _SPAWN.Process(target=_work, args=(theirs, job), daemon=False)
+        self.process = _SPAWN.Process(target=_work, args=(theirs,), daemon=False)
         with environment_set(place), _signals_held_back():
             self.process.start()
         theirs.close()
 
     def assign(self, index: int, task: Any) -> None:
         self.index, self.began = index, None
+        self.send((index, task))
+
+    def send(self, message: Any) -> None:
         with contextlib.suppress(OSError):  # it is dead: found out at the next look
-            self.connection.send((index, task))
+            self.connection.send(message)
 
     def events(self) -> Iterator[Event]:
         """What it has sent; `is_leaving` afterwards if it died."""
@@ -111,8 +116,7 @@ class _Worker:
 
     def send_end(self) -> None:
         """Tells an idle worker to end."""
-        with contextlib.suppress(OSError):
-            self.connection.send(None)
+        self.send(None)
 
     def end(self) -> None:
         """Ends the process, whatever it is at, and waits for its end."""
@@ -254,8 +258,10 @@ class Pool(Handle):
 
     def _start_worker(self, place: Place) -> None:
         if self._queue and not self._stopping:
-            self._workers.append(_Worker(self._job, place))
-            self._assign(self._workers[-1])
+            worker = _Worker(place)
+            self._workers.append(worker)
+            worker.send(self._job)
+            self._assign(worker)
 
     def _assign(self, worker: _Worker) -> None:
         if self._queue and not self._stopping:
@@ -265,17 +271,20 @@ class Pool(Handle):
             worker.send_end()
 
 
-def _work(pipe: connection.Connection, job: Job) -> None:
-    """What a worker process runs: tasks come in, events go out, None ends it."""
+def _work(pipe: connection.Connection) -> None:
+    """What a worker process runs: a job and its tasks come in, events go out, None ends it."""
     for number in _OF_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: request_stop())
     _be_killed_with_parent()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
+        with without_garbage_collection():  # imports what does the job
+            job: Job = pipe.recv()
         while (message := pipe.recv()) is not None:
             index, task = message
             perform(job, index, task, pipe.send)
+    atexit.register(os._exit, 0)  # as a forked worker ends: to take PyTorch apart takes a second
 
 
 def _be_killed_with_parent() -> None:
