@@ -19,7 +19,7 @@ quickstart: .venv/installed  ## sweep seven algorithms on embedded digits: table
 	$(BIN)/domainbed collect results/quickstart
 	$(BIN)/domainbed report results/quickstart
 
-laptop: .venv/installed-laptop  ## all algorithms on PACS through frozen features, 15 minutes
+laptop: .venv/installed-laptop  ## all algorithms on PACS through frozen features, 10 minutes
 	$(BIN)/domainbed features PACS --data_dir $(DATA)
 	$(BIN)/domainbed sweep launch configs/laptop.yaml --data_dir $(DATA) --skip_confirmation
 	$(BIN)/domainbed collect results/laptop
