@@ -44,6 +44,7 @@ from domainbed.training.machine import (
     peak_memory,
     process_set_up,
     require_precision,
+    share_one_arena,
 )
 from domainbed.training.progress import ProgressTable
 from domainbed.training.recorded_splits import RecordedSplits
@@ -78,6 +79,7 @@ def run(
         Interrupted: a stop was requested; the run goes on from there when this is called again.
         UserError: the folder holds something else, or the spec does not fit the data.
     """
+    share_one_arena()
     options = options or RunOptions()
     if options.save_predictions:
         require_parquet()  # rather than after hours of training
