@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,19 +14,22 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, cores: int = 1
+) -> Generator[Result, None, None]:
     """`function(item)` of all items, in their order, computed a little ahead.
+
+    To be closed where it is not used up.
 
     Args:
         function: what it raises is raised here.
         items: any number of them; only `threads` + 1 are under way at a time.
         threads: 0 computes here, when a result is asked for.
+        cores: that PyTorch may use in each of them.
     """
     if threads == 0:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores,)) as pool:
         under_way: deque[Future[Result]] = deque()
         try:
             for item in items:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from types import MethodType
 
 import torch
 from torch import nn
 
 from domainbed.datasets.domain import Minibatch
+from domainbed.images.threads import in_order
 from domainbed.networks import MNIST_CNN
 from domainbed.training import ranks
 
@@ -53,25 +52,11 @@ def predicted(
     predict: Predict, batches: Iterable[Minibatch], at_once: int
 ) -> Generator[Predicted, None, None]:
     """The logits and labels of each batch, in order; to be closed where it is not used up."""
-    if at_once == 1:
-        for x, y in batches:
-            yield predict(x), y
-        return
-    waiting: deque[tuple[Future[torch.Tensor], torch.Tensor]] = deque()
     in_thread = torch.no_grad()(predict)  # a new thread does not know that none are wanted
-    threads = max(1, torch.get_num_threads() // at_once)
-    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(threads,))
-    try:
-        for x, y in batches:
-            waiting.append((pool.submit(in_thread, x), y))
-            if len(waiting) > at_once:  # what is read ahead takes memory
-                yield _result(waiting)
-        while waiting:
-            yield _result(waiting)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
+    def of_one(batch: Minibatch) -> Predicted:
+        x, labels = batch
+        return in_thread(x), labels
 
-def _result(waiting: deque[tuple[Future[torch.Tensor], torch.Tensor]]) -> Predicted:
-    logits, labels = waiting.popleft()
-    return logits.result(), labels
+    cores = max(1, torch.get_num_threads() // at_once)
+    return in_order(of_one, batches, at_once if at_once > 1 else 0, cores)
