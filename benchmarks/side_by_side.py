@@ -130,11 +130,12 @@ class Cost(NamedTuple):
 def process(*arguments: str, **environment: str) -> Cost:
     """The cost of `python ARGUMENTS`, which must succeed."""
     began = time.perf_counter()
+    kept = {"PYTHONDONTWRITEBYTECODE": ""}  # compiled modules are, as where this was not set
     child = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-        env={**os.environ, **environment},
+        env={**os.environ, **kept, **environment},
     )
     _, status, used = os.wait4(child.pid, 0)
     child.returncode = status
