@@ -80,7 +80,14 @@ def naming(file: Path) -> Iterator[None]:
 
 @contextmanager
 def written_aside(file: Path) -> Iterator[Path]:
-    """A path beside `file` to write to; it takes `file`'s place when all went well."""
+    """A path beside `file` to write to; it takes `file`'s place when all went well.
+
+    Nothing takes the place of a device or a pipe, such as /dev/null: that itself is written to.
+    """
+    if _is_device(file):
+        with naming(file):
+            yield file
+        return
     aside = aside_of(file)
     try:
         with naming(file):
@@ -92,6 +99,12 @@ def written_aside(file: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def _is_device(file: Path) -> bool:
+    """Or a pipe, or one of the system's names for them: /dev/stdout may lead to a plain file."""
+    is_other = file.exists() and not file.is_file() and not file.is_dir()
+    return is_other or file.parent == Path("/dev")
 
 
 def regular(file: Path) -> Path:
