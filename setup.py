@@ -57,5 +57,5 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["domainbed = domainbed.__main__:main"]},
+    entry_points={"console_scripts": ["domainbed = domainbed.cli:main"]},
 )

@@ -7,7 +7,7 @@ import importlib
 import sys
 
 import domainbed
-from domainbed.cli.common import Parser, add_debug_flag, guarded
+from domainbed.cli.common import Parser, add_debug_flag, guarded, run_and_exit
 from domainbed.suggest import did_you_mean
 from domainbed.text_table import text_table
 
@@ -39,15 +39,24 @@ _MORE = "`domainbed COMMAND --help` explains a command."
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The console script: parses `argv` (default: the command line), runs, exits."""
-    words = sys.argv[1:] if argv is None else argv
+    """Runs a command and exits with its status.
+
+    Args:
+        argv: its words; None for those of the command line, after which this process ends.
+    """
+    if argv is None:
+        run_and_exit(lambda: _run(sys.argv[1:]), sys.argv[1:])
+    sys.exit(guarded(lambda: _run(argv), "--debug" in argv))
+
+
+def _run(words: list[str]) -> int:
     name = _command(words)
     module = importlib.import_module(f"domainbed.cli.{_COMMANDS[name][0]}")
     parser = Parser(prog=f"domainbed {name}", description=module.__doc__)
     module.add_arguments(parser)
     add_debug_flag(parser)
-    arguments = parser.parse_args(words[1:])
-    sys.exit(guarded(module.main, arguments))
+    status: int = module.main(parser.parse_args(words[1:]))
+    return status
 
 
 def _command(words: list[str]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from domainbed.errors import reason_of
+from domainbed.process_exit import QuickExit
 from domainbed.text_table import printable
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -39,11 +42,48 @@ def add_flag(parser: Any, name: str, **options: Any) -> None:
 
 def run_script(add_arguments: AddArguments, main: Main, description: str) -> None:
     """The whole of a script: parses the command line, runs `main`, exits with its status."""
-    parser = Parser(description=description)
-    add_arguments(parser)
-    add_debug_flag(parser)
-    arguments = parser.parse_args()
-    sys.exit(guarded(main, arguments))
+
+    def command() -> int:
+        parser = Parser(description=description)
+        add_arguments(parser)
+        add_debug_flag(parser)
+        return main(parser.parse_args())
+
+    run_and_exit(command, sys.argv[1:])
+
+
+def run_and_exit(command: Callable[[], int], words: Sequence[str]) -> NoReturn:
+    """Runs the whole of a command, guarded, and ends this process with its status.
+
+    Args:
+        command: from reading `words` on.
+        words: of the command line.
+    """
+    process_exit = QuickExit()
+    _replace_closed_streams()
+    try:
+        process_exit.status = guarded(command, "--debug" in words)
+    finally:
+        _drop_what_cannot_be_written()
+    sys.exit(process_exit.status)
+
+
+def _replace_closed_streams() -> None:
+    """Python has None for a stream that was closed before it began: by `>&-`, or by a service."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  # until the end
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Python would try again at its end, and exit with a status of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def add_debug_flag(parser: argparse.ArgumentParser, default: Any = False) -> None:
@@ -60,29 +100,45 @@ def add_plugins_flag(parser: argparse.ArgumentParser) -> None:
              "files to import first, which register more names")  # fmt: skip
 
 
-def guarded(main: Main, arguments: argparse.Namespace) -> int:
-    """Runs `main`: bad input, or too small a machine, becomes one line and status 2.
+def guarded(command: Callable[[], int], debug: bool = False) -> int:
+    """Runs a command: bad input, or too small a machine, becomes one line and status 2.
 
-    An interrupt becomes status 130; a programming error keeps its traceback.
+    So does output that cannot be written. An interrupt becomes status 130; a programming error
+    keeps its traceback. What `argparse` exits for is exited for.
     """
     if logging.lastResort is not None:  # what shows warnings where nobody set up logging
         logging.lastResort.setFormatter(_Printable())
     warnings.formatwarning = _one_line  # Python's own shows lines of code
     try:
-        return main(arguments)
+        return _with_all_output(command)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
-        sys.stderr.close()
         return 0
     except Exception as error:
         if not (reason := reason_of(error)):
             raise
-        if arguments.debug:
+        if debug:
             traceback.print_exc()
-        print(f"error: {printable(reason)}", file=sys.stderr)
+        _tell(f"error: {printable(reason)}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return 130
+
+
+def _with_all_output(command: Callable[[], int]) -> int:
+    """Its status, after all that it printed was written."""
+    try:
+        status = command()
+    except SystemExit:  # `argparse` has printed the help, or what is wrong
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return status
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads
+        print(line, file=sys.stderr)
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:

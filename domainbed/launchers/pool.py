@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import logging
@@ -28,6 +27,7 @@ from domainbed.launchers.base import (
     perform,
     this_process,
 )
+from domainbed.process_exit import QuickExit
 from domainbed.states import INTERRUPTED, PROGRESS, STARTED
 from domainbed.stopping import SIGNALS, request_stop
 
@@ -41,6 +41,8 @@ _SECONDS_BETWEEN_CHECKS = 1.0
 _SECONDS_TO_STOP = 30.0
 """For a task that was asked to stop: a step of a large network, and a checkpoint on a slow disk."""
 _SECONDS_TO_END = 3.0
+_SECONDS_TO_FINISH = 30.0
+"""For what libraries do at the end of a process: the last upload of a tracker, say."""
 _MOST_DEATHS = 2
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 # What a terminal sends to all of its processes: the parent decides what it means for workers.
@@ -122,7 +124,7 @@ class _Worker:
         """Ends the process, whatever it is at, and waits for its end."""
         if self.index is None:
             self.send_end()
-            self.process.join(_SECONDS_TO_END)
+            self.process.join(_SECONDS_TO_FINISH)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -273,6 +275,7 @@ class Pool(Handle):
 
 def _work(pipe: connection.Connection) -> None:
     """What a worker process runs: a job and its tasks come in, events go out, None ends it."""
+    process_exit = QuickExit()
     for number in _OF_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: request_stop())
@@ -284,7 +287,7 @@ def _work(pipe: connection.Connection) -> None:
         while (message := pipe.recv()) is not None:
             index, task = message
             perform(job, index, task, pipe.send)
-    atexit.register(os._exit, 0)  # as a forked worker ends: to take PyTorch apart takes a second
+    process_exit.status = 0
 
 
 def _be_killed_with_parent() -> None:

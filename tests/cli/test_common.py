@@ -1,6 +1,5 @@
 """What the command line makes of errors."""
 
-import argparse
 import errno
 import logging
 import os
@@ -19,7 +18,7 @@ from domainbed.training.progress import ProgressTable
 
 
 def outcome(capsys, do, debug=False):
-    status = guarded(lambda arguments: do() or 0, argparse.Namespace(debug=debug))
+    status = guarded(lambda: do() or 0, debug)
     return status, capsys.readouterr().err
 
 

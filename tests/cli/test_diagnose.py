@@ -32,7 +32,8 @@ def command(folder, capsys):
     """The command on the run: what it printed, after a check of its exit status."""
 
     def command(*words, status=0):
-        found = guarded(cli.main, parsed(folder, "--device", "cpu", "--samples", "30", *words))
+        given = parsed(folder, "--device", "cpu", "--samples", "30", *words)
+        found = guarded(lambda: cli.main(given))
         out, err = capsys.readouterr()
         assert found == status, err
         return err if status else out
@@ -65,7 +66,7 @@ def test_json_has_null_for_what_is_not_finite(folder):
 def test_a_run_json_of_nothing(text, tmp_path, capsys):
     for name, content in (("run.json", text), ("done", "done"), ("results.jsonl", "{}\n")):
         (tmp_path / name).write_text(content)
-    assert guarded(cli.main, parsed(tmp_path)) == 2
+    assert guarded(lambda: cli.main(parsed(tmp_path))) == 2
     message = capsys.readouterr().err
     assert message.endswith(("train the run again\n", "repair it, or remove its folder\n"))
 

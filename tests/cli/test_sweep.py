@@ -23,12 +23,10 @@ SCRIPT = REPOSITORY / "scripts" / "sweep.py"
 PROGRAM = """
 import argparse, sys
 from domainbed.cli import sweep
-from domainbed.cli.common import add_debug_flag, guarded
+from domainbed.cli.common import run_and_exit
 parser = argparse.ArgumentParser()
 sweep.add_arguments(parser)
-add_debug_flag(parser)
-arguments = parser.parse_args()
-sys.exit(guarded(sweep.main, arguments))
+run_and_exit(lambda: sweep.main(parser.parse_args()), [])
 """
 CONFIG = """\
 datasets: [ColoredDigits]
@@ -70,7 +68,7 @@ def sweep(capsys):
         module.add_arguments(parser)
         add_debug_flag(parser)
         capsys.readouterr()
-        found = guarded(module.main, parser.parse_args([str(value) for value in arguments]))
+        found = guarded(lambda: module.main(parser.parse_args([*map(str, arguments)])))
         said = "".join(capsys.readouterr())
         assert found == status, said
         return said

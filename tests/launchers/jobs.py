@@ -1,5 +1,6 @@
 """A job for tests of launchers. It trains nothing; workers on this and other machines import it."""
 
+import atexit
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from domainbed.launchers import Job
 from domainbed.run_folder import Busy
 from domainbed.stopping import Interrupted, stop_requested
 
+OPEN = []
 NOTED = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DOMAINBED_ENGINE", "DOMAINBED_JOB")
 
 
@@ -50,6 +52,10 @@ class WordJob(Job):
         if task == "print":
             print("from Python", flush=True)
             os.write(1, b"from below\n")
+        if task == "leave open":
+            atexit.register(Path(f"{self.log}.handled").write_text, "by a handler")
+            OPEN.append(open(f"{self.log}.open", "w"))  # noqa: SIM115  # nobody closes it
+            OPEN[0].write("left open")
         if task == "sleep":
             time.sleep(60)
 

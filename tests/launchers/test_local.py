@@ -57,6 +57,13 @@ def test_a_worker_that_somebody_stops_is_replaced_and_no_death_is_counted(tmp_pa
     assert not caplog.text
 
 
+def test_a_worker_ends_as_a_process_does(tmp_path):
+    events, _ = launch(LocalLauncher(workers=1), tmp_path, ["leave open"])
+    assert ends(events) == {0: DONE}
+    assert (tmp_path / "log.handled").read_text() == "by a handler"
+    assert (tmp_path / "log.open").read_text() == "left open"
+
+
 def test_a_task_over_its_time_limit_is_stopped_and_fails(tmp_path):
     resources = Resources(device="cpu", minutes=0.01)
     events, _ = launch(LocalLauncher(workers=1), tmp_path, ["wait", "ok"], resources)
