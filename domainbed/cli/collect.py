@@ -1,4 +1,4 @@
-"""`domainbed collect`: the results tables of sweeps."""
+"""Select models and print the results tables of sweeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`domainbed compare`: algorithms with a baseline, or a sweep's tables with a paper's."""
+"""Compare algorithms with a baseline, or a sweep's tables with a paper's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`domainbed plot`: a figure of the report as a file, for papers."""
+"""Draw a figure of the report into a file, for papers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`domainbed published`: the numbers that papers print."""
+"""Print the numbers that papers print."""
 
 from __future__ import annotations
 

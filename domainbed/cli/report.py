@@ -1,4 +1,4 @@
-"""`domainbed report`: tables, comparisons and figures of sweeps as one HTML file."""
+"""Write tables, comparisons and figures of sweeps as one HTML file."""
 
 from __future__ import annotations
 

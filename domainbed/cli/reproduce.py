@@ -1,4 +1,4 @@
-"""`domainbed reproduce`: from nothing to a paper's numbers, and those of this machine beside them.
+"""From nothing to a paper's numbers, and those of this machine beside them.
 
 Says how long it will take and what it leaves out, does the sweep (what is done of it is not done
 again), prints its tables, and compares them.

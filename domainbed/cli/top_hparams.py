@@ -1,4 +1,4 @@
-"""`domainbed top-hparams`: the best hyper-parameters of an algorithm on a test domain."""
+"""List the best hyper-parameters of an algorithm on a test domain."""
 
 from __future__ import annotations
 

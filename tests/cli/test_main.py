@@ -42,7 +42,8 @@ def test_every_command_explains_itself(name, capsys):
     assert status == 0
     assert out.startswith(f"usage: domainbed {name} ")
     summary = importlib.import_module(f"domainbed.cli.{_COMMANDS[name][0]}").__doc__.split()[0]
-    assert summary in out
+    assert f"\n\n{summary} " in out
+    assert summary.isalpha()  # not the name of the command, which the usage has already
 
 
 def test_actions_of_a_command_explain_themselves(capsys):
@@ -51,6 +52,19 @@ def test_actions_of_a_command_explain_themselves(capsys):
     assert out.startswith("usage: domainbed sweep launch ")
     assert "--n_trials" not in out
     assert "--checkpoint-freq" in out
+
+
+@pytest.mark.parametrize(
+    ("action", "description"),
+    [
+        ("status", "Count the runs by their state."),
+        ("cancel", "Stop the runs that are queued or running."),
+        ("delete_incomplete", "Remove the folders of runs that are neither done nor running."),
+    ],
+)
+def test_actions_have_a_description(action, description, capsys):
+    _, out, _ = said(capsys, "sweep", action, "--help")
+    assert f"\n\n{description}\n\n" in out
 
 
 @pytest.mark.parametrize(

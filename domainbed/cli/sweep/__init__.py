@@ -1,4 +1,4 @@
-"""`domainbed sweep`: plan a grid of runs, launch it, watch it, repair it.
+"""Plan a grid of runs, launch it, watch it, repair it.
 
 `plan` says what there is to do and what that takes; `launch` does what is not done and goes on with
 what was begun; `retry` does what failed; `status` counts; `rerun-best` runs what was chosen with

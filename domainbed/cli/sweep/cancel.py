@@ -11,7 +11,8 @@ from domainbed.sweeps.config import SweepConfig
 
 def add_actions(actions: Actions) -> None:
     """Declares `cancel`."""
-    action = actions.add_parser("cancel", help="stop the runs that are queued or running")
+    summary = "stop the runs that are queued or running"
+    action = actions.add_parser("cancel", help=summary, description=f"{summary.capitalize()}.")
     action.add_argument("target", metavar="FOLDER_OR_CONFIG", help=FOLDER_OR_CONFIG)
     add_flags(action, SweepConfig, only=["plugins"])
     action.set_defaults(run=run)

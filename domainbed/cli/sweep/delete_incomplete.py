@@ -22,10 +22,12 @@ from domainbed.sweeps.config import SweepConfig
 
 def add_actions(actions: Actions) -> None:
     """Declares `delete_incomplete`."""
+    summary = "remove the folders of runs that are neither done nor running"
     action = actions.add_parser(
         "delete_incomplete",
         aliases=["delete-incomplete"],
-        help="remove the folders of runs that are neither done nor running",
+        help=summary,
+        description=f"{summary.capitalize()}.",
     )
     action.add_argument("target", metavar="FOLDER", help=FOLDER_OR_CONFIG)
     add_skip_flag(action)

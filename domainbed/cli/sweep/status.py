@@ -22,7 +22,8 @@ _TO_TOP, _CLEAR_REST, _END_OF_LINE = "\x1b[H", "\x1b[J", "\x1b[K\n"
 
 def add_actions(actions: Actions) -> None:
     """Declares `status`."""
-    action = actions.add_parser("status", help="count the runs by their state")
+    summary = "count the runs by their state"
+    action = actions.add_parser("status", help=summary, description=f"{summary.capitalize()}.")
     action.add_argument("target", metavar="FOLDER_OR_CONFIG", help=FOLDER_OR_CONFIG)
     action.add_argument("--json", action="store_true", help="for programs")
     action.add_argument(
