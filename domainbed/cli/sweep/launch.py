@@ -40,7 +40,7 @@ def add_actions(actions: Actions) -> None:
         )
         add_field_flags(action)
         add_flag(action, "--dry_run", action="store_true",
-                 help="say what would be done, and how long")  # fmt: skip
+                 help="say what would be done, and how long where finished runs tell")  # fmt: skip
         action.add_argument("--wait", action="store_true",
                             help="stay until all is done, also by earlier launches")  # fmt: skip
         add_skip_flag(action)

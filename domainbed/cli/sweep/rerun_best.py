@@ -34,7 +34,8 @@ def add_actions(actions: Actions) -> None:
                         help="methods (default: the sweep's own)")  # fmt: skip
     action.add_argument("--retry", action="store_true", help="do again what failed")
     action.add_argument("--wait", action="store_true", help="for runs that an engine does")
-    add_flag(action, "--dry_run", action="store_true", help="say what would be done, and how long")
+    add_flag(action, "--dry_run", action="store_true",
+             help="say what would be done, and how long where finished runs tell")  # fmt: skip
     add_skip_flag(action)
     fields = action.add_argument_group("fields of the config", "each wins over the sweep's value")
     add_flags(fields, SweepConfig, only=_FIELDS)
