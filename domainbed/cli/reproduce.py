@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
 from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
+from domainbed.cli.sweep.common import add_skip_flag
 from domainbed.cli.sweep.launch import launch
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, read_flags
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launcher_flags(parser)
     add_flag(parser, "--dry_run", action="store_true",
              help="say what would be done, and how long")  # fmt: skip
-    add_flag(parser, "--skip_confirmation", action="store_true", help="do not ask")
+    add_skip_flag(parser)
 
 
 def main(args: argparse.Namespace) -> int:

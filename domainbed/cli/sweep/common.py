@@ -21,8 +21,11 @@ Actions = Any
 FOLDER_OR_CONFIG = "the folder of a sweep, or its config"
 
 
-def add_skip_flag(parser: argparse.ArgumentParser) -> None:
-    add_flag(parser, "--skip_confirmation", action="store_true", help="do not ask")
+def add_skip_flag(
+    parser: argparse.ArgumentParser, elsewhere: str = "only a terminal is asked"
+) -> None:
+    """Declares `--skip_confirmation`; `elsewhere` says what is done where nobody can be asked."""
+    add_flag(parser, "--skip_confirmation", action="store_true", help=f"do not ask ({elsewhere})")
 
 
 def given_fields(args: argparse.Namespace) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def add_actions(actions: Actions) -> None:
         description=f"{summary.capitalize()}.",
     )
     action.add_argument("target", metavar="FOLDER", help=FOLDER_OR_CONFIG)
-    add_skip_flag(action)
+    add_skip_flag(action, elsewhere="needed where there is no terminal")
     add_flags(action, SweepConfig, only=["plugins"])
     action.set_defaults(run=run)
 
