@@ -20,6 +20,7 @@ class DatasetInfo:
         folder: where it lies below `data_dir`; empty if it needs none.
         note: what users of it stumble over.
         sparse: whether a domain may lack images of some classes.
+        fetched: whether a run downloads it where it is missing.
     """
 
     domains: tuple[str, ...]
@@ -32,3 +33,4 @@ class DatasetInfo:
     folder: str = ""
     note: str = ""
     sparse: bool = False
+    fetched: bool = False

@@ -189,6 +189,7 @@ _MNIST_TERMS: dict[str, Any] = {
     "source": "http://yann.lecun.com/exdb/mnist/, through torchvision",
     "licence": "CC BY-SA 3.0",
     "folder": "MNIST",
+    "fetched": True,
 }
 _DIGITS_TERMS: dict[str, Any] = {
     "source": "UCI Optical Recognition of Handwritten Digits (test part), through scikit-learn",

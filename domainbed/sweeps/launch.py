@@ -112,9 +112,11 @@ class Launch:
         for name in dict.fromkeys(spec.dataset for spec in self.todo):
             info = get_dataset_class(name).info
             if info and info.folder and not (Path(self.config.data_dir) / info.folder).exists():
+                by_itself = " (a first run does so by itself)" * info.fetched
                 lines.append(
                     f"{name} is not in {self.config.data_dir!r}: get it with `domainbed download "
-                    f"{name} --data_dir {self.config.data_dir}`, or give another --data_dir"
+                    f"{name} --data_dir {self.config.data_dir}`{by_itself}, or give another "
+                    "--data_dir"
                 )
         return lines
 

@@ -390,6 +390,11 @@ def test_a_dry_run_tells_of_missing_data_and_devices(tmp_path, monkeypatch):
     device, data = elsewhere.obstacles()
     assert device.startswith("device 'cuda:99' cannot be used")
     assert "domainbed download PACS" in data
+    assert "by itself" not in data
+    (fetched,) = prepare(
+        config(tmp_path, datasets=["ColoredMNIST"], data_dir=str(tmp_path))
+    ).obstacles()
+    assert f"ColoredMNIST --data_dir {tmp_path}` (a first run does so by itself), or" in fetched
 
 
 def test_the_work_of_a_look_grows_with_the_runs_and_no_faster(tmp_path):
