@@ -30,7 +30,8 @@ class ProgressTable:
         self._out, self._echo, self._steps, self._hidden = out, echo, steps, hidden
         self._columns: list[str] = []
         self._first: tuple[int, float] | None = None
-        self._evaluated, self._evaluation_began, self._told = 0, 0.0, False
+        self._evaluation: tuple[int, float] | None = None  # images done when its clock began
+        self._told = False
 
     def line(self, text: str = "") -> None:
         append_text(self._out, text + "\n")
@@ -41,15 +42,16 @@ class ProgressTable:
         """Counts the images of an evaluation, for somebody who watches; says once what it costs."""
         if not self._echo:
             return
-        if self._evaluated in (0, total):
-            self._evaluation_began = time.monotonic()
-        self._evaluated = done
+        now = time.monotonic()
+        first, began = self._evaluation or (done, now)
+        # After the last images the next call is another evaluation's, with training in between.
+        self._evaluation = (first, began) if done < total else None
         if sys.stderr.isatty():
             end = "\r" + " " * 40 + "\r" if done == total else ""
             print(f"\revaluating {done:,} of {total:,} images{end}", end="", file=sys.stderr)
-        elif not self._told and time.monotonic() - self._evaluation_began > _LONG:
+        elif not self._told and now - began > _LONG:
             self._told = True
-            seconds = (time.monotonic() - self._evaluation_began) * total / done
+            seconds = (now - began) * total / (done - first)
             print(f"each evaluation of {total:,} images takes about {duration(seconds)}",
                   file=sys.stderr, flush=True)  # fmt: skip
 
