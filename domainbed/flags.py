@@ -59,8 +59,8 @@ def _flag_options(model: type[Settings], name: str, schema: Schema) -> dict[str,
         return {**options, "action": argparse.BooleanOptionalAction}
     if _is_list(kinds) or schema.get("several_words"):
         options["nargs"] = "+"
-    if "enum" in schema:
-        return {**options, "metavar": "{" + ",".join(map(str, schema["enum"])) + "}"}
+    if values := _named_values(model, schema):
+        return {**options, "metavar": "{" + ",".join(values) + "}"}
     return {**options, "metavar": "NAME" if _is_text(kinds) else "VALUE"}
 
 
@@ -85,6 +85,19 @@ def _kinds(model: type[Settings], schema: Schema) -> set[str]:
         of = {str(item.get("type")) for item in items}
         kinds |= {f"list of {kind}" for kind in of} if "items" in each else {each.get("type", "")}
     return kinds
+
+
+def _named_values(model: type[Settings], schema: Schema) -> list[str]:
+    """All that a value, or an item of a list, may be; nothing where that is not a few names."""
+    definitions = _schema(model).get("$defs", {})
+    single = [
+        one
+        for each in alternatives(schema, definitions)
+        for one in (alternatives(each["items"], definitions) if "items" in each else [each])
+    ]
+    if not all("enum" in one for one in single):
+        return []
+    return list(dict.fromkeys(str(value) for one in single for value in one["enum"]))
 
 
 def _is_text(kinds: set[str]) -> bool:

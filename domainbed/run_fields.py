@@ -156,8 +156,8 @@ class RunOptions(Settings):
     )
     keep: Literal["all", "last", "selected", "none"] | None = Field(
         None,
-        description="weights: of each record, of the last step, of what each selection method "
-        "chooses beside the last, or none",
+        description="weights: all (of each record), last, selected (what each selection method "
+        "chooses, beside the last), or none",
         json_schema_extra={"default_text": "last"},
     )
     skip_model_save: bool = Field(False, description="DomainBed's name of keep: none")

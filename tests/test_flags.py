@@ -9,6 +9,8 @@ from test_settings import Example
 from domainbed.cli.train import TrainSettings
 from domainbed.errors import UserError
 from domainbed.flags import add_flags, docs_table, json_schema, read_flags
+from domainbed.record_keys import AVERAGES
+from domainbed.run_fields import RunFields, RunOptions
 from domainbed.settings import Settings, Text
 
 
@@ -63,6 +65,17 @@ def test_help_ends_with_the_default(parser):
     assert "--names NAME [NAME ...] of things (default: a, b)" in text
     assert "--verbose, --no-verbose say more (default: false)" in text
     assert "--values VALUE by name" in text
+
+
+def test_help_names_the_values_of_what_may_be_left_out_and_of_items():
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_flags(parser, RunOptions, only=["keep"])
+    add_flags(parser, RunFields, only=["averages", "metrics"])
+    text = " ".join(parser.format_help().split())
+    assert "--keep {all,last,selected,none} weights: all (of each record), last, selected " in text
+    items = "{" + ",".join(AVERAGES) + "}"
+    assert f"--averages {items} [{items} ...] averages of the weights" in text
+    assert "--metrics NAME [NAME ...]" in text
 
 
 def test_docs_table():
