@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
 from domainbed.errors import UserError
+from domainbed.record_keys import AVERAGES
 
 if TYPE_CHECKING:
     from domainbed.training.trained import Model
@@ -34,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_dir_flag(parser)
     add_flag(parser, "--dataset", help="where the run's own images lie now: folder:PATH, a YAML "
              "file or a manifest")  # fmt: skip
-    add_flag(parser, "--average", metavar="NAME", help="with averaged weights of the run: ema, "
-             "sma, swad (default: the last weights)")  # fmt: skip
+    add_flag(parser, "--average", metavar="NAME", help="with averaged weights of the run: "
+             f"{', '.join(AVERAGES)} (default: the last weights)")  # fmt: skip
     add_flag(parser, "--device", help="cpu, cuda, mps (default: the best there is)")
     add_plugins_flag(parser)
 
