@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,16 +34,28 @@ class _Bounded:
     above: float = -math.inf
     below: float = math.inf
 
-    def bounds(self) -> str:
-        """The bounds in words, with a comma before each; nothing where there are none."""
-        ends = self.least, self.most, self.above, self.below
-        said = dict(zip(("at least", "at most", "above", "below"), ends))
-        return "".join(f", {word} {end:g}" for word, end in said.items() if math.isfinite(end))
+    def _bounds(self) -> str:
+        """The bounds in words, such as " from 0 on, below 1"; nothing where there are none."""
+        is_open_below, is_open_above = self.above >= self.least, self.below <= self.most
+        low = f" above {self.above:g}" if is_open_below else f" from {self.least:g} on"
+        high = f", below {self.below:g}" if is_open_above else f", up to {self.most:g}"
+        has_low = math.isfinite(max(self.above, self.least))
+        return low * has_low + high * math.isfinite(min(self.below, self.most))
 
     def _within(self, value: Any) -> bool:
         if not _is_number(value, integer=False):
             return True
         return self.least <= value <= self.most and self.above < value < self.below
+
+
+def _kind(examples: Sequence[Any]) -> str:
+    """What `_is_like` takes, in words."""
+    if all(_is_number(example, integer=False) for example in examples):
+        whole = all(isinstance(example, int) for example in examples)
+        return "a whole number" if whole else "a number"
+    words = {bool: "true or false", str: "a text", list: "a list", type(None): "null"}
+    kinds = dict.fromkeys(map(type, examples))
+    return " or ".join(words.get(kind, f"a {kind.__name__}") for kind in kinds)
 
 
 def _require(holds: bool, dimension: Any, expected: str) -> None:
@@ -64,8 +78,16 @@ class Fixed(_Bounded):
         """Whether a user may set it to `value`."""
         return _is_like(value, [self.default]) and self._within(value)
 
+    def expected(self) -> str:
+        """What `accepts` takes, in words."""
+        return _kind([self.default]) + self._bounds()
+
     def describe(self) -> str:
         return "fixed"
+
+    def drawn(self) -> str:
+        """How it is drawn, for a sentence; nothing where it is not."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -92,8 +114,18 @@ class Option(_Bounded):
             return any(value == each and type(value) is type(each) for each in self.values)
         return _is_like(value, [self.default]) and self._within(value)
 
+    def expected(self) -> str:
+        """What `accepts` takes, in words."""
+        if self.values:
+            return f"one of {', '.join(map(str, self.values))}"
+        return _kind([self.default]) + self._bounds()
+
     def describe(self) -> str:
         return "not drawn" + (f"; one of {', '.join(self.values)}" if self.values else "")
+
+    def drawn(self) -> str:
+        """As of the others: it is not."""
+        return ""
 
 
 def with_defaults(options: Mapping[str, Option], hparams: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,9 +158,20 @@ class Choice(_Bounded):
             return value in (*self.values, *self.further)
         return _is_like(value, list(self.values)) and self._within(value)
 
+    def expected(self) -> str:
+        """What `accepts` takes, in words."""
+        others = [value for value in self.values if not isinstance(value, str)]
+        texts = [value for value in self.values if isinstance(value, str)] + [*self.further]
+        kinds = [_kind(others) + self._bounds()] if others else []
+        return " or ".join(kinds + ([f"one of {', '.join(texts)}"] if texts else []))
+
     def describe(self) -> str:
         also = f"; also {', '.join(self.further)}" if self.further else ""
         return "choice of " + ", ".join(map(str, self.values)) + also
+
+    def drawn(self) -> str:
+        """How it is drawn, for a sentence."""
+        return "drawn from " + ", ".join(map(str, self.values))
 
 
 @dataclass(frozen=True)
@@ -153,9 +196,17 @@ class Uniform(_Bounded):
         """Whether a user may set it to `value`."""
         return _is_number(value, self.integer) and self._within(value)
 
+    def expected(self) -> str:
+        """What `accepts` takes, in words."""
+        return ("a whole number" if self.integer else "a number") + self._bounds()
+
     def describe(self) -> str:
         kind = "integer, uniform" if self.integer else "uniform"
         return f"{kind} in [{self.low:g}, {self.high:g})"
+
+    def drawn(self) -> str:
+        """How it is drawn, for a sentence."""
+        return f"drawn uniformly from {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)
@@ -183,9 +234,18 @@ class LogUniform(_Bounded):
         """Whether a user may set it to `value`."""
         return _is_number(value, self.integer) and self._within(value)
 
+    def expected(self) -> str:
+        """What `accepts` takes, in words."""
+        return ("a whole number" if self.integer else "a number") + self._bounds()
+
     def describe(self) -> str:
         kind = "integer, log-uniform" if self.integer else "log-uniform"
         return f"{kind} in [{self.base}^{self.low:g}, {self.base}^{self.high:g})"
+
+    def drawn(self) -> str:
+        """How it is drawn, for a sentence."""
+        ends = f"{self.base}^{self.low:g} to {self.base}^{self.high:g}"
+        return f"drawn log-uniformly from {ends}"
 
 
 def _check_range(dimension: Any, low: Any, high: Any) -> None:
@@ -195,6 +255,20 @@ def _check_range(dimension: Any, low: Any, high: Any) -> None:
 
 Dimension = Fixed | Choice | Uniform | LogUniform
 SearchSpace = Mapping[str, Dimension]
+
+
+def refusal(value: Any, of: Dimension | Option) -> str:
+    """Why a user may not set a hyper-parameter to `value`, for the end of an error's sentence."""
+    quotes = ", without quotes" if _is_quoted(value, of) else ""
+    told = [f"default {of.default!r}", of.drawn()]
+    return f"expected {of.expected()}{quotes} ({'; '.join(filter(None, told))})"
+
+
+def _is_quoted(value: Any, of: Dimension | Option) -> bool:
+    """Whether it is a text that without its quotes could be set."""
+    with suppress(ValueError, RecursionError, OverflowError):
+        return isinstance(value, str) and of.accepts(json.loads(value))
+    return False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from domainbed.dimensions import (
     Option,
     Uniform,
     learning_rate,
+    refusal,
     weight_decay,
 )
 from domainbed.errors import UserError
@@ -257,10 +258,9 @@ def _check_fixed(algorithm: str, dataset: str, fixed: Mapping[str, Any], feature
                 *("hparams", name),
             )
         if name in known and not known[name].accepts(value):
-            dimension = known[name]
             raise UserError(
-                f"hyper-parameter {name!r} of {algorithm} cannot be {value!r}: the default is "
-                f"{dimension.default!r} ({dimension.describe()}{dimension.bounds()})",
+                f"hyper-parameter {name!r} of {algorithm} cannot be {value!r}: "
+                f"{refusal(value, known[name])}",
                 *("hparams", name),
             )
     small_images = dataset_facts(dataset).small_images

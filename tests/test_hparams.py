@@ -17,6 +17,7 @@ from hparams_reference import (
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.datasets import DATASETS
+from domainbed.dimensions import refusal
 from domainbed.errors import UserError
 from domainbed.hparams import (
     Choice,
@@ -204,16 +205,55 @@ def test_dimensions_that_cannot_be(make, expected):
     ("algorithm", "name", "value", "bounds"),
     [
         ("ERM", "lr", 0, "above 0"),
-        ("ERM", "resnet_dropout", 1, "at least 0, below 1"),
-        ("ERM", "weight_decay", -0.1, "at least 0"),
-        ("ERM", "mlp_depth", 1, "at least 2"),
-        ("Fish", "meta_lr", -0.5, "at least 0"),
+        ("ERM", "resnet_dropout", 1, "from 0 on, below 1"),
+        ("ERM", "weight_decay", -0.1, "from 0 on"),
+        ("ERM", "mlp_depth", 1, "from 2 on"),
+        ("Fish", "meta_lr", -0.5, "from 0 on"),
         ("DANN", "mlp_dropout", 1, "below 1"),
     ],
 )
 def test_values_out_of_bounds(algorithm, name, value, bounds):
     with pytest.raises(UserError, match=rf"{name!r}.* cannot be {value}.*{bounds}"):
         RunSpec.create("ColoredMNIST", algorithm, [0], hparams={name: value})
+
+
+@pytest.mark.parametrize(
+    ("of", "value", "told"),
+    [
+        (
+            LogUniform(0.001, -4.5, -2.5, above=0),
+            "0.01",
+            "expected a number above 0, without quotes "
+            "(default 0.001; drawn log-uniformly from 10^-4.5 to 10^-2.5)",
+        ),
+        (
+            LogUniform(64, 3, 9, base=2, integer=True, least=1),
+            "many",
+            "expected a whole number from 1 on (default 64; drawn log-uniformly from 2^3 to 2^9)",
+        ),
+        (
+            Uniform(0.95, 0.9, 0.99, least=0, most=1),
+            2,
+            "expected a number from 0 on, up to 1 (default 0.95; drawn uniformly from 0.9 to 0.99)",
+        ),
+        (
+            Choice(0.0, (0.0, 0.1), least=0, below=1),
+            1,
+            "expected a number from 0 on, below 1 (default 0.0; drawn from 0.0, 0.1)",
+        ),
+        (
+            Choice("a", ("a", "b"), "", ("c",)),
+            1,
+            "expected one of a, b, c (default 'a'; drawn from a, b)",
+        ),
+        (Fixed(False), "true", "expected true or false, without quotes (default False)"),
+        (Fixed(0), 0.5, "expected a whole number (default 0)"),
+        (Option("x"), 1, "expected a text (default 'x')"),
+        (Option("a", "", ("a", "b")), "[" * 10000, "expected one of a, b (default 'a')"),
+    ],
+)
+def test_what_is_said_of_a_value_that_cannot_be(of, value, told):
+    assert refusal(value, of) == told
 
 
 def test_weights_where_no_backbone_takes_them():
@@ -225,7 +265,7 @@ def test_weights_where_no_backbone_takes_them():
 def test_words_to_choose_from():
     for word in ("relu", "sigmoid"):
         RunSpec.create("ColoredMNIST", "URM", [0], hparams={"urm_generator_output": word})
-    expected = r"cannot be 'gelu'.*'tanh' \(choice of tanh, relu; also sigmoid\)"
+    expected = "'gelu': expected one of tanh, relu, sigmoid "
     with pytest.raises(UserError, match=expected):
         RunSpec.create("ColoredMNIST", "URM", [0], hparams={"urm_generator_output": "gelu"})
     with pytest.raises(UserError, match="'lmbda' of CAD cannot be 'a'"):

@@ -218,7 +218,7 @@ def test_misspelt_hyper_parameter():
 
 
 def test_hyper_parameter_of_a_wrong_type():
-    with pytest.raises(UserError, match="'lr' of ERM cannot be 'high': the default is"):
+    with pytest.raises(UserError, match="'lr' of ERM cannot be 'high': expected a number above 0 "):
         RunSpec.create("PACS", "ERM", [0], hparams={"lr": "high"})
 
 

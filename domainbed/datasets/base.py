@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch.utils.data import Dataset
 
 from domainbed.dataset_info import DatasetInfo
-from domainbed.dimensions import Option
+from domainbed.dimensions import Option, refusal
 from domainbed.errors import UserError
 from domainbed.registry import Registry
 
@@ -75,8 +75,8 @@ class MultipleDomainDataset:
         value = hparams.get(name, declared.default)
         if not declared.accepts(value):
             raise UserError(
-                f"hyper-parameter {name!r} of {cls.__name__} cannot be {value!r}: the default is "
-                f"{declared.default!r} ({declared.describe()})",
+                f"hyper-parameter {name!r} of {cls.__name__} cannot be {value!r}: "
+                f"{refusal(value, declared)}",
                 "hparams",
                 name,
             )

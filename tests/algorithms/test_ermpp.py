@@ -242,9 +242,9 @@ def test_lars_trains_head_and_network():
     ("name", "value", "says"),
     [
         ("linear_lr", 0.0, "above 0"),
-        ("linear_steps", -1, "at least 0"),
-        ("sma_start", 0, "at least 1"),
-        ("lars", 1, "the default is False"),
+        ("linear_steps", -1, "from 0 on"),
+        ("sma_start", 0, "from 1 on"),
+        ("lars", 1, "expected true or false .default False"),
     ],
 )
 def test_values_that_cannot_be(name, value, says):
