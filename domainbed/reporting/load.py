@@ -19,6 +19,7 @@ from domainbed.reporting.chunk_cache import read_files
 from domainbed.reporting.exported import SUFFIX, unpacked
 from domainbed.run_folder import RunFolder
 from domainbed.selection import SELECTION_METHODS
+from domainbed.text_table import printable
 from domainbed.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ Gaps = dict[tuple[str, str, tuple[int, ...]], str]
 """By dataset, algorithm and test domains, why there are no such runs."""
 
 RECORDS_FILE = "results.jsonl"
+PLAN_FILE = "plan.json"
 
 Folders = str | Path | Sequence[str | Path]
 Progress = Callable[[int, int], None]
@@ -41,7 +43,7 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
 
     Returns:
         The runs in the order of their folders' names, and their numbers. Links that lead out of
-        a folder are not followed, with a warning.
+        a folder are not followed, and sweeps in a folder of sweeps not read, with a warning.
 
     Raises:
         UserError: a folder does not exist or holds no records; a line is damaged, lacks a key or
@@ -71,6 +73,7 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
     records = whole.as_records()
     _warn_of_duplicates(records)
     _warn_of_unfinished(files)
+    _warn_of_sweeps_inside(roots, files)
     return records
 
 
@@ -118,7 +121,7 @@ def planned_gaps(folders: Folders) -> Gaps:
     gaps: Gaps = {}
     for root in as_paths(folders):
         try:
-            content = json.loads((root / "plan.json").read_text(encoding="utf-8"))
+            content = json.loads((root / PLAN_FILE).read_text(encoding="utf-8"))
             for entry in content.get("left_out", ()):
                 key = (entry["dataset"], entry["algorithm"], tuple(entry["test_envs"]))
                 gaps[key] = str(entry["why"])
@@ -192,9 +195,31 @@ def record_files(root: Path) -> list[Path]:
     files = [f"{folder}/{RECORDS_FILE}" for folder in _run_folders(root)]
     found = [Path(file) for file in files if _is_own_file(root, file)]
     if not found:
-        why = _failures([root]) or f"neither it nor a folder in it holds {RECORDS_FILE}"
+        sweeps = _sweeps_inside(root)
+        why = _failures([root]) or (_not_read(sweeps) if sweeps else "")
+        why = why or f"neither it nor a folder in it holds {RECORDS_FILE}"
         raise UserError(f"no records in {str(root)!r}: {why}")
     return found
+
+
+def _sweeps_inside(root: Path, files: Iterable[Path] = ()) -> list[str]:
+    """The sweeps in a folder, where that is none itself; `files` are the records found in it."""
+    if (root / PLAN_FILE).is_file():  # what lies in it is its own, such as its new trials
+        return []
+    runs = set(map(os.path.dirname, files))  # of which none is a sweep
+    with os.scandir(root) as entries:
+        inside = sorted(entry.path for entry in entries if entry.path not in runs)
+    return [path for path in inside if os.path.isfile(f"{path}/{PLAN_FILE}")]
+
+
+def _not_read(sweeps: Sequence[str]) -> str:
+    """What is said of sweeps that are not read with the folder that they lie in."""
+    first = printable(sweeps[0])
+    if len(sweeps) == 1:
+        return f"{first} is a sweep of its own, and is not read: name it"
+    return (
+        f"{first} and {len(sweeps) - 1} more are sweeps of their own, and are not read: name them"
+    )
 
 
 def _failures(roots: Iterable[Path]) -> str:
@@ -238,6 +263,13 @@ def _warn_of_unfinished(files: Sequence[Path]) -> None:
             "warning: %d of %d runs are not finished: their records so far count as they are",
             unfinished, len(files),
         )  # fmt: skip
+
+
+def _warn_of_sweeps_inside(roots: Sequence[Path], files: Sequence[Path]) -> None:
+    named = {root.resolve() for root in roots}
+    found = [sweep for root in roots for sweep in _sweeps_inside(root, files)]
+    if sweeps := [sweep for sweep in found if Path(sweep).resolve() not in named]:
+        log.warning("warning: %s", _not_read(sweeps))
 
 
 def _warn_of_duplicates(records: Records) -> None:

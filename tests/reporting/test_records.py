@@ -210,6 +210,40 @@ def test_folders_without_records(tmp_path):
         load_records(tmp_path / "file")
 
 
+def test_a_sweep_in_a_folder_of_sweeps_is_named_in_a_warning(tmp_path, caplog):
+    runs, folder = random_runs(0), tmp_path / "results"
+    inner = folder / "quickstart"
+    write(folder, runs[:3])
+    write(inner, runs[3:])
+    (inner / "plan.json").write_text("{}")
+    assert len(load_records(folder).runs) == 3
+    assert f"warning: {inner} is a sweep of its own, and is not read: name it" in caplog.text
+    caplog.clear()
+    assert len(load_records([folder, inner]).runs) == len(runs)
+    assert "sweep of its own" not in caplog.text
+    for name in ("later", "latest"):
+        (folder / name).mkdir()
+        (folder / name / "plan.json").touch()
+    load_records(folder)
+    assert f"{folder / 'later'} and 2 more are sweeps of their own" in caplog.text
+
+
+def test_new_trials_in_a_sweep_are_of_it(tmp_path, caplog):
+    write(tmp_path, random_runs(0))
+    for folder in (tmp_path, tmp_path / "rerun-oracle"):
+        folder.mkdir(exist_ok=True)
+        (folder / "plan.json").touch()
+    load_records(tmp_path)
+    assert "sweep of its own" not in caplog.text
+
+
+def test_a_folder_of_sweeps_alone(tmp_path):
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "plan.json").touch()
+    with pytest.raises(UserError, match=r"quickstart is a sweep of its own, .*: name it"):
+        load_records(tmp_path)
+
+
 def test_the_same_run_in_two_folders(tmp_path, caplog):
     records = random_run(random.Random(0), "PACS", "ERM", [1], 4, 2)
     folders = write(tmp_path, [records, records])
