@@ -12,6 +12,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Iterator
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,8 @@ def main(args: argparse.Namespace) -> int:
     if args.save_predictions:
         return _save(args)
     rows = _of_files(args) if args.images else _of_domain(args)
-    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    begun = list(islice(rows, 2))  # the header is not printed where no line can follow it
+    csv.writer(sys.stdout, lineterminator="\n").writerows(chain(begun, rows))
     return 0
 
 

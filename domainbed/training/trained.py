@@ -44,6 +44,8 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
     """
     content = folder.read_json(folder.spec)
     if content is None:
+        if (folder.path / "plan.json").is_file():
+            raise UserError(f"{folder.path} is a sweep and holds no run.json: name one of its runs")
         raise UserError(f"{folder.path} holds no run.json: name the folder of a trained run")
     if folder.state() != DONE:
         raise UserError(f"the run in {folder.path} is {folder.state()}: train it to its end first")

@@ -1,10 +1,13 @@
-"""The command `predict`: what its help names."""
+"""The command `predict`: what its help names, and what it refuses."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from domainbed.cli import predict
+import pytest
+
+from domainbed.cli import main, predict
 from domainbed.record_keys import AVERAGES
 
 
@@ -13,3 +16,16 @@ def test_the_help_names_all_averages() -> None:
     predict.add_arguments(parser)
     text = " ".join(parser.format_help().split())
     assert f"averaged weights of the run: {', '.join(AVERAGES)} (default: the last" in text
+
+
+@pytest.mark.parametrize("words", [["predict", "--domain", "0"], ["diagnose"]])
+def test_a_sweep_is_told_from_a_run_before_anything_is_printed(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.json").touch()
+    command, *flags = words
+    with pytest.raises(SystemExit) as exit:
+        main([command, str(tmp_path), *flags])
+    out, err = capsys.readouterr()
+    assert (exit.value.code, out) == (2, "")
+    assert f"{tmp_path} is a sweep and holds no run.json: name one of its runs" in err
