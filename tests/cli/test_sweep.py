@@ -307,6 +307,13 @@ def test_a_wrong_flag_is_one_line(config, sweep, flags, says):
     assert len(said.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("action", ["status", "launch", "plan", "cancel", "rerun-best"])
+def test_a_sweep_that_is_not_there(action, tmp_path, sweep):
+    said = sweep(action, tmp_path / "nowhere", status=2)
+    place = str(tmp_path / "nowhere")
+    assert f"{place!r} does not exist: name a sweep folder or a config" in said
+
+
 def test_code_that_a_sweeps_folder_names_is_run_only_for_a_user_who_names_it(
     config, tmp_path, sweep
 ):

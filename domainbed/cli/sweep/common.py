@@ -43,9 +43,15 @@ def add_field_flags(parser: argparse.ArgumentParser) -> None:
 def load(
     target: str | None, overrides: dict[str, Any], options: dict[str, Any] | None = None
 ) -> SweepConfig:
-    """The config in a file, or of the last launch into a folder."""
+    """The config in a file, or of the last launch into a folder.
+
+    Raises:
+        UserError: there is no such file or folder, or it holds no config.
+    """
     from domainbed.sweeps.store import Store
 
+    if target is not None:
+        _refuse_missing(target)
     if target is None or not (Path(target).is_dir() or _is_kept(Path(target))):
         return load_config(target, overrides, **(options or {}))
     store = Store(target if Path(target).is_dir() else Path(target).parent)
@@ -57,6 +63,15 @@ def load(
     # The folder may have been moved since it was launched.
     overrides = {"output_dir": str(store.root), **overrides}
     return load_config(store.config, overrides, **(options or {}))
+
+
+def _refuse_missing(target: str) -> None:
+    try:
+        Path(target).stat()
+    except FileNotFoundError as error:
+        raise UserError(f"{target!r} does not exist: name a sweep folder or a config") from error
+    except (OSError, ValueError):  # of which whoever reads it tells more
+        pass
 
 
 def refuse_reruns(target: str | None) -> None:
