@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from domainbed.errors import reason_of
 from domainbed.process_exit import QuickExit
+from domainbed.suggest import did_you_mean
 from domainbed.text_table import printable
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -31,7 +32,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with status 2 after one line, as for any other wrong input."""
-        self.exit(2, f"error: {printable(message)}: see `{self.prog} --help`\n")
+        hint = self._near(message.partition("unrecognized arguments: --")[2])
+        see = f".{hint} See" if hint else ": see"
+        self.exit(2, f"error: {printable(message)}{see} `{self.prog} --help`\n")
+
+    def _near(self, unknown: str) -> str:
+        flags = [flag for flag in self._option_string_actions if flag not in ("-h", "--help")]
+        return did_you_mean(f"--{unknown.split()[0]}", flags) if unknown.split() else ""
 
 
 def add_flag(parser: Any, name: str, **options: Any) -> None:
