@@ -7,6 +7,7 @@ import logging
 import random
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -203,11 +204,29 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
             place += rest
             continue
         _, length, kind = struct.unpack_from("<IHB", log, place)
+        if place + 7 + length > len(log):  # it is being written
+            return
         parts += log[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):
             yield parts
             parts = b""
+
+
+def wandb_records(folder: Path) -> list[Any]:
+    """Those of the run, to its end: W&B's own process writes on after the run was finished."""
+    from wandb.proto import wandb_internal_pb2
+
+    records: list[Any] = []
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+        logged = leveldb_records(file.read_bytes()[7:])  # after W&B's own header
+        records = [wandb_internal_pb2.Record.FromString(data) for data in logged]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.1)
+    return records
 
 
 def test_wandb_keeps_what_was_recorded_offline(
@@ -217,14 +236,9 @@ def test_wandb_keeps_what_was_recorded_offline(
     monkeypatch.setenv("WANDB_MODE", "offline")
     spec, folder = spec_of(), tmp_path / "sweep" / "run"
     run(spec, folder, tracked("wandb"))
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     found: dict[int, dict[str, float]] = {}
     project = ""
-    for data in leveldb_records(file.read_bytes()[7:]):  # after W&B's own header
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in wandb_records(folder):
         project = record.run.project or project
         if record.WhichOneof("record_type") == "history":
             items = {
