@@ -180,7 +180,7 @@ FLAGS = {
     "verify folder:photos": {"format": ("x",)},
     "compare run": {
         "with": ("x", "fishr", "fishr-2022"),
-        "format": ("x", "latex"),
+        "format": ("x", "yaml"),
         "selection": ("x", "Oracle"),
         "datasets": ("x",),
         "algorithms": ("x", "Fisher"),
