@@ -36,8 +36,8 @@ setup(
     packages=find_packages(include=["domainbed", "domainbed.*"]),
     package_data={
         "domainbed": ["py.typed"],
-        "domainbed.protocols": ["*.yaml"],
-        "domainbed.published": ["tables/*"],
+        "domainbed.config.protocols": ["*.yaml"],
+        "domainbed.reporting.published": ["tables/*"],
         "domainbed.reporting.page": ["template/*"],
     },
     install_requires=[

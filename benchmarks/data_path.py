@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from domainbed.cores import usable_cores
+from domainbed.core.cores import usable_cores
 from domainbed.datasets import domains_of, load_dataset
 from domainbed.training.minibatches import IndexDraws, minibatches
 

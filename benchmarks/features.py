@@ -30,10 +30,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from domainbed.features import FeatureExtractor
-from domainbed.images.decode import read_image
+from domainbed.config.run_fields import FeatureSource, RunOptions
+from domainbed.datasets.features import FeatureExtractor
+from domainbed.datasets.images.decode import read_image
 from domainbed.networks.pretrained import headless_model
-from domainbed.run_fields import FeatureSource, RunOptions
 from domainbed.spec import RunSpec
 from domainbed.training import build, run
 

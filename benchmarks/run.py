@@ -20,7 +20,7 @@ NEW_BESTS = 13
 """Records before the last at which validation was at a new best, in such a run with seed 0."""
 FIRST_STEP = """
 import os, sys
-from domainbed.garbage import without_garbage_collection
+from domainbed.core.garbage import without_garbage_collection
 with without_garbage_collection():  # as the command imports it
     from domainbed.algorithms import ERM
 update = ERM.update

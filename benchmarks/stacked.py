@@ -23,8 +23,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 from domainbed.algorithms.base import Minibatches, concatenate
-from domainbed.cores import usable_cores
-from domainbed.run_fields import RunOptions
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.cores import usable_cores
 from domainbed.spec import RunSpec
 from domainbed.training.experiment import Experiment, build
 

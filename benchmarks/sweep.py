@@ -12,7 +12,7 @@ from typing import Any
 
 from side_by_side import Row, in_turns, machine, process, ratio, table
 
-from domainbed.cores import usable_cores
+from domainbed.core.cores import usable_cores
 
 
 def launched(config: dict[str, Any], *flags: str) -> None:

@@ -16,9 +16,7 @@ from typing import Any
 from numpy.random import RandomState
 
 from domainbed.algorithms import declared_options, declared_space, get_algorithm_class
-from domainbed.datasets import DATASETS, dataset_facts
-from domainbed.datasets.image_access import DATA_OPTIONS
-from domainbed.dimensions import (
+from domainbed.config.dimensions import (
     Choice,
     DatasetFacts,
     Dimension,
@@ -30,10 +28,12 @@ from domainbed.dimensions import (
     refusal,
     weight_decay,
 )
+from domainbed.core.seeding import hparam_seed, hparams_draw_seed
+from domainbed.core.suggest import did_you_mean
+from domainbed.datasets import DATASETS, dataset_facts
+from domainbed.datasets.image_access import DATA_OPTIONS
 from domainbed.errors import UserError
 from domainbed.networks import HEAD_OPTIONS, NETWORK_OPTIONS
-from domainbed.seeding import hparam_seed, hparams_draw_seed
-from domainbed.suggest import did_you_mean
 
 __all__ = [
     "Choice",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from domainbed.registry import Registry
+from domainbed.core.registry import Registry
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

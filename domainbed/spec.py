@@ -13,22 +13,22 @@ from pydantic import Field
 
 from domainbed import hparams as search
 from domainbed.algorithms import get_algorithm_class
-from domainbed.datasets import get_dataset_class
-from domainbed.errors import UserError
-from domainbed.features import reads_text
-from domainbed.files import file_digest
-from domainbed.metrics import METRICS
-from domainbed.names import dataset_label
-from domainbed.protocols import (
+from domainbed.config.protocols import (
     DEFAULT_PROTOCOL,
     FROZEN_FEATURES,
     Protocol,
     get_protocol,
     of_frozen_features,
 )
-from domainbed.run_fields import FeatureSource, RunFields
-from domainbed.seeding import run_seed, shared_initial_seed
-from domainbed.settings import make
+from domainbed.config.run_fields import FeatureSource, RunFields
+from domainbed.config.settings import make
+from domainbed.core.files import file_digest
+from domainbed.core.names import dataset_label
+from domainbed.core.seeding import run_seed, shared_initial_seed
+from domainbed.datasets import get_dataset_class
+from domainbed.datasets.features import reads_text
+from domainbed.errors import UserError
+from domainbed.metrics import METRICS
 
 ALWAYS = (
     *("protocol", "protocol_version", "dataset", "algorithm", "test_envs"),

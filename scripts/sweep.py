@@ -14,9 +14,9 @@ from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
 from domainbed.cli.sweep.delete_incomplete import delete_incomplete
 from domainbed.cli.sweep.launch import launch
 from domainbed.cli.sweep.status import show_status
+from domainbed.config.flags import add_flags, read_flags
+from domainbed.core.names import DATASET_DOMAINS, DOMAINBED_ALGORITHMS
 from domainbed.errors import UserError
-from domainbed.flags import add_flags, read_flags
-from domainbed.names import DATASET_DOMAINS, DOMAINBED_ALGORITHMS
 from domainbed.sweeps.config import SweepConfig, load_config
 
 COMMANDS = ("launch", "delete_incomplete", "status", "retry")

@@ -19,11 +19,11 @@ from helpers import (
 )
 
 from domainbed.algorithms import ALGORITHMS, Algorithm, get_algorithm_class
+from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS
 from domainbed.datasets import DATASETS
+from domainbed.download import SOURCES
 from domainbed.errors import UserError
 from domainbed.hparams import search_space
-from domainbed.names import DATASET_DOMAINS, TEST_DOMAINS
-from domainbed.sources import SOURCES
 from domainbed.spec import RunSpec
 from domainbed.training.experiment import build as build_experiment
 from domainbed.training.state import capture

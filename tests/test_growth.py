@@ -14,18 +14,18 @@ import torch
 from pydantic import Field
 from torch.utils.data import TensorDataset
 
-from domainbed import protocols
 from domainbed.algorithms import ALGORITHMS, ERM
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.cli import main as command
+from domainbed.config import protocols
+from domainbed.config.dimensions import LogUniform
+from domainbed.config.flags import add_flags, docs_table, json_schema, read_flags
+from domainbed.config.run_fields import RunFields
+from domainbed.config.settings import load
 from domainbed.datasets import DATASETS, MultipleDomainDataset
-from domainbed.dimensions import LogUniform
-from domainbed.flags import add_flags, docs_table, json_schema, read_flags
 from domainbed.launchers import LAUNCHERS, Handle, Job, Launcher, OnEvent, Resources, perform
 from domainbed.metrics import METRICS
 from domainbed.reporting import RENDERERS, Report
-from domainbed.run_fields import RunFields
-from domainbed.settings import load
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare

@@ -16,8 +16,9 @@ from hparams_reference import (
 )
 
 from domainbed.algorithms import ALGORITHMS
+from domainbed.config.dimensions import refusal
+from domainbed.config.protocols import differences, get_protocol
 from domainbed.datasets import DATASETS
-from domainbed.dimensions import refusal
 from domainbed.errors import UserError
 from domainbed.hparams import (
     Choice,
@@ -29,7 +30,6 @@ from domainbed.hparams import (
     random_hparams,
     search_space,
 )
-from domainbed.protocols import differences, get_protocol
 from domainbed.spec import RunSpec
 
 PUBLISHED = (

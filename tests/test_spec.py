@@ -7,11 +7,11 @@ import json
 import pytest
 
 from domainbed.algorithms import ALGORITHMS, Fishr
-from domainbed.dimensions import LogUniform
+from domainbed.config.dimensions import LogUniform
+from domainbed.config.protocols import differences, get_protocol, protocol_names
+from domainbed.config.run_fields import FeatureSource, RunFields
 from domainbed.errors import UserError
 from domainbed.hparams import search_space
-from domainbed.protocols import differences, get_protocol, protocol_names
-from domainbed.run_fields import FeatureSource, RunFields
 from domainbed.spec import ALWAYS, RunSpec
 
 

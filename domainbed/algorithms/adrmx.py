@@ -24,7 +24,7 @@ from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.pairs import masked_log_softmax, others, same, similarities
 from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
 from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
-from domainbed.dimensions import Choice, DatasetFacts, Dimension
+from domainbed.config.dimensions import Choice, DatasetFacts, Dimension
 
 TEMPERATURE = 0.07
 FLOOR = 1e-5  # of probabilities, and of the halved sums that they are shares of

@@ -6,7 +6,7 @@ import torch
 
 from domainbed.algorithms.base import register_algorithm
 from domainbed.algorithms.domain_gradients import MaskedGradients
-from domainbed.dimensions import Uniform
+from domainbed.config.dimensions import Uniform
 
 
 def sign_agreement(gradients: torch.Tensor) -> torch.Tensor:

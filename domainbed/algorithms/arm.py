@@ -13,7 +13,7 @@ from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes, re
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
-from domainbed.dimensions import DatasetFacts, Dimension, Fixed
+from domainbed.config.dimensions import DatasetFacts, Dimension, Fixed
 from domainbed.errors import UserError
 from domainbed.networks.context_net import ContextNet
 

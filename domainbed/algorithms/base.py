@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from domainbed.algorithms.stages import Stage
-from domainbed.dimensions import DatasetFacts, Dimension, Option, SearchSpace, SpaceOf
+from domainbed.config.dimensions import DatasetFacts, Dimension, Option, SearchSpace, SpaceOf
+from domainbed.core.registry import Registry
 from domainbed.errors import UserError
-from domainbed.registry import Registry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -223,7 +223,7 @@ def register_algorithm(
     declared here instead of in the class.
 
     Example:
-        >>> from domainbed.dimensions import LogUniform
+        >>> from domainbed.config.dimensions import LogUniform
         >>> register_algorithm(
         ...     TheirMethod, search_space={"their_weight": LogUniform(1.0, -2, 2)}
         ... )  # doctest: +SKIP

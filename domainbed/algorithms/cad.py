@@ -13,7 +13,7 @@ from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pairs import log_probability, mean_over, others, same, similarities
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.algorithms.readings import DOMAINBED, reading, two_readings
-from domainbed.dimensions import Choice, Fixed
+from domainbed.config.dimensions import Choice, Fixed
 
 BASE_TEMPERATURE = 0.07
 

@@ -20,7 +20,7 @@ from domainbed.algorithms.base import (
     step,
 )
 from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
-from domainbed.dimensions import (
+from domainbed.config.dimensions import (
     Choice,
     DatasetFacts,
     Dimension,
@@ -30,7 +30,7 @@ from domainbed.dimensions import (
     weight_decay,
     with_defaults,
 )
-from domainbed.transfer import sent
+from domainbed.core.transfer import sent
 
 
 def gradient_penalty(total: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch.autograd.function import once_differentiable
 
-from domainbed.precision import full_precision
+from domainbed.core.precision import full_precision
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from numpy.random import RandomState
 
-from domainbed.seeding import prediction_draws_seed, update_draws_seed
+from domainbed.core.seeding import prediction_draws_seed, update_draws_seed
 
 
 class Draws:

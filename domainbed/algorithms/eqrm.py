@@ -13,7 +13,7 @@ from domainbed.algorithms.annealing import AnnealedPenalty
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
-from domainbed.dimensions import DatasetFacts, Dimension, LogUniform, Uniform, learning_rate
+from domainbed.config.dimensions import DatasetFacts, Dimension, LogUniform, Uniform, learning_rate
 from domainbed.errors import UserError
 
 MENDED = "mended"

@@ -24,7 +24,7 @@ from domainbed.algorithms.lars import LARS
 from domainbed.algorithms.plateau import PlateauRates
 from domainbed.algorithms.pooled import ForwardPass, trains_batch_norm
 from domainbed.algorithms.stages import Stage
-from domainbed.dimensions import (
+from domainbed.config.dimensions import (
     DatasetFacts,
     Dimension,
     LogUniform,

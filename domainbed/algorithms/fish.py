@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.averaging import move_towards
 from domainbed.algorithms.base import Metrics, Minibatches, as_numbers, register_algorithm
 from domainbed.algorithms.erm import ERM
-from domainbed.dimensions import Choice
+from domainbed.config.dimensions import Choice
 
 
 @register_algorithm

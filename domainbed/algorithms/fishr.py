@@ -13,7 +13,7 @@ from torch import nn
 from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.pooled import ForwardPass, trains_batch_norm
-from domainbed.dimensions import LogUniform, Option, Uniform, with_defaults
+from domainbed.config.dimensions import LogUniform, Option, Uniform, with_defaults
 from domainbed.errors import UserError
 from domainbed.gradients import (
     MOST_COVARIANCE_PARAMETERS,

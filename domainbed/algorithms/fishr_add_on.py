@@ -19,7 +19,7 @@ from domainbed.algorithms.base import (
 from domainbed.algorithms.fishr import Fishr, GradientMatching
 from domainbed.algorithms.pooled import PooledAlgorithm, predicts_otherwise
 from domainbed.algorithms.stages import Stage
-from domainbed.dimensions import DatasetFacts, Dimension, LogUniform, Uniform
+from domainbed.config.dimensions import DatasetFacts, Dimension, LogUniform, Uniform
 from domainbed.errors import UserError
 
 PREFIX = "Fishr+"

@@ -17,9 +17,9 @@ from domainbed.algorithms.base import (
     register_algorithm,
 )
 from domainbed.algorithms.stages import Stage
-from domainbed.dimensions import Choice, LogUniform
+from domainbed.config.dimensions import Choice, LogUniform
+from domainbed.core.precision import full_precision
 from domainbed.networks import UnitFeatures
-from domainbed.precision import full_precision
 
 _LEAST = -1e4  # the logit of a class without images
 

@@ -10,7 +10,7 @@ import torch
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import LogUniform, Option, with_defaults
+from domainbed.config.dimensions import LogUniform, Option, with_defaults
 
 
 def reweighted(weights: torch.Tensor, risks: torch.Tensor, rate: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.distances import in_full_precision
 from domainbed.algorithms.irm import IRM, mean_irm_penalty
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import LogUniform
+from domainbed.config.dimensions import LogUniform
 
 
 @in_full_precision

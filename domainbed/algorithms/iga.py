@@ -10,7 +10,7 @@ from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.domain_gradients import domain_gradients, trained_parameters
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import LogUniform
+from domainbed.config.dimensions import LogUniform
 
 
 def gradient_spread(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import LogUniform
+from domainbed.config.dimensions import LogUniform
 
 
 def scale_gradient(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from domainbed.algorithms.base import Metrics
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import LogUniform
+from domainbed.config.dimensions import LogUniform
 
 
 class FeatureMatching(ERM):

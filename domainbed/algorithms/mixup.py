@@ -12,7 +12,7 @@ from domainbed.algorithms.base import Metrics, Minibatches, register_algorithm
 from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import LogUniform
+from domainbed.config.dimensions import LogUniform
 
 Minibatch = tuple[torch.Tensor, torch.Tensor]
 

@@ -16,7 +16,7 @@ from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import Network
 from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
-from domainbed.dimensions import Choice, LogUniform, Option, with_defaults
+from domainbed.config.dimensions import Choice, LogUniform, Option, with_defaults
 
 Pair = tuple[int, int]
 """A meta-train domain and a meta-test domain."""

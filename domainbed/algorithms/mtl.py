@@ -12,8 +12,8 @@ from domainbed.algorithms.base import Metrics, Minibatches, domain_sizes, regist
 from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm, trains_batch_norm
 from domainbed.algorithms.readings import DOMAINBED, reading, two_readings
-from domainbed.dimensions import Choice
-from domainbed.transfer import sent
+from domainbed.config.dimensions import Choice
+from domainbed.core.transfer import sent
 
 
 def beside(features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from domainbed.precision import full_precision
+from domainbed.core.precision import full_precision
 
 
 def similarities(z: torch.Tensor, temperature: float, is_normalized: bool = False) -> torch.Tensor:

@@ -11,7 +11,7 @@ from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.distances import GAMMAS, averages, in_full_precision, kernel_sum
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import Choice, DatasetFacts, Dimension, Uniform, learning_rate
+from domainbed.config.dimensions import Choice, DatasetFacts, Dimension, Uniform, learning_rate
 
 RISK_GAMMAS = (1e-4, *GAMMAS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from domainbed.dimensions import Option, with_defaults
+from domainbed.config.dimensions import Option, with_defaults
 
 DOMAINBED, PAPER = "domainbed", "paper"
 

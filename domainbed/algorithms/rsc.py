@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass, Network
-from domainbed.dimensions import Uniform
+from domainbed.config.dimensions import Uniform
 
 
 def below_quantile(values: torch.Tensor, quantile: float) -> torch.Tensor:

@@ -13,10 +13,10 @@ from domainbed import networks
 from domainbed.algorithms.base import Metrics, Minibatches, as_numbers, register_algorithm, step
 from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.pooled import PooledAlgorithm
-from domainbed.dimensions import LogUniform
+from domainbed.config.dimensions import LogUniform
+from domainbed.core.precision import full_precision
+from domainbed.core.transfer import sent
 from domainbed.errors import UserError
-from domainbed.precision import full_precision
-from domainbed.transfer import sent
 
 EPSILON = 1e-5
 

@@ -11,7 +11,7 @@ import torch
 from domainbed.algorithms.andmask import sign_agreement
 from domainbed.algorithms.base import register_algorithm
 from domainbed.algorithms.domain_gradients import MaskedGradients
-from domainbed.dimensions import LogUniform, Uniform
+from domainbed.config.dimensions import LogUniform, Uniform
 
 log = logging.getLogger(__name__)
 

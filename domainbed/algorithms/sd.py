@@ -7,7 +7,7 @@ import torch
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import LogUniform
+from domainbed.config.dimensions import LogUniform
 
 
 def logit_penalty(logits: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import Minibatches, register_algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import Choice
+from domainbed.config.dimensions import Choice
+from domainbed.core.precision import full_precision
 from domainbed.errors import UserError
-from domainbed.precision import full_precision
 
 SUPPORTS = (1, 5, 20, 50, 100, 0)
 """The paper's values of M; 0 keeps all (its "N/A")."""

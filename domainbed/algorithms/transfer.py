@@ -21,7 +21,7 @@ from domainbed.algorithms.base import (
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import draws_dropout, trains_batch_norm
 from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
-from domainbed.dimensions import Choice, LogUniform, Uniform
+from domainbed.config.dimensions import Choice, LogUniform, Uniform
 
 
 def risk_gap(risks: torch.Tensor) -> torch.Tensor:

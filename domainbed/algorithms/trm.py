@@ -14,8 +14,8 @@ from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
 from domainbed.algorithms.readings import PAPER, reading, two_readings
-from domainbed.dimensions import LogUniform
-from domainbed.precision import full_precision
+from domainbed.config.dimensions import LogUniform
+from domainbed.core.precision import full_precision
 
 HEAD_STEPS, HEAD_RATE = 30, 0.1
 NEUMANN_TERMS, NEUMANN_BOUND = 10, 10.0

@@ -19,14 +19,14 @@ from domainbed.algorithms.base import (
 from domainbed.algorithms.draws import Draws
 from domainbed.algorithms.erm import ERM
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import (
+from domainbed.config.dimensions import (
     Choice,
     DatasetFacts,
     Dimension,
     LogUniform,
     Uniform,
 )
-from domainbed.transfer import sent
+from domainbed.core.transfer import sent
 
 ACTIVATIONS: dict[str, tuple[type[nn.Module], float, float]] = {
     "tanh": (nn.Tanh, -1.0, 1.0),

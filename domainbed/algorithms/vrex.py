@@ -7,7 +7,7 @@ import torch
 from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.pooled import ForwardPass
-from domainbed.dimensions import LogUniform
+from domainbed.config.dimensions import LogUniform
 
 
 def vrex_penalty(risks: torch.Tensor) -> torch.Tensor:

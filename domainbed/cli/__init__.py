@@ -8,8 +8,8 @@ import sys
 
 import domainbed
 from domainbed.cli.common import Parser, add_debug_flag, guarded, run_and_exit
-from domainbed.suggest import did_you_mean
-from domainbed.text_table import text_table
+from domainbed.core.suggest import did_you_mean
+from domainbed.core.text_table import text_table
 
 _COMMANDS = {
     "download": ("download", "get published datasets, or put a copy of one in its place"),

@@ -30,9 +30,9 @@ def main(args: argparse.Namespace) -> int:
         UserError: the folder holds no runs that can be adapted, or M is negative.
     """
     from domainbed.algorithms.t3a import SUPPORTS
+    from domainbed.config.run_fields import RunOptions
+    from domainbed.core.plugins import import_plugins
     from domainbed.errors import UserError
-    from domainbed.plugins import import_plugins
-    from domainbed.run_fields import RunOptions
     from domainbed.sweeps.adapting import adapt_runs
 
     import_plugins(args.plugins)

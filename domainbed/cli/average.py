@@ -32,8 +32,8 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: the folder holds no runs that can be averaged so.
     """
-    from domainbed.plugins import import_plugins
-    from domainbed.run_fields import RunOptions
+    from domainbed.config.run_fields import RunOptions
+    from domainbed.core.plugins import import_plugins
     from domainbed.sweeps.averaging import average_runs
 
     import_plugins(args.plugins)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from domainbed.cli.choices import add_filters, add_folders, add_style, style_of
 from domainbed.cli.common import add_flag
+from domainbed.core.files import write_text
+from domainbed.core.garbage import without_garbage_collection
 from domainbed.errors import UserError
-from domainbed.files import write_text
-from domainbed.garbage import without_garbage_collection
 
 if TYPE_CHECKING:
-    from domainbed.records import Records
     from domainbed.reporting import Report
+    from domainbed.runs.records import Records
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

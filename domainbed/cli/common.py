@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from domainbed.core.process_exit import QuickExit
+from domainbed.core.suggest import did_you_mean
+from domainbed.core.text_table import printable
 from domainbed.errors import reason_of
-from domainbed.process_exit import QuickExit
-from domainbed.suggest import did_you_mean
-from domainbed.text_table import printable
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 Main = Callable[[argparse.Namespace], int]

@@ -11,8 +11,8 @@ from domainbed.cli.collect import show_progress, write_output
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
-    from domainbed.records import Records
     from domainbed.reporting.sections import Section
+    from domainbed.runs.records import Records
 
 UNITS = ("trial", "domain", "dataset")  # without SciPy, which `statistics.UNITS` would import
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the schema or the table; returns the exit status."""
-    from domainbed.flags import docs_table, json_schema
+    from domainbed.config.flags import docs_table, json_schema
     from domainbed.sweeps.config import SweepConfig
 
     if args.what == "table":

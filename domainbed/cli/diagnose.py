@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
-from domainbed.diagnosis_options import CURVATURES, DiagnosisOptions
+from domainbed.config.diagnosis_options import CURVATURES, DiagnosisOptions
 
 FORMATS = ("table", "json")
 _DEFAULTS = DiagnosisOptions()
@@ -48,8 +48,8 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a flag is wrong, or the folder holds no run that can be diagnosed.
     """
+    from domainbed.core.plugins import import_plugins
     from domainbed.diagnostics import diagnose, rendering
-    from domainbed.plugins import import_plugins
 
     import_plugins(args.plugins)
     if args.plot is not None:

@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: an unknown name, or the only dataset cannot be had.
     """
-    from domainbed.sources.download import download_dataset, downloadable
+    from domainbed.download.download import download_dataset, downloadable
 
     names = downloadable() if "all" in args.names else list(dict.fromkeys(args.names))
     if args.copy is not None and len(names) > 1:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from domainbed.cli.choices import add_folders
 from domainbed.cli.common import add_flag
+from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
-from domainbed.text_table import text_table
 
 if TYPE_CHECKING:
     from domainbed.reporting.misclassified import Misclassified

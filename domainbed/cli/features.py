@@ -11,13 +11,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
-from domainbed.flags import add_flags, read_flags
-from domainbed.run_fields import FeatureSource
-from domainbed.settings import load
+from domainbed.config.flags import add_flags, read_flags
+from domainbed.config.run_fields import FeatureSource
+from domainbed.config.settings import load
 
 if TYPE_CHECKING:
     from domainbed.datasets import MultipleDomainDataset
-    from domainbed.features import StoredFeatures
+    from domainbed.datasets.features import StoredFeatures
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
         UserError: no such dataset or backbone, no image files, or a corrupt image.
     """
     source = load(FeatureSource, None, read_flags(args, FeatureSource))
-    from domainbed.plugins import import_plugins
+    from domainbed.core.plugins import import_plugins
 
     import_plugins(args.plugins)
     _, stored = computed(args, source, args.corrupt_images == "skip")
@@ -63,12 +63,12 @@ def computed(
     Raises:
         UserError: see `main`.
     """
-    from domainbed.cores import usable_cores
+    from domainbed.core.cores import usable_cores
+    from domainbed.core.files import cache_folder
+    from domainbed.core.names import dataset_label
     from domainbed.datasets import load_dataset
     from domainbed.datasets.feature_domain import images_of
-    from domainbed.features import open_features
-    from domainbed.files import cache_folder
-    from domainbed.names import dataset_label
+    from domainbed.datasets.features import open_features
     from domainbed.training.machine import choose_device
 
     dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)

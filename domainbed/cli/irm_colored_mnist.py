@@ -10,8 +10,8 @@ import argparse
 import sys
 
 from domainbed.cli.common import add_flag
+from domainbed.config.flags import add_flags, read_flags
 from domainbed.experiments.irm_colored_mnist.settings import Config, load_config
-from domainbed.flags import add_flags, read_flags
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

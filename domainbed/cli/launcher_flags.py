@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from domainbed.flags import add_flags, read_flags
+from domainbed.config.flags import add_flags, read_flags
+from domainbed.config.settings import Settings
 from domainbed.launchers import WITH_FLAGS, Resources
-from domainbed.settings import Settings
 
 
 def add_launcher_flags(parser: Any) -> None:

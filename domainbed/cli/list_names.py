@@ -28,8 +28,8 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: an unknown algorithm or dataset.
     """
-    from domainbed.plugins import import_plugins
-    from domainbed.text_table import text_table
+    from domainbed.core.plugins import import_plugins
+    from domainbed.core.text_table import text_table
 
     import_plugins(args.plugins)
     if args.kind == "hparams":
@@ -78,7 +78,12 @@ def _dataset_row(name: str, dataset: Any) -> list[str]:
 
 
 def _protocols() -> list[list[str]]:
-    from domainbed.protocols import DEFAULT_PROTOCOL, differences, get_protocol, protocol_names
+    from domainbed.config.protocols import (
+        DEFAULT_PROTOCOL,
+        differences,
+        get_protocol,
+        protocol_names,
+    )
 
     rows = [["protocol", "version", "what it is", "different from the default"]]
     for name in protocol_names():
@@ -94,9 +99,9 @@ def _said(value: Any) -> str:
 
 
 def _hparams(algorithm: str, dataset: str, features: bool) -> list[list[str]]:
+    from domainbed.core.names import dataset_label
     from domainbed.datasets import get_dataset_class
     from domainbed.hparams import options, search_space
-    from domainbed.names import dataset_label
 
     get_dataset_class(dataset)
     label = dataset_label(dataset)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from domainbed.cli.choices import BASELINE
 from domainbed.cli.report import add_choices, read_report
+from domainbed.core.files import written_aside
 from domainbed.errors import UserError
-from domainbed.files import written_aside
 
 KINDS = ("differences", "ranks", "hparams", "curves", "on-the-line")  # without SciPy
 FORMATS = (".pdf", ".png", ".svg")

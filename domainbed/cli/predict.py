@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
 from domainbed.errors import UserError
-from domainbed.record_keys import AVERAGES
+from domainbed.runs.record_keys import AVERAGES
 
 if TYPE_CHECKING:
     from domainbed.training.trained import Model
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: the folder holds no trained run, or an image cannot be read.
     """
-    from domainbed.plugins import import_plugins
+    from domainbed.core.plugins import import_plugins
 
     if bool(args.images) + (args.domain is not None) + args.save_predictions != 1:
         raise UserError("give either files of images, or --domain N, or --save_predictions")
@@ -64,8 +64,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _save(args: argparse.Namespace) -> int:
-    from domainbed.run_fields import RunOptions
-    from domainbed.run_folder import RunFolder
+    from domainbed.config.run_fields import RunOptions
+    from domainbed.runs.folder import RunFolder
     from domainbed.training.saved_predictions import save_predictions
     from domainbed.training.trained import load_trained_weights, rebuild
 
@@ -113,8 +113,8 @@ def _predicted(model: Model, images: list[str]) -> Iterator[tuple[object, ...]]:
 
 
 def _of_domain(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
-    from domainbed.run_fields import RunOptions
-    from domainbed.run_folder import RunFolder
+    from domainbed.config.run_fields import RunOptions
+    from domainbed.runs.folder import RunFolder
     from domainbed.training import predictions
 
     folder = RunFolder(args.folder)

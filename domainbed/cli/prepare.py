@@ -30,9 +30,9 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: no such dataset, no image files, no room on the disk, or a corrupt image.
     """
+    from domainbed.core.plugins import import_plugins
     from domainbed.datasets import load_dataset
     from domainbed.datasets.packed_domain import PackedDomain
-    from domainbed.plugins import import_plugins
 
     import_plugins(args.plugins)
     hparams = {

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from domainbed.text_table import pipe_table, text_table
+from domainbed.core.text_table import pipe_table, text_table
 
 if TYPE_CHECKING:
-    from domainbed.published import PublishedValue
+    from domainbed.reporting.published import PublishedValue
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a name is unknown, or no number is of all that is asked for.
     """
-    from domainbed.published import find_values
+    from domainbed.reporting.published import find_values
 
     values = find_values(args.papers or None, args.selection, args.datasets, args.algorithms)
     sys.stdout.write(_FORMATS[args.format](values))

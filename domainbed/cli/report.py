@@ -92,7 +92,7 @@ def _read_images(
 ) -> list[Image.Image | None]:
     """The images that a run's predictions name: of files, or by their positions in memory."""
     from domainbed.reporting.page.thumbnails import FilesBelow
-    from domainbed.run_folder import RunFolder
+    from domainbed.runs.folder import RunFolder
 
     if not all(name.isdigit() for name in names):
         return FilesBelow(Path(data_dir))(folder, env, names)

@@ -13,8 +13,8 @@ from domainbed.cli.common import add_flag
 from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
 from domainbed.cli.sweep.common import add_skip_flag
 from domainbed.cli.sweep.launch import launch
+from domainbed.config.flags import add_flags, read_flags
 from domainbed.errors import UserError
-from domainbed.flags import add_flags, read_flags
 from domainbed.sweeps.config import SweepConfig
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a name or a flag is wrong, or the data is not there.
     """
-    from domainbed.published import get_source
+    from domainbed.reporting.published import get_source
     from domainbed.sweeps.launch import prepare
     from domainbed.sweeps.reproduction import left_out, reproduction
     from domainbed.sweeps.status import status_lines
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
 
 def time_line(planned: Launch) -> str:
     """How long the runs that are to do will take, from finished ones or from a few updates."""
-    from domainbed.cores import usable_cores
+    from domainbed.core.cores import usable_cores
     from domainbed.sweeps.timing import measure
     from domainbed.training.progress import duration
 

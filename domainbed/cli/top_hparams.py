@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import add_flag
+from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
-from domainbed.text_table import text_table
 
 if TYPE_CHECKING:
-    from domainbed.records import Records
+    from domainbed.runs.records import Records
     from domainbed.selection import SelectionMethod
 
 Choice = dict[str, Any]

@@ -14,11 +14,11 @@ from typing import Any
 
 from pydantic import Field
 
+from domainbed.config.flags import add_flags, read_flags
+from domainbed.config.run_fields import RunFields, RunOptions
+from domainbed.config.settings import Items, Listed, Text, load
+from domainbed.core.garbage import without_garbage_collection
 from domainbed.errors import UserError
-from domainbed.flags import add_flags, read_flags
-from domainbed.garbage import without_garbage_collection
-from domainbed.run_fields import RunFields, RunOptions
-from domainbed.settings import Items, Listed, Text, load
 
 
 class TrainSettings(RunFields, RunOptions):
@@ -79,11 +79,11 @@ def main(args: argparse.Namespace) -> int:
     settings = load(TrainSettings, None, given)
     # What is wrong with the flags should be told at once, not after PyTorch's import.
     with without_garbage_collection():
-        from domainbed.plugins import import_plugins
-        from domainbed.run_folder import Busy, RunFolder
+        from domainbed.core.plugins import import_plugins
+        from domainbed.core.stopping import Interrupted, stop_signal, stopping_on
+        from domainbed.runs.folder import Busy, RunFolder
+        from domainbed.runs.states import DONE
         from domainbed.spec import RunSpec
-        from domainbed.states import DONE
-        from domainbed.stopping import Interrupted, stop_signal, stopping_on
         from domainbed.training import ranks, run
 
     import_plugins(settings.plugins)

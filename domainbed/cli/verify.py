@@ -11,11 +11,11 @@ import os
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_data_dir_flag, add_flag
+from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
-from domainbed.text_table import text_table
 
 if TYPE_CHECKING:
-    from domainbed.sources.verify import Verification
+    from domainbed.download.verify import Verification
 
 _MOST_COLUMNS = 12  # classes that fit beside each other
 
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: an unknown name, or no dataset is there.
     """
-    from domainbed.sources.verify import verify_dataset
+    from domainbed.download.verify import verify_dataset
 
     names = _present(args.data_dir) if "all" in args.names else list(dict.fromkeys(args.names))
     reports = []
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _present(data_dir: str) -> list[str]:
     from domainbed.datasets import DATASETS
-    from domainbed.sources.download import downloadable
+    from domainbed.download.download import downloadable
 
     folders = {name: os.path.join(data_dir, DATASETS[name].info.folder) for name in downloadable()}
     names = [name for name, folder in folders.items() if os.path.exists(folder)]

@@ -11,10 +11,10 @@ import argparse
 from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
 from domainbed.cli.features import computed
 from domainbed.cli.sweep.launch import launch
+from domainbed.config.flags import add_flags, read_flags
+from domainbed.config.run_fields import FeatureSource
+from domainbed.config.settings import load
 from domainbed.errors import UserError
-from domainbed.flags import add_flags, read_flags
-from domainbed.run_fields import FeatureSource
-from domainbed.settings import load
 
 _BACKBONE = "open_clip:ViT-B-16"
 
@@ -40,9 +40,9 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: no such dataset, backbone or prompts, or the weights are not to be had.
     """
-    from domainbed.features import open_text_head
+    from domainbed.core.plugins import import_plugins
+    from domainbed.datasets.features import open_text_head
     from domainbed.networks.open_clip_models import PREFIX, prompt_templates
-    from domainbed.plugins import import_plugins
     from domainbed.reporting import RENDERERS, build_report, load_records
     from domainbed.sweeps.config import load_config
 

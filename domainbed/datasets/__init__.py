@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-from domainbed import seeding
-from domainbed.dataset_info import DatasetInfo
+from domainbed.core import seeding
+from domainbed.config.dataset_info import DatasetInfo
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.small_images import (
     ColoredDigits,
@@ -47,12 +47,12 @@ from domainbed.datasets.feature_domain import apply_features
 from domainbed.datasets.foreign import domains_of
 from domainbed.datasets.image_access import apply_data_options, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
-from domainbed.dimensions import DatasetFacts
+from domainbed.config.dimensions import DatasetFacts
 from domainbed.errors import UserError
-from domainbed.files import cache_folder
-from domainbed.names import MANIFESTS, dataset_label
-from domainbed.run_fields import FeatureSource
-from domainbed.seeding import seed_everything
+from domainbed.core.files import cache_folder
+from domainbed.core.names import MANIFESTS, dataset_label
+from domainbed.config.run_fields import FeatureSource
+from domainbed.core.seeding import seed_everything
 
 
 def get_dataset_class(name: str) -> Any:

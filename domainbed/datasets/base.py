@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
 
-from domainbed.dataset_info import DatasetInfo
-from domainbed.dimensions import Option, refusal
+from domainbed.config.dataset_info import DatasetInfo
+from domainbed.config.dimensions import Option, refusal
+from domainbed.core.registry import Registry
 from domainbed.errors import UserError
-from domainbed.registry import Registry
 
 
 class MultipleDomainDataset:

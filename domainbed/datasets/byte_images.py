@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.utils.data import TensorDataset
 
+from domainbed.core.transfer import sent
 from domainbed.datasets.domain import Domain, Draw, Minibatch, on_device
-from domainbed.transfer import sent
 
 
 class ByteImages(TensorDataset):

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import TensorDataset
 
-from domainbed import seeding
-from domainbed.dataset_info import DatasetInfo
+from domainbed.config.dataset_info import DatasetInfo
+from domainbed.core import seeding
+from domainbed.core.names import DATASET_DOMAINS
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
-from domainbed.names import DATASET_DOMAINS
 
 _PER_DOMAIN = 16
 

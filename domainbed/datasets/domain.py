@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from domainbed.seeding import augmentation_seed, batch_augmentation_seed
+from domainbed.core.seeding import augmentation_seed, batch_augmentation_seed
 
 Minibatch = tuple[torch.Tensor, torch.Tensor]
 """x (B, …) and the labels y (B,)."""

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from domainbed.config.run_fields import FeatureSource
+from domainbed.core.transfer import sent
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.domain import Draw, Minibatch
+from domainbed.datasets.features import Images, StoredFeatures, open_features
 from domainbed.datasets.image_access import image_domains, listing_of
 from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
-from domainbed.features import Images, StoredFeatures, open_features
-from domainbed.run_fields import FeatureSource
-from domainbed.transfer import sent
 
 
 class FeatureDomain(TensorDomain):

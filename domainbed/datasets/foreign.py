@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
+from domainbed.core.seeding import global_sources_kept
 from domainbed.datasets.byte_images import ByteDomain, ByteImages
 from domainbed.datasets.domain import Domain
 from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
-from domainbed.seeding import global_sources_kept
 
 
 class ForeignDomain(LoadedDomain):

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from domainbed.config.dimensions import Option, with_defaults
+from domainbed.core.files import cache_folder
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import ImageDomain
+from domainbed.datasets.images.listing import Listing, unreadable_images
+from domainbed.datasets.images.packing import PackOptions, open_pack
 from domainbed.datasets.packed_domain import PackedDomain
-from domainbed.dimensions import Option, with_defaults
 from domainbed.errors import UserError
-from domainbed.files import cache_folder
-from domainbed.images.listing import Listing, unreadable_images
-from domainbed.images.packing import PackOptions, open_pack
 
 DATA_OPTIONS: dict[str, Option] = {
     "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),

@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import Dataset
 
-from domainbed.dataset_info import DatasetInfo
+from domainbed.config.dataset_info import DatasetInfo
+from domainbed.core.names import DATASET_DOMAINS, dataset_label
+from domainbed.core.yaml_file import read_yaml
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
+from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.images.folders import IMAGE_EXTENSIONS, folder_names, ignored, images
+from domainbed.datasets.images.resize import IMAGE_SIZE
+from domainbed.datasets.images.transforms import Crop, evaluation_transform, training_transform
 from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
-from domainbed.images.decode import read_image
-from domainbed.images.folders import IMAGE_EXTENSIONS, folder_names, ignored, images
-from domainbed.images.resize import IMAGE_SIZE
-from domainbed.images.transforms import Crop, evaluation_transform, training_transform
-from domainbed.names import DATASET_DOMAINS, dataset_label
-from domainbed.yaml_file import read_yaml
 
 
 class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from domainbed.core.seeding import global_sources_kept
 from domainbed.datasets.domain import Domain, Draw, Minibatch, on_device
 from domainbed.errors import UserError
-from domainbed.seeding import global_sources_kept
 
 _Request = tuple[list[int], list[int], bool]  # indices, a seed for each, whether to augment
 

@@ -12,12 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
+from domainbed.core.files import regular
+from domainbed.core.names import dataset_label
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import ImageDomain
+from domainbed.datasets.images.resize import IMAGE_SIZE
 from domainbed.errors import UserError
-from domainbed.files import regular
-from domainbed.images.resize import IMAGE_SIZE
-from domainbed.names import dataset_label
 
 _COLUMNS = ("path", "label", "domain")
 _SPLITS = {"in": "in", "train": "in", "out": "out", "val": "out"}

@@ -10,16 +10,16 @@ import torch
 from torch.utils.data import Dataset
 
 from domainbed.datasets.domain import Domain, Draw, Minibatch
-from domainbed.images.augmentation import (
+from domainbed.datasets.images.augmentation import (
     Augmentation,
     augment,
     augment_each,
     preprocess,
     preprocess_each,
 )
-from domainbed.images.packed import Pack
-from domainbed.images.threads import in_order
-from domainbed.images.transforms import Crop
+from domainbed.datasets.images.packed import Pack
+from domainbed.datasets.images.threads import in_order
+from domainbed.datasets.images.transforms import Crop
 
 _Gathered = tuple[torch.Tensor, torch.Tensor, "Augmentation | None"]
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import ImageDomain, how_to_get
+from domainbed.datasets.images.folders import entries
+from domainbed.datasets.images.resize import IMAGE_SIZE
+from domainbed.datasets.images.transforms import Crop
 from domainbed.errors import UserError
-from domainbed.images.folders import entries
-from domainbed.images.resize import IMAGE_SIZE
-from domainbed.images.transforms import Crop
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from domainbed import seeding
-from domainbed.dataset_info import DatasetInfo
+from domainbed.config.dataset_info import DatasetInfo
+from domainbed.config.dimensions import Option
+from domainbed.core import seeding
+from domainbed.core.files import cache_folder, regular, written_aside
+from domainbed.core.names import DATASET_DOMAINS
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.byte_images import ByteImages
-from domainbed.dimensions import Option
 from domainbed.errors import UserError, one_line
-from domainbed.files import cache_folder, regular, written_aside
-from domainbed.names import DATASET_DOMAINS
 
 
 def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:

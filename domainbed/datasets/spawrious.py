@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from domainbed.dataset_info import DatasetInfo
+from domainbed.config.dataset_info import DatasetInfo
+from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS
 from domainbed.datasets.base import DATASETS
+from domainbed.datasets.images.folders import images
 from domainbed.datasets.published_trees import Contents, PublishedTree
-from domainbed.images.folders import images
-from domainbed.names import DATASET_DOMAINS, TEST_DOMAINS
 
 BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
 """In the order of the locations below, which is that of the images in a domain."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from domainbed.core.transfer import sent
 from domainbed.datasets.domain import Domain, Draw, Minibatch, on_device
-from domainbed.transfer import sent
 
 
 class TensorDomain(Domain):

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed.dataset_info import DatasetInfo
+from domainbed.config.dataset_info import DatasetInfo
+from domainbed.core.files import regular
+from domainbed.core.names import DATASET_DOMAINS
 from domainbed.datasets.base import DATASETS
 from domainbed.datasets.published_trees import Contents, PublishedTree, absent
 from domainbed.errors import UserError, one_line
-from domainbed.files import regular
-from domainbed.names import DATASET_DOMAINS
 
 _WILDS = "Koh et al., WILDS, ICML 2021"
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.diagnosis_options import CURVATURES, DiagnosisOptions
+from domainbed.config.diagnosis_options import CURVATURES, DiagnosisOptions
+from domainbed.config.run_fields import RunOptions
 from domainbed.diagnostics.comparison import Closeness, Comparison, closeness, compare
 from domainbed.diagnostics.curvature import (
     DIAGONAL_CURVATURES,
@@ -35,8 +36,7 @@ from domainbed.diagnostics.landscape import (
 )
 from domainbed.diagnostics.reading import features, network_of, sampled
 from domainbed.errors import UserError
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.training.experiment import Experiment
 from domainbed.training.trained import load_trained_weights, rebuild
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from domainbed.core.seeding import split_seed
 from domainbed.datasets.domain import Minibatch
 from domainbed.errors import UserError
-from domainbed.seeding import split_seed
 from domainbed.training.experiment import Experiment
 
 

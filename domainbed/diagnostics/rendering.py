@@ -9,11 +9,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from domainbed.core.drawing import new_figure
+from domainbed.core.files import as_json_values, written_aside
+from domainbed.core.text_table import text_table
 from domainbed.diagnostics.diagnosis import Diagnosis, Landscape, Stage
-from domainbed.drawing import new_figure
 from domainbed.errors import UserError
-from domainbed.files import as_json_values, written_aside
-from domainbed.text_table import text_table
 
 JSON_VERSION = 1
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from domainbed.core.precision import full_precision
 from domainbed.gradients import closed_form, per_sample
 from domainbed.gradients.losses import (
     PerSampleLoss,
@@ -22,7 +23,6 @@ from domainbed.gradients.losses import (
     per_sample_cross_entropy,
     resolve_loss,
 )
-from domainbed.precision import full_precision
 
 METHODS = ("auto", "closed_form", "backpack", "func", "loop")
 MOST_COVARIANCE_PARAMETERS = 4096

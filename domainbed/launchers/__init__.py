@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from domainbed.config.settings import make
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,
@@ -20,7 +21,6 @@ from domainbed.launchers.debug import DebugLauncher
 from domainbed.launchers.local import LocalLauncher
 from domainbed.launchers.ray import RayLauncher
 from domainbed.launchers.slurm import SlurmLauncher
-from domainbed.settings import make
 
 WITH_FLAGS: tuple[type[Launcher], ...] = (
     *(DebugLauncher, LocalLauncher),

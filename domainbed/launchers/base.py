@@ -20,13 +20,22 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from domainbed.config.settings import Settings
+from domainbed.core.registry import Registry
+from domainbed.core.stopping import Interrupted
 from domainbed.errors import UserError
-from domainbed.ownership import ENGINE_VARIABLE, JOB_VARIABLE
-from domainbed.registry import Registry
-from domainbed.run_folder import Busy
-from domainbed.settings import Settings
-from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING, STARTED
-from domainbed.stopping import Interrupted
+from domainbed.runs.folder import Busy
+from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
+from domainbed.runs.states import (
+    BUSY,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    PENDING,
+    PROGRESS,
+    RUNNING,
+    STARTED,
+)
 
 LAUNCHERS: Registry[Any] = Registry("launcher", entry_point_group="domainbed.launchers")
 

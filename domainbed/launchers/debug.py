@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from domainbed.core.stopping import SIGNALS, request_stop, stop_requested, stop_signal, stopping_on
 from domainbed.launchers.base import (
     LAUNCHERS,
     Handle,
@@ -18,7 +19,6 @@ from domainbed.launchers.base import (
     perform,
     this_process,
 )
-from domainbed.stopping import SIGNALS, request_stop, stop_requested, stop_signal, stopping_on
 
 
 @LAUNCHERS.register(name="debug")

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from domainbed.launchers.base import Event
-from domainbed.states import PROGRESS
+from domainbed.runs.states import PROGRESS
 
 _ENDING = ".events.jsonl"
 _SECONDS_BETWEEN_REPORTS = 5.0

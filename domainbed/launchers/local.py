@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from domainbed.cores import usable_cores
+from domainbed.config.settings import Items, Text
+from domainbed.core.cores import usable_cores
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,
@@ -21,7 +22,6 @@ from domainbed.launchers.base import (
     this_process,
 )
 from domainbed.launchers.pool import Place, Pool
-from domainbed.settings import Items, Text
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any
 
-from domainbed.garbage import without_garbage_collection
+from domainbed.core.garbage import without_garbage_collection
+from domainbed.core.process_exit import QuickExit
+from domainbed.core.stopping import SIGNALS, request_stop
 from domainbed.launchers.base import (
     Event,
     Handle,
@@ -27,9 +29,7 @@ from domainbed.launchers.base import (
     perform,
     this_process,
 )
-from domainbed.process_exit import QuickExit
-from domainbed.states import INTERRUPTED, PROGRESS, STARTED
-from domainbed.stopping import SIGNALS, request_stop
+from domainbed.runs.states import INTERRUPTED, PROGRESS, STARTED
 
 log = logging.getLogger(__name__)
 

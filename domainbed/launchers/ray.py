@@ -22,7 +22,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from domainbed.cores import usable_cores
+from domainbed.config.settings import Text
+from domainbed.core.cores import usable_cores
 from domainbed.errors import UserError, one_line
 from domainbed.launchers.base import (
     LAUNCHERS,
@@ -53,8 +54,7 @@ from domainbed.launchers.ray_tasks import (
     log_file,
     reader_of,
 )
-from domainbed.settings import Text
-from domainbed.states import ENDS, INTERRUPTED
+from domainbed.runs.states import ENDS, INTERRUPTED
 
 log = logging.getLogger(__name__)
 

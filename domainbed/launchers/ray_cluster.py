@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from domainbed.cores import usable_cores
+from domainbed.core.cores import usable_cores
 from domainbed.errors import UserError, one_line
 from domainbed.launchers.base import Resources
 

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from domainbed.core.files import written_aside
+from domainbed.core.stopping import request_stop, stopping_on
 from domainbed.errors import one_line
-from domainbed.files import written_aside
 from domainbed.launchers.base import Event, Job, failed, perform
 from domainbed.launchers.event_files import EventReader, EventWriter
-from domainbed.ownership import ENGINE_VARIABLE, JOB_VARIABLE
-from domainbed.states import BUSY, ENDS, FAILED, INTERRUPTED
-from domainbed.stopping import request_stop, stopping_on
+from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
+from domainbed.runs.states import BUSY, ENDS, FAILED, INTERRUPTED
 
 _TEAM = "tasks"  # whose events these are
 SECONDS_BETWEEN_LOOKS = 0.5

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from domainbed.config.settings import Items, Text
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,
@@ -42,9 +43,8 @@ from domainbed.launchers.base import (
 )
 from domainbed.launchers.event_files import EventReader, EventWriter
 from domainbed.launchers.local import LocalLauncher
-from domainbed.ownership import ENGINE_VARIABLE, JOB_VARIABLE
-from domainbed.settings import Items, Text
-from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS
+from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
+from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS
 
 log = logging.getLogger(__name__)
 

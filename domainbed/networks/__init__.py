@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from domainbed.dimensions import Option, with_defaults
+from domainbed.config.dimensions import Option, with_defaults
 from domainbed.networks.backbone import BACKBONE_OPTIONS, Backbone
 from domainbed.networks.featurizer import CHOICE_OPTIONS, NETWORKS, Featurizer
 from domainbed.networks.heads import MLP, Classifier, Projection, UnitFeatures

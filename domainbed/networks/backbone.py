@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from domainbed.dimensions import Option, with_defaults
+from domainbed.config.dimensions import Option, with_defaults
 from domainbed.errors import UserError, one_line
 from domainbed.networks.featurizer import CHOICE_OPTIONS, Featurizer
 from domainbed.networks.pretrained import headless_model

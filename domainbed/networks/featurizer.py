@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from domainbed.dimensions import Option, with_defaults
+from domainbed.config.dimensions import Option, with_defaults
+from domainbed.core.registry import Registry
 from domainbed.errors import UserError
-from domainbed.registry import Registry
 
 CHOICE_OPTIONS: dict[str, Option] = {
     "featurizer": Option("", "a registered network; empty: by the shape of the input"),

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from domainbed.core.suggest import did_you_mean
 from domainbed.errors import UserError, one_line
-from domainbed.suggest import did_you_mean
 
 PREFIX = "open_clip:"
 _LIST = 'python -c "import open_clip; print(open_clip.list_pretrained())"'

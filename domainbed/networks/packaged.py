@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
+from domainbed.core.files import file_digest
 from domainbed.errors import UserError
-from domainbed.files import file_digest
 from domainbed.networks.weights import load_plain
 
 NAME, TIMM_NAME = "efficientnet_lite0", "tf_efficientnet_lite0"

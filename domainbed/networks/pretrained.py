@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from domainbed.core.suggest import did_you_mean
 from domainbed.errors import UserError, one_line
 from domainbed.networks import open_clip_models, packaged
 from domainbed.networks.weights import load_weights
-from domainbed.suggest import did_you_mean
 
 _LIST_TORCHVISION = 'python -c "from torchvision import models; print(models.list_models(models))"'
 _LIST_TIMM = 'python -c "import timm; print(timm.list_models())"'

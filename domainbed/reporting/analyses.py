@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from domainbed.names import order_algorithms, order_datasets
-from domainbed.records import Records
+from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.reporting import statistics
 from domainbed.reporting.comparison import chosen_accuracies
 from domainbed.reporting.tables import AVERAGE, Report, domain_names, mean_over_trials
+from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS
 
 DEFAULT_SEED = 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from domainbed.names import averaged_algorithm
-from domainbed.record_keys import AVERAGES, parse_average_key
+from domainbed.core.names import averaged_algorithm
 from domainbed.reporting.stages import Numbered
+from domainbed.runs.record_keys import AVERAGES, parse_average_key
 
 Record = dict[str, Any]
 

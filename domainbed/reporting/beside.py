@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from domainbed.config.protocols import get_protocol, protocol_names
+from domainbed.core.names import DATASET_DOMAINS
 from domainbed.errors import UserError
-from domainbed.names import DATASET_DOMAINS
-from domainbed.protocols import get_protocol, protocol_names
-from domainbed.published import PublishedValue, Source, get_source, published_values
-from domainbed.records import NOT_RECORDED, RUN_KEYS
+from domainbed.reporting.published import PublishedValue, Source, get_source, published_values
 from domainbed.reporting.statistics import TIE
 from domainbed.reporting.tables import AVERAGE, MEAN_RANK, Cell, Column, Report, Table
+from domainbed.runs.records import NOT_RECORDED, RUN_KEYS
 from domainbed.selection import SelectionMethod
 
 

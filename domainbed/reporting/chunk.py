@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from domainbed.errors import UserError
-from domainbed.record_keys import parse_record_key
-from domainbed.records import NO_DOMAIN, Records
 from domainbed.reporting.results_file import REMEDY, read_file
+from domainbed.runs.record_keys import parse_record_key
+from domainbed.runs.records import NO_DOMAIN, Records
 
 Place = Callable[[int], str]
 """From the position of a record to its file and line."""

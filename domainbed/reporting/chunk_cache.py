@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from domainbed import names, record_keys
-from domainbed.files import cache_folder, written_aside
+from domainbed.core import names
+from domainbed.core.files import cache_folder, written_aside
 from domainbed.reporting import averages, chunk, results_file, stages
 from domainbed.reporting.chunk import Chunk, Numbers, assembled, read_chunk
+from domainbed.runs import record_keys
 
 LEAST_FILES = 500
 """Of a folder whose runs are kept: fewer are read in no time."""

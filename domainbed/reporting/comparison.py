@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
+from domainbed.core.names import order_algorithms, order_datasets
+from domainbed.core.suggest import did_you_mean
 from domainbed.errors import UserError
-from domainbed.names import order_algorithms, order_datasets
-from domainbed.records import Records
 from domainbed.reporting import statistics
 from domainbed.reporting.statistics import CriticalDifference, PairedCell
 from domainbed.reporting.tables import AVERAGE
+from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS
-from domainbed.suggest import did_you_mean
 
 CELL = ["dataset", "test_env"]
 PAIR = [*CELL, "trial_seed"]

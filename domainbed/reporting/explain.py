@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from domainbed.core.names import dataset_label, trained_algorithm
+from domainbed.core.text_table import printable
 from domainbed.errors import UserError
-from domainbed.names import dataset_label, trained_algorithm
 from domainbed.reporting.load import Folders, as_paths, run_folders
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.tables import Cell, Column, Report, tested_domains, trials_of
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.selection import SelectionMethod
-from domainbed.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING
-from domainbed.text_table import printable
 
 
 class Run(NamedTuple):

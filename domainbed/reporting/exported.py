@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from domainbed.core.files import cache_folder, file_digest, written_aside
 from domainbed.errors import UserError
-from domainbed.files import cache_folder, file_digest, written_aside
-from domainbed.predictions import require_parquet
+from domainbed.runs.predictions import require_parquet
 
 SUFFIX = ".parquet"
 

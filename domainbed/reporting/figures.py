@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from domainbed.drawing import new_figure
-from domainbed.names import order_algorithms, order_datasets
-from domainbed.registry import Registry
+from domainbed.core.drawing import new_figure
+from domainbed.core.names import order_algorithms, order_datasets
+from domainbed.core.registry import Registry
+from domainbed.core.text_table import printable
 from domainbed.reporting.findings import Findings, is_logarithmic, is_numeric, without_zeros
 from domainbed.reporting.statistics import CriticalDifference
 from domainbed.reporting.tables import AVERAGE, domain_names
-from domainbed.text_table import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

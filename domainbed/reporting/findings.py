@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed.names import order_algorithms
-from domainbed.records import Records
+from domainbed.core.names import order_algorithms
 from domainbed.reporting import analyses, comparison
 from domainbed.reporting.statistics import CriticalDifference
+from domainbed.runs.records import Records
 from domainbed.selection.base import mean_over_others
 
 _CELL = ["dataset", "algorithm", "test_env"]

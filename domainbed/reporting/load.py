@@ -11,16 +11,16 @@ from dataclasses import replace
 from itertools import count, groupby
 from pathlib import Path
 
+from domainbed.core.garbage import without_garbage_collection
+from domainbed.core.text_table import printable
+from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
-from domainbed.garbage import without_garbage_collection
-from domainbed.records import RUN_KEYS, Records
 from domainbed.reporting.chunk import assembled
 from domainbed.reporting.chunk_cache import read_files
 from domainbed.reporting.exported import SUFFIX, unpacked
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.records import RUN_KEYS, Records
 from domainbed.selection import SELECTION_METHODS
-from domainbed.text_table import printable
-from domainbed.yaml_file import read_yaml
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from domainbed.errors import UserError
-from domainbed.predictions import read_predictions
-from domainbed.records import Records
 from domainbed.reporting.tables import domain_names, only
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.predictions import read_predictions
+from domainbed.runs.records import Records
 from domainbed.selection import SelectionMethod
 
 ALL, NONE, SOME = "all", "none", "some"

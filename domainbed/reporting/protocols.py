@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed.records import NOT_RECORDED
-from domainbed.run_fields import FeatureSource
+from domainbed.config.run_fields import FeatureSource
+from domainbed.runs.records import NOT_RECORDED
 
 
 def protocol_of(runs: pd.DataFrame) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed.registry import Registry
+from domainbed.core.registry import Registry
+from domainbed.core.text_table import pipe_table, text_table
 from domainbed.reporting import latex
 from domainbed.reporting.style import Style
 from domainbed.reporting.tables import Cell, Report, Table
-from domainbed.text_table import pipe_table, text_table
 
 JSON_VERSION = 1
 TEXT_WIDTH = 20  # of a column of a dataset's table

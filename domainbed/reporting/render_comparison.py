@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed.registry import Registry
+from domainbed.core.registry import Registry
+from domainbed.core.text_table import pipe_table, text_table
 from domainbed.reporting import latex
 from domainbed.reporting.sections import Section
 from domainbed.reporting.sections.texts import is_of_numbers
-from domainbed.text_table import pipe_table, text_table
 
 TEXT_WIDTH = 100
 _ROWS_OF_A_PAGE = 40

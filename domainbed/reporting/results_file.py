@@ -11,13 +11,13 @@ from typing import Any
 
 import orjson
 
+from domainbed.core.names import dataset_label, rerun_algorithm, trained_algorithm
 from domainbed.errors import UserError
-from domainbed.names import dataset_label, rerun_algorithm, trained_algorithm
-from domainbed.record_keys import record_key
-from domainbed.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
 from domainbed.reporting.averages import with_averages
 from domainbed.reporting.protocols import features_of
 from domainbed.reporting.stages import merged
+from domainbed.runs.record_keys import record_key
+from domainbed.runs.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
 
 log = logging.getLogger(__name__)
 

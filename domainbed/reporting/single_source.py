@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from domainbed.core.names import order_datasets
 from domainbed.errors import UserError
-from domainbed.names import order_datasets
-from domainbed.records import Records
 from domainbed.reporting.tables import Accuracies, Report, by_cell, only, tables_of
+from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS
 
 log = logging.getLogger(__name__)

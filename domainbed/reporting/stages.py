@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
-from domainbed.record_keys import FULL_DATA, record_key
+from domainbed.runs.record_keys import FULL_DATA, record_key
 
 _OF_DOMAINBED = record_key(0, "in", "accuracy", full_data=True)
 """Tells the second stage in DomainBed's records, which measures all domains and has no number."""

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS, order_algorithms, order_datasets
 from domainbed.errors import UserError
-from domainbed.names import DATASET_DOMAINS, TEST_DOMAINS, order_algorithms, order_datasets
-from domainbed.records import Records
 from domainbed.reporting.load import Gaps
 from domainbed.reporting.protocols import mixtures, protocol_of
+from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 
 if TYPE_CHECKING:

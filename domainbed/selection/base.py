@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed.records import Records
-from domainbed.registry import Registry
+from domainbed.core.registry import Registry
+from domainbed.runs.records import Records
 
 CELL_KEYS = ["trial_seed", "dataset", "algorithm", "test_env"]
 SEED_KEYS = [*CELL_KEYS, "hparams_seed"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from domainbed.records import RUN_KEYS, AccuracyTable, Records, pick
+from domainbed.runs.records import RUN_KEYS, AccuracyTable, Records, pick
 from domainbed.selection.base import (
     SEED_KEYS,
     SelectionMethod,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from domainbed.records import Records, pick
+from domainbed.runs.records import Records, pick
 from domainbed.selection.base import (
     SCORE_COLUMNS,
     SEED_KEYS,

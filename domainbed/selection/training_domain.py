@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from domainbed.records import Records
+from domainbed.runs.records import Records
 from domainbed.selection.base import (
     SelectionMethod,
     best_step,

@@ -12,9 +12,9 @@ from torch import nn
 from domainbed.algorithms import Algorithm
 from domainbed.algorithms.linear_head import linear_head
 from domainbed.algorithms.t3a import SUPPORTS, Templates
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.names import averaged_algorithm
 from domainbed.errors import UserError
-from domainbed.names import averaged_algorithm
-from domainbed.run_fields import RunOptions
 from domainbed.sweeps.averaging import Member, finished_runs
 from domainbed.sweeps.beside import write_beside
 from domainbed.training.experiment import Experiment

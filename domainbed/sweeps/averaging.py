@@ -18,13 +18,13 @@ import torch
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.algorithms.pooled import PooledAlgorithm, predicts_otherwise
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.names import averaged_algorithm, order_algorithms
+from domainbed.core.suggest import did_you_mean
 from domainbed.errors import UserError
-from domainbed.names import averaged_algorithm, order_algorithms
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
-from domainbed.states import DONE
-from domainbed.suggest import did_you_mean
 from domainbed.sweeps.beside import write_beside
 from domainbed.sweeps.store import Store
 from domainbed.training.averages import estimate_statistics

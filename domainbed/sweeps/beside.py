@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from domainbed.files import as_json_values, write_text
-from domainbed.record_keys import record_key
-from domainbed.run_folder import RunFolder
+from domainbed.core.files import as_json_values, write_text
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.record_keys import record_key
 from domainbed.training.experiment import Experiment
 
 _OF_ONE_RUN = ("seed", "hparams", "fixed_hparams", "digests", "averages")

@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import Field, model_validator
 
-from domainbed.errors import UserError
-from domainbed.names import dataset_label
-from domainbed.plugins import import_plugins
-from domainbed.run_fields import FeatureSource, RunFields, RunOptions
-from domainbed.settings import (
+from domainbed.config.run_fields import FeatureSource, RunFields, RunOptions
+from domainbed.config.settings import (
     Items,
     Listed,
     Places,
@@ -30,7 +27,10 @@ from domainbed.settings import (
     make,
     read_fields,
 )
-from domainbed.yaml_file import Where
+from domainbed.core.names import dataset_label
+from domainbed.core.plugins import import_plugins
+from domainbed.core.yaml_file import Where
+from domainbed.errors import UserError
 
 if TYPE_CHECKING:
     from domainbed.spec import RunSpec
@@ -281,7 +281,7 @@ def trainable_sets(config: SweepConfig, dataset: str, algorithm: str) -> list[Te
 
 def why_not(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> str:
     """Why an algorithm cannot do a run that others could; empty where it can."""
-    from domainbed.protocols import get_protocol
+    from domainbed.config.protocols import get_protocol
     from domainbed.spec import obstacle
 
     published = get_protocol(config.protocol).fields.get("features")
@@ -302,7 +302,7 @@ def first_run(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs)
 
 
 def _check_trackers(names: Iterable[str]) -> None:
-    from domainbed.trackers import TRACKERS
+    from domainbed.runs.trackers import TRACKERS
 
     for name in names:
         try:

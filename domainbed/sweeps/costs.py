@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.config.run_fields import RunOptions
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
-from domainbed.states import DONE
 from domainbed.sweeps.store import PlannedRun, Store, planned_run
 from domainbed.sweeps.timing import measure
 

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainbed.launchers.base import Event
-from domainbed.states import DONE, ENDS, FAILED, PROGRESS, STARTED
+from domainbed.runs.states import DONE, ENDS, FAILED, PROGRESS, STARTED
 from domainbed.training.progress import duration
 
 _SECONDS_BETWEEN_LINES = 10.0

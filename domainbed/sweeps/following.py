@@ -12,9 +12,8 @@ from typing import Any
 
 from domainbed.errors import UserError
 from domainbed.launchers import Event, OnEvent
-from domainbed.run_folder import RunFolder
-from domainbed.spec import RunSpec
-from domainbed.states import (
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import (
     DONE,
     FAILED,
     INTERRUPTED,
@@ -25,6 +24,7 @@ from domainbed.states import (
     STARTED,
     RunStatus,
 )
+from domainbed.spec import RunSpec
 from domainbed.sweeps.jobs import in_hand
 from domainbed.sweeps.status import share_taken
 from domainbed.sweeps.store import Store

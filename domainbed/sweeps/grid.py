@@ -6,7 +6,7 @@ import itertools
 from functools import cache
 from typing import NamedTuple
 
-from domainbed.names import dataset_label
+from domainbed.core.names import dataset_label
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import (
     SweepConfig,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from domainbed.launchers import Launcher, create_launcher
-from domainbed.states import PENDING, RUNNING, RunStatus
+from domainbed.runs.states import PENDING, RUNNING, RunStatus
 from domainbed.sweeps.store import Store
 
 Statuses = Mapping[str, RunStatus]

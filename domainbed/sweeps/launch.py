@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.files import write_text
+from domainbed.core.plugins import import_plugins
+from domainbed.core.stopping import Interrupted
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, is_out_of_memory, reason_of
-from domainbed.files import write_text
 from domainbed.launchers import Event, Handle, Job, Launcher, Resources, create_launcher
-from domainbed.plugins import import_plugins
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import Busy, RunFolder
+from domainbed.runs.folder import Busy, RunFolder
+from domainbed.runs.states import BUSY, DONE, FAILED, RUNNING
 from domainbed.spec import RunSpec
-from domainbed.states import BUSY, DONE, FAILED, RUNNING
-from domainbed.stopping import Interrupted
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.costs import Costs, finished_costs
 from domainbed.sweeps.display import Display

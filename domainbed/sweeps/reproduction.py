@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed.algorithms import ALGORITHMS
+from domainbed.core.names import order_algorithms
 from domainbed.errors import UserError
-from domainbed.names import order_algorithms
-from domainbed.published import Source, find_values, get_source
+from domainbed.reporting.published import Source, find_values, get_source
 from domainbed.selection import SELECTION_METHODS
 from domainbed.sweeps.config import SweepConfig, load_config
 

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from domainbed.core.names import dataset_label, trained_algorithm
 from domainbed.errors import UserError
-from domainbed.names import dataset_label, trained_algorithm
-from domainbed.records import Records
 from domainbed.reporting import load_records
+from domainbed.runs.records import Records
+from domainbed.runs.states import DONE, FAILED
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 from domainbed.spec import RunSpec
-from domainbed.states import DONE, FAILED
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.launch import Launch, prepare_runs
 from domainbed.sweeps.selected import choice_of

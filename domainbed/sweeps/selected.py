@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from domainbed.core.names import trained_algorithm
 from domainbed.errors import UserError
-from domainbed.names import trained_algorithm
-from domainbed.record_keys import AVERAGES
-from domainbed.records import Records
 from domainbed.reporting import load_records
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.record_keys import AVERAGES
+from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 from domainbed.training.kept_weights import is_final
 from domainbed.training.trained import Model, model_in, read_spec

@@ -7,12 +7,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from domainbed.run_folder import RunFolder
+from domainbed.core.text_table import printable, text_table
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MISSING,
+    PENDING,
+    RUNNING,
+    STATES,
+    RunStatus,
+)
 from domainbed.spec import describe_run
-from domainbed.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING, STATES, RunStatus
 from domainbed.sweeps.costs import Rates, finished_rates
 from domainbed.sweeps.store import PlannedRun, Store
-from domainbed.text_table import printable, text_table
 from domainbed.training.progress import duration
 
 Group = tuple[str, str]

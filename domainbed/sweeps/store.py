@@ -12,17 +12,17 @@ from typing import Any
 
 import yaml
 
+from domainbed.config.run_fields import RunFields
+from domainbed.config.settings import read_fields
+from domainbed.core.files import write_text
+from domainbed.core.text_table import printable
 from domainbed.errors import UserError
-from domainbed.files import write_text
-from domainbed.ownership import owning_in_turn
-from domainbed.run_fields import RunFields
-from domainbed.run_folder import Busy, RunFolder, is_done
-from domainbed.settings import read_fields
+from domainbed.runs.folder import Busy, RunFolder, is_done
+from domainbed.runs.ownership import owning_in_turn
+from domainbed.runs.states import DONE, MISSING, RUNNING, RunStatus
 from domainbed.spec import RunSpec, describe_run
-from domainbed.states import DONE, MISSING, RUNNING, RunStatus
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.grid import LeftOut
-from domainbed.text_table import printable
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from domainbed.run_fields import RunOptions
+from domainbed.config.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
 from domainbed.training.experiment import Experiment, build

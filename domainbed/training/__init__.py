@@ -1,6 +1,6 @@
 """Training: `build` makes an experiment of a spec, `run` trains it in a folder."""
 
-from domainbed.run_fields import RunOptions
+from domainbed.config.run_fields import RunOptions
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.trained import Model, load_model, predictions
 from domainbed.training.trainer import run

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from domainbed.core.files import check_guard, written_aside
 from domainbed.errors import UserError
-from domainbed.files import check_guard, written_aside
 from domainbed.networks.weights import load_plain
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.training.ranks import count
 from domainbed.training.restoring import restore
 from domainbed.training.state import capture, plain_numpy_state

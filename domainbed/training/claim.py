@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from domainbed.core.files import write_text
 from domainbed.errors import UserError
-from domainbed.files import write_text
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
 from domainbed.training.machine import package_version

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 from domainbed.algorithms import Algorithm, Stage, get_algorithm_class
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.precision import tf32_products
+from domainbed.core.seeding import seed_everything, stage_seed
 from domainbed.datasets import (
     MultipleDomainDataset,
     check_domains,
@@ -22,9 +25,6 @@ from domainbed.datasets import (
 from domainbed.datasets.domain import Domain, Minibatch
 from domainbed.datasets.foreign import domains_of
 from domainbed.errors import UserError, reason_of
-from domainbed.precision import tf32_products
-from domainbed.run_fields import RunOptions
-from domainbed.seeding import seed_everything, stage_seed
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value, splits_to_evaluate
 from domainbed.training.machine import choose_device, to_device

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from domainbed.files import write_text
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.files import write_text
+from domainbed.runs.folder import RunFolder
 from domainbed.training.checkpoint import Progress
 from domainbed.training.experiment import Experiment
 from domainbed.training.machine import describe, package_version

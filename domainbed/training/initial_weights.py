@@ -8,9 +8,9 @@ from torch import nn
 from domainbed.algorithms import LinearProbe
 from domainbed.algorithms.fitted import logistic_regression
 from domainbed.algorithms.linear_head import linear_head
-from domainbed.dimensions import with_defaults
+from domainbed.config.dimensions import with_defaults
+from domainbed.datasets.features import open_text_head
 from domainbed.errors import UserError
-from domainbed.features import open_text_head
 from domainbed.networks import HEAD_OPTIONS
 from domainbed.training.experiment import Experiment
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
-from domainbed.names import averaged_algorithm
-from domainbed.record_keys import AVERAGES, parse_average_key, parse_record_key
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.names import averaged_algorithm
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.record_keys import AVERAGES, parse_average_key, parse_record_key
 from domainbed.spec import RunSpec
 from domainbed.training.averages import Averages
 from domainbed.training.experiment import Experiment
@@ -23,7 +23,7 @@ from domainbed.training.model_file import digest_file, save_model
 from domainbed.training.ranks import is_first
 
 if TYPE_CHECKING:
-    from domainbed.records import Records
+    from domainbed.runs.records import Records
     from domainbed.selection import SelectionMethod
 
 _VALUES = ["run", "step", "domain", "split", "metric", "value"]
@@ -175,7 +175,7 @@ def records_of(
     """
     import pandas as pd
 
-    from domainbed.records import RUN_KEYS, Records
+    from domainbed.runs.records import RUN_KEYS, Records
 
     rows = [
         (0, record["step"], *parsed, float(value))
@@ -191,7 +191,7 @@ def records_of(
 
 
 def _parsed(key: str, average: str) -> tuple[int, str, str] | None:
-    from domainbed.records import NO_DOMAIN
+    from domainbed.runs.records import NO_DOMAIN
 
     of_average = parse_average_key(key)
     if average:

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 import domainbed
+from domainbed.core.garbage import without_garbage_collection
+from domainbed.core.precision import convolutions_in_tf32, products_in_tf32
 from domainbed.errors import UserError
-from domainbed.garbage import without_garbage_collection
 from domainbed.networks import MNIST_CNN
-from domainbed.precision import convolutions_in_tf32, products_in_tf32
 
 log = logging.getLogger(__name__)
 

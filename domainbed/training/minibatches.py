@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
+from domainbed.core.seeding import minibatch_seed
 from domainbed.datasets.domain import Domain, Draw, Minibatch
-from domainbed.seeding import minibatch_seed
 
 # Indices are drawn for many steps at once: one seeding serves them all.
 _BLOCK = 64

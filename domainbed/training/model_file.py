@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from domainbed.core.files import file_digest, write_text, written_aside
 from domainbed.errors import UserError
-from domainbed.files import file_digest, write_text, written_aside
 from domainbed.networks.weights import load_plain
 from domainbed.training.experiment import Experiment
 

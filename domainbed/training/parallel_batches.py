@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from domainbed.datasets.domain import Minibatch
-from domainbed.images.threads import in_order
+from domainbed.datasets.images.threads import in_order
 from domainbed.networks import MNIST_CNN
 from domainbed.training import ranks
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from domainbed.core.seeding import global_sources_kept
 from domainbed.datasets import get_dataset_class
 from domainbed.datasets.domain import Draw
 from domainbed.datasets.foreign import domains_of
 from domainbed.errors import UserError
-from domainbed.run_folder import RunFolder
-from domainbed.seeding import global_sources_kept
+from domainbed.runs.folder import RunFolder
 from domainbed.training.experiment import dataset_of
 from domainbed.training.trained import read_spec
 

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from domainbed.files import append_text
-from domainbed.text_table import text_table
+from domainbed.core.files import append_text
+from domainbed.core.text_table import text_table
 
 _WIDTH = 10
 _LONG = 3.0  # seconds from which an evaluation is worth a word

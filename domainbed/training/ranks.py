@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from domainbed.config.run_fields import RunOptions
 from domainbed.errors import UserError
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.training.machine import choose_device
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from domainbed.algorithms import Algorithm
-from domainbed.record_keys import average_key, record_key
+from domainbed.runs.record_keys import average_key, record_key
 from domainbed.training.evaluation import EvaluationSplit, Value, splits_to_evaluate
 from domainbed.training.experiment import Experiment
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from domainbed.predictions import Predicted, write_predictions
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.predictions import Predicted, write_predictions
 from domainbed.training.evaluation import EvaluationSplit, splits_to_evaluate
 from domainbed.training.experiment import Experiment
 

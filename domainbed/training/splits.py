@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from domainbed.core.seeding import split_seed
 from domainbed.datasets.domain import Domain
 from domainbed.errors import UserError
-from domainbed.seeding import split_seed
 
 
 @dataclass(frozen=True)

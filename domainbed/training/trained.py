@@ -12,19 +12,19 @@ import torch
 from pydantic import ValidationError
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.config.run_fields import FeatureSource, RunOptions
+from domainbed.core.names import dataset_label
+from domainbed.core.seeding import global_sources_kept, seed_everything
 from domainbed.datasets import DATASETS
 from domainbed.datasets.domain import EVALUATION_BATCH
+from domainbed.datasets.features import FeatureExtractor
+from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.images.transforms import evaluation_transform
 from domainbed.errors import UserError
-from domainbed.features import FeatureExtractor
 from domainbed.hparams import default_hparams
-from domainbed.images.decode import read_image
-from domainbed.images.transforms import evaluation_transform
-from domainbed.names import dataset_label
-from domainbed.run_fields import FeatureSource, RunOptions
-from domainbed.run_folder import RunFolder
-from domainbed.seeding import global_sources_kept, seed_everything
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
-from domainbed.states import DONE
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import choose_device
 from domainbed.training.model_file import read_model

@@ -15,20 +15,20 @@ from typing import Any, NoReturn
 import numpy as np
 
 from domainbed.algorithms import Algorithm
-from domainbed.files import as_json_values, check_guard, write_text
-from domainbed.garbage import without_garbage_collection
-from domainbed.predictions import require_parquet
-from domainbed.record_keys import (
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.files import as_json_values, check_guard, write_text
+from domainbed.core.garbage import without_garbage_collection
+from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_once
+from domainbed.runs.folder import NOT_WHOLE, RunFolder
+from domainbed.runs.predictions import require_parquet
+from domainbed.runs.record_keys import (
     AVERAGES,
     average_key,
     record_key,
 )
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import NOT_WHOLE, RunFolder
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED
+from domainbed.runs.trackers import TrackedRun, Trackers
 from domainbed.spec import RunSpec
-from domainbed.states import DONE, FAILED, INTERRUPTED
-from domainbed.stopping import Interrupted, stop_requested, stopping_at_once
-from domainbed.trackers import TrackedRun, Trackers
 from domainbed.training import checkpoint, ranks
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from domainbed.cli.common import guarded
+from domainbed.core.files import write_text
 from domainbed.errors import UserError
-from domainbed.files import write_text
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.training.progress import ProgressTable
 
 

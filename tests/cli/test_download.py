@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from domainbed.cli import download
+from domainbed.core.names import SPAWRIOUS
+from domainbed.download import download as sources_download
 from domainbed.errors import UserError
-from domainbed.names import SPAWRIOUS
-from domainbed.sources import download as sources_download
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,9 +5,9 @@ import argparse
 import pytest
 
 from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
-from domainbed.flags import add_flags
+from domainbed.config.flags import add_flags
+from domainbed.config.run_fields import RunOptions
 from domainbed.launchers import WITH_FLAGS, create_launcher
-from domainbed.run_fields import RunOptions
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.cli import main, predict
-from domainbed.record_keys import AVERAGES
+from domainbed.runs.record_keys import AVERAGES
 
 
 def test_the_help_names_all_averages() -> None:

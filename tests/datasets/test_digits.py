@@ -14,6 +14,7 @@ from digit_files import write_small_mnist
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from domainbed.core.seeding import data_seed
 from domainbed.datasets import (
     ColoredDigits,
     ColoredMNIST,
@@ -23,7 +24,6 @@ from domainbed.datasets import (
     small_images,
 )
 from domainbed.errors import UserError
-from domainbed.seeding import data_seed
 
 
 def as_bytes(images):

@@ -14,6 +14,7 @@ from far_device import FAR, sent_far
 from image_files import write_folder
 from torch.utils.data import Dataset, TensorDataset
 
+from domainbed.core.seeding import augmentation_seed, batch_augmentation_seed
 from domainbed.datasets import (
     DATASETS,
     MultipleDomainDataset,
@@ -25,7 +26,6 @@ from domainbed.datasets.domain import Domain, Draw, evaluation_draws
 from domainbed.datasets.foreign import ForeignDomain
 from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
-from domainbed.seeding import augmentation_seed, batch_augmentation_seed
 
 CPU = torch.device("cpu")
 KINDS = ("tensors", "files", "packed", "foreign")

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from domainbed.datasets import DATASETS, PACS, get_dataset_class, load_dataset
+from domainbed.download import verify_dataset
 from domainbed.errors import UserError
-from domainbed.sources import verify_dataset
 from domainbed.spec import RunSpec
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

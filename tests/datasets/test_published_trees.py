@@ -23,9 +23,9 @@ from small_copies import (
 
 from domainbed.algorithms import Algorithm
 from domainbed.datasets import DATASETS, load_dataset
+from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.images.transforms import evaluation_transform, training_transform
 from domainbed.errors import UserError
-from domainbed.images.decode import read_image
-from domainbed.images.transforms import evaluation_transform, training_transform
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from domainbed.algorithms import ALGORITHMS, get_algorithm_class, register_algorithm
 from domainbed.algorithms.base import Algorithm
+from domainbed.core.seeding import seed_everything, seed_hash
 from domainbed.datasets import ColoredDigits
 from domainbed.diagnostics import DiagnosisOptions, diagnose
 from domainbed.diagnostics.rendering import to_json, to_table
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams
 from domainbed.networks import NETWORKS
-from domainbed.seeding import seed_everything, seed_hash
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, run
 from domainbed.training.splits import split_indices

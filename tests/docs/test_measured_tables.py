@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from page_files import REPOSITORY
 
-from domainbed.run_fields import RunOptions
+from domainbed.config.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.training import run
 

@@ -32,8 +32,8 @@ import ray_cluster
 import slurm_cluster
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.run_folder import RunFolder
-from domainbed.states import DONE, FAILED, RUNNING
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import DONE, FAILED, RUNNING
 from domainbed.sweeps.store import Store
 
 Client = subprocess.Popen[bytes]

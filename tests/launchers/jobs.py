@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from domainbed.core.stopping import Interrupted, stop_requested
 from domainbed.launchers import Job
-from domainbed.run_folder import Busy
-from domainbed.stopping import Interrupted, stop_requested
+from domainbed.runs.folder import Busy
 
 OPEN = []
 NOTED = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DOMAINBED_ENGINE", "DOMAINBED_JOB")

@@ -14,10 +14,10 @@ import uuid
 from pathlib import Path
 from typing import ClassVar
 
+from domainbed.core.stopping import request_stop, stop_requested
 from domainbed.launchers import Event, Handle, Launcher, perform
 from domainbed.launchers.event_files import EventReader, EventWriter
-from domainbed.states import ENDS, INTERRUPTED
-from domainbed.stopping import request_stop, stop_requested
+from domainbed.runs.states import ENDS, INTERRUPTED
 
 
 class SiteLauncher(Launcher):

@@ -3,7 +3,7 @@
 from jobs import WordJob
 
 from domainbed.launchers import Resources
-from domainbed.states import ENDS
+from domainbed.runs.states import ENDS
 
 CPU = Resources(device="cpu", cores=1)
 

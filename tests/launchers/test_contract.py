@@ -12,7 +12,7 @@ from jobs import WordJob
 
 from domainbed.cli.sweep.launch import launch as launch_sweep
 from domainbed.launchers import LAUNCHERS, Launcher, Resources, create_launcher
-from domainbed.states import BUSY, DONE, ENDS, FAILED, INTERRUPTED, PENDING, RUNNING, STARTED
+from domainbed.runs.states import BUSY, DONE, ENDS, FAILED, INTERRUPTED, PENDING, RUNNING, STARTED
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare
 

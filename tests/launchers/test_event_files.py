@@ -4,7 +4,7 @@ import os
 
 from domainbed.launchers.base import Event
 from domainbed.launchers.event_files import EventReader, EventWriter
-from domainbed.states import DONE, FAILED, PROGRESS, STARTED
+from domainbed.runs.states import DONE, FAILED, PROGRESS, STARTED
 
 
 def test_events_come_out_once_and_in_order(tmp_path):

@@ -12,11 +12,11 @@ import pytest
 from jobs import WordJob
 from site_launcher import is_alive
 
-from domainbed.cores import usable_cores
+from domainbed.core.cores import usable_cores
 from domainbed.errors import UserError
 from domainbed.launchers import DebugLauncher, LocalLauncher, Resources, create_launcher
 from domainbed.launchers.local import visible_gpus
-from domainbed.states import DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, STARTED
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, STARTED
 
 CPU, CUDA = Resources(device="cpu"), Resources(device="cuda")
 

@@ -20,7 +20,7 @@ from domainbed.launchers.ray_cluster import (
     places,
     task_options,
 )
-from domainbed.states import DONE, FAILED, INTERRUPTED, STARTED
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, STARTED
 
 PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
 

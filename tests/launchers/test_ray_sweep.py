@@ -12,7 +12,7 @@ import torch
 from waiting import wait_until
 
 from domainbed.reporting import collect
-from domainbed.states import DONE, PENDING, RUNNING
+from domainbed.runs.states import DONE, PENDING, RUNNING
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare
 

@@ -15,8 +15,17 @@ from domainbed.errors import UserError
 from domainbed.launchers import Event, Resources, SlurmLauncher, create_launcher
 from domainbed.launchers import slurm as engine
 from domainbed.launchers.event_files import EventReader
-from domainbed.ownership import ENGINE_VARIABLE, JOB_VARIABLE
-from domainbed.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING, STARTED
+from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
+from domainbed.runs.states import (
+    BUSY,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    PENDING,
+    PROGRESS,
+    RUNNING,
+    STARTED,
+)
 
 
 def test_several_tasks_are_done_in_one_job(slurm, tmp_path):

@@ -9,7 +9,7 @@ from slurm_cluster import HELD_BY, ask, start, until, until_queued_again
 from domainbed import cli
 from domainbed.algorithms import ALGORITHMS
 from domainbed.launchers import SlurmLauncher
-from domainbed.states import DONE, INTERRUPTED, MISSING, PENDING, RUNNING
+from domainbed.runs.states import DONE, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.sweeps.store import Store
 
 PLUGIN = "held_algorithms"

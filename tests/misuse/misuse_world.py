@@ -105,7 +105,7 @@ def harmful_pickle() -> bytes:
 _PLUGIN_HEAD = """\
 import torch
 from domainbed.algorithms import Algorithm, register_algorithm
-from domainbed.dimensions import Choice, Fixed, LogUniform, Option, Uniform
+from domainbed.config.dimensions import Choice, Fixed, LogUniform, Option, Uniform
 from domainbed.datasets import DATASETS
 """
 

@@ -8,10 +8,10 @@ import json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from domainbed.config.settings import make
 from domainbed.errors import UserError
 from domainbed.reporting import build_report, load_records
-from domainbed.run_folder import RunFolder
-from domainbed.settings import make
+from domainbed.runs.folder import RunFolder
 from domainbed.sweeps.config import SweepConfig, load_config
 from domainbed.training.trained import read_spec
 

@@ -16,7 +16,7 @@ from misuse_world import build_world
 from domainbed.algorithms import ALGORITHMS
 from domainbed.cli import main
 from domainbed.datasets import DATASETS as REGISTERED
-from domainbed.ownership import is_owners
+from domainbed.runs.ownership import is_owners
 
 SECONDS = 10
 

@@ -16,10 +16,10 @@ from fake_sweep import DOMAINS, random_runs, write
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from domainbed.predictions import Predicted, write_predictions
 from domainbed.reporting import build_report, load_records
 from domainbed.reporting.page import build_page, to_html
 from domainbed.reporting.page.serve import make_server
+from domainbed.runs.predictions import Predicted, write_predictions
 
 HOSTILE = "<script>document.title = 'taken'</script>"
 PHONE, DESK = (390, 844), (1280, 900)

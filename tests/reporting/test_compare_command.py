@@ -16,10 +16,10 @@ from fake_sweep import random_runs, write
 
 from domainbed.cli import main
 from domainbed.cli.compare import UNITS
-from domainbed.names import DATASET_DOMAINS
-from domainbed.published import published_values
+from domainbed.core.names import DATASET_DOMAINS
 from domainbed.reporting import build_report, load_records, statistics
 from domainbed.reporting.beside import beside_published
+from domainbed.reporting.published import published_values
 from domainbed.reporting.render_comparison import COMPARISON_RENDERERS
 from domainbed.reporting.sections import Section
 

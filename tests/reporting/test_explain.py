@@ -14,7 +14,7 @@ from domainbed.reporting import (
     load_records,
     planned_gaps,
 )
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 
 TRACEBACK = "Traceback (most recent call last):\n  File x\nRuntimeError: CUDA out of memory\n"
 

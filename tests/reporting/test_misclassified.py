@@ -10,9 +10,9 @@ from fake_sweep import random_run, write
 
 from domainbed.cli import main
 from domainbed.errors import UserError
-from domainbed.predictions import Predicted, write_predictions
 from domainbed.reporting import load_records
 from domainbed.reporting.misclassified import misclassified
+from domainbed.runs.predictions import Predicted, write_predictions
 from domainbed.selection import SELECTION_METHODS
 
 CLASSES = ["cat", "dog", "owl"]

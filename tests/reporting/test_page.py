@@ -34,7 +34,7 @@ from domainbed.reporting.sections import Section
 from domainbed.reporting.single_source import single_source_report
 from domainbed.reporting.style import Style, half_interval, styled
 from domainbed.reporting.tables import AVERAGE
-from domainbed.states import DONE, INTERRUPTED, PENDING, RUNNING, STATES
+from domainbed.runs.states import DONE, INTERRUPTED, PENDING, RUNNING, STATES
 
 HOSTILE = "<script>alert('x')</script>"
 

@@ -13,12 +13,12 @@ import pytest
 from fake_sweep import random_run, write
 from PIL import Image
 
-from domainbed.predictions import Predicted, write_predictions
 from domainbed.reporting import build_report, load_records
 from domainbed.reporting.misclassified import Misclassified
 from domainbed.reporting.page import build_page, to_html
 from domainbed.reporting.page.thumbnails import Album, FilesBelow, data_uri
 from domainbed.reporting.page.wrong_images import wrong_images
+from domainbed.runs.predictions import Predicted, write_predictions
 
 CLASSES = ["cat", "<b>dog", "owl"]
 NAMES = ["a.png", "b.png", "c.png", "d.png"]

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from domainbed.errors import UserError
-from domainbed.record_keys import parse_record_key
-from domainbed.records import RUN_KEYS, Records
+from domainbed.runs.record_keys import parse_record_key
+from domainbed.runs.records import RUN_KEYS, Records
 from domainbed.selection import CELL_KEYS, SELECTION_METHODS, SelectionMethod
 
 ALL = list(SELECTION_METHODS)

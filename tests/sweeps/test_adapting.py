@@ -14,9 +14,9 @@ from vectors import Vectors
 
 from domainbed.algorithms.t3a import SUPPORTS, Templates
 from domainbed.cli import main
+from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import DATASETS
 from domainbed.reporting import build_report, load_records
-from domainbed.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.training import build, load_model, run
 

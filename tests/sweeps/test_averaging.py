@@ -16,12 +16,12 @@ from vectors import Vectors
 
 from domainbed.algorithms import ALGORITHMS, ERM
 from domainbed.cli import main
+from domainbed.config.dimensions import Option
+from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import DATASETS
-from domainbed.dimensions import Option
 from domainbed.errors import UserError
 from domainbed.reporting import build_report, load_records
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.sweeps import averaging
 from domainbed.sweeps.averaging import METHODS, average_runs, mean_of

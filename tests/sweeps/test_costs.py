@@ -5,9 +5,9 @@ import json
 import pytest
 
 from domainbed.cli.sweep.outlook import _hours
-from domainbed.run_fields import RunOptions
+from domainbed.config.run_fields import RunOptions
+from domainbed.runs.states import DONE, MISSING
 from domainbed.spec import RunSpec
-from domainbed.states import DONE, MISSING
 from domainbed.sweeps import costs
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.costs import Estimate, finished_costs, measured_costs

@@ -11,7 +11,7 @@ import pytest
 from domainbed.cli.sweep.launch import launch as launch_sweep
 from domainbed.errors import UserError
 from domainbed.launchers import LAUNCHERS, Handle, Launcher
-from domainbed.states import DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, STARTED
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, STARTED
 from domainbed.sweeps import following
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS
 from domainbed.errors import UserError
-from domainbed.names import DATASET_DOMAINS, TEST_DOMAINS
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 from domainbed.sweeps import config as configs

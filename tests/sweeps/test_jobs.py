@@ -8,7 +8,7 @@ from domainbed.cli.sweep.launch import launch as launch_sweep
 from domainbed.cli.sweep.outlook import outlook
 from domainbed.errors import UserError
 from domainbed.launchers import LAUNCHERS, Event, Handle, Launcher
-from domainbed.states import DONE, FAILED, MISSING, PENDING, RUNNING, RunStatus
+from domainbed.runs.states import DONE, FAILED, MISSING, PENDING, RUNNING, RunStatus
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.jobs import cancel, in_hand
 from domainbed.sweeps.launch import prepare

@@ -14,10 +14,10 @@ import torch
 
 from domainbed.algorithms import ERM
 from domainbed.cli.sweep.launch import launch as launch_sweep
+from domainbed.core.files import write_text
 from domainbed.errors import UserError
-from domainbed.files import write_text
 from domainbed.reporting import load_records, planned_gaps
-from domainbed.states import DONE, FAILED, INTERRUPTED, MISSING
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import RunJob, prepare

@@ -9,10 +9,10 @@ import yaml
 
 from domainbed.cli import main
 from domainbed.cli.reproduce import SCALES as OFFERED
+from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
-from domainbed.published import get_source
-from domainbed.run_fields import RunOptions
+from domainbed.reporting.published import get_source
 from domainbed.spec import RunSpec
 from domainbed.sweeps import timing
 from domainbed.sweeps.grid import plan

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from vectors import Vectors
 
 from domainbed.cli import sweep
+from domainbed.core.names import rerun_algorithm, trained_algorithm
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
-from domainbed.names import rerun_algorithm, trained_algorithm
 from domainbed.reporting import load_records
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec

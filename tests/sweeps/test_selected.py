@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from vectors import Vectors
 
 import domainbed
+from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.reporting import load_records
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 from domainbed.training import run

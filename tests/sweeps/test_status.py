@@ -10,8 +10,8 @@ import pytest
 
 from domainbed.cli.sweep import status as command
 from domainbed.errors import UserError
+from domainbed.runs.states import RunStatus
 from domainbed.spec import RunSpec
-from domainbed.states import RunStatus
 from domainbed.sweeps import status as module
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.status import status_json, status_lines, status_of, summary_line

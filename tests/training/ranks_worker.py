@@ -22,13 +22,13 @@ from torch import nn
 from domainbed.algorithms import ALGORITHMS
 from domainbed.algorithms.base import predictor_of
 from domainbed.algorithms.selfreg import SelfReg
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.datasets.domain import Draw
 from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
-from domainbed.stopping import Interrupted, request_stop, stopping_on
 from domainbed.training import checkpoint
 from domainbed.training.evaluation import Value
 from domainbed.training.experiment import Experiment

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vectors import Vectors, records, run_until
 
 from domainbed.datasets import DATASETS
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import build, load_model, run
 

@@ -11,9 +11,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from vectors import Vectors, records, run_until
 
+from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
-from domainbed.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.sweeps.averaging import average_runs
 from domainbed.training import build, load_model, run

@@ -10,10 +10,10 @@ import torch
 from vectors import Vectors, run_until
 
 from domainbed.algorithms import ALGORITHMS, ERM
+from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.reporting import load_records
-from domainbed.run_fields import RunOptions
 from domainbed.selection import ORACLE, SELECTION_METHODS, TRAINING_DOMAIN
 from domainbed.spec import RunSpec
 from domainbed.training import run

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.precision import convolutions_in_tf32, products_in_tf32
 from domainbed.errors import UserError
 from domainbed.networks import MNIST_CNN
-from domainbed.precision import convolutions_in_tf32, products_in_tf32
-from domainbed.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.training.machine import process_set_up, require_precision, to_device
 from domainbed.training.trainer import run

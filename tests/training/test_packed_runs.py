@@ -14,7 +14,7 @@ from torch import nn
 from domainbed.datasets import load_dataset
 from domainbed.datasets.packed_domain import PackedDomain
 from domainbed.errors import UserError
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator
 from domainbed.training.minibatches import IndexDraws

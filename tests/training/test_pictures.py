@@ -11,11 +11,11 @@ import torch
 from torchvision.datasets import MNIST
 
 from domainbed.cli import main
+from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import load_dataset
 from domainbed.errors import UserError
-from domainbed.predictions import read_predictions
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.predictions import read_predictions
 from domainbed.spec import RunSpec
 from domainbed.training import run
 from domainbed.training.pictures import pictures

@@ -17,8 +17,8 @@ import torch
 from ranks_worker import OPTIONS, SELECTED, SIZES, batch_norm_spec, spec_of
 
 from domainbed.errors import UserError
-from domainbed.run_folder import RunFolder
-from domainbed.states import DONE, INTERRUPTED
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import DONE, INTERRUPTED
 from domainbed.training import ranks
 from domainbed.training.ranks import add_up, joined, own_device
 from domainbed.training.trainer import run

@@ -16,10 +16,10 @@ from pandas.testing import assert_frame_equal
 
 from domainbed.algorithms import ERM
 from domainbed.errors import UserError
-from domainbed.record_keys import record_key
 from domainbed.reporting import collect, load_records, to_frame
 from domainbed.reporting.single_source import single_source_report
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.record_keys import record_key
 from domainbed.selection import SELECTION_METHODS
 from domainbed.selection.base import mean_over_others
 from domainbed.spec import RunSpec

@@ -18,11 +18,11 @@ import pytest
 from helpers import switching_at
 
 from domainbed.algorithms import ALGORITHMS
+from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.errors import UserError, reason_of
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED
 from domainbed.spec import RunSpec
-from domainbed.states import DONE, FAILED, INTERRUPTED
-from domainbed.stopping import Interrupted, request_stop, stopping_on
 from domainbed.training import checkpoint
 from domainbed.training.trainer import RunOptions, run
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from domainbed.cli import main
+from domainbed.config.run_fields import RunOptions
 from domainbed.errors import UserError
-from domainbed.predictions import Predicted, read_predictions, write_predictions
-from domainbed.run_fields import RunOptions
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.predictions import Predicted, read_predictions, write_predictions
 from domainbed.spec import RunSpec
 from domainbed.training import run, trainer
 

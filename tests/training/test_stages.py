@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from vectors import IMAGES, Killed, Vectors, records, run_until
 
 from domainbed.algorithms import ALGORITHMS, ERM, Stage
+from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.datasets import DATASETS
 from domainbed.spec import RunSpec
-from domainbed.stopping import Interrupted, request_stop, stopping_on
 from domainbed.training import RunOptions, build, checkpoint, run
 from domainbed.training.model_file import read_model
 from domainbed.training.splits import Split, undivided

@@ -11,9 +11,9 @@ import pytest
 from vectors import Vectors, records
 
 from domainbed.datasets import DATASETS
-from domainbed.ownership import Owner
+from domainbed.runs.ownership import Owner
+from domainbed.runs.states import Lost
 from domainbed.spec import RunSpec
-from domainbed.states import Lost
 from domainbed.training import run
 
 STEPS = 7

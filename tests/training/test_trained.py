@@ -19,7 +19,7 @@ from domainbed.cli import main
 from domainbed.diagnostics import DiagnosisOptions, diagnose
 from domainbed.errors import UserError
 from domainbed.networks.weights import load_plain
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, predictions, run
 from domainbed.training.trained import Model, rebuild

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from domainbed.algorithms import ALGORITHMS, ERM, get_algorithm_class
 from domainbed.datasets import DATASETS, MultipleDomainDataset, domains_of, load_dataset
 from domainbed.errors import UserError
-from domainbed.run_folder import Busy, RunFolder
+from domainbed.runs.folder import Busy, RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training.splits import split_domains
 from domainbed.training.trainer import RunOptions, run

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
+from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import MultipleDomainDataset
-from domainbed.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.training import run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from domainbed.cli.sweep.common import FOLDER_OR_CONFIG, Actions, given_fields, load
-from domainbed.flags import add_flags
+from domainbed.config.flags import add_flags
 from domainbed.sweeps.config import SweepConfig
 
 

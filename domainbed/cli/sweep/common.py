@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import add_flag
 from domainbed.cli.launcher_flags import add_launcher_flags
+from domainbed.config.flags import add_flags, read_flags
 from domainbed.errors import UserError
-from domainbed.flags import add_flags, read_flags
 from domainbed.sweeps.config import SweepConfig, load_config
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from domainbed.cli.sweep.common import (
     given_fields,
     root_of,
 )
+from domainbed.config.flags import add_flags
 from domainbed.errors import UserError
-from domainbed.flags import add_flags
 from domainbed.sweeps.config import SweepConfig
 
 

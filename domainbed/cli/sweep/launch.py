@@ -21,9 +21,9 @@ from domainbed.cli.sweep.common import (
     refuse_reruns,
 )
 from domainbed.cli.sweep.outlook import outlook, plan_lines
-from domainbed.garbage import without_garbage_collection
-from domainbed.states import DONE, FAILED
-from domainbed.stopping import SIGNALS, interrupting_on, signal_of
+from domainbed.core.garbage import without_garbage_collection
+from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
+from domainbed.runs.states import DONE, FAILED
 from domainbed.sweeps.config import SweepConfig
 
 if TYPE_CHECKING:

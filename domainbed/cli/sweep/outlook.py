@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from domainbed.cli.sweep.common import count_runs
-from domainbed.states import DONE, FAILED, PENDING, RUNNING
+from domainbed.runs.states import DONE, FAILED, PENDING, RUNNING
 
 if TYPE_CHECKING:
     from domainbed.sweeps.costs import Costs, Estimate
@@ -67,8 +67,8 @@ def plan_lines(launch: Launch, costs: Costs | None = None) -> list[str]:
 
 def _method_lines(launch: Launch, costs: Costs | None) -> list[str]:
     """A row for each selection method: its runs, what is to do of them, and of what cost."""
+    from domainbed.core.text_table import text_table
     from domainbed.selection import SELECTION_METHODS
-    from domainbed.text_table import text_table
 
     methods = [SELECTION_METHODS[name] for name in launch.config.selection]
     header = ["selection method", "runs", "to do", "for it alone"]

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measured(launch: Launch) -> Costs:
-    from domainbed.cores import usable_cores
+    from domainbed.core.cores import usable_cores
     from domainbed.sweeps.costs import measured_costs
 
     if obstacles := launch.obstacles():

@@ -13,8 +13,8 @@ from domainbed.cli.sweep.common import (
     load,
 )
 from domainbed.cli.sweep.launch import do
+from domainbed.config.flags import add_flags
 from domainbed.errors import UserError
-from domainbed.flags import add_flags
 from domainbed.sweeps.config import SweepConfig
 
 _FIELDS = ("plugins", "data_dir", "device", "num_workers", "keep", "launcher")

@@ -9,8 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.sweep.common import FOLDER_OR_CONFIG, Actions, given_fields, store_and_runs
+from domainbed.config.flags import add_flags
 from domainbed.errors import UserError
-from domainbed.flags import add_flags
 from domainbed.sweeps.config import SweepConfig
 
 if TYPE_CHECKING:

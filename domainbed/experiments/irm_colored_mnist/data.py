@@ -12,8 +12,8 @@ from functools import cache
 
 import torch
 
+from domainbed.core.seeding import seed_hash
 from domainbed.errors import UserError
-from domainbed.seeding import seed_hash
 
 COLOR_FLIPS = (0.2, 0.1, 0.9)
 """How often the colour differs from the label: in the two training domains and the test domain."""

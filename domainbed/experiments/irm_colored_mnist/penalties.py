@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from domainbed.algorithms.fishr import fishr_penalty
 from domainbed.algorithms.irm import scale_gradient
 from domainbed.algorithms.vrex import vrex_penalty
+from domainbed.core.registry import Registry
 from domainbed.gradients import (
     gradient_covariances,
     gradient_second_moments,
     gradient_variances,
 )
-from domainbed.registry import Registry
 
 PENALTIES: Registry[Callable[[ForwardPass], torch.Tensor | None]] = Registry("algorithm")
 """By algorithm: a function of a `ForwardPass` to a scalar, or to None where there is none."""

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from domainbed.core.files import write_text
+from domainbed.core.stopping import Interrupted, stop_requested
 from domainbed.errors import UserError
 from domainbed.experiments.irm_colored_mnist.data import read_images
 from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.experiments.irm_colored_mnist.training import run_restart
-from domainbed.files import write_text
 from domainbed.launchers import Event, Job, LocalLauncher, Resources
 from domainbed.launchers.base import environment_set
-from domainbed.states import FAILED
-from domainbed.stopping import Interrupted, stop_requested
+from domainbed.runs.states import FAILED
 from domainbed.sweeps.display import Display
 from domainbed.training.machine import choose_device, describe
 

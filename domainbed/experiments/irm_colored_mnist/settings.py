@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from domainbed import settings as declared
+from domainbed.config import settings as declared
+from domainbed.config.settings import Listed, Seeds, Text, known_to
 from domainbed.errors import UserError
-from domainbed.settings import Listed, Seeds, Text, known_to
 
 _Algorithm = Annotated[
     Text, known_to("domainbed.experiments.irm_colored_mnist.penalties", "PENALTIES")

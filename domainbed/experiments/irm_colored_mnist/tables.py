@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from domainbed.core.text_table import pipe_table, text_table
 from domainbed.experiments.irm_colored_mnist.settings import Settings
-from domainbed.published import irm_colored_mnist_values
-from domainbed.text_table import pipe_table, text_table
+from domainbed.reporting.published import irm_colored_mnist_values
 
 _MEASURES = {
     "train_acc": "train acc",

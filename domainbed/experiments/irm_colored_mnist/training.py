@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from domainbed.core.seeding import seed_hash
 from domainbed.experiments.irm_colored_mnist.data import (
     Domain,
     data_seed,
@@ -17,7 +18,6 @@ from domainbed.experiments.irm_colored_mnist.data import (
 )
 from domainbed.experiments.irm_colored_mnist.penalties import PENALTIES, ForwardPass
 from domainbed.experiments.irm_colored_mnist.settings import Settings
-from domainbed.seeding import seed_hash
 
 
 class Network(nn.Module):

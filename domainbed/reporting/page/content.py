@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.errors import UserError
-from domainbed.names import order_algorithms, order_datasets
 from domainbed.reporting import analyses
 from domainbed.reporting import sections as compared
 from domainbed.reporting.explain import EVERYTHING, count_states, explain_survey, survey

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.reporting.load import Folders, as_paths
-from domainbed.run_folder import RunFolder
-from domainbed.yaml_file import read_yaml
+from domainbed.runs.folder import RunFolder
 
 _OF_ONE_RUN = ("seconds", "resumed")
 

@@ -10,10 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.reporting.load import Folders, as_paths, record_files
 from domainbed.reporting.page.html import waiting_html
-from domainbed.text_table import printable
 
 REFRESH = 15
 """Seconds after which a page asks anew."""

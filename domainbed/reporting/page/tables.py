@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.errors import UserError
-from domainbed.names import order_algorithms, order_datasets
-from domainbed.published import SOURCES
 from domainbed.reporting.beside import BesideCell, beside_published, cell_key
+from domainbed.reporting.published import SOURCES
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.sections import Section
 from domainbed.reporting.sections.texts import is_of_numbers
 from domainbed.reporting.style import Style
 from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table, domain_names
-from domainbed.states import DONE, STATES
+from domainbed.runs.states import DONE, STATES
 
 MAX_ROWS = 2_000
 """More rows of a table are left out, which it says."""

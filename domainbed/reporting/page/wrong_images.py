@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.errors import UserError
-from domainbed.names import order_algorithms, order_datasets
 from domainbed.reporting.misclassified import Misclassified, misclassified
 from domainbed.reporting.page.part import Part
 from domainbed.reporting.page.tables import HtmlCell, HtmlTable, Row
 from domainbed.reporting.page.thumbnails import PER_LIST, Album, ReadImages
 from domainbed.reporting.tables import AVERAGE, Report
-from domainbed.run_folder import RunFolder
+from domainbed.runs.folder import RunFolder
 
 
 def wrong_images(report: Report, baseline: str, read: ReadImages) -> Part:

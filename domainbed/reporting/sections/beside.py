@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from domainbed.published import get_source
 from domainbed.reporting.beside import BesideCell, beside_frame
+from domainbed.reporting.published import get_source
 from domainbed.reporting.sections.section import Section
 from domainbed.reporting.sections.texts import NOTHING, mean_text, one_decimal, with_sign
 

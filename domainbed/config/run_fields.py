@@ -1,0 +1,194 @@
+"""What a user may set of a run: each field once, with its type, bounds, default and help.
+
+`RunFields` decide a run's numbers, `RunOptions` do not. The flags of the commands, the fields of
+a sweep's config, and the tables of the documentation are made from these declarations.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from domainbed.config.protocols import DEFAULT_PROTOCOL
+from domainbed.config.settings import Items, Listed, Settings, Text, converted
+from domainbed.errors import UserError
+
+
+class FeatureSource(Settings):
+    """What computes features of images, once; `domainbed features` does, and runs read them."""
+
+    backbone: Text = Field(
+        "efficientnet_lite0",
+        description="a torchvision model, timm:NAME, open_clip:NAME, or efficientnet_lite0",
+    )
+    weights: Text = Field(
+        "imagenet", description="the published ones, none, or the path of a state dict"
+    )
+    views: int = Field(0, ge=0, description="augmented views of each image, beside itself")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="what features are computed and kept in"
+    )
+
+    def describe(self) -> str:
+        """In a few words: "features of resnet50, 4 views"."""
+        words = [f"features of {self.backbone}"]
+        words += [f"weights {self.weights}"] if self.weights != "imagenet" else []
+        words += [f"{self.views} views"] if self.views else []
+        return ", ".join(words + ["bf16"] * (self.precision == "bf16"))
+
+
+def _named_backbone(value: Any) -> Any:
+    return {"backbone": value} if isinstance(value, str) else value
+
+
+class RunFields(Settings):
+    """What a run's numbers depend on. A field that nobody sets has its protocol's value."""
+
+    protocol: str = Field(
+        DEFAULT_PROTOCOL, description="the named protocol, which gives all values that are not set"
+    )
+    features: (
+        Annotated[FeatureSource, converted(_named_backbone, accepts=str | FeatureSource)] | None
+    ) = Field(
+        None,
+        description="train on frozen features: a backbone, or {backbone: …, weights: …, views: …}",
+        json_schema_extra={"default_text": "none, images"},
+    )
+    steps: int | None = Field(
+        None, ge=1, description="updates", json_schema_extra={"default_text": "the dataset's"}
+    )
+    checkpoint_freq: int | None = Field(
+        None,
+        ge=1,
+        description="updates between records",
+        json_schema_extra={"default_text": "the dataset's"},
+    )
+    holdout_fraction: float = Field(
+        0.2, gt=0, lt=1, description="the out-split's share of a domain"
+    )
+    uda_holdout_fraction: float = Field(
+        0.0, ge=0, lt=1, description="share of a test domain's in-split given without labels"
+    )
+    task: Literal["domain_generalization", "domain_adaptation"] = Field(
+        "domain_generalization", description="domain_adaptation also gives unlabelled test images"
+    )
+    draws: Literal["by-name", "in-sequence"] = Field(
+        "by-name", description="how random hyper-parameters are drawn"
+    )
+    shared_draws: bool = Field(
+        False, description="the same random hyper-parameters in all trials (DomainBed draws anew)"
+    )
+    data_seed: Literal["trial", "run"] = Field(
+        "trial", description="whose seed decides shuffle, label and colour noise of MNIST"
+    )
+    augment_validation: bool = Field(
+        False, description="augment validation images of training domains, as DomainBed does"
+    )
+    eval_splits: Literal["all", "needed", "selection", "best"] = Field(
+        "needed",
+        description="evaluated at records: all, all but the training domains' in-splits, what "
+        "selection can read, or what it can without leave-one-domain-out",
+    )
+    record_last_step: bool = Field(
+        True, description="a record at the last step, whatever the interval"
+    )
+    metrics: Listed[Text] = Field(("accuracy",), description="what is recorded of every split")
+    precision: Literal["float32", "bf16", "tf32"] = Field(
+        "float32",
+        description="bf16: mixed precision; tf32: matrix products on a GPU in TF32",
+    )
+    on_divergence: Literal["fail", "continue"] = Field(
+        "fail", description="what to do about a loss that is not finite"
+    )
+
+    initial_weights: Literal["own", "shared", "linear-probe", "text"] = Field(
+        "own",
+        description="shared: the same ones for all runs of a trial; linear-probe: and a classifier "
+        "fitted to the first features; text: one made of the classes' names",
+    )
+    averages: Items[Literal["ema", "sma", "swad", "wise"]] = Field(
+        (), description="averages of the weights to measure beside the last ones"
+    )
+    ema_decay: float = Field(
+        0.999, ge=0, lt=1, description="what the exponential moving average keeps per update"
+    )
+    sma_start: int = Field(
+        100, ge=0, description="update from which on the simple moving average takes weights in"
+    )
+    swad_n_converge: int = Field(
+        3, ge=1, description="records of which the first must be the best for SWAD to start"
+    )
+    swad_n_tolerance: int = Field(
+        6, ge=1, description="records above the limit in a row that end SWAD"
+    )
+    swad_ratio: float | None = Field(
+        None,
+        ge=1,
+        description="SWAD's limit, as a multiple of the loss at its start",
+        json_schema_extra={"default_text": "1.3, on VLCS 1.2"},
+    )
+
+    wise_alpha: float = Field(
+        0.5, ge=0, le=1, description="WiSE-FT's share of the trained weights; the rest is initial"
+    )
+
+    def run_fields(self) -> dict[str, Any]:
+        """Those that were given, without a subclass's own; the others are the protocol's."""
+        names = [name for name in RunFields.model_fields if name in self.model_fields_set]
+        return {name: getattr(self, name) for name in names}
+
+
+class RunOptions(Settings):
+    """Where a run is done and what is kept of it; nothing here changes its numbers."""
+
+    data_dir: Text = Field("data", description="holds the datasets")
+    device: Text | None = Field(
+        None,
+        description="cpu, cuda or mps",
+        json_schema_extra={"default_text": "the best there is"},
+    )
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that read images, in all",
+        json_schema_extra={"default_text": "one per core, at most 8"},
+    )
+    keep: Literal["all", "last", "selected", "none"] | None = Field(
+        None,
+        description="weights: all (of each record), last, selected (what each selection method "
+        "chooses, beside the last), or none",
+        json_schema_extra={"default_text": "last"},
+    )
+    skip_model_save: bool = Field(False, description="DomainBed's name of keep: none")
+    save_model_every_checkpoint: bool = Field(False, description="DomainBed's name of keep: all")
+    selection: Items[Text] | None = Field(
+        None,
+        description="selection methods that `keep: selected` is for",
+        json_schema_extra={"default_text": "all"},
+    )
+    trackers: Items[Text] = Field(
+        (), description="what records are sent to as well: tensorboard, wandb, mlflow"
+    )
+    save_predictions: bool = Field(
+        False, description="keep the logits of every image after training, as Parquet"
+    )
+
+    @model_validator(mode="after")
+    def _check_keep(self) -> RunOptions:
+        flags = {"none": self.skip_model_save, "all": self.save_model_every_checkpoint}
+        if self.keep and any(given and meant != self.keep for meant, given in flags.items()):
+            name = "skip_model_save" if self.skip_model_save else "save_model_every_checkpoint"
+            raise UserError(f"keep is {self.keep!r}, and {name} is set: leave one out", "keep")
+        return self
+
+    @property
+    def weights(self) -> str:
+        """What is kept of them, however it was said: "all", "last", "selected" or "none"."""
+        if self.keep or self.skip_model_save:
+            return self.keep or "none"
+        return "all" if self.save_model_every_checkpoint else "last"
+
+    def run_options(self) -> RunOptions:
+        """These alone, of a subclass that has more."""
+        return RunOptions(**{name: getattr(self, name) for name in RunOptions.model_fields})

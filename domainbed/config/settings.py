@@ -1,0 +1,329 @@
+"""Settings: each declared once, from which checks of YAML files follow, and `flags` and docs.
+
+A model is a subclass of `Settings`. A field's type, bounds, default and help are its declaration:
+
+    class Mine(Settings):
+        steps: int | None = Field(
+            None, ge=1, description="updates", json_schema_extra={"default_text": "the dataset's"}
+        )
+
+`json_schema_extra` may hold `default_text`: what help and docs show in place of the default.
+"""
+
+from __future__ import annotations
+
+import importlib
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from domainbed.core.suggest import did_you_mean
+from domainbed.core.yaml_file import Where, read_yaml
+from domainbed.errors import UserError
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+Schema = Mapping[str, Any]
+
+
+class Settings(BaseModel):
+    """Frozen; nothing unknown is taken, and no value is quietly turned into another type."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+# ---- kinds of fields ----
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+def checked(check: Callable[[Any], Any]) -> AfterValidator:
+    """A check of a value, for `Annotated`: `check` returns the value, or raises `UserError`.
+
+    The error's `where` is a place inside the value; the place of the value is put before it.
+    """
+    return AfterValidator(_placed(check))
+
+
+def converted(convert: Callable[[Any], Any], accepts: Any) -> BeforeValidator:
+    """As `checked`, but before the type is looked at: from a value that is one of `accepts`."""
+    return BeforeValidator(_placed(convert), json_schema_input_type=accepts)
+
+
+def known_to(module: str, registry: str) -> AfterValidator:
+    """A check that `registry`, imported from `module` when a name is checked, has the name.
+
+    Args:
+        module: "domainbed.selection"; to declare a field it is not imported.
+        registry: the name of a mapping in it, which raises `UserError` for unknown names, or of
+            a function that does.
+    """
+
+    def known(name: str) -> str:
+        found = getattr(importlib.import_module(module), registry)
+        found(name) if callable(found) else found[name]
+        return name
+
+    return checked(known)
+
+
+class _OneOrMore:
+    """Says in the JSON schema of a list that one item may stand alone."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        of_list = handler(schema)
+        items = of_list["items"]
+        return {"anyOf": [*items.get("anyOf", [items]), of_list]}
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+Items = Annotated[
+    tuple[T, ...],
+    AfterValidator(lambda items: tuple(dict.fromkeys(items))),
+    BeforeValidator(_as_tuple),
+    _OneOrMore(),
+]
+"""A list without repetitions, kept as a tuple; an item may stand alone: `Items[Text]`."""
+
+Listed = Annotated[Items[T], Field(min_length=1)]
+"""`Items`, of which there is at least one."""
+
+
+def _placed(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def placed(value: Any) -> Any:
+        try:
+            return check(value)
+        except UserError as error:  # Pydantic knows the place of its own errors only
+            raise PydanticCustomError("user_error", "wrong", {"error": error}) from error
+
+    return placed
+
+
+def _counted(value: Any) -> Any:
+    """A count n stands for the seeds 0 … n-1."""
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"expected a count from 1 on or a list of seeds, found {found(value)}")
+    if value > MOST_SEEDS:
+        raise UserError(f"expected at most {MOST_SEEDS:,} seeds, found {found(value)}")
+    return tuple(range(value))
+
+
+MOST_SEEDS = 1_000_000
+
+_Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[
+    tuple[_Seed, ...],
+    Field(min_length=1),
+    AfterValidator(lambda seeds: tuple(dict.fromkeys(seeds))),
+    converted(_counted, accepts=Annotated[int, Field(ge=1)] | list[_Seed]),
+]
+"""How many seeds, or a list of them; kept as a tuple without repetitions."""
+
+
+# ---- from values to a model ----
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where values came from, for errors.
+
+    Attributes:
+        file: the YAML file.
+        lines: the line of each of its values.
+        flags: the flags that gave values, by the place of the value: {("steps",): "--steps"}.
+    """
+
+    file: str | Path | None = None
+    lines: Mapping[Where, int] = field(default_factory=dict)
+    flags: Mapping[Where, str] = field(default_factory=dict)
+
+    def name(self, where: Where) -> str:
+        """The place of a value: "mine.yaml, line 4, field 'algorithms[1]'", or "--algorithms"."""
+        flag = next((self.flags[part] for part in _outwards(where) if part in self.flags), "")
+        if flag:
+            return flag
+        line = next((self.lines[part] for part in _outwards(where) if part in self.lines), 0)
+        parts = [str(self.file)] if self.file is not None else []
+        parts += [f"line {line}"] if line else []
+        parts += [f"field {dotted(where)!r}"] if where else []
+        return ", ".join(parts)
+
+
+def dotted(where: Where) -> str:
+    """("algorithms", 1) as "algorithms[1]"."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in where]
+    return "".join(parts).removeprefix(".")
+
+
+def make(model: type[M], values: Mapping[str, Any], places: Places | None = None) -> M:
+    """The model with these values.
+
+    Raises:
+        UserError: one line: the place of the first wrong value, what was expected there, and what
+            was found. Without `places` the place is the field's name.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        where, said, shown = _first(model, error)
+        cause: Exception = error
+    except UserError as error:  # of a check of the whole model
+        where, said, shown, cause = error.where, str(error), "", error
+    if places is not None:
+        message = f"{places.name(where)}: {said}" + (f", found {shown}" if shown else "")
+    else:
+        message = f"{dotted(where)}{f' is {shown}' if shown else ''}: {said}"
+    raise UserError(message.removeprefix(": "), *where) from cause
+
+
+def load(model: type[M], file: str | Path | None, overrides: Mapping[str, Any] | None = None) -> M:
+    """The model with the values of a YAML file, and `overrides`, from flags, over them.
+
+    A value of None leaves the field to its default.
+
+    Raises:
+        UserError: see `make`; or the file cannot be read, see `read_yaml`.
+    """
+    overrides = overrides or {}
+    values, lines = read_fields(file)
+    places = Places(file, lines, {(name,): f"--{name}" for name in overrides})
+    return make(model, given(model, {**values, **overrides}), places)
+
+
+def read_fields(file: str | Path | None) -> tuple[dict[str, Any], dict[Where, int]]:
+    """The fields in a YAML file, and the line of each value; without a file there are none.
+
+    Raises:
+        UserError: the file does not hold fields with values.
+    """
+    if file is None:
+        return {}, {}
+    values, lines = read_yaml(file)
+    if values is None:
+        return {}, lines
+    if not isinstance(values, dict):
+        raise UserError(f"{file}, line 1: expected fields with values, found {found(values)}")
+    return values, lines
+
+
+def given(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that are None, which leave a field to its default."""
+    known = model.model_fields
+    return {name: value for name, value in values.items() if value is not None or name not in known}
+
+
+def found(value: Any) -> str:
+    """A value as errors show it, on one line that is not too long."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 80
+    return shown.repr(list(value) if isinstance(value, tuple) else value)
+
+
+def _outwards(where: Where) -> Iterator[Where]:
+    return (where[:end] for end in range(len(where), 0, -1))
+
+
+def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, str]:
+    """Of the first of Pydantic's errors: where it is, what was expected there, what was found."""
+    errors = error.errors(include_url=False)
+    one = min(errors, key=lambda one: one["type"] != "extra_forbidden")  # it explains others
+    where, context = one["loc"], one.get("ctx", {})
+    if one["type"] == "user_error":
+        return (*where, *context["error"].where), str(context["error"]), ""
+    schema = model.model_json_schema()
+    if one["type"] == "extra_forbidden":
+        known = _names_at(schema, where[:-1])
+        hint = did_you_mean(where[-1], known)
+        return where, f"unknown field.{hint} Known: {', '.join(known)}", ""
+    if one["type"] == "missing":
+        return where, f"is missing: give it in a config file or as --{dotted(where)}", ""
+    if one["type"] == "too_short" and context["min_length"] == 1:
+        return where, "expected at least one", found(one["input"])
+    expected = describe(_schema_at(schema, where), schema.get("$defs", {}))
+    # Where the schema says nothing of a value, Pydantic's own words are the best there are.
+    return where, f"expected {expected}" if expected else one["msg"], found(one["input"])
+
+
+# ---- what a schema says ----
+
+
+def describe(schema: Schema, definitions: Schema | None = None) -> str:
+    """What a JSON schema expects, in words: "a whole number from 1 on"."""
+    kinds = [_kind(each) for each in alternatives(schema, definitions or {})]
+    return " or ".join(dict.fromkeys(kind for kind in kinds if kind))
+
+
+def _kind(schema: Schema) -> str:
+    if "enum" in schema or "const" in schema:
+        return "one of " + ", ".join(map(str, schema.get("enum") or [schema["const"]]))
+    kinds = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "a text",
+        "boolean": "true or false",
+        "array": "a list",
+        "object": "names with values",
+    }
+    bounds = (
+        ("minimum", " from {} on"),
+        ("exclusiveMinimum", " above {}"),
+        ("maximum", ", up to {}"),
+        ("exclusiveMaximum", ", below {}"),
+    )
+    limits = [words.format(f"{schema[key]:.15g}") for key, words in bounds if key in schema]
+    return kinds.get(schema.get("type", ""), "") + "".join(limits)
+
+
+def alternatives(schema: Schema, definitions: Schema) -> list[Schema]:
+    """The schemas of which a value need fulfil one; None is left out: it means "not given"."""
+    if "$ref" in schema:
+        return alternatives(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    several = schema.get("anyOf", schema.get("oneOf"))
+    if several is not None:
+        return [one for each in several for one in alternatives(each, definitions)]
+    return [] if schema.get("type") == "null" else [schema]
+
+
+def _schema_at(schema: Schema, where: Where) -> Schema:
+    """The schema of a value inside; one without alternatives where nothing is said of it."""
+    definitions = schema.get("$defs", {})
+    schemas = [schema]
+    for part in where:
+        outer = [each for one in schemas for each in alternatives(one, definitions)]
+        schemas = [inner for each in outer if (inner := _inside(each, part))]
+    return {"anyOf": schemas}
+
+
+def _inside(schema: Schema, part: str | int) -> Schema:
+    if isinstance(part, int):
+        return schema.get("items") or {}
+    inner = schema.get("properties", {}).get(part) or schema.get("additionalProperties")
+    return inner if isinstance(inner, dict) else {}
+
+
+def _names_at(schema: Schema, where: Where) -> list[str]:
+    """The names of the fields that a value inside has."""
+    schemas = alternatives(_schema_at(schema, where), schema.get("$defs", {}))
+    return [name for each in schemas for name in each.get("properties", {})]

@@ -1,0 +1,1 @@
+"""What any module may use: files, registries, plug-ins, seeds, YAML, names, text."""

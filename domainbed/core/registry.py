@@ -1,0 +1,131 @@
+"""One registry for everything that has a name: datasets, algorithms, networks, launchers, …"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any, Generic, TypeVar, overload
+
+from domainbed.core.suggest import did_you_mean
+from domainbed.errors import UserError
+
+T = TypeVar("T")
+Entry = TypeVar("Entry")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Names to objects, with errors that help.
+
+    Args:
+        kind: what is registered, in the singular, for messages: "algorithm".
+        entry_point_group: installed packages that advertise an entry point in this group are
+            listed beside the built-in names, and imported when first asked for.
+        check: raises `ValueError` for what cannot be registered.
+
+    Example:
+        >>> SHAPES = Registry("shape")
+        >>> @SHAPES.register
+        ... class Circle: ...
+        >>> SHAPES["Circle"] is Circle
+        True
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        entry_point_group: str | None = None,
+        check: Callable[[Any], None] = lambda entry: None,
+    ) -> None:
+        self.kind, self._check = kind, check
+        self._group = entry_point_group
+        self._entries: dict[str, T] = {}
+        self._modules: dict[str, ModuleType | None] = {}
+        self._pending: dict[str, EntryPoint] | None = None if entry_point_group else {}
+
+    # What is registered keeps its own type: a decorated class stays that class.
+    @overload
+    def register(self, entry: Entry, *, name: str | None = None) -> Entry: ...
+    @overload
+    def register(self, *, name: str | None = None) -> Callable[[Entry], Entry]: ...
+    def register(self, entry: Any = None, *, name: str | None = None) -> Any:
+        """Registers `entry` under `name` (default: its `__name__`); works as a decorator.
+
+        Raises:
+            ValueError: the name is taken by another object, or this cannot be registered.
+        """
+        if entry is None:
+            return lambda later: self.register(later, name=name)
+        self._check(entry)
+        key = name or entry.__name__
+        taken = self._entries.get(key, entry)
+        # A module that runs twice (a notebook cell, a script that its workers import again)
+        # may register its class once more.
+        if taken is not entry and _origin(taken) != _origin(entry):
+            raise ValueError(
+                f"{self.kind} {key!r} is registered already, by {_origin(taken)}: "
+                f"choose another name for {_origin(entry)}"
+            )
+        module = sys.modules.get(getattr(entry, "__module__", ""))
+        again = taken is not entry and module is self._modules.get(key)
+        # Cells of a notebook run again, and so do functions that make a class.
+        if again and module is not sys.modules["__main__"] and "<locals>" not in _origin(entry):
+            message = f"{_origin(entry)} registers the {self.kind} {key!r} twice: the later counts"
+            warnings.warn(message, stacklevel=2)
+        self._entries[key], self._modules[key] = entry, module
+        return entry
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            self._import_plugin(name)
+        if name not in self._entries:
+            raise UserError(self._unknown(name))
+        return self._entries[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The entry, or `default` where there is none."""
+        if name not in self:
+            return default
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._plugins()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._entries
+        yield from [name for name in self._plugins() if name not in self._entries]
+
+    def __len__(self) -> int:
+        return len(set(self._entries) | set(self._plugins()))
+
+    def _plugins(self) -> dict[str, EntryPoint]:
+        if self._pending is None:
+            self._pending = {point.name: point for point in entry_points(group=self._group or "")}
+        return self._pending
+
+    def _import_plugin(self, name: str) -> None:
+        point = self._plugins().get(name)
+        if point is None:
+            return
+        try:
+            entry = point.load()
+            if name not in self._entries:  # the module may have registered itself on import
+                self.register(entry, name=name)
+        except Exception as error:
+            raise UserError(
+                f"{self.kind} {name!r} comes from the plug-in {point.value!r}, which cannot be "
+                f"imported ({type(error).__name__}: {error}): repair or uninstall that package"
+            ) from error
+
+    def _unknown(self, name: str) -> str:
+        names, hint = list(self), did_you_mean(name, self)
+        return f"unknown {self.kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}"
+
+
+def _origin(entry: Any) -> str:
+    module = getattr(entry, "__module__", "?")
+    if module in ("__main__", "__mp_main__"):  # a worker sees its parent's script under a new name
+        module = getattr(sys.modules.get("__main__"), "__file__", None) or "__main__"
+    return f"{module}.{getattr(entry, '__qualname__', repr(entry))}"

@@ -1,0 +1,245 @@
+"""The folder of one run: its paths and its state."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from domainbed.core.files import append_text, write_text
+from domainbed.core.text_table import printable
+from domainbed.errors import UserError
+from domainbed.runs.ownership import is_owners, newest, owning, seems_at_work, silent_for
+from domainbed.runs.states import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    MISSING,
+    PENDING,
+    RUNNING,
+    Busy,
+    RunStatus,
+)
+
+__all__ = ["NOT_WHOLE", "Busy", "RunFolder"]
+
+
+_FORMER_LOCK = "lock"  # as earlier versions left one
+NOT_WHOLE = "it is marked as done, but its records are not whole"
+
+
+class RunFolder:
+    """Every path of a run. The layout of results, `done` and `out.txt` is DomainBed's.
+
+    Attributes:
+        results: one JSON record a line.
+        done: exists when the run is finished.
+        out: what was printed.
+        errors: the traceback of a run that failed.
+        model: the trained weights.
+        predictions: what they say of every image.
+        spec: the run's identity.
+        environment: versions, device and time.
+        checkpoint: everything a killed run needs to go on; gone when it is done.
+        checkpoint_before: the one before it.
+        pending: the engine that the run was handed to, and its job; gone when it is taken up.
+        log: a link to what that job prints.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.results = self.path / "results.jsonl"
+        self.done = self.path / "done"
+        self.out = self.path / "out.txt"
+        self.errors = self.path / "err.txt"
+        self.model = self.path / "model.pkl"
+        self.predictions = self.path / "predictions.parquet"
+        self.spec = self.path / "run.json"
+        self.environment = self.path / "environment.json"
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.checkpoint_before = self.path / "checkpoint.before.pt"
+        self.pending = self.path / "pending.json"
+        self.log = self.path / "job.log"
+
+    def model_at(self, step: int, stage: int = 1, average: str = "") -> Path:
+        """The weights at one record, or their average, where they are kept."""
+        of_stage = f"_stage{stage}" if stage > 1 else ""
+        of_average = f".{average}" if average else ""
+        return self.path / f"model{of_stage}_step{step}{of_average}.pkl"
+
+    def averaged_model(self, average: str) -> Path:
+        """The weights of an average of a training's."""
+        return self.path / f"model.{average}.pkl"
+
+    def refuse_foreign(self) -> None:
+        """Makes sure that nothing of the user's own lies here.
+
+        Raises:
+            UserError: the folder is not empty, and no run's.
+        """
+        if self.spec.exists() or not self.path.is_dir():
+            return
+        names = {self.errors.name, self.pending.name, self.log.name, _FORMER_LOCK}
+        there = sorted(os.listdir(self.path))
+        strange = [name for name in there if name not in names and not is_owners(name)]
+        if strange and not self.has_results():
+            raise UserError(
+                f"{str(self.path)!r} is not empty, and no run's ({strange[0]!r} lies there): "
+                "choose another --output_dir"
+            )
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Owns the folder, see `ownership.owning`.
+
+        Raises:
+            Busy: another process is at work in it, or has taken it over.
+            Interrupted: a stop was requested before it was clear whether one is.
+            UserError: there can be no such folder, it cannot be written to or was removed, or a
+                file in it that is written to is a link.
+        """
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(owning(self.path))
+            except OSError as error:
+                raise UserError(
+                    f"the folder {str(self.path)!r} cannot be made, or written to "
+                    f"({error.strerror}): choose another output folder"
+                ) from error
+            self._refuse_links()
+            self.clear_pending()
+            yield
+
+    def mark_pending(self, engine: str, job: str) -> None:
+        """Notes that an engine has the run in its queue; makes the folder if need be."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # it has been taken up already, and swept
+            write_text(self.pending, json.dumps({"engine": engine, "job": job}) + "\n")
+
+    def clear_pending(self) -> None:
+        """Forgets it."""
+        self.pending.unlink(missing_ok=True)
+
+    def link_log(self, file: Path) -> None:
+        """Lets `log` lead to a file, which need not be there yet; not where links cannot be made.
+
+        A sweep's folder may be moved: the link goes on to lead to what moves along.
+        """
+        with suppress(OSError):
+            self.log.unlink(missing_ok=True)
+            self.log.symlink_to(os.path.relpath(file, self.path))
+
+    def append_result(self, line: str) -> None:
+        """Adds a record, on disk before this returns."""
+        append_text(self.results, line, to_disk=True)
+
+    def _refuse_links(self) -> None:
+        for file in (self.out, self.results, self.errors):
+            if file.is_symlink():
+                raise UserError(
+                    f"{file} is a link, and a run writes to no file elsewhere: remove it"
+                )
+
+    def is_done(self) -> bool:
+        """Whether the run is marked as done, and its last record is there to its end."""
+        return is_done(os.fspath(self.path))
+
+    def state(self) -> str:
+        """One of `STATES`."""
+        return self.status().state
+
+    def status(self) -> RunStatus:
+        """What is known of the run; of one that is done, that it is."""
+        if self.is_done():  # first: of most folders of a large sweep nothing else is asked
+            return RunStatus(DONE)
+        last = self._last_owner()
+        if last.state == RUNNING:
+            return last
+        if self.last_error():
+            return replace(last, state=FAILED)
+        if waiting := self._pending():
+            return waiting
+        begun = self.spec.exists() or self.results.exists()
+        return replace(last, state=INTERRUPTED if begun else MISSING)
+
+    def _last_owner(self) -> RunStatus:
+        """RUNNING, or a status whose state is to be found out, with who was at it last."""
+        found = newest(self.path)
+        if found is None:
+            return RunStatus(MISSING)
+        state = RUNNING if seems_at_work(self.path, found) else MISSING
+        if found.owner is None:
+            return RunStatus(state)
+        process, is_silent = found.owner.process, not found.owner.has_left()
+        seconds = silent_for(self.path, found) if is_silent else 0.0
+        return RunStatus(
+            state, found.owner.engine, found.owner.job, process.host, process.pid, seconds
+        )
+
+    def _pending(self) -> RunStatus | None:
+        try:
+            content = json.loads(self.pending.read_bytes())
+            return RunStatus(PENDING, engine=str(content["engine"]), job=str(content["job"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, LookupError, TypeError):  # which job it is cannot be read
+            return RunStatus(PENDING)
+
+    def last_error(self) -> str:
+        """The last line of a failed run's err.txt, as `printable` text; "" where no run failed.
+
+        DomainBed's err.txt may hold warnings only: beside what DomainBed printed or recorded, and
+        without `spec`, a traceback tells a failure.
+        """
+        if self.is_done():
+            return ""
+        return self._error_on_file() or (NOT_WHOLE if self.done.exists() else "")
+
+    def _error_on_file(self) -> str:
+        if not self.errors.is_file():
+            return ""
+        if self.errors.is_symlink():
+            return f"{self.errors} is a link: remove it"
+        text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
+        is_own = self.spec.exists() or not (self.out.exists() or self.results.exists())
+        has_failed = is_own or "Traceback (most recent call last)" in text
+        return printable(text.splitlines()[-1]) if text and has_failed else ""
+
+    def has_results(self) -> bool:
+        """Whether there is a record, or a mark that all of them were written."""
+        return self.done.exists() or (self.results.exists() and self.results.stat().st_size > 0)
+
+    def read_json(self, file: Path) -> dict[str, Any] | None:
+        """The contents of `spec` or `environment`, or None if it is not there.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if not file.exists():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError("no JSON object")
+            return content
+        except (ValueError, RecursionError, OSError) as error:
+            raise UserError(
+                f"{file} is damaged ({error}): repair it, or remove its folder"
+            ) from error
+
+
+def is_done(path: str) -> bool:
+    """As `RunFolder.is_done`, of a path: a look at 100,000 folders makes no object for each."""
+    if not os.path.exists(f"{path}/done"):
+        return False
+    try:
+        with open(f"{path}/results.jsonl", "rb", buffering=0) as stream:
+            stream.seek(-1, os.SEEK_END)
+            return stream.read(1) == b"\n"
+    except OSError:  # there is none, or it is empty
+        return False

@@ -1,0 +1,398 @@
+"""Who is at work in a folder, on any file system that creates a file for one process alone.
+
+An owner is a file of the folder: owner.1.json, owner.2.json, … The one with the highest number is
+the owner's, and who wants the folder creates the next one. Of several who try, the file system lets
+one succeed. No locks of the system are needed, no clocks are compared, and nothing is concluded
+from a file that is not seen: its number is tried. For the same reason old files stay; a number
+that were free again could be taken by somebody who looks at the folder through an old cache.
+
+The owner rewrites its file every few seconds, a heartbeat. It has left where its file says so,
+where its process is gone, or where its file stays the same for as long as `silence_seconds` by the
+clock of the process that waits for it. An owner that was only slow finds the next number before
+whatever it writes, see `Ownership.check`, and writes no more.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from domainbed.core.files import aside_of, guarded, remove_asides
+from domainbed.core.processes import Process
+from domainbed.core.stopping import Interrupted, stop_requested
+from domainbed.errors import UserError
+from domainbed.runs.states import Busy, Lost
+
+ENGINE_VARIABLE, JOB_VARIABLE = "DOMAINBED_ENGINE", "DOMAINBED_JOB"
+"""What a launcher sets where a task runs: its own name, and the engine's id of the job."""
+
+_SECONDS_TO_ONES_TURN = 0.05
+_NAME = re.compile(r"owner\.([1-9]\d*)\.json")
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+
+
+def heartbeat_seconds() -> float:
+    """The time between two signs of life of an owner."""
+    return _seconds("DOMAINBED_HEARTBEAT_SECONDS", 5.0)
+
+
+def silence_seconds() -> float:
+    """After how long without one an owner is taken for dead."""
+    return _seconds("DOMAINBED_SILENCE_SECONDS", 60.0)
+
+
+def _seconds(variable: str, default: float) -> float:
+    text = os.environ.get(variable, str(default))
+    try:
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    except ValueError:
+        pass
+    raise UserError(f"the environment variable {variable} is {text!r}: give a number of seconds")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a file of an owner says.
+
+    Attributes:
+        process: the owner.
+        engine, job: what started it, where a launcher said so; else "".
+        token: tells it from every other owner.
+        beat: how often it has told that it is there.
+        released: whether it has left.
+    """
+
+    process: Process
+    engine: str
+    job: str
+    token: str
+    beat: int = 0
+    released: bool = False
+
+    @classmethod
+    def here(cls) -> Owner:
+        """A new one, of this process."""
+        engine, job = (os.environ.get(name, "") for name in (ENGINE_VARIABLE, JOB_VARIABLE))
+        return cls(Process.here(), engine, job, secrets.token_hex(8))
+
+    @classmethod
+    def parse(cls, content: bytes) -> Owner | None:
+        """None of what is damaged, or not whole yet."""
+        try:
+            values: dict[str, Any] = json.loads(content)
+            return cls(**{**values, "process": Process(**values["process"])})
+        except (ValueError, TypeError, LookupError, RecursionError):
+            return None
+
+    def text(self) -> str:
+        """What `parse` reads."""
+        return json.dumps(asdict(self)) + "\n"
+
+    def has_left(self) -> bool:
+        """Whether it says so, or its process is gone, or is this one and no longer at it."""
+        if self.released or self.process.is_gone():
+            return True
+        return self.process == Process.here() and self.token not in _held
+
+
+_held: set[str] = set()
+"""The tokens of this process's own."""
+
+
+class Found(NamedTuple):
+    """The newest owner that can be seen; `owner` is None where its file cannot be read."""
+
+    number: int
+    content: bytes
+    owner: Owner | None
+
+
+def is_owners(name: str) -> bool:
+    """Whether that is the name of a file of an owner."""
+    return bool(_NAME.fullmatch(name))
+
+
+def newest(folder: Path) -> Found | None:
+    """The newest owner of a folder, at work or not; None if it never had one."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    numbers = [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
+    return _read(folder, max(numbers)) if numbers else None
+
+
+def _read(folder: Path, number: int) -> Found:
+    try:
+        content = _file(folder, number).read_bytes()
+    except OSError:  # not to be seen yet, say
+        content = b""
+    return Found(number, content, Owner.parse(content))
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"owner.{number}.json"
+
+
+class _Sight(NamedTuple):
+    content: bytes
+    silent_for: float
+    at: float
+
+
+_seen: dict[Path, _Sight] = {}
+
+
+def silent_for(folder: Path, found: Found) -> float:
+    """For about how many seconds an owner has given no sign of life, without waiting for one.
+
+    Counted from when this process first saw the sign; what went before is judged by two times of
+    the file server, that of the sign and that of a file made now, and 0 where none can be made.
+    """
+    now = time.monotonic()
+    sight = _seen.get(folder)
+    if sight is None or sight.content != found.content:
+        before = 0.0 if sight else _age(_file(folder, found.number))
+        sight = _seen[folder] = _Sight(found.content, before, now)
+    return sight.silent_for + now - sight.at
+
+
+def _age(file: Path) -> float:
+    """The seconds between two times of the file server: that of `file` and that of now."""
+    probe = aside_of(file)
+    try:
+        with probe.open("wb") as stream:
+            now = os.fstat(stream.fileno()).st_mtime
+        return max(0.0, now - file.stat().st_mtime)
+    except OSError:
+        return 0.0
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+def seems_at_work(folder: Path, found: Found) -> bool:
+    """Whether the owner is at work, as far as one look can tell."""
+    has_left = found.owner is not None and found.owner.has_left()
+    return not has_left and silent_for(folder, found) <= silence_seconds()
+
+
+@contextmanager
+def owning(folder: Path) -> Iterator[None]:
+    """Owns a folder, which is there. What is written aside into it meanwhile is checked.
+
+    An owner of another machine that may be dead is waited for, until it gives a sign of life or
+    has been silent for `silence_seconds`.
+
+    Raises:
+        Busy: another process is at work in it.
+        Lost: it was taken over meanwhile, because this process was taken for dead.
+        Interrupted: a stop was requested before it was clear who owns it.
+        UserError: the folder was removed meanwhile.
+        OSError: it cannot be written to.
+    """
+    ownership = _claimed(folder)
+    try:
+        with guarded(folder, ownership.check):
+            remove_asides(folder)
+            yield
+    except Exception:
+        with suppress(OSError):
+            ownership.check()  # it may be why: the next owner removes what was written aside
+        raise
+    finally:
+        ownership.release()
+
+
+@contextmanager
+def owning_in_turn(folder: Path) -> Iterator[None]:
+    """As `owning`, of a folder that is made if need be, after those who own it now."""
+    folder.mkdir(exist_ok=True)
+    while True:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(owning(folder))
+            except Busy:
+                time.sleep(_SECONDS_TO_ONES_TURN)
+                continue
+            yield
+            return
+
+
+def _claimed(folder: Path) -> Ownership:
+    found = newest(folder)
+    while True:
+        if found and not _is_over(folder, found):
+            raise Busy(f"another process is at work in {folder}{_where(found.owner)}")
+        number = found.number + 1 if found else 1
+        owner = Owner.here()
+        _held.add(owner.token)
+        try:
+            _create(_file(folder, number), owner.text())
+            return Ownership(folder, number, owner, found)
+        except FileExistsError:  # another was faster, or was not to be seen yet
+            _held.discard(owner.token)
+            found = _read(folder, number)
+        except BaseException:
+            _held.discard(owner.token)
+            raise
+
+
+def _where(owner: Owner | None) -> str:
+    return f" (process {owner.process.pid} of {owner.process.host})" if owner else ""
+
+
+def _is_over(folder: Path, found: Found) -> bool:
+    """Whether the folder is free; waits where only waiting can tell."""
+    if found.owner and found.owner.has_left():
+        return True
+    if found.owner and found.owner.process.is_near() and seems_at_work(folder, found):
+        return False
+    quiet, step = 0.0, heartbeat_seconds() / 5
+    seen_at = time.monotonic()
+    while quiet <= silence_seconds():
+        if stop_requested():
+            raise Interrupted
+        time.sleep(step)
+        if (later := _read(folder, found.number)).content != found.content:
+            return bool(later.owner and later.owner.has_left())
+        # No more than what was watched: this process, or its file server, may have stood still.
+        now = time.monotonic()
+        quiet += min(now - seen_at, 2 * step)
+        seen_at = now
+    return True
+
+
+def _create(file: Path, text: str) -> None:
+    """Makes a file with its content, for one process alone.
+
+    Raises:
+        FileExistsError: it is there.
+        OSError: the folder cannot be written to, or is gone.
+    """
+    while True:
+        try:
+            return _create_once(file, text)
+        except FileNotFoundError:
+            # Another owner has removed what lay aside, ours too; it is for the next try to tell
+            # whether it owns this number.
+            if not file.parent.is_dir():
+                raise
+
+
+def _create_once(file: Path, text: str) -> None:
+    aside = aside_of(file)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        try:
+            os.link(aside, file)
+        except FileExistsError:
+            if aside.stat().st_nlink < 2:  # else it is ours: the server's first answer was lost
+                raise
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with file.open("x", encoding="utf-8") as stream:
+                stream.write(text)
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+class Ownership:
+    """A folder that this process owns, until it releases it or another takes it over.
+
+    Args:
+        folder: the folder.
+        number: of the owner's file, which is there.
+        owner: what stands in it.
+        before: the owner before it.
+    """
+
+    def __init__(self, folder: Path, number: int, owner: Owner, before: Found | None) -> None:
+        self._folder, self._number, self._owner = folder, number, owner
+        self._lost = False
+        self._ended = threading.Event()
+        self._tell_former(before)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _tell_former(self, before: Found | None) -> None:
+        """Tells an owner that may wake up in its own file, too, which it sees in any case."""
+        if before and not (before.owner and before.owner.has_left()):
+            self._replace(_file(self._folder, before.number), self._owner)
+
+    def check(self) -> None:
+        """Makes sure that this process still owns the folder.
+
+        Raises:
+            Lost: it does not.
+            UserError: the folder was removed.
+        """
+        self._lost = self._lost or self._is_lost()
+        if self._lost:
+            raise Lost(
+                f"another process has taken over {self._folder}, because this one gave no sign of "
+                f"life for {silence_seconds():g} seconds"
+            )
+
+    def _is_lost(self) -> bool:
+        if os.path.lexists(_file(self._folder, self._number + 1)):
+            return True
+        try:
+            content = _file(self._folder, self._number).read_bytes()
+        except FileNotFoundError:
+            if self._folder.is_dir():
+                return True
+            raise UserError(
+                f"{self._folder} was removed while its run was under way: launch it again to do "
+                "it anew"
+            ) from None
+        owner = Owner.parse(content)
+        return owner is None or owner.token != self._owner.token
+
+    def release(self) -> None:
+        """Leaves the folder to others, unless it is theirs already."""
+        self._ended.set()
+        self._thread.join()
+        # Where it cannot be written, on a full disk, the end of the process or silence will tell.
+        with suppress(Lost, UserError, OSError):
+            self._tell(replace(self._owner, released=True))
+        _held.discard(self._owner.token)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(heartbeat_seconds()):
+            self._owner = replace(self._owner, beat=self._owner.beat + 1)
+            try:
+                self._tell(self._owner)
+            except (Lost, UserError):
+                return
+            except OSError:  # a full disk, say: it may have room for the next one
+                continue
+
+    def _tell(self, owner: Owner) -> None:
+        self._replace(_file(self._folder, self._number), owner, checked=True)
+
+    def _replace(self, file: Path, owner: Owner, checked: bool = False) -> None:
+        """Rewrites an owner's file, from one content to the other without any in between."""
+        aside = aside_of(file)
+        try:
+            aside.write_text(owner.text(), encoding="utf-8")
+            if checked:
+                self.check()
+            aside.replace(file)
+        finally:
+            with suppress(OSError):
+                aside.unlink()

@@ -1,0 +1,318 @@
+"""Packs: what is stored, when it is made anew, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock, Timeout
+from image_files import write_folder
+from PIL import Image
+
+from domainbed.cli import main as command
+from domainbed.datasets import get_dataset_class, load_dataset
+from domainbed.datasets.images import packing
+from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.images.packed import Pack
+from domainbed.datasets.images.resize import resize
+from domainbed.datasets.images.threads import in_order
+from domainbed.datasets.packed_domain import PackedDomain
+from domainbed.errors import UserError
+
+FAST = {"data_path": "fast"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three domains with eight images each, in two sizes, small and large."""
+    return write_folder(tmp_path / "images", sizes=((40, 50), (400, 300)))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DOMAINBED_CACHE_DIR", str(tmp_path / "packs"))
+    return tmp_path / "packs"
+
+
+def packed(folder, **hparams):
+    """Built anew, past the dataset that a process shares."""
+    from domainbed.datasets import _shared
+
+    _shared.clear()
+    return load_dataset(f"folder:{folder}", "nowhere", [0], {**FAST, **hparams}, 0)
+
+
+def plain(folder):
+    return get_dataset_class(f"folder:{folder}")("", [0], {})
+
+
+def packs(cache):
+    return sorted(path.name for path in cache.iterdir() if path.is_dir())
+
+
+def test_raw_images_are_the_squeezed_ones(folder, cache):
+    dataset, files = packed(folder, packed_size=230), plain(folder)
+    for domain, original in zip(dataset, files, strict=True):
+        assert isinstance(domain, PackedDomain)
+        assert domain.targets == original.targets
+        images = domain.images(range(len(domain)))
+        for stored, file in zip(images, original.files, strict=True):
+            assert torch.equal(stored.permute(2, 0, 1), resize(read_image(file), 230, 230))
+    assert dataset[1].sizes([0, 1]).tolist() == [[40, 50], [400, 300]]
+
+
+def test_images_of_one_size_are_kept_as_they_are(tmp_path, cache):
+    dataset = packed(write_folder(tmp_path / "same", sizes=((40, 50),)))
+    files = plain(tmp_path / "same")
+    assert dataset[0].shape == (40, 50)
+    for domain, original in zip(dataset, files, strict=True):
+        for i, file in enumerate(original.files):
+            assert torch.equal(domain.images([i])[0].permute(2, 0, 1), read_image(file))
+            assert torch.equal(domain[i][0], original[i][0])
+            assert domain[i][1] == original[i][1]
+
+
+def test_jpeg_is_close_and_keeps_files_that_fit(tmp_path, folder, cache):
+    dataset, raw = packed(folder, packed_format="jpeg"), packed(folder)
+    difference = [
+        (a.float() - b.float()).abs().mean()
+        for one, two in zip(dataset, raw, strict=True)
+        for a, b in zip(one.images(range(8)), two.images(range(8)), strict=True)
+    ]
+    assert 0 < max(difference) < 2
+    same = write_folder(tmp_path / "same", sizes=((64, 64),), suffix="jpg")
+    dataset = packed(same, packed_format="jpeg")
+    for file, image in zip(plain(same)[0].files, dataset[0].images(range(8)), strict=True):
+        assert torch.equal(image.permute(2, 0, 1), read_image(file))
+    assert (
+        sum(f.stat().st_size for f in same.rglob("*.jpg"))
+        == (dataset[0].pack.folder / "images.bin").stat().st_size
+    )
+
+
+def test_evaluation_is_close_to_that_of_the_files(tmp_path, cache):
+    """Squeezed to 256 and then to 224, against 224 at once: in units of the normalised image."""
+    folder = write_folder(tmp_path / "large", sizes=((400, 300), (260, 500)), per_class=2)
+    dataset, files = packed(folder), plain(folder)
+    for one, two in zip(dataset, files, strict=True):
+        for i in range(len(one)):
+            assert (one[i][0] - two[i][0]).abs().mean() < 0.02
+
+
+def test_index_and_table(folder, cache):
+    pack = packed(folder)[0].pack
+    index = json.loads((pack.folder / "index.json").read_text())
+    assert (index["dataset"], index["format"], index["images"]) == ("images", "raw", 24)
+    assert (index["height"], index["width"], index["version"]) == (256, 256, 1)
+    lines = (pack.folder / "images.csv").read_text().splitlines()
+    assert lines[0] == "file,label,height,width,bytes"
+    assert lines[1] == f"a/cat/0.png,0,40,50,{256 * 256 * 3}"
+    assert len(lines) == 25
+
+
+def test_made_once_and_anew_when_the_folder_changes(folder, cache, capsys):
+    first = packed(folder)[0].pack.folder
+    assert "Packing images, once for all runs: 24 images of 256 × 256 (raw), 0.00 GB" in (
+        capsys.readouterr().err
+    )
+    assert packed(folder)[0].pack.folder == first
+    assert "Packing" not in capsys.readouterr().err
+    shutil.copy(folder / "a/cat/0.png", folder / "a/cat/9.png")
+    second = packed(folder)
+    assert second[0].pack.folder != first
+    assert len(second[0]) == 9
+    assert len(packs(cache)) == 2
+
+
+def test_moved_images_need_no_new_pack(folder, cache):
+    first = packed(folder)[0].pack.folder
+    (folder.parent / "elsewhere").mkdir()
+    moved = folder.rename(folder.parent / "elsewhere" / "images")
+    assert packed(moved)[0].pack.folder == first
+
+
+def test_interrupted_packing_leaves_nothing_that_looks_finished(folder, cache, monkeypatch):
+    encoded, seen = packing._encoded, []
+
+    def interrupted(file, **options):
+        seen.append(file)
+        if len(seen) == 10:
+            raise KeyboardInterrupt
+        return encoded(file, **options)
+
+    monkeypatch.setattr(packing, "_encoded", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        packed(folder)
+    assert packs(cache) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("DOMAINBED_CACHE_DIR", str(cache))
+    # A process that was killed cannot clean up.
+    killed = cache / f"{packed(folder)[0].pack.folder.name}.tmp"
+    shutil.rmtree(cache / killed.stem)
+    killed.mkdir()
+    (killed / "images.bin").write_bytes(b"half")
+    assert len(packed(folder)[0].pack) == 24
+    assert not killed.exists()
+
+
+def test_one_process_packs_and_the_others_wait(folder, cache, capsys):
+    finished = packed(folder)[0].pack.folder
+    aside = finished.rename(cache / "finished-by-another")
+    capsys.readouterr()
+
+    class OtherProcess:
+        """Has the lock until it is waited for, and finishes in between."""
+
+        def __init__(self, path):
+            self.lock = FileLock(path)
+
+        def acquire(self, timeout=-1):
+            if timeout == 0:
+                raise Timeout("")
+            aside.rename(finished)
+            return self.lock.acquire()
+
+        def release(self):
+            self.lock.release()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("domainbed.core.files.FileLock", OtherProcess)
+        assert packed(folder)[0].pack.folder == finished
+    message = capsys.readouterr().err
+    assert "waiting for it" in message
+    assert "Packing" not in message
+
+
+def test_a_full_disk_is_told_before_packing(folder, cache, monkeypatch):
+    usage = namedtuple("Usage", "free")
+    monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: usage(1000))
+    with pytest.raises(UserError, match=r"needs 0\.00 GB in .* choose the format jpeg"):
+        packed(folder)
+    assert packs(cache) == []
+
+
+def test_large_packs_recommend_the_small_form(folder, cache, monkeypatch, capsys):
+    monkeypatch.setattr(packing, "_LARGE", 1e6)
+    packed(folder)
+    assert "(as jpeg about 0.00 GB" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written(folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DOMAINBED_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="name another folder in the variable DOMAINBED_CACHE_DIR"):
+        packed(folder)
+
+
+@pytest.mark.parametrize("name", ["images.bin", "images.csv", "index.json"])
+@pytest.mark.parametrize("damage", ["more", "empty", "gone"])
+def test_a_damaged_pack_is_named(name, damage, folder, cache):
+    file = packed(folder)[0].pack.folder / name
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if damage == "empty" else file.read_bytes() + b"more\n")
+    with pytest.raises(UserError, match="is damaged: remove it"):
+        Pack(file.parent)
+
+
+def test_other_images_of_the_same_names_and_sizes_are_other_packs(folder, cache):
+    first = packed(folder)[0].pack.folder
+    image = next(folder.rglob("*.png"))
+    os.utime(image, ns=(0, 0))  # as one that was written over
+    assert packed(folder)[0].pack.folder != first
+
+
+def test_corrupt_images_are_an_error_or_skipped(folder, cache):
+    bad = folder / "b" / "dog" / "1.png"
+    bad.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"b/dog/1\.png cannot be read"):
+        packed(folder)
+    dataset = packed(folder, corrupt_images="skip")
+    assert [domain.unreadable for domain in dataset] == [[], [5], []]
+    assert torch.equal(dataset[1].images([6])[0], packed_twin(folder, cache)[1].images([5])[0])
+    with pytest.raises(UserError, match=r"1\.png cannot be read \(one of 1\)"):
+        packed(folder)
+
+
+def packed_twin(folder, cache):
+    """The same folder without the corrupt image."""
+    twin = folder.parent / "twin" / "images"
+    shutil.copytree(folder, twin)
+    (twin / "b" / "dog" / "1.png").unlink()
+    return packed(twin)
+
+
+def test_it_travels_to_other_processes_without_its_images(folder, cache):
+    domain = packed(folder)[0]
+    image = domain.images([2])[0]
+    parcel = pickle.dumps(domain)
+    assert len(parcel) < 20_000
+    assert torch.equal(pickle.loads(parcel).images([2])[0], image)
+
+
+def test_runs_share_the_dataset_only_with_the_same_options(folder, cache):
+    name = f"folder:{folder}"
+    first = load_dataset(name, "", [0], FAST, 0)
+    assert isinstance(first[0], PackedDomain)
+    assert not isinstance(load_dataset(name, "", [0], {}, 0)[0], PackedDomain)
+    assert load_dataset(name, "", [0], {**FAST, "packed_size": 300}, 0)[0].shape == (300, 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "hparams", "message"),
+    [
+        ("ColoredDigits", FAST, "'data_path' is 'fast', but ColoredDigits has no image files"),
+        ("ColoredDigits", {"corrupt_images": "skip"}, "'corrupt_images' is 'skip'"),
+    ],
+)
+def test_datasets_without_files(name, hparams, message):
+    with pytest.raises(UserError, match=message):
+        load_dataset(name, "", [0], hparams, 0)
+
+
+def test_too_small(folder, cache):
+    with pytest.raises(UserError, match="packed_size is 100: expected 224 or more"):
+        packed(folder, packed_size=100)
+
+
+def test_command(folder, cache, capsys):
+    flags = ["prepare", f"folder:{folder}", "--size", "240", "--format", "jpeg"]
+    with pytest.raises(SystemExit) as status:
+        command(flags)
+    assert status.value.code == 0
+    assert f"24 images in {cache / packs(cache)[0]}" in capsys.readouterr().out
+    assert packs(cache)[0].startswith("images-240-jpeg-")
+    with pytest.raises(SystemExit) as status:
+        command(["prepare", "ColoredDigits"])
+    assert status.value.code == 2
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_in_order(threads):
+    assert list(in_order(lambda n: n * n, range(20), threads)) == [n * n for n in range(20)]
+    assert list(in_order(str, [], threads)) == []
+    with pytest.raises(ZeroDivisionError):
+        list(in_order(lambda n: 1 // n, [1, 0, 2], threads))
+
+
+def test_in_order_runs_only_a_little_ahead():
+    taken = []
+    results = in_order(lambda n: n, (taken.append(n) or n for n in range(100)), 2)
+    assert next(results) == 0
+    assert len(taken) == 3
+    results.close()
+
+
+def test_pixels_of_pacs(pacs_dir, cache):
+    dataset = load_dataset("PACS", str(pacs_dir), [0], FAST, 0)
+    assert dataset[0].shape == (227, 227)
+    files = load_dataset("PACS", str(pacs_dir), [0], {}, 0)[2].files
+    with Image.open(files[7]) as image:
+        assert np.array_equal(dataset[2].images([7])[0].numpy(), np.asarray(image.convert("RGB")))

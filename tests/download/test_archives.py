@@ -1,0 +1,111 @@
+"""Archives that are damaged, or that would write where they must not."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zipfile
+
+import pytest
+from source_files import below, visible, write, write_tar, write_zip
+
+from domainbed.download import archives, catalogue, download
+from domainbed.download.catalogue import Archive, Origin, Source
+from domainbed.errors import UserError
+
+ESCAPES = ["../evil.jpg", "kfold/../../evil.jpg", "/tmp/evil.jpg", "..\\evil.jpg", "C:\\evil.jpg"]
+
+
+class TestUnsafeArchives:
+    @pytest.mark.parametrize("name", ESCAPES)
+    def test_zip(self, name, pacs, said, data, tmp_path):
+        file = write_zip(tmp_path / "PACS.zip", {**below("kfold", pacs), name: b"evil"})
+        with pytest.raises(UserError, match=r"PACS\.zip is refused: .*leads out of the folder"):
+            said("PACS", file)
+        assert visible(data) == []
+        assert not list(tmp_path.rglob("*evil*"))
+
+    def test_link_in_zip(self, pacs, said, tmp_path):
+        file = write_zip(tmp_path / "PACS.zip", below("kfold", pacs))
+        link = zipfile.ZipInfo("kfold/photo/dog/link.jpg")
+        link.external_attr = 0o120777 << 16
+        with zipfile.ZipFile(file, "a") as archive:
+            archive.writestr(link, "/etc/passwd")
+        with pytest.raises(UserError, match=r"refused: its member 'kfold/photo/dog/link\.jpg'"):
+            said("PACS", file)
+
+    @pytest.mark.parametrize("name", ESCAPES[:2])
+    def test_tar(self, name, pacs, said, data, tmp_path):
+        file = write_tar(tmp_path / "PACS.tar.gz", {**below("kfold", pacs), name: b"evil"})
+        with pytest.raises(UserError, match=r"PACS\.tar\.gz is refused: .*leads out"):
+            said("PACS", file)
+        assert visible(data) == []
+        assert not list(tmp_path.rglob("*evil*"))
+
+    def test_link_in_tar(self, pacs, said, data, tmp_path):
+        file = tmp_path / "PACS.tar"
+        with tarfile.open(file, "w") as archive:
+            link = tarfile.TarInfo("kfold/photo")
+            link.type, link.linkname = tarfile.SYMTYPE, "/tmp"
+            archive.addfile(link)
+        with pytest.raises(UserError, match="refused: its member 'kfold/photo' is a link"):
+            said("PACS", file)
+
+
+def test_size_of_a_zip_is_what_it_unpacks_to(tmp_path):
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(100_000))
+    assert file.stat().st_size < 1_000
+    assert archives.unpacked_size(file) == 100_000
+    with pytest.raises(archives.BadArchive, match="is damaged"):
+        archives.extract(_truncated(tmp_path), tmp_path / "out", 10**6)
+
+
+@pytest.mark.parametrize("pack", [write_zip, write_tar])
+def test_bombs(pack, pacs, said, data, tmp_path, monkeypatch):
+    """What unpacks to far more than the dataset has is refused before it does, even in parts."""
+    source = Source("here", (Archive("", "PACS.zip", 100_000),))
+    monkeypatch.setitem(catalogue.SOURCES, "PACS", Origin(sources=(source,)))
+    monkeypatch.setattr(download, "_LEAST_REFUSED", 0)
+    suffix = {write_zip: "zip", write_tar: "tar.gz"}[pack]
+    size = {"photo/dog/a.jpg": bytes(150_000), "photo/dog/b.jpg": bytes(251_000)}
+    bomb = pack(tmp_path / f"bomb.{suffix}", {**pacs, **size})
+    with pytest.raises(UserError, match=r"bomb\..* is refused: it unpacks to more than 0 MB, far"):
+        said("PACS", bomb, accept_incomplete=True)
+    assert not list(data.rglob("b.jpg"))
+    (tmp_path / "two").mkdir()
+    for k, name in enumerate(size):
+        pack(tmp_path / "two" / f"{k}.{suffix}", {name: bytes(250_000)})
+    with pytest.raises(UserError, match=r"1\..* is refused: it unpacks to more than 0 MB, far"):
+        said("PACS", tmp_path / "two", accept_incomplete=True)
+
+
+def test_a_broken_archive_gives_one_reason(pacs, said, tmp_path):
+    for name, reason in (("a.zip", "File is not a zip file"), ("a.tgz", "no zip or tar archive")):
+        (tmp_path / name).write_bytes(b"PK and garbage")
+        with pytest.raises(UserError, match=rf"{name}': {name} is damaged \({reason}\)$"):
+            said("PACS", tmp_path / name)
+
+
+def test_pipes_are_not_waited_for(pacs, said, tmp_path):
+    os.mkfifo(tmp_path / "a.zip")
+    with pytest.raises(UserError, match=r"a\.zip is no regular file"):
+        said("PACS", tmp_path / "a.zip")
+    mine = write(pacs, tmp_path / "mine")
+    (mine / "photo" / "dog" / "pic_000.jpg").unlink()
+    os.mkfifo(mine / "photo" / "dog" / "pic_000.jpg")
+    with pytest.raises(UserError, match=r"pic_000\.jpg: it is no regular file"):
+        said("PACS", mine)
+
+
+def _truncated(folder):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        member = tarfile.TarInfo("a/b.bin")
+        member.size = 100_000
+        archive.addfile(member, io.BytesIO(os.urandom(100_000)))
+    file = folder / "cut.tar.gz"
+    file.write_bytes(stream.getvalue()[:50_000])
+    return file
