@@ -16,11 +16,11 @@ import torch
 from torch.utils.data import Dataset
 
 from domainbed.config.dataset_info import DatasetInfo
+from domainbed.core.image_files import IMAGE_EXTENSIONS, folder_names, ignored, images
 from domainbed.core.names import DATASET_DOMAINS, dataset_label
 from domainbed.core.yaml_file import read_yaml
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.images.decode import read_image
-from domainbed.datasets.images.folders import IMAGE_EXTENSIONS, folder_names, ignored, images
 from domainbed.datasets.images.resize import IMAGE_SIZE
 from domainbed.datasets.images.transforms import Crop, evaluation_transform, training_transform
 from domainbed.datasets.loaded_domain import LoadedDomain

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from domainbed.core.image_files import entries
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.image_folders import ImageDomain, how_to_get
-from domainbed.datasets.images.folders import entries
 from domainbed.datasets.images.resize import IMAGE_SIZE
 from domainbed.datasets.images.transforms import Crop
 from domainbed.errors import UserError

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from domainbed.config.dataset_info import DatasetInfo
+from domainbed.core.image_files import images
 from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS
 from domainbed.datasets.base import DATASETS
-from domainbed.datasets.images.folders import images
 from domainbed.datasets.published_trees import Contents, PublishedTree
 
 BREEDS = ("bulldog", "dachshund", "labrador", "corgi")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from domainbed.core.files import locked, regular
-from domainbed.datasets.images.folders import files, images
+from domainbed.core.image_files import files, images
 from domainbed.download import mnist
 from domainbed.download.archives import BadArchive, extract, is_archive, unpacked_size
 from domainbed.download.catalogue import SOURCES, Origin, Source

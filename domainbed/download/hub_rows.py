@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from domainbed.datasets.images.folders import is_image
+from domainbed.core.image_files import is_image
 from domainbed.download.found import Found, Unusable
 from domainbed.download.tree import published_name
 from domainbed.errors import UserError, one_line

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainbed.datasets.images.folders import folders, images, is_image
+from domainbed.core.image_files import folders, images, is_image
 from domainbed.download import domain_net, hub_rows, terra
 from domainbed.download.catalogue import Origin
 from domainbed.download.found import Found, Unusable

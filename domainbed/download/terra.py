@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed.core.files import regular
-from domainbed.datasets.images.folders import is_image
+from domainbed.core.image_files import is_image
 from domainbed.download.found import Found, Unusable
 from domainbed.errors import one_line
 

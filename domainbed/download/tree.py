@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.config.dataset_info import DatasetInfo
-from domainbed.datasets.images.folders import folders, images
+from domainbed.core.image_files import folders, images
 from domainbed.errors import UserError
 
 ImageFiles = dict[str, dict[str, list[Path]]]

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from domainbed.datasets.images.folders import ignored
+from domainbed.core.image_files import ignored
 from domainbed.download import mnist
 from domainbed.download.catalogue import SOURCES, Origin
 from domainbed.download.decoding import look_at_all
