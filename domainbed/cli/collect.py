@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from domainbed.cli.choices import add_filters, add_folders, add_style, style_of
 from domainbed.cli.common import add_flag
 from domainbed.core.files import write_text
-from domainbed.core.garbage import without_garbage_collection
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ def add_script_arguments(parser: argparse.ArgumentParser) -> None:
     _add_options(parser)
 
 
-@without_garbage_collection()
 def main(args: argparse.Namespace) -> int:
     """Prints the tables, or writes them to a file; returns the exit status.
 

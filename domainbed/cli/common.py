@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from domainbed.core.process_exit import QuickExit
 from domainbed.core.suggest import did_you_mean
 from domainbed.core.text_table import printable
 from domainbed.errors import reason_of
@@ -66,13 +65,12 @@ def run_and_exit(command: Callable[[], int], words: Sequence[str]) -> NoReturn:
         command: from reading `words` on.
         words: of the command line.
     """
-    process_exit = QuickExit()
     _replace_closed_streams()
     try:
-        process_exit.status = guarded(command, "--debug" in words)
+        status = guarded(command, "--debug" in words)
     finally:
         _drop_what_cannot_be_written()
-    sys.exit(process_exit.status)
+    sys.exit(status)
 
 
 def _replace_closed_streams() -> None:

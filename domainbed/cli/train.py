@@ -17,7 +17,6 @@ from pydantic import Field
 from domainbed.config.flags import add_flags, read_flags
 from domainbed.config.run_fields import RunFields, RunOptions
 from domainbed.config.settings import Items, Listed, Text, load
-from domainbed.core.garbage import without_garbage_collection
 from domainbed.errors import UserError
 
 
@@ -78,13 +77,12 @@ def main(args: argparse.Namespace) -> int:
         )
     settings = load(TrainSettings, None, given)
     # What is wrong with the flags should be told at once, not after PyTorch's import.
-    with without_garbage_collection():
-        from domainbed.core.plugins import import_plugins
-        from domainbed.core.stopping import Interrupted, stop_signal, stopping_on
-        from domainbed.runs.folder import Busy, RunFolder
-        from domainbed.runs.states import DONE
-        from domainbed.spec import RunSpec
-        from domainbed.training import ranks, run
+    from domainbed.core.plugins import import_plugins
+    from domainbed.core.stopping import Interrupted, stop_signal, stopping_on
+    from domainbed.runs.folder import Busy, RunFolder
+    from domainbed.runs.states import DONE
+    from domainbed.spec import RunSpec
+    from domainbed.training import ranks, run
 
     import_plugins(settings.plugins)
     own = {name: getattr(settings, name) for name in _OF_THE_RUN}

@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any
 
-from domainbed.core.garbage import without_garbage_collection
-from domainbed.core.process_exit import QuickExit
 from domainbed.core.stopping import SIGNALS, request_stop
 from domainbed.launchers.base import (
     Event,
@@ -275,19 +273,16 @@ class Pool(Handle):
 
 def _work(pipe: connection.Connection) -> None:
     """What a worker process runs: a job and its tasks come in, events go out, None ends it."""
-    process_exit = QuickExit()
     for number in _OF_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: request_stop())
     _be_killed_with_parent()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
-        with without_garbage_collection():  # imports what does the job
-            job: Job = pipe.recv()
+        job: Job = pipe.recv()
         while (message := pipe.recv()) is not None:
             index, task = message
             perform(job, index, task, pipe.send)
-    process_exit.status = 0
 
 
 def _be_killed_with_parent() -> None:

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.networks.featurizer import Featurizer
-from domainbed.networks.winograd import convolve
 
 
 class MNIST_CNN(Featurizer):
@@ -40,8 +39,8 @@ class MNIST_CNN(Featurizer):
             x = x.contiguous()
         x = self.bn0(_relu(self.conv1(x)))  # (B, 64, H, W)
         x = self.bn1(_relu(self.conv2(x)))  # (B, 128, H/2, W/2)
-        x = self.bn2(_relu(convolve(self.conv3, x)))
-        x = self.bn3(_relu(convolve(self.conv4, x)))
+        x = self.bn2(_relu(self.conv3(x)))
+        x = self.bn3(_relu(self.conv4(x)))
         return x.mean(dim=(2, 3))  # (B, 128)
 
 

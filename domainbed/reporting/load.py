@@ -11,7 +11,6 @@ from dataclasses import replace
 from itertools import count, groupby
 from pathlib import Path
 
-from domainbed.core.garbage import without_garbage_collection
 from domainbed.core.text_table import printable
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
@@ -60,13 +59,12 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
         if progress:
             progress(next(counted) + 1, len(files))
 
-    with without_garbage_collection():
-        chunks = [
-            chunk
-            for root, of_root in groupby(files, key=files_of.__getitem__)
-            for chunk in read_files(root, list(of_root), on_file)
-        ]
-        whole = assembled(chunks, files)
+    chunks = [
+        chunk
+        for root, of_root in groupby(files, key=files_of.__getitem__)
+        for chunk in read_files(root, list(of_root), on_file)
+    ]
+    whole = assembled(chunks, files)
     if not whole.runs:
         why = _failures(roots) or "wait for the first checkpoint"
         raise UserError(f"no complete record in {_join(roots)}: {why}")

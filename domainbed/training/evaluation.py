@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from domainbed.algorithms.base import predictor_of
-from domainbed.datasets.domain import EVALUATION_BATCH, Domain, Minibatch, evaluation_draws
+from domainbed.datasets.domain import Domain, Minibatch, evaluation_draws
 from domainbed.metrics import METRICS
-from domainbed.training.parallel_batches import Predicted, number_at_once, predicted
 from domainbed.training.splits import Split
 
 OnBatch = Callable[[int, int], None]
@@ -99,26 +96,16 @@ class Evaluator:
         algorithm.eval()
         try:
             for split in splits:
-                sums = []
-                with closing(self._predicted(algorithm, split, step)) as batches:
-                    for logits, labels in batches:
-                        sums.append(self._sums(logits, labels))
-                        done += len(labels)
-                        if on_batch:
-                            on_batch(done, total)
+                sums, predict = [], predictor_of(algorithm)
+                for x, labels in self._batches(split, step):
+                    sums.append(self._sums(predict(x), labels))
+                    done += len(labels)
+                    if on_batch:
+                        on_batch(done, total)
                 values += self._values(split, sums)
         finally:
             algorithm.train()
         return values
-
-    def _predicted(
-        self, algorithm: Any, split: EvaluationSplit, step: int
-    ) -> Generator[Predicted, None, None]:
-        """The logits and labels of each batch."""
-        predict, device = predictor_of(algorithm), self._domains[split.domain].device
-        batches = math.ceil(len(split.indices) / EVALUATION_BATCH)
-        at_once = number_at_once(predict, device, batches)
-        return predicted(predict, self._batches(split, step), at_once)
 
     def _batches(self, split: EvaluationSplit, step: int) -> Iterator[Minibatch]:
         draws = evaluation_draws(

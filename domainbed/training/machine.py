@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,14 +16,12 @@ import torch
 from torch import nn
 
 import domainbed
-from domainbed.core.garbage import without_garbage_collection
 from domainbed.core.precision import convolutions_in_tf32, products_in_tf32
 from domainbed.errors import UserError
 from domainbed.networks import MNIST_CNN
 
 log = logging.getLogger(__name__)
 
-_MOST_ARENAS = -8  # M_ARENA_MAX of glibc's mallopt
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
 
 
@@ -97,8 +93,7 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
     torch.set_flush_denormal(False)
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
-    with without_garbage_collection():  # imports `torch._dynamo`, as PyTorch's optimizers do
-        torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(False)
     torch.backends.mkldnn.enabled = True  # type: ignore[assignment]  # a property of the module
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -125,17 +120,6 @@ def _forget_earlier_runs() -> None:
         torch.cuda.empty_cache()
         for number in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(number)
-
-
-def share_one_arena() -> None:
-    """Lets all threads allocate from one pool of memory, where that is glibc's.
-
-    With one for each thread, what predictions on several cores have freed is not used again: a
-    run of a small network would grow by half a GB and more. To be called before there are threads.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_MOST_ARENAS, 1)
 
 
 def _process_settings() -> dict[str, Any]:

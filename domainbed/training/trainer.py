@@ -17,7 +17,6 @@ import numpy as np
 from domainbed.algorithms import Algorithm
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.files import as_json_values, check_guard, write_text
-from domainbed.core.garbage import without_garbage_collection
 from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_once
 from domainbed.runs.folder import NOT_WHOLE, RunFolder
 from domainbed.runs.predictions import require_parquet
@@ -44,7 +43,6 @@ from domainbed.training.machine import (
     peak_memory,
     process_set_up,
     require_precision,
-    share_one_arena,
 )
 from domainbed.training.progress import ProgressTable
 from domainbed.training.recorded_splits import RecordedSplits
@@ -79,7 +77,6 @@ def run(
         Interrupted: a stop was requested; the run goes on from there when this is called again.
         UserError: the folder holds something else, or the spec does not fit the data.
     """
-    share_one_arena()
     options = options or RunOptions()
     if options.save_predictions:
         require_parquet()  # rather than after hours of training
@@ -97,7 +94,6 @@ def run(
                 trainer.train()
 
 
-@without_garbage_collection()
 def _built(spec: RunSpec, options: RunOptions) -> Experiment:
     require_precision(spec.precision, choose_device(options.device))
     return build(spec, options)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -81,29 +78,3 @@ def test_the_order_in_memory_of_weights_and_of_what_they_give(precision):
     is_contiguous = precision == "bf16"
     assert network.conv2.weight.is_contiguous() == is_contiguous
     assert layouts == [(64 * 28 * 28, 28 * 28, 28, 1) if is_contiguous else (50176, 1, 1792, 64)]
-
-
-ARENAS = """
-import ctypes, sys
-from concurrent.futures import ThreadPoolExecutor
-from domainbed.training.machine import share_one_arena
-if sys.argv[2] == "shared":
-    share_one_arena()
-libc = ctypes.CDLL(None)
-libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
-with ThreadPoolExecutor(2) as pool:
-    list(pool.map(lambda size: libc.malloc(ctypes.c_size_t(size)), [1000, 2000]))
-file = libc.fopen(sys.argv[1].encode(), b"w")
-libc.malloc_info(0, ctypes.c_void_p(file))
-libc.fclose(ctypes.c_void_p(file))
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="needs glibc")
-def test_threads_allocate_from_one_arena(tmp_path: Path) -> None:
-    def arenas(kind: str) -> int:
-        told = tmp_path / kind
-        subprocess.run([sys.executable, "-c", ARENAS, str(told), kind], check=True)
-        return told.read_text().count("<heap nr=")
-
-    assert arenas("own") > arenas("shared")

@@ -21,7 +21,6 @@ from domainbed.cli.sweep.common import (
     refuse_reruns,
 )
 from domainbed.cli.sweep.outlook import outlook, plan_lines
-from domainbed.core.garbage import without_garbage_collection
 from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
 from domainbed.runs.states import DONE, FAILED
 from domainbed.sweeps.config import SweepConfig
@@ -86,8 +85,7 @@ def launch(
         0 if no run of the sweep has failed, 1 if one has; after Ctrl-C or a signal 128 and its
         number.
     """
-    with without_garbage_collection():
-        from domainbed.sweeps.launch import prepare
+    from domainbed.sweeps.launch import prepare
 
     return do(prepare(config, retry), dry_run, wait, skip_confirmation)
 

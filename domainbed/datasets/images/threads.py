@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, cores: int = 1
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Generator[Result, None, None]:
     """`function(item)` of all items, in their order, computed a little ahead.
 
@@ -23,13 +23,12 @@ def in_order(
     Args:
         function: what it raises is raised here.
         items: any number of them; only `threads` + 1 are under way at a time.
-        threads: 0 computes here, when a result is asked for.
-        cores: that PyTorch may use in each of them.
+        threads: each with one of PyTorch's; 0 computes here, when a result is asked for.
     """
     if threads == 0:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores,)) as pool:
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         under_way: deque[Future[Result]] = deque()
         try:
             for item in items:
