@@ -23,7 +23,7 @@ from domainbed.config.protocols import (
 from domainbed.config.run_fields import FeatureSource, RunFields
 from domainbed.config.settings import make
 from domainbed.core.files import file_digest
-from domainbed.core.names import dataset_label
+from domainbed.core.names import dataset_label, describe_run
 from domainbed.core.seeding import run_seed, shared_initial_seed
 from domainbed.datasets import get_dataset_class
 from domainbed.datasets.features import reads_text
@@ -186,6 +186,17 @@ class RunSpec(RunFields):
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.md5(text.encode("utf-8")).hexdigest()
 
+    def planned(self) -> dict[str, Any]:
+        """What tells the run from the others of its sweep, as plan.json keeps it."""
+        return {
+            "dataset": self.dataset_label,
+            "algorithm": self.algorithm,
+            "test_envs": list(self.test_envs),
+            "hparams_seed": self.hparams_seed,
+            "trial_seed": self.trial_seed,
+            "steps": self.steps,
+        }
+
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, with the dataset's label in place of any path."""
         values = {**self.model_dump(mode="json"), "dataset": self.dataset_label}
@@ -194,15 +205,6 @@ class RunSpec(RunFields):
     def describe(self) -> str:
         """One line for people: "Fishr on PACS, test domain 0, hparams seed 3, trial 1"."""
         return describe_run(self.as_json())
-
-
-def describe_run(run: Mapping[str, Any]) -> str:
-    """One line for people, of a run's fields as JSON values."""
-    domains = "+".join(map(str, run["test_envs"]))
-    return (
-        f"{run['algorithm']} on {run['dataset']}, test domain {domains}, "
-        f"hparams seed {run['hparams_seed']}, trial {run['trial_seed']}"
-    )
 
 
 _WEIGHTS = "features.weights"

@@ -7,7 +7,6 @@ again), prints its tables, and compares them.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from domainbed.cli.common import add_flag
 from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
@@ -16,9 +15,6 @@ from domainbed.cli.sweep.launch import launch
 from domainbed.config.flags import add_flags, read_flags
 from domainbed.errors import UserError
 from domainbed.sweeps.config import SweepConfig
-
-if TYPE_CHECKING:
-    from domainbed.sweeps.launch import Launch
 
 SCALES = ("paper", "small")
 _FIELDS = ("data_dir", "output_dir", "device", "num_workers", "launcher")
@@ -47,6 +43,7 @@ def main(args: argparse.Namespace) -> int:
     """
     from domainbed.reporting.published import get_source
     from domainbed.sweeps.launch import prepare
+    from domainbed.sweeps.outlook import time_line
     from domainbed.sweeps.reproduction import left_out, reproduction
     from domainbed.sweeps.status import status_lines
 
@@ -73,24 +70,6 @@ def main(args: argparse.Namespace) -> int:
     if status in (0, 1) and any(planned.store.root.glob("*/done")):
         _tell(config, args.paper)
     return status
-
-
-def time_line(planned: Launch) -> str:
-    """How long the runs that are to do will take, from finished ones or from a few updates."""
-    from domainbed.core.cores import usable_cores
-    from domainbed.sweeps.timing import measure
-    from domainbed.training.progress import duration
-
-    workers = max(1, planned.workers)
-    if costs := planned.costs():
-        seconds, basis = costs.of(planned.todo).seconds, f"{costs.basis} finished runs"
-    else:
-        first = planned.todo[0]
-        options = planned.config.run_options()
-        timing = measure(first, options, threads=max(1, usable_cores() // workers))
-        seconds = timing.seconds(planned.todo)
-        basis = f"{timing.updates} updates of {first.algorithm}; other algorithms may take longer"
-    return f"time: about {duration(seconds / workers)}, {workers} at a time (from {basis})"
 
 
 def _tell(config: SweepConfig, paper: str) -> None:

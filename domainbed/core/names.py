@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 DOMAINBED_ALGORITHMS: tuple[str, ...] = (
     *("ERM", "CORAL", "IRM", "VREx", "Fish", "Fishr", "DANN"),
@@ -121,3 +122,12 @@ def dataset_label(name: str) -> str:
     if name.startswith("manifest:") or name.endswith((".yaml", ".yml", *MANIFESTS)):
         return Path(name.removeprefix("manifest:")).stem
     return name
+
+
+def describe_run(run: Mapping[str, Any]) -> str:
+    """One line for people, of a run's fields as JSON values."""
+    domains = "+".join(map(str, run["test_envs"]))
+    return (
+        f"{run['algorithm']} on {run['dataset']}, test domain {domains}, "
+        f"hparams seed {run['hparams_seed']}, trial {run['trial_seed']}"
+    )

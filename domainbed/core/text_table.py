@@ -1,4 +1,4 @@
-"""Text in aligned columns."""
+"""Text for people: in aligned columns, on one line, and durations."""
 
 from __future__ import annotations
 
@@ -55,3 +55,13 @@ def pipe_table(rows: Sequence[Sequence[Any]], text_columns: int = 1) -> list[str
     header, *body = [f"| {' | '.join(map(printable, row))} |" for row in rows]
     numbers = len(rows[0]) - text_columns
     return [header, "|:--" * text_columns + "|--:" * numbers + "|", *body]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "42s", "3m05s", "2h07m"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

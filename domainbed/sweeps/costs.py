@@ -1,23 +1,17 @@
-"""What the runs of a sweep will take: time, cores or GPUs, and disk.
-
-From finished runs of the sweep where there are any, else from a few updates of each algorithm.
-"""
+"""What runs take, as finished runs of the sweep tell: time, cores or GPUs, and disk."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from domainbed.config.run_fields import RunOptions
+import numpy as np
+
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.states import DONE
-from domainbed.spec import RunSpec
-from domainbed.sweeps.store import PlannedRun, Store, planned_run
-from domainbed.sweeps.timing import measure
+from domainbed.sweeps.store import PlannedRun, Store
 
 Group = tuple[str, str]
 """A dataset's label and an algorithm."""
@@ -53,157 +47,62 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Costs:
-    """What runs of a sweep take.
+    """What the runs of a sweep take.
 
     Attributes:
-        of_run: guesses one.
-        basis: how many finished runs that rests on; 0 where it was measured on a few updates.
+        of_run: the estimate of each run, by its id.
+        basis: how many finished runs they rest on; 0 where they were measured on a few updates.
     """
 
-    of_run: Callable[[RunSpec], Estimate]
+    of_run: Mapping[str, Estimate]
     basis: int = 0
 
-    def of(self, runs: Iterable[RunSpec]) -> Estimate:
-        """Of all of them together."""
-        return sum(map(self.of_run, runs), Estimate())
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """What a run took: `seconds` a step, on so many `cores` or `gpus`; `disk` in bytes."""
-
-    seconds: float
-    cores: float
-    gpus: float
-    disk: float
-
-    def estimate(self, steps: float) -> Estimate:
-        seconds = self.seconds * steps
-        return Estimate(seconds, seconds * self.cores, seconds * self.gpus, self.disk)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What finished runs took.
-
-    Attributes:
-        means: per step of the runs of a dataset and algorithm.
-        overall: of all runs.
-        basis: how many finished runs were looked at.
-    """
-
-    means: Mapping[Group, _Finished]
-    overall: _Finished
-    basis: int
-
-    def of(self, group: Group, steps: float) -> Estimate:
-        """What so many steps take; where no run of the group is finished, on average."""
-        mean = self.means.get(group, self.overall)
-        return mean.estimate(steps)
-
-
-def finished_rates(
-    store: Store, runs: Mapping[str, PlannedRun], done: Iterable[str]
-) -> Rates | None:
-    """What those of the `runs` took that are `done`, given by their ids; None if none tells."""
-    known: dict[Group, list[_Finished]] = defaultdict(list)
-    ids: dict[Group, list[str]] = defaultdict(list)
-    for run_id in done:
-        ids[runs[run_id]["dataset"], runs[run_id]["algorithm"]].append(run_id)
-    for group, of_group in ids.items():
-        for run_id in of_group[:: math.ceil(len(of_group) / LOOKED_AT)]:
-            if found := _finished(store.folder(run_id), runs[run_id]["steps"]):
-                known[group].append(found)
-    everything = [found for group in known.values() for found in group]
-    if not everything:
-        return None
-    means = {group: _mean(found) for group, found in known.items()}
-    return Rates(means, _mean(everything), len(everything))
+    def of(self, run_ids: Iterable[str]) -> Estimate:
+        """Of these runs together."""
+        return sum((self.of_run[run_id] for run_id in run_ids), Estimate())
 
 
 def finished_costs(
-    store: Store, runs: Mapping[str, RunSpec], states: Mapping[str, str]
+    store: Store, runs: Mapping[str, PlannedRun], done: Iterable[str]
 ) -> Costs | None:
-    """What runs take, from those that are finished; None if none is.
+    """What each of the `runs` takes, from those that are `done`; None if none of these tells.
 
     A step takes as long as it did in finished runs of the same dataset and algorithm; where there
     are none, as long as it did on average. So does a run as much room on disk.
     """
-    done = {i: planned_run(run) for i, run in runs.items() if states[i] == DONE}
-    rates = finished_rates(store, done, done)
-    if rates is None:
+    ids: dict[Group, list[str]] = defaultdict(list)
+    for run_id in done:
+        ids[_group(runs[run_id])].append(run_id)
+    found: dict[Group, list[list[float]]] = defaultdict(list)
+    for group, of_group in ids.items():
+        for run_id in of_group[:: math.ceil(len(of_group) / LOOKED_AT)]:
+            found[group] += _taken(store.folder(run_id), runs[run_id]["steps"])
+    everything = [taken for of_group in found.values() for taken in of_group]
+    if not everything:
         return None
-    return Costs(lambda run: rates.of(group_of(run), run.steps), rates.basis)
+    means = {group: np.mean(taken, axis=0).tolist() for group, taken in found.items() if taken}
+    overall = np.mean(everything, axis=0).tolist()
+
+    def estimate(run: PlannedRun) -> Estimate:
+        seconds, cores, gpus, disk = means.get(_group(run), overall)
+        steps = run["steps"]
+        return Estimate(seconds * steps, cores * steps, gpus * steps, disk)
+
+    return Costs({run_id: estimate(run) for run_id, run in runs.items()}, len(everything))
 
 
-def measured_costs(
-    todo: Sequence[RunSpec],
-    options: RunOptions,
-    threads: int,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Costs:
-    """What the runs `todo` take, from a few updates of each dataset and algorithm among them.
-
-    Args:
-        todo: the runs.
-        options: where the data lies, what computes and what is kept.
-        threads: of PyTorch, as a worker of the sweep has them.
-        tell: called with a line before each measurement, which takes seconds.
-
-    Raises:
-        UserError: see `timing.measure`.
-    """
-    timings = {}
-    groups: dict[Group, list[RunSpec]] = defaultdict(list)
-    for run in todo:
-        groups[group_of(run)].append(run)
-    for number, (group, of_group) in enumerate(groups.items(), 1):
-        tell(f"measuring {group[1]} on {group[0]} ({number} of {len(groups)})")
-        timings[group] = measure(of_group[0], options, threads)
-
-    def of_run(run: RunSpec) -> Estimate:
-        timing = timings[group_of(run)]
-        seconds, on_cpu = timing.seconds([run]), timing.device == "cpu"
-        disk = timing.disk(run, options)
-        return Estimate(seconds, seconds * threads * on_cpu, seconds * (not on_cpu), disk)
-
-    return Costs(of_run)
+def _group(run: PlannedRun) -> Group:
+    return run["dataset"], run["algorithm"]
 
 
-def group_of(run: RunSpec) -> Group:
-    """The dataset's label and the algorithm."""
-    return run.dataset_label, run.algorithm
-
-
-def _finished(folder: RunFolder, steps: int) -> _Finished | None:
-    """What a finished run took; None where it does not say."""
+def _taken(folder: RunFolder, steps: int) -> list[list[float]]:
+    """Seconds, core seconds and GPU seconds of a step, and bytes; nothing where it does not say."""
     facts = folder.read_json(folder.environment) or {}
-    seconds = facts.get("seconds")
-    if seconds is None:
-        return None
-    on_cpu = facts.get("device", "cpu") == "cpu"
-    return _Finished(
-        seconds / steps,
-        cores=facts.get("threads", 1) * on_cpu,
-        gpus=float(not on_cpu),
-        disk=sum(_sizes(folder.path)),
-    )
-
-
-def _sizes(folder: Path) -> Iterator[int]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_file(follow_symlinks=False):
-                yield entry.stat(follow_symlinks=False).st_size
-
-
-def _mean(found: Sequence[_Finished]) -> _Finished:
-    def mean(values: Iterable[float]) -> float:
-        return sum(values) / len(found)
-
-    return _Finished(
-        mean(each.seconds for each in found),
-        mean(each.cores for each in found),
-        mean(each.gpus for each in found),
-        mean(each.disk for each in found),
-    )
+    if facts.get("seconds") is None:
+        return []
+    seconds, on_cpu = facts["seconds"] / steps, facts.get("device", "cpu") == "cpu"
+    with os.scandir(folder.path) as entries:
+        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
+        disk = sum(file.stat(follow_symlinks=False).st_size for file in files)
+    cores = facts.get("threads", 1) if on_cpu else 0
+    return [[seconds, seconds * cores, seconds * (not on_cpu), disk]]

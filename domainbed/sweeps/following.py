@@ -1,23 +1,29 @@
-"""Following runs that other launches have in hand, by what their folders and engines say."""
+"""Runs that engines and other launches have in hand: which, taking them back, following them.
+
+And the progress of all runs, as a bar on a terminal, and as a line now and then in a log.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import threading
+import shutil
+import sys
 import time
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tqdm import tqdm
+
+from domainbed.core.text_table import duration
 from domainbed.errors import UserError
-from domainbed.launchers import Event, OnEvent
-from domainbed.runs.folder import RunFolder
+from domainbed.launchers import Event, Launcher, create_launcher
 from domainbed.runs.states import (
     DONE,
+    ENDS,
     FAILED,
     INTERRUPTED,
-    MISSING,
     PENDING,
     PROGRESS,
     RUNNING,
@@ -25,103 +31,172 @@ from domainbed.runs.states import (
     RunStatus,
 )
 from domainbed.spec import RunSpec
-from domainbed.sweeps.jobs import in_hand
 from domainbed.sweeps.status import share_taken
 from domainbed.sweeps.store import Store
 
 log = logging.getLogger(__name__)
+
+Statuses = Mapping[str, RunStatus]
+"""What is known of each run, by its id."""
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _MOST_OF_THE_TIME = 0.1
 """That is spent on looks: one at thousands of folders keeps a file server busy."""
 _SECONDS_BETWEEN_QUESTIONS = 30.0
 """To engines; also long enough for a worker that died to be replaced."""
+_SECONDS_BETWEEN_LINES = 10.0
+_BAR = "{desc}  {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 
 
-class Following:
-    """Tells of runs that others do, as the handle of a launcher does of tasks.
+def in_hand(statuses: Statuses, chosen: Mapping[str, Any]) -> set[str]:
+    """The runs that an engine still has queued or running, by what it says itself.
 
-    A thread looks at the folders of the runs.
+    Args:
+        chosen: a config's launcher, whose options say where its engine is.
+
+    Raises:
+        UserError: an engine cannot be asked.
+    """
+    found: set[str] = set()
+    for engine, job_of in _jobs_by_engine(statuses).items():
+        known = _launcher(engine, chosen).known(set(job_of.values()))
+        found |= {run_id for run_id, job in job_of.items() if job in known}
+    return found
+
+
+def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Takes the jobs of runs that are pending or running back from their engines.
+
+    Returns:
+        The jobs, by engine.
+
+    Raises:
+        UserError: an engine cannot be asked, or refuses.
+    """
+    cancelled = {}
+    for engine, job_of in _jobs_by_engine(statuses).items():
+        cancelled[engine] = set(job_of.values())
+        _launcher(engine, chosen).cancel(cancelled[engine])
+        for run_id in job_of:
+            store.folder(run_id).clear_pending()
+    return cancelled
+
+
+def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any]) -> Iterator[Event]:
+    """Tells of runs that others do, as the handle of a launcher does of tasks, until all ended.
+
+    A run is INTERRUPTED when nobody is at it and no engine knows its job, two times in a row.
 
     Args:
         store: of the runs.
+        runs: by the index by which events tell of each.
         chosen: a config's launcher, whose options say where its engine is.
-        on_event: called in either thread.
+    """
+    left = {spec.run_id: index for index, spec in runs.items()}
+    at_work: dict[str, RunStatus] = {}  # as each was when somebody last had it in hand
+    gone: set[str] = set()
+    asked = time.monotonic()
+    while left:
+        began, idle = time.monotonic(), set()
+        for run_id, index in list(left.items()):
+            folder, steps = store.folder(run_id), runs[index].steps
+            try:
+                status = folder.status()
+            except OSError:  # a file server may answer at the next look
+                continue
+            if status.state in (DONE, FAILED):
+                del left[run_id]
+                yield Event(status.state, index)
+            elif status.state == RUNNING:
+                if run_id not in at_work or at_work[run_id].state != RUNNING:
+                    yield Event(STARTED, index)
+                yield Event(PROGRESS, index, math.floor(share_taken(folder, steps) * steps))
+            else:
+                idle.add(run_id)
+            if status.state in (PENDING, RUNNING):
+                at_work[run_id] = status
+        if time.monotonic() - asked >= _SECONDS_BETWEEN_QUESTIONS:
+            before, gone = gone, _without_a_job(idle, at_work, chosen)
+            for run_id in before & gone:
+                yield Event(INTERRUPTED, left.pop(run_id))
+            asked = time.monotonic()
+        looked = time.monotonic() - began
+        time.sleep(max(_SECONDS_BETWEEN_LOOKS, looked / _MOST_OF_THE_TIME) if left else 0)
+
+
+def _without_a_job(idle: set[str], at_work: Statuses, chosen: Mapping[str, Any]) -> set[str]:
+    """Those of the runs that no engine knows any more; none where an engine does not answer."""
+    try:
+        return idle - in_hand({i: at_work[i] for i in idle if i in at_work}, chosen)
+    except UserError as error:
+        log.warning("warning: %s", error)
+        return set()
+
+
+def _jobs_by_engine(statuses: Statuses) -> dict[str, dict[str, str]]:
+    """By engine, the job of each run that it was handed."""
+    jobs: dict[str, dict[str, str]] = defaultdict(dict)
+    for run_id, status in statuses.items():
+        if status.state in (PENDING, RUNNING) and status.engine and status.job:
+            jobs[status.engine][run_id] = status.job
+    return dict(jobs)
+
+
+def _launcher(engine: str, chosen: Mapping[str, Any]) -> Launcher:
+    options = {name: value for name, value in chosen.items() if name != "name"}
+    launcher, _ = create_launcher(engine, options if chosen["name"] == engine else {})
+    return launcher
+
+
+class Display:
+    """Shows the progress of a sweep by its events, in steps of all its runs.
+
+    Args:
+        steps: of each run.
     """
 
-    def __init__(self, store: Store, chosen: Mapping[str, Any], on_event: OnEvent) -> None:
-        self._store, self._chosen, self._on_event = store, chosen, on_event
-        self._left: dict[int, RunSpec] = {}
-        self._at_work: dict[int, RunStatus] = {}  # as each was when somebody last had it in hand
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+    def __init__(self, steps: Sequence[int]) -> None:
+        self._steps, self._taken = steps, [0] * len(steps)
+        self._began = self._printed = time.monotonic()
+        self._at_work: set[int] = set()
+        self._counts: Counter[str] = Counter()
+        width, height = shutil.get_terminal_size()  # by itself tqdm may find none
+        self._bar = tqdm(
+            total=sum(steps),
+            desc="starting workers",
+            bar_format=_BAR,
+            smoothing=0.02,
+            ncols=width,
+            nrows=height,
+            disable=not sys.stderr.isatty(),
+        )
 
-    def add(self, index: int, spec: RunSpec) -> None:
-        """Follows a run, of which events tell by this index."""
-        self._left[index] = spec
-        if not self._thread.ident:
-            self._thread.start()
-
-    def wait(self) -> None:
-        """Returns when no run is left to follow.
-
-        A run is INTERRUPTED when nobody is at it and no engine knows its job, two times in a row.
-        Engines are asked here: some can only be in the main thread.
-        """
-        gone: set[int] = set()
-        asked = time.monotonic()
-        while self._left and self._thread.is_alive():
-            time.sleep(_SECONDS_BETWEEN_LOOKS / 4)
-            if time.monotonic() - asked >= _SECONDS_BETWEEN_QUESTIONS:
-                before, gone = gone, self._gone()
-                for index in before & gone:
-                    self._end(Event(INTERRUPTED, index))
-                asked = time.monotonic()
+    def on_event(self, event: Event) -> None:
+        """Takes note of an event, and shows it."""
+        if event.kind == PROGRESS:
+            self._taken[event.index] = event.steps
+        else:
+            self._counts[event.kind] += 1
+            self._at_work.discard(event.index)
+        if event.kind == STARTED:
+            self._at_work.add(event.index)
+        if event.kind in ENDS:  # what is not left to do counts as behind us
+            self._taken[event.index] = self._steps[event.index]
+        summary = (
+            f"{self._counts[DONE]} of {len(self._steps)} runs done, "
+            f"{self._counts[FAILED]} failed, {len(self._at_work)} running"
+        )
+        now = time.monotonic()
+        if not self._bar.disable:
+            self._bar.set_description_str(summary, refresh=False)
+            self._bar.update(sum(self._taken) - self._bar.n)
+        elif now - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._printed = now
+            share = sum(self._taken) / max(1, sum(self._steps))
+            line = f"{share:4.0%}  {summary}"
+            if share >= 0.01:
+                line += f", about {duration((now - self._began) / share * (1 - share))} left"
+            print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Tells no more."""
-        self._closed.set()
-
-    def _work(self) -> None:
-        seconds = 0.0
-        while not self._closed.wait(max(_SECONDS_BETWEEN_LOOKS, seconds / _MOST_OF_THE_TIME)):
-            began = time.monotonic()
-            for index, spec in list(self._left.items()):
-                with contextlib.suppress(OSError):  # a file server may answer at the next look
-                    self._look(index, self._store.folder(spec), spec.steps)
-            seconds = time.monotonic() - began
-
-    def _look(self, index: int, folder: RunFolder, steps: int) -> None:
-        status = folder.status()
-        if status.state in (DONE, FAILED):
-            self._end(Event(status.state, index))
-        if status.state == RUNNING:
-            if self._state(index) != RUNNING:
-                self._tell(Event(STARTED, index))
-            taken = math.floor(share_taken(folder, steps) * steps)
-            self._tell(Event(PROGRESS, index, taken))
-        if status.state in (PENDING, RUNNING):
-            self._at_work[index] = status
-
-    def _state(self, index: int) -> str:
-        return self._at_work[index].state if index in self._at_work else MISSING
-
-    def _gone(self) -> set[int]:
-        """The runs that nobody has in hand any more; none where an engine does not answer."""
-        left = {index: self._store.folder(spec) for index, spec in list(self._left.items())}
-        idle = {i: f for i, f in left.items() if f.state() not in (DONE, FAILED, RUNNING)}
-        jobs = {str(i): self._at_work[i] for i in idle if i in self._at_work}
-        try:
-            known = in_hand(jobs, self._chosen)
-        except UserError as error:
-            log.warning("warning: %s", error)
-            return set()
-        return {index for index in idle if str(index) not in known}
-
-    def _end(self, event: Event) -> None:
-        if self._left.pop(event.index, None):
-            self._tell(event)
-
-    def _tell(self, event: Event) -> None:
-        if not self._closed.is_set():
-            self._on_event(event)
+        self._bar.close()

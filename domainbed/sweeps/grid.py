@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
-from typing import NamedTuple
+from typing import Any
 
 from domainbed.core.names import dataset_label
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import (
     SweepConfig,
-    TestEnvs,
     first_run,
     test_env_sets,
     trainable_sets,
@@ -18,22 +17,17 @@ from domainbed.sweeps.config import (
 )
 
 
-class LeftOut(NamedTuple):
-    """Runs that a sweep asks for and an algorithm cannot do; `why` names the algorithm."""
+def left_out(config: SweepConfig) -> list[dict[str, Any]]:
+    """The runs of a sweep that cannot be, of all trials and hparams seeds at once, and why.
 
-    dataset: str
-    algorithm: str
-    test_envs: TestEnvs
-    why: str
-
-
-def left_out(config: SweepConfig) -> list[LeftOut]:
-    """The runs of a sweep that cannot be, of all trials and hparams seeds at once."""
+    As plan.json keeps them: `dataset`, `algorithm`, `test_envs` and `why`.
+    """
     found = []
     for dataset, algorithm in itertools.product(config.datasets, config.algorithms):
         for envs in test_env_sets(config, dataset):
             if why := why_not(config, dataset, algorithm, envs):
-                found.append(LeftOut(dataset_label(dataset), algorithm, envs, why))
+                place = {"dataset": dataset_label(dataset), "algorithm": algorithm}
+                found.append({**place, "test_envs": list(envs), "why": why})
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.files import write_text
@@ -21,12 +22,10 @@ from domainbed.runs.states import BUSY, DONE, FAILED, RUNNING
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.costs import Costs, finished_costs
-from domainbed.sweeps.display import Display
-from domainbed.sweeps.following import Following
-from domainbed.sweeps.grid import LeftOut, left_out, plan
-from domainbed.sweeps.jobs import in_hand
+from domainbed.sweeps.following import Display, follow, in_hand
+from domainbed.sweeps.grid import left_out, plan
 from domainbed.sweeps.status import Status, status_of
-from domainbed.sweeps.store import Store, planned_run
+from domainbed.sweeps.store import PlannedRun, Store
 from domainbed.training import run
 from domainbed.training.machine import choose_device, require_precision
 
@@ -41,7 +40,7 @@ class Launch:
         runs: all runs of the sweep, by run id.
         states: the state of each when this was made.
         in_hand: those that an engine has queued or running.
-        left_out: runs that the sweep asks for, and that cannot be.
+        left_out: runs that the sweep asks for, and that cannot be; see `grid.left_out`.
         retried: whether failed runs are to be done again.
     """
 
@@ -50,12 +49,12 @@ class Launch:
     runs: Mapping[str, RunSpec]
     states: Mapping[str, str]
     in_hand: Set[str] = frozenset()
-    left_out: Sequence[LeftOut] = ()
+    left_out: Sequence[Mapping[str, Any]] = ()
     retried: bool = False
 
     @property
-    def todo(self) -> list[RunSpec]:
-        """The runs to do: for a retry the failed ones, else all that nobody has done or failed at.
+    def todo(self) -> list[str]:
+        """The runs to do, by their ids: all that are neither done nor failed, or for a retry these.
 
         One whose pending job its engine has forgotten is to be done again. What another process is
         at is left to a launcher that waits, which finds out whether it is still at it.
@@ -64,7 +63,7 @@ class Launch:
         wanted = [
             i for i, s in self.states.items() if (s == FAILED if self.retried else s not in left)
         ]
-        return [self.runs[run_id] for run_id in wanted if run_id not in self.in_hand]
+        return [run_id for run_id in wanted if run_id not in self.in_hand]
 
     @property
     def workers(self) -> int:
@@ -96,11 +95,17 @@ class Launch:
 
     def costs(self) -> Costs | None:
         """What runs take, from those that are done; None if none is."""
-        return finished_costs(self.store, self.runs, self.states)
+        done = [run_id for run_id, state in self.states.items() if state == DONE]
+        return finished_costs(self.store, self.planned, done)
 
     def status(self) -> Status:
         """What became of the runs by now."""
-        return status_of(self.store, {i: planned_run(run) for i, run in self.runs.items()})
+        return status_of(self.store, self.planned)
+
+    @cached_property
+    def planned(self) -> dict[str, PlannedRun]:
+        """The runs as plan.json keeps them, by their ids."""
+        return {run_id: run.planned() for run_id, run in self.runs.items()}
 
     def obstacles(self) -> list[str]:
         """What would keep the runs from being done: no such device here, or datasets not there."""
@@ -109,7 +114,7 @@ class Launch:
             self._check_device()
         except UserError as error:
             lines.append(str(error))
-        for name in dict.fromkeys(spec.dataset for spec in self.todo):
+        for name in dict.fromkeys(self.runs[run_id].dataset for run_id in self.todo):
             info = get_dataset_class(name).info
             if info and info.folder and not (Path(self.config.data_dir) / info.folder).exists():
                 by_itself = " (a first run does so by itself)" * info.fetched
@@ -121,17 +126,17 @@ class Launch:
         return lines
 
     @property
-    def others(self) -> list[RunSpec]:
+    def others(self) -> list[str]:
         """The runs that earlier launches have queued or running, and this one leaves to them."""
-        todo = {spec.run_id for spec in self.todo}
+        todo = set(self.todo)
         theirs = [i for i, s in self.states.items() if s == RUNNING or i in self.in_hand]
-        return [self.runs[run_id] for run_id in theirs if run_id not in todo]
+        return [run_id for run_id in theirs if run_id not in todo]
 
     def execute(self, with_others: bool = False) -> dict[str, str]:
         """Does the runs, and returns when none is left to do. What fails stops nobody.
 
         Args:
-            with_others: return when those in the hands of other launches have ended as well.
+            with_others: return when those of other launches have ended as well.
 
         Returns:
             By run id, why a run failed of which that could not be written down: on a full disk.
@@ -139,27 +144,30 @@ class Launch:
         Raises:
             UserError: see `submit`.
             KeyboardInterrupt: what was under way here is stopped, and can be resumed; what was
-                handed to an engine goes on.
+                handed to an engine continues.
         """
-        todo, unwritten = self.todo, dict[str, str]()
-        others = self.others if with_others else []
+        todo, others = self.todo, self.others if with_others else []
+        runs = [self.runs[run_id] for run_id in [*todo, *others]]
+        theirs = dict(enumerate(runs[len(todo) :], len(todo)))
+        unwritten: dict[str, str] = {}
         handle = self.submit()
-        display = Display([spec.steps for spec in [*todo, *others]])
-        following = Following(self.store, self.config.launcher, display.on_event)
+        display = Display([spec.steps for spec in runs])
 
         def on_event(event: Event) -> None:
             if event.kind == BUSY and with_others:
-                following.add(event.index, todo[event.index])
+                theirs[event.index] = runs[event.index]
                 return
             if event.kind == FAILED:
-                unwritten.update(self._unwritten(todo[event.index], event.error))
+                try:
+                    self._job.on_failure(runs[event.index], event.error)
+                except OSError:
+                    unwritten[todo[event.index]] = event.error.strip().splitlines()[-1]
             display.on_event(event)
 
-        with contextlib.closing(display), contextlib.closing(following):
-            for index, spec in enumerate(others, len(todo)):
-                following.add(index, spec)
+        with contextlib.closing(display):
             handle.wait(on_event)
-            following.wait()
+            for event in follow(self.store, theirs, self.config.launcher):
+                display.on_event(event)
         return unwritten
 
     def submit(self) -> Handle:
@@ -171,13 +179,16 @@ class Launch:
         """
         self._check_device()  # one error now, not one in each run
         todo = self.todo
-        self.store.write_plan(self.config, self.runs, self.left_out)
-        for spec in todo if self.retried else ():
-            _forget_failure(self.store.folder(spec))
+        self.store.write_plan(self.config, self.planned, self.left_out)
+        for run_id in todo if self.retried else ():
+            # Not where another launch has taken it up already.
+            with contextlib.suppress(Busy), self.store.folder(run_id).exclusive():
+                self.store.folder(run_id).errors.unlink(missing_ok=True)
         launcher, resources = self._launcher
-        handle = launcher.submit(self._job, todo, resources, self.store.launcher_folder.absolute())
-        for index, spec in enumerate(() if self.blocking else todo):
-            folder = self.store.folder(spec)
+        tasks = [self.runs[run_id] for run_id in todo]
+        handle = launcher.submit(self._job, tasks, resources, self.store.launcher_folder.absolute())
+        for index, run_id in enumerate(() if self.blocking else todo):
+            folder = self.store.folder(run_id)
             folder.mark_pending(self.config.launcher["name"], handle.jobs[index])
             for file in handle.logs(index):
                 folder.link_log(file)
@@ -186,14 +197,6 @@ class Launch:
     def _check_device(self) -> None:
         if self.blocking:  # else it is chosen where a run is done, which this machine is not
             require_precision(self.config.precision, choose_device(self.config.device))
-
-    def _unwritten(self, spec: RunSpec, error: str) -> dict[str, str]:
-        """The last line of a failed run's error by its id, if it cannot be written down."""
-        try:
-            self._job.on_failure(spec, error)
-        except OSError:
-            return {spec.run_id: error.strip().splitlines()[-1]}
-        return {}
 
 
 def prepare(config: SweepConfig, retry: bool = False) -> Launch:
@@ -209,7 +212,7 @@ def prepare_runs(
     config: SweepConfig,
     specs: Iterable[RunSpec],
     retry: bool = False,
-    lacking: Sequence[LeftOut] = (),
+    lacking: Sequence[Mapping[str, Any]] = (),
 ) -> Launch:
     """As `prepare`, of these runs in place of those that the config asks for.
 
@@ -220,7 +223,7 @@ def prepare_runs(
     planned = {spec.run_id: spec for spec in specs}
     # A folder that is a link is left out, of which `states` warns.
     runs = {i: spec for i, spec in planned.items() if not (store.root / i).is_symlink()}
-    store.refuse_other_settings(config, runs)
+    store.refuse_other_settings(config, {i: spec.planned() for i, spec in runs.items()})
     statuses = store.statuses(runs)
     states = {run_id: status.state for run_id, status in statuses.items()}
     handed_on = in_hand(statuses, config.launcher)
@@ -255,7 +258,7 @@ class RunJob(Job):
                 f"{self.output_dir} was removed while its runs were under way: launch the sweep "
                 "again to do them anew"
             )
-        folder = store.folder(spec)
+        folder = store.folder(spec.run_id)
         if folder.last_error() and not folder.done.exists():
             raise Busy(f"another launch has failed at {folder.path} since this one was planned")
         try:
@@ -274,7 +277,7 @@ class RunJob(Job):
         Raises:
             OSError: it cannot be written.
         """
-        folder = Store(self.output_dir).folder(spec)
+        folder = Store(self.output_dir).folder(spec.run_id)
         if not folder.last_error() and not folder.done.exists():
             _write_error(folder, error)
 
@@ -295,9 +298,3 @@ def _with_summary(error: BaseException, spec: RunSpec) -> str:
     if told or not lines[-1].endswith(summary):
         lines.append(summary)
     return "\n".join(lines) + "\n"
-
-
-def _forget_failure(folder: RunFolder) -> None:
-    """Makes a failed run one that is to go on, unless another launch has it in hand already."""
-    with contextlib.suppress(Busy), folder.exclusive():
-        folder.errors.unlink(missing_ok=True)

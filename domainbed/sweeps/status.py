@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from domainbed.core.text_table import printable, text_table
+from domainbed.core.names import describe_run
+from domainbed.core.text_table import duration, printable, text_table
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.states import (
     DONE,
@@ -19,13 +20,8 @@ from domainbed.runs.states import (
     STATES,
     RunStatus,
 )
-from domainbed.spec import describe_run
-from domainbed.sweeps.costs import Rates, finished_rates
+from domainbed.sweeps.costs import Group, finished_costs
 from domainbed.sweeps.store import PlannedRun, Store
-from domainbed.training.progress import duration
-
-Group = tuple[str, str]
-"""A dataset's label and an algorithm."""
 
 _LISTED = 20
 """Runs of each state that the lines for people list, and jobs."""
@@ -105,24 +101,14 @@ def status_of(store: Store, runs: Mapping[str, PlannedRun], before: Status | Non
     ]
     pending = Counter((known[i].engine, known[i].job) for i in by_state[PENDING])
     pace, left = None, None
-    if running and (rates := finished_rates(store, runs, by_state[DONE])):
-        unfinished = {i: 1.0 for state in _LEFT for i in by_state[state]}
-        unfinished |= {each.run_id: 1 - each.taken for each in running}
-        pace, left = _outlook(rates, [(runs[i], share) for i, share in unfinished.items()],
-                              len(running))  # fmt: skip
+    if running and (costs := finished_costs(store, runs, by_state[DONE])):
+        share_left = {i: 1.0 for state in _LEFT for i in by_state[state]}
+        share_left |= {each.run_id: 1 - each.taken for each in running}
+        mean = costs.of(share_left).seconds / len(share_left)
+        pace = 3600 * len(running) / max(mean, 1e-9)
+        seconds = sum(share * costs.of_run[i].seconds for i, share in share_left.items())
+        left = seconds / len(running)
     return Status(dict(counts), failures, running, pending, known, pace, left)
-
-
-def _outlook(
-    rates: Rates, unfinished: Sequence[tuple[PlannedRun, float]], at_a_time: int
-) -> tuple[float, float]:
-    """Runs an hour, and seconds until all are done, of runs and the share of each that is left."""
-    whole = rest = 0.0
-    for run, share in unfinished:
-        seconds = rates.of((run["dataset"], run["algorithm"]), run["steps"]).seconds
-        whole, rest = whole + seconds, rest + share * seconds
-    mean = max(whole / len(unfinished), 1e-9)
-    return 3600 * at_a_time / mean, rest / at_a_time
 
 
 def share_taken(folder: RunFolder, steps: int) -> float:
@@ -135,6 +121,11 @@ def share_taken(folder: RunFolder, steps: int) -> float:
         return min(1.0, (stage - 1 + (record["step"] + 1) / steps) / stages)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return 0.0
+
+
+def count_runs(count: int) -> str:
+    """A number of runs for people."""
+    return f"{count} run" if count == 1 else f"{count} runs"
 
 
 def summary_line(status: Status) -> str:
@@ -150,7 +141,9 @@ def summary_line(status: Status) -> str:
 
 def status_lines(status: Status) -> list[str]:
     """The status as a table, and lists of the runs that run, wait or failed."""
-    rows = [[*group, sum(n.values()), *(n.get(s, 0) for s in STATES)] for group, n in _rows(status)]
+    groups = [*status.counts.items()]
+    groups += [(("all", ""), status.total)] if len(groups) > 1 else []
+    rows = [[*group, sum(n.values()), *(n.get(s, 0) for s in STATES)] for group, n in groups]
     header = ["dataset", "algorithm", "runs", *STATES]
     lines = text_table([header, *rows], right=range(2, len(header)))
     if status.pace is not None:
@@ -158,7 +151,8 @@ def status_lines(status: Status) -> list[str]:
     if status.running:
         listed = [_running_row(each) for each in status.running[:_LISTED]]
         lines += ["", "Running:", *text_table(listed, indent="  ", right=[1])]
-        lines += _and_more(len(status.running))
+        hidden = len(status.running) - _LISTED
+        lines += [f"  and {hidden} more"] if hidden > 0 else []
     if status.pending:
         lines += ["", "Pending:", *_pending_lines(status)]
     if status.failures:
@@ -185,10 +179,6 @@ def _pending_lines(status: Status) -> list[str]:
         line = f"  {runs} run{'s' * (runs > 1)}, {engine or 'of an unknown engine'}"
         lines.append(printable(line + (f" jobs {listed}" if listed else "")))
     return lines
-
-
-def _and_more(count: int) -> list[str]:
-    return [f"  and {count - _LISTED} more"] if count > _LISTED else []
 
 
 def failure_lines(failures: Iterable[tuple[str, str, str]]) -> list[str]:
@@ -232,8 +222,3 @@ def status_json(status: Status) -> str:
         "seconds_left": status.left,
     }
     return json.dumps(content, indent=2)
-
-
-def _rows(status: Status) -> list[tuple[Group, Mapping[str, int]]]:
-    rows = list(status.counts.items())
-    return [*rows, (("all", ""), status.total)] if len(rows) > 1 else rows

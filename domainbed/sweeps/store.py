@@ -1,4 +1,8 @@
-"""The folder of a sweep: every path in it, and what its runs have come to."""
+"""The folder of a sweep: every path in it, its plan, and the states of its runs.
+
+Runs are known here by their ids, and by what plan.json keeps of each; nothing is imported that
+trains.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,13 @@ import yaml
 from domainbed.config.run_fields import RunFields
 from domainbed.config.settings import read_fields
 from domainbed.core.files import write_text
+from domainbed.core.names import describe_run
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.runs.folder import Busy, RunFolder, is_done
 from domainbed.runs.ownership import owning_in_turn
 from domainbed.runs.states import DONE, MISSING, RUNNING, RunStatus
-from domainbed.spec import RunSpec, describe_run
 from domainbed.sweeps.config import SweepConfig
-from domainbed.sweeps.grid import LeftOut
 
 log = logging.getLogger(__name__)
 
@@ -30,16 +33,9 @@ _PLAN_VERSION = 1
 _DONE, _MISSING = RunStatus(DONE), RunStatus(MISSING)
 
 PlannedRun = Mapping[str, Any]
-"""What tells a run from the others of its sweep, as plan.json keeps it: see `planned_run`."""
+"""What tells a run from the others of its sweep: see `spec.RunSpec.planned`."""
 
 _GRID_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
-_PLANNED_FIELDS = (*_GRID_FIELDS, "steps")
-
-
-def planned_run(run: RunSpec) -> PlannedRun:
-    """A run as plan.json keeps it."""
-    values = {name: getattr(run, name) for name in _PLANNED_FIELDS}
-    return {**values, "dataset": run.dataset_label, "test_envs": list(run.test_envs)}
 
 
 class Store:
@@ -59,9 +55,9 @@ class Store:
         self.launcher_folder = self.root / ".launcher"
         self._plan_owners = self.root / ".plan"
 
-    def folder(self, run: RunSpec | str) -> RunFolder:
-        """The folder of a run or run id; it need not exist."""
-        return RunFolder(self.root / (run if isinstance(run, str) else run.run_id))
+    def folder(self, run_id: str) -> RunFolder:
+        """The folder of a run; it need not exist."""
+        return RunFolder(self.root / run_id)
 
     def states(self, run_ids: Iterable[str]) -> dict[str, str]:
         """Each run's state, one of `states.STATES`."""
@@ -96,7 +92,7 @@ class Store:
             log.warning("warning: %s is a link: not followed", printable(self.root / name))
         return {name for name, linked in is_link.items() if not linked}
 
-    def refuse_other_settings(self, config: SweepConfig, runs: Mapping[str, RunSpec]) -> None:
+    def refuse_other_settings(self, config: SweepConfig, runs: Mapping[str, PlannedRun]) -> None:
         """Makes sure that `runs` can stand beside those that were planned here before.
 
         More datasets, algorithms, test domains, seeds or trials can; the same ones with other
@@ -112,8 +108,7 @@ class Store:
             )
         planned = self._planned()
         taken = set(map(_place_in_grid, planned.values()))
-        for run_id, spec in runs.items():
-            run = planned_run(spec)
+        for run_id, run in runs.items():
             if run_id not in planned and _place_in_grid(run) in taken:
                 raise UserError(
                     f"{str(self.root)!r} holds a sweep with other settings "
@@ -123,7 +118,10 @@ class Store:
                 )
 
     def write_plan(
-        self, config: SweepConfig, runs: Mapping[str, RunSpec], left_out: Iterable[LeftOut] = ()
+        self,
+        config: SweepConfig,
+        runs: Mapping[str, PlannedRun],
+        left_out: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         """Writes down what is to be done, beside what earlier launches wrote, and the config.
 
@@ -137,15 +135,12 @@ class Store:
             self.root.mkdir(parents=True, exist_ok=True)
             with owning_in_turn(self._plan_owners):
                 self.refuse_other_settings(config, runs)  # another launch may have been faster
-                merged = {**self._planned(), **{i: planned_run(run) for i, run in runs.items()}}
-                lacking = [
-                    {**entry._asdict(), "test_envs": [*entry.test_envs]} for entry in left_out
-                ]
-                before = [entry for entry in self._content()["left_out"] if entry not in lacking]
-                content = json.dumps(
-                    {"version": _PLAN_VERSION, "runs": merged, "left_out": [*before, *lacking]}
-                )
-                write_text(self.plan, content + "\n")
+                before = self._content()
+                merged = {**before["runs"], **runs}
+                lacking = [dict(entry) for entry in left_out]
+                lacking = [e for e in before["left_out"] if e not in lacking] + lacking
+                content = {"version": _PLAN_VERSION, "runs": merged, "left_out": lacking}
+                write_text(self.plan, json.dumps(content) + "\n")
                 write_text(self.config, yaml.safe_dump(config.as_yaml_value(), sort_keys=False))
         except OSError as error:
             raise UserError(

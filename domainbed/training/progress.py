@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.core.files import append_text
-from domainbed.core.text_table import text_table
+from domainbed.core.text_table import duration, text_table
 
 _WIDTH = 10
 _LONG = 3.0  # seconds from which an evaluation is worth a word
@@ -79,16 +79,6 @@ class ProgressTable:
         if not done:
             return "?"
         return duration((now - self._first[1]) / done * (self._steps - 1 - step))
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: "42s", "3m05s", "2h07m"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
 def _number(name: str, value: float) -> str:

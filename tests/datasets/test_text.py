@@ -267,7 +267,9 @@ def test_zero_shot_needs_text(images):
         **{"datasets": [f"folder:{images}"], "algorithms": ["ERM", "ZeroShot"], "trials": 1},
         **{"hparams_seeds": 1, "selection": ["training-domain"]},
     }
-    (told,) = {e.algorithm for e in left_out(load_config(None, fields | {"features": "resnet18"}))}
+    (told,) = {
+        e["algorithm"] for e in left_out(load_config(None, fields | {"features": "resnet18"}))
+    }
     assert told == "ZeroShot"
 
 

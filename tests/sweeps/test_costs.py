@@ -4,16 +4,13 @@ import json
 
 import pytest
 
-from domainbed.cli.sweep.outlook import _hours
-from domainbed.config.run_fields import RunOptions
-from domainbed.runs.states import DONE, MISSING
 from domainbed.spec import RunSpec
-from domainbed.sweeps import costs
+from domainbed.sweeps import costs, outlook
 from domainbed.sweeps.config import SweepConfig
-from domainbed.sweeps.costs import Estimate, finished_costs, measured_costs
+from domainbed.sweeps.costs import Estimate, finished_costs
 from domainbed.sweeps.launch import prepare
+from domainbed.sweeps.outlook import RECORD_BYTES, Timing, _hours, measured_costs
 from domainbed.sweeps.store import Store
-from domainbed.sweeps.timing import RECORD_BYTES, Timing
 
 
 @pytest.fixture
@@ -24,7 +21,7 @@ def runs():
         for name in ("ERM", "IRM")
         for env in (0, 1)
     ]
-    return {spec.run_id: spec for spec in specs}
+    return {spec.run_id: spec.planned() for spec in specs}
 
 
 def finish(folder, **facts):
@@ -34,49 +31,53 @@ def finish(folder, **facts):
 
 def test_finished_runs_tell_by_group_and_else_on_average(tmp_path, runs):
     store, (erm, other_erm, irm, other_irm) = Store(tmp_path), runs
-    states = dict.fromkeys(runs, MISSING)
-    assert finished_costs(store, runs, states) is None
+    assert finished_costs(store, runs, []) is None
     finish(store.folder(erm), seconds=50.0, threads=2, device="cpu")
-    states[erm] = DONE
-    found = finished_costs(store, runs, states)
+    found = finished_costs(store, runs, [erm])
     assert found.basis == 1
     # An ERM by itself, two IRMs by the mean; two threads each.
-    total = found.of([runs[i] for i in (other_erm, irm, other_irm)])
+    total = found.of([other_erm, irm, other_irm])
     assert (total.seconds, total.cores, total.gpus, total.disk) == (150, 300, 0, 3000)
     finish(store.folder(irm), seconds=20.0, threads=4, device="NVIDIA H100")
     (store.folder(irm).path / "model.pkl").write_bytes(b"." * 500)
-    states[irm] = DONE
-    total = finished_costs(store, runs, states).of([runs[i] for i in (other_erm, other_irm)])
+    total = finished_costs(store, runs, [erm, irm]).of([other_erm, other_irm])
     assert (total.seconds, total.cores, total.gpus, total.disk) == (70, 100, 20, 2500)
 
 
 def test_a_sample_of_finished_runs_is_looked_at(tmp_path, monkeypatch, runs):
     monkeypatch.setattr(costs, "LOOKED_AT", 1)
-    store, states = Store(tmp_path), dict.fromkeys(runs, DONE)
+    store = Store(tmp_path)
     for seconds, run_id in enumerate(runs):
         finish(store.folder(run_id), seconds=float(seconds))
-    found = finished_costs(store, runs, states)
+    found = finished_costs(store, runs, runs)
     assert found.basis == 2
-    assert [found.of([run]).seconds for run in runs.values()] == [0, 0, 2, 2]
+    assert [found.of_run[run_id].seconds for run_id in runs] == [0, 0, 2, 2]
 
 
-def test_measured_runs(monkeypatch, runs):
+def test_measured_runs(monkeypatch, tmp_path):
+    config = SweepConfig(
+        datasets=("ColoredDigits",), algorithms=("ERM", "IRM"), output_dir=str(tmp_path),
+        launcher={"name": "local", "workers": 1}, test_envs=((0,), (1,)), trials=(0,),
+        hparams_seeds=(0,), device="cpu", steps=100, checkpoint_freq=50,
+    )  # fmt: skip
+    launch = prepare(config)
+    monkeypatch.setattr(outlook, "usable_cores", lambda: 3)
     times = {"ERM": 0.01, "IRM": 0.02}
 
     def measure(spec, options, threads):
         speed = times[spec.algorithm]
-        return Timing(speed, 0.001, 2, 300, 9, device="cpu", model_bytes=4000)
+        return Timing(speed, 0.001, 2, 300, 9, "cpu", threads, model_bytes=4000)
 
-    monkeypatch.setattr(costs, "measure", measure)
-    lines, specs = [], list(runs.values())
-    found = measured_costs(specs, RunOptions(), 3, lines.append)
+    monkeypatch.setattr(outlook, "measure", measure)
+    lines = []
+    found = measured_costs(launch, lines.append)
     assert lines == [
         "measuring ERM on ColoredDigits (1 of 2)",
         "measuring IRM on ColoredDigits (2 of 2)",
     ]
-    batch = specs[0].hparams["batch_size"]
+    batch = next(iter(launch.runs.values())).hparams["batch_size"]
     seconds = 100 * 2 * batch * (2 * 0.01 + 2 * 0.02) + 4 * 2 * 300 * 0.001
-    total = found.of(specs)
+    total = found.of(launch.todo)
     assert total.seconds == pytest.approx(seconds)
     assert total.cores == pytest.approx(3 * seconds)
     assert total.disk == 4 * (4000 + 2 * RECORD_BYTES)

@@ -74,7 +74,7 @@ def finish(folder):
 
 def test_a_launch_that_waits_ends_with_the_runs_of_others(launch, capsys):
     first, second, third = map(launch.store.folder, launch.runs)
-    assert (launch.todo, launch.others) == ([], list(launch.runs.values()))
+    assert (launch.todo, launch.others) == ([], list(launch.runs))
     ended = []
 
     def do():
@@ -124,16 +124,14 @@ def test_what_becomes_of_them_is_told_as_of_own_runs(launch, caplog):
             Board.jobs.remove("1")
             until_told(6, INTERRUPTED)
 
-    follower = following.Following(launch.store, launch.config.launcher, events.append)
-    for index, spec in enumerate(launch.others, 5):
-        follower.add(index, spec)
     doing = threading.Thread(target=do)
     doing.start()
     watched = threading.Timer(60, Board.jobs.clear)  # rather than to wait for ever
     watched.start()
-    follower.wait()
+    theirs = dict(enumerate((launch.runs[run_id] for run_id in launch.others), 5))
+    for event in following.follow(launch.store, theirs, launch.config.launcher):
+        events.append(event)
     watched.cancel()
-    follower.close()
     doing.join()
     ends = [(e.index, e.kind) for e in events if e.kind in (DONE, FAILED, INTERRUPTED)]
     assert ends == [(5, DONE), (6, INTERRUPTED), (7, INTERRUPTED)]
@@ -150,7 +148,6 @@ def test_an_interrupt_ends_the_waiting_and_no_run(launch, capsys):
     assert set(launch.store.states(launch.runs).values()) == {PENDING}
 
 
-def test_who_does_not_wait_follows_nothing(launch, monkeypatch):
-    monkeypatch.setattr(following.Following, "add", lambda self, index, spec: 1 / 0)
+def test_who_does_not_wait_follows_nothing(launch):
     assert launch_sweep(launch.config) == 0
     assert launch.execute() == {}

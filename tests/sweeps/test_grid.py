@@ -175,10 +175,10 @@ def test_runs_with_too_few_training_domains_are_left_out():
     assert len(runs) == (3 + 6) + 2 * 10
     of_trm = [r.test_envs for r in runs if (r.dataset, r.algorithm) == ("ColoredDigits", "TRM")]
     assert of_trm == [(0,), (1,), (2,)]
-    assert [(gap.dataset, gap.algorithm, gap.test_envs) for gap in gaps] == [
-        ("ColoredDigits", "TRM", pair) for pair in itertools.combinations(range(3), 2)
+    assert [(gap["dataset"], gap["algorithm"], gap["test_envs"]) for gap in gaps] == [
+        ("ColoredDigits", "TRM", list(pair)) for pair in itertools.combinations(range(3), 2)
     ]
-    assert {gap.why for gap in gaps} == {
+    assert {gap["why"] for gap in gaps} == {
         "TRM needs at least 2 training domains, and 2 of the 3 of ColoredDigits are held out"
     }
     assert left_out(config(**fields, selection=["oracle"])) == []

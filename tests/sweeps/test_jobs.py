@@ -5,13 +5,13 @@ from typing import ClassVar
 import pytest
 
 from domainbed.cli.sweep.launch import launch as launch_sweep
-from domainbed.cli.sweep.outlook import outlook
 from domainbed.errors import UserError
 from domainbed.launchers import LAUNCHERS, Event, Handle, Launcher
 from domainbed.runs.states import DONE, FAILED, MISSING, PENDING, RUNNING, RunStatus
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.jobs import cancel, in_hand
+from domainbed.sweeps.following import cancel, in_hand
 from domainbed.sweeps.launch import prepare
+from domainbed.sweeps.outlook import outlook
 
 
 class Queue(Launcher):

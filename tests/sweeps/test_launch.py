@@ -77,7 +77,7 @@ def test_a_sweep_is_done_once(tmp_path):
 def test_plans_of_several_launches_are_joined(tmp_path):
     for envs in ([[0]], [[1]]):
         launch = prepare(config(tmp_path, test_envs=envs))
-        launch.store.write_plan(launch.config, launch.runs)
+        launch.store.write_plan(launch.config, launch.planned)
     assert [run["test_envs"] for run in launch.store.planned().values()] == [[0], [1]]
     launch.store.plan.write_text("{torn")
     with pytest.raises(UserError, match=r"plan\.json is damaged"):
@@ -173,10 +173,10 @@ def test_plugins_are_imported_by_the_job(tmp_path):
     plugin = tmp_path / "says_hello.py"
     plugin.write_text("import os\nos.environ['HELLO_FROM_PLUGIN'] = 'yes'\n")
     launch = prepare(config(tmp_path, test_envs=[[0]]))
-    launch.store.write_plan(launch.config, launch.runs)
+    launch.store.write_plan(launch.config, launch.planned)
     job = RunJob(str(launch.store.root), launch.config.run_options(), (str(plugin),))
     try:
-        job(launch.todo[0], lambda step: None)
+        job(launch.runs[launch.todo[0]], lambda step: None)
         assert os.environ.pop("HELLO_FROM_PLUGIN") == "yes"
     finally:
         os.environ.pop("HELLO_FROM_PLUGIN", None)
@@ -206,12 +206,14 @@ def test_a_folder_without_a_plan(tmp_path):
 )
 def test_other_settings_in_a_sweeps_folder_are_refused(tmp_path, other, says):
     first = prepare(config(tmp_path, test_envs=[[0]]))
-    first.store.write_plan(first.config, first.runs)
+    first.store.write_plan(first.config, first.planned)
     kept = first.store.plan.read_text(), first.store.config.read_text()
     changed = config(tmp_path, **other)
     for attempt in (
         lambda: prepare(changed),
-        lambda: first.store.write_plan(changed, {run.run_id: run for run in plan(changed)}),
+        lambda: first.store.write_plan(
+            changed, {run.run_id: run.planned() for run in plan(changed)}
+        ),
     ):
         with pytest.raises(UserError, match=re.escape(says)) as error:
             attempt()
@@ -221,11 +223,11 @@ def test_other_settings_in_a_sweeps_folder_are_refused(tmp_path, other, says):
 
 def test_more_of_the_same_settings_is_welcome_in_a_sweeps_folder(tmp_path):
     first = prepare(config(tmp_path, test_envs=[[0]]))
-    first.store.write_plan(first.config, first.runs)
+    first.store.write_plan(first.config, first.planned)
     more = {"algorithms": ["ERM", "IRM"], "trials": 2, "hparams_seeds": 2}
     more |= {"hparams": {"batch_size": 2, "IRM": {"irm_lambda": 1}}}
     grown = prepare(config(tmp_path, datasets=["ColoredDigits", "RotatedDigits"], **more))
-    grown.store.write_plan(grown.config, grown.runs)
+    grown.store.write_plan(grown.config, grown.planned)
     assert len(grown.store.planned()) == len(grown.runs) == 2 * 2 * 2 * 2 * 2
 
 
@@ -249,7 +251,7 @@ def test_a_plan_that_lacks_what_it_should_hold_is_damaged(tmp_path):
 
 def test_a_run_folder_that_is_a_link_is_left_alone(tmp_path, caplog):
     launch = prepare(config(tmp_path))
-    launch.store.write_plan(launch.config, launch.runs)
+    launch.store.write_plan(launch.config, launch.planned)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "run.json").write_text("{}")
@@ -259,7 +261,7 @@ def test_a_run_folder_that_is_a_link_is_left_alone(tmp_path, caplog):
     before = sorted(elsewhere.iterdir())
     assert launch.store.incomplete() == []
     again = prepare(config(tmp_path))
-    assert set(again.runs) == {launch.todo[1].run_id}
+    assert set(again.runs) == {launch.todo[1]}
     again.execute()
     assert sorted(elsewhere.iterdir()) == before
     assert f"{linked.path} is a link: not followed" in caplog.text
@@ -290,10 +292,10 @@ def test_an_empty_err_file_stands_in_no_launchs_way(tmp_path):
 
 def test_who_decides_that_a_run_failed_writes_it_down_once(tmp_path):
     launch = prepare(config(tmp_path))
-    launch.store.write_plan(launch.config, launch.runs)
+    launch.store.write_plan(launch.config, launch.planned)
     job = RunJob(str(launch.store.root), launch.config.run_options())
-    first, second = launch.todo
-    folder = launch.store.folder(first)
+    first, second = launch.runs.values()
+    folder = launch.store.folder(first.run_id)
     job.on_failure(first, "2 workers died at it\n")
     job.on_failure(first, "the job ended\n")
     assert (folder.state(), folder.last_error()) == (FAILED, "2 workers died at it")
@@ -319,8 +321,8 @@ def test_a_full_disk_fails_runs_and_stops_no_launch(tmp_path, monkeypatch):
     for module in ("domainbed.sweeps.launch", "domainbed.training.claim"):
         monkeypatch.setattr(f"{module}.write_text", full)
     unwritten = launch.execute()
-    assert list(unwritten) == [first.run_id]
-    assert "No space left on device" in unwritten[first.run_id]
+    assert list(unwritten) == [first]
+    assert "No space left on device" in unwritten[first]
     assert launch.store.folder(second).state() == DONE
 
 
@@ -366,7 +368,7 @@ def test_plans_are_joined_where_there_are_no_locks_of_files(tmp_path, monkeypatc
     monkeypatch.setattr("fcntl.flock", refused)
     launches = [prepare(config(tmp_path, test_envs=[[env]])) for env in range(3)]
     threads = [
-        threading.Thread(target=launch.store.write_plan, args=(launch.config, launch.runs))
+        threading.Thread(target=launch.store.write_plan, args=(launch.config, launch.planned))
         for launch in launches
     ]
     for thread in threads:
@@ -403,9 +405,9 @@ def test_the_work_of_a_look_grows_with_the_runs_and_no_faster(tmp_path):
     def calls(runs):
         wanted = config(tmp_path / str(runs), test_envs=[[0]], hparams_seeds=runs)
         launch = prepare(wanted)
-        launch.store.write_plan(wanted, launch.runs)
-        for spec in launch.runs.values():
-            finish(launch.store.folder(spec), spec)
+        launch.store.write_plan(wanted, launch.planned)
+        for run_id, spec in launch.runs.items():
+            finish(launch.store.folder(run_id), spec)
         return {
             "status": counted(lambda: status_of(launch.store, launch.store.planned())),
             "launch": counted(lambda: prepare(wanted).costs()),
@@ -450,7 +452,7 @@ def test_what_is_left_out_is_said_and_written_down(tmp_path, capsys):
     assert f"2 runs left out: {why}" in printed
     launch = prepare(config(tmp_path, **fields))
     for _ in range(2):
-        launch.store.write_plan(launch.config, launch.runs, launch.left_out)
+        launch.store.write_plan(launch.config, launch.planned, launch.left_out)
     assert json.loads(launch.store.plan.read_text())["left_out"] == [
         {"dataset": "ColoredDigits", "algorithm": "MLDG", "test_envs": [0, 1], "why": why}
     ]

@@ -14,10 +14,10 @@ from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.reporting.published import get_source
 from domainbed.spec import RunSpec
-from domainbed.sweeps import timing
+from domainbed.sweeps import outlook
 from domainbed.sweeps.grid import plan
+from domainbed.sweeps.outlook import UPDATES, Timing, measure
 from domainbed.sweeps.reproduction import SCALES, left_out, reproduction
-from domainbed.sweeps.timing import UPDATES, Timing, measure
 from domainbed.training.experiment import build
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -74,10 +74,12 @@ def test_what_cannot_be_reproduced(asked, says):
 
 
 def test_the_time_by_hand():
-    speed = Timing(0.01, 0.001, 2, 300, 9, device="cpu", model_bytes=1)
+    speed = Timing(0.01, 0.001, 2, 300, 9, device="cpu", threads=1, model_bytes=1)
     run = RunSpec.create("ColoredMNIST", "ERM", [0], steps=101, checkpoint_freq=50)
     # 101 updates of 2 · 64 images, and records at 0, 50 and 100.
-    assert speed.seconds([run, run]) == pytest.approx(2 * (101 * 128 * 0.01 + 3 * 300 * 0.001))
+    assert speed.estimate(run, RunOptions()).seconds == pytest.approx(
+        101 * 128 * 0.01 + 3 * 300 * 0.001
+    )
 
 
 def test_measuring():
@@ -109,7 +111,7 @@ def reproduce(*words):
 def test_from_nothing_to_the_comparison(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SCALES["small"], "steps", 2)
     monkeypatch.setitem(SCALES["small"], "checkpoint_freq", 2)
-    monkeypatch.setattr(timing, "UPDATES", 1)
+    monkeypatch.setattr(outlook, "UPDATES", 1)
     folder = tmp_path / "sweep"
     words = ("--scale", "small", "--algorithms", "ERM", "--device", "cpu", "--launcher", "debug")
     words = (*words, "--output_dir", str(folder))

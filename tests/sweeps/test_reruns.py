@@ -88,7 +88,7 @@ def test_what_was_chosen_runs_with_new_trials(
 
 def test_of_an_unfinished_sweep_nothing_is_chosen(tmp_path: Path) -> None:
     launch = prepare(config(tmp_path))
-    launch.store.write_plan(launch.config, launch.runs)
+    launch.store.write_plan(launch.config, launch.planned)
     one = config(tmp_path, hparams_seeds=(0,), trials=(0,))
     prepare(one).execute()
     with pytest.raises(UserError, match=r"5 of the 6 runs in .* are not done: new trials"):

@@ -15,7 +15,7 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps import status as module
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.status import status_json, status_lines, status_of, summary_line
-from domainbed.sweeps.store import Store, planned_run
+from domainbed.sweeps.store import Store
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def runs():
         RunSpec.create("ColoredDigits", "ERM", [0], steps=100, trial_seed=trial)
         for trial in range(6)
     ]
-    return {spec.run_id: planned_run(spec) for spec in specs}
+    return {spec.run_id: spec.planned() for spec in specs}
 
 
 def record(step, **more):
@@ -120,9 +120,9 @@ def planned(store, runs):
         for trial in range(2)
     ]
     config = SweepConfig(datasets=("ColoredDigits",), algorithms=("ERM",))
-    store.write_plan(config, {spec.run_id: spec for spec in two})
-    finish(store.folder(two[0]), 1.0)
-    return store.folder(two[1])
+    store.write_plan(config, {spec.run_id: spec.planned() for spec in two})
+    finish(store.folder(two[0].run_id), 1.0)
+    return store.folder(two[1].run_id)
 
 
 def pause_by(sleep, monkeypatch):

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: there is no such sweep, or an engine refuses.
     """
     config = load(args.target, given_fields(args))
-    from domainbed.sweeps.jobs import cancel
+    from domainbed.sweeps.following import cancel
     from domainbed.sweeps.store import Store
 
     store = Store(config.output_dir)

@@ -100,13 +100,13 @@ def store_and_runs(target: str, overrides: dict[str, Any]) -> tuple[Store, dict[
         UserError: `target` is neither a sweep's folder nor a config.
     """
     from domainbed.sweeps.grid import plan
-    from domainbed.sweeps.store import Store, planned_run
+    from domainbed.sweeps.store import Store
 
     if Path(target).is_dir():
         store = Store(target)
         return store, store.planned()
     config = load(target, overrides)
-    return Store(config.output_dir), {run.run_id: planned_run(run) for run in plan(config)}
+    return Store(config.output_dir), {run.run_id: run.planned() for run in plan(config)}
 
 
 def root_of(target: str, overrides: dict[str, Any]) -> Path:
@@ -124,7 +124,3 @@ def _is_kept(file: Path) -> bool:
 
 def confirmed(question: str) -> bool:
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-
-
-def count_runs(count: int) -> str:
-    return f"{count} run" if count == 1 else f"{count} runs"

@@ -11,13 +11,13 @@ from domainbed.cli.sweep.common import (
     Actions,
     add_skip_flag,
     confirmed,
-    count_runs,
     given_fields,
     root_of,
 )
 from domainbed.config.flags import add_flags
 from domainbed.errors import UserError
 from domainbed.sweeps.config import SweepConfig
+from domainbed.sweeps.status import count_runs
 
 
 def add_actions(actions: Actions) -> None:

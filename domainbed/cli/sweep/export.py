@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from domainbed.cli.sweep.common import Actions, count_runs
+from domainbed.cli.sweep.common import Actions
 from domainbed.errors import UserError
+from domainbed.sweeps.status import count_runs
 
 
 def add_actions(actions: Actions) -> None:

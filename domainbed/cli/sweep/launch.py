@@ -15,15 +15,14 @@ from domainbed.cli.sweep.common import (
     add_field_flags,
     add_skip_flag,
     confirmed,
-    count_runs,
     given_fields,
     load,
     refuse_reruns,
 )
-from domainbed.cli.sweep.outlook import outlook, plan_lines
 from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
 from domainbed.runs.states import DONE, FAILED
 from domainbed.sweeps.config import SweepConfig
+from domainbed.sweeps.status import count_runs
 
 if TYPE_CHECKING:
     from domainbed.launchers import Handle
@@ -92,6 +91,8 @@ def launch(
 
 def do(launch: Launch, dry_run: bool, wait: bool, skip_confirmation: bool) -> int:
     """Does what is prepared; the arguments and the result are those of `launch`."""
+    from domainbed.sweeps.outlook import outlook, plan_lines
+
     print("\n".join(outlook(launch)), flush=True)
     if dry_run:
         print("\n".join(plan_lines(launch)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from domainbed.cli.launcher_flags import launcher_flags
 from domainbed.cli.sweep.common import (
@@ -14,12 +13,6 @@ from domainbed.cli.sweep.common import (
     load,
     refuse_reruns,
 )
-from domainbed.cli.sweep.outlook import outlook, plan_lines
-from domainbed.errors import UserError
-
-if TYPE_CHECKING:
-    from domainbed.sweeps.costs import Costs
-    from domainbed.sweeps.launch import Launch
 
 
 def add_actions(actions: Actions) -> None:
@@ -46,20 +39,12 @@ def run(args: argparse.Namespace) -> int:
     """
     refuse_reruns(args.config)
     from domainbed.sweeps.launch import prepare
+    from domainbed.sweeps.outlook import measured_costs, outlook, plan_lines
 
     launch = prepare(load(args.config, given_fields(args), launcher_flags(args)))
     print("\n".join(outlook(launch)), flush=True)
-    costs = _measured(launch) if args.measure and launch.todo else None
+    costs = None
+    if args.measure and launch.todo:
+        costs = measured_costs(launch, lambda line: print(line, file=sys.stderr))
     print("\n".join(plan_lines(launch, costs)))
     return 0
-
-
-def _measured(launch: Launch) -> Costs:
-    from domainbed.core.cores import usable_cores
-    from domainbed.sweeps.costs import measured_costs
-
-    if obstacles := launch.obstacles():
-        raise UserError(obstacles[0])
-    threads = max(1, usable_cores() // max(1, launch.workers))
-    options = launch.config.run_options()
-    return measured_costs(launch.todo, options, threads, lambda line: print(line, file=sys.stderr))

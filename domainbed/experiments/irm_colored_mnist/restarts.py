@@ -20,7 +20,7 @@ from domainbed.experiments.irm_colored_mnist.training import run_restart
 from domainbed.launchers import Event, Job, LocalLauncher, Resources
 from domainbed.launchers.base import environment_set
 from domainbed.runs.states import FAILED
-from domainbed.sweeps.display import Display
+from domainbed.sweeps.following import Display
 from domainbed.training.machine import choose_device, describe
 
 Restart = tuple[int, str]

@@ -1,0 +1,257 @@
+"""What a launch would do: how many runs, for which selection methods, how long, how much disk.
+
+How long is known from finished runs, or measured on a few updates where there are none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.cores import usable_cores
+from domainbed.core.text_table import duration, text_table
+from domainbed.errors import UserError
+from domainbed.runs.states import DONE, FAILED, PENDING, RUNNING
+from domainbed.selection import SELECTION_METHODS
+from domainbed.spec import RunSpec
+from domainbed.sweeps.costs import Costs, Estimate
+from domainbed.sweeps.launch import Launch
+from domainbed.sweeps.status import count_runs, status_lines
+from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
+from domainbed.training.experiment import Experiment, build
+from domainbed.training.kept_weights import left_out
+from domainbed.training.machine import process_set_up
+
+UPDATES = 10
+IMAGES = 256
+SECONDS = 20.0
+"""After so many seconds no further update is measured."""
+
+RECORD_BYTES = 2_000
+"""What a line of results.jsonl takes, most of it what defines the run."""
+
+
+# ---- for people ----
+
+
+def outlook(launch: Launch) -> list[str]:
+    """What there is and what is to be done, in a line or two."""
+    states, root = list(launch.states.values()), launch.store.root
+    failed = states.count(FAILED)
+    lines = [
+        f"{root}: {count_runs(len(states))}, {states.count(DONE)} done, "
+        f"{failed} failed, {states.count(RUNNING)} running; {len(launch.todo)} to do"
+    ]
+    if waiting := [i for i in launch.in_hand if launch.states[i] == PENDING]:
+        lines.append(f"{count_runs(len(waiting))} queued by an earlier launch")
+    seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
+    for why, count in Counter(entry["why"] for entry in launch.left_out).items():
+        lines.append(f"{count_runs(seeds * count)} left out: {why}")
+    unkept = left_out(launch.config.selection) if launch.config.weights == "selected" else []
+    for name in unkept:
+        lines.append(
+            f"no weights are kept for {name}, whose choice of a step depends on other runs: it "
+            "needs `keep: all`"
+        )
+    if failed and not launch.retried:
+        lines.append(
+            f"{count_runs(failed)} failed before and stay as they are: "
+            f"`domainbed sweep retry {root}` runs them again"
+        )
+    return lines
+
+
+def plan_lines(launch: Launch, costs: Costs | None = None) -> list[str]:
+    """The states of the runs, what selection methods need, and what the runs to do will take.
+
+    Args:
+        launch: the sweep.
+        costs: as measured; by default those of the sweep's finished runs.
+    """
+    costs = costs or launch.costs()
+    lines = [*status_lines(launch.status()), "", *_method_lines(launch, costs)]
+    lines += [f"warning: {line}" for line in launch.obstacles()]
+    if not launch.todo:
+        return [*lines, "Nothing to do."]
+    if costs is None:
+        return [
+            *lines,
+            "No run is finished, so there is nothing to estimate time and disk from: `domainbed "
+            "sweep plan --measure`, with the same arguments, measures them.",
+        ]
+    total, workers = costs.of(launch.todo), max(1, launch.workers)
+    basis = f"{count_runs(costs.basis)} that finished" if costs.basis else "a few updates of each"
+    took = f"about {duration(total.seconds / workers)} with {workers} at a time"
+    hours, disk = _hours(total, launch.gpu_share), _size(total.disk)
+    return [*lines, f"To do: {hours}, {took}; {disk} on disk (from {basis})."]
+
+
+def _method_lines(launch: Launch, costs: Costs | None) -> list[str]:
+    """A row for each selection method: its runs, what is to do of them, and of what cost."""
+    methods = [SELECTION_METHODS[name] for name in launch.config.selection]
+    rows: list[list[object]] = [["selection method", "runs", "to do", "for it alone"]]
+    rows[0] += ["takes"] * bool(costs)
+    for method in methods:
+        needed = [run_id for run_id, run in launch.runs.items() if method.counts(run.test_envs)]
+        todo = [run_id for run_id in launch.todo if run_id in set(needed)]
+        others = [other for other in methods if other is not method]
+        alone = [
+            run_id
+            for run_id in todo
+            if not any(other.counts(launch.runs[run_id].test_envs) for other in others)
+        ]
+        takes = [_hours(costs.of(todo), launch.gpu_share)] if costs else []
+        rows.append([method.name, len(needed), len(todo), len(alone), *takes])
+    return text_table(rows, right=range(1, 4))
+
+
+def time_line(launch: Launch) -> str:
+    """How long the runs to do will take, from finished ones or from a few updates of the first."""
+    workers, runs = max(1, launch.workers), [launch.runs[run_id] for run_id in launch.todo]
+    if costs := launch.costs():
+        seconds, basis = costs.of(launch.todo).seconds, f"{costs.basis} finished runs"
+    else:
+        options = launch.config.run_options()
+        timing = measure(runs[0], options, max(1, usable_cores() // workers))
+        seconds = sum(timing.estimate(run, options).seconds for run in runs)
+        basis = f"{timing.updates} updates of {runs[0].algorithm}; other algorithms may take longer"
+    return f"time: about {duration(seconds / workers)}, {workers} at a time (from {basis})"
+
+
+def _hours(estimate: Estimate, gpu_share: float) -> str:
+    """In core hours, GPU hours or both; a run on a GPU takes this share of it."""
+    kinds = (("core", estimate.cores / 3600), ("GPU", estimate.gpus * gpu_share / 3600))
+    return " + ".join(f"{hours:.3g} {kind} hours" for kind, hours in kinds if hours) or "nothing"
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+# ---- measured ----
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The speed of a dataset's runs with an algorithm.
+
+    Attributes:
+        update: seconds per image of an update.
+        evaluation: seconds per image of an evaluation.
+        train_domains: how many domains an update draws a minibatch of.
+        images: that a record evaluates.
+        updates: how many were measured.
+        device: "cpu", "cuda" or "mps".
+        threads: of PyTorch.
+        model_bytes: of the weights.
+    """
+
+    update: float
+    evaluation: float
+    train_domains: int
+    images: int
+    updates: int
+    device: str
+    threads: int
+    model_bytes: int
+
+    def estimate(self, run: RunSpec, options: RunOptions) -> Estimate:
+        """What a run takes; of its predictions nothing is known."""
+        records = len(range(0, run.steps, run.checkpoint_freq))
+        images = run.hparams["batch_size"] * self.train_domains
+        seconds = run.steps * images * self.update + records * self.images * self.evaluation
+        at_records = {"all": records, "selected": 1 + len(run.averages)}.get(options.weights, 0)
+        models = (options.weights != "none") * (1 + len(run.averages)) + at_records
+        disk, on_cpu = models * self.model_bytes + records * RECORD_BYTES, self.device == "cpu"
+        return Estimate(seconds, seconds * self.threads * on_cpu, seconds * (not on_cpu), disk)
+
+
+def measured_costs(launch: Launch, tell: Callable[[str], None] = lambda line: None) -> Costs:
+    """What the runs to do take, from a few updates of each dataset and algorithm among them.
+
+    Args:
+        launch: the sweep.
+        tell: called with a line before each measurement, which takes seconds.
+
+    Raises:
+        UserError: data or device is not there; see `training.experiment.build`.
+    """
+    if obstacles := launch.obstacles():
+        raise UserError(obstacles[0])
+    threads = max(1, usable_cores() // max(1, launch.workers))
+    options, groups = launch.config.run_options(), defaultdict[tuple[str, str], list[str]](list)
+    for run_id in launch.todo:
+        run = launch.runs[run_id]
+        groups[run.dataset_label, run.algorithm].append(run_id)
+    of_run: dict[str, Estimate] = {}
+    for number, ((label, algorithm), ids) in enumerate(groups.items(), 1):
+        tell(f"measuring {algorithm} on {label} ({number} of {len(groups)})")
+        timing = measure(launch.runs[ids[0]], options, threads)
+        of_run |= {run_id: timing.estimate(launch.runs[run_id], options) for run_id in ids}
+    return Costs(of_run)
+
+
+def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
+    """Does a few updates of a run, and a part of an evaluation; nothing is written.
+
+    Args:
+        spec: of the run.
+        options: where the data lies and what computes.
+        threads: of PyTorch, as a worker of the sweep has them.
+
+    Raises:
+        UserError: see `training.experiment.build`.
+    """
+    with process_set_up(threads):
+        experiment = build(spec, options)
+        updates, seconds = _updates(experiment)
+        everything = spec.eval_splits == "all"
+        splits = splits_to_evaluate(experiment.splits, spec.test_envs, everything)
+        evaluator = Evaluator(experiment.domains, experiment.workers, metrics=spec.metrics)
+        part = EvaluationSplit(splits[0].domain, splits[0].name, splits[0].indices[:IMAGES])
+        began = time.monotonic()
+        with experiment.precision():
+            evaluator.evaluate(experiment.algorithm, [part], 0)
+        train_domains = len(experiment.train_envs)
+        return Timing(
+            update=seconds / (updates * spec.hparams["batch_size"] * train_domains),
+            evaluation=(time.monotonic() - began) / len(part.indices),
+            train_domains=train_domains,
+            images=sum(len(split.indices) for split in splits),
+            updates=updates,
+            device=experiment.device.type,
+            threads=threads,
+            model_bytes=_weights_bytes(experiment),
+        )
+
+
+def _updates(experiment: Experiment) -> tuple[int, float]:
+    """How many updates were timed, and their seconds; the first, which sets up, is not."""
+    done, began = 0, time.monotonic()
+    steps = range(UPDATES + 1)
+    for minibatches, unlabeled in zip(experiment.minibatches(steps), experiment.unlabeled(steps)):
+        with experiment.precision():
+            metrics = experiment.algorithm.update(minibatches, unlabeled)
+        list(map(float, metrics.values()))  # waits for a GPU
+        if done == 0:
+            began = time.monotonic()
+        done += 1
+        if done > 1 and time.monotonic() - began > SECONDS:
+            break
+    return done - 1, time.monotonic() - began
+
+
+def _weights_bytes(experiment: Experiment) -> int:
+    """Of the weights as a file holds them: those that several modules share, once."""
+    state = experiment.algorithm.state_dict().values()
+    tensors = [value for value in state if isinstance(value, torch.Tensor)]
+    return sum({each.data_ptr(): each.nbytes for each in tensors}.values())
