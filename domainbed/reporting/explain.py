@@ -14,10 +14,10 @@ import pandas as pd
 from domainbed.core.names import dataset_label, trained_algorithm
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
-from domainbed.reporting.load import Folders, as_paths, run_folders
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.tables import Cell, Column, Report, tested_domains, trials_of
 from domainbed.runs.folder import RunFolder
+from domainbed.runs.load import Folders, as_paths, run_folders
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.selection import SelectionMethod
 

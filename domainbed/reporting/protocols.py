@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
-from domainbed.config.run_fields import FeatureSource
 from domainbed.runs.records import NOT_RECORDED
 
 
@@ -28,15 +25,6 @@ def mixtures(runs: pd.DataFrame) -> list[str]:
     return [
         f"{what}: {_counts(values)}" for what, values in conditions.items() if len(set(values)) > 1
     ]
-
-
-def features_of(args: Mapping[str, Any]) -> str:
-    """What a run was trained on in place of images: "features of resnet50, 4 views"; or ""."""
-    source = args.get("features")
-    try:
-        return FeatureSource.model_validate(source).describe() if source else ""
-    except ValueError:
-        return "features of a kind that this version does not know"
 
 
 def _protocols(runs: pd.DataFrame) -> list[str]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS, order_algorithms, order_datasets
 from domainbed.errors import UserError
-from domainbed.reporting.load import Gaps
+from domainbed.reporting.plans import Gaps
 from domainbed.reporting.protocols import mixtures, protocol_of
 from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS, SelectionMethod

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,23 +38,6 @@ class Predicted:
     logits: np.ndarray
 
 
-def require_parquet() -> tuple[ModuleType, ModuleType]:
-    """The modules `pyarrow` and `pyarrow.parquet`.
-
-    Raises:
-        UserError: they are not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(
-            "predictions are kept as Parquet, which needs pyarrow: install it with "
-            "`pip install 'domainbed[parquet]'`"
-        ) from error
-    return pyarrow, pyarrow.parquet
-
-
 def write_predictions(
     file: Path, facts: Mapping[str, Any], parts: Iterable[Predicted], num_classes: int
 ) -> None:
@@ -66,11 +48,10 @@ def write_predictions(
         facts: of the run, as JSON has them; kept in the file's metadata.
         parts: taken one after the other, so that the memory holds one.
         num_classes: C.
-
-    Raises:
-        UserError: pyarrow is not installed.
     """
-    pa, parquet = require_parquet()
+    import pyarrow as pa  # not at the top: training needs it for predictions alone
+    import pyarrow.parquet as pq
+
     texts = pa.dictionary(pa.int32(), pa.string())
     fields = {
         "image": pa.string(),
@@ -80,7 +61,7 @@ def write_predictions(
         "logits": pa.list_(pa.float32(), num_classes),
     }
     schema = pa.schema(list(fields.items()), metadata={_KEY: json.dumps(dict(facts)).encode()})
-    with written_aside(file) as aside, parquet.ParquetWriter(aside, schema) as writer:
+    with written_aside(file) as aside, pq.ParquetWriter(aside, schema) as writer:
         for part in parts:
             columns = {
                 "image": list(part.images),
@@ -108,13 +89,15 @@ def read_predictions(
         highest logit (a NaN counts as the lowest); and the facts.
 
     Raises:
-        UserError: pyarrow is not installed, or the file is damaged or holds something else.
+        UserError: the file is damaged or holds something else.
     """
-    pa, parquet = require_parquet()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     wanted = {"domain": domain, "split": split}
     filters = [(name, "==", value) for name, value in wanted.items() if value is not None]
     try:
-        table = parquet.read_table(file, filters=filters or None, partitioning=None)
+        table = pq.read_table(file, filters=filters or None, partitioning=None)
         facts = json.loads(table.schema.metadata[_KEY])
         width = table.schema.field("logits").type.list_size
         flat = table["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False)

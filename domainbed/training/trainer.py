@@ -19,7 +19,6 @@ from domainbed.config.run_fields import RunOptions
 from domainbed.core.files import as_json_values, check_guard, write_text
 from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_once
 from domainbed.runs.folder import NOT_WHOLE, RunFolder
-from domainbed.runs.predictions import require_parquet
 from domainbed.runs.record_keys import (
     AVERAGES,
     average_key,
@@ -78,8 +77,6 @@ def run(
         UserError: the folder holds something else, or the spec does not fit the data.
     """
     options = options or RunOptions()
-    if options.save_predictions:
-        require_parquet()  # rather than after hours of training
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
     with ranks.own_folder(folder, partial(claim, spec=spec)) as (folder, began):
         if began is None:

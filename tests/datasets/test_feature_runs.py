@@ -19,8 +19,9 @@ from domainbed.errors import UserError
 from domainbed.hparams import default_hparams, random_hparams, search_space
 from domainbed.networks import Featurizer
 from domainbed.reporting import load_records
-from domainbed.reporting.protocols import features_of, mixtures, protocol_of
+from domainbed.reporting.protocols import mixtures, protocol_of
 from domainbed.runs.predictions import read_predictions
+from domainbed.runs.results_file import features_of
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import left_out, plan

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from domainbed.cli import main
 from domainbed.errors import UserError
 from domainbed.reporting import build_report, load_records, planned_gaps, planned_selection
-from domainbed.reporting.exported import unpacked
+from domainbed.runs.exported import unpacked
 
-pq = pytest.importorskip("pyarrow.parquet")
 RUNS = {"b": 2, "a": 0, "c": 1}
 
 

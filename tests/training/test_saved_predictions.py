@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,15 +107,6 @@ def test_images_are_named_by_their_files(tmp_path: Path) -> None:
     names = {f"photos/a/{label}/{number}.png" for label in ("cat", "dog") for number in (0, 1)}
     assert set(frame["image"]) == names
     assert all(facts["classes"][row.label] in row.image for row in frame.itertuples())
-
-
-def test_without_pyarrow_it_is_told_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"pip install 'domainbed\[parquet\]'"):
-        run(SPEC, tmp_path / "run", KEPT)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_failed_writing_leaves_nothing(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the folder holds no runs, or the file cannot be written.
     """
-    from domainbed.reporting.exported import SUFFIX, write_export
+    from domainbed.runs.exported import SUFFIX, write_export
     from domainbed.runs.states import MISSING
     from domainbed.sweeps.store import Store
 

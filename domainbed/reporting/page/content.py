@@ -15,7 +15,6 @@ from domainbed.reporting import sections as compared
 from domainbed.reporting.explain import EVERYTHING, count_states, explain_survey, survey
 from domainbed.reporting.figures import FIGURES, plain_style
 from domainbed.reporting.findings import RANKED, Findings, ranges
-from domainbed.reporting.load import Folders
 from domainbed.reporting.page.origin import commands, environments, names_of
 from domainbed.reporting.page.part import Drawing, Listing, Part
 from domainbed.reporting.page.tables import (
@@ -35,6 +34,7 @@ from domainbed.reporting.single_source import has_single_source, single_source_r
 from domainbed.reporting.style import SPREADS, styled
 from domainbed.reporting.svg import inline_svg
 from domainbed.reporting.tables import AVERAGE, Report, domain_names
+from domainbed.runs.load import Folders
 
 UNIT = "trial"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
-from domainbed.reporting.load import Folders, as_paths
 from domainbed.runs.folder import RunFolder
+from domainbed.runs.load import Folders, as_paths
 
 _OF_ONE_RUN = ("seconds", "resumed")
 

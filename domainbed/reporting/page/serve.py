@@ -12,8 +12,8 @@ from typing import Any
 
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
-from domainbed.reporting.load import Folders, as_paths, record_files
 from domainbed.reporting.page.html import waiting_html
+from domainbed.runs.load import Folders, as_paths, record_files
 
 REFRESH = 15
 """Seconds after which a page asks anew."""

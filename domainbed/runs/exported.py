@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from domainbed.core.files import cache_folder, file_digest, written_aside
 from domainbed.errors import UserError
-from domainbed.runs.predictions import require_parquet
 
 SUFFIX = ".parquet"
 
@@ -41,9 +43,8 @@ def write_export(root: Path, folders: Sequence[Path], file: Path) -> None:
     """Writes the runs in `folders`, which are a sweep's, into one file.
 
     Raises:
-        UserError: pyarrow is not installed, or the file cannot be written.
+        UserError: the file cannot be written.
     """
-    pa, parquet = require_parquet()
     about = {name: _text(root / name) for name in _OF_SWEEP if (root / name).is_file()}
     metadata = {"domainbed_export": _VERSION, "domainbed_files": json.dumps(about)}
     schema = pa.schema(
@@ -59,7 +60,7 @@ def write_export(root: Path, folders: Sequence[Path], file: Path) -> None:
     try:
         with (
             written_aside(file) as aside,
-            parquet.ParquetWriter(aside, schema, compression="zstd") as writer,
+            pq.ParquetWriter(aside, schema, compression="zstd") as writer,
         ):
             for begin in range(0, len(folders), _ROWS_AT_ONCE):
                 rows = [_row(folder) for folder in folders[begin : begin + _ROWS_AT_ONCE]]
@@ -114,9 +115,8 @@ def unpacked(file: Path) -> Path:
 
 
 def _unpack(file: Path, root: Path) -> None:
-    pa, parquet = require_parquet()
     try:
-        with parquet.ParquetFile(file) as content:
+        with pq.ParquetFile(file) as content:
             metadata = content.schema_arrow.metadata or {}
             if metadata.get(b"domainbed_export") != _VERSION.encode():
                 raise UserError(

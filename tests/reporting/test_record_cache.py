@@ -10,7 +10,8 @@ import pytest
 from fake_sweep import random_runs, write
 
 from domainbed.errors import UserError
-from domainbed.reporting import chunk_cache, load_records
+from domainbed.reporting import load_records
+from domainbed.runs import record_cache
 
 RUNS = 2 * (4 + 3) * 2 * 2
 
@@ -18,8 +19,8 @@ RUNS = 2 * (4 + 3) * 2 * 2
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     """Finished runs of several datasets and algorithms, not changed for a while."""
-    monkeypatch.setattr(chunk_cache, "LEAST_FILES", 2)
-    monkeypatch.setattr(chunk_cache, "_AT_ONCE", 7)
+    monkeypatch.setattr(record_cache, "LEAST_FILES", 2)
+    monkeypatch.setattr(record_cache, "_BATCH", 7)
     runs = random_runs(1, ("PACS", "ColoredMNIST"), n_hparams=2, pairs=False)
     runs[3][1]["a_text"], runs[4][0]["only_here"] = "x", 3
     runs[5][0]["hparams"]["lr"] = math.inf  # which is not JSON
@@ -37,7 +38,7 @@ def settle(file, seconds=100):
 
 @pytest.fixture(autouse=True)
 def settled_at_once(monkeypatch):
-    monkeypatch.setattr(chunk_cache, "_SETTLED", -1e12)
+    monkeypatch.setattr(record_cache, "_SETTLED", -1e12)
 
 
 def cached():
@@ -47,20 +48,20 @@ def cached():
 def read(monkeypatch, folder):
     """The records, and how many files were parsed for them."""
     parsed = []
-    read_chunk = chunk_cache.read_chunk
+    read_batch = record_cache.read_batch
 
     def counting(files, on_file):
         parsed.extend(files)
-        return read_chunk(files, on_file)
+        return read_batch(files, on_file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(chunk_cache, "read_chunk", counting)
+        patch.setattr(record_cache, "read_batch", counting)
         return load_records(folder), len(parsed)
 
 
 def anew(monkeypatch, folder):
     with monkeypatch.context() as patch:
-        patch.setattr(chunk_cache, "LEAST_FILES", 10**9)
+        patch.setattr(record_cache, "LEAST_FILES", 10**9)
         return load_records(folder)
 
 
@@ -146,7 +147,7 @@ def test_unfinished_and_torn_runs_are_never_kept(sweep, monkeypatch, caplog):
 
 
 def test_files_that_changed_a_moment_ago_are_not_kept(sweep, monkeypatch):
-    monkeypatch.setattr(chunk_cache, "_SETTLED", 2e9)
+    monkeypatch.setattr(record_cache, "_SETTLED", 2e9)
     assert [read(monkeypatch, sweep)[1] for _ in range(2)] == [RUNS, RUNS]
     assert cached() == []
 
@@ -172,7 +173,7 @@ def test_a_damaged_cache_counts_as_none(sweep, monkeypatch, damage):
 
 def test_another_version_counts_as_none(sweep, monkeypatch):
     read(monkeypatch, sweep)
-    monkeypatch.setattr(chunk_cache, "_version", lambda: "another")
+    monkeypatch.setattr(record_cache, "_CODE", record_cache._CODE[1:])
     assert read(monkeypatch, sweep)[1] == RUNS
 
 

@@ -1,0 +1,347 @@
+"""One results.jsonl: from its lines to checked records, and the runs that they are of.
+
+Runs of several stages and averages of the weights are turned into plain runs here, so that
+nothing that reads records needs to know of either.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from domainbed.config.run_fields import FeatureSource
+from domainbed.core.names import (
+    averaged_algorithm,
+    dataset_label,
+    rerun_algorithm,
+    trained_algorithm,
+)
+from domainbed.errors import UserError
+from domainbed.runs.record_keys import (
+    AVERAGES,
+    FULL_DATA,
+    parse_average_key,
+    parse_record_key,
+    record_key,
+)
+from domainbed.runs.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+Run = dict[str, Any]
+"""The columns of `Records.runs` that describe one run."""
+Numbered = tuple[int, Any]
+"""The line of a record, and its content."""
+
+_REMEDY = "repair or remove the line"
+# An integer of thousands of digits is a ValueError, what is nested too deeply a RecursionError.
+_NOT_JSON = (ValueError, RecursionError)
+
+
+def read_results(path: Path) -> Iterator[tuple[Run, int, dict[str, float]]]:
+    """Each record of a results.jsonl: its run, its step, and its numbers by DomainBed's keys.
+
+    All records of a run come with the same object, whose `num_records`, `last_step` and `diverged`
+    are right once the file is read. A step that is repeated starts another run. A run of several
+    stages has one record, see `merge_stages`; averages of the weights are runs of their own, see
+    `split_averages`.
+
+    Raises:
+        UserError: a line is damaged, lacks a key or holds an accuracy outside [0, 1]; the folder's
+            run.json names another run; or the last line of a finished run is cut off. That of an
+            unfinished run is skipped, with a warning.
+    """
+    run: Run = {}
+    steps: set[int] = set()
+    for line, record in split_averages(merge_stages(_parse(path))):
+        try:
+            described, step = _describe(record, run)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {line}: {_explain(error)}") from error
+        if described is not run or step in steps:
+            counts = {"last_step": step, "diverged": False, "num_records": 0}
+            run, steps = {"folder": str(path.parent), **described, **counts}, set()
+            _check_run_json(path, run)
+        steps.add(step)
+        run["last_step"] = max(run["last_step"], step)
+        run["diverged"] |= record.get("diverged") is True
+        run["num_records"] += 1
+        yield (
+            run,
+            step,
+            {k: v for k, v in record.items() if type(v) in (float, int) and k != "step"},
+        )
+
+
+def _parse(path: Path) -> list[Numbered]:
+    """The lines of a file with their numbers, without a last line that was cut off."""
+    *lines, rest = path.read_bytes().split(b"\n")  # a whole line ends with a newline
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    records = []
+    is_torn = bool(rest.strip())
+    for number, line in numbered:
+        try:
+            records.append((number, parse_json(line)))
+        except _NOT_JSON as error:
+            if is_torn or number < numbered[-1][0]:
+                raise UserError(f"{path}, line {number}: {_explain(error)}") from error
+            is_torn = True
+    if is_torn:
+        if path.with_name("done").exists():
+            raise UserError(
+                f"{path}: the last line is cut off, but the run is marked done: remove its folder "
+                "and do the run again"
+            )
+        log.warning("warning: %s: the last line is cut off and was skipped (a killed run?)", path)
+    return records
+
+
+def parse_json(line: bytes) -> Any:
+    """JSON as Python writes it, with NaN and Infinity, which the faster parser refuses.
+
+    Raises:
+        ValueError, RecursionError: it is not JSON.
+    """
+    try:
+        return orjson.loads(line)
+    except ValueError:
+        return json.loads(line.decode())
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, _NOT_JSON):
+        return f"not valid JSON ({error}): {_REMEDY}"
+    if isinstance(error, KeyError):
+        return f"the record lacks the key {error.args[0]!r}: {_REMEDY}"
+    return f"{error}: {_REMEDY}"
+
+
+# Stages
+
+_IN_SECOND_STAGE = record_key(0, "in", "accuracy", full_data=True)
+"""Marks the second stage in DomainBed's records, which have no stage number."""
+
+
+def merge_stages(records: list[Numbered]) -> list[Numbered]:
+    """The same records, except that runs of several stages have one record each.
+
+    It holds what the last record of each stage does; later stages win. Keys of stages on all images
+    lose their `fd_`, so that the out-splits of the first stage validate and the images of the last
+    count. Its step is the last step of the run, wherever the stages ended: such runs are compared
+    at their ends. A run without a record of its last stage has none. DomainBed merges the records
+    of ERM++ in the same way.
+    """
+    named = [record for _, record in records if isinstance(record, dict)]
+    if not any("stage" in record or _IN_SECOND_STAGE in record for record in named):
+        return records
+    if damaged := [each for each in records if not _is_whole(each[1])]:
+        return damaged  # whoever checks records names it
+    return [record for run in _runs_of_stages(records) for record in _merge_run(run)]
+
+
+def _is_whole(record: Any) -> bool:
+    return isinstance(record, dict) and "step" in record and isinstance(record.get("args"), dict)
+
+
+def _stage(record: Record) -> int:
+    number = record.get("stage")
+    if isinstance(number, int):
+        return number
+    return 2 if _IN_SECOND_STAGE in record else 1
+
+
+def _runs_of_stages(records: Iterable[Numbered]) -> Iterator[list[Numbered]]:
+    """The records run by run: a stage lower than that of the record before starts another run."""
+    run: list[Numbered] = []
+    for line, record in records:
+        if run and _stage(record) < _stage(run[-1][1]):
+            yield run
+            run = []
+        run.append((line, record))
+    yield run
+
+
+def _merge_run(run: list[Numbered]) -> list[Numbered]:
+    planned = [record["args"].get("stages") for _, record in run]
+    numbers = [stages for stages in planned if isinstance(stages, int)]
+    stages = max(1, *numbers, *(_stage(record) for _, record in run))
+    if stages == 1:
+        return run
+    if _stage(run[-1][1]) < stages:
+        return []
+    ends = [list(of_stage)[-1][1] for _, of_stage in groupby(run, lambda n: _stage(n[1]))]
+    merged: Record = {}
+    for record in ends:
+        merged |= {key.removeprefix(FULL_DATA): value for key, value in record.items()}
+    merged.pop("stage", None)
+    args = merged["args"] = ends[0]["args"]
+    if isinstance(args.get("steps"), int):
+        merged["step"] = args["steps"] - 1
+    return [(run[-1][0], merged)]
+
+
+# Averages of the weights
+
+
+def split_averages(records: list[Numbered]) -> list[Numbered]:
+    """The records without what was measured of averages, and after them those of each average.
+
+    A record of an average has the keys and the values that one of the last weights would have, and
+    the algorithm "ERM + SWAD". What was measured on no split stays in the first record alone.
+    """
+    keys = [_keys_of_averages(tuple(r) if isinstance(r, dict) else ()) for _, r in records]
+    if not any(keys):
+        return records
+    last = [
+        (line, {key: value for key, value in record.items() if not parse_average_key(key)})
+        for line, record in records
+    ]
+    return last + [
+        (line, _of_average(record, name, of_record[name]))
+        for name in AVERAGES
+        for (line, record), of_record in zip(records, keys)
+        if name in of_record
+    ]
+
+
+@lru_cache(maxsize=256)  # most records of a sweep have the same keys
+def _keys_of_averages(keys: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """By average, its keys, each with the key that the last weights have."""
+    found: dict[str, dict[str, str]] = {}
+    for key in keys:
+        if parsed := parse_average_key(key):
+            found.setdefault(parsed[0], {})[key] = parsed[1]
+    return found
+
+
+def _of_average(record: Record, average: str, keys: Mapping[str, str]) -> Record:
+    args = record.get("args")
+    if isinstance(args, dict) and isinstance(args.get("algorithm"), str):
+        args = {**args, "algorithm": averaged_algorithm(args["algorithm"], AVERAGES[average])}
+    kept: Record = {key: record[key] for key in ("step", "hparams", "diverged") if key in record}
+    return {**kept, "args": args, **{of_last: record[key] for key, of_last in keys.items()}}
+
+
+# Checks
+
+
+def _describe(record: Any, previous: Run) -> tuple[Run, int]:
+    """The run of a record, `previous` if it is that one, and its step; all of it checked."""
+    if not isinstance(record, dict):
+        raise TypeError(f"{record!r} is not a record (a JSON object)")
+    args, hparams = record.pop("args"), record.pop("hparams", {})  # equal ones are freed, not kept
+    step = record["step"]
+    if not _is_int(step) or abs(step) >= 2**63:
+        raise TypeError(f"step is {step!r}, not an integer of 64 bits")
+    is_same = previous and args == previous["args"] and hparams == previous["hparams"]
+    run = previous if is_same else describe_run(args, hparams)
+    domains = _check_accuracies(record, run)
+    if run.get("num_domains") != domains:
+        run = {**run, "num_domains": domains}
+    return run, step
+
+
+def describe_run(args: Any, hparams: Any) -> Run:
+    """The columns of `Records.runs` that args and hyper-parameters tell.
+
+    Raises:
+        TypeError, KeyError: one of them is wrong, or missing.
+    """
+    if not isinstance(args, dict):
+        raise TypeError(f"args is {args!r}, not an object")
+    run = {key: args[key] for key in RUN_KEYS}
+    for key in ("dataset", "algorithm"):
+        if not isinstance(run[key], str):
+            raise TypeError(f"args.{key} is {run[key]!r}, not a name")
+    for key in ("hparams_seed", "trial_seed"):
+        if not _is_int(run[key]):
+            raise TypeError(f"args.{key} is {run[key]!r}, not an integer")
+    envs = run["test_envs"]
+    if not isinstance(envs, list) or not all(_is_int(env) and env >= 0 for env in envs):
+        raise TypeError(f"args.test_envs is {envs!r}, not a list of domain numbers")
+    if rerun := args.get("rerun"):
+        run["algorithm"] = rerun_algorithm(run["algorithm"], str(rerun))
+    return {
+        **run,
+        "test_envs": tuple(envs),
+        "output_dir": args.get("output_dir"),
+        "features": features_of(args),
+        **{key: str(args.get(key, NOT_RECORDED)) for key in PROTOCOL_KEYS},
+        "hparams": hparams,
+        "args": args,
+    }
+
+
+def features_of(args: Mapping[str, Any]) -> str:
+    """What a run was trained on in place of images: "features of resnet50, 4 views"; or ""."""
+    source = args.get("features")
+    try:
+        return FeatureSource.model_validate(source).describe() if source else ""
+    except ValueError:
+        return "features of a kind that this version does not know"
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_accuracy_key = cache(lambda domain, split: record_key(domain, split, "accuracy"))
+
+
+def _check_accuracies(record: Record, run: Run) -> int:
+    """How many domains a record knows, after checking its accuracies and those of test domains."""
+    domains = 0
+    while _accuracy_key(domains, "out") in record:
+        domains += 1
+    # Records with these `eval_splits` have null where no selection method reads.
+    may_be_null = run["args"].get("eval_splits") in ("selection", "best")
+    for env in run["test_envs"]:
+        for split in ("in", "out"):
+            key = _accuracy_key(env, split)
+            if record[key] is None and not may_be_null:
+                raise TypeError(f"{key} is None, not a number")
+        if env >= domains:
+            raise KeyError(_accuracy_key(domains, "out"))
+    for key in _accuracy_keys(tuple(record)):
+        value = record[key]
+        if value is not None and not (type(value) in (float, int) and 0 <= value <= 1):
+            raise TypeError(f"{key} is {value!r}, not a number in [0, 1]")
+    return domains
+
+
+@lru_cache(maxsize=256)
+def _accuracy_keys(keys: tuple[str, ...]) -> list[str]:
+    parsed = {key: parse_record_key(key) for key in keys}
+    return [key for key, found in parsed.items() if found and found[2] == "accuracy"]
+
+
+def _check_run_json(path: Path, run: Run) -> None:
+    """Raises where the folder's run.json names another run than the records of `path` do."""
+    spec = path.with_name("run.json")
+    try:
+        named = dict(json.loads(spec.read_bytes())) if spec.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{spec} is damaged ({error}): repair or remove it") from error
+    for key in [key for key in RUN_KEYS if key in named]:
+        ours, theirs = _comparable(key, run[key]), _comparable(key, named[key])
+        if ours != theirs:
+            raise UserError(
+                f"{path} has records with {key} {ours!r}, but {spec} names "
+                f"{theirs!r}: remove the file that is not of this run"
+            )
+
+
+def _comparable(key: str, value: Any) -> Any:
+    if key == "dataset":
+        return dataset_label(value)
+    if key == "algorithm":
+        return trained_algorithm(value)
+    return sorted(value) if key == "test_envs" else value
