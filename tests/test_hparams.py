@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import pytest
 from hparams_reference import (
@@ -45,45 +46,32 @@ def test_all_datasets_are_covered():
     assert set(PUBLISHED) == set(DATASETS)
 
 
-@pytest.mark.parametrize("dataset", PUBLISHED)
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
-class TestAgainstTheTable:
-    def test_defaults(self, algorithm, dataset):
-        assert default_hparams(algorithm, dataset) == naive_defaults(algorithm, dataset)
-
-    def test_draws(self, algorithm, dataset):
+def test_against_the_table(algorithm):
+    """Defaults and draws, on each dataset; and JSON gives them back with their types."""
+    for dataset in PUBLISHED:
+        assert default_hparams(algorithm, dataset) == naive_defaults(algorithm, dataset), dataset
         for seed in SEEDS:
-            assert random_hparams(algorithm, dataset, seed) == naive_random(
-                algorithm, dataset, seed
-            )
-
-    def test_values_survive_json_with_their_types(self, algorithm, dataset):
-        for hparams in (
-            default_hparams(algorithm, dataset),
-            random_hparams(algorithm, dataset, SEEDS[0]),
-        ):
+            drawn = random_hparams(algorithm, dataset, seed)
+            assert drawn == naive_random(algorithm, dataset, seed), (dataset, seed)
+        for hparams in (default_hparams(algorithm, dataset), drawn):
             again = json.loads(json.dumps(hparams))
             assert again == hparams
-            assert {k: type(v) for k, v in again.items()} == {
-                k: type(v) for k, v in hparams.items()
-            }
+            assert list(map(type, again.values())) == list(map(type, hparams.values()))
 
 
-@pytest.mark.parametrize(("algorithm", "dataset"), list(KNOWN_DRAWS))
-def test_known_draws(algorithm, dataset):
+def test_known_draws():
     """Values that DomainBed itself printed; the table above repeats its laws."""
-    expected = KNOWN_DRAWS[algorithm, dataset]
-    drawn = naive_random(algorithm, dataset, naive_seed_hash(1, 0))
-    for name, value in expected.items():
-        assert drawn[name] == (
-            pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
-        )
+    for (algorithm, dataset), expected in KNOWN_DRAWS.items():
+        drawn = naive_random(algorithm, dataset, naive_seed_hash(1, 0))
+        for name, value in expected.items():
+            near = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+            assert drawn[name] == near, (algorithm, dataset, name)
 
 
-@pytest.mark.parametrize("dataset", ["ColoredMNIST", "PACS", "DomainNet"])
 @pytest.mark.parametrize("algorithm", OF_2020)
-def test_the_sequence_of_draws_of_2020(algorithm, dataset):
-    for trial in range(3):
+def test_the_sequence_of_draws_of_2020(algorithm):
+    for dataset, trial in product(("ColoredMNIST", "PACS", "DomainNet"), range(3)):
         made = RunSpec.create(
             *(dataset, algorithm, [0]), protocol="domainbed-2020", hparams_seed=7, trial_seed=trial
         )
