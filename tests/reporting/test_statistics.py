@@ -76,6 +76,15 @@ def test_the_interval_of_trials_covers_what_it_should():
     assert statistics.trial_interval([*two, cell("B", [1, 1], [1, 1])]) == (0, 1)
 
 
+def test_test_domains_are_resampled_apart():
+    """Opposite differences would cancel out if all test domains had the same resampled trials."""
+    gains = np.random.default_rng(4).normal(size=8)
+    up, down = cell("A", gains, 0 * gains), cell("A", -gains, 0 * gains)
+    low, high = statistics.trial_interval([up, down])
+    own = statistics.trial_interval([up])
+    assert (high - low) / (own.high - own.low) == pytest.approx(math.sqrt(1 / 2), rel=0.05)
+
+
 def test_nothing_to_resample():
     single = [cell("A", [3], [1]), cell("A", [2], [1])]
     assert all(map(math.isnan, statistics.trial_interval(single)))
