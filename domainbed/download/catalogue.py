@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from domainbed.core.names import SPAWRIOUS
@@ -17,35 +18,32 @@ class Archive:
     Attributes:
         url: a Google Drive link, or plain HTTP(S).
         name: what the file is called.
-        size: bytes, for the check of disk space; rounded up where it is not published.
         md5: of the published file, or empty if unknown.
     """
 
     url: str
     name: str
-    size: int
     md5: str = ""
 
 
 @dataclass(frozen=True)
-class Hub:
-    """A dataset repository on the Hugging Face Hub; `size` in bytes, rounded up."""
+class DataSource:
+    """A place that offers the whole dataset, by one of `archives`, `hub` and `torchvision`.
 
-    repo: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """A place that offers the whole dataset, under the name that messages call it."""
+    Attributes:
+        title: what messages call it.
+        size: bytes before they are unpacked, for the check of disk space; rounded up where they are
+            not published.
+        archives: the files to download.
+        hub: the name of a dataset repository on the Hugging Face Hub.
+        torchvision: the name of a class in `torchvision.datasets`, which downloads the files.
+    """
 
     title: str
-    parts: tuple[Archive, ...] | Hub
-
-    @property
-    def size(self) -> int:
-        """Bytes of the files before they are unpacked."""
-        return sum(a.size for a in self.parts) if isinstance(self.parts, tuple) else self.parts.size
+    size: int
+    archives: tuple[Archive, ...] = ()
+    hub: str = ""
+    torchvision: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,68 +52,89 @@ class Origin:
 
     Attributes:
         sources: in the order in which they are tried.
-        aliases: other names of its domains, in small letters without punctuation.
+        aliases: other names of its domains, as `plain` writes them.
         variants: images per domain of other editions that are complete too.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[DataSource, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def _drive(file_id: str, name: str, size: int, md5: str) -> Source:
+def plain(name: str) -> str:
+    """Lower-case letters and digits only, equal for "Real World", "real_world" and "RealWorld"."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def published_name(name: str, published: Iterable[str], aliases: Mapping[str, str]) -> str | None:
+    """The published name that `name` stands for, or None."""
+    known = {plain(other): other for other in published}
+    return known.get(plain(name)) or aliases.get(plain(name))
+
+
+def _drive(file_id: str, name: str, size: int, md5: str) -> DataSource:
     url = f"https://drive.google.com/uc?id={file_id}"
-    return Source("Google Drive", (Archive(url, name, size, md5),))
+    return DataSource("Google Drive", size, (Archive(url, name, md5),))
 
 
-def _hub(repo: str, size: int) -> Source:
-    return Source(f"Hugging Face Hub {repo}", Hub(repo, size))
+def _hub(repository: str, size: int) -> DataSource:
+    return DataSource(f"Hugging Face Hub {repository}", size, hub=repository)
+
+
+def _codalab(bundle: str, size: int) -> Origin:
+    url = f"https://worksheets.codalab.org/rest/bundles/{bundle}/contents/blob/"
+    archives = (Archive(url, "archive.tar.gz"),)  # the name that the package `wilds` uses
+    return Origin(sources=(DataSource("worksheets.codalab.org", size, archives),))
 
 
 _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps/"
 _VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source/"
 _DOMAIN_NET = (
-    ("groundtruth/clipart.zip", 1_300 * _MB, "cd0d8f2d77a4e181449b78ed62bccf1e"),
-    ("infograph.zip", 4_100 * _MB, "720380b86f9e6ab4805bb38b6bd135f8"),
-    ("groundtruth/painting.zip", 3_700 * _MB, "1ae32cdb4f98fe7ab5eb0a351768abfd"),
-    ("quickdraw.zip", 500 * _MB, "bdc1b6f09f277da1a263389efe0c7a66"),
-    ("real.zip", 6_100 * _MB, "dcc47055e8935767784b7162e7c7cca6"),
-    ("sketch.zip", 2_700 * _MB, "658d8009644040ff7ce30bb2e820850f"),
+    ("groundtruth/clipart.zip", "cd0d8f2d77a4e181449b78ed62bccf1e"),
+    ("infograph.zip", "720380b86f9e6ab4805bb38b6bd135f8"),
+    ("groundtruth/painting.zip", "1ae32cdb4f98fe7ab5eb0a351768abfd"),
+    ("quickdraw.zip", "bdc1b6f09f277da1a263389efe0c7a66"),
+    ("real.zip", "dcc47055e8935767784b7162e7c7cca6"),
+    ("sketch.zip", "658d8009644040ff7ce30bb2e820850f"),
 )
 
 
 def _domain_net_files() -> tuple[Archive, ...]:
-    archives = [
-        Archive(_VISDA + path, path.rpartition("/")[2], size, md5)
-        for path, size, md5 in _DOMAIN_NET
-    ]
-    names = [
-        f"{archive.name.removesuffix('.zip')}_{part}.txt"
+    """The lists of images, then the archives."""
+    archives = [Archive(_VISDA + path, path.rpartition("/")[2], md5) for path, md5 in _DOMAIN_NET]
+    lists = [
+        archive.name.replace(".zip", f"_{part}.txt")
         for archive in archives
         for part in ("train", "test")
     ]
-    lists = [Archive(f"{_VISDA}domainnet/txt/{name}", name, 10 * _MB) for name in names]
-    return (*lists, *archives)
+    return (*(Archive(f"{_VISDA}domainnet/txt/{name}", name) for name in lists), *archives)
 
 
-def _codalab(bundle: str, size: int) -> Origin:
-    url = f"https://worksheets.codalab.org/rest/bundles/{bundle}/contents/blob/"
-    archives = (Archive(url, "archive.tar.gz", size),)  # as the package `wilds` calls it
-    return Origin(sources=(Source("worksheets.codalab.org", archives),))
-
-
-_SVIRO = Archive(
-    "https://sviro.kl.dfki.de/?wpdmdl=1731",
-    "sviro_grayscale_rectangle_classification.zip",
-    8 * _GB,  # not published: 56,000 images of 250×550 greys that are not compressed
+_MNIST = Origin(sources=(DataSource("torchvision's mirrors", 70 * _MB, torchvision="MNIST"),))
+_SVIRO = DataSource(
+    "sviro.kl.dfki.de",
+    8 * _GB,  # not published: 56,000 uncompressed images of 250 × 550 grey values
+    (
+        Archive(
+            "https://sviro.kl.dfki.de/?wpdmdl=1731",
+            "sviro_grayscale_rectangle_classification.zip",
+        ),
+    ),
 )
-_SPAWRIOUS = Archive(
-    "https://www.dropbox.com/s/e40j553480h3f3s/spawrious224.tar.gz?dl=1",
-    "spawrious224.tar.gz",
+_SPAWRIOUS = DataSource(
+    "dropbox.com",
     15 * _GB,  # not published: 152,064 images of 100 KB
+    (
+        Archive(
+            "https://www.dropbox.com/s/e40j553480h3f3s/spawrious224.tar.gz?dl=1",
+            "spawrious224.tar.gz",
+        ),
+    ),
 )
 
 SOURCES: dict[str, Origin] = {
+    "ColoredMNIST": _MNIST,
+    "RotatedMNIST": _MNIST,
     "VLCS": Origin(
         sources=(
             _drive(
@@ -155,17 +174,12 @@ SOURCES: dict[str, Origin] = {
     ),
     "TerraIncognita": Origin(
         sources=(
-            Source(
+            DataSource(
                 "storage.googleapis.com",
-                (
-                    Archive(
-                        _LILA + "eccv_18_annotations.tar.gz",
-                        *("eccv_18_annotations.tar.gz", 2_997_071),
-                    ),
-                    Archive(
-                        _LILA + "eccv_18_all_images_sm.tar.gz",
-                        *("eccv_18_all_images_sm.tar.gz", 6_492_615_601),
-                    ),
+                6_495_612_672,
+                tuple(
+                    Archive(_LILA + name, name)
+                    for name in ("eccv_18_annotations.tar.gz", "eccv_18_all_images_sm.tar.gz")
                 ),
             ),
             _hub("BGLab/TerraIncognita", 7 * _GB),
@@ -176,12 +190,12 @@ SOURCES: dict[str, Origin] = {
     ),
     "DomainNet": Origin(
         sources=(
-            Source("csr.bu.edu", _domain_net_files()),
+            DataSource("csr.bu.edu", 18_520 * _MB, _domain_net_files()),
             _hub("wltjr1007/DomainNet", 19 * _GB),
         ),
     ),
-    "SVIRO": Origin(sources=(Source("sviro.kl.dfki.de", (_SVIRO,)),)),
+    "SVIRO": Origin(sources=(_SVIRO,)),
     "WILDSCamelyon": _codalab("0xe45e15f39fb54e9d9e919556af67aabe", 10_658_709_504),
     "WILDSFMoW": _codalab("0xaec91eb7c9d548ebb15e1b5e60f966ab", 53_893_324_800),
-    **dict.fromkeys(SPAWRIOUS, Origin(sources=(Source("dropbox.com", (_SPAWRIOUS,)),))),
+    **dict.fromkeys(SPAWRIOUS, Origin(sources=(_SPAWRIOUS,))),
 }

@@ -2,15 +2,14 @@
 
 Everything is prepared in a hidden folder beside the target and moved into place at the end, so an
 interrupted call leaves nothing that looks like a dataset. What was downloaded stays there, and the
-next call goes on from it.
+next call resumes from it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,21 +18,25 @@ from tqdm import tqdm
 
 from domainbed.core.files import locked, regular
 from domainbed.core.image_files import files, images
-from domainbed.download import mnist
-from domainbed.download.archives import BadArchive, extract, is_archive, unpacked_size
-from domainbed.download.catalogue import SOURCES, Origin, Source
-from domainbed.download.fetch import DISK_FULL, fetch, require_space
-from domainbed.download.found import Found, Unusable
-from domainbed.download.layouts import Layout, find_layout, find_tree
-from domainbed.download.tree import (
+from domainbed.download.catalogue import SOURCES, DataSource, Origin, plain
+from domainbed.download.fetch import (
+    ARCHIVE_SUFFIXES,
+    DISK_FULL,
+    BadArchive,
+    Unusable,
+    extract,
+    fetch,
+    require_space,
+)
+from domainbed.download.layouts import Layout, PlacedFile, find_layout, find_tree
+from domainbed.download.verify import (
+    MNIST_FOLDER,
     NO_NUMBERS,
-    ImageFiles,
     Problem,
     count,
     differences,
-    empty_files,
     look_into,
-    plain,
+    mnist_problem,
 )
 from domainbed.errors import UserError
 
@@ -41,40 +44,16 @@ if TYPE_CHECKING:
     from domainbed.config.dataset_info import DatasetInfo
 
 _SHOWN = 4  # problems in one line
-_UNPACKED = 1.1  # bytes of images per byte of an archive
+_UNPACKED = 1.1  # bytes of images per byte of an archive: images hardly shrink when packed
 _MOST_UNPACKED = 4  # times the size of the largest source: more is not the dataset
 _LEAST_REFUSED = 10**8  # bytes
-_MARK = "made-by-domainbed.txt"  # in the hidden folder, which is not touched without it
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One call: what to get, where to, and what to put up with."""
+def downloadable() -> list[str]:
+    """The datasets that `download_dataset` can get, in the order of the tables."""
+    from domainbed.datasets import DATASETS
 
-    name: str
-    dataset: Any
-    info: DatasetInfo
-    origin: Origin
-    data_dir: Path
-    accept_checksum: bool
-    accept_incomplete: bool
-    say: Callable[[str], None]
-
-    @property
-    def target(self) -> Path:
-        return self.data_dir / self.info.folder
-
-    @property
-    def partial(self) -> Path:
-        return self.data_dir / f".{self.info.folder}.partial"
-
-    @property
-    def extracted(self) -> Path:
-        return self.partial / "extracted"
-
-    @property
-    def ready(self) -> Path:
-        return self.partial / "ready"
+    return [name for name in DATASETS if name in SOURCES]
 
 
 def download_dataset(
@@ -107,45 +86,28 @@ def download_dataset(
     if info is not None and not info.folder:
         say(f"{name} needs no files: it comes with the package")
         return
-    if info is None or (name not in SOURCES and info.folder != mnist.FOLDER):
+    if info is None or name not in SOURCES:
         raise UserError(f"no source of {name} is known: known are {', '.join(downloadable())}")
-    origin = SOURCES.get(name, Origin(sources=()))
-    job = _Job(
-        *(name, dataset, info, origin, Path(data_dir)),
-        *(accept_checksum, accept_incomplete, say),
-    )
     source = None if copy is None else Path(copy).expanduser()
     if source is not None and not source.exists():
         raise UserError(f"--from {str(copy)!r} does not exist: name an archive or a folder")
-    with _disk_errors(job):
-        if not _is_here(job):  # asked before locking: the folder may be one to read only
-            job.data_dir.mkdir(parents=True, exist_ok=True)
-            told = f"{name}: another process is at work on it; waiting for that one"
-            with locked(job.data_dir / f".{info.folder}.lock", lambda: say(told)):
-                _get(job, source)
-
-
-def downloadable() -> list[str]:
-    """The datasets that `download_dataset` can get, in the order of the tables."""
-    from domainbed.datasets import DATASETS
-
-    infos = {name: DATASETS[name].info for name in DATASETS}
-    return [
-        name
-        for name, info in infos.items()
-        if name in SOURCES or (info is not None and info.folder == mnist.FOLDER)
-    ]
-
-
-@contextmanager
-def _disk_errors(job: _Job) -> Iterator[None]:
+    folder = Path(data_dir)
+    job = _Job(
+        *(name, dataset, info, SOURCES[name], folder, accept_checksum, accept_incomplete, say)
+    )
     try:
-        yield
+        if job.is_here():  # asked before locking: the folder may be read-only
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        told = f"{name}: another process is downloading it; waiting for that one"
+        with locked(folder / f".{info.folder}.lock", lambda: say(told)):
+            if not job.is_here():
+                job.get(source)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise UserError(
-                f"the disk of {str(job.data_dir)!r} is full: make room and give the same command "
-                "again, which goes on from what was downloaded, or choose another --data_dir"
+                f"the disk of {str(data_dir)!r} is full: make room and repeat the command, which "
+                "resumes from what was downloaded, or choose another --data_dir"
             ) from error
         if error.errno is None or error.filename is None:
             raise
@@ -154,193 +116,184 @@ def _disk_errors(job: _Job) -> Iterator[None]:
         ) from error
 
 
-def _get(job: _Job, copy: Path | None) -> None:
-    if _is_here(job):  # by now: another process may have been at work on it
-        return
-    with _hidden_folder(job):
-        if job.info.folder == mnist.FOLDER:
-            mnist.download(job.target, job.partial, copy)
-            job.say(f"{job.name}: 70,000 images are in {job.target}")
-        elif copy is None:
-            _from_sources(job)
-        else:
-            _from_copy(job, copy)
-        shutil.rmtree(job.partial, ignore_errors=True)  # with what an earlier download left
+@dataclass(frozen=True)
+class _Job:
+    """One call: what to get, where to, and which faults to accept."""
 
+    name: str
+    dataset: Any
+    info: DatasetInfo
+    origin: Origin
+    data_dir: Path
+    accept_checksum: bool
+    accept_incomplete: bool
+    say: Callable[[str], None]
 
-def _is_here(job: _Job) -> bool:
-    """Whether there is nothing to do; a folder that is not the dataset is the user's to judge."""
-    if not job.target.exists() or not any(job.target.iterdir()):
-        return False
-    if job.info.folder == mnist.FOLDER:
-        problem = mnist.check(job.data_dir)
-        number = 0 if problem else sum(job.info.images)
-    else:
-        found, problems = _found_in(job, job.target)
-        problem, number = _summary(problems), _number(found)
-    if problem and not (job.accept_incomplete and number):
-        keep = ", or keep it with --accept_incomplete" if number else ""
-        raise UserError(
-            f"{str(job.target)!r} exists and is not {job.name} as published ({problem}): move it "
-            f"away to get it anew{keep}"
-        )
-    job.say(f"{job.name} is in {job.target} already: {number:,} images; nothing to do")
-    return True
+    @property
+    def target(self) -> Path:
+        return self.data_dir / self.info.folder
 
+    @property
+    def partial(self) -> Path:
+        """The hidden folder, with `downloads`, `extracted` and `ready`."""
+        return self.data_dir / f".{self.info.folder}.partial"
 
-@contextmanager
-def _hidden_folder(job: _Job) -> Iterator[None]:
-    """The folder to work in, of which only what was downloaded is left.
+    def is_here(self) -> bool:
+        """Whether there is nothing to do.
 
-    Raises:
-        UserError: there is one of that name which this program did not make.
-    """
-    if job.partial.exists() and not (job.partial / _MARK).exists():
-        raise UserError(
-            f"{str(job.partial)!r} exists and was not made by this command, which needs a folder "
-            "of that name: move it away"
-        )
-    job.partial.mkdir(exist_ok=True)
-    (job.partial / _MARK).write_text("Removed when the dataset is complete.\n", encoding="utf-8")
-    _clear(job)
-    try:
-        yield
-    finally:
-        _clear(job)
-        if not _has_downloads(job):
-            shutil.rmtree(job.partial, ignore_errors=True)
+        Raises:
+            UserError: the folder is not the dataset, which is the user's to judge.
+        """
+        if not self.target.exists() or not any(self.target.iterdir()):
+            return False
+        number, _, problems = self._look_into(self.target)
+        if problems and not (self.accept_incomplete and number):
+            keep = ", or keep it with --accept_incomplete" if number else ""
+            raise UserError(
+                f"{str(self.target)!r} exists and is not {self.name} as published "
+                f"({_summary(problems)}): move it away to download it again{keep}"
+            )
+        self.say(f"{self.name} is in {self.target} already: {number:,} images; nothing to do")
+        return True
 
-
-def _clear(job: _Job) -> None:
-    for folder in (job.extracted, job.ready, job.partial / mnist.FOLDER):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_downloads(job: _Job) -> bool:
-    return any(path.is_file() for path in (job.partial / "downloads").rglob("*"))
-
-
-def _from_sources(job: _Job) -> None:
-    reasons = []
-    for source in job.origin.sources:
-        job.say(f"{job.name}: fetching from {source.title}")
+    def get(self, copy: Path | None) -> None:
+        """Makes the dataset from a copy, or from the first source that delivers."""
+        self._clear()
         try:
-            return _from_source(job, source)
+            if copy is None:
+                self._from_sources()
+            else:
+                self._install(copy)
         except Unusable as error:
-            reasons.append(f"{source.title}: {error}")
-            job.say(f"{job.name}: {source.title} failed: {error}")
-            _clear(job)
-    kept = f"; what came is kept in {job.partial}" if _has_downloads(job) else ""
-    raise UserError(
-        f"{job.name} could not be had from any source ({'; '.join(reasons)}){kept}: if you have a "
-        f"copy, give it with `domainbed download {job.name} --from PATH`"
-    )
+            raise UserError(f"--from {str(copy)!r}: {error}") from error
+        finally:
+            self._clear()
+        shutil.rmtree(self.partial, ignore_errors=True)  # with what an earlier download left
 
+    def _clear(self) -> None:
+        """Leaves of the hidden folder what was downloaded."""
+        for name in ("extracted", "ready"):
+            shutil.rmtree(self.partial / name, ignore_errors=True)
 
-def _from_source(job: _Job, source: Source) -> None:
-    folder = job.partial / "downloads" / plain(source.title)
-    folder.mkdir(parents=True, exist_ok=True)
-    here = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    needed = int(source.size * (1 + _UNPACKED)) - here
-    require_space(job.data_dir, needed, f"{job.name} from {source.title}")
-    fetch(source, folder, job.accept_checksum)
-    try:
-        _install(job, folder)
-    except BadArchive as error:
-        error.archive.unlink()  # or every later call would stumble over it
-        raise
+    def _from_sources(self) -> None:
+        reasons = []
+        for source in self.origin.sources:
+            self.say(f"{self.name}: downloading from {source.title}")
+            try:
+                return self._from_source(source)
+            except Unusable as error:
+                reasons.append(f"{source.title}: {error}")
+                self.say(f"{self.name}: {source.title} failed: {error}")
+                self._clear()
+        kept = any(path.is_file() for path in self.partial.rglob("*"))
+        raise UserError(
+            f"{self.name} is not available from any source ({'; '.join(reasons)})"
+            + (f"; what was downloaded is kept in {self.partial}" if kept else "")
+            + ": if you have a copy, give it with "
+            f"`domainbed download {self.name} --from PATH`"
+        )
 
+    def _from_source(self, source: DataSource) -> None:
+        folder = self.partial / "downloads" / plain(source.title)
+        here = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        needed = int(source.size * (1 + _UNPACKED)) - here
+        require_space(self.data_dir, needed, f"{self.name} from {source.title}")
+        fetch(source, folder, self.accept_checksum)
+        try:
+            self._install(folder)
+        except BadArchive as error:
+            error.archive.unlink()  # or every later call would stumble over it
+            raise
 
-def _from_copy(job: _Job, copy: Path) -> None:
-    try:
-        _install(job, copy)
-    except Unusable as error:
-        raise UserError(f"--from {str(copy)!r}: {error}") from error
-
-
-def _install(job: _Job, path: Path) -> None:
-    """Makes the dataset from an archive, or a folder in any of the known layouts."""
-    layout = _layout(job, path)
-    if layout is None:
-        domains = ", ".join(map(repr, job.info.domains))
-        expected = getattr(job.dataset, "layout", f"folders {domains} with a folder per class")
-        raise Unusable(f"no images of {job.name} in {path.name}: expected {expected}")
-    if layout.tree is not None:
-        _place_tree(job, layout.tree)
-    for image in tqdm(layout.found, f"placing {job.name}", unit="image", disable=None):
-        _place(job, image)
-    _move_into_place(job, layout.notes)
-
-
-def _layout(job: _Job, path: Path) -> Layout | None:
-    if not path.is_dir():
-        return _unpacked(job, [path], [job.extracted])
-    layout = _find(job, [path])
-    if layout is None or not layout.complete:
-        archives = _archives(job, path)
+    def _install(self, path: Path) -> None:
+        """Makes the dataset from an archive, or a folder in any of the known layouts."""
+        extracted = self.partial / "extracted"
+        layout = self._find([path]) if path.is_dir() else None
+        archives = [] if layout and layout.complete else self._archives(path)
+        if self.partial not in path.parents:
+            read = archives or [*images(path), *path.rglob("*.parquet")]
+            needed = int(_UNPACKED * sum(file.stat().st_size for file in read))
+            require_space(self.data_dir, needed, f"a copy of {self.name}")
+        left = max(_LEAST_REFUSED, *(_MOST_UNPACKED * s.size for s in self.origin.sources))
+        for archive in archives:
+            left -= extract(archive, extracted, left)
         if archives:
-            return _unpacked(job, archives, [path, job.extracted])
-    if job.partial not in path.parents:
-        size = sum(file.stat().st_size for file in _to_copy(path))
-        require_space(job.data_dir, size, f"copying {job.name}")
-    return layout
+            layout = self._find([path, extracted])
+        if layout is None:
+            domains = ", ".join(map(repr, self.info.domains))
+            expected = getattr(self.dataset, "layout", f"folders {domains} with a folder per class")
+            raise Unusable(f"no images of {self.name} in {path.name}: expected {expected}")
+        if layout.tree is not None:
+            self._place_tree(layout.tree)
+        for file in tqdm(layout.files, f"placing {self.name}", unit="image", disable=None):
+            self._place(file)
+        self._move_into_place(layout.notes)
 
+    def _find(self, roots: list[Path]) -> Layout | None:
+        if hasattr(self.dataset, "contents"):  # it is kept as it was published
+            return find_tree(self.dataset.holds, roots)
+        return find_layout(self.name, self.info, self.origin, roots)
 
-def _find(job: _Job, roots: list[Path]) -> Layout | None:
-    if hasattr(job.dataset, "contents"):  # it is kept as it was published
-        return find_tree(job.dataset.holds, roots)
-    return find_layout(job.name, job.info, job.origin, roots)
+    def _archives(self, path: Path) -> list[Path]:
+        """Those that a source is known to offer, or all if there is none of them."""
+        if not path.is_dir():
+            return [path]
+        archives = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.name.lower().endswith(ARCHIVE_SUFFIXES) and file.is_file()
+        ]
+        known = {archive.name for source in self.origin.sources for archive in source.archives}
+        return [file for file in archives if file.name in known] or archives
 
+    def _place_tree(self, tree: Path) -> None:
+        ready = self.partial / "ready"
+        if self.partial in tree.parents:  # unpacked here, and nobody else's
+            tree.replace(ready)
+            return
+        for file in tqdm(files(tree), f"placing {self.name}", unit="file", disable=None):
+            self._place((file.relative_to(tree).as_posix(), file))
 
-def _to_copy(path: Path) -> list[Path]:
-    return [*images(path), *path.rglob("*.parquet")]
-
-
-def _archives(job: _Job, folder: Path) -> list[Path]:
-    """Those that a source is known to offer, or all if there is none of them."""
-    archives = sorted(file for file in folder.rglob("*") if is_archive(file) and file.is_file())
-    parts = [s.parts for s in job.origin.sources if isinstance(s.parts, tuple)]
-    known = {archive.name for part in parts for archive in part}
-    return [file for file in archives if file.name in known] or archives
-
-
-def _unpacked(job: _Job, archives: list[Path], roots: list[Path]) -> Layout | None:
-    needed = sum(map(unpacked_size, archives))
-    job.data_dir.mkdir(parents=True, exist_ok=True)
-    require_space(job.data_dir, needed, f"unpacking {job.name}")
-    left = max([_LEAST_REFUSED, *(_MOST_UNPACKED * each.size for each in job.origin.sources)])
-    for archive in archives:
-        left -= extract(archive, job.extracted, left)
-    return _find(job, roots)
-
-
-def _place_tree(job: _Job, tree: Path) -> None:
-    if job.partial in tree.parents:  # unpacked here, and nobody else's
-        tree.replace(job.ready)
-        return
-    for file in tqdm(files(tree), f"placing {job.name}", unit="file", disable=None):
-        target = job.ready / file.relative_to(tree)
+    def _place(self, placed: PlacedFile) -> None:
+        path, content = placed
+        target = _free(self.partial / "ready" / path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(regular(file), target)
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+            return
+        if self.partial in content.parents:  # a second name: the first one is removed later
+            try:
+                return os.link(content, target)
+            except OSError:  # not every file system has links
+                pass
+        shutil.copyfile(regular(content), target)
 
+    def _move_into_place(self, notes: list[str]) -> None:
+        ready = self.partial / "ready"
+        ready.mkdir(parents=True, exist_ok=True)  # there may be no file to place
+        number, domains, problems = self._look_into(ready)
+        empty = [str(file.relative_to(ready)) for file in files(ready) if not file.stat().st_size]
+        problems += [Problem("empty", where, f"{where} has no bytes") for where in empty]
+        if problems and not (self.accept_incomplete and number):
+            accept = "; --accept_incomplete takes it as it is" if number else ""
+            raise Unusable(f"not {self.name} as published ({_summary(problems)}){accept}")
+        ready.replace(self.target)
+        self.say(f"{self.name}: {number:,} images in {domains} domains are in {self.target}")
+        notes = notes if self.info.images else [*notes, NO_NUMBERS]
+        for line in notes + [problem.message for problem in problems]:
+            self.say(f"  {line}")
+        self.say(f"  `domainbed verify {self.name} --data_dir {self.data_dir}` checks every image")
 
-def _place(job: _Job, image: Found) -> None:
-    target = _free(job.ready / image.domain / image.label / image.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(image.content, bytes):
-        target.write_bytes(image.content)
-    elif job.partial in image.content.parents:
-        _link(image.content, target)
-    else:
-        shutil.copyfile(regular(image.content), target)
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name instead of a copy: what we unpacked is removed later, the image stays."""
-    try:
-        os.link(source, target)
-    except OSError:  # not every file system has links
-        shutil.copyfile(source, target)
+    def _look_into(self, folder: Path) -> tuple[int, int, list[Problem]]:
+        """The numbers of images and domains in a folder, and how it differs from the published."""
+        if self.info.folder == MNIST_FOLDER:
+            problem = mnist_problem(folder)
+            problems = [Problem("missing", "", problem)] if problem else []
+            return 0 if problem else sum(self.info.images), len(self.info.domains), problems
+        found, problems = look_into(self.dataset, folder)
+        numbers = count(found)
+        problems += differences(numbers, self.info, self.origin.variants)
+        return sum(sum(each.values()) for each in numbers.values()), len(found), problems
 
 
 def _free(path: Path) -> Path:
@@ -350,33 +303,6 @@ def _free(path: Path) -> Path:
         candidate = path.with_name(f"{path.stem}_{number}{path.suffix}")
         number += 1
     return candidate
-
-
-def _move_into_place(job: _Job, notes: list[str]) -> None:
-    job.ready.mkdir(exist_ok=True)  # there may have been no image to place
-    found, problems = _found_in(job, job.ready)
-    problems += empty_files(found, job.ready)
-    if problems and not job.accept_incomplete:
-        raise Unusable(
-            f"not {job.name} as published ({_summary(problems)}); --accept_incomplete takes it "
-            "as it is"
-        )
-    job.ready.replace(job.target)
-    job.say(f"{job.name}: {_number(found):,} images in {len(found)} domains are in {job.target}")
-    notes = notes if job.info.images else [*notes, NO_NUMBERS]
-    for line in notes + [problem.message for problem in problems]:
-        job.say(f"  {line}")
-    job.say(f"  `domainbed verify {job.name} --data_dir {job.data_dir}` checks every image")
-
-
-def _found_in(job: _Job, folder: Path) -> tuple[ImageFiles, list[Problem]]:
-    """The images in a folder, and how it differs from the published dataset."""
-    found, problems = look_into(job.dataset, folder)
-    return found, problems + differences(count(found), job.info, job.origin.variants)
-
-
-def _number(found: ImageFiles) -> int:
-    return sum(len(images) for classes in found.values() for images in classes.values())
 
 
 def _summary(problems: list[Problem]) -> str:

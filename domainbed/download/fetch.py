@@ -1,34 +1,52 @@
-"""Bringing files here: from Google Drive or plain HTTP, and from the Hugging Face Hub.
+"""Fetching the files of a source, and unpacking archives that nobody vouches for.
 
-A download that broke goes on from the bytes that it has. gdown does this for single files (it asks
-for the rest only, and checks that this is what it gets), huggingface_hub for repositories.
+An interrupted download resumes from the bytes that are there: gdown does this for single files,
+huggingface_hub for the files of a repository.
 """
 
 from __future__ import annotations
 
 import errno
-import importlib
 import shutil
-from collections.abc import Callable
+import stat
+import sys
+import tarfile
+import zipfile
+import zlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
 
 from domainbed.core.files import file_digest
-from domainbed.download.catalogue import Archive, Hub, Source
-from domainbed.download.found import Unusable
+from domainbed.download.catalogue import Archive, DataSource
 from domainbed.errors import UserError, one_line
 
 _SECONDS_OF_SILENCE = 60
 _RETRIES = 3
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_RANGE = "did not honor"  # gdown's words when a server sends all where the rest was asked for
+_NO_RANGES = "did not honor"  # gdown's words when a server cannot send a part of a file
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error),
+    RuntimeError,  # of zipfile: encrypted, or an unknown compression
+)
+
+
+class Unusable(Exception):
+    """What a source, or a user, handed over cannot be used; one line that says why."""
+
+
+class BadArchive(Unusable):
+    """The archive is damaged, or would write outside its folder."""
+
+    def __init__(self, archive: Path, what: str) -> None:
+        super().__init__(f"{archive.name} {what}")
+        self.archive = archive
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
-    """Sees to it that the disk of `folder` has `needed` bytes free.
+    """Checks that the disk of `folder` has `needed` bytes free.
 
     Raises:
         UserError: it has fewer.
@@ -36,79 +54,86 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{purpose} needs about {_size(needed)}, and the disk of {str(folder)!r} has "
-            f"{_size(free)} free: make room, or choose another --data_dir"
+            f"{purpose} needs about {tqdm.format_sizeof(needed, 'B')}, and the disk of "
+            f"{str(folder)!r} has {tqdm.format_sizeof(free, 'B')} free: make room, or choose "
+            "another --data_dir"
         )
 
 
-def fetch(source: Source, folder: Path, accept_checksum: bool) -> None:
+def fetch(source: DataSource, folder: Path, accept_checksum: bool) -> None:
     """Puts the source's files into `folder`; those that are there already are kept.
 
     Raises:
         Unusable: the source does not deliver.
-        UserError: a checksum is wrong, or the library that is needed is not installed.
+        UserError: a checksum is wrong, or a library is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(source.parts, Hub):
-        return _fetch_repository(source.parts, folder)
-    for archive in source.parts:
-        file = folder / archive.name
-        if not file.exists():
-            _fetch_file(archive, file)
-        if not accept_checksum:
-            _compare_checksum(archive, file)
-
-
-def _fetch_file(archive: Archive, file: Path) -> None:
-    """A page in place of the file must not pass for it, nor cost the part that is here already."""
     try:
-        _gdown(archive.url, file)
-    except Unusable as error:
-        if _NO_RANGE not in str(error):
-            raise
-        _fetch_anew(archive, file)
-    _refuse_page(archive, file)
+        if source.hub:
+            _fetch_repository(source.hub, folder)
+        if source.torchvision:
+            import torchvision.datasets
 
-
-def _fetch_anew(archive: Archive, file: Path) -> None:
-    """From a server that cannot send a part of a file."""
-    fresh = file.with_name(f"{file.name}.anew")
-    _remove(fresh)
-    _gdown(archive.url, fresh)
-    _refuse_page(archive, fresh)
-    _remove(file)
-    fresh.replace(file)
-
-
-def _remove(file: Path) -> None:
-    """A file, and the part of it that gdown keeps beside it, under a name of its own choice."""
-    for path in [file, *file.parent.glob(f"{file.name}????????.part")]:
-        path.unlink(missing_ok=True)
-
-
-def _gdown(url: str, file: Path) -> None:
-    gdown = _library("gdown")
-    try:
-        with tqdm(desc=file.name, unit="B", unit_scale=True, disable=None) as bar:
-            gdown.download(
-                *(url, str(file)),
-                quiet=True,
-                resume=True,
-                timeout=_SECONDS_OF_SILENCE,
-                retries=_RETRIES,
-                progress=_moves(bar),
-            )
-    except gdown.exceptions.FileURLRetrievalError as error:
-        raise Unusable(
-            "a page came in place of the file: it is gone, or was fetched too often today"
+            getattr(torchvision.datasets, source.torchvision)(str(folder), download=True)
+        for archive in source.archives:
+            file = folder / archive.name
+            if not file.exists():
+                _fetch_file(archive, file)
+            if not accept_checksum:
+                _compare_checksum(archive, file)
+    except ImportError as error:
+        raise UserError(
+            f"downloading needs {error.name}, which is not installed: pip install 'domainbed[hub]'"
         ) from error
-    except (OSError, gdown.exceptions.DownloadError) as error:  # requests' errors are OSErrors
-        _raise_if_local(error)
+    except (UserError, Unusable):
+        raise
+    except Exception as error:  # network errors, in the classes of several libraries
+        if isinstance(error, OSError) and (error.errno in DISK_FULL or error.filename is not None):
+            raise  # the disk is to blame, not the source
         raise Unusable(_reason(error)) from error
 
 
+def _fetch_repository(name: str, folder: Path) -> None:
+    from huggingface_hub import HfApi, snapshot_download
+
+    # Asked for by its commit: without a connection, files of an earlier call would pass for all.
+    commit = HfApi().dataset_info(name).sha
+    snapshot_download(name, repo_type="dataset", revision=commit, local_dir=str(folder))
+
+
+def _fetch_file(archive: Archive, file: Path) -> None:
+    import gdown
+
+    options: dict[str, Any] = {
+        **{"resume": True, "quiet": not sys.stderr.isatty()},
+        **{"timeout": _SECONDS_OF_SILENCE, "retries": _RETRIES},
+    }
+    try:
+        gdown.download(archive.url, str(file), **options)
+    except gdown.exceptions.DownloadError as error:
+        if _NO_RANGES not in str(error):
+            raise
+        for part in file.parent.glob(f"{file.name}*.part"):
+            part.unlink()
+        gdown.download(archive.url, str(file), **options)
+    with file.open("rb") as stream:
+        start = stream.read(512).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        file.unlink()
+        raise Unusable(f"the server sent a page in place of {archive.name}")
+
+
+def _compare_checksum(archive: Archive, file: Path) -> None:
+    digest = file_digest(file, "md5")
+    if archive.md5 not in ("", digest):
+        raise UserError(
+            f"{file} has the MD5 checksum {digest}, expected {archive.md5}: remove it "
+            "to fetch it again, or take it as it is with --accept_checksum"
+        )
+
+
 def _reason(error: BaseException) -> str:
-    """What the system said, where there is no connection; libraries wrap it in long stories."""
+    """What the system said, where there is no connection; libraries wrap it in long messages."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -117,59 +142,64 @@ def _reason(error: BaseException) -> str:
     return one_line(error).partition(" The received bytes")[0].rstrip(".")  # gdown's advice
 
 
-def _raise_if_local(error: Exception) -> None:
-    """A full disk, or one that may not be written to, is not the source's fault."""
-    if isinstance(error, OSError) and (error.errno in DISK_FULL or error.filename is not None):
-        raise error
+def extract(archive: Path, folder: Path, most: int) -> int:
+    """Unpacks a zip or tar file (plain, gz, bz2 or xz) into `folder`, which is created.
 
+    Args:
+        archive: a regular file.
+        folder: where to unpack it.
+        most: bytes that it may unpack to: a small file can unpack to more than a disk holds.
 
-def _moves(bar: tqdm[Any]) -> Callable[[int, int | None], None]:
-    def move(done: int, total: int | None) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
+    Returns:
+        The number of bytes written.
 
-    return move
-
-
-def _refuse_page(archive: Archive, file: Path) -> None:
-    with file.open("rb") as stream:
-        start = stream.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        file.unlink()
-        raise Unusable(f"the server sent a page in place of {archive.name}")
-
-
-def _compare_checksum(archive: Archive, file: Path) -> None:
-    if not archive.md5:
-        return
-    if (digest := file_digest(file, "md5")) != archive.md5:
-        raise UserError(
-            f"{file} has the MD5 checksum {digest}, expected {archive.md5}: remove it "
-            "to fetch it again, or take it as it is with --accept_checksum"
-        )
-
-
-def _fetch_repository(hub: Hub, folder: Path) -> None:
-    library = _library("huggingface_hub")
+    Raises:
+        BadArchive: it is damaged or too large, or a member is a link or leads out of `folder`.
+        OSError: the disk is full, for example.
+    """
+    if not archive.is_file():
+        raise BadArchive(archive, "is not a regular file")
+    folder.mkdir(parents=True, exist_ok=True)
+    is_zip = archive.suffix.lower() == ".zip" or zipfile.is_zipfile(archive)
+    safely: dict[str, Any] = {} if is_zip else {"filter": "data"}
+    size = 0
     try:
-        # Named, because without a connection the part that is here would pass for the whole.
-        commit = library.HfApi().dataset_info(hub.repo).sha
-        library.snapshot_download(
-            hub.repo, repo_type="dataset", revision=commit, local_dir=str(folder)
-        )
-    except Exception as error:  # of the network, in the classes of several libraries
-        _raise_if_local(error)
-        raise Unusable(_reason(error)) from error
-
-
-def _library(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"downloading needs {name}, which is not installed: pip install 'domainbed[hub]'"
+        with _opened(archive, is_zip) as opened:
+            members = opened.infolist() if is_zip else opened
+            for member in tqdm(members, f"unpacking {archive.name}", unit="file", disable=None):
+                # zipfile has no such filter: it bends paths that lead out back into the folder.
+                checked = tarfile.data_filter(_as_tar_member(member), str(folder))
+                size += checked.size
+                if checked.issym():
+                    raise BadArchive(archive, f"is refused: its member {checked.name!r} is a link")
+                if size > most:
+                    raise BadArchive(
+                        archive,
+                        f"is refused: it unpacks to more than {most / 1e6:,.0f} MB, far more than "
+                        "the dataset has: unpack it yourself and give the folder, if you trust it",
+                    )
+                opened.extract(member, folder, **safely)
+    except tarfile.FilterError as error:
+        name = error.tarinfo.name
+        raise BadArchive(
+            archive, f"is refused: its member {name!r} leads out of the folder"
         ) from error
+    except tarfile.ReadError as error:  # lists what each compression has to say
+        raise BadArchive(archive, "is damaged (no zip or tar archive)") from error
+    except _DAMAGED as error:
+        raise BadArchive(archive, f"is damaged ({one_line(error)})") from error
+    return size
 
 
-def _size(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+def _opened(archive: Path, is_zip: bool) -> Any:
+    return zipfile.ZipFile(archive) if is_zip else tarfile.open(archive)
+
+
+def _as_tar_member(member: zipfile.ZipInfo | tarfile.TarInfo) -> tarfile.TarInfo:
+    if isinstance(member, tarfile.TarInfo):
+        return member
+    same = tarfile.TarInfo(member.filename.replace("\\", "/"))
+    same.size = member.file_size
+    if stat.S_ISLNK(member.external_attr >> 16):
+        same.type = tarfile.SYMTYPE
+    return same

@@ -1,41 +1,55 @@
 """Finding a dataset's images in whatever a source, or a user, hands over.
 
-Known are: image folders at any depth and under any of the names in use, with or without split
+Supported are: image folders at any depth and under any of the names in use, with or without split
 folders; TerraIncognita's camera-trap images with their annotations; DomainNet's raw archives with
-the official lists; Parquet files of the Hugging Face Hub; and, at any depth, the folder of a
-dataset that is kept as it was published.
+the official lists; Parquet files of the Hugging Face Hub; MNIST's four files; and, at any depth,
+the folder of a dataset that is kept as it was published.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
+from domainbed.core.files import regular
 from domainbed.core.image_files import folders, images, is_image
-from domainbed.download import domain_net, hub_rows, terra
-from domainbed.download.catalogue import Origin
-from domainbed.download.found import Found, Unusable
-from domainbed.download.tree import published_name
+from domainbed.download.catalogue import Origin, published_name
+from domainbed.download.fetch import Unusable
+from domainbed.download.verify import MNIST_CHECKSUMS, MNIST_FOLDER
+from domainbed.errors import one_line
 
 if TYPE_CHECKING:
     from domainbed.config.dataset_info import DatasetInfo
 
+PlacedFile = tuple[str, Path | bytes]
+"""A path below the dataset's folder, such as domain/class/name, and the file or bytes for it."""
+
 _SPLITS = {"full", "train", "val", "validation", "crossval", "test"}
 _DEPTH = 5  # of folders around the domains; PACS is known as pacs_data/PACS/kfold
+_TERRA_PARTS = ("cis_test", "cis_val", "train", "trans_test", "trans_val")
+TERRA_ANNOTATIONS = tuple(f"{part}_annotations.json" for part in _TERRA_PARTS)
+HUB_COLUMNS = ("image", "domain", "label")
+_HUB_ROWS_AT_ONCE = 64
+_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif"}
+_MNIST_MOST_BYTES = 50_000_000  # the largest file has 47,040,016
 
 
 @dataclass
 class Layout:
-    """The images that were found, in a form that can be gone through once, and remarks on them."""
+    """The files that were found, which can be iterated over once, and remarks on them."""
 
-    found: Iterable[Found]
+    files: Iterable[PlacedFile]
     complete: bool = True
     """Whether every published domain is there."""
     notes: list[str] = field(default_factory=list)
     tree: Path | None = None
-    """The folder to keep as it is, in place of the single images."""
+    """The folder to keep as it is, in place of the single files."""
 
 
 def find_tree(holds: Callable[[Path], bool], roots: Iterable[Path]) -> Layout | None:
@@ -44,19 +58,8 @@ def find_tree(holds: Callable[[Path], bool], roots: Iterable[Path]) -> Layout | 
     Raises:
         Unusable: several do.
     """
-    level = [root for root in roots if root.is_dir()]
-    for _ in range(_DEPTH):
-        if held := [folder for folder in level if holds(folder)]:
-            _refuse_several(held)
-            return Layout((), tree=held[0])
-        level = [inside for folder in level for inside in folders(folder)]
-    return None
-
-
-def _refuse_several(places: list[Path]) -> None:
-    if len(places) > 1:
-        first, second = map(str, places[:2])
-        raise Unusable(f"the dataset lies in {first!r} and in {second!r}: name one")
+    found = _best_folder(roots, lambda folder: int(holds(folder)))
+    return found and Layout((), tree=found[0])
 
 
 def find_layout(
@@ -68,51 +71,63 @@ def find_layout(
         Unusable: several folders hold it, or Parquet files lack domain or label.
     """
     roots = list(roots)
-    notes: list[str] = []
-    if name == "TerraIncognita" and (annotations := terra.find_annotations(roots)):
-        trapped = terra.subset(annotations, roots, info, notes)
-        return Layout(trapped, notes=notes) if trapped else None
-    if (layout := _image_folders(info, origin, roots)) is not None:
-        if name == "DomainNet" and (listed := domain_net.read_lists(roots, info.domains)):
-            layout.found = domain_net.keep_listed(layout.found, listed, layout.notes)
+    files = {file.name: file for root in roots for file in root.rglob("*")}
+    if info.folder == MNIST_FOLDER:
+        return Layout(_mnist_files(files))
+    layout = Layout(())
+    if name == "TerraIncognita" and set(TERRA_ANNOTATIONS) <= set(files):
+        layout.files = _terra_images(files, info, layout.notes)
+        return layout if any(map(is_image, files)) else None
+    if found := _best_folder(roots, lambda folder: len(_domains_in(folder, info, origin))):
+        folder, number = found
+        layout.files, layout.complete = (
+            _in_folder(folder, info, origin),
+            number == len(info.domains),
+        )
+        lists = [f"{domain}_{part}.txt" for domain in info.domains for part in ("train", "test")]
+        if name == "DomainNet" and set(lists) <= set(files):
+            layout.files = _listed([files[each] for each in lists], layout.files, layout.notes)
         return layout
     parquet = (file for root in roots for file in root.rglob("*.parquet"))
-    if files := sorted(file for file in parquet if file.is_file()):
-        return Layout(hub_rows.read(files, info, origin.aliases, notes), notes=notes)
+    if tables := sorted(file for file in parquet if file.is_file()):
+        layout.files = _hub_rows(tables, info, origin.aliases, layout.notes)
+        return layout
     return None
 
 
-def _image_folders(info: DatasetInfo, origin: Origin, roots: list[Path]) -> Layout | None:
-    """The folder with the most of the published domains; nearer to the root wins."""
-    candidates = [
-        (len(names), -depth, folder)
-        for root in roots
-        for depth, folder, names in _with_domains(root, info, origin)
-    ]
-    if not candidates:
-        return None
-    number, depth, folder = max(candidates, key=lambda c: c[:2])
-    others = [c[2] for c in candidates if c[:2] == (number, depth) and c[2] != folder]
-    _refuse_several([folder, *others])
-    return Layout(_in_folder(folder, info, origin), complete=number == len(info.domains))
+def _best_folder(roots: Iterable[Path], score: Callable[[Path], int]) -> tuple[Path, int] | None:
+    """The folder at or below `roots` with the highest score, and that; of equals the least deep.
 
+    What lies below a folder with a score is not looked at.
 
-def _with_domains(
-    root: Path, info: DatasetInfo, origin: Origin
-) -> Iterator[tuple[int, Path, set[str]]]:
-    """Depth, path and published domains of every folder at or below `root` that has some."""
-    level = [root]
+    Raises:
+        Unusable: several are equal.
+    """
+    scored: list[tuple[int, int, Path]] = []
+    level = [root for root in roots if root.is_dir()]
     for depth in range(_DEPTH):
         below: list[Path] = []
         for folder in level:
-            inside = folders(folder)
-            named = [(published_name(p.name, info.domains, origin.aliases), p) for p in inside]
-            names = {name for name, path in named if name and _has_images(path)}
-            if names:
-                yield depth, folder, names
+            if number := score(folder):
+                scored.append((number, -depth, folder))
             else:
-                below += inside
+                below += folders(folder)
         level = below
+    best = max((each[:2] for each in scored), default=None)
+    places = [each[2] for each in scored if each[:2] == best]
+    if len(places) > 1:
+        first, second = map(str, places[:2])
+        raise Unusable(f"the dataset lies in {first!r} and in {second!r}: name one")
+    return (places[0], best[0]) if best else None
+
+
+def _domains_in(folder: Path, info: DatasetInfo, origin: Origin) -> set[str]:
+    """The published domains that have a folder with images in `folder`."""
+    named = {
+        domain: published_name(domain.name, info.domains, origin.aliases)
+        for domain in folders(folder)
+    }
+    return {name for domain, name in named.items() if name and _has_images(domain)}
 
 
 def _has_images(domain: Path) -> bool:
@@ -129,10 +144,152 @@ def _class_folders(domain: Path) -> list[Path]:
     return [name for part in parts for name in folders(part)]
 
 
-def _in_folder(root: Path, info: DatasetInfo, origin: Origin) -> Iterator[Found]:
+def _in_folder(root: Path, info: DatasetInfo, origin: Origin) -> Iterator[PlacedFile]:
     for folder in folders(root):
         domain = published_name(folder.name, info.domains, origin.aliases) or folder.name
         for inside in _class_folders(folder):
             label = published_name(inside.name, info.classes or (), {}) or inside.name
             for file in images(inside):
-                yield Found(domain, label, file.relative_to(inside).as_posix(), file)
+                yield f"{domain}/{label}/{file.relative_to(inside).as_posix()}", file
+
+
+def _listed(
+    lists: Iterable[Path], found: Iterable[PlacedFile], notes: list[str]
+) -> Iterator[PlacedFile]:
+    """DomainNet's images in the official lists; says in `notes` how many others there were."""
+    names: set[str] = set()
+    for file in lists:
+        try:
+            lines = regular(file).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise Unusable(f"{file.name} is not a list of images ({one_line(error)})") from error
+        names.update(line.rpartition(" ")[0] for line in lines)
+    dropped = 0
+    for path, content in found:
+        if path in names:
+            yield path, content
+        else:
+            dropped += 1
+    notes.append(f"{dropped:,} images that the official lists do not name were left out")
+
+
+def _terra_images(
+    files: Mapping[str, Path], info: DatasetInfo, notes: list[str]
+) -> Iterator[PlacedFile]:
+    """Four locations and the ten categories of the Caltech Camera Traps.
+
+    Beery, Van Horn, Perona, ECCV 2018, in the subset of Gulrajani and Lopez-Paz 2021, appendix. An
+    image that is annotated with several of the categories lies in the folder of each, as in
+    DomainBed. `notes` gets their number, and that of annotated images without a file.
+    """
+    labels: dict[tuple[str, str], set[str]] = {}
+    for part in TERRA_ANNOTATIONS:
+        try:
+            pairs = _annotated(json.loads(regular(files[part]).read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise Unusable(f"{part} is not an annotation file ({one_line(error)})") from error
+        for image, category in pairs:
+            if image[0] in info.domains and category in (info.classes or ()):
+                labels.setdefault(image, set()).add(category)
+    here = {image: categories for image, categories in labels.items() if image[1] in files}
+    for (domain, name), categories in sorted(here.items()):
+        for category in sorted(categories):
+            yield f"{domain}/{category}/{name}", files[name]
+    several = sum(len(categories) > 1 for categories in here.values())
+    notes.append(f"{several:,} images have several of the categories and lie in each folder")
+    if missing := len(labels) - len(here):
+        notes.append(f"{missing:,} annotated images have no file")
+
+
+def _annotated(table: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
+    """Domain and file name, and a category, for each annotation of a file."""
+    names = {category["id"]: category["name"] for category in table["categories"]}
+    images_by_id = {
+        image["id"]: (f"location_{image['location']}", Path(image["file_name"]).name)
+        for image in table["images"]
+    }
+    return [
+        (images_by_id[annotation["image_id"]], names[annotation["category_id"]])
+        for annotation in table["annotations"]
+        if annotation["image_id"] in images_by_id
+    ]
+
+
+def _hub_rows(
+    files: Sequence[Path], info: DatasetInfo, aliases: Mapping[str, str], notes: list[str]
+) -> Iterator[PlacedFile]:
+    """The images in Parquet files of the Hugging Face Hub, in the bytes stored there."""
+    number = 0
+    for file in files:
+        for row in _rows(file):
+            domain, label = (_valid_name(row[column], column) for column in HUB_COLUMNS[1:])
+            domain = published_name(domain, info.domains, aliases) or domain
+            label = published_name(label, info.classes or (), {}) or label
+            content = (row["image"] or {}).get("bytes")
+            if not content:
+                raise Unusable(f"row {number} of the Parquet files holds no image")
+            name = PurePosixPath(row["image"]["path"] or "").name
+            name = name if is_image(name) else f"{number:06d}.{_extension(content)}"
+            yield f"{domain}/{label}/{name}", content
+            number += 1
+    notes.append(
+        "the files have the names that the mirror gives them: where these differ from the "
+        "original's, so do the splits, which follow the order of the names"
+    )
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Rows with the names of domain and label, which the file's schema lists."""
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        schema = table.schema_arrow
+        if missing := [name for name in HUB_COLUMNS if name not in schema.names]:
+            raise Unusable(
+                f"{file.name} has no column {missing[0]!r}: its columns are "
+                f"{', '.join(schema.names)}"
+            )
+        about = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
+        features = about.get("info", {}).get("features", {})
+        for batch in table.iter_batches(_HUB_ROWS_AT_ONCE, columns=list(HUB_COLUMNS)):
+            for row in batch.to_pylist():
+                for column in HUB_COLUMNS[1:]:
+                    names = features.get(column, {}).get("names")
+                    row[column] = names[row[column]] if names else row[column]
+                yield row
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{file.name} is damaged ({one_line(error)})") from error
+
+
+def _valid_name(value: Any, column: str) -> str:
+    if not isinstance(value, str) or not value or "/" in value or value.startswith("."):
+        raise Unusable(f"column {column!r} holds {value!r}, which is not the name of a {column}")
+    return value
+
+
+def _extension(content: bytes) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return _EXTENSIONS.get(image.format or "", "jpg")
+    except UnidentifiedImageError:  # it is placed all the same: `verify` names it
+        return "jpg"
+
+
+def _mnist_files(files: Mapping[str, Path]) -> Iterator[PlacedFile]:
+    """The four files of MNIST, compressed or not."""
+    for name in MNIST_CHECKSUMS:
+        file = files.get(name) or files.get(f"{name}.gz")
+        if file is None:
+            raise Unusable(f"there is no file {name} or {name}.gz")
+        if file.suffix != ".gz":
+            yield f"raw/{name}", file
+            continue
+        try:
+            with gzip.open(regular(file)) as stream:
+                # More is not MNIST, and may be endless.
+                yield f"raw/{name}", stream.read(_MNIST_MOST_BYTES)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise Unusable(f"{file.name} is damaged ({one_line(error)})") from error

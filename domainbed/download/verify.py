@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from domainbed.core.image_files import ignored
-from domainbed.download import mnist
+from domainbed.config.dataset_info import DatasetInfo
+from domainbed.core.cores import usable_cores
+from domainbed.core.files import regular
+from domainbed.core.image_files import folders, ignored, images
 from domainbed.download.catalogue import SOURCES, Origin
-from domainbed.download.decoding import look_at_all
-from domainbed.download.tree import (
-    NO_NUMBERS,
-    Counts,
-    ImageFiles,
-    Problem,
-    count,
-    differences,
-    edition,
-    look_into,
-    own_problems,
-)
 from domainbed.errors import UserError
 
+ImageFiles = dict[str, dict[str, list[Path]]]
+"""Files per domain and class."""
+
+Counts = dict[str, dict[str, int]]
+"""Images per domain and class."""
+
+NO_NUMBERS = "no numbers of images are published with which to compare these"
+MNIST_FOLDER = "MNIST"
+MNIST_CHECKSUMS = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
+"""MD5 of the published files, unpacked."""
+
 _HARMLESS_MODES = ("RGB", "L")
+_FILES_AT_ONCE = 32  # for one thread
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        kind: missing, domains, classes, count, empty, unreadable or duplicate.
+        where: the dataset, domain, class folder or file, below the dataset's folder.
+        message: one line.
+    """
+
+    kind: str
+    where: str
+    message: str
 
 
 @dataclass
@@ -38,7 +63,7 @@ class Verification:
 
     Attributes:
         name: of the dataset.
-        folder: where it lies.
+        folder: where it is.
         edition: "published", a known variant of it, or "" if it is neither.
         counts: images per domain and class.
         published: images per domain, of the edition or as published; empty for own images.
@@ -76,40 +101,61 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
         data_dir: the folder of all datasets.
 
     Raises:
-        UserError: no such dataset, or it is made of no image files.
+        UserError: no such dataset, or it consists of other things than image files.
     """
     from domainbed.datasets import get_dataset_class
 
     cls = get_dataset_class(name)
     info = cls.info
+    get = f"`domainbed download {name} --data_dir {data_dir}`"
     if info is not None and not info.folder:
-        return Verification(
-            name, "", "published", notes=["comes with the package; nothing to check"]
-        )
-    if info is not None and info.folder == mnist.FOLDER:
-        return _verify_mnist(name, Path(data_dir))
+        notes = ["comes with the package; nothing to check"]
+        return Verification(name, "", "published", notes=notes)
+    if info is not None and info.folder == MNIST_FOLDER:
+        return _verify_mnist(name, Path(data_dir) / MNIST_FOLDER, get)
+    problems: list[Problem] = []
     if hasattr(cls, "manifest"):
-        return _report(name, cls.manifest.file.parent, _listed(cls.manifest), None)
-    if not hasattr(cls, "locate"):
-        raise UserError(f"{name} is made of no image files that could be verified")
-    root = cls.locate(str(data_dir))
-    if not os.path.isdir(root):
-        problem = Problem("missing", "", f"{root} does not exist: {_remedy(name, data_dir)}")
-        return Verification(name, str(root), problems=[problem])
-    found, problems = look_into(cls, root)
-    report = _report(name, root, found, info, problems)
-    if not hasattr(cls, "contents") and (others := ignored(root)):
+        root, found = cls.manifest.file.parent, _listed(cls.manifest)
+    elif hasattr(cls, "locate"):
+        root = cls.locate(str(data_dir))
+        if not os.path.isdir(root):
+            remedy = get if name in SOURCES else "check the path"
+            problem = Problem("missing", "", f"{root} does not exist: {remedy}")
+            return Verification(name, str(root), problems=[problem])
+        found, problems = look_into(cls, root)
+    else:
+        raise UserError(f"{name} has no image files that could be verified")
+    report = Verification(name, str(root), counts=count(found), problems=problems)
+    _compare(report, info, SOURCES.get(name, Origin(sources=())))
+    _decode_all(report, found, root)
+    if hasattr(cls, "locate") and not hasattr(cls, "contents") and (others := ignored(root)):
         report.notes.append(f"ignored, in training too: {others}")
     return report
 
 
-def _report(
-    name: str, root: Path, found: ImageFiles, info: Any, problems: Iterable[Problem] = ()
-) -> Verification:
-    report = Verification(name, str(root), counts=count(found), problems=list(problems))
-    _compare(report, info, SOURCES.get(name, Origin(sources=())))
-    _look(report, found, root)
+def _verify_mnist(name: str, folder: Path, get: str) -> Verification:
+    report = Verification(name, str(folder))
+    if problem := mnist_problem(folder):
+        message = f"{problem}; remove {folder}, if it is there, and get it with {get}"
+        report.problems.append(Problem("missing", "", message))
+    else:
+        report.edition = "published"
+        report.notes.append("70,000 images; loading makes domains and colours of them")
     return report
+
+
+def mnist_problem(folder: Path) -> str:
+    """What is wrong with MNIST's files in `folder`, or "" for nothing."""
+    from torchvision.datasets.utils import check_integrity
+
+    old = folder / "processed"
+    if old.exists():
+        return f"{old} would be read in place of the published files: remove it"
+    for name, md5 in MNIST_CHECKSUMS.items():
+        file = folder / "raw" / name
+        if not check_integrity(file, md5):
+            return f"{file} is not there, or not the published file with the MD5 checksum {md5}"
+    return ""
 
 
 def _listed(manifest: Any) -> ImageFiles:
@@ -122,29 +168,40 @@ def _listed(manifest: Any) -> ImageFiles:
     return found
 
 
-def _remedy(name: str, data_dir: Path | str) -> str:
-    get = f"`domainbed download {name} --data_dir {data_dir}`"
-    return get if name in SOURCES else "check the path"
+def look_into(dataset: Any, root: Path) -> tuple[ImageFiles, list[Problem]]:
+    """The images in the folder `root` of a dataset's class, and what the folder itself lacks."""
+    if not hasattr(dataset, "contents"):
+        return scan(root), []
+    try:
+        contents = dataset.contents(root)
+    except UserError as error:
+        return {}, [Problem("missing", "", str(error))]
+    problems = [Problem("missing", "", contents.missing)] if contents.missing else []
+    return contents.by_class(), problems
 
 
-def _verify_mnist(name: str, data_dir: Path) -> Verification:
-    report = Verification(name, str(data_dir / mnist.FOLDER))
-    if problem := mnist.check(data_dir):
-        get = f"`domainbed download {name} --data_dir {data_dir}`"
-        message = f"{problem}; remove {report.folder}, if it is there, and get it with {get}"
-        report.problems = [Problem("missing", "", message)]
-    else:
-        report.edition = "published"
-        report.notes = ["70,000 images; domains and colours are made of them when they are loaded"]
-    return report
+def scan(root: Path) -> ImageFiles:
+    """The images of each class of each domain; a folder without images counts as a class, too."""
+    return {
+        domain.name: {name.name: images(name) for name in folders(domain)}
+        for domain in folders(root)
+    }
 
 
-def _compare(report: Verification, info: Any, origin: Origin) -> None:
+def count(found: ImageFiles) -> Counts:
+    """The numbers of files."""
+    return {
+        domain: {name: len(files) for name, files in classes.items()}
+        for domain, classes in found.items()
+    }
+
+
+def _compare(report: Verification, info: DatasetInfo | None, origin: Origin) -> None:
     if info is None:
-        report.problems += own_problems(report.counts)
+        report.problems += _own_problems(report.counts)
         return
     report.problems += differences(report.counts, info, origin.variants)
-    named = edition(report.counts, info, origin.variants)
+    named = _edition(report.counts, info, origin.variants)
     report.published = dict(zip(info.domains, origin.variants.get(named, info.images)))
     report.edition = "" if report.problems else named
     if not info.images:
@@ -153,59 +210,132 @@ def _compare(report: Verification, info: Any, origin: Origin) -> None:
         report.notes.append(f"this is {named}: {report.images:,} images")
 
 
-def _look(report: Verification, found: ImageFiles, root: Path) -> None:
-    """Decodes all images; hashes those whose size also occurs in another domain."""
+def _edition(counts: Counts, info: DatasetInfo, variants: Mapping[str, tuple[int, ...]]) -> str:
+    """The edition that has these numbers of images: "published", a variant, or "" for none."""
+    here = tuple(_number_of_images(counts.get(domain, {}), info) for domain in info.domains)
+    editions = {"published": info.images, **variants}
+    return next((name for name, numbers in editions.items() if numbers == here), "")
+
+
+def _number_of_images(classes: Mapping[str, int], info: DatasetInfo) -> int:
+    """Without those of other classes, which must not make up for missing ones."""
+    return sum(n for name, n in classes.items() if not info.classes or name in info.classes)
+
+
+def differences(
+    counts: Counts, info: DatasetInfo, variants: Mapping[str, tuple[int, ...]]
+) -> list[Problem]:
+    """How domains, classes and numbers of images differ from the published ones."""
+    problems = [
+        Problem("domains", domain, f"domain {domain!r} is missing")
+        for domain in sorted(set(info.domains) - set(counts))
+    ]
+    problems += [
+        Problem("domains", domain, f"domain {domain!r} was not published")
+        for domain in sorted(set(counts) - set(info.domains))
+    ]
+    known = {domain: counts[domain] for domain in info.domains if domain in counts}
+    problems += _other_classes(known, info.classes, info.num_classes, info.sparse)
+    if not _edition(counts, info, variants):
+        numbers = {domain: _number_of_images(classes, info) for domain, classes in known.items()}
+        problems += [
+            Problem("count", d, f"domain {d!r} has {numbers[d]:,} images, published {published:,}")
+            for d, published in zip(info.domains, info.images)
+            if numbers.get(d, published) != published
+        ]
+    return problems
+
+
+def _other_classes(
+    counts: Counts, published: tuple[str, ...] | None, number: int, sparse: bool = False
+) -> Iterator[Problem]:
+    """Where the published names are not known, all classes of all domains are expected.
+
+    A `sparse` domain may lack some of them.
+    """
+    seen = {name for classes in counts.values() for name in classes}
+    if published is None and len(seen) != number:
+        yield Problem("classes", "", f"{len(seen)} classes, published {number}")
+    expected = seen if published is None else set(published)
+    for domain, classes in counts.items():
+        for name in () if sparse else sorted(expected - set(classes)):
+            yield Problem("classes", domain, f"domain {domain!r} lacks class {name!r}")
+        for name in sorted(set(classes) - expected):
+            where = f"{domain}/{name}"
+            yield Problem("classes", where, f"class {name!r} of {domain!r} was not published")
+        for name in sorted(name for name, number_here in classes.items() if not number_here):
+            yield Problem("classes", f"{domain}/{name}", f"class {name!r} of {domain!r} is empty")
+
+
+def _own_problems(counts: Counts) -> list[Problem]:
+    """For what training would refuse a user's own images."""
+    seen = tuple(sorted({name for classes in counts.values() for name in classes}))
+    problems = [
+        Problem(
+            kind, "", f"{number} {kind}: training needs two or more, as <domain>/<class>/<image>"
+        )
+        for kind, number in (("domains", len(counts)), ("classes", len(seen)))
+        if number < 2
+    ]
+    return problems + list(_other_classes(counts, seen, len(seen)))
+
+
+def _decode_all(report: Verification, found: ImageFiles, root: Path) -> None:
+    """Decodes all images, on all cores, and compares their digests between domains."""
     domains = {
         file: domain
         for domain, classes in found.items()
         for files in classes.values()
         for file in files
     }
-    files, hashed = list(domains), _same_sizes(domains)
     same: dict[str, list[Path]] = defaultdict(list)
     modes: dict[str, list[str]] = defaultdict(list)
-    looks = look_at_all(files, [file in hashed for file in files])
-    for look in tqdm(looks, report.name, len(files), unit="image", disable=None):
-        where = _below(root, look.file)
-        if look.error:
-            message = f"{where} cannot be read: {look.error}"
-            report.problems.append(Problem("unreadable", where, message))
-        elif look.mode not in _HARMLESS_MODES:
-            modes[look.mode].append(where)
-        if look.digest and not look.error:
-            same[look.digest].append(look.file)
-    report.problems += _duplicates(same.values(), domains, root)
+    with ThreadPool(usable_cores()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        looks = pool.imap(look_at, domains, chunksize=_FILES_AT_ONCE)
+        for file, (error, mode, digest) in zip(
+            domains, tqdm(looks, report.name, len(domains), unit="image", disable=None)
+        ):
+            where = _below(root, file)
+            if error:
+                message = f"{where} cannot be read: {error}"
+                report.problems.append(Problem("unreadable", where, message))
+                continue
+            same[digest].append(file)
+            if mode not in _HARMLESS_MODES:
+                modes[mode].append(where)
+    for files in same.values():
+        if len({domains[file] for file in files}) > 1:
+            names = sorted(_below(root, file) for file in files)
+            message = f"the same image is in several domains: {', '.join(names)}"
+            report.problems.append(Problem("duplicate", names[0], message))
     report.notes += [
         f"mode {mode}, converted to RGB when read: {', '.join(sorted(names))}"
         for mode, names in sorted(modes.items())
     ]
 
 
+def look_at(file: Path) -> tuple[str, str, str]:
+    """Decodes every pixel of an image as training does.
+
+    Returns:
+        Why it cannot be read in full, or ""; PIL's mode, such as RGB; the digest of the file.
+    """
+    from PIL import Image
+
+    from domainbed.datasets.images.pixels import rgb_pixels, why_unreadable
+
+    try:
+        content = regular(file).read_bytes()
+    except OSError as error:
+        return error.strerror or str(error), "", ""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.verify()  # the checksums that PNG files have
+        return "", rgb_pixels(content)[1], hashlib.sha256(content).hexdigest()
+    except Exception as error:  # decoders raise anything over damaged bytes
+        return why_unreadable(error, content), "", ""
+
+
 def _below(root: Path, file: Path) -> str:
     return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
-
-
-def _same_sizes(domains: Mapping[Path, str]) -> set[Path]:
-    sizes: dict[int, list[Path]] = defaultdict(list)
-    for file in domains:
-        with suppress(OSError):  # a manifest may list a file that is not there
-            sizes[file.stat().st_size].append(file)
-    return {
-        file
-        for files in sizes.values()
-        if len({domains[file] for file in files}) > 1
-        for file in files
-    }
-
-
-def _duplicates(
-    groups: Iterable[list[Path]], domains: Mapping[Path, str], root: Path
-) -> list[Problem]:
-    return [
-        Problem(
-            "duplicate", names[0], f"the same image lies in several domains: {', '.join(names)}"
-        )
-        for files in groups
-        if len({domains[file] for file in files}) > 1
-        and (names := sorted(_below(root, file) for file in files))
-    ]

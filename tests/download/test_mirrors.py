@@ -19,7 +19,7 @@ from source_files import content_of, image_bytes
 
 from domainbed.datasets import DATASETS, PACS
 from domainbed.download import catalogue
-from domainbed.download.catalogue import Hub, Origin, Source
+from domainbed.download.catalogue import DataSource, Origin
 from domainbed.errors import UserError
 
 COMMIT = hashlib.sha1(b"commit").hexdigest()
@@ -88,7 +88,7 @@ def hub(monkeypatch, tmp_path):
         "HUGGINGFACE_CO_URL_TEMPLATE",
         url + "/{repo_id}/resolve/{revision}/{filename}",
     )
-    origin = Origin(sources=(Source("mirror", Hub("some/pacs", 1000)),))
+    origin = Origin(sources=(DataSource("mirror", 1000, hub="some/pacs"),))
     monkeypatch.setitem(catalogue.SOURCES, "PACS", origin)
     yield server
     server.shutdown()
@@ -191,7 +191,7 @@ def test_snapshot_that_somebody_has(pacs, said, tmp_path):
 
 def test_labels_without_names(hub, pacs, said):
     hub.files = parquet_files(pacs, classes=None)
-    with pytest.raises(UserError, match="column 'label' holds 0, which is no name of a label"):
+    with pytest.raises(UserError, match="column 'label' holds 0, which is not the name of a label"):
         said("PACS")
 
 
@@ -211,8 +211,6 @@ def test_other_columns(hub, pacs, said):
 
 
 def test_all_repositories_are_named():
-    lasts = [origin.sources[-1].parts for origin in catalogue.SOURCES.values()]
-    hubs = [last for last in lasts if isinstance(last, Hub)]
-    assert len(hubs) == 5
-    assert all(hub.repo.count("/") == 1 for hub in hubs)
+    hubs = [origin.sources[-1].hub for origin in catalogue.SOURCES.values()]
+    assert [hub.count("/") for hub in hubs if hub] == [1] * 5
     assert set(catalogue.SOURCES) <= set(DATASETS)

@@ -10,7 +10,8 @@ import pytest
 from source_files import image_bytes, write
 
 from domainbed.datasets import get_dataset_class
-from domainbed.download.tree import plain, published_name, scan
+from domainbed.download.catalogue import plain, published_name
+from domainbed.download.verify import scan
 
 NAMES = ("1.jpg", "2.JPG", "3.jpeg", "4.png", "5.PPM", "6.bmp", "7.webp", "8.tif", "deep/9.tiff")
 OTHERS = ("Thumbs.db", ".DS_Store", "._1.jpg", "list.txt", "1.jpg.part", "video.mp4")
@@ -47,8 +48,7 @@ def test_names(name, expected):
     assert plain("Real_World-2") == "realworld2"
 
 
-def test_worker_processes_start_without_pytorch():
-    modules = "domainbed.download.decoding, domainbed.datasets.images.pixels"
-    program = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+def test_downloads_are_imported_without_pytorch():
+    program = "import sys, domainbed.download; sys.exit('torch' in sys.modules)"
     root = str(Path(__file__).parents[2])
     assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0

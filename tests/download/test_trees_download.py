@@ -22,7 +22,7 @@ from source_files import (
 
 from domainbed.datasets import DATASETS
 from domainbed.download import catalogue, verify_dataset
-from domainbed.download.catalogue import Archive, Source
+from domainbed.download.catalogue import Archive, DataSource
 from domainbed.errors import UserError
 
 NAMES = ("WILDSCamelyon", "WILDSFMoW", "SpawriousO2O_easy")
@@ -43,10 +43,10 @@ def serve(tmp_path, monkeypatch):
 
         def offer(name, files, writer=write_tar):
             known = catalogue.SOURCES[name]
-            archive = known.sources[0].parts[0]
+            archive = known.sources[0].archives[0]
             writer(www / archive.name, files)
-            mine = Archive(f"{server.url}/{archive.name}", archive.name, 1000)
-            source = Source("the source", (mine,))
+            mine = Archive(f"{server.url}/{archive.name}", archive.name)
+            source = DataSource("the source", 1000, (mine,))
             origin = dataclasses.replace(known, sources=(source,))
             monkeypatch.setitem(catalogue.SOURCES, name, origin)
 
@@ -131,7 +131,7 @@ def test_a_full_disk_leaves_nothing_behind(serve, said, data, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("domainbed.download.download._place_tree", full)
+    monkeypatch.setattr("domainbed.download.download._Job._place_tree", full)
     with pytest.raises(UserError, match="is full: make room"):
         said("WILDSCamelyon")
     assert visible(data) == []
