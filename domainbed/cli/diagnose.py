@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from domainbed.cli.common import add_data_dir_flag, add_flag, add_plugins_flag
+from domainbed.cli.common import add_flag, add_plugins_flag
 from domainbed.config.diagnosis_options import CURVATURES, DiagnosisOptions
+from domainbed.config.flags import add_flags, default_text, read_flags
+from domainbed.config.settings import load
 
 FORMATS = ("table", "json")
-_DEFAULTS = DiagnosisOptions()
+_FLAGS = ("epsilon", "damping", "samples", "data_dir", "dataset", "device", "num_workers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,24 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="RUN_FOLDER", help="of a finished run with its weights")
     add_flag(parser, "--format", choices=FORMATS, default="table", help="default: table")
     add_flag(parser, "--plot", metavar="FILE", help="also draw it, as .png, .pdf or .svg")
-    add_flag(parser, "--curvature", nargs="+", choices=CURVATURES,
-             default=_DEFAULTS.curvatures,
-             help=f"default: {' '.join(_DEFAULTS.curvatures)}")  # fmt: skip
-    add_flag(parser, "--landscape", nargs="*", type=int, metavar="DOMAIN", help="also the risks "
-             "of two domains around the weights (without numbers: the first two training "
-             "domains)")  # fmt: skip
-    add_flag(parser, "--epsilon", type=float, default=_DEFAULTS.epsilon, help="how much the risk "
-             f"of A may rise, in nats (default: {_DEFAULTS.epsilon})")  # fmt: skip
-    add_flag(parser, "--damping", type=float, default=_DEFAULTS.damping, help="added to all "
-             f"curvatures, relative to their mean (default: {_DEFAULTS.damping})")  # fmt: skip
-    add_flag(parser, "--samples", type=int, default=_DEFAULTS.samples, metavar="N", help="images "
-             f"per domain, 0 for all (default: {_DEFAULTS.samples})")  # fmt: skip
-    add_data_dir_flag(parser)
-    add_flag(parser, "--dataset", help="where the run's own images lie now: folder:PATH or a YAML "
-             "file")  # fmt: skip
-    add_flag(parser, "--device", help="cpu, cuda, mps (default: the best there is)")
-    add_flag(parser, "--num_workers", type=int, default=_DEFAULTS.num_workers, help="processes "
-             f"that read images (default: {_DEFAULTS.num_workers})")  # fmt: skip
+    add_flag(parser, "--curvature", dest="curvatures", nargs="+", choices=CURVATURES,
+             default=argparse.SUPPRESS,
+             help=f"default: {default_text(DiagnosisOptions, 'curvatures')}")  # fmt: skip
+    add_flag(parser, "--landscape", nargs="*", metavar="DOMAIN", default=argparse.SUPPRESS,
+             help="also the risks of two domains around the weights (without numbers: the first "
+             "two training domains)")  # fmt: skip
+    add_flags(parser, DiagnosisOptions, _FLAGS)
     add_plugins_flag(parser)
 
 
@@ -48,18 +39,14 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         UserError: a flag is wrong, or the folder holds no run that can be diagnosed.
     """
+    from domainbed.core.drawing import check_figure_file
     from domainbed.core.plugins import import_plugins
     from domainbed.diagnostics import diagnose, rendering
 
     import_plugins(args.plugins)
     if args.plot is not None:
-        rendering.check_plot(args.plot)
-    names = ("data_dir", "dataset", "epsilon", "damping", "samples", "landscape", "device")
-    options = DiagnosisOptions(
-        curvatures=args.curvature,
-        num_workers=args.num_workers,
-        **{name: getattr(args, name) for name in names},
-    )
+        check_figure_file("--plot", args.plot)
+    options = load(DiagnosisOptions, None, read_flags(args, DiagnosisOptions))
     diagnosis = diagnose(args.folder, options)
     sys.stdout.write(rendering.FORMATS[args.format](diagnosis))
     if args.plot is not None:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from domainbed.cli.choices import BASELINE
 from domainbed.cli.report import add_choices, read_report
-from domainbed.core.files import written_aside
+from domainbed.core.drawing import check_figure_file, save_figure
 from domainbed.errors import UserError
 
 KINDS = ("differences", "ranks", "hparams", "curves", "on-the-line")  # without SciPy
-FORMATS = (".pdf", ".png", ".svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +33,7 @@ def main(args: argparse.Namespace) -> int:
             cannot be written.
     """
     output = Path(args.output)
-    if output.suffix.lower() not in FORMATS:
-        raise UserError(f"--output {args.output!r} does not end with {', '.join(FORMATS)}")
+    check_figure_file("--output", output)
     from domainbed.reporting.figures import FIGURES, plain_style
     from domainbed.reporting.findings import Findings
 
@@ -48,12 +46,7 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"{args.kind}: these runs have nothing to draw, see `domainbed report`")
         for name, figure in figures.items():
             file = _named(output, name) if len(figures) > 1 else output
-            try:
-                with written_aside(file) as aside:
-                    figure.savefig(aside, format=output.suffix[1:].lower(), dpi=200)
-            except (OSError, ValueError) as error:
-                reason = error.strerror if isinstance(error, OSError) else error
-                raise UserError(f"cannot write --output {str(file)!r}: {reason}") from error
+            save_figure(figure, "--output", file, dpi=200)
             print(f"Figure: {file}")
     return 0
 

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
-CURVATURES = ("variance", "empirical_fisher", "true_fisher", "hessian", "full_hessian")
+from pydantic import Field
+
+from domainbed.config.settings import Listed, Settings, Text, checked
+from domainbed.errors import UserError
+
+_Curvature = Literal["variance", "empirical_fisher", "true_fisher", "hessian", "full_hessian"]
+
+CURVATURES: tuple[_Curvature, ...] = get_args(_Curvature)
 """The names of curvatures; all but the last, which takes the longest, are computed by default."""
 
 
-@dataclass(frozen=True)
-class DiagnosisOptions:
+def _two_or_none(domains: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(domains)) not in (0, 2):
+        raise UserError(f"expected two domains, found {list(domains)}")
+    return domains
+
+
+class DiagnosisOptions(Settings):
     """How to look at a run.
 
-    Attributes:
-        data_dir: where the datasets lie.
-        dataset: the run's own images, as `folder:PATH` or a YAML file; None for a registered one.
-        curvatures: names of `CURVATURES`.
-        epsilon: ε of the inconsistency, in nats.
-        damping: of curvatures, relative to their mean.
-        samples: images per domain, drawn from its in-split; 0 for all.
-        landscape: two domains whose risks are to be computed around the weights; empty for the
-            first two training domains; None for no landscape.
-        device: "cpu", "cuda", "mps"; None finds one.
-        num_workers: worker processes that read images.
+    `landscape` names two domains whose risks are computed around the weights; an empty list stands
+    for the first two training domains, None for no landscape.
     """
 
-    data_dir: str = "data"
-    dataset: str | None = None
-    curvatures: Sequence[str] = CURVATURES[:-1]
-    epsilon: float = 0.1
-    damping: float = 1e-3
-    samples: int = 2000
-    landscape: Sequence[int] | None = None
-    device: str | None = None
-    num_workers: int = 0
+    curvatures: Listed[_Curvature] = Field(
+        CURVATURES[:-1], description="what stands in place of the Hessian"
+    )
+    landscape: Annotated[tuple[int, ...], Field(strict=False), checked(_two_or_none)] | None = (
+        Field(None, description="two domains whose risks are computed around the weights")
+    )
+    epsilon: float = Field(0.1, gt=0, description="how much the risk of A may rise, in nats")
+    damping: float = Field(
+        1e-3, gt=0, description="added to all curvatures, relative to their mean"
+    )
+    samples: int = Field(2000, ge=0, description="images per domain, of its in-split; 0 for all")
+    data_dir: Text = Field("data", description="holds the datasets")
+    dataset: Text | None = Field(
+        None, description="where the run's own images are now: folder:PATH or a YAML file"
+    )
+    device: Text | None = Field(
+        None,
+        description="cpu, cuda or mps",
+        json_schema_extra={"default_text": "the best there is"},
+    )
+    num_workers: int = Field(0, ge=0, description="processes that read images")

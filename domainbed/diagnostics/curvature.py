@@ -1,4 +1,4 @@
-"""Curvatures of a domain's risk in the parameters of a head, at the weights it has.
+"""Curvatures of a domain's risk in the parameters of a head, and how vectors of them compare.
 
 The head maps (n, d) features of one domain to (n, C) logits, the risk is their mean cross-entropy
 with the (n,) labels, and the P parameters are flattened in the order of `head.parameters()`. For
@@ -9,6 +9,7 @@ where the head is linear (Kunstner et al. 2019, arXiv 1905.12558).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -32,20 +33,21 @@ MOST_ROWS = 4000
 _PIECEWISE_LINEAR = (nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Identity)
 
 
+@torch.no_grad()
 def gradient_mean(head: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """E_n g_n: (P,), the gradient of the risk."""
-    with torch.no_grad():
-        return gradient_means(head, features, labels, [len(labels)])[0]
+    return gradient_means(head, features, labels, [len(labels)])[0]
 
 
+@torch.no_grad()
 def gradient_variance(
     head: nn.Module, features: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
     """E_n (g_n − E g)²: (P,), what Fishr matches across domains (Ramé et al. 2022)."""
-    with torch.no_grad():
-        return gradient_variances(head, features, labels, [len(labels)])[0]
+    return gradient_variances(head, features, labels, [len(labels)])[0]
 
 
+@torch.no_grad()
 def empirical_fisher(
     head: nn.Module,
     features: torch.Tensor,
@@ -53,17 +55,16 @@ def empirical_fisher(
     loss: PerSampleLoss = per_sample_cross_entropy,
 ) -> torch.Tensor:
     """E_n g_n²: (P,), the diagonal of the empirical Fisher matrix."""
-    with torch.no_grad():
-        return gradient_second_moments(head, features, labels, [len(labels)], loss)[0]
+    return gradient_second_moments(head, features, labels, [len(labels)], loss)[0]
 
 
+@torch.no_grad()
 def true_fisher(head: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """E_n Σ_c p_nc g_nc²: (P,), the diagonal of the Fisher matrix under the model's own labels.
 
     p_nc is the probability that the head gives to class c, g_nc the gradient if c were the label.
     """
-    with torch.no_grad():
-        classes = head(features[:1]).size(1)
+    classes = head(features[:1]).size(1)
     per_class = [
         empirical_fisher(head, features, torch.full_like(labels, c), _weighted_by_root_probability)
         for c in range(classes)
@@ -108,6 +109,71 @@ DIAGONAL_CURVATURES: dict[str, Curvature] = {
     "true_fisher": true_fisher,
     "hessian": hessian_diagonal,
 }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One vector per domain, E of them, compared with each other.
+
+    Attributes:
+        norms: E Euclidean norms.
+        distances: E × E Euclidean distances.
+        cosines: E × E cosines of the angles between them.
+    """
+
+    norms: list[float]
+    distances: list[list[float]]
+    cosines: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """An estimate beside the exact curvature, for E domains.
+
+    Attributes:
+        cosine: of the angle between the two, over all parameters.
+        correlation: Pearson's, over all parameters.
+        relative_distance: ‖estimate − exact‖ / ‖exact‖.
+    """
+
+    cosine: list[float]
+    correlation: list[float]
+    relative_distance: list[float]
+
+
+def compare(vectors: torch.Tensor) -> Comparison:
+    """Compares the rows of (E, P) with each other."""
+    # Squared gradients of a model that fits well are far below the usual floor of 1e-12.
+    directions = F.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
+    return Comparison(
+        norms=vectors.norm(dim=1).tolist(),
+        # Not by a matrix product, which loses the distance of vectors that are nearly the same.
+        distances=torch.cdist(
+            vectors, vectors, compute_mode="donot_use_mm_for_euclid_dist"
+        ).tolist(),
+        cosines=(directions @ directions.T).tolist(),
+    )
+
+
+def closeness(estimates: torch.Tensor, exact: torch.Tensor) -> Closeness:
+    """Compares (E, P) with (E, P), row by row."""
+    smallest = torch.finfo(exact.dtype).tiny
+    distance = (estimates - exact).norm(dim=1) / exact.norm(dim=1).clamp_min(smallest)
+    return Closeness(
+        cosine=_cosines(estimates, exact).tolist(),
+        correlation=_cosines(_centred(estimates), _centred(exact)).tolist(),
+        relative_distance=distance.tolist(),
+    )
+
+
+def _cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(E,) cosines of rows; 0 where a row is 0. Curvatures may be tiny: normalised one by one."""
+    smallest = torch.finfo(a.dtype).tiny
+    return (F.normalize(a, dim=1, eps=smallest) * F.normalize(b, dim=1, eps=smallest)).sum(dim=1)
+
+
+def _centred(vectors: torch.Tensor) -> torch.Tensor:
+    return vectors - vectors.mean(dim=1, keepdim=True)
 
 
 def is_piecewise_linear(head: nn.Module) -> bool:

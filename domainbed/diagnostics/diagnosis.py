@@ -3,73 +3,59 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.config.diagnosis_options import CURVATURES, DiagnosisOptions
+from domainbed.config.diagnosis_options import DiagnosisOptions
 from domainbed.config.run_fields import RunOptions
-from domainbed.diagnostics.comparison import Closeness, Comparison, closeness, compare
+from domainbed.core.seeding import split_seed
+from domainbed.datasets.domain import Minibatch
 from domainbed.diagnostics.curvature import (
     DIAGONAL_CURVATURES,
+    Closeness,
+    Comparison,
+    Curvature,
+    closeness,
+    compare,
     full_hessian,
     gradient_mean,
     gradient_variance,
 )
 from domainbed.diagnostics.inconsistency import (
-    Pair,
+    Inconsistency,
     diagonal_ratios,
     full_ratios,
-    pairs,
-    score,
+    inconsistency,
 )
 from domainbed.diagnostics.landscape import (
+    LINE,
+    Landscape,
     Line,
-    Plane,
-    filter_normalised_direction,
+    parameters_of,
+    plane_of,
     risks_along,
-    risks_on_plane,
 )
-from domainbed.diagnostics.reading import features, network_of, sampled
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.training.experiment import Experiment
 from domainbed.training.trained import load_trained_weights, rebuild
 
-_LINE = [i / 20 for i in range(-10, 31)]
-_PLANE_X = [i / 10 for i in range(-5, 16)]
-_PLANE_Y = [i / 10 for i in range(-10, 11)]
-
 
 @dataclass(frozen=True)
-class Domain:
-    """A domain that was looked at."""
+class DiagnosedDomain:
+    """A domain, and how many of its images were looked at."""
 
     number: int
     name: str
     is_training: bool
     images: int
-
-
-@dataclass(frozen=True)
-class Inconsistency:
-    """The score under one kind of curvature.
-
-    Attributes:
-        score: over pairs of training domains, which the theory speaks of; None if there is one.
-        score_with_test: over pairs of all domains.
-        pairs: all ordered pairs.
-        damped: how many curvatures of each domain lie below the damping.
-    """
-
-    score: float | None
-    score_with_test: float | None
-    pairs: list[Pair]
-    damped: list[int]
 
 
 @dataclass(frozen=True)
@@ -94,15 +80,6 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Landscape:
-    """Risks of two domains around the weights: of the network, and of the classifier alone."""
-
-    domains: list[int]
-    line: Line
-    plane: Plane
-
-
-@dataclass(frozen=True)
 class Diagnosis:
     """A run, before and after its training. `rendering` shows it.
 
@@ -112,7 +89,7 @@ class Diagnosis:
         epsilon, damping: as in `DiagnosisOptions`.
         parameters: of the classifier.
         domains: those that all lists follow.
-        before: at the weights that training began with.
+        before: at the initial weights.
         after: at the trained weights.
         landscape: if it was asked for.
     """
@@ -122,103 +99,103 @@ class Diagnosis:
     epsilon: float
     damping: float
     parameters: int
-    domains: list[Domain]
+    domains: list[DiagnosedDomain]
     before: Stage
     after: Stage
     landscape: Landscape | None
 
 
 @dataclass(frozen=True)
-class _Samples:
-    """A classifier in double precision, and all domains' (features, labels) to apply it to."""
+class _Measurements:
+    """A copy of the classifier in double precision, with all domains' (features, labels) for it."""
 
     head: nn.Module
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    samples: list[Minibatch]
+
+    def of_each(self, quantity: Curvature) -> torch.Tensor:
+        """(E, …): `quantity(head, features, labels)` of every domain."""
+        return torch.stack([quantity(self.head, *pair) for pair in self.samples])
 
 
 def diagnose(folder: Path | str, options: DiagnosisOptions | None = None) -> Diagnosis:
     """Looks at a trained run's classifier on its training and test domains.
 
     Raises:
-        UserError: an option is wrong, the folder holds no finished run with its weights, its
-            algorithm has no featurizer and classifier, or training diverged.
+        UserError: the folder holds no finished run with its weights, the run has no such domain,
+            its algorithm has no featurizer and classifier, or training diverged.
     """
     options = options or DiagnosisOptions()
-    _check(options)
     run = RunFolder(folder)
     machine = RunOptions(
         data_dir=options.data_dir, device=options.device, num_workers=options.num_workers
     )
     experiment = rebuild(run, machine, options.dataset)
-    looked_at = _LookedAt(
-        experiment,
-        network_of(experiment),
-        [sampled(experiment, e, options.samples) for e in range(len(experiment.domains))],
-    )
-    domains = _domains(looked_at)
-    chosen = _chosen_for_landscape(options, domains)
-    initial = looked_at.parameters()
-    samples_before = _samples(looked_at)
-    before = _stage(samples_before, domains, options)
+    network = _network(experiment)
+    indices = [_chosen(experiment, e, options.samples) for e in range(len(experiment.domains))]
+    domains = [
+        DiagnosedDomain(number, name, number in experiment.train_envs, len(indices[number]))
+        for number, name in enumerate(experiment.domain_names)
+    ]
+    of_landscape = _of_landscape(options, domains)
+    initial, before = parameters_of(network), _measurements(experiment, network, indices)
+    stage_before = _stage(before, domains, options)
     load_trained_weights(experiment, run)
-    samples_after = _samples(looked_at)
-    after = _stage(samples_after, domains, options)
+    after = _measurements(experiment, network, indices)
     landscape = None
-    if chosen:
-        line = _line(looked_at, initial, chosen)
-        plane = _plane(samples_before.head, samples_after, chosen, experiment.spec.seed)
-        landscape = Landscape(chosen, line, plane)
+    if of_landscape:
+        trained = parameters_of(network)
+        images = (_batches(experiment, d, indices[d]) for d in of_landscape)
+        risks = [risks_along(network, initial, trained, LINE, batches) for batches in images]
+        samples = [after.samples[d] for d in of_landscape]
+        plane = plane_of(before.head, after.head, samples, experiment.spec.seed)
+        landscape = Landscape(of_landscape, Line(LINE, risks), plane)
     return Diagnosis(
         run=experiment.spec.describe(),
         spec=experiment.spec.as_json(),
         epsilon=options.epsilon,
         damping=options.damping,
-        parameters=sum(p.numel() for p in samples_after.head.parameters()),
+        parameters=sum(p.numel() for p in after.head.parameters()),
         domains=domains,
-        before=before,
-        after=after,
+        before=stage_before,
+        after=_stage(after, domains, options),
         landscape=landscape,
     )
 
 
-@dataclass(frozen=True)
-class _LookedAt:
-    """An experiment, its network, and the positions of the images looked at, by domain."""
+def _network(experiment: Experiment) -> nn.Sequential:
+    """The featurizer and the classifier that the algorithm predicts with, in evaluation mode.
 
-    experiment: Experiment
-    network: nn.Sequential
-    indices: list[list[int]]
-
-    def parameters(self) -> dict[str, torch.Tensor]:
-        """A copy of the network's parameters as they are now."""
-        return {name: p.detach().clone() for name, p in self.network.named_parameters()}
-
-
-def _check(options: DiagnosisOptions) -> None:
-    unknown = [name for name in options.curvatures if name not in CURVATURES]
-    if unknown:
-        raise UserError(f"unknown curvature {unknown[0]!r}: known are {', '.join(CURVATURES)}")
-    rules = [
-        ("epsilon", 0 < options.epsilon < float("inf"), "a number above 0"),
-        ("damping", 0 < options.damping < float("inf"), "a number above 0"),
-        ("samples", options.samples >= 0, "0 (all) or more"),
-        ("num_workers", options.num_workers >= 0, "0 or more"),
-        ("landscape", len(set(options.landscape or ())) in (0, 2), "two domains"),
-    ]
-    for name, holds, expected in rules:
-        if not holds:
-            raise UserError(f"{name} is {getattr(options, name)!r}: expected {expected}")
+    Raises:
+        UserError: the algorithm has no such parts, or looks at more than them to predict.
+    """
+    if experiment.algorithm.predicts_batches:
+        raise UserError(
+            f"{experiment.spec.algorithm} cannot be diagnosed: its predictions depend on the other "
+            "images of a batch"
+        )
+    try:
+        parts = experiment.algorithm.predicting_parts()
+    except AttributeError as error:
+        raise UserError(
+            f"{experiment.spec.algorithm} cannot be diagnosed ({error}): only algorithms with a "
+            "featurizer and a classifier can"
+        ) from error
+    return nn.Sequential(*parts).eval()
 
 
-def _domains(looked_at: _LookedAt) -> list[Domain]:
-    experiment = looked_at.experiment
-    return [
-        Domain(number, name, number in experiment.train_envs, len(looked_at.indices[number]))
-        for number, name in enumerate(experiment.domain_names)
-    ]
+def _chosen(experiment: Experiment, domain: int, samples: int) -> list[int]:
+    """The images of a domain's in-split to look at, at random in each trial; 0 for all."""
+    inside = experiment.splits[domain].inside
+    source = np.random.RandomState(split_seed(experiment.spec.trial_seed, domain))
+    return [inside[i] for i in source.permutation(len(inside))[: samples or None]]
 
 
-def _chosen_for_landscape(options: DiagnosisOptions, domains: list[Domain]) -> list[int]:
+def _batches(experiment: Experiment, domain: int, indices: list[int]) -> Iterator[Minibatch]:
+    return experiment.domains[domain].evaluation_batches(indices, workers=experiment.workers)
+
+
+def _of_landscape(options: DiagnosisOptions, domains: list[DiagnosedDomain]) -> list[int]:
+    """The two domains of the landscape; none where it was not asked for."""
     if options.landscape is None:
         return []
     if not options.landscape:
@@ -232,35 +209,46 @@ def _chosen_for_landscape(options: DiagnosisOptions, domains: list[Domain]) -> l
     return list(options.landscape)
 
 
-def _samples(looked_at: _LookedAt) -> _Samples:
-    head = copy.deepcopy(looked_at.network[1]).cpu().double()
-    return _Samples(
-        head,
-        [
-            features(looked_at.experiment, looked_at.network, domain, indices)
-            for domain, indices in enumerate(looked_at.indices)
-        ],
-    )
+@torch.no_grad()
+def _measurements(
+    experiment: Experiment, network: nn.Sequential, indices: list[list[int]]
+) -> _Measurements:
+    """On the CPU; features are (n, d), labels (n,)."""
+    featurizer, head = network
+    samples = []
+    for domain, of_domain in enumerate(indices):
+        batches = _batches(experiment, domain, of_domain)
+        pairs = [(featurizer(x).cpu().double(), y.cpu()) for x, y in batches]
+        features, labels = zip(*pairs)
+        samples.append((torch.cat(features), torch.cat(labels)))
+    return _Measurements(copy.deepcopy(head).cpu().double(), samples)
 
 
-def _stage(samples: _Samples, domains: list[Domain], options: DiagnosisOptions) -> Stage:
-    risks, accuracies = _risks_and_accuracies(samples)
+def _stage(
+    measured: _Measurements, domains: list[DiagnosedDomain], options: DiagnosisOptions
+) -> Stage:
+    risks = measured.of_each(_risk)
+    if not risks.isfinite().all():
+        raise UserError(
+            f"the risks are {risks.tolist()}: training diverged; train with a smaller 'lr'"
+        )
     diagonals = {
-        name: _per_domain(DIAGONAL_CURVATURES[name], samples)
-        for name in DIAGONAL_CURVATURES
+        name: measured.of_each(curvature)
+        for name, curvature in DIAGONAL_CURVATURES.items()
         if name in options.curvatures
     }
     ratios = {name: diagonal_ratios(d, options.damping) for name, d in diagonals.items()}
     if "full_hessian" in options.curvatures:
-        ratios["full_hessian"] = full_ratios(_per_domain(full_hessian, samples), options.damping)
+        ratios["full_hessian"] = full_ratios(measured.of_each(full_hessian), options.damping)
+    training = [domain.number for domain in domains if domain.is_training]
     exact = diagonals.pop("hessian", None)
     return Stage(
         risks=risks.tolist(),
-        accuracies=accuracies.tolist(),
-        gradient_means=compare(_per_domain(gradient_mean, samples)),
-        gradient_variances=compare(_per_domain(gradient_variance, samples)),
+        accuracies=measured.of_each(_accuracy).tolist(),
+        gradient_means=compare(measured.of_each(gradient_mean)),
+        gradient_variances=compare(measured.of_each(gradient_variance)),
         inconsistency={
-            name: _inconsistency(domains, risks, *found, options.epsilon)
+            name: inconsistency(risks, *found, training, options.epsilon)
             for name, found in ratios.items()
         },
         closeness_to_hessian={}
@@ -270,55 +258,10 @@ def _stage(samples: _Samples, domains: list[Domain], options: DiagnosisOptions) 
 
 
 @torch.no_grad()
-def _risks_and_accuracies(samples: _Samples) -> tuple[torch.Tensor, torch.Tensor]:
-    """(E,) mean cross-entropies and (E,) fractions of right predictions."""
-    logits = [samples.head(features) for features, _ in samples.pairs]
-    labels = [y for _, y in samples.pairs]
-    risks = torch.stack([F.cross_entropy(s, y) for s, y in zip(logits, labels)])
-    if not risks.isfinite().all():
-        raise UserError(
-            f"the risks are {risks.tolist()}: training diverged; train with a smaller 'lr'"
-        )
-    hits = [(s.argmax(dim=1) == y).double() for s, y in zip(logits, labels)]
-    return risks, torch.stack([domain_hits.mean() for domain_hits in hits])
+def _risk(head: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(head(features), labels)
 
 
-def _per_domain(quantity: Any, samples: _Samples) -> torch.Tensor:
-    """(E, …): `quantity(head, features, labels)` of every domain."""
-    return torch.stack([quantity(samples.head, z, y) for z, y in samples.pairs])
-
-
-def _inconsistency(
-    domains: list[Domain],
-    risks: torch.Tensor,
-    ratios: torch.Tensor,
-    damped: torch.Tensor,
-    epsilon: float,
-) -> Inconsistency:
-    numbers = [domain.number for domain in domains]
-    found = pairs(numbers, risks, ratios, epsilon)
-    training = [domain.number for domain in domains if domain.is_training]
-    return Inconsistency(score(found, training), score(found, numbers), found, damped.tolist())
-
-
-def _line(looked_at: _LookedAt, initial: dict[str, torch.Tensor], chosen: list[int]) -> Line:
-    experiment, trained = looked_at.experiment, looked_at.parameters()
-    batches = [
-        experiment.domains[d].evaluation_batches(looked_at.indices[d], workers=experiment.workers)
-        for d in chosen
-    ]
-    risks = [risks_along(looked_at.network, initial, trained, _LINE, each) for each in batches]
-    return Line(_LINE, risks)
-
-
-def _plane(before: nn.Module, after: _Samples, chosen: list[int], seed: int) -> Plane:
-    """On the trained featurizer's features."""
-    start = {name: p.detach() for name, p in before.named_parameters()}
-    end = {name: p.detach() for name, p in after.head.named_parameters()}
-    step = {name: end[name] - start[name] for name in start}
-    aside = filter_normalised_direction(end, seed)
-    risks = [
-        risks_on_plane(after.head, start, step, aside, _PLANE_X, _PLANE_Y, *after.pairs[domain])
-        for domain in chosen
-    ]
-    return Plane(_PLANE_X, _PLANE_Y, risks)
+@torch.no_grad()
+def _accuracy(head: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return (head(features).argmax(dim=1) == labels).double().mean()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import torch
 
@@ -41,24 +42,51 @@ class Pair:
     total: float
 
 
-def pairs(
-    domains: Sequence[int], risks: torch.Tensor, ratios: torch.Tensor, epsilon: float
-) -> list[Pair]:
-    """All ordered pairs of different domains.
+@dataclass(frozen=True)
+class Inconsistency:
+    """The score under one kind of curvature.
+
+    Attributes:
+        score: over pairs of training domains, which the theory speaks of; None if there is one.
+        score_with_test: over pairs of all domains.
+        pairs: all ordered pairs.
+        damped: how many curvatures of each domain lie below the damping.
+    """
+
+    score: float | None
+    score_with_test: float | None
+    pairs: list[Pair]
+    damped: list[int]
+
+
+def inconsistency(
+    risks: torch.Tensor,
+    ratios: torch.Tensor,
+    damped: torch.Tensor,
+    training: Collection[int],
+    epsilon: float,
+) -> Inconsistency:
+    """The score of E domains.
 
     Args:
-        domains: their numbers, E of them.
         risks: (E,).
         ratios: (E, E), at (A, B) the largest ratio of H_B to H_A.
+        damped: (E,), as from `diagonal_ratios`.
+        training: the numbers of the training domains.
         epsilon: ε, in nats.
     """
+    found = pairs(risks, ratios, epsilon)
+    both = score(found, training), score(found, range(len(risks)))
+    return Inconsistency(*both, found, damped.tolist())
+
+
+def pairs(risks: torch.Tensor, ratios: torch.Tensor, epsilon: float) -> list[Pair]:
+    """All ordered pairs of different domains, see `inconsistency`."""
     found = []
-    for i, a in enumerate(domains):
-        for j, b in enumerate(domains):
-            if i != j:
-                difference, ratio = float(risks[j] - risks[i]), float(ratios[i, j])
-                term = epsilon * ratio
-                found.append(Pair(a, b, difference, ratio, term, difference + term))
+    for a, b in permutations(range(len(risks)), 2):
+        difference, ratio = float(risks[b] - risks[a]), float(ratios[a, b])
+        term = epsilon * ratio
+        found.append(Pair(a, b, difference, ratio, term, difference + term))
     return found
 
 

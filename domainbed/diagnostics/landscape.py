@@ -10,7 +10,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from domainbed.datasets.domain import Minibatch
+
 Parameters = Mapping[str, torch.Tensor]
+
+LINE = [i / 20 for i in range(-10, 31)]
+PLANE_X = [i / 10 for i in range(-5, 16)]
+PLANE_Y = [i / 10 for i in range(-10, 11)]
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,27 @@ class Plane:
     risks: list[list[list[float]]]
 
 
+@dataclass(frozen=True)
+class Landscape:
+    """Risks of two domains around the weights: of the network, and of the classifier alone."""
+
+    domains: list[int]
+    line: Line
+    plane: Plane
+
+
+def parameters_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a network's parameters as they are now."""
+    return {name: p.detach().clone() for name, p in network.named_parameters()}
+
+
 @torch.no_grad()
 def risks_along(
     network: nn.Module,
     start: Parameters,
     end: Parameters,
     positions: Sequence[float],
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    batches: Iterable[Minibatch],
 ) -> list[float]:
     """The risk at (1 − t) · start + t · end for every t in `positions`; reads the images once.
 
@@ -66,6 +86,22 @@ def risks_along(
             logits = functional_call(network, weights, (x,))
             sums[number] += F.cross_entropy(logits, y, reduction="sum").item()
     return (sums / count).tolist()
+
+
+def plane_of(before: nn.Module, after: nn.Module, domains: Sequence[Minibatch], seed: int) -> Plane:
+    """The risks of domains on a plane through the weights of a head before and after training.
+
+    Args:
+        before: the head with its initial weights.
+        after: the trained head, which maps (n, d) features to (n, C) logits.
+        domains: (n, d) features, of the trained featurizer, and (n,) labels of each.
+        seed: of the random direction.
+    """
+    start, end = parameters_of(before), parameters_of(after)
+    step = {name: end[name] - start[name] for name in start}
+    aside = filter_normalised_direction(end, seed)
+    risks = [risks_on_plane(after, start, step, aside, PLANE_X, PLANE_Y, *pair) for pair in domains]
+    return Plane(PLANE_X, PLANE_Y, risks)
 
 
 @torch.no_grad()

@@ -9,11 +9,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from domainbed.core.drawing import new_figure
-from domainbed.core.files import as_json_values, written_aside
+import pandas as pd
+
+from domainbed.core.drawing import check_figure_file, new_figure, save_figure
+from domainbed.core.files import as_json_values
 from domainbed.core.text_table import text_table
-from domainbed.diagnostics.diagnosis import Diagnosis, Landscape, Stage
-from domainbed.errors import UserError
+from domainbed.diagnostics.diagnosis import Diagnosis, Stage
+from domainbed.diagnostics.landscape import Landscape
 
 JSON_VERSION = 1
 
@@ -23,23 +25,23 @@ Rows = list[list[str]]
 def to_table(diagnosis: Diagnosis) -> str:
     """Aligned text: risks, scores, their parts, distances, and how close curvatures are."""
     d = diagnosis
-    blocks: list[tuple[str, Rows]] = [
-        ("Domains", _domain_rows(d)),
-        ("Inconsistency score: the largest I(A, B)", _score_rows(d)),
-    ]
-    for name, stage in _stages(d):
-        title = f"Parts of I(A, B) {name} training: R_B - R_A, and epsilon * max curvature B / A"
-        blocks.append((title, _pair_rows(d, stage)))
-    blocks.append(("The classifier's gradients, before > after training", _gradient_rows(d)))
+    parts = "Parts of I(A, B) {} training: R_B - R_A, and epsilon * max curvature B / A"
+    blocks = {
+        "Domains": _domain_rows(d),
+        "Inconsistency score: the largest I(A, B)": _score_rows(d),
+        parts.format("before"): _pair_rows(d, d.before),
+        parts.format("after"): _pair_rows(d, d.after),
+        "The classifier's gradients, before > after training": _gradient_rows(d),
+    }
     if d.after.closeness_to_hessian:
         title = "Curvatures beside the diagonal of the Hessian, before > after training"
-        blocks.append((title, _closeness_rows(d)))
+        blocks[title] = _closeness_rows(d)
     lines = [
         d.run,
         f"epsilon {d.epsilon:g}, damping {d.damping:g}, {d.parameters:,} parameters in the "
         "classifier",
     ]
-    for title, rows in blocks:
+    for title, rows in blocks.items():
         lines += ["", title, *text_table(rows)]
     return "\n".join(lines) + "\n"
 
@@ -56,54 +58,40 @@ def to_json(diagnosis: Diagnosis) -> str:
 FORMATS = {"table": to_table, "json": to_json}
 
 
-def check_plot(file: Path | str) -> None:
-    """Makes sure that a plot can be written there, before anything is computed for it.
-
-    Raises:
-        UserError: matplotlib is missing or cannot write such a file, or there is no such folder.
-    """
-    kinds = new_figure().canvas.get_supported_filetypes()
-    kind = Path(file).suffix.removeprefix(".").lower()
-    if kind not in kinds:
-        raise UserError(f"plot {str(file)!r}: expected a file that ends in .png, .pdf or .svg")
-    if not Path(file).parent.is_dir():
-        raise UserError(f"plot {str(file)!r}: there is no such folder; make it first")
-
-
 def save_plot(diagnosis: Diagnosis, file: Path | str) -> None:
     """Draws the scores, the risks and, if it was computed, the landscape.
 
     Raises:
-        UserError: see `check_plot`; or the file cannot be written.
+        UserError: see `check_figure_file`; or the file cannot be written.
     """
-    check_plot(file)
-    landscape = diagnosis.landscape
+    check_figure_file("--plot", file)
+    d, landscape = diagnosis, diagnosis.landscape
     rows = 1 if landscape is None else 2
     figure = new_figure(figsize=(13, 4.2 * rows), layout="constrained")
-    figure.suptitle(diagnosis.run)
+    figure.suptitle(d.run)
     axes = figure.subplots(rows, 3, squeeze=False)
-    _draw_scores(axes[0][0], diagnosis)
-    _draw_domains(axes[0][1], diagnosis, "risks", "risk (nats)")
-    _draw_domains(axes[0][2], diagnosis, "accuracies", "accuracy")
+    _draw_scores(axes[0][0], d)
+    names = [f"{each.name}\n{'training' if each.is_training else 'test'}" for each in d.domains]
+    for panel, quantity, label in (
+        (axes[0][1], "risks", "risk (nats)"),
+        (axes[0][2], "accuracies", "accuracy"),
+    ):
+        both = {f"{stage} training": getattr(getattr(d, stage), quantity) for stage in _STAGES}
+        _draw_bars(panel, names, both, ylabel=label)
     if landscape is not None:
-        _draw_landscape(figure, axes[1], diagnosis, landscape)
-    try:
-        with written_aside(Path(file)) as aside:
-            figure.savefig(aside, format=Path(file).suffix[1:].lower(), dpi=120)
-    except OSError as error:
-        raise UserError(f"cannot write plot {str(file)!r}: {error.strerror}") from error
+        _draw_landscape(figure, axes[1], d, landscape)
+    save_figure(figure, "--plot", Path(file), dpi=120)
 
 
-def _stages(diagnosis: Diagnosis) -> list[tuple[str, Stage]]:
-    return [("before", diagnosis.before), ("after", diagnosis.after)]
+_STAGES = ("before", "after")
 
 
 def _domain_rows(d: Diagnosis) -> Rows:
     rows = [["domain", "name", "role", "images", "risk before", "after", "acc before", "after"]]
     for i, domain in enumerate(d.domains):
         role = "training" if domain.is_training else "test"
-        risks = [f"{stage.risks[i]:.4f}" for _, stage in _stages(d)]
-        accuracies = [f"{stage.accuracies[i]:.3f}" for _, stage in _stages(d)]
+        risks = [f"{stage.risks[i]:.4f}" for stage in (d.before, d.after)]
+        accuracies = [f"{stage.accuracies[i]:.3f}" for stage in (d.before, d.after)]
         facts = [str(domain.number), domain.name, role, f"{domain.images:,}"]
         rows.append([*facts, *risks, *accuracies])
     return rows
@@ -111,18 +99,16 @@ def _domain_rows(d: Diagnosis) -> Rows:
 
 def _score_rows(d: Diagnosis) -> Rows:
     rows = [["curvature", "training: before", "after", "with test: before", "after", "damped"]]
-    for name in d.after.inconsistency:
-        both = [stage.inconsistency[name] for _, stage in _stages(d)]
-        damped = "/".join(map(str, both[1].damped))
-        cells = [_number(one.score) for one in both] + [_number(s.score_with_test) for s in both]
-        rows.append([name, *cells, damped])
+    for name, after in d.after.inconsistency.items():
+        before = d.before.inconsistency[name]
+        scores = [before.score, after.score, before.score_with_test, after.score_with_test]
+        rows.append([name, *map(_number, scores), "/".join(map(str, after.damped))])
     return rows
 
 
 def _pair_rows(d: Diagnosis, stage: Stage) -> Rows:
-    kinds = list(stage.inconsistency)
-    rows = [["A", "B", "R_B - R_A", *kinds]]
-    for parts in zip(*[stage.inconsistency[kind].pairs for kind in kinds]):
+    rows = [["A", "B", "R_B - R_A", *stage.inconsistency]]
+    for parts in zip(*(found.pairs for found in stage.inconsistency.values())):
         first = parts[0]
         names = [d.domains[first.a].name, d.domains[first.b].name]
         terms = [_number(part.curvature_term) for part in parts]
@@ -133,12 +119,12 @@ def _pair_rows(d: Diagnosis, stage: Stage) -> Rows:
 def _gradient_rows(d: Diagnosis) -> Rows:
     rows = [["A", "B", "means: distance", "cosine", "variances: distance", "cosine"]]
     for i, j in combinations(range(len(d.domains)), 2):
-        row = [d.domains[i].name, d.domains[j].name]
-        for quantity in ("gradient_means", "gradient_variances"):
-            for measure in ("distances", "cosines"):
-                both = [getattr(getattr(s, quantity), measure)[i][j] for _, s in _stages(d)]
-                row.append(_change(both))
-        rows.append(row)
+        numbers = [
+            _change([getattr(getattr(s, quantity), measure)[i][j] for s in (d.before, d.after)])
+            for quantity in ("gradient_means", "gradient_variances")
+            for measure in ("distances", "cosines")
+        ]
+        rows.append([d.domains[i].name, d.domains[j].name, *numbers])
     return rows
 
 
@@ -146,16 +132,18 @@ def _closeness_rows(d: Diagnosis) -> Rows:
     rows = [["curvature", "domain", "cosine", "correlation", "relative distance"]]
     for kind in d.after.closeness_to_hessian:
         for i, domain in enumerate(d.domains):
-            row = [kind, domain.name]
-            for measure in ("cosine", "correlation", "relative_distance"):
-                both = [getattr(s.closeness_to_hessian[kind], measure)[i] for _, s in _stages(d)]
-                row.append(_change(both))
-            rows.append(row)
+            numbers = [
+                _change(
+                    [getattr(s.closeness_to_hessian[kind], measure)[i] for s in (d.before, d.after)]
+                )
+                for measure in ("cosine", "correlation", "relative_distance")
+            ]
+            rows.append([kind, domain.name, *numbers])
     return rows
 
 
 def _change(before_and_after: Sequence[float]) -> str:
-    return " > ".join(_number(value) for value in before_and_after)
+    return " > ".join(map(_number, before_and_after))
 
 
 def _number(value: float | None) -> str:
@@ -165,31 +153,19 @@ def _number(value: float | None) -> str:
 def _draw_scores(axes: Any, d: Diagnosis) -> None:
     kinds = list(d.after.inconsistency)
     series = {
-        f"{name} training{scope}": [getattr(stage.inconsistency[kind], field) for kind in kinds]
+        f"{name} training{scope}": [
+            getattr(getattr(d, name).inconsistency[kind], field) for kind in kinds
+        ]
         for field, scope in (("score", ""), ("score_with_test", ", with test domain"))
-        for name, stage in _stages(d)
+        for name in _STAGES
     }
     drawn = {label: values for label, values in series.items() if None not in values}
-    _draw_bars(axes, [kind.replace("_", "\n") for kind in kinds], drawn)
-    axes.set(ylabel="inconsistency (nats)", yscale="log")
+    names = [kind.replace("_", "\n") for kind in kinds]
+    _draw_bars(axes, names, drawn, ylabel="inconsistency (nats)", logy=True)
 
 
-def _draw_domains(axes: Any, d: Diagnosis, quantity: str, label: str) -> None:
-    names = [
-        f"{domain.name}\n{'training' if domain.is_training else 'test'}" for domain in d.domains
-    ]
-    _draw_bars(
-        axes, names, {f"{name} training": getattr(stage, quantity) for name, stage in _stages(d)}
-    )
-    axes.set_ylabel(label)
-
-
-def _draw_bars(axes: Any, names: list[str], series: dict[str, list[float]]) -> None:
-    width = 0.8 / max(len(series), 1)
-    for number, (label, values) in enumerate(series.items()):
-        left = [i - 0.4 + width * number for i in range(len(names))]
-        axes.bar(left, values, width, align="edge", label=label)
-    axes.set_xticks(range(len(names)), names, fontsize="small")
+def _draw_bars(axes: Any, names: list[str], series: dict[str, list[float]], **look: Any) -> None:
+    pd.DataFrame(series, index=names).plot.bar(ax=axes, rot=0, width=0.8, fontsize="small", **look)
     axes.legend(fontsize="small", ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed.diagnostics.comparison import closeness, compare
+from domainbed.diagnostics.curvature import closeness, compare
 
 
 def random_vectors(seed, scale=1.0):
