@@ -1,6 +1,7 @@
 """The package; the settings of its tools are in pyproject.toml."""
 
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import find_packages, setup
 
@@ -27,7 +28,7 @@ EXTRAS["dev"] = [
 
 setup(
     name="domainbed",
-    version="0.1.0",
+    version=run_path("domainbed/core/version.py")["__version__"],
     description="A benchmark suite for domain generalization, with Fishr at its heart",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -6,10 +6,10 @@ import argparse
 import importlib
 import sys
 
-import domainbed
 from domainbed.cli.common import Parser, add_debug_flag, guarded, run_and_exit
 from domainbed.core.suggest import did_you_mean
 from domainbed.core.text_table import text_table
+from domainbed.core.version import __version__
 
 _COMMANDS = {
     "download": ("download", "get published datasets, or put a copy of one in its place"),
@@ -69,7 +69,7 @@ def _command(words: list[str]) -> str:
         epilog="\n".join(["commands:", *text_table(summaries, indent="  "), "", _MORE]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=domainbed.__version__)
+    parser.add_argument("--version", action="version", version=__version__)
     if not words or words[0].startswith("-"):
         parser.parse_args(words)
         parser.error("a COMMAND is missing")

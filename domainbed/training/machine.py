@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import domainbed
 from domainbed.core.precision import convolutions_in_tf32, products_in_tf32
+from domainbed.core.version import __version__
 from domainbed.errors import UserError
 from domainbed.networks import MNIST_CNN
 
@@ -147,7 +147,7 @@ def peak_memory(device: torch.device) -> float:
 def describe(device: torch.device) -> dict[str, Any]:
     """Versions, device, threads and commit, as JSON values: what a reader of numbers may ask."""
     return {
-        "domainbed": domainbed.__version__,
+        "domainbed": __version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -170,7 +170,7 @@ def package_version(package: str) -> str | None:
 @cache
 def _git_commit() -> str | None:
     """The commit of the checkout that this package runs from, if it is one."""
-    root = Path(domainbed.__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     try:

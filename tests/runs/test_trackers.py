@@ -117,7 +117,7 @@ def test_one_that_fails_harms_no_run(
     assert RunFolder(tmp_path).state() == "done"
     (line,) = [each.getMessage() for each in caplog.records if "tracker" in each.getMessage()]
     assert line == (
-        "warning: tracker failing gets no more records of this run, which goes on "
+        "warning: tracker failing gets no more records of this run, which continues "
         "(SystemExit: no route to host)"
     )
     assert [told for told in Noted.told if told == ("end", "done")][-1:]  # the other went on
