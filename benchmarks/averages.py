@@ -15,8 +15,7 @@ import torch
 
 from domainbed.algorithms import ERM
 from domainbed.hparams import default_hparams
-from domainbed.training.running_averages import EMA, SMA
-from domainbed.training.swad import SWAD
+from domainbed.training.averages import EMA, SMA, SWAD
 
 CASES = {
     "ColoredMNIST, MNIST CNN": ("ColoredMNIST", (2, 28, 28), 2, {"batch_size": 32}),

@@ -1,12 +1,16 @@
-"""The averages of the weights of a run, beside any algorithm.
+"""Averages of a run's weights, beside any algorithm.
 
-An average is of all parameters and floating-point buffers of an algorithm.
+θ_t are the weights after update t, counted from 1, and θ_0 those that training starts with. An
+average is of all parameters and floating-point buffers of an algorithm, and costs one pass over
+them per update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,15 +18,267 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.algorithms import Algorithm
+from domainbed.algorithms.averaging import mean_rate
 from domainbed.algorithms.base import concatenate
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.training.experiment import Experiment
-from domainbed.training.running_averages import EMA, SMA, Average, State, Weights, WiSE, copied
-from domainbed.training.swad import SWAD
+
+Weights = list[torch.Tensor]
+State = dict[str, Any]
 
 STATISTICS_BATCHES = 64
 """Minibatches of each training domain that re-estimate the statistics of batch norm."""
+
+
+class Average(ABC):
+    """One average of weights along a training.
+
+    Attributes:
+        stored: the names of the attributes that it depends on, beside its constructor's arguments.
+    """
+
+    stored: tuple[str, ...]
+
+    @abstractmethod
+    def current(self) -> Weights:
+        """The average, if training ended here."""
+
+    @abstractmethod
+    def add(self, weights: Weights) -> None:
+        """Takes the weights after an update that is not recorded."""
+
+    def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
+        """Takes the weights after a recorded update, and their validation loss.
+
+        Returns:
+            what to record about the average.
+        """
+        self.add(weights)
+        return {}
+
+    def state(self) -> State:
+        """All that the average depends on, as plain values, for `restore`."""
+        return {name: getattr(self, name) for name in self.stored}
+
+    def restore(self, state: State) -> None:
+        """Continues from a state, whose tensors are on the device of the weights."""
+        for name in self.stored:
+            setattr(self, name, state[name])
+
+
+class EMA(Average):
+    """The exponential moving average: θ̄_0 = θ_0, θ̄_t = d · θ̄_{t−1} + (1 − d) · θ_t."""
+
+    stored = ("average",)
+
+    def __init__(self, weights: Weights, decay: float) -> None:
+        self.average, self.decay = copied(weights), decay
+
+    def current(self) -> Weights:
+        return self.average
+
+    def add(self, weights: Weights) -> None:
+        torch._foreach_lerp_(self.average, weights, 1 - self.decay)
+
+
+class SMA(Average):
+    """The simple moving average from update t₀ on (Arpit et al. 2022, arXiv 2110.10832, eq. 1).
+
+    θ̄_t = θ_t for t ≤ t₀, and the mean of θ_{t₀} … θ_t from there on.
+    """
+
+    stored = ("average", "updates")
+
+    def __init__(self, weights: Weights, start: int) -> None:
+        self.average, self.start, self.updates = copied(weights), start, 0
+
+    def current(self) -> Weights:
+        return self.average
+
+    def add(self, weights: Weights) -> None:
+        self.updates += 1
+        torch._foreach_lerp_(self.average, weights, mean_rate(self.updates, self.start + 1))
+
+
+class WiSE(Average):
+    """Between the first weights and the current ones (Wortsman et al. 2022, arXiv 2109.01903).
+
+    θ̄_t = (1 − α) · θ_0 + α · θ_t
+
+    Args:
+        weights: θ_0, and the tensors in which training changes them.
+        alpha: α.
+    """
+
+    stored = ("first",)
+
+    def __init__(self, weights: Weights, alpha: float) -> None:
+        self.first, self.last, self.alpha = copied(weights), weights, alpha
+
+    def current(self) -> Weights:
+        return list(torch._foreach_lerp(self.first, self.last, self.alpha))
+
+    def add(self, weights: Weights) -> None:
+        self.last = weights
+
+
+@dataclass
+class Mean:
+    """The arithmetic mean of `count` weights, to which more can be added."""
+
+    weights: Weights
+    count: int = 1
+
+    @classmethod
+    def of(cls, weights: Weights) -> Mean:
+        """Of a copy of some weights, which may change."""
+        return cls(copied(weights))
+
+    def copy(self) -> Mean:
+        return Mean(copied(self.weights), self.count)
+
+    def add(self, weights: Weights, count: int = 1) -> None:
+        """Takes weights, or the mean of `count` of them."""
+        self.count += count
+        torch._foreach_lerp_(self.weights, weights, count / self.count)
+
+    def add_all(self, means: Iterable[Mean]) -> None:
+        for mean in means:
+            self.add(mean.weights, mean.count)
+
+
+@dataclass
+class _Record:
+    """A record that may turn out to be t_s: its weights, and the mean of those after it, if any."""
+
+    update: int
+    loss: float
+    at: Mean
+    after: list[Mean] = field(default_factory=list)
+
+    def add(self, weights: Weights) -> None:
+        if self.after:
+            self.after[0].add(weights)
+        else:
+            self.after.append(Mean.of(weights))
+
+
+class SWAD(Average):
+    """Stochastic weight averaging, densely (Cha et al. 2021, arXiv 2102.08604, algorithm 1).
+
+    With the losses of validation E⁽¹⁾, E⁽²⁾, … at records, θ̄ is the mean of the weights after every
+    update from t_s to t_e:
+
+        t_s: the first record i with E⁽ⁱ⁾ = min(E⁽ⁱ⁾ … E⁽ⁱ⁺ᴺˢ⁻¹⁾), and then l = r · mean of these
+        t_e: the first record i after it with l < min(E⁽ⁱ⁺¹⁾ … E⁽ⁱ⁺ᴺᵉ⁾)
+
+    As in the algorithm, t_s = 0 as long as there is no such record, and t_e is the last update as
+    long as there is none.
+
+    Only what may still count is kept: of the last N_s records the weights at the record and the
+    mean of those between it and the next one, until t_s is known; from then on the mean since t_s,
+    and what it was at the last record that was not above l.
+
+    Attributes:
+        start, end: the updates t_s and t_e; 0 and None as long as they are not known.
+
+    Args:
+        weights: θ_0.
+        n_converge: N_s.
+        n_tolerance: N_e, at least N_s.
+        ratio: r, at least 1.
+    """
+
+    stored = ("start", "end", "limit", "last_good", "bad")
+
+    def __init__(self, weights: Weights, n_converge: int, n_tolerance: int, ratio: float) -> None:
+        self.n_converge, self.n_tolerance, self.ratio = n_converge, n_tolerance, ratio
+        self.start = 0
+        self.end: int | None = None
+        self.limit: float | None = None
+        self.mean = Mean.of(weights)  # since t_s; before it is known, until the first of `window`
+        self.window: list[_Record] = []
+        self.kept = self.mean  # as it was at the record `last_good`
+        self.last_good, self.bad = 0, 0
+
+    def current(self) -> Weights:
+        mean = self.mean.copy()
+        mean.add_all(_parts(self.window))
+        return mean.weights
+
+    def add(self, weights: Weights) -> None:
+        if self.end is not None:
+            return
+        if self.window:
+            self.window[-1].add(weights)
+        else:
+            self.mean.add(weights)
+
+    def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
+        if self.end is None and self.limit is None:
+            self.window.append(_Record(update, loss, Mean.of(weights)))
+            self._look_for_start()
+        elif self.end is None:
+            self.mean.add(weights)
+            self._look_for_end(update, loss)
+        return {"start": self.start, "end": update if self.end is None else self.end}
+
+    def _look_for_start(self) -> None:
+        if len(self.window) > self.n_converge:
+            self.mean.add_all(_parts(self.window[:1]))
+            del self.window[0]
+        losses = [record.loss for record in self.window]
+        if len(losses) < self.n_converge or not all(losses[0] <= loss for loss in losses):
+            return
+        limit = self.ratio * sum(losses) / len(losses)
+        # As r is at least 1, the limit is below the first loss by rounding only.
+        self.start, self.limit = self.window[0].update, max(limit, losses[0])
+        first, *others = self.window
+        self.window, self.mean = [], first.at
+        self._look_for_end(first.update, first.loss)
+        before = first
+        for record in others:
+            self.mean.add_all([*before.after, record.at])
+            self._look_for_end(record.update, record.loss)
+            before = record
+
+    def _look_for_end(self, update: int, loss: float) -> None:
+        """What one record says; `mean` ends with the weights there."""
+        assert self.limit is not None
+        if loss <= self.limit:
+            self.kept, self.last_good, self.bad = self.mean.copy(), update, 0
+            return
+        self.bad += 1
+        if self.bad == self.n_tolerance:
+            self.mean, self.end = self.kept, self.last_good
+
+    def state(self) -> State:
+        means = {"mean": asdict(self.mean), "kept": asdict(self.kept)}
+        return {**super().state(), **means, "window": [asdict(record) for record in self.window]}
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self.mean, self.kept = Mean(**state["mean"]), Mean(**state["kept"])
+        self.window = [
+            _Record(
+                record["update"],
+                record["loss"],
+                Mean(**record["at"]),
+                [Mean(**mean) for mean in record["after"]],
+            )
+            for record in state["window"]
+        ]
+
+
+def _parts(records: Sequence[_Record]) -> Iterator[Mean]:
+    for record in records:
+        yield record.at
+        yield from record.after
+
+
+def copied(weights: Weights) -> Weights:
+    return [each.detach().clone() for each in weights]
 
 
 class Averages:
@@ -90,7 +346,7 @@ class Averages:
         algorithm = self._experiment.algorithm
         weights, counts = self._weights(), _batch_counts(algorithm)
         before = copied([*weights, *counts])
-        torch._foreach_copy_(weights, self._by_name[name].weights)
+        torch._foreach_copy_(weights, self._by_name[name].current())
         try:
             estimate_statistics(self._experiment)
             yield
@@ -103,7 +359,7 @@ class Averages:
 
     def restore(self, state: State) -> None:
         for name, average in self._by_name.items():
-            average.restore(state[name])
+            average.restore(_on_device(state[name], self._experiment.device))
 
     def _weights(self) -> Weights:
         algorithm = self._experiment.algorithm
@@ -165,3 +421,12 @@ def _batches(algorithm: Algorithm, minibatches: Sequence[tuple[torch.Tensor, tor
     """The inputs that the algorithm's passes see at once: by domain, or of all domains."""
     apart = algorithm.predicts_batches or getattr(algorithm, "passes_by_domain", False)
     return [x for x, _ in minibatches] if apart else [concatenate(minibatches)[0]]
+
+
+def _on_device(state: Any, device: torch.device) -> Any:
+    """The same nest of dicts and lists, with its tensors on the device."""
+    if isinstance(state, dict):
+        return {name: _on_device(each, device) for name, each in state.items()}
+    if isinstance(state, list):
+        return [_on_device(each, device) for each in state]
+    return state.to(device) if isinstance(state, torch.Tensor) else state

@@ -20,9 +20,7 @@ from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.training import build, load_model, run
-from domainbed.training.averages import Averages
-from domainbed.training.running_averages import EMA, SMA
-from domainbed.training.swad import SWAD
+from domainbed.training.averages import EMA, SMA, SWAD, Averages
 
 ALL = ("ema", "sma", "swad")
 FIELDS: dict[str, Any] = {
@@ -90,7 +88,7 @@ def test_swad_is_the_papers_algorithm(every: int) -> None:
             t_s, t_e, started, ended = swad_of_the_paper(losses, n_s, n_e, r, index)
             assert told == {"start": t_s * every, "end": t_e * every}
             expected = path[t_s * every : t_e * every + 1].mean()
-            assert swad.weights[0].item() == pytest.approx(expected, abs=1e-12)
+            assert swad.current()[0].item() == pytest.approx(expected, abs=1e-12)
             seen.add((started, ended))
     assert seen == {(False, False), (True, False), (True, True)}
 
@@ -102,13 +100,13 @@ def test_swad_with_the_published_parameters() -> None:
     for update, loss in enumerate(losses, start=1):
         told = swad.add_recorded([torch.tensor([float(update)])], update, loss)
     assert told == {"start": 3, "end": 6}
-    assert swad.weights[0].item() == pytest.approx((3 + 4 + 5 + 6) / 4)
+    assert swad.current()[0].item() == pytest.approx((3 + 4 + 5 + 6) / 4)
 
 
 def test_losses_that_are_no_numbers_start_nothing() -> None:
     swad = SWAD([torch.zeros(1)], 1, 1, 1.3)
     assert swad.add_recorded([torch.ones(1)], 1, math.nan) == {"start": 0, "end": 1}
-    assert swad.weights[0].item() == pytest.approx(0.5)
+    assert swad.current()[0].item() == pytest.approx(0.5)
 
 
 def test_moving_averages() -> None:
@@ -120,8 +118,8 @@ def test_moving_averages() -> None:
         sma.add([torch.tensor([path[update]])])
         expected = 0.8 * expected + 0.2 * path[update]
         of_sma = path[5 : update + 1].mean() if update > 5 else path[update]
-        assert ema.weights[0].item() == pytest.approx(expected, abs=1e-12)
-        assert sma.weights[0].item() == pytest.approx(of_sma, abs=1e-12)
+        assert ema.current()[0].item() == pytest.approx(expected, abs=1e-12)
+        assert sma.current()[0].item() == pytest.approx(of_sma, abs=1e-12)
 
 
 # ---- beside a run ----
