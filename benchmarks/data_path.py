@@ -26,7 +26,7 @@ from torchvision.datasets import ImageFolder
 
 from domainbed.core.cores import usable_cores
 from domainbed.datasets import domains_of, load_dataset
-from domainbed.training.minibatches import IndexDraws, minibatches
+from domainbed.training.sampling import IndexDraws, minibatches
 
 DOMAINS = range(3)
 GPU_STEPS = 10  # in a round

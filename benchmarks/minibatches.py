@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from domainbed.datasets.tensor_domain import TensorDomain
-from domainbed.training.minibatches import IndexDraws, minibatches
+from domainbed.training.sampling import IndexDraws, minibatches
 
 
 def main() -> None:

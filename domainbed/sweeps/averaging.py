@@ -29,7 +29,7 @@ from domainbed.sweeps.beside import write_beside
 from domainbed.sweeps.store import Store
 from domainbed.training.averages import estimate_statistics
 from domainbed.training.experiment import Experiment
-from domainbed.training.model_file import read_model
+from domainbed.training.kept_models import read_model
 from domainbed.training.trained import load_model, read_spec, rebuild
 
 Weights = dict[str, torch.Tensor]

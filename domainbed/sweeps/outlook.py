@@ -24,7 +24,6 @@ from domainbed.sweeps.launch import Launch
 from domainbed.sweeps.status import count_runs, status_lines
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
 from domainbed.training.experiment import Experiment, build
-from domainbed.training.kept_weights import left_out
 from domainbed.training.machine import process_set_up
 
 UPDATES = 10
@@ -52,12 +51,13 @@ def outlook(launch: Launch) -> list[str]:
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
     for why, count in Counter(entry["why"] for entry in launch.left_out).items():
         lines.append(f"{count_runs(seeds * count)} left out: {why}")
-    unkept = left_out(launch.config.selection) if launch.config.weights == "selected" else []
-    for name in unkept:
-        lines.append(
+    if launch.config.weights == "selected":
+        lines += [
             f"no weights are kept for {name}, whose choice of a step depends on other runs: it "
             "needs `keep: all`"
-        )
+            for name in launch.config.selection
+            if SELECTION_METHODS[name].needs_pairs
+        ]
     if failed and not launch.retried:
         lines.append(
             f"{count_runs(failed)} failed before and stay as they are: "

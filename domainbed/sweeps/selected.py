@@ -14,7 +14,7 @@ from domainbed.runs.folder import RunFolder
 from domainbed.runs.record_keys import AVERAGES
 from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
-from domainbed.training.kept_weights import is_final
+from domainbed.training.kept_models import is_final
 from domainbed.training.trained import Model, model_in, read_spec
 
 

@@ -20,7 +20,7 @@ from domainbed.core.files import check_guard, written_aside
 from domainbed.errors import UserError
 from domainbed.networks.weights import load_plain
 from domainbed.runs.folder import RunFolder
-from domainbed.training.ranks import count
+from domainbed.training.ranks import count, is_first
 from domainbed.training.restoring import restore
 from domainbed.training.state import capture, plain_numpy_state
 
@@ -63,11 +63,13 @@ def save(
     progress: Progress,
     averages: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a checkpoint aside, reads it back, and moves it into place.
+    """Writes a checkpoint aside, reads it back, and moves it into place; one process of a run does.
 
     The one before stays until then, and is kept beside it as the one to fall back on. `averages`
     is the state of the averages of the weights.
     """
+    if not is_first():
+        return
     stream = io.BytesIO()
     contents = {
         "version": _VERSION,

@@ -1,17 +1,23 @@
-"""Metrics of the splits at a record."""
+"""Metrics of splits, and which splits a record evaluates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from domainbed.algorithms import Algorithm
 from domainbed.algorithms.base import predictor_of
 from domainbed.datasets.domain import Domain, Minibatch, evaluation_draws
 from domainbed.metrics import METRICS
-from domainbed.training.splits import Split
+from domainbed.runs.record_keys import average_key, record_key
+from domainbed.spec import RunSpec
+from domainbed.training.sampling import Split
 
 OnBatch = Callable[[int, int], None]
 
@@ -50,6 +56,9 @@ def splits_to_evaluate(
         if split.unlabeled:
             chosen.append(EvaluationSplit(domain, "uda", split.unlabeled))
     return chosen
+
+
+Evaluate = Callable[[Sequence[EvaluationSplit]], list[Value]]
 
 
 class Evaluator:
@@ -127,3 +136,106 @@ class Evaluator:
         totals = torch.stack(list(sums)).cpu().double().sum(dim=0)
         for metric, total in zip(self._metrics, totals.tolist()):
             yield Value(split.domain, split.name, metric, total / len(split.indices))
+
+
+class RecordedSplits:
+    """The splits that the records of a run evaluate.
+
+    With `eval_splits` "all" they are all; with "needed" all but the training domains' in-splits,
+    which the last step has. "selection" and "best" leave out what no selection method can read.
+    Let v be the mean accuracy on the training domains' out-splits:
+
+    - Training-domain selection reads v at each record, and the test domain's in-split where v is
+      higher than before (of equal ones the first is chosen). So do the tables of runs that train
+      on one domain.
+    - The oracle reads both splits of the test domain at the last record.
+    - Leave-one-domain-out cross-validation reads both test domains' in-splits of a run on a pair
+      at each record, and no out-split. Of a single test domain it reads the in-split at a record
+      that other runs decide on, so at any: "best" is "selection" for sweeps without it.
+
+    The last record has everything. What is left out is NaN, under the keys that "needed" has.
+    Where any record may be the last one, since the algorithm ends stages itself or there are
+    several, both are as "needed".
+
+    Args:
+        spec: of the run.
+        algorithm: of the run.
+        train_envs: the numbers of the training domains.
+        validates: whether a metric on the training domains' out-splits is needed at each record.
+        last: the last step that has a record.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        algorithm: Algorithm,
+        train_envs: Sequence[int],
+        validates: bool,
+        last: int,
+    ) -> None:
+        self._test_envs, self._train_envs = spec.test_envs, train_envs
+        self._all_records = spec.eval_splits == "all"
+        ends_anywhere = type(algorithm).on_record is not Algorithm.on_record
+        ends_anywhere |= len(algorithm.training_stages()) > 1
+        self._leaves_out = spec.eval_splits in ("selection", "best") and not ends_anywhere
+        self._last_step = last if self._leaves_out else spec.steps - 1
+        cross_validates = spec.eval_splits == "selection"  # by leave-one-domain-out
+        self._reads_tests = cross_validates and len(spec.test_envs) <= 2
+        is_pair = cross_validates and len(spec.test_envs) == 2
+        self._reads_validation = not is_pair or len(train_envs) == 1 or validates
+        self._highest: dict[str, float] = {}
+
+    def measure(
+        self, splits: Sequence[Split], step: int, evaluate: Evaluate, average: str = ""
+    ) -> list[Value]:
+        """The values of one record, in the order of domains and splits.
+
+        Args:
+            splits: of each domain, at the run's stage.
+            step: of the record.
+            evaluate: called with the splits to evaluate, once or twice.
+            average: the one whose weights the algorithm has; empty for the last weights.
+        """
+        everything = self._all_records or step == self._last_step
+        chosen = splits_to_evaluate(splits, self._test_envs, everything)
+        if everything or not self._leaves_out:
+            return evaluate(chosen)
+        values = evaluate([split for split in chosen if self._is_always_read(split)])
+        validation = [v.value for v in values if (v.split, v.metric) == ("out", "accuracy")]
+        if not self._reads_tests and self._is_highest(average, validation):
+            values += evaluate([split for split in chosen if split.name == "in"])
+        return _filled(chosen, values)
+
+    def restore(self, lines: Iterable[str], averages: Iterable[str]) -> None:
+        """Continues after the records of these lines."""
+        records = [json.loads(line) for line in lines] if self._leaves_out else []
+        keys = [record_key(domain, "out", "accuracy") for domain in self._train_envs]
+        for record in records:
+            for name in ("", *averages):
+                found = [record.get(average_key(name, key) if name else key) for key in keys]
+                self._is_highest(name, [value for value in found if value is not None])
+
+    def _is_always_read(self, split: EvaluationSplit) -> bool:
+        if split.domain in self._test_envs:
+            return split.name == "in" and self._reads_tests
+        return self._reads_validation
+
+    def _is_highest(self, average: str, accuracies: Sequence[float]) -> bool:
+        """Notes v of a record; returns whether it is higher than at all records before."""
+        # As selection computes it, so that ties are ties to the last bit.
+        mean = float(np.mean(accuracies)) if accuracies else math.nan
+        is_highest = not mean <= self._highest.get(average, -math.inf)
+        if is_highest:
+            self._highest[average] = mean
+        return is_highest
+
+
+def _filled(splits: Sequence[EvaluationSplit], values: Sequence[Value]) -> list[Value]:
+    """The values of the splits, NaN of those that were not evaluated."""
+    found = {(v.domain, v.split, v.metric): v.value for v in values}
+    metrics = dict.fromkeys(v.metric for v in values)
+    return [
+        Value(s.domain, s.name, metric, found.get((s.domain, s.name, metric), math.nan))
+        for s in splits
+        for metric in metrics
+    ]

@@ -28,11 +28,17 @@ from domainbed.errors import UserError, reason_of
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value, splits_to_evaluate
 from domainbed.training.machine import choose_device, to_device
-from domainbed.training.minibatches import EpochDraws, IndexDraws, WholeDraws, minibatches
-from domainbed.training.ranks import own_device
-from domainbed.training.shared_passes import share_passes
-from domainbed.training.shared_reading import share_reading
-from domainbed.training.splits import Split, split_domains, undivided
+from domainbed.training.ranks import align, of_first, own_device
+from domainbed.training.sampling import (
+    EpochDraws,
+    IndexDraws,
+    Split,
+    WholeDraws,
+    minibatches,
+    split_domains,
+    undivided,
+)
+from domainbed.training.shared_passes import share_passes, share_reading
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +71,11 @@ class Experiment:
     def stage(self) -> Stage:
         """What the stage that is under way trains on."""
         return self.algorithm.training_stages()[self.stage_number - 1]
+
+    @property
+    def stages(self) -> int:
+        """The number of stages of the run."""
+        return len(self.algorithm.training_stages())
 
     @property
     def validation(self) -> tuple[str, ...]:
@@ -148,6 +159,8 @@ class Experiment:
     ) -> list[Value]:
         """The metrics of the splits, at the weights that the algorithm has.
 
+        In several processes of a run they are the first one's, at the first one's weights.
+
         Args:
             step: for the random draws of augmented validation images.
             splits: none empty.
@@ -161,8 +174,9 @@ class Experiment:
             self.seed,
             tuple(dict.fromkeys([*spec.metrics, *self.validation])),
         )
+        align(self.algorithm)
         with self.precision():
-            return evaluator.evaluate(self.algorithm, splits, step, on_batch)
+            return of_first(evaluator.evaluate(self.algorithm, splits, step, on_batch))
 
     def all_splits(self) -> list[EvaluationSplit]:
         """Those of the stage that have images."""

@@ -1,4 +1,4 @@
-"""What the updates since the last record returned."""
+"""What the updates since the last record have returned."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ _OWN_KEYS = {"step", "stage", "epoch", "step_time", "mem_gb", "hparams", "args",
 class History:
     """Metrics by name, of one update after the other.
 
-    What a GPU computes stays there until `settle`: to ask for a number would wait for all of its
-    work.
+    What a GPU computes stays there until `settle`: reading a number would wait for all of its work.
 
     Args:
         algorithm: its name, for messages.
-        tolerant: go on after a metric that is not finite.
+        tolerant: whether training continues after a metric that is not finite.
 
     Attributes:
         diverged: whether there has been such a metric.
@@ -32,15 +31,15 @@ class History:
     def __init__(self, algorithm: str, tolerant: bool) -> None:
         self._algorithm, self._tolerant = algorithm, tolerant
         self._values: dict[str, list[float]] = {"step_time": []}
-        self._waiting: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        self._waiting: list[tuple[int, str, torch.Tensor]] = []
         self.diverged = False
 
     def add(self, metrics: Any, step: int) -> None:
-        """Takes in what the update of a step returned.
+        """Takes what the update of a step returned.
 
         Raises:
-            UserError: it is no dict of numbers, takes a name of the record's own, or training
-                diverged, as far as that can be told without waiting.
+            UserError: it is no dict of numbers, uses a name of the record's own, or training
+                diverged, as far as that is known without waiting for a GPU.
         """
         if not isinstance(metrics, dict):
             raise UserError(
@@ -48,30 +47,30 @@ class History:
                 "numbers"
             )
         for key, value in metrics.items():
-            if key in _OWN_KEYS or _is_measured(str(key)):
+            name = str(key)
+            if name in _OWN_KEYS or parse_record_key(name) or parse_average_key(name):
                 raise UserError(
                     f"the update of {self._algorithm} returned a metric {key!r}, which is a key of "
                     "the record's own: choose another name"
                 )
             if _is_far(value):
-                self._values.setdefault(str(key), [])  # names stay in order
-                # A copy: the algorithm may go on to change its own.
-                kept = value.detach().clone().reshape(())
-                self._waiting.setdefault(str(key), []).append((step, kept))
+                self._values.setdefault(name, [])  # names stay in order
+                # A copy: the algorithm may change its own.
+                self._waiting.append((step, name, value.detach().clone()))
             else:
-                self._append(str(key), self._number(str(key), value), step)
+                self._append(name, self._number(name, value), step)
 
     def restore(self, values: Mapping[str, Sequence[float]]) -> None:
-        """Goes on after what `values` gave; it had settled."""
+        """Continues from the `values` of another session, which had settled."""
         self._values = {"step_time": []} | {name: [*given] for name, given in values.items()}
         self.diverged |= not all(math.isfinite(v) for of_steps in values.values() for v in of_steps)
 
     def values(self) -> dict[str, list[float]]:
-        """Those since the last record, by name; what has not settled is left out."""
+        """Those since the last record, by name, without what has not settled."""
         return {name: [*of_steps] for name, of_steps in self._values.items() if of_steps}
 
     def add_time(self, seconds: float) -> None:
-        """Takes in how long a step took."""
+        """Takes the duration of a step."""
         self._values["step_time"].append(seconds)
 
     def settle(self) -> None:
@@ -80,17 +79,12 @@ class History:
         Raises:
             UserError: training diverged.
         """
-        waiting, self._waiting = self._waiting, {}
-        found = [
-            (step, key, number)
-            for key, of_steps in waiting.items()
-            for (step, _), number in zip(of_steps, _numbers([value for _, value in of_steps]))
-        ]
-        for step, key, number in sorted(found, key=lambda each: each[0]):  # keys stay in order
-            self._append(key, number, step)
+        waiting, self._waiting = self._waiting, []
+        for step, name, value in waiting:
+            self._append(name, value.item(), step)
 
     def means(self) -> dict[str, float]:
-        """The means since the last call, by name; what has not settled is left out."""
+        """The means since the last call, by name, without what has not settled."""
         values, self._values = self.values(), {"step_time": []}
         return {name: float(np.mean(of_steps)) for name, of_steps in values.items()}
 
@@ -101,7 +95,7 @@ class History:
         if not self._tolerant:
             raise UserError(
                 f"training diverged at step {step}: {key} is {number}. Choose a smaller 'lr', or "
-                "go on nevertheless with --on_divergence continue"
+                "continue nevertheless with --on_divergence continue"
             )
         self.diverged = True
 
@@ -116,16 +110,5 @@ class History:
 
 
 def _is_far(value: Any) -> bool:
-    """Whether it is one number that another device than the CPU may still compute."""
+    """Whether it is one number that a device other than the CPU may still be computing."""
     return isinstance(value, torch.Tensor) and value.numel() == 1 and value.device.type != "cpu"
-
-
-def _numbers(values: Sequence[torch.Tensor]) -> list[float]:
-    """At once where they are alike, which is usual; each is exact."""
-    alike = len({(value.dtype, value.device) for value in values}) == 1
-    return torch.stack(list(values)).tolist() if alike else [value.item() for value in values]
-
-
-def _is_measured(key: str) -> bool:
-    """Whether a key is of a split, of the last weights or of an average."""
-    return parse_record_key(key) is not None or parse_average_key(key) is not None

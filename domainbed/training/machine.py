@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import logging
-import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from domainbed.core.precision import convolutions_in_tf32, products_in_tf32
-from domainbed.core.version import __version__
 from domainbed.errors import UserError
 from domainbed.networks import MNIST_CNN
 
 log = logging.getLogger(__name__)
-
-_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -142,39 +134,3 @@ def peak_memory(device: torch.device) -> float:
     """The peak of GPU memory since the run began, in GiB; 0 without a GPU, as in DomainBed."""
     on_gpu = device.type == "cuda"
     return torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else 0.0
-
-
-def describe(device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads and commit, as JSON values: what a reader of numbers may ask."""
-    return {
-        "domainbed": __version__,
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "host": platform.node(),
-        **{package: package_version(package) for package in _PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
-    }
-
-
-@cache
-def package_version(package: str) -> str | None:
-    """As installed, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-@cache
-def _git_commit() -> str | None:
-    """The commit of the checkout that this package runs from, if it is one."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

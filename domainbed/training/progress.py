@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,17 @@ class ProgressTable:
         out: the file that keeps what was printed; appended to.
         echo: also print to the terminal.
         steps: of the whole run, for the time left.
-        hidden: keys of the record that have no column.
+        has_column: whether a key of the record has a column.
     """
 
-    def __init__(self, out: Path, echo: bool, steps: int, hidden: Collection[str] = ()) -> None:
-        self._out, self._echo, self._steps, self._hidden = out, echo, steps, hidden
+    def __init__(
+        self,
+        out: Path,
+        echo: bool,
+        steps: int,
+        has_column: Callable[[str], bool] = lambda key: True,
+    ) -> None:
+        self._out, self._echo, self._steps, self._has_column = out, echo, steps, has_column
         self._columns: list[str] = []
         self._first: tuple[int, float] | None = None
         self._evaluation: tuple[int, float] | None = None  # images done when its clock began
@@ -61,7 +67,7 @@ class ProgressTable:
         row |= {
             name.removesuffix("_acc"): _number(name, value)
             for name, value in record.items()
-            if isinstance(value, float) and name not in self._hidden
+            if isinstance(value, float) and self._has_column(name)
         }
         row["left"] = self._time_left(record["step"])
         if list(row) != self._columns:

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from domainbed.config.run_fields import RunOptions
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.training.machine import choose_device
@@ -145,11 +144,6 @@ def own_device(device: torch.device) -> torch.device:
 def own_rows(n: int) -> slice:
     """Those of n rows that this process sees to."""
     return slice(_number * n // _count, (_number + 1) * n // _count)
-
-
-def own_options(options: RunOptions) -> RunOptions:
-    """Only the first process tells the trackers."""
-    return options if is_first() else options.model_copy(update={"trackers": ()})
 
 
 @contextmanager

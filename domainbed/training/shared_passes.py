@@ -1,4 +1,4 @@
-"""Passes through a featurizer that the processes of a run share out by rows.
+"""Passes through a featurizer, and image files, that the processes of a run share out by rows.
 
 All processes draw the same minibatches and hold the same weights. Of B inputs process r of W sends
 the rows r·B/W to (r + 1)·B/W through the featurizer. The features are gathered. What follows
@@ -26,6 +26,8 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from domainbed.datasets.domain import AnyDomain
+from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 from domainbed.training.ranks import add_up, count, own_rows
 
@@ -177,3 +179,24 @@ def _drops_nothing(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     names = [argument.name for argument in func._schema.arguments]
     given = {**dict(zip(names, args)), **kwargs}
     return any(name in names and not given.get(name) for name in ("dropout_p", "dropout"))
+
+
+def share_reading(domain: AnyDomain) -> AnyDomain:
+    """The domain; if images are read one by one, each process reads its own part of every batch."""
+    if count() > 1 and isinstance(domain, LoadedDomain):
+        domain.sharing = _AmongRanks()
+    return domain
+
+
+class _AmongRanks:
+    def own_rows(self, n: int) -> slice:
+        return own_rows(n) if n >= count() else slice(None)
+
+    def all_rows(self, own: torch.Tensor, n: int) -> torch.Tensor:
+        if n < count():
+            return own
+        # As bytes, which add up to what was read, whatever its type.
+        part = own.reshape(len(own), -1).contiguous().view(torch.uint8)
+        rows = part.new_zeros(n, part.shape[1])
+        rows[own_rows(n)] = part
+        return add_up(rows).view(own.dtype).view(n, *own.shape[1:])

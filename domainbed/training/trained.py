@@ -26,9 +26,9 @@ from domainbed.runs.folder import RunFolder
 from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
 from domainbed.training.experiment import Experiment, build
+from domainbed.training.kept_models import read_model
 from domainbed.training.machine import choose_device
-from domainbed.training.model_file import read_model
-from domainbed.training.splits import shuffled
+from domainbed.training.sampling import shuffled
 
 
 def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +19,10 @@ from domainbed.core.files import as_json_values, check_guard, write_text
 from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_once
 from domainbed.runs.folder import NOT_WHOLE, RunFolder
 from domainbed.runs.record_keys import (
-    AVERAGES,
+    FULL_DATA,
     average_key,
+    parse_average_key,
+    parse_record_key,
     record_key,
 )
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED
@@ -30,13 +31,11 @@ from domainbed.spec import RunSpec
 from domainbed.training import checkpoint, ranks
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
-from domainbed.training.claim import claim
-from domainbed.training.evaluation import EvaluationSplit, Value
+from domainbed.training.evaluation import EvaluationSplit, RecordedSplits, Value
 from domainbed.training.experiment import Experiment, build
-from domainbed.training.facts import args_of, write_environment
 from domainbed.training.history import History
 from domainbed.training.initial_weights import set_initial_weights
-from domainbed.training.kept_weights import KeptWeights
+from domainbed.training.kept_models import KeptModels
 from domainbed.training.machine import (
     choose_device,
     peak_memory,
@@ -44,7 +43,7 @@ from domainbed.training.machine import (
     require_precision,
 )
 from domainbed.training.progress import ProgressTable
-from domainbed.training.recorded_splits import RecordedSplits
+from domainbed.training.provenance import args_of, claim, write_environment
 from domainbed.training.saved_predictions import save_predictions
 from domainbed.training.state import unseen
 
@@ -59,21 +58,21 @@ def run(
     echo: bool = False,
     on_step: OnStep | None = None,
 ) -> None:
-    """Trains `spec` in `folder`: begins, goes on where a killed run stopped, or does nothing.
+    """Trains `spec` in `folder`: starts, resumes a run that was interrupted, or does nothing.
 
     Sets up this process for it, see `machine.process_set_up`.
 
     Args:
         spec: resolved.
         folder: the run's own.
-        options: where it is done and what is kept; None for the defaults.
+        options: where it is trained and what is kept; None for the defaults.
         echo: print the progress table on the terminal.
-        on_step: called after every step with the number of steps taken; where there are several
-            stages, as if all of them had the steps of one.
+        on_step: called after every step with the number of steps taken; with several stages, as
+            if all of them together had the steps of one.
 
     Raises:
         Busy: another process is at work in the folder.
-        Interrupted: a stop was requested; the run goes on from there when this is called again.
+        Interrupted: a stop was requested; the run resumes when this is called again.
         UserError: the folder holds something else, or the spec does not fit the data.
     """
     options = options or RunOptions()
@@ -84,11 +83,8 @@ def run(
         with process_set_up(began.get("threads")):
             with stopping_at_once():
                 experiment = ranks.together(partial(_built, spec, options))
-            options = ranks.own_options(options)
             arguments = (experiment, folder, options, began, echo, on_step)
-            trainer = ranks.together(partial(Trainer, *arguments))
-            with trainer.tracked():
-                trainer.train()
+            ranks.together(partial(Trainer, *arguments)).train()
 
 
 def _built(spec: RunSpec, options: RunOptions) -> Experiment:
@@ -97,10 +93,10 @@ def _built(spec: RunSpec, options: RunOptions) -> Experiment:
 
 
 class Trainer:
-    """One run under way, in a folder that this process holds. `train` is the loop.
+    """One run under way, in a folder that this process owns. `train` is the loop.
 
-    `began` is the environment that an earlier session of the run noted; empty for none. The other
-    arguments are as for `run`.
+    `began` is the environment that an earlier session of the run noted; empty if there was none.
+    The other arguments are as for `run`.
     """
 
     def __init__(
@@ -114,39 +110,42 @@ class Trainer:
     ) -> None:
         self.experiment, self.spec, self.folder = experiment, experiment.spec, folder
         self.options, self.began, self.on_step = options, began, on_step
-        self.echo = echo
         self.history = History(self.spec.algorithm, self.spec.on_divergence == "continue")
-        self.stages = len(self.algorithm.training_stages())
         self.averages = Averages(experiment)
-        self.splits = RecordedSplits(experiment, self._last_recorded())
-        self.kept = KeptWeights(experiment, folder, options, self._last_recorded())
-        self.trackers = Trackers(options.trackers)
+        last = max(step for step in range(self.spec.steps) if self._is_recorded(step))
+        self.splits = RecordedSplits(
+            self.spec,
+            experiment.algorithm,
+            experiment.train_envs,
+            bool(experiment.validation),
+            last,
+        )
+        self.kept = KeptModels(experiment, folder, options, last)
+        self.trackers = Trackers(options.trackers if ranks.is_first() else ())
+        self._new_table = partial(
+            ProgressTable, folder.out, echo, self.spec.steps, self._has_column
+        )
         self.table = self._new_table()
 
-    @contextmanager
-    def tracked(self) -> Iterator[None]:
-        """Tells the trackers how it ends."""
+    @property
+    def algorithm(self) -> Algorithm:
+        """That of the current stage."""
+        return self.experiment.algorithm
+
+    def train(self) -> None:
+        """All stages that are left; there is one, unless the algorithm asks for more."""
         state = FAILED
         try:
-            yield
+            progress = self._train_stage(self._resume())
+            while progress.stage < self.experiment.stages:
+                progress = self._train_stage(self._next_stage(progress))
+            self._finish(progress)
             state = DONE
         except (KeyboardInterrupt, Interrupted):
             state = INTERRUPTED
             raise
         finally:
             self.trackers.end(state)
-
-    @property
-    def algorithm(self) -> Algorithm:
-        """That of the stage under way."""
-        return self.experiment.algorithm
-
-    def train(self) -> None:
-        """All stages that are left; there is one, unless the algorithm asks for more."""
-        progress = self._train_stage(self._resume())
-        while progress.stage < self.stages:
-            progress = self._train_stage(self._next_stage(progress))
-        self._finish(progress)
 
     def _train_stage(self, progress: Progress) -> Progress:
         """All steps that are left, with a record and a checkpoint at every interval."""
@@ -194,7 +193,7 @@ class Trainer:
             raise
 
     def _stop(self, progress: Progress) -> NoReturn:
-        """Keeps all that was done since the last record, too."""
+        """Saves also what was done since the last record."""
         self.history.settle()
         if values := self.history.values():
             self._save_checkpoint(replace(progress, history=values))
@@ -203,10 +202,10 @@ class Trainer:
 
     def _steps_taken(self, stage: int, step: int) -> int:
         """Those of all stages, as a share of one stage's."""
-        return ((stage - 1) * self.spec.steps + step + 1) // self.stages
+        return ((stage - 1) * self.spec.steps + step + 1) // self.experiment.stages
 
     def _next_stage(self, progress: Progress) -> Progress:
-        """A fresh model, which takes over from the trained one; a kill now goes on from here."""
+        """A fresh model, which takes over from the trained one; a killed run resumes from here."""
         before = self.algorithm
         self._enter_stage(progress.stage + 1)
         set_initial_weights(self.experiment)
@@ -220,41 +219,34 @@ class Trainer:
         """The algorithm of a stage as its constructor makes it."""
         if number != self.experiment.stage_number:
             self.experiment = self.experiment.further_stage(number)
-            self.table.line(f"Stage {number} of {self.stages}")
+            self.table.line(f"Stage {number} of {self.experiment.stages}")
             self.table = self._new_table()
         return self.algorithm
 
-    def _new_table(self) -> ProgressTable:
-        hidden = self._without_column()
-        return ProgressTable(self.folder.out, self.echo, self.spec.steps, hidden)
+    def _has_column(self, key: str) -> bool:
+        """Whether the progress table, which is as wide as a terminal, shows a number of a record.
 
-    def _without_column(self) -> set[str]:
-        """What the progress table leaves out, to be as wide as a terminal."""
-        training = {self._key(e, "in", "accuracy") for e in self.experiment.train_envs}
-        on_gpu = self.experiment.device.type == "cuda"
-        validating = {
-            self._key(e, split, metric)
-            for metric in set(self.experiment.validation) - set(self.spec.metrics)
-            for e in range(len(self.experiment.domains))
-            for split in ("in", "out", "uda")
-        }
-        averaged = {
-            average_key(name, self._key(e, split, metric))
-            for name in AVERAGES
-            for metric in (*self.spec.metrics, *self.experiment.validation)
-            for e in range(len(self.experiment.domains))
-            for split in ("in", "out", "uda")
-            if (metric, split) != ("accuracy", "in") or e not in self.spec.test_envs
-        }
-        hidden = {"epoch"} | training | validating | averaged
-        return hidden if on_gpu else hidden | {"mem_gb"}
+        Of accuracies, losses and the like of a split it shows what tells of generalization.
+        """
+        average, of_weights = parse_average_key(key) or ("", key)
+        parsed = parse_record_key(of_weights.removeprefix(FULL_DATA))
+        if parsed is None:
+            return key != "epoch" and (key != "mem_gb" or self.experiment.device.type == "cuda")
+        domain, split, metric = parsed
+        is_training = domain not in self.spec.test_envs
+        is_in_accuracy = (split, metric) == ("in", "accuracy")
+        if average:
+            return is_in_accuracy and not is_training
+        return metric in self.spec.metrics and not (is_in_accuracy and is_training)
 
     def _resume(self) -> Progress:
         check_guard(self.folder.path)  # building takes its time
         if self.folder.done.exists():
             self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
-        progress = ranks.together(self._loaded)  # before it is replaced or removed
+        load = partial(checkpoint.load, self.folder, self.spec.run_id, self._enter_stage)
+        # Before what it reads is replaced or removed.
+        progress = ranks.together(partial(load, self.averages.restore, self.table.line))
         if progress.has_begun:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
             told = (json.loads(line).get("diverged") for line in progress.records)
@@ -264,22 +256,13 @@ class Trainer:
             self._announce()
             self._keep_earlier_records()
             set_initial_weights(self.experiment)
-            self.averages = Averages(self.experiment)  # which begin with these
+            self.averages = Averages(self.experiment)  # which start with these
             self.algorithm.on_start()
         # A kill may have come between a record and its checkpoint, or within the record's line.
         write_text(self.folder.results, "".join(progress.records))
         write_environment(self.folder, self.experiment, self.began, progress)
         self._begin_tracking(progress)
         return progress
-
-    def _loaded(self) -> Progress:
-        return checkpoint.load(
-            self.folder,
-            self.spec.run_id,
-            self._enter_stage,
-            self.averages.restore,
-            self.table.line,
-        )
 
     def _begin_tracking(self, progress: Progress) -> None:
         path, spec = self.folder.path.absolute(), self.spec
@@ -296,21 +279,18 @@ class Trainer:
         if skipped := sum(len(domain.unreadable) for domain in self.experiment.domains):
             self.table.line(f"Images skipped, because they cannot be read: {skipped}")
         for name in unseen(self.algorithm):
-            self.table.line(f"warning: {name} cannot be saved: an interrupted run begins again")
+            self.table.line(f"warning: {name} cannot be saved: an interrupted run starts again")
 
     def _keep_earlier_records(self) -> None:
-        """Where the checkpoint of records is gone, they are to be made again; the old ones stay."""
+        """Keeps the records of a run whose checkpoint is gone, which makes them again."""
         if self.folder.has_results():
             kept = self.folder.path / "results.before.jsonl"
             self.folder.results.replace(kept)
-            self.table.line(f"No checkpoint to go on from: earlier records are kept in {kept}")
+            self.table.line(f"No checkpoint to resume from: earlier records are kept in {kept}")
 
     def _is_recorded(self, step: int) -> bool:
         last = step == self.spec.steps - 1
         return step % self.spec.checkpoint_freq == 0 or (last and self.spec.record_last_step)
-
-    def _last_recorded(self) -> int:
-        return next(step for step in reversed(range(self.spec.steps)) if self._is_recorded(step))
 
     def _record(self, step: int) -> tuple[str, bool]:
         """Evaluates, and appends the record to results.jsonl.
@@ -318,20 +298,21 @@ class Trainer:
         Returns:
             the record's line, and whether the algorithm ends the stage there.
         """
-        ranks.align(self.algorithm)
         measured = self._measured(step)
         record: dict[str, Any] = {
             "step": step,
             "epoch": step / self.experiment.batches_per_epoch,
-            **ranks.of_first(self.history.means()),
+            **self.history.means(),
             **{self._key(m.domain, m.split, m.metric): m.value for m in measured},
             **(validation := self._of_stage(measured)),
             **self._of_averages(step, validation.get("val_loss", math.nan)),
             "mem_gb": peak_memory(self.experiment.device),
         }
+        record = ranks.of_first(record)  # so that all processes decide alike
         self.table.record(record)
         ended = bool(self.algorithm.on_record(record))
-        record = as_json_values(record) | {"hparams": self.spec.hparams, "args": self._args()}
+        args = args_of(self.experiment, self.folder, self.options)
+        record = as_json_values(record) | {"hparams": self.spec.hparams, "args": args}
         if self.history.diverged:
             record["diverged"] = True
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
@@ -340,15 +321,13 @@ class Trainer:
         return line, ended
 
     def _measured(self, step: int, average: str = "") -> list[Value]:
-        # Of the first process: what is decided by the last bit is decided alike.
         def evaluate(splits: Sequence[EvaluationSplit]) -> list[Value]:
-            measured = self.experiment.evaluate(step, splits, self.table.evaluating)
-            return ranks.of_first(measured)
+            return self.experiment.evaluate(step, splits, self.table.evaluating)
 
-        return self.splits.measure(self.experiment, step, evaluate, average)
+        return self.splits.measure(self.experiment.stage_splits, step, evaluate, average)
 
     def _of_averages(self, step: int, loss: float) -> dict[str, float]:
-        """What a record has of averaged weights; `loss` is that of validation of the last ones."""
+        """What a record has about averaged weights; `loss` is the last weights' validation loss."""
         found = self.averages.add_recorded(step + 1, loss)
         for name in self.averages:
             with self.averages.in_place(name):
@@ -362,7 +341,7 @@ class Trainer:
         return record_key(domain, split, metric, self.experiment.stage.data == "all")
 
     def _of_stage(self, measured: Sequence[Value]) -> dict[str, Any]:
-        """What a record has only where a run has several stages, or a stage validates."""
+        """What a record has only if the run has several stages, or a stage validates."""
         chosen = {
             metric: [
                 m.value
@@ -371,27 +350,23 @@ class Trainer:
             ]
             for metric in self.experiment.validation
         }
-        number = {"stage": self.experiment.stage_number} if self.stages > 1 else {}
+        number = {"stage": self.experiment.stage_number} if self.experiment.stages > 1 else {}
         return number | {f"val_{name}": float(np.mean(values)) for name, values in chosen.items()}
 
     def _save(self, progress: Progress, step: int, ended: bool) -> None:
         lines = progress.records
-        self.kept.after_record(self.experiment, self.averages, step, lines, ended, self._args())
+        self.kept.after_record(self.experiment, self.averages, step, lines, ended)
         self._save_checkpoint(progress)
         self.kept.after_checkpoint(lines, ended)
 
     def _save_checkpoint(self, progress: Progress) -> None:
         """By the first process; the others wait, as none may end before it is written."""
-
-        def save() -> None:
-            if ranks.is_first():
-                averages = self.averages.state()
-                checkpoint.save(self.folder, self.spec.run_id, self.algorithm, progress, averages)
-
-        ranks.together(save)
+        run_id, averages = self.spec.run_id, self.averages.state()
+        arguments = (self.folder, run_id, self.algorithm, progress, averages)
+        ranks.together(partial(checkpoint.save, *arguments))
 
     def _finish(self, progress: Progress) -> None:
-        self.kept.at_end(self.experiment, self.averages, self._args())
+        self.kept.at_end(self.experiment, self.averages)
         if self.options.save_predictions:
             save_predictions(self.experiment, self.folder, self.options.data_dir)
         write_environment(self.folder, self.experiment, self.began, progress)
@@ -399,6 +374,3 @@ class Trainer:
         self.folder.errors.unlink(missing_ok=True)
         write_text(self.folder.done, "done")
         checkpoint.remove(self.folder)
-
-    def _args(self) -> dict[str, Any]:
-        return args_of(self.experiment, self.folder, self.options, self.stages)

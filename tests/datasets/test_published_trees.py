@@ -30,7 +30,7 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan
 from domainbed.training.experiment import Experiment
-from domainbed.training.splits import split_domains
+from domainbed.training.sampling import split_domains
 
 
 @pytest.fixture(autouse=True)

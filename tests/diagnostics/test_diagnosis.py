@@ -24,7 +24,7 @@ from domainbed.hparams import default_hparams
 from domainbed.networks import NETWORKS
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, run
-from domainbed.training.splits import split_indices
+from domainbed.training.sampling import split_indices
 
 EPSILON, DAMPING, IMAGES = 0.2, 0.01, 100
 OPTIONS = DiagnosisOptions(

@@ -30,11 +30,9 @@ from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
-from domainbed.training.evaluation import Value
-from domainbed.training.experiment import Experiment
+from domainbed.training.evaluation import Evaluator, Value
 from domainbed.training.ranks import align, joined, number
-from domainbed.training.shared_passes import share_passes
-from domainbed.training.shared_reading import share_reading
+from domainbed.training.shared_passes import share_passes, share_reading
 from domainbed.training.trainer import run
 
 SIZES, UPDATES = (5, 4, 6), 3
@@ -155,13 +153,13 @@ DRAWS = [
 def recorded_of(out: Path) -> list[dict[str, Any]]:
     """What an algorithm is told at records, where the second process measures something else."""
     told: list[dict[str, Any]] = []
-    evaluate = Experiment.evaluate
+    evaluate = Evaluator.evaluate
 
-    def differs(self: Experiment, *arguments: Any) -> list[Value]:
+    def differs(self: Evaluator, *arguments: Any) -> list[Value]:
         return [v._replace(value=v.value + number()) for v in evaluate(self, *arguments)]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Experiment, "evaluate", differs)
+        patched.setattr(Evaluator, "evaluate", differs)
         patched.setattr(SelfReg, "on_record", lambda self, record: told.append(dict(record)))
         run(batch_norm_spec(), out, SELECTED)
     return told

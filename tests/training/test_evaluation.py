@@ -20,7 +20,7 @@ from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
 from domainbed.metrics import METRICS
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
-from domainbed.training.splits import Split
+from domainbed.training.sampling import Split
 
 LOGITS = torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0], [0.0, 0.5, -1.0], [0.0, 0.0, 4.0]])
 LABELS = torch.tensor([1, 1, 0, 2])

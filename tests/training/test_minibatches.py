@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from domainbed.datasets.foreign import ForeignDomain
 from domainbed.datasets.tensor_domain import TensorDomain
-from domainbed.training.minibatches import EpochDraws, IndexDraws, minibatches
+from domainbed.training.sampling import EpochDraws, IndexDraws, minibatches
 
 INDICES = list(range(100, 120))
 

@@ -17,8 +17,8 @@ from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator
-from domainbed.training.minibatches import IndexDraws
-from domainbed.training.minibatches import minibatches as minibatches_of
+from domainbed.training.sampling import IndexDraws
+from domainbed.training.sampling import minibatches as minibatches_of
 from domainbed.training.trainer import RunOptions, run
 
 

@@ -26,9 +26,8 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import prepare
-from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value
-from domainbed.training.recorded_splits import RecordedSplits
-from domainbed.training.splits import Split
+from domainbed.training.evaluation import EvaluationSplit, Evaluator, RecordedSplits, Value
+from domainbed.training.sampling import Split
 from domainbed.training.trainer import RunOptions, run
 
 EARLY = ["training-domain", "oracle"]
@@ -37,16 +36,12 @@ STEPS = (0, 10, 20, 30, 40, 45)
 Accuracies = dict[tuple[int, str], float]
 
 
-def fake_experiment(eval_splits: str, test_envs: tuple[int, ...], domains: int) -> Any:
-    """What `RecordedSplits` looks at of an experiment."""
-    spec = SimpleNamespace(eval_splits=eval_splits, test_envs=test_envs, steps=STEPS[-1] + 1)
-    return SimpleNamespace(
-        spec=spec,
-        train_envs=[e for e in range(domains) if e not in test_envs],
-        validation=(),
-        algorithm=SimpleAlgorithm(),
-        stage_splits=[Split([0], [1, 2], [])] * domains,
-    )
+def recorded_splits(
+    eval_splits: str, test_envs: tuple[int, ...], domains: int, last: int
+) -> RecordedSplits:
+    spec: Any = SimpleNamespace(eval_splits=eval_splits, test_envs=test_envs, steps=STEPS[-1] + 1)
+    train_envs = [e for e in range(domains) if e not in test_envs]
+    return RecordedSplits(spec, SimpleAlgorithm(), train_envs, False, last)
 
 
 class SimpleAlgorithm(ERM):
@@ -57,8 +52,7 @@ class SimpleAlgorithm(ERM):
 def measured(eval_splits: str, test_envs: tuple[int, ...], records: list[Accuracies]) -> list[Any]:
     """The values of each record, and how many splits were evaluated for them."""
     domains = len(records[0]) // 2
-    experiment = fake_experiment(eval_splits, test_envs, domains)
-    recorded = RecordedSplits(experiment, STEPS[-1])
+    recorded = recorded_splits(eval_splits, test_envs, domains, STEPS[-1])
     found = []
     for step, accuracies in zip(STEPS, records, strict=True):
         evaluated: list[EvaluationSplit] = []
@@ -69,7 +63,7 @@ def measured(eval_splits: str, test_envs: tuple[int, ...], records: list[Accurac
             seen += splits
             return [Value(s.domain, s.name, "accuracy", known[s.domain, s.name]) for s in splits]
 
-        values = recorded.measure(experiment, step, evaluate)
+        values = recorded.measure([Split([0], [1, 2], [])] * domains, step, evaluate)
         found.append((values, evaluated))
     return found
 
@@ -153,8 +147,8 @@ def test_the_mean_is_that_of_selection_to_the_last_bit() -> None:
         keys = pd.DataFrame({"test_env": [1] * 50, "num_domains": [domains] * 50})
         theirs = mean_over_others(out, keys)
         for row, mean in zip(out, theirs, strict=True):
-            recorded = RecordedSplits(fake_experiment("best", (1,), domains), 9)
-            recorded._take("", [value for e, value in enumerate(row.tolist()) if e != 1])
+            recorded = recorded_splits("best", (1,), domains, 9)
+            recorded._is_highest("", [value for e, value in enumerate(row.tolist()) if e != 1])
             assert recorded._highest[""] == mean
 
 

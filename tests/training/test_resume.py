@@ -303,12 +303,12 @@ def test_another_major_version_of_pytorch_is_refused(tmp_path: Path) -> None:
     run_until(spec_of("ERM"), tmp_path, 6)
     file = tmp_path / "environment.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "torch": "1.12.0"}))
-    with pytest.raises(UserError, match=r"was begun under PyTorch 1\.12\.0"):
+    with pytest.raises(UserError, match=r"was started with PyTorch 1\.12\.0"):
         run(spec_of("ERM"), tmp_path)
     file.unlink()  # then the records tell
     results = tmp_path / "results.jsonl"
     results.write_text(re.sub(r'"torch": "[^"]*"', '"torch": "1.13.1"', results.read_text()))
-    with pytest.raises(UserError, match=r"was begun under PyTorch 1\.13\.1"):
+    with pytest.raises(UserError, match=r"was started with PyTorch 1\.13\.1"):
         run(spec_of("ERM"), tmp_path)
 
 

@@ -9,7 +9,7 @@ from hparams_reference import naive_seed_hash
 
 from domainbed.datasets.tensor_domain import TensorDomain
 from domainbed.errors import UserError
-from domainbed.training.splits import Split, split_domains, split_indices, without_unreadable
+from domainbed.training.sampling import Split, split_domains, split_indices, without_unreadable
 
 
 def domains(*sizes):

@@ -19,7 +19,7 @@ from domainbed.datasets import DATASETS, MultipleDomainDataset, domains_of, load
 from domainbed.errors import UserError
 from domainbed.runs.folder import Busy, RunFolder
 from domainbed.spec import RunSpec
-from domainbed.training.splits import split_domains
+from domainbed.training.sampling import split_domains
 from domainbed.training.trainer import RunOptions, run
 
 ARGS = {

@@ -21,7 +21,8 @@ from domainbed.launchers import Event, Job, LocalLauncher, Resources
 from domainbed.launchers.base import environment_set
 from domainbed.runs.states import FAILED
 from domainbed.sweeps.following import Display
-from domainbed.training.machine import choose_device, describe
+from domainbed.training.machine import choose_device
+from domainbed.training.provenance import describe
 
 Restart = tuple[int, str]
 """Its number and its algorithm."""

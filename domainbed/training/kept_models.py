@@ -1,0 +1,239 @@
+"""Which weights of a run stay on disk (of each record, the last, or the selected), and their files.
+
+Only a run that selects imports `domainbed.selection`: it takes pandas along, half a second.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.config.run_fields import RunOptions
+from domainbed.core.files import file_digest, write_text, written_aside
+from domainbed.core.names import averaged_algorithm
+from domainbed.errors import UserError
+from domainbed.networks.weights import load_plain
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.record_keys import AVERAGES, parse_average_key, parse_record_key
+from domainbed.spec import RunSpec
+from domainbed.training.averages import Averages
+from domainbed.training.experiment import Experiment
+from domainbed.training.provenance import args_of
+from domainbed.training.ranks import is_first
+
+if TYPE_CHECKING:
+    from domainbed.runs.records import Records
+    from domainbed.selection import SelectionMethod
+
+_VALUES = ["run", "step", "domain", "split", "metric", "value"]
+
+
+class KeptModels:
+    """Writes the weights that `options.weights` asks for, and removes those no longer needed.
+
+    With "selected" a record's weights stay as long as a selection method would choose its step
+    from the records so far. Methods that compare runs, or the runs of a pair, do not count. Of a
+    run with several stages only the last weights can be chosen.
+
+    Args:
+        experiment: of the run.
+        folder: of the run.
+        options: what is kept.
+        last: the last step that has a record.
+
+    Raises:
+        UserError: a selection method is unknown.
+    """
+
+    def __init__(
+        self, experiment: Experiment, folder: RunFolder, options: RunOptions, last: int
+    ) -> None:
+        self._folder, self._options, self._last = folder, options, last
+        self._spec, self._domains = experiment.spec, len(experiment.domains)
+        selects = options.weights == "selected"
+        self._methods = _choosing(self._spec, options) if selects else []
+        self._selects_records = selects and experiment.stages == 1
+
+    def after_record(
+        self,
+        experiment: Experiment,
+        averages: Averages,
+        step: int,
+        lines: Sequence[str],
+        ended: bool,
+    ) -> None:
+        """Writes the weights at a record that are to be kept.
+
+        Args:
+            experiment: at its stage.
+            averages: of its weights.
+            step: of the record.
+            lines: all records so far.
+            ended: whether the stage ends there.
+        """
+        if self._options.weights == "all":
+            file = self._folder.model_at(step, experiment.stage_number)
+            self._save(experiment, averages, "", file)
+        elif self._selects_records:
+            for name, steps in self._chosen(lines, ended).items():
+                if step in steps and not is_final(self._spec, step, ended):
+                    file = self._folder.model_at(step, average=name)
+                    self._save(experiment, averages, name, file)
+
+    def after_checkpoint(self, lines: Sequence[str], ended: bool) -> None:
+        """Removes what is no longer chosen: a run resumed from the checkpoint does not need it."""
+        if not self._selects_records:
+            return
+        wanted = {
+            self._folder.model_at(step, average=name)
+            for name, steps in self._chosen(lines, ended).items()
+            for step in steps
+        }
+        for file in self._folder.path.glob("model_step*.pkl"):
+            if file not in wanted:
+                _digest_file(file).unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
+
+    def at_end(self, experiment: Experiment, averages: Averages) -> None:
+        """Writes the last weights, unless no method would choose any."""
+        if self._options.weights == "none":
+            return
+        if self._options.weights == "selected" and not self._methods:
+            return
+        for name in ("", *averages):
+            file = self._folder.averaged_model(name) if name else self._folder.model
+            self._save(experiment, averages, name, file)
+
+    def _save(self, experiment: Experiment, averages: Averages, name: str, file: Path) -> None:
+        """Writes the last weights, or with a `name` those of an average.
+
+        All processes of a run put an average in place, as they share its passes; one writes it.
+        """
+        with averages.in_place(name) if name else nullcontext():
+            if is_first():
+                save_model(experiment, file, args_of(experiment, self._folder, self._options))
+
+    def _chosen(self, lines: Sequence[str], ended: bool) -> dict[str, set[int]]:
+        """The steps whose weights to keep: of the last weights, "", and of each average."""
+        records = [json.loads(line) for line in lines]
+        at_end = ended or records[-1]["step"] == self._last
+        return {
+            name: set(self._choices(_records_of(self._spec, self._domains, records, name), at_end))
+            for name in ("", *self._spec.averages)
+        }
+
+    def _choices(self, records: Records, at_end: bool) -> Iterator[int]:
+        for method in self._methods:
+            # What always chooses the last step will not stay with one before it.
+            if at_end or not method.chooses_last:
+                yield from method.score(records)["step"].astype(int)
+
+
+def is_final(spec: RunSpec, step: int, ended: bool = False) -> bool:
+    """Whether the weights at a step are those that a run ends with; `ended`: its last record.
+
+    What an algorithm does at its end may change them after the last record.
+    """
+    changes = get_algorithm_class(spec.algorithm).on_end is not Algorithm.on_end
+    return (ended or step == spec.steps - 1) and not changes
+
+
+def _choosing(spec: RunSpec, options: RunOptions) -> list[SelectionMethod]:
+    """The methods that choose a step of this run, from its records alone."""
+    from domainbed.selection import SELECTION_METHODS
+
+    names = options.selection if options.selection is not None else list(SELECTION_METHODS)
+    methods = [SELECTION_METHODS[name] for name in names]
+    return [m for m in methods if not m.needs_pairs and m.counts(spec.test_envs)]
+
+
+def _records_of(
+    spec: RunSpec, domains: int, records: Sequence[Mapping[str, Any]], average: str
+) -> Records:
+    """One run's records, as in results.jsonl, in the form that selection reads.
+
+    `average` is the one whose measurements are meant; empty for the last weights.
+    """
+    import pandas as pd
+
+    from domainbed.runs.records import RUN_KEYS, Records
+
+    rows = [
+        (0, record["step"], *parsed, float(value))
+        for record in records
+        for key, value in record.items()
+        if isinstance(value, (int, float)) and (parsed := _parsed(key, average))
+    ]
+    name = averaged_algorithm(spec.algorithm, AVERAGES[average]) if average else spec.algorithm
+    facts = {key: [getattr(spec, key)] for key in RUN_KEYS}
+    facts |= {"dataset": [spec.dataset_label], "algorithm": [name], "num_domains": [domains]}
+    facts |= {"num_records": [len(records)], "last_step": [records[-1]["step"]]}
+    return Records(pd.DataFrame(facts), pd.DataFrame(rows, columns=_VALUES))
+
+
+def _parsed(key: str, average: str) -> tuple[int, str, str] | None:
+    """Domain, split and metric of a key, if it is of the average (or "", the last weights)."""
+    from domainbed.runs.records import NO_DOMAIN
+
+    name, of_weights = parse_average_key(key) or ("", key)
+    if name != average:
+        return None
+    return parse_record_key(of_weights) or (NO_DOMAIN, "", key)
+
+
+def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> None:
+    """Writes the weights with what is needed to rebuild the algorithm, and their digest.
+
+    The keys are DomainBed's and some more.
+    """
+    with written_aside(file) as aside:
+        torch.save(
+            {
+                "args": dict(args),
+                "model_input_shape": tuple(experiment.dataset.input_shape),
+                "model_num_classes": experiment.dataset.num_classes,
+                "model_num_domains": len(experiment.train_envs),
+                "model_hparams": experiment.spec.hparams,
+                "model_dict": experiment.algorithm.state_dict(),
+                "model_classes": list(experiment.dataset.class_names),
+                "model_reads_images": experiment.dataset.reads_images,
+            },
+            aside,
+        )
+        write_text(_digest_file(file), file_digest(aside) + "\n")
+
+
+def read_model(file: Path, run_id: str) -> dict[str, Any]:
+    """What `save_model` wrote; reading it runs no code from the file.
+
+    Raises:
+        UserError: it was not kept, is damaged, or is another run's.
+    """
+    if not file.is_file():
+        raise UserError(
+            f"{file.parent} holds no {file.name}: train the run again, in another folder and "
+            "without --skip_model_save"
+        )
+    known = _digest_file(file)
+    if known.exists() and known.read_bytes().strip() != file_digest(file).encode():
+        raise UserError(f"{file} is damaged (its digest is another): train the run again")
+    try:
+        content = load_plain(file)
+        owner, _ = content["args"]["run_id"], content["model_dict"]
+    except Exception as error:  # unpickling what is no model raises anything
+        raise UserError(
+            f"{file} cannot be read ({type(error).__name__}): train the run again"
+        ) from error
+    if owner != run_id:
+        raise UserError(f"{file} holds the weights of another run ({owner}): train the run again")
+    return dict(content)
+
+
+def _digest_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
