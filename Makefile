@@ -20,13 +20,13 @@ quickstart: .venv/installed  ## sweep seven algorithms on embedded digits: table
 	$(BIN)/domainbed report results/quickstart
 
 laptop: .venv/installed-laptop  ## all algorithms on PACS through frozen features, 10 minutes
-	$(BIN)/domainbed features PACS --data_dir $(DATA)
+	$(BIN)/domainbed data features PACS --data_dir $(DATA)
 	$(BIN)/domainbed sweep launch configs/laptop.yaml --data_dir $(DATA) --skip_confirmation
 	$(BIN)/domainbed collect results/laptop
 
 measured: laptop  ## the sweeps behind docs/laptop.md and docs/averaging.md, and their tables: an hour
 	$(BIN)/domainbed sweep launch configs/averages_pacs.yaml --data_dir $(DATA) --skip_confirmation
-	for method in greedy-soup diwa-uniform ensemble; do $(BIN)/domainbed average \
+	for method in greedy-soup diwa-uniform ensemble; do $(BIN)/domainbed model average \
 		results/averages_pacs --method $$method --data_dir $(DATA) || exit 1; done
 	$(BIN)/domainbed sweep launch configs/averages_colored_mnist.yaml --data_dir $(DATA) \
 		--skip_confirmation

@@ -1,7 +1,7 @@
 """What features cost, and what they save: images per second, and runs per minute, of one core.
 
-First images through a backbone: a plain loop, and what `domainbed features` does. The plain loop is
-a DataLoader over PIL images with torchvision's transforms, and the model as it is made.
+First images through a backbone: a plain loop, and what `domainbed data features` does. The plain
+loop is a DataLoader over PIL images with torchvision's transforms, and the model as it is made.
 
 Then runs of ERM's head for 201 updates: in a worker that stays, as sweeps do them; in a process for
 each run; and in such a process without stored features, which would send the images of each

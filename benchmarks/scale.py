@@ -17,12 +17,13 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import NamedTuple
 
-from domainbed.cli.sweep.launch import launch as launch_sweep
-from domainbed.cli.sweep.status import show_status
+from domainbed.cli.launching import launch_sweep
+from domainbed.cli.sweep import show_status
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import Launch, prepare
+from domainbed.sweeps.store import Store
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def _times(size: int, rounds: int) -> dict[str, Cost]:
         _finish(launch)
         work: Mapping[str, Callable[[], object]] = {
             "planning": lambda: plan(config),
-            "status": lambda: show_status(folder, as_json=False),
+            "status": lambda: show_status(Store(folder), Store(folder).planned()),
             "resuming": lambda: launch_sweep(config, skip_confirmation=True),
         }
         return {name: _fastest(each, rounds) for name, each in work.items()}

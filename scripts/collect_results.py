@@ -1,7 +1,29 @@
 """Prints the results tables of a sweep folder: `collect_results.py --input_dir FOLDER`."""
 
-from domainbed.cli.collect import add_script_arguments, script_main
-from domainbed.cli.common import run_script
+from domainbed.cli.common import Parser, Run, run_script
+from domainbed.cli.tables import collect_of_folders
+
+
+def collect_results(parser: Parser) -> Run:
+    """Select models and print the results tables, with DomainBed's flags."""
+    parser.add_argument(
+        "--input_dir",
+        dest="folders",
+        nargs=1,
+        required=True,
+        metavar="FOLDER",
+        help="sweep or run folder",
+    )
+    run = collect_of_folders(parser)
+    parser.add_argument(
+        "--latex",
+        dest="format",
+        action="store_const",
+        const="latex",
+        help="the same as --format latex",
+    )
+    return run
+
 
 if __name__ == "__main__":
-    run_script(add_script_arguments, script_main, "Select models and print the results tables.")
+    run_script(collect_results)

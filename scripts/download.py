@@ -1,7 +1,7 @@
-"""Puts published datasets into the data folder; the same as `domainbed download`."""
+"""Puts published datasets into the data folder; the same as `domainbed data download`."""
 
-from domainbed.cli import download
 from domainbed.cli.common import run_script
+from domainbed.cli.data import download
 
 if __name__ == "__main__":
-    run_script(download.add_arguments, download.main, download.__doc__ or "")
+    run_script(download)

@@ -1,7 +1,7 @@
-"""Lists the best hyper-parameters of an algorithm on a dataset's test domain."""
+"""Lists the best hyper-parameters of an algorithm; the same as `domainbed top-hparams`."""
 
 from domainbed.cli.common import run_script
-from domainbed.cli.top_hparams import add_arguments, main
+from domainbed.cli.tables import top_hparams
 
 if __name__ == "__main__":
-    run_script(add_arguments, main, "List the best hyper-parameters under each selection method.")
+    run_script(top_hparams)

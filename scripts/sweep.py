@@ -1,7 +1,4 @@
-"""Launch, watch and repair a sweep, with DomainBed's flags.
-
-There is no --seed: every run's seed follows from what defines the run.
-"""
+"""Launch, watch and repair a sweep, with DomainBed's flags."""
 
 from __future__ import annotations
 
@@ -9,15 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from domainbed.cli.common import add_flag, run_script
-from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
-from domainbed.cli.sweep.delete_incomplete import delete_incomplete
-from domainbed.cli.sweep.launch import launch
-from domainbed.cli.sweep.status import show_status
+from domainbed.cli.common import Parser, Run, add_shared, run_script
+from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
+from domainbed.cli.sweep import delete_folders, show_status
 from domainbed.config.flags import add_flags, read_flags
 from domainbed.core.names import DATASET_DOMAINS, DOMAINBED_ALGORITHMS
 from domainbed.errors import UserError
 from domainbed.sweeps.config import SweepConfig, load_config
+from domainbed.sweeps.store import Store
 
 COMMANDS = ("launch", "delete_incomplete", "status", "retry")
 DATASETS = [n for n in DATASET_DOMAINS if "Digits" not in n and not n.startswith("Debug")]
@@ -28,34 +24,37 @@ SAME = (  # DomainBed's flags that are fields of a config
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares DomainBed's arguments; without --datasets and --algorithms all of its own."""
+def sweep(parser: Parser) -> Run:
+    """Launch, watch and repair a sweep, with DomainBed's flags.
+
+    Without --datasets and --algorithms it has all of DomainBed's own. There is no --seed: every
+    run's seed follows from what defines the run.
+    """
     parser.add_argument("command", choices=COMMANDS)
     add_flags(parser, SweepConfig, only=SAME)
-    add_flag(parser, "--n_hparams_from", type=int, default=0, help="the first hparams seed (0)")
-    add_flag(parser, "--n_hparams", type=int, default=20, help="the one after the last (20)")
-    add_flag(parser, "--n_trials_from", type=int, default=0, help="the first trial seed (0)")
-    add_flag(parser, "--n_trials", type=int, default=3, help="the one after the last (3)")
-    add_flag(parser, "--output_dir", required=True)
-    add_flag(parser, "--command_launcher", default="local", help="a registered launcher (local)")
+    seeds = {"n_hparams": (20, "hparams seed"), "n_trials": (3, "trial seed")}
+    for name, (end, what) in seeds.items():
+        parser.add_argument(f"--{name}_from", type=int, default=0, help=f"the first {what} (0)")
+        parser.add_argument(
+            f"--{name}", type=int, default=end, help=f"the one after the last ({end})"
+        )
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--command_launcher", default="local", help="a registered launcher (local)")
+    parser.add_argument("--single_test_envs", action="store_true", help="no pairs of test domains")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be done")
+    add_shared(parser, "skip_confirmation")
     add_launcher_flags(parser)
-    add_flag(parser, "--single_test_envs", action="store_true", help="no pairs of test domains")
-    add_flag(parser, "--skip_confirmation", action="store_true", help="do not ask")
-    add_flag(parser, "--dry_run", action="store_true", help="say what would be done")
+    return _sweep
 
 
-def main(args: argparse.Namespace) -> int:
-    """Does the command; returns the exit status.
-
-    Raises:
-        UserError: a flag or a folder is wrong.
-    """
+def _sweep(args: argparse.Namespace) -> int:
     if args.command == "delete_incomplete":
-        return delete_incomplete(Path(args.output_dir), args.skip_confirmation)
+        return delete_folders(Path(args.output_dir), args.skip_confirmation)
     if args.command == "status":
-        return show_status(args.output_dir, as_json=False)
+        store = Store(args.output_dir)
+        return show_status(store, store.planned())
     config = load_config(None, overrides(args), **launcher_flags(args))
-    return launch(
+    return launch_sweep(
         config,
         retry=args.command == "retry",
         dry_run=args.dry_run,
@@ -93,4 +92,4 @@ def _seeds(name: str, first: int, end: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    run_script(add_arguments, main, __doc__ or "")
+    run_script(sweep)

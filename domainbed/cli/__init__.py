@@ -5,37 +5,73 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
-from domainbed.cli.common import Parser, add_debug_flag, guarded, run_and_exit
+from domainbed.cli.common import Parser, execute, guarded, run_and_exit, tell
 from domainbed.core.suggest import did_you_mean
-from domainbed.core.text_table import text_table
 from domainbed.core.version import __version__
 
-_COMMANDS = {
-    "download": ("download", "get published datasets, or put a copy of one in its place"),
-    "verify": ("verify", "compare datasets on disk with what was published"),
-    "prepare": ("prepare", "pack the images of a dataset, for runs that read them fast"),
-    "features": ("features", "compute the features of a dataset's images once, for fast runs"),
-    "zero-shot": ("zero_shot", "classify images by the names of classes, with a model of text"),
-    "train": ("train", "train one algorithm on one dataset"),
-    "sweep": ("sweep", "launch, watch and repair a grid of runs"),
-    "config": ("config", "what the config of a sweep may say, for editors and people"),
-    "collect": ("collect", "select models and print the results tables of a sweep"),
-    "average": ("average", "average the weights, or the predictions, of a sweep's runs"),
-    "adapt": ("adapt", "adapt a sweep's runs to their test images with T3A, without training"),
-    "compare": ("compare", "compare algorithms, or a sweep's tables with a paper's"),
-    "errors": ("errors", "list the images that algorithms get wrong"),
-    "report": ("report", "tables, comparisons and figures of sweeps as one HTML file"),
-    "plot": ("plot", "a figure of the report as a file, for papers"),
-    "reproduce": ("reproduce", "a paper's table: sweep, collect, and compare with what is printed"),
-    "published": ("published", "the numbers that papers print"),
-    "top-hparams": ("top_hparams", "list the best hyper-parameters of a sweep"),
-    "predict": ("predict", "predict classes of images with a trained run"),
-    "diagnose": ("diagnose", "how consistent the domains of a trained run are"),
-    "irm-colored-mnist": ("irm_colored_mnist", "Colored MNIST in the setup of IRM, with restarts"),
-    "list": ("list_names", "list algorithms, datasets, or an algorithm's hyper-parameters"),
+_GROUPS = {
+    "data": {
+        "data download": ("data", "get published datasets, or use a copy that you have"),
+        "data verify": ("data", "compare datasets on disk with what was published"),
+        "data pack": ("data", "pack the images of a dataset, for runs that read them fast"),
+        "data features": ("data", "compute the features of a dataset's images once"),
+    },
+    "training": {
+        "train": ("train", "train one algorithm on one dataset"),
+        "sweep plan": ("sweep", "show the runs of a sweep, the time and the disk they need"),
+        "sweep launch": ("sweep", "do the runs of a sweep that are not done"),
+        "sweep status": ("sweep", "count the runs of a sweep by their state"),
+        "sweep cancel": ("sweep", "stop the runs that are queued or running"),
+        "sweep retry": ("sweep", "do the failed runs again"),
+        "sweep rerun-best": ("sweep", "run what selection methods chose with new trials"),
+        "sweep delete-incomplete": ("sweep", "remove runs that are neither done nor running"),
+        "sweep export": ("sweep", "write all records of a sweep into one file, to share"),
+    },
+    "results": {
+        "collect": ("tables", "select models and print the results tables of sweeps"),
+        "compare": ("tables", "compare algorithms, or a sweep's tables with a paper's"),
+        "report": ("report", "write tables, comparisons and figures as one HTML file"),
+        "plot": ("report", "draw a figure of the report into a file"),
+        "errors": ("tables", "list the images that algorithms get wrong"),
+        "top-hparams": ("tables", "list the best hyper-parameters of a sweep"),
+        "published": ("tables", "print the numbers that papers print"),
+        "reproduce": ("reproduce", "compute a paper's table and compare it with the paper"),
+    },
+    "trained models": {
+        "model predict": ("model", "predict the classes of images with a trained run"),
+        "model diagnose": ("model", "measure how consistent the domains of a trained run are"),
+        "model average": ("model", "average the weights, or the predictions, of runs"),
+        "model adapt": ("model", "adapt runs to their test images with T3A, without training"),
+        "model zero-shot": ("model", "classify images by the names of their classes"),
+    },
+    "more": {
+        "list algorithms": ("listing", "names and papers"),
+        "list datasets": ("listing", "names, domains, classes, images, licences"),
+        "list protocols": ("listing", "named protocols, and how they differ from the default"),
+        "list hparams": ("listing", "defaults and ranges of an algorithm's hyper-parameters"),
+        "config": ("listing", "print what the config of a sweep may say, for editors and people"),
+        "irm-colored-mnist": ("irm_colored_mnist", "Colored MNIST in the setup of IRM"),
+    },
 }
-_MORE = "`domainbed COMMAND --help` explains a command."
+"""By heading, and by the words of a command: its module, which has a function named after the last
+word, and a summary."""
+
+_ABOUT = ("Domain generalization: reproduce tables, launch sweeps, compare algorithms.", "")
+
+_COMMANDS = {name: command for group in _GROUPS.values() for name, command in group.items()}
+
+_RENAMED = {
+    **{name: f"data {name}" for name in ("download", "verify", "features")},
+    "prepare": "data pack",
+    **{f"{name}": f"model {name}" for name in ("predict", "diagnose", "average", "adapt")},
+    "zero-shot": "model zero-shot",
+    "sweep rerun_best": "sweep rerun-best",
+    "sweep delete_incomplete": "sweep delete-incomplete",
+}
+"""The names of version 0.1, which still work in version 0.2."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,35 +81,50 @@ def main(argv: list[str] | None = None) -> None:
         argv: its words; None for those of the command line, after which this process ends.
     """
     if argv is None:
-        run_and_exit(lambda: _run(sys.argv[1:]), sys.argv[1:])
-    sys.exit(guarded(lambda: _run(argv), "--debug" in argv))
+        run_and_exit(lambda: run(sys.argv[1:]), sys.argv[1:])
+    sys.exit(guarded(lambda: run(argv), "--debug" in argv))
 
 
-def _run(words: list[str]) -> int:
-    name = _command(words)
-    module = importlib.import_module(f"domainbed.cli.{_COMMANDS[name][0]}")
-    parser = Parser(prog=f"domainbed {name}", description=module.__doc__)
-    module.add_arguments(parser)
-    add_debug_flag(parser)
-    status: int = module.main(parser.parse_args(words[1:]))
-    return status
+def run(words: Sequence[str]) -> int:
+    """Runs a command; returns its exit status.
+
+    Raises:
+        UserError: what is asked for cannot be done.
+        SystemExit: after the help, or for wrong words.
+    """
+    words = [word for word in words if word != "--debug"]
+    for length in (2, 1):
+        said = " ".join(words[:length])
+        name = _RENAMED.get(said, said)
+        if name in _COMMANDS:
+            if name != said:
+                tell(f"`domainbed {said}` is now called `domainbed {name}`")
+            module = importlib.import_module(f"domainbed.cli.{_COMMANDS[name][0]}")
+            declare = getattr(module, name.split()[-1].replace("-", "_"))
+            return execute(declare, words[length:], f"domainbed {name}")
+    _help(words)
 
 
-def _command(words: list[str]) -> str:
-    """The command; or an exit with the help, the version or what is wrong."""
-    summaries = [(name, summary) for name, (_, summary) in _COMMANDS.items()]
+def _help(words: Sequence[str]) -> NoReturn:
+    """Exits with the help, the version, or what is wrong with words that name no command."""
+    first = words[0] if words else ""
+    of_group = [name for name in _COMMANDS if name.startswith(f"{first} ")]
+    known, rest = (of_group, words[1:]) if of_group else (list(_COMMANDS), words)
+    width = max(map(len, _COMMANDS))
+    listed: list[str] = []
+    for heading, group in _GROUPS.items():
+        rows = [f"  {name:{width}}  {text}" for name, (_, text) in group.items() if name in known]
+        listed += [f"{heading}:", *rows, ""] if rows else []
     parser = Parser(
-        prog="domainbed",
+        prog=f"domainbed {first}" if of_group else "domainbed",
         usage="domainbed [-h] [--version] COMMAND …",
-        description="Domain generalization: reproduce tables, launch sweeps, compare algorithms.",
-        epilog="\n".join(["commands:", *text_table(summaries, indent="  "), "", _MORE]),
+        description="\n".join([*_ABOUT, *listed, "`domainbed COMMAND --help` explains a command."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    if not words or words[0].startswith("-"):
-        parser.parse_args(words)
+    if not rest or rest[0].startswith("-"):
+        parser.read(rest)
         parser.error("a COMMAND is missing")
-    if words[0] not in _COMMANDS:
-        hint = did_you_mean(words[0], _COMMANDS)
-        parser.error(f"unknown command {words[0]!r}.{hint} Known: {', '.join(_COMMANDS)}")
-    return words[0]
+    said, names = words[: 1 + bool(of_group)], dict.fromkeys(name.split()[0] for name in _COMMANDS)
+    hint = did_you_mean(" ".join(said), [*known, *names])
+    parser.error(f"unknown command {' '.join(said)!r}.{hint} Known: {', '.join(of_group or names)}")

@@ -1,33 +1,49 @@
-"""What all commands share: flags in both spellings, and errors as one line."""
+"""What all commands share: their parser, flags of several of them, and errors as one line.
+
+A command is a function that declares its arguments and returns what does it; its docstring is the
+command's description.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from domainbed.core.plugins import import_plugins
 from domainbed.core.suggest import did_you_mean
 from domainbed.core.text_table import printable
 from domainbed.errors import reason_of
 
-AddArguments = Callable[[argparse.ArgumentParser], None]
-Main = Callable[[argparse.Namespace], int]
+Run = Callable[[argparse.Namespace], int]
+"""What does a command; it returns the exit status."""
 
 
 class Parser(argparse.ArgumentParser):
     """Takes flags as they are written, and no beginnings of them: a new flag breaks no command.
 
-    What is wrong is told in one line, without the usage, which may be longer than the screen.
+    A flag `--some_name` may also be written `--some-name`. What is wrong is told in one line,
+    without the usage, and the usage does not list the flags, which may be more than fit a screen.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
+        defaults = {"allow_abbrev": False, "add_help": False, "formatter_class": _Help}
+        super().__init__(**{**defaults, **options})
+
+    def read(self, words: Iterable[str]) -> argparse.Namespace:
+        """The arguments in `words`, with the flags of all commands, which the help lists last."""
+        general = self.add_argument_group("of every command")
+        general.add_argument("-h", "--help", action="help", help="show this help and exit")
+        general.add_argument("--debug", action="store_true", help="show tracebacks of all errors")
+        declared = {name.replace("-", "_"): name for name in self._option_string_actions}
+        return self.parse_args([_as_declared(word, declared) for word in words])
 
     def error(self, message: str) -> NoReturn:
         """Exits with status 2 after one line, as for any other wrong input."""
@@ -40,22 +56,72 @@ class Parser(argparse.ArgumentParser):
         return did_you_mean(f"--{unknown.split()[0]}", flags) if unknown.split() else ""
 
 
-def add_flag(parser: Any, name: str, **options: Any) -> None:
-    """Adds `--some_name`, which may also be written `--some-name`."""
-    names = dict.fromkeys([name, "--" + name.removeprefix("--").replace("_", "-")])
-    parser.add_argument(*names, **options)
+class _Help(argparse.HelpFormatter):
+    def add_usage(self, usage: Any, actions: Iterable[argparse.Action], *rest: Any) -> None:
+        named = [each for each in actions if each.required or not each.option_strings]
+        options = argparse.Action([], "options", metavar="[options]")
+        super().add_usage(usage, [options, *named], *rest)
 
 
-def run_script(add_arguments: AddArguments, main: Main, description: str) -> None:
-    """The whole of a script: parses the command line, runs `main`, exits with its status."""
+def _as_declared(word: str, declared: dict[str, str]) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return declared.get(flag.replace("-", "_"), flag) + equals + value
 
-    def command() -> int:
-        parser = Parser(description=description)
-        add_arguments(parser)
-        add_debug_flag(parser)
-        return main(parser.parse_args())
 
-    run_and_exit(command, sys.argv[1:])
+Declare = Callable[[Parser], Run]
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "data_dir": {"default": "data", "help": "holds the datasets (default: data)"},
+    "dataset": {
+        "help": "where the run's own images are now: folder:PATH, a YAML file or a manifest"
+    },
+    "device": {"help": "cpu, cuda, mps (default: the best available)"},
+    "corrupt_images": {
+        "choices": ("error", "skip"),
+        "default": "error",
+        "help": "what to do about images that cannot be read (default: error)",
+    },
+    "plugins": {
+        "dest": "modules",
+        "nargs": "+",
+        "default": [],
+        "metavar": "MODULE",
+        "help": "modules or .py files to import first, which register more names",
+    },
+    "output": {"metavar": "FILE", "help": "write there instead of to the terminal"},
+    "skip_confirmation": {"action": "store_true", "help": "do not ask (only a terminal is asked)"},
+}
+
+
+def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Declares flags that several commands have. `execute` imports what `--plugins` names."""
+    for name in names:
+        parser.add_argument(f"--{name}", **_SHARED[name])
+
+
+def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> int:
+    """Does a command; returns the exit status.
+
+    Args:
+        declare: the command.
+        words: its arguments.
+        prog: its name; None for the script's.
+
+    Raises:
+        UserError: what is asked for cannot be done.
+    """
+    parser = Parser(prog=prog, description=inspect.getdoc(declare))
+    do = declare(parser)
+    args = parser.read(words)
+    import_plugins(getattr(args, "modules", ()))
+    return do(args)
+
+
+def run_script(declare: Declare) -> NoReturn:
+    """The whole of a script: does a command, and exits with its status."""
+    run_and_exit(lambda: execute(declare, sys.argv[1:]), sys.argv[1:])
 
 
 def run_and_exit(command: Callable[[], int], words: Sequence[str]) -> NoReturn:
@@ -91,20 +157,6 @@ def _drop_what_cannot_be_written() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def add_debug_flag(parser: argparse.ArgumentParser, default: Any = False) -> None:
-    add_flag(parser, "--debug", action="store_true", default=default,
-             help="show tracebacks of all errors")  # fmt: skip
-
-
-def add_data_dir_flag(parser: argparse.ArgumentParser) -> None:
-    add_flag(parser, "--data_dir", default="data", help="holds the datasets (default: data)")
-
-
-def add_plugins_flag(parser: argparse.ArgumentParser) -> None:
-    add_flag(parser, "--plugins", nargs="+", default=[], metavar="MODULE", help="modules or .py "
-             "files to import first, which register more names")  # fmt: skip
-
-
 def guarded(command: Callable[[], int], debug: bool = False) -> int:
     """Runs a command: bad input, or too small a machine, becomes one line and status 2.
 
@@ -123,10 +175,10 @@ def guarded(command: Callable[[], int], debug: bool = False) -> int:
             raise
         if debug:
             traceback.print_exc()
-        _tell(f"error: {printable(reason)}")
+        tell(f"error: {printable(reason)}")
         return 2
     except KeyboardInterrupt:
-        _tell("interrupted")
+        tell("interrupted")
         return 130
 
 
@@ -141,7 +193,8 @@ def _with_all_output(command: Callable[[], int]) -> int:
     return status
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """Writes a line to stderr."""
     with contextlib.suppress(OSError):  # nobody reads
         print(line, file=sys.stderr)
 

@@ -1,38 +1,40 @@
-"""Colored MNIST in the setup of IRM, table 2 of the Fishr paper.
-
-Computes the restarts that are missing, several at a time, and prints the table of all. A restart
-that was interrupted is begun again by the next call.
-"""
+"""`domainbed irm-colored-mnist`: table 2 of the Fishr paper."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from domainbed.cli.common import add_flag
+from domainbed.cli.common import Parser, Run
 from domainbed.config.flags import add_flags, read_flags
 from domainbed.experiments.irm_colored_mnist.settings import Config, load_config
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the config, and a flag for each of its fields."""
+def irm_colored_mnist(parser: Parser) -> Run:
+    """Colored MNIST in the setup of IRM, table 2 of the Fishr paper.
+
+    Computes the restarts that are missing, several at a time, and prints the table of all. The
+    next call starts an interrupted restart again.
+    """
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file of the fields")
-    add_flag(parser, "--format", choices=("text", "markdown", "csv", "json"), default="text",
-             help="of the table (default: text)")  # fmt: skip
+    parser.add_argument(
+        "--format",
+        choices=("text", "markdown", "csv", "json"),
+        default="text",
+        help="of the table (default: text)",
+    )
     add_flags(
         parser.add_argument_group("fields of the config", "each wins over the file's value"),
         Config,
     )
+    return _compute
 
 
-def main(args: argparse.Namespace) -> int:
+def _compute(args: argparse.Namespace) -> int:
     """Computes what is missing and prints the table.
 
     Returns:
         0, or 1 if a restart failed, or 130 after Ctrl-C.
-
-    Raises:
-        UserError: the config, a flag or the data is wrong.
     """
     config = load_config(args.config, read_flags(args, Config))
     # What is wrong with the config should be told at once, not after PyTorch's import.

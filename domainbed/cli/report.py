@@ -1,23 +1,26 @@
-"""Write tables, comparisons and figures of sweeps as one HTML file."""
+"""Commands that draw: a report as a page, and its figures as files."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainbed.cli.choices import (
+from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.tables import (
     BASELINE,
     add_baseline,
     add_filters,
     add_folders,
     add_style,
+    show_progress,
     style_of,
+    write_output,
 )
-from domainbed.cli.collect import show_progress, write_output
-from domainbed.cli.common import add_data_dir_flag
+from domainbed.core.drawing import check_figure_file, save_figure
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,16 +31,17 @@ if TYPE_CHECKING:
 FILE = "report.html"
 PORT = 8000
 LOCAL = "127.0.0.1"
+KINDS = ("differences", "ranks", "hparams", "curves", "on-the-line")  # without SciPy
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `domainbed report`."""
-    add_choices(parser)
-    add_style(parser)
-    add_data_dir_flag(parser)
+def report(parser: Parser) -> Run:
+    """Write tables, comparisons and figures of sweeps as one HTML file."""
+    _add_choices(parser)
     parser.add_argument(
         "-o", "--output", metavar="FILE", help=f"the file to write (FOLDER/{FILE} of the first)"
     )
+    add_style(parser)
+    add_shared(parser, "data_dir")
     parser.add_argument(
         "--serve", action="store_true", help="show it in a browser instead, and keep it up to date"
     )
@@ -45,25 +49,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", type=int, metavar="N", help=f"for --serve ({PORT}; 0: any that is free)"
     )
     parser.add_argument(
-        "--host", metavar="ADDRESS", help=f"for --serve: where to listen ({LOCAL}, this machine "
-        "alone; 0.0.0.0: all that can reach it, without a password)"
-    )  # fmt: skip
+        "--host",
+        metavar="ADDRESS",
+        help=f"for --serve: where to listen ({LOCAL}, "
+        "this machine alone; 0.0.0.0: all that can reach it, without a "
+        "password)",
+    )
+    return _report
 
 
-def add_choices(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments that say of which runs, as `domainbed plot` has them too."""
+def _add_choices(parser: Parser) -> None:
     add_folders(parser)
     add_filters(parser)
     add_baseline(parser)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Writes the report and prints its path, or serves it; returns the exit status.
-
-    Raises:
-        UserError: a folder, a record or a name is wrong, the file cannot be written, or the port
-            is taken.
-    """
+def _report(args: argparse.Namespace) -> int:
+    """Writes the report and prints its path, or serves it."""
     if args.serve:
         return _serve(args)
     for name in ("port", "host"):
@@ -81,7 +83,7 @@ def _html(args: argparse.Namespace, refresh: int = 0) -> str:
     from domainbed.reporting.page import build_page, to_html
     from domainbed.reporting.style import styled
 
-    report = styled(read_report(args, quiet=bool(refresh)), style_of(args))
+    report = styled(_read_report(args, quiet=bool(refresh)), style_of(args))
     baseline = args.baseline or BASELINE
     page = build_page(report, args.folders, baseline, partial(_read_images, args.data_dir))
     return to_html(page, refresh)
@@ -104,7 +106,7 @@ def _read_images(
         return [None] * len(names)
 
 
-def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
+def _read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
     """The tables of the runs that are asked for.
 
     Raises:
@@ -130,3 +132,42 @@ def _serve(args: argparse.Namespace) -> int:
 
     port = PORT if args.port is None else args.port
     return serve(lambda: _html(args, REFRESH), args.folders, args.host or LOCAL, port)
+
+
+def plot(parser: Parser) -> Run:
+    """Draw a figure of the report into a file, for papers.
+
+    Several figures, of several datasets or algorithms, go to several files, named after them.
+    """
+    _add_choices(parser)
+    parser.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="ends with .pdf, .png or .svg"
+    )
+    return _plot
+
+
+def _plot(args: argparse.Namespace) -> int:
+    """Writes the figures of a kind and prints their paths."""
+    output = Path(args.output)
+    check_figure_file("--output", output)
+    from domainbed.reporting.figures import FIGURES, plain_style
+    from domainbed.reporting.findings import Findings
+
+    draw = FIGURES[args.kind]
+    report = _read_report(args)
+    methods = [method.name for method in report.methods]
+    with plain_style():
+        figures = draw(Findings(report.records, methods, args.baseline or BASELINE))
+        if not figures:
+            raise UserError(f"{args.kind}: these runs have nothing to draw, see `domainbed report`")
+        for name, figure in figures.items():
+            file = _named(output, name) if len(figures) > 1 else output
+            save_figure(figure, "--output", file, dpi=200)
+            print(f"Figure: {file}")
+    return 0
+
+
+def _named(output: Path, name: str) -> Path:
+    plain = re.sub(r"[^\w.+-]+", "_", name)
+    return output.with_stem(f"{output.stem}-{plain}")

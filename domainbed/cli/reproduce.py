@@ -1,17 +1,11 @@
-"""From nothing to a paper's numbers, and those of this machine beside them.
-
-Says how long it will take and what it leaves out, does the sweep (what is done of it is not done
-again), prints its tables, and compares them.
-"""
+"""`domainbed reproduce`: from nothing to a paper's numbers, with this machine's beside them."""
 
 from __future__ import annotations
 
 import argparse
 
-from domainbed.cli.common import add_flag
-from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
-from domainbed.cli.sweep.common import add_skip_flag
-from domainbed.cli.sweep.launch import launch
+from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
 from domainbed.config.flags import add_flags, read_flags
 from domainbed.errors import UserError
 from domainbed.sweeps.config import SweepConfig
@@ -20,27 +14,33 @@ SCALES = ("paper", "small")
 _FIELDS = ("data_dir", "output_dir", "device", "num_workers", "launcher")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `domainbed reproduce`."""
+def reproduce(parser: Parser) -> Run:
+    """Compute a paper's table and print it beside the paper's.
+
+    Estimates the time and says what is left out, does the runs that are not done, prints their
+    tables, and compares them with the paper's.
+    """
     parser.add_argument("paper", metavar="PAPER", help="fishr-2022, domainbed-2020")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="one of the paper's")
-    parser.add_argument("--scale", choices=SCALES, default=SCALES[0],
-                        help="small: minutes on MNIST, not the paper's numbers")  # fmt: skip
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        default=SCALES[0],
+        help="small: minutes on MNIST, not the paper's numbers",
+    )
     parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these of the paper")
     parser.add_argument("--selection", nargs="+", metavar="NAME", help="only these methods")
     add_flags(parser, SweepConfig, only=_FIELDS)
+    parser.add_argument(
+        "--dry_run", action="store_true", help="say what would be done, and how long it takes"
+    )
+    add_shared(parser, "skip_confirmation")
     add_launcher_flags(parser)
-    add_flag(parser, "--dry_run", action="store_true",
-             help="say what would be done, and how long")  # fmt: skip
-    add_skip_flag(parser)
+    return _reproduce
 
 
-def main(args: argparse.Namespace) -> int:
-    """Does it all; returns the exit status, which is 1 if a run failed.
-
-    Raises:
-        UserError: a name or a flag is wrong, or the data is not there.
-    """
+def _reproduce(args: argparse.Namespace) -> int:
+    """Does it all; the status is 1 if a run failed."""
     from domainbed.reporting.published import get_source
     from domainbed.sweeps.launch import prepare
     from domainbed.sweeps.outlook import time_line
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if obstacles and planned.blocking:
         raise UserError(obstacles[0])
-    status = launch(config, wait=True, skip_confirmation=args.skip_confirmation)
+    status = launch_sweep(config, wait=True, skip_confirmation=args.skip_confirmation)
     if status in (0, 1) and any(planned.store.root.glob("*/done")):
         _tell(config, args.paper)
     return status

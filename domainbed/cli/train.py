@@ -1,9 +1,4 @@
-"""Train one algorithm on one dataset, with one or two domains held out for testing.
-
-A run that was interrupted goes on when the same command is given again. Several processes, on GPUs
-or on a CPU, share one run where `torchrun` starts them:
-torchrun --standalone --nproc-per-node 2 -m domainbed train …
-"""
+"""`domainbed train`: one run."""
 
 from __future__ import annotations
 
@@ -14,9 +9,11 @@ from typing import Any
 
 from pydantic import Field
 
-from domainbed.config.flags import add_flags, read_flags
-from domainbed.config.run_fields import RunFields, RunOptions
+from domainbed.cli.common import Parser, Run
+from domainbed.config.flags import read_flags
+from domainbed.config.run_fields import RunFields, RunOptions, add_run_flags
 from domainbed.config.settings import Items, Listed, Text, load
+from domainbed.core.plugins import import_plugins
 from domainbed.errors import UserError
 
 
@@ -39,6 +36,7 @@ class TrainSettings(RunFields, RunOptions):
         description="""fixed hyper-parameters, as JSON: '{"lr": 0.001}'""",
         json_schema_extra={"default_text": ""},
     )
+    output_dir: Text = Field("train_output", description="the run's folder")
     hparams_seed: int = Field(
         0, ge=0, description="0: the default hyper-parameters; any other: a random draw"
     )
@@ -49,7 +47,6 @@ class TrainSettings(RunFields, RunOptions):
         description="of everything else",
         json_schema_extra={"default_text": "derived from the run, as in a sweep"},
     )
-    output_dir: Text = Field("train_output", description="the run's folder")
     plugins: Items[Text] = Field(
         (), description="modules or .py files to import first, which register more names"
     )
@@ -59,17 +56,19 @@ _STATUS_OF_A_SIGNAL = 128  # as shells count
 _OF_THE_RUN = ("dataset", "algorithm", "test_envs", "hparams", "hparams_seed", "trial_seed", "seed")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares a flag for each field of `TrainSettings`."""
-    add_flags(parser, TrainSettings)
+def train(parser: Parser) -> Run:
+    """Train one algorithm on one dataset, with one or two domains held out for testing.
 
-
-def main(args: argparse.Namespace) -> int:
-    """Trains, and says where the results lie.
-
-    Raises:
-        UserError: a flag's value is wrong, or the output folder holds another run.
+    An interrupted run resumes when the same command is given again. Several processes, on GPUs or
+    on a CPU, share one run if `torchrun` starts them:
+    torchrun --standalone --nproc-per-node 2 -m domainbed train …
     """
+    add_run_flags(parser, TrainSettings)
+    return _train
+
+
+def _train(args: argparse.Namespace) -> int:
+    """Trains, and says where the results are."""
     given = read_flags(args, TrainSettings)
     if not isinstance(given.get("hparams", {}), dict):
         raise UserError(
@@ -77,7 +76,6 @@ def main(args: argparse.Namespace) -> int:
         )
     settings = load(TrainSettings, None, given)
     # What is wrong with the flags should be told at once, not after PyTorch's import.
-    from domainbed.core.plugins import import_plugins
     from domainbed.core.stopping import Interrupted, stop_signal, stopping_on
     from domainbed.runs.folder import Busy, RunFolder
     from domainbed.runs.states import DONE
@@ -102,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"{error}: wait for it, or choose another --output_dir") from None
     except (Interrupted, KeyboardInterrupt):
         if is_first:
-            print(f"\nInterrupted; the same command goes on from {folder.path}", file=sys.stderr)
+            print(f"\nInterrupted; the same command resumes from {folder.path}", file=sys.stderr)
         return _STATUS_OF_A_SIGNAL + stopped_by
     if is_first:
         print(f"{'Was finished before' if was_done else 'Finished'}: {folder.results}")

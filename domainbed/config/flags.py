@@ -14,7 +14,7 @@ from domainbed.errors import UserError
 
 
 def add_flags(parser: Any, model: type[Settings], only: Iterable[str] | None = None) -> None:
-    """Declares a flag for each field, as --some_name and --some-name.
+    """Declares a flag --some_name for each field.
 
     What is not given is not in the namespace; `read_flags` reads what is.
 
@@ -24,8 +24,7 @@ def add_flags(parser: Any, model: type[Settings], only: Iterable[str] | None = N
     """
     fields = _fields(model)
     for name in fields if only is None else only:
-        spellings = dict.fromkeys([f"--{name}", "--" + name.replace("_", "-")])
-        parser.add_argument(*spellings, **_flag_options(model, name, fields[name]))
+        parser.add_argument(f"--{name}", **_flag_options(model, name, fields[name]))
 
 
 def read_flags(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]:

@@ -6,17 +6,19 @@ a sweep's config, and the tables of the documentation are made from these declar
 
 from __future__ import annotations
 
+import argparse
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from domainbed.config.flags import add_flags
 from domainbed.config.protocols import DEFAULT_PROTOCOL
 from domainbed.config.settings import Items, Listed, Settings, Text, converted
 from domainbed.errors import UserError
 
 
 class FeatureSource(Settings):
-    """What computes features of images, once; `domainbed features` does, and runs read them."""
+    """What computes the features of images, once, for `domainbed data features` and for runs."""
 
     backbone: Text = Field(
         "efficientnet_lite0",
@@ -192,3 +194,23 @@ class RunOptions(Settings):
     def run_options(self) -> RunOptions:
         """These alone, of a subclass that has more."""
         return RunOptions(**{name: getattr(self, name) for name in RunOptions.model_fields})
+
+
+_AVERAGING = (
+    *("averages", "ema_decay", "sma_start", "wise_alpha"),
+    *("swad_n_converge", "swad_n_tolerance", "swad_ratio"),
+)
+
+
+def add_run_flags(parser: argparse.ArgumentParser, model: type[Settings]) -> None:
+    """Declares a flag for each field: those that `model` adds to a run's first, then groups."""
+    own = list(model.__annotations__)
+    groups = {
+        "training and evaluation": {*RunFields.model_fields} - {*own, *_AVERAGING},
+        "averages of the weights": {*_AVERAGING},
+        "where runs are done, and what is kept": {*RunOptions.model_fields} - {*own},
+    }
+    add_flags(parser, model, only=own)
+    for title, fields in groups.items():
+        names = [name for name in model.model_fields if name in fields]
+        add_flags(parser.add_argument_group(title), model, only=names)

@@ -136,8 +136,8 @@ class ImageFolderDataset(MultipleDomainDataset):
 def how_to_get(name: str, data_dir: Path) -> str:
     """What to do where a published dataset is not in the data folder."""
     return (
-        f"get it with `domainbed download {name} --data_dir {data_dir}`, or give the folder that "
-        "holds it as --data_dir"
+        f"get it with `domainbed data download {name} --data_dir {data_dir}`, or give the folder "
+        "that holds it as --data_dir"
     )
 
 

@@ -44,7 +44,7 @@ def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
         if len(list(raw.glob("*-ubyte"))) == 4:
             message = (
                 f"MNIST in {str(raw)!r} is damaged ({reason}): remove that folder, and get it anew "
-                f"with `domainbed download ColoredMNIST --data_dir {root}`"
+                f"with `domainbed data download ColoredMNIST --data_dir {root}`"
             )
         else:
             message = (

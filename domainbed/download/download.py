@@ -190,7 +190,7 @@ class _Job:
             f"{self.name} is not available from any source ({'; '.join(reasons)})"
             + (f"; what was downloaded is kept in {self.partial}" if kept else "")
             + ": if you have a copy, give it with "
-            f"`domainbed download {self.name} --from PATH`"
+            f"`domainbed data download {self.name} --from PATH`"
         )
 
     def _from_source(self, source: DataSource) -> None:
@@ -282,7 +282,9 @@ class _Job:
         notes = notes if self.info.images else [*notes, NO_NUMBERS]
         for line in notes + [problem.message for problem in problems]:
             self.say(f"  {line}")
-        self.say(f"  `domainbed verify {self.name} --data_dir {self.data_dir}` checks every image")
+        self.say(
+            f"  `domainbed data verify {self.name} --data_dir {self.data_dir}` checks every image"
+        )
 
     def _look_into(self, folder: Path) -> tuple[int, int, list[Problem]]:
         """The numbers of images and domains in a folder, and how it differs from the published."""

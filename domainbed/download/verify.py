@@ -107,7 +107,7 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
 
     cls = get_dataset_class(name)
     info = cls.info
-    get = f"`domainbed download {name} --data_dir {data_dir}`"
+    get = f"`domainbed data download {name} --data_dir {data_dir}`"
     if info is not None and not info.folder:
         notes = ["comes with the package; nothing to check"]
         return Verification(name, "", "published", notes=notes)

@@ -110,7 +110,7 @@ def _refuse_without_predictions(files: Sequence[Path]) -> None:
         raise UserError(
             f"{len(lacking)} of {len(files)} chosen runs have no predictions, such as "
             f"{lacking[0]}: train them with --save_predictions, or, where they kept their weights, "
-            f"give `domainbed predict {lacking[0]} --save_predictions`"
+            f"give `domainbed model predict {lacking[0]} --save_predictions`"
         )
 
 

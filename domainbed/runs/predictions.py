@@ -106,7 +106,7 @@ def read_predictions(
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise UserError(
             f"{file} is damaged, or holds no predictions ({type(error).__name__}): remove it, and "
-            "predict again with `domainbed predict RUN_FOLDER --save_predictions`"
+            "predict again with `domainbed model predict RUN_FOLDER --save_predictions`"
         ) from error
     lowest = np.where(np.isnan(logits), -np.inf, logits)
     return frame.assign(predicted=lowest.argmax(axis=1)), facts

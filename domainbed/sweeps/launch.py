@@ -119,9 +119,9 @@ class Launch:
             if info and info.folder and not (Path(self.config.data_dir) / info.folder).exists():
                 by_itself = " (a first run does so by itself)" * info.fetched
                 lines.append(
-                    f"{name} is not in {self.config.data_dir!r}: get it with `domainbed download "
-                    f"{name} --data_dir {self.config.data_dir}`{by_itself}, or give another "
-                    "--data_dir"
+                    f"{name} is not in {self.config.data_dir!r}: get it with `domainbed data "
+                    f"download {name} --data_dir {self.config.data_dir}`{by_itself}, or give "
+                    "another --data_dir"
                 )
         return lines
 

@@ -1,16 +1,16 @@
-"""`domainbed diagnose` on a tiny run: tables, JSON, plots, and what users get wrong."""
+"""`domainbed model diagnose` on a tiny run: tables, JSON, plots, and what users get wrong."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 
 import pytest
 
-from domainbed.cli import diagnose as cli
 from domainbed.cli import main
-from domainbed.cli.common import add_debug_flag, guarded
+from domainbed.cli import model as cli
+from domainbed.cli import run as run_command
+from domainbed.cli.common import Parser, guarded
 from domainbed.config.flags import read_flags
 from domainbed.config.settings import load
 from domainbed.diagnostics import CURVATURES, DiagnosisOptions, diagnose, rendering
@@ -33,8 +33,8 @@ def command(folder, capsys):
     """The command on the run: what it printed, after a check of its exit status."""
 
     def command(*words, status=0):
-        given = parsed(folder, "--device", "cpu", "--samples", "30", *words)
-        found = guarded(lambda: cli.main(given))
+        words = ["--device", "cpu", "--samples", 30, *words]
+        found = guarded(lambda: run_command(["model", "diagnose", str(folder), *map(str, words)]))
         out, err = capsys.readouterr()
         assert found == status, err
         return err if status else out
@@ -43,10 +43,9 @@ def command(folder, capsys):
 
 
 def parsed(folder, *words):
-    parser = argparse.ArgumentParser()
-    cli.add_arguments(parser)
-    add_debug_flag(parser)
-    return parser.parse_args([str(folder), *map(str, words)])
+    parser = Parser()
+    cli.diagnose(parser)
+    return parser.read([str(folder), *map(str, words)])
 
 
 def test_table_and_json_are_of_the_same_numbers(folder, command):
@@ -67,7 +66,7 @@ def test_json_has_null_for_what_is_not_finite(folder):
 def test_a_run_json_of_nothing(text, tmp_path, capsys):
     for name, content in (("run.json", text), ("done", "done"), ("results.jsonl", "{}\n")):
         (tmp_path / name).write_text(content)
-    assert guarded(lambda: cli.main(parsed(tmp_path))) == 2
+    assert guarded(lambda: run_command(["model", "diagnose", str(tmp_path)])) == 2
     message = capsys.readouterr().err
     assert message.endswith(("train the run again\n", "repair it, or remove its folder\n"))
 
@@ -83,7 +82,6 @@ def test_options_reach_the_diagnosis(command):
 
 def test_names_are_those_of_the_package():
     assert (*DIAGONAL_CURVATURES, "full_hessian") == CURVATURES
-    assert tuple(rendering.FORMATS) == cli.FORMATS
 
 
 def test_options_that_are_not_given_have_their_defaults(folder):
@@ -140,6 +138,6 @@ def test_wrong_flags_are_one_line(words, message, command):
 
 def test_the_console_script_knows_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
-        main(["diagnose", str(tmp_path)])
+        main(["model", "diagnose", str(tmp_path)])
     assert exit.value.code == 2
     assert "holds no run.json" in capsys.readouterr().err

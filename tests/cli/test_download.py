@@ -1,6 +1,5 @@
-"""`domainbed download` and scripts/download.py."""
+"""`domainbed data download` and scripts/download.py."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.cli import download
+from domainbed.cli import run as run_command
 from domainbed.core.names import SPAWRIOUS
 from domainbed.download import download as sources_download
 from domainbed.errors import UserError
@@ -17,9 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    download.add_arguments(parser)
-    return download.main(parser.parse_args([str(word) for word in words]))
+    return run_command(["data", "download", *map(str, words)])
 
 
 def test_part_of_pacs(pacs_dir, tmp_path, capsys):

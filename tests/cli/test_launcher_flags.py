@@ -1,10 +1,9 @@
 """The options of launchers as flags."""
 
-import argparse
-
 import pytest
 
-from domainbed.cli.launcher_flags import add_launcher_flags, launcher_flags
+from domainbed.cli.common import Parser
+from domainbed.cli.launching import add_launcher_flags, launcher_flags
 from domainbed.config.flags import add_flags
 from domainbed.config.run_fields import RunOptions
 from domainbed.launchers import WITH_FLAGS, create_launcher
@@ -13,14 +12,14 @@ from domainbed.launchers import WITH_FLAGS, create_launcher
 @pytest.fixture
 def flags():
     """What flags give, where those of a run are declared, too."""
-    parser = argparse.ArgumentParser()
+    parser = Parser()
     add_flags(parser, RunOptions)
     add_launcher_flags(parser)
     return lambda *words: launcher_flags(parser.parse_args(words))
 
 
 def test_flags_give_options_and_resources_but_not_the_device_of_a_run(flags):
-    given = flags("--workers", "2", "--minutes", "1.5", "--device", "cpu", "--runs-per-gpu", "3")
+    given = flags("--workers", "2", "--minutes", "1.5", "--device", "cpu", "--runs_per_gpu", "3")
     assert given == {"workers": 2, "minutes": 1.5, "runs_per_gpu": 3}
     launcher, resources = create_launcher("local", given)
     assert (launcher.workers, launcher.runs_per_gpu) == (2, 3)

@@ -1,6 +1,5 @@
 """The `domainbed` command itself: what it imports, and what it says of wrong words."""
 
-import importlib
 import json
 import re
 import subprocess
@@ -9,7 +8,7 @@ import sys
 import pytest
 
 import domainbed
-from domainbed.cli import _COMMANDS, main
+from domainbed.cli import _COMMANDS, _GROUPS, _RENAMED, main
 
 
 def said(capsys, *words):
@@ -18,11 +17,27 @@ def said(capsys, *words):
     return exit.value.code, *capsys.readouterr()
 
 
-def test_help_lists_all_commands_with_their_summaries(capsys):
+def test_help_lists_all_commands_in_groups_with_their_summaries(capsys):
     status, out, _ = said(capsys, "--help")
     assert status == 0
-    for name, (_, summary) in _COMMANDS.items():
-        assert [*name.split(), *summary.split()] in [line.split() for line in out.splitlines()]
+    lines = [line.split() for line in out.splitlines()]
+    for heading, group in _GROUPS.items():
+        first = out.splitlines().index(f"{heading}:") + 1
+        expected = [[*name.split(), *summary.split()] for name, (_, summary) in group.items()]
+        assert lines[first : first + len(group)] == expected
+    names = dict.fromkeys(name.split()[0] for name in _COMMANDS)
+    assert set(names) == {
+        *("data", "train", "sweep", "collect", "compare", "report", "plot", "errors"),
+        *("top-hparams", "published", "reproduce", "model", "list", "config", "irm-colored-mnist"),
+    }
+
+
+def test_help_of_a_group_lists_its_commands_alone(capsys):
+    status, out, _ = said(capsys, "data", "--help")
+    assert status == 0
+    assert re.findall(r"^  (\w+ \w+)  ", out, re.M) == [
+        *("data download", "data verify", "data pack", "data features"),
+    ]
 
 
 def test_help_imports_nothing_that_it_does_not_need():
@@ -36,45 +51,65 @@ def test_help_imports_nothing_that_it_does_not_need():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", list(_COMMANDS))
-def test_every_command_explains_itself(name, capsys):
-    status, out, _ = said(capsys, name, "--help")
-    assert status == 0
-    assert out.startswith(f"usage: domainbed {name} ")
-    summary = importlib.import_module(f"domainbed.cli.{_COMMANDS[name][0]}").__doc__.split()[0]
-    assert f"\n\n{summary} " in out
-    assert summary.isalpha()  # not the name of the command, which the usage has already
+def test_every_command_explains_itself(capsys):
+    for name in _COMMANDS:
+        status, out, _ = said(capsys, *name.split(), "--help")
+        assert status == 0
+        assert out.startswith(f"usage: domainbed {name} ")
+        summary = re.search(r"\n\n(\w+) ", out).group(1)
+        assert summary[0].isupper()
+        for flag in re.findall(r"^  (--\S+)", out, re.M):  # one spelling of each is shown
+            assert "-" not in flag.removeprefix("--no-").strip("-"), flag
 
 
-def test_actions_of_a_command_explain_themselves(capsys):
-    status, out, _ = said(capsys, "sweep", "launch", "--help")
-    assert status == 0
-    assert out.startswith("usage: domainbed sweep launch ")
-    assert "--n_trials" not in out
-    assert "--checkpoint-freq" in out
+def test_train_begins_with_what_a_run_is(capsys):
+    _, out, _ = said(capsys, "train", "--help")
+    flags = re.findall(r"^  --(\w+)", out, re.M)
+    assert flags[:5] == ["dataset", "algorithm", "test_envs", "hparams", "output_dir"]
+    assert re.findall(r"^(\w.*):$", out, re.M) == [
+        *("options", "training and evaluation", "averages of the weights"),
+        *("where runs are done, and what is kept", "of every command"),
+    ]
 
 
-@pytest.mark.parametrize(
-    ("action", "description"),
-    [
-        ("status", "Count the runs by their state."),
-        ("cancel", "Stop the runs that are queued or running."),
-        ("delete_incomplete", "Remove the folders of runs that are neither done nor running."),
-    ],
-)
-def test_actions_have_a_description(action, description, capsys):
-    _, out, _ = said(capsys, "sweep", action, "--help")
-    assert f"\n\n{description}\n\n" in out
+def test_flags_are_taken_in_both_spellings(capsys):
+    words = ("train", "--algorithm", "ERM", "--hparams={}")
+    for flag in ("--checkpoint_freq", "--checkpoint-freq"):
+        assert said(capsys, *words, flag, "0") == (
+            *(2, ""),
+            "error: --checkpoint_freq: expected a whole number from 1 on, found 0\n",
+        )
+        assert "found 0" in said(capsys, *words, f"{flag}=0")[2]
+    words = ("train", "--no-skip-model-save", "--wrong")
+    assert "arguments: --wrong." in said(capsys, *words)[2]
+
+
+def test_the_names_of_before_still_work_and_say_the_new_one(capsys):
+    for name, new in _RENAMED.items():
+        status, out, err = said(capsys, *name.split(), "--help")
+        assert (status, err) == (0, f"`domainbed {name}` is now called `domainbed {new}`\n")
+        assert out.startswith(f"usage: domainbed {new} ")
+        assert new in _COMMANDS
+
+
+def test_debug_is_taken_anywhere(capsys, tmp_path):
+    for words in (["--debug", "collect"], ["collect", "--debug"]):
+        status, _, err = said(capsys, *words, str(tmp_path))
+        assert status == 2
+        assert "Traceback" in err
 
 
 @pytest.mark.parametrize(
     ("words", "command", "says"),
     [
-        (["swep"], "domainbed", "unknown command 'swep'. Did you mean 'sweep'? Known: download,"),
+        (["swep"], "domainbed", "unknown command 'swep'. Did you mean 'sweep'? Known: data,"),
         ([], "domainbed", "a COMMAND is missing"),
         (["--vers"], "domainbed", "unrecognized arguments: --vers"),
         (["train", "--step", "1"], "domainbed train", "--step 1. Did you mean '--steps'? See"),
-        (["sweep", "launch", "--step", "3"], "domainbed sweep", "unrecognized arguments: --step"),
+        (["sweep", "launch", "--step", "3"], "domainbed sweep launch", "Did you mean '--steps'?"),
+        (["sweep", "lunch"], "domainbed sweep", "Did you mean 'sweep launch'? Known: sweep plan,"),
+        (["launch"], "domainbed", "Did you mean 'sweep launch'?"),
+        (["data"], "domainbed data", "a COMMAND is missing"),
         (["sweep", "launch", "--steps"], "domainbed sweep launch", "--steps"),
         (["list", "x\ny"], "domainbed list", "x"),
     ],

@@ -1,20 +1,19 @@
-"""The command `predict`: what its help names, and what it refuses."""
+"""The command `model predict`: what its help names, and what it refuses."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
 
-from domainbed.cli import main, predict
+from domainbed.cli import main
 from domainbed.runs.record_keys import AVERAGES
 
 
-def test_the_help_names_all_averages() -> None:
-    parser = argparse.ArgumentParser()
-    predict.add_arguments(parser)
-    text = " ".join(parser.format_help().split())
+def test_the_help_names_all_averages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["model", "predict", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
     assert f"averaged weights of the run: {', '.join(AVERAGES)} (default: the last" in text
 
 
@@ -25,7 +24,7 @@ def test_a_sweep_is_told_from_a_run_before_anything_is_printed(
     (tmp_path / "plan.json").touch()
     command, *flags = words
     with pytest.raises(SystemExit) as exit:
-        main([command, str(tmp_path), *flags])
+        main(["model", command, str(tmp_path), *flags])
     out, err = capsys.readouterr()
     assert (exit.value.code, out) == (2, "")
     assert f"{tmp_path} is a sweep and holds no run.json: name one of its runs" in err

@@ -1,6 +1,5 @@
 """`domainbed sweep` and scripts/sweep.py as real processes, with real workers."""
 
-import argparse
 import importlib.util
 import json
 import os
@@ -15,19 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from domainbed.cli import sweep as cli
-from domainbed.cli.common import add_debug_flag, guarded
+from domainbed import cli
+from domainbed.cli.common import execute, guarded
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "sweep.py"
-PROGRAM = """
-import argparse, sys
-from domainbed.cli import sweep
-from domainbed.cli.common import run_and_exit
-parser = argparse.ArgumentParser()
-sweep.add_arguments(parser)
-run_and_exit(lambda: sweep.main(parser.parse_args()), [])
-"""
 CONFIG = """\
 datasets: [ColoredDigits]
 algorithms: [ERM]
@@ -44,7 +35,7 @@ launcher: {name: local, workers: 2, cores: 1}
 MARK = "DOMAINBED_TEST_MARK"
 
 
-def start(*arguments, program=("-c", PROGRAM), mark=""):
+def start(*arguments, program=("-m", "domainbed", "sweep"), mark=""):
     """A process of its own group, so that only it gets our signals."""
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
@@ -63,12 +54,13 @@ def start(*arguments, program=("-c", PROGRAM), mark=""):
 def sweep(capsys):
     """`domainbed sweep` in this process: its output, after a check of its exit status."""
 
-    def sweep(*arguments, status=0, module=cli):
-        parser = argparse.ArgumentParser()
-        module.add_arguments(parser)
-        add_debug_flag(parser)
+    def sweep(*arguments, status=0, module=None):
+        words = [*map(str, arguments)]
         capsys.readouterr()
-        found = guarded(lambda: module.main(parser.parse_args([*map(str, arguments)])))
+        if module:
+            found = guarded(lambda: execute(module.sweep, words))
+        else:
+            found = guarded(lambda: cli.run(["sweep", *words]))
         said = "".join(capsys.readouterr())
         assert found == status, said
         return said
@@ -156,8 +148,8 @@ def test_launch_status_retry_relaunch_and_delete(config, tmp_path, sweep):
         r"To do: \S+ core hours, about \d+s with 1 at a time; \S+ \wB on disk \(from 3 runs",
         sweep("retry", root, "--dry_run"),
     )
-    assert "give --skip_confirmation" in sweep("delete_incomplete", root, status=2)
-    assert "deleted 1 run" in sweep("delete_incomplete", root, "--skip-confirmation")
+    assert "give --skip_confirmation" in sweep("delete-incomplete", root, status=2)
+    assert "deleted 1 run" in sweep("delete-incomplete", root, "--skip-confirmation")
     assert not broken.exists()
     assert "All runs are done (4)" in sweep("launch", root, *debug)
     assert "0 to do" in sweep("launch", config)
@@ -327,7 +319,7 @@ def test_code_that_a_sweeps_folder_names_is_run_only_for_a_user_who_names_it(
         ("retry", root),
         ("launch", kept, "--dry_run"),
         ("status", kept),
-        ("delete_incomplete", kept),
+        ("delete-incomplete", kept),
     ):
         said = sweep(*command, status=2)
         assert f"if you trust it, add --plugins {code}" in said

@@ -38,7 +38,7 @@ def test_a_signal_keeps_every_step_and_ends_in_one_line(
     monkeypatch.setattr(ERM, "update", signalling)
     ended, err = train(tmp_path / "pieces", capsys)
     assert ended == status
-    assert err.strip() == f"Interrupted; the same command goes on from {tmp_path / 'pieces'}"
+    assert err.strip() == f"Interrupted; the same command resumes from {tmp_path / 'pieces'}"
     assert len(updates) == 4
     assert train(tmp_path / "pieces", capsys)[0] == 0
     assert len(updates) == 8

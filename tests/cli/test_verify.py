@@ -1,20 +1,17 @@
-"""`domainbed verify`: what it prints, and its exit status."""
+"""`domainbed data verify`: what it prints, and its exit status."""
 
-import argparse
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from domainbed.cli import verify
+from domainbed.cli import run as run_command
 from domainbed.errors import UserError
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    verify.add_arguments(parser)
-    return verify.main(parser.parse_args([str(word) for word in words]))
+    return run_command(["data", "verify", *map(str, words)])
 
 
 @pytest.fixture
@@ -71,5 +68,5 @@ def test_all_that_are_there(pacs_dir, capsys, tmp_path):
     out = capsys.readouterr().out
     assert out.startswith(f"PACS in {tmp_path / 'PACS'}: 4 problem(s)\n")
     assert "problem: domain 'sketch' has 210 images, published 3,929" in out
-    with pytest.raises(UserError, match=r"no dataset in .*: get one with `domainbed download"):
+    with pytest.raises(UserError, match=r"no dataset in .*: get one with `domainbed data download"):
         run("--data_dir", tmp_path / "none")

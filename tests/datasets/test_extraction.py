@@ -216,7 +216,15 @@ def test_features_are_of_image_files():
 
 def test_the_command(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DOMAINBED_CACHE_DIR", str(tmp_path / "cache"))
-    words = ["features", f"folder:{folder}", "--backbone", "squeezenet1_1", "--weights", "none"]
+    words = [
+        "data",
+        "features",
+        f"folder:{folder}",
+        "--backbone",
+        "squeezenet1_1",
+        "--weights",
+        "none",
+    ]
     for _ in range(2):
         with pytest.raises(SystemExit) as exit_:
             command([*words, "--views", "1", "--device", "cpu"])

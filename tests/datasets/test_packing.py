@@ -283,14 +283,14 @@ def test_too_small(folder, cache):
 
 
 def test_command(folder, cache, capsys):
-    flags = ["prepare", f"folder:{folder}", "--size", "240", "--format", "jpeg"]
+    flags = ["data", "pack", f"folder:{folder}", "--size", "240", "--format", "jpeg"]
     with pytest.raises(SystemExit) as status:
         command(flags)
     assert status.value.code == 0
     assert f"24 images in {cache / packs(cache)[0]}" in capsys.readouterr().out
     assert packs(cache)[0].startswith("images-240-jpeg-")
     with pytest.raises(SystemExit) as status:
-        command(["prepare", "ColoredDigits"])
+        command(["data", "pack", "ColoredDigits"])
     assert status.value.code == 2
 
 

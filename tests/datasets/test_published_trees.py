@@ -217,7 +217,7 @@ class TestErrors:
         folder = DATASETS[name].info.folder
         text = self.refused(name, tmp_path)
         assert f"dataset {name} is not in {str(tmp_path / folder)!r} (no such folder)" in text
-        assert f"`domainbed download {name} --data_dir {tmp_path}`" in text
+        assert f"`domainbed data download {name} --data_dir {tmp_path}`" in text
         (tmp_path / folder / "other").mkdir(parents=True)
         assert f"(it holds other files): expected {DATASETS[name].layout}" in self.refused(
             name, tmp_path

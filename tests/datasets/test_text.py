@@ -237,7 +237,7 @@ def test_prompts(tmp_path):
 
 def test_zero_shot_is_a_row_of_the_tables(images, source, place, tmp_path, capsys):
     """From the command; and what is measured is what loops over images predict."""
-    words = ["zero-shot", f"folder:{images}", "--backbone", source.backbone, "--weights"]
+    words = ["model", "zero-shot", f"folder:{images}", "--backbone", source.backbone, "--weights"]
     words += [source.weights, "--output_dir", str(tmp_path), "--device", "cpu"]
     with pytest.raises(SystemExit) as exit_:
         main(words)
@@ -275,7 +275,7 @@ def test_zero_shot_needs_text(images):
 
 def test_the_command_wants_a_model_that_reads_text(images, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(["zero-shot", f"folder:{images}", "--backbone", "resnet18"])
+        main(["model", "zero-shot", f"folder:{images}", "--backbone", "resnet18"])
     assert exit_.value.code == 2
     assert "--backbone 'resnet18' reads no text" in capsys.readouterr().err
 

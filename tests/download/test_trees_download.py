@@ -215,4 +215,4 @@ class TestVerify:
         report = verify_dataset("WILDSCamelyon", tmp_path)
         assert "metadata.csv cannot be read as a table" in report.problems[0].message
         (problem,) = verify_dataset("WILDSFMoW", tmp_path).problems
-        assert f"domainbed download WILDSFMoW --data_dir {tmp_path}" in problem.message
+        assert f"domainbed data download WILDSFMoW --data_dir {tmp_path}" in problem.message

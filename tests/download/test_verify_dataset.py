@@ -197,7 +197,7 @@ def test_manifest(pacs, tmp_path):
 def test_not_there_and_embedded(data):
     (problem,) = verify_dataset("DomainNet", data).problems
     assert problem.kind == "missing"
-    assert f"`domainbed download DomainNet --data_dir {data}`" in problem.message
+    assert f"`domainbed data download DomainNet --data_dir {data}`" in problem.message
     assert verify_dataset("ColoredDigits", data).ok
     with pytest.raises(UserError, match="unknown dataset"):
         verify_dataset("PACKS", data)

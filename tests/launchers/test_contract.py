@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from jobs import WordJob
 
-from domainbed.cli.sweep.launch import launch as launch_sweep
+from domainbed.cli.launching import launch_sweep
 from domainbed.launchers import LAUNCHERS, Launcher, Resources, create_launcher
 from domainbed.runs.states import BUSY, DONE, ENDS, FAILED, INTERRUPTED, PENDING, RUNNING, STARTED
 from domainbed.sweeps.config import load_config

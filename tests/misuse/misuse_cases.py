@@ -130,20 +130,20 @@ FLAGS = {
     f"sweep launch sweep.yml {_OUT}": _SWEEP_FLAGS,
     f"sweep retry sweep.yml {_OUT}": {"steps": ("0",), "algorithms": ("x",)},
     f"irm-colored-mnist {_OUT}": _IRM_FLAGS,
-    "diagnose run": _DIAGNOSE_FLAGS,
-    "predict run --domain 0": _PREDICT_FLAGS,
-    "average run --method ensemble": {
+    "model diagnose run": _DIAGNOSE_FLAGS,
+    "model predict run --domain 0": _PREDICT_FLAGS,
+    "model average run --method ensemble": {
         "method": ("x", "soup"),
         "algorithms": ("x",),
     },
-    "adapt .": {"algorithms": ("x",), "supports": ("-1", "x"), "device": ("x",)},
-    f"zero-shot folder:photos {_OUT}": {
+    "model adapt .": {"algorithms": ("x",), "supports": ("-1", "x"), "device": ("x",)},
+    f"model zero-shot folder:photos {_OUT}": {
         "backbone": ("x", "resnet18", "open_clip:x", "open_clip:ViT-B-16.x"),
         "weights": ("missing.pt",),
         "prompts": ("x", "imagenet-8"),
         "precision": ("x",),
     },
-    "predict run --save_predictions": {"dataset": ("x",), "device": ("x",)},
+    "model predict run --save_predictions": {"dataset": ("x",), "device": ("x",)},
     "errors run --algorithms ERM Fishr": {
         "algorithms": ("x", "ERM", "Fisher"),
         "selection": ("x", "Oracle"),
@@ -171,13 +171,13 @@ FLAGS = {
         "format": ("x",),
         "input_dir": ("missing", "file", "empty", "foreign"),
     },
-    "prepare folder:photos": {
+    "data pack folder:photos": {
         "size": ("0", "-1", "x"),
         "format": ("x",),
         "corrupt_images": ("x",),
         "plugins": ("missing.py",),
     },
-    "verify folder:photos": {"format": ("x",)},
+    "data verify folder:photos": {"format": ("x",)},
     "compare run": {
         "with": ("x", "fishr", "fishr-2022"),
         "format": ("x", "yaml"),
@@ -279,7 +279,7 @@ def _of_hparams() -> Iterator[Case]:
 
 _NO_FOLDERS = ("missing", "file", "empty", "foreign", "link", "dangling", "pipe", "", "n" * 300)
 _FOLDER_COMMANDS = (
-    *("collect", "compare", "diagnose", "predict --domain 0", "sweep status"),
+    *("collect", "compare", "model diagnose", "model predict --domain 0", "sweep status"),
     *("report", "report --serve --port 0", "plot --output out.png curves"),
 )
 
@@ -293,21 +293,21 @@ def _of_folders() -> Iterator[Case]:
         if folder not in ("empty", "foreign", "link", "dangling", "missing", ""):
             yield case("sweep launch sweep.yml --output_dir", folder, last=folder)
         if folder not in ("empty", "foreign", "link", ""):
-            yield case("sweep delete_incomplete --skip_confirmation", folder, last=folder)
+            yield case("sweep delete-incomplete --skip_confirmation", folder, last=folder)
         if folder not in ("dangling", ""):
             words = "train --steps 1 --output_dir out --dataset"
             yield case(words, "", last=f"folder:{folder}")
-            yield case("verify", "", last=f"folder:{folder}")
-            yield case("prepare", "", last=f"folder:{folder}")
+            yield case("data verify", "", last=f"folder:{folder}")
+            yield case("data pack", "", last=f"folder:{folder}")
     yield case("train --output_dir sweep --steps 1", "sweep")
     yield case("train --output_dir run --steps 2", "run", "steps")
     yield case("sweep launch foreign", "foreign")
     yield case("sweep retry empty", "empty")
     yield case("sweep status pipe", "pipe")
-    yield case("predict run", "domain")
-    yield case("predict run --domain 0 --save_predictions", "--domain", "--save_predictions")
-    yield case("predict run photos/art/cat/0.png", "domain")
-    yield case("predict run file --domain 0", "domain")
+    yield case("model predict run", "domain")
+    yield case("model predict run --domain 0 --save_predictions", "--domain", "--save_predictions")
+    yield case("model predict run photos/art/cat/0.png", "domain")
+    yield case("model predict run file --domain 0", "domain")
 
 
 def _of_damage() -> Iterator[Case]:
@@ -318,8 +318,8 @@ def _of_damage() -> Iterator[Case]:
             top = "top-hparams --dataset ColoredDigits --algorithm ERM --test_env 0"
             yield case(f"{top} --input_dir {place}", place)
         else:
-            yield case(f"predict --domain 0 {place}", "")
-            yield case(f"diagnose {place}", "")
+            yield case(f"model predict --domain 0 {place}", "")
+            yield case(f"model diagnose {place}", "")
         if name.startswith("spec_is"):
             words = f"train --steps 1 --output_dir {place} --hparams"
             yield case(words, place, last='{"batch_size": 8}')
@@ -426,23 +426,23 @@ def _of_datasets() -> Iterator[Case]:
     for name in DATASETS:
         said = name.partition(".")[0]
         yield case(f"train --steps 1 {_OUT} --dataset lists/{name}", said)
-        yield case(f"verify lists/{name}", said)
+        yield case(f"data verify lists/{name}", said)
     for name in ("folder:one_domain", "folder:broken_photos", "MNIST", "pipe", "binary"):
-        yield case(f"verify {name}", "")
+        yield case(f"data verify {name}", "")
     for name in ("PACS", "ColoredMNIST", "folder:one_domain", "folder:photos/art"):
         yield case(f"train --steps 1 {_OUT} --dataset {name}", "")
-        yield case(f"prepare {name}", "")
+        yield case(f"data pack {name}", "")
     words = "train --steps 1 --output_dir out --dataset folder:broken_photos --hparams"
     yield case(words, "0.png", last='{"weights": "none", "resnet18": true, "batch_size": 2}')
-    yield case("prepare folder:broken_photos", "0.png")
-    yield case("prepare ColoredDigits", "ColoredDigits")
+    yield case("data pack folder:broken_photos", "0.png")
+    yield case("data pack ColoredDigits", "ColoredDigits")
     for name in ("x", "PASC", "folder:photos"):
-        yield case(f"download {name} --data_dir out", name)
+        yield case(f"data download {name} --data_dir out", name)
     for copy in ("missing", "file", "empty", "foreign", "pipe", "dangling", "binary"):
-        yield case(f"download PACS --data_dir out --from {copy}", copy)
-        yield case(f"download ColoredMNIST --data_dir out --from {copy}", copy)
-    yield case("download PACS VLCS --data_dir out --from foreign", "foreign")
-    yield case("download PACS --data_dir file --from photos", "file")
+        yield case(f"data download PACS --data_dir out --from {copy}", copy)
+        yield case(f"data download ColoredMNIST --data_dir out --from {copy}", copy)
+    yield case("data download PACS VLCS --data_dir out --from foreign", "foreign")
+    yield case("data download PACS --data_dir file --from photos", "file")
 
 
 def _of_plugins() -> Iterator[Case]:
@@ -469,7 +469,7 @@ def _of_words() -> Iterator[Case]:
         "train --stepz 3": "--stepz",
         "train --step 3": "--step",
         "train --steps": "--steps",
-        "sweep": "ACTION",
+        "sweep": "COMMAND",
         "sweep lunch": "lunch",
         "sweep status": "FOLDER",
         "sweep launch": "datasets",
@@ -487,27 +487,27 @@ def _of_words() -> Iterator[Case]:
         "plot run differences --output x.pdf": "nothing to compare",
         "plot run hparams --output x.pdf": "hparams",
         "top-hparams": "--input_dir",
-        "diagnose": "RUN_FOLDER",
-        "predict": "RUN_FOLDER",
-        "prepare": "NAME",
-        "download": "NAME",
+        "model diagnose": "RUN_FOLDER",
+        "model predict": "RUN_FOLDER",
+        "data pack": "NAME",
+        "data download": "NAME",
         "config": "what",
         "config x": "x",
-        "list": "WHAT",
+        "list": "COMMAND",
         "list x": "x",
         "list hparams": "ALGORITHM",
         "list hparams x PACS": "x",
         "list hparams ERM x": "x",
         "list hparams ERM folder:missing": "missing",
-        "verify x": "x",
+        "data verify x": "x",
         "reproduce": "PAPER",
         "reproduce fishr-2022": "--dataset",
         "reproduce fishr --dataset PACS": "fishr-2022",
         "reproduce domainbed-2020 --dataset Avg": "Avg",
         "published fishr": "fishr-2022",
         "published fishr-2022 x": "'x'",
-        "verify --data_dir missing": "missing",
-        "verify --data_dir file": "file",
+        "data verify --data_dir missing": "missing",
+        "data verify --data_dir file": "file",
     }.items():
         yield case(command, said)
 

@@ -79,7 +79,7 @@ def check(case: Case, status: object, err: str) -> None:
 
 def told(case: Case, status: object, out: str, err: str) -> str:
     """What says what is wrong: the error, or with status 1 a part of the result."""
-    if case.argv[:1] == ("verify",) and status == 1:
+    if case.argv[:2] == ("data", "verify") and status == 1:
         return next(line for line in out.splitlines() if "problem:" in line)
     if case.argv[:1] == ("sweep",) and status == 1:
         return out.partition("Failed:\n")[2].partition("`domainbed sweep retry")[0]

@@ -15,7 +15,7 @@ import pytest
 from fake_sweep import random_runs, write
 
 from domainbed.cli import main
-from domainbed.cli.compare import UNITS
+from domainbed.cli.tables import UNITS
 from domainbed.core.names import DATASET_DOMAINS
 from domainbed.reporting import build_report, load_records, statistics
 from domainbed.reporting.beside import beside_published

@@ -12,7 +12,7 @@ from fake_sweep import random_runs, write
 from matplotlib.figure import Figure
 
 from domainbed.cli import main
-from domainbed.cli.plot import KINDS
+from domainbed.cli.report import KINDS
 from domainbed.reporting import figures, load_records
 from domainbed.reporting.figures import ACROSS, ALL_POINTS, DOWN, FIGURES, plain_style
 from domainbed.reporting.findings import Findings

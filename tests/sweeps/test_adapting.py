@@ -37,7 +37,7 @@ def spec_of(algorithm: str, seed: int = 0) -> RunSpec:
 
 def adapt(*words: str) -> int:
     with pytest.raises(SystemExit) as exit_:
-        main(["adapt", *words, "--device", "cpu"])
+        main(["model", "adapt", *words, "--device", "cpu"])
     return exit_.value.code
 
 

@@ -218,7 +218,7 @@ def test_rows_stand_in_the_same_tables(
 ) -> None:
     for _ in range(2):  # the second time replaces the first
         with pytest.raises(SystemExit) as status:
-            main(["average", str(sweep), "--method", "diwa-uniform", "--device", "cpu"])
+            main(["model", "average", str(sweep), "--method", "diwa-uniform", "--device", "cpu"])
         assert status.value.code == 0
     assert capsys.readouterr().out.count("ERM + DiWA on Vectors, test domain 2, trial 0: ") == 2
     table = build_report(load_records(sweep), ["training-domain"]).tables[0]

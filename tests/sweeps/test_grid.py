@@ -155,7 +155,7 @@ SWEEPS = sorted(set(CONFIGS.glob("**/*.yaml")) - {CONFIGS / "irm_colored_mnist.y
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda f: f.stem)
 def test_the_configs_of_the_repository_are_valid(file):
-    to_average = file.stem == "averages_pacs"  # `domainbed average` needs the weights
+    to_average = file.stem == "averages_pacs"  # `domainbed model average` needs the weights
     assert load_config(file).weights == ("last" if to_average else "none")
 
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import pytest
 
-from domainbed.cli.sweep.launch import launch as launch_sweep
+from domainbed.cli.launching import launch_sweep
 from domainbed.errors import UserError
 from domainbed.launchers import LAUNCHERS, Event, Handle, Launcher
 from domainbed.runs.states import DONE, FAILED, MISSING, PENDING, RUNNING, RunStatus

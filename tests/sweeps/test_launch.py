@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from domainbed.algorithms import ERM
-from domainbed.cli.sweep.launch import launch as launch_sweep
+from domainbed.cli.launching import launch_sweep
 from domainbed.core.files import write_text
 from domainbed.errors import UserError
 from domainbed.reporting import load_records, planned_gaps
@@ -391,7 +391,7 @@ def test_a_dry_run_tells_of_missing_data_and_devices(tmp_path, monkeypatch):
     )
     device, data = elsewhere.obstacles()
     assert device.startswith("device 'cuda:99' cannot be used")
-    assert "domainbed download PACS" in data
+    assert "domainbed data download PACS" in data
     assert "by itself" not in data
     (fetched,) = prepare(
         config(tmp_path, datasets=["ColoredMNIST"], data_dir=str(tmp_path))

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from vectors import Vectors
 
-from domainbed.cli.sweep.launch import launch
+from domainbed.cli.launching import launch_sweep
 from domainbed.datasets import DATASETS
 from domainbed.sweeps.config import SweepConfig, load_config
 
@@ -41,11 +41,11 @@ def test_it_is_told_what_came_of_the_sweep(
     failing.path.mkdir(parents=True)
     failing.results.write_text("{}\n")
     failing.spec.write_text("{}")
-    assert launch(wanted, dry_run=True) == 0
+    assert launch_sweep(wanted, dry_run=True) == 0
     assert not Path("said").exists()
-    assert launch(wanted) == 1
+    assert launch_sweep(wanted) == 1
     assert Path("said").read_text() == f"{tmp_path / 'sweep'}: 1 done, 1 failed\n"
-    assert launch(config(tmp_path, "exit 3")) == 1
+    assert launch_sweep(config(tmp_path, "exit 3")) == 1
     assert "warning: on_finish ended with status 3" in capfd.readouterr().err
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from vectors import Vectors
 
-from domainbed.cli import sweep
+from domainbed import cli
 from domainbed.core.names import rerun_algorithm, trained_algorithm
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
@@ -44,9 +43,7 @@ def config(root: Path, **fields: Any) -> SweepConfig:
 
 
 def command(*words: object) -> int:
-    parser = argparse.ArgumentParser()
-    sweep.add_arguments(parser)
-    return sweep.main(parser.parse_args([str(word) for word in words]))
+    return cli.run(["sweep", *map(str, words)])
 
 
 def test_what_was_chosen_runs_with_new_trials(
@@ -82,7 +79,7 @@ def test_what_was_chosen_runs_with_new_trials(
     assert command("status", folder, "--json") == 0
     assert json.loads(capsys.readouterr().out)["total"]["done"] == 3
     for action in ("launch", "retry", "plan"):
-        with pytest.raises(UserError, match=r"sweep rerun-best .*, with the same --trials, goes"):
+        with pytest.raises(UserError, match=r"with the same --trials, resumes them"):
             command(action, folder)
 
 

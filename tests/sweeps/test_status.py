@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from domainbed.cli.sweep import status as command
+from domainbed.cli import run
+from domainbed.cli import sweep as command
 from domainbed.errors import UserError
 from domainbed.runs.states import RunStatus
 from domainbed.spec import RunSpec
@@ -134,7 +135,7 @@ def pause_by(sleep, monkeypatch):
 def test_watching_in_a_log_until_all_is_done(store, planned, monkeypatch, capsys):
     pauses = []
     pause_by(lambda s: (pauses.append(s), finish(planned, 1.0)), monkeypatch)
-    assert command.watch(str(store.root), None) == 0
+    assert run(["sweep", "status", "--watch", str(store.root)]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("1 of 2 runs done, 1 missing")
     assert second.endswith("2 of 2 runs done")
@@ -152,7 +153,7 @@ def test_watching_on_a_terminal(store, planned, monkeypatch, capsys):
         planned.errors.write_text("it broke\n")
 
     pause_by(fail, monkeypatch)
-    assert command.watch(str(store.root), 0.5) == 1
+    assert run(["sweep", "status", "--watch", "--every", "0.5", str(store.root)]) == 1
     screens = capsys.readouterr().out.split("\x1b[H")[1:]
     assert len(screens) == 2
     for screen in screens:
@@ -167,20 +168,16 @@ def test_ctrl_c_ends_watching(store, planned, monkeypatch):
         raise KeyboardInterrupt
 
     pause_by(interrupt, monkeypatch)
-    assert command.watch(str(store.root), None) == 0
+    assert run(["sweep", "status", "--watch", str(store.root)]) == 0
 
 
 def test_what_cannot_be_watched(store, planned):
-    import argparse
-
-    def run(*words):
-        parser = argparse.ArgumentParser()
-        command.add_actions(parser.add_subparsers())
-        return command.run(parser.parse_args(["status", str(store.root), *words]))
+    def watch(*words):
+        return run(["sweep", "status", str(store.root), *words])
 
     with pytest.raises(UserError, match="--watch is for people"):
-        run("--watch", "--json")
+        watch("--watch", "--json")
     with pytest.raises(UserError, match=r"--every 0.0: expected seconds above 0, with --watch"):
-        run("--watch", "--every", "0")
+        watch("--watch", "--every", "0")
     with pytest.raises(UserError, match="with --watch"):
-        run("--every", "3")
+        watch("--every", "3")

@@ -266,13 +266,13 @@ def test_the_command_predicts_with_an_average(
     folder, shown = str(watched[0]), []
     for words in ([], ["--average", "ema"], ["--average", "x"]):
         with pytest.raises(SystemExit):
-            main(["predict", folder, "--domain", "2", "--device", "cpu", *words])
+            main(["model", "predict", folder, "--domain", "2", "--device", "cpu", *words])
         shown.append(capsys.readouterr())
     assert len(shown[0].out.splitlines()) == len(shown[1].out.splitlines()) > 10
     assert shown[0].out != shown[1].out
     assert "has averages ema, sma, swad, and no 'x'" in shown[2].err
     with pytest.raises(SystemExit):
-        main(["predict", folder, "--save_predictions", "--average", "ema"])
+        main(["model", "predict", folder, "--save_predictions", "--average", "ema"])
     assert "leave --average out" in capsys.readouterr().err
 
 

@@ -85,7 +85,7 @@ def test_a_finished_run_predicts_the_same(digits: Path, capsys: pytest.CaptureFi
     before = parquet.read_table(file)
     file.unlink()
     with pytest.raises(SystemExit) as exit:
-        main(["predict", str(digits), "--save_predictions"])
+        main(["model", "predict", str(digits), "--save_predictions"])
     assert exit.value.code == 0
     assert str(file) in capsys.readouterr().out
     assert parquet.read_table(file).equals(before)

@@ -112,7 +112,7 @@ def test_files_are_predicted_in_batches_of_64(
     model = Model(rank, ["low", "high"], (), lambda file: torch.tensor(float(file.name)), spec)  # type: ignore[arg-type]
     monkeypatch.setattr("domainbed.training.load_model", lambda folder, *_: model)
     with pytest.raises(SystemExit):
-        main(["predict", "run", *map(str, range(70))])
+        main(["model", "predict", "run", *map(str, range(70))])
     out, err = capsys.readouterr()
     assert [line.split(",")[0] for line in out.splitlines()[1:]] == list(map(str, range(70)))
     assert "ARM looks at all images of a batch to predict each" in err

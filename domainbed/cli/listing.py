@@ -1,43 +1,47 @@
-"""List algorithms, datasets, protocols, or the hyper-parameters of an algorithm on a dataset."""
+"""Commands that list names, hyper-parameters, and what a config may say."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable
 from typing import Any
 
-from domainbed.cli.common import add_plugins_flag
+from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.core.text_table import text_table
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what can be listed."""
-    kinds = parser.add_subparsers(dest="kind", metavar="WHAT", required=True)
-    kinds.add_parser("algorithms", help="names and papers")
-    kinds.add_parser("datasets", help="names, domains, classes, images, licences")
-    kinds.add_parser("protocols", help="named protocols, and how they differ from the default")
-    hparams = kinds.add_parser("hparams", help="names, defaults and ranges of random draws")
-    hparams.add_argument("algorithm", metavar="ALGORITHM")
-    hparams.add_argument("dataset", metavar="DATASET")
-    hparams.add_argument("--features", action="store_true", help="on frozen features of images")
-    for parser_of_kind in kinds.choices.values():
-        add_plugins_flag(parser_of_kind)
+def algorithms(parser: Parser) -> Run:
+    """List algorithms: names, readings of the paper and of DomainBed's code, papers."""
+    return _listing(parser, lambda args: _algorithms())
 
 
-def main(args: argparse.Namespace) -> int:
-    """Prints the table that was asked for.
+def datasets(parser: Parser) -> Run:
+    """List datasets: names, domains, classes, images, licences."""
+    return _listing(parser, lambda args: _datasets())
 
-    Raises:
-        UserError: an unknown algorithm or dataset.
-    """
-    from domainbed.core.plugins import import_plugins
-    from domainbed.core.text_table import text_table
 
-    import_plugins(args.plugins)
-    if args.kind == "hparams":
-        rows = _hparams(args.algorithm, args.dataset, args.features)
-    else:
-        rows = _LISTS[args.kind]()
-    print("\n".join(text_table(rows)))
-    return 0
+def protocols(parser: Parser) -> Run:
+    """List named protocols, and how they differ from the default."""
+    return _listing(parser, lambda args: _protocols())
+
+
+def hparams(parser: Parser) -> Run:
+    """List an algorithm's hyper-parameters on a dataset: defaults and ranges of random draws."""
+    parser.add_argument("algorithm", metavar="ALGORITHM")
+    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("--features", action="store_true", help="on frozen features of images")
+    return _listing(parser, lambda args: _hparams(args.algorithm, args.dataset, args.features))
+
+
+def _listing(parser: Parser, rows: Callable[[argparse.Namespace], list[list[str]]]) -> Run:
+    add_shared(parser, "plugins")
+
+    def show(args: argparse.Namespace) -> int:
+        print("\n".join(text_table(rows(args))))
+        return 0
+
+    return show
 
 
 def _algorithms() -> list[list[str]]:
@@ -112,4 +116,22 @@ def _hparams(algorithm: str, dataset: str, features: bool) -> list[list[str]]:
     return [["name", "default", "random draw", "meaning"], *rows]
 
 
-_LISTS = {"algorithms": _algorithms, "datasets": _datasets, "protocols": _protocols}
+def config(parser: Parser) -> Run:
+    """Print what the config of a sweep may say.
+
+    `schema` is its JSON schema, by which editors complete and check YAML files; `table` is a
+    Markdown table of the fields.
+    """
+    parser.add_argument("what", choices=("schema", "table"), help="the form of it")
+    return _config
+
+
+def _config(args: argparse.Namespace) -> int:
+    from domainbed.config.flags import docs_table, json_schema
+    from domainbed.sweeps.config import SweepConfig
+
+    if args.what == "table":
+        print(docs_table(SweepConfig), end="")
+    else:
+        print(json.dumps(json_schema(SweepConfig), indent=2, ensure_ascii=False))
+    return 0

@@ -1,4 +1,4 @@
-"""`domainbed sweep launch` and `retry`: do the runs of a sweep."""
+"""Doing the runs of a sweep: the flags of launchers, the question, and what came of it."""
 
 from __future__ import annotations
 
@@ -6,63 +6,48 @@ import argparse
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from domainbed.cli.common import add_flag
-from domainbed.cli.launcher_flags import launcher_flags
-from domainbed.cli.sweep.common import (
-    Actions,
-    add_field_flags,
-    add_skip_flag,
-    confirmed,
-    given_fields,
-    load,
-    refuse_reruns,
-)
+from domainbed.config.flags import add_flags, read_flags
+from domainbed.config.settings import Settings
 from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
+from domainbed.launchers import WITH_FLAGS, Resources
 from domainbed.runs.states import DONE, FAILED
-from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.status import count_runs
 
 if TYPE_CHECKING:
     from domainbed.launchers import Handle
+    from domainbed.sweeps.config import SweepConfig
     from domainbed.sweeps.launch import Launch
 
 
-def add_actions(actions: Actions) -> None:
-    """Declares `launch` and `retry`."""
-    for name, summary in (("launch", "do what is not done"), ("retry", "do again what failed")):
-        action = actions.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-        action.add_argument(
-            "config", nargs="?", metavar="CONFIG", help="a YAML file, or the folder of a sweep"
-        )
-        add_field_flags(action)
-        add_flag(action, "--dry_run", action="store_true",
-                 help="say what would be done, and how long where finished runs tell")  # fmt: skip
-        action.add_argument("--wait", action="store_true",
-                            help="stay until all is done, also by earlier launches")  # fmt: skip
-        add_skip_flag(action)
-        action.set_defaults(run=run)
+def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
+    """Declares a flag for each option of the built-in launchers, and for a run's resources."""
+    group = parser.add_argument_group("options of the launcher")
+    for model, names in _launcher_flags():
+        add_flags(group, model, only=names)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Does what the command line says; returns the exit status.
-
-    Raises:
-        UserError: the config, a flag or a folder is wrong.
-    """
-    refuse_reruns(args.config)
-    config = load(args.config, given_fields(args), launcher_flags(args))
-    return launch(
-        config,
-        retry=args.action == "retry",
-        dry_run=args.dry_run,
-        wait=args.wait,
-        skip_confirmation=args.skip_confirmation,
-    )
+def launcher_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that flags gave."""
+    given: dict[str, Any] = {}
+    for model, names in _launcher_flags():
+        values = read_flags(args, model)
+        given |= {name: values[name] for name in names if name in values}
+    return given
 
 
-def launch(
+def _launcher_flags() -> Iterator[tuple[type[Settings], list[str]]]:
+    """Which fields of which settings are flags; each name once."""
+    yield Resources, list(dict.fromkeys(n for kind in WITH_FLAGS for n in kind.resource_options))
+    named: set[str] = set()
+    for kind in WITH_FLAGS:
+        yield kind, [name for name in kind.model_fields if name not in named]
+        named |= set(kind.model_fields)
+
+
+def launch_sweep(
     config: SweepConfig,
     *,
     retry: bool = False,
@@ -90,7 +75,7 @@ def launch(
 
 
 def do(launch: Launch, dry_run: bool, wait: bool, skip_confirmation: bool) -> int:
-    """Does what is prepared; the arguments and the result are those of `launch`."""
+    """Does what is prepared; the arguments and the result are those of `launch_sweep`."""
     from domainbed.sweeps.outlook import outlook, plan_lines
 
     print("\n".join(outlook(launch)), flush=True)
@@ -119,8 +104,10 @@ def _tell_submitted(launch: Launch, handle: Handle) -> int:
     if jobs:
         shown = " … ".join(dict.fromkeys([jobs[0], jobs[-1]]))
         print(f"submitted {count_runs(len(handle.jobs))} as {len(jobs)} jobs: {shown}")
-    print(f"`domainbed sweep status {root}` tells how they are, `domainbed sweep cancel {root}` "
-          "takes them back.")  # fmt: skip
+    print(
+        f"`domainbed sweep status {root}` tells how they are, `domainbed sweep cancel {root}` "
+        "takes them back."
+    )
     return 0
 
 
@@ -177,3 +164,8 @@ def _interrupted_line(launch: Launch) -> str:
         f"\nstopped: {done} of {count} are done. The same command, or `domainbed sweep launch "
         f"{root}`, goes on where this one stopped."
     )
+
+
+def confirmed(question: str) -> bool:
+    """Whether the user on the terminal says yes."""
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

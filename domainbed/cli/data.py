@@ -1,0 +1,237 @@
+"""`domainbed data`: download, verify, pack, and compute features of datasets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.config.flags import add_flags, read_flags
+from domainbed.config.run_fields import FeatureSource
+from domainbed.config.settings import load
+from domainbed.core.text_table import text_table
+from domainbed.errors import UserError
+
+if TYPE_CHECKING:
+    from domainbed.datasets import MultipleDomainDataset
+    from domainbed.datasets.features import StoredFeatures
+    from domainbed.download.verify import Verification
+
+_MOST_COLUMNS = 12  # classes that fit beside each other
+
+
+def download(parser: Parser) -> Run:
+    """Put published datasets into the data folder: from their sources, or from a copy you have.
+
+    An interrupted download resumes when the same command is given again.
+    """
+    parser.add_argument("names", nargs="+", metavar="NAME", help="datasets, or all")
+    add_shared(parser, "data_dir")
+    parser.add_argument(
+        "--from",
+        dest="copy",
+        metavar="PATH",
+        help="an archive or folder that you have, instead of the sources; it is read, not changed",
+    )
+    parser.add_argument(
+        "--accept_checksum",
+        action="store_true",
+        help="take a file whose checksum is not the known one",
+    )
+    parser.add_argument(
+        "--accept_incomplete",
+        action="store_true",
+        help="take a dataset whose "
+        "domains, classes or numbers of images are not the published ones",
+    )
+    return _download
+
+
+def _download(args: argparse.Namespace) -> int:
+    """Gets one dataset after the other; a failure does not stop the others."""
+    from domainbed.download.download import download_dataset, downloadable
+
+    names = downloadable() if "all" in args.names else list(dict.fromkeys(args.names))
+    if args.copy is not None and len(names) > 1:
+        raise UserError(f"--from {args.copy!r} goes with one dataset, not with {len(names)}")
+    failed = 0
+    for name in names:
+        try:
+            download_dataset(
+                *(name, args.data_dir, args.copy),
+                accept_checksum=args.accept_checksum,
+                accept_incomplete=args.accept_incomplete,
+                say=lambda line: print(line, flush=True),
+            )
+        except UserError as error:
+            if len(names) == 1:
+                raise
+            print(f"error: {name}: {error}", file=sys.stderr)
+            failed += 1
+    return 2 if failed else 0
+
+
+def verify(parser: Parser) -> Run:
+    """Compare datasets on disk with what was published, and read every image.
+
+    The exit status is 0 if nothing is wrong and 1 if something is.
+    """
+    parser.add_argument(
+        "names",
+        nargs="*",
+        default=["all"],
+        metavar="NAME",
+        help="datasets, folder:PATH, manifests; or all that are there (default)",
+    )
+    add_shared(parser, "data_dir")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="(default: text)"
+    )
+    return _verify
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from domainbed.download.verify import verify_dataset
+
+    names = _present(args.data_dir) if "all" in args.names else list(dict.fromkeys(args.names))
+    reports = []
+    for name in names:
+        reports.append(verify_dataset(name, args.data_dir))
+        if args.format == "text":
+            print("\n".join(_lines(reports[-1])), flush=True)
+    ok = all(report.ok for report in reports)
+    if args.format == "json":
+        found = [report.to_json() for report in reports]
+        print(json.dumps({"ok": ok, "datasets": found}, indent=2))
+    return 0 if ok else 1
+
+
+def _present(data_dir: str) -> list[str]:
+    from domainbed.datasets import DATASETS
+    from domainbed.download.download import downloadable
+
+    folders = {name: os.path.join(data_dir, DATASETS[name].info.folder) for name in downloadable()}
+    names = [name for name, folder in folders.items() if os.path.exists(folder)]
+    if not names:
+        raise UserError(f"no dataset in {data_dir!r}: get one with `domainbed data download NAME`")
+    return names
+
+
+def _lines(report: Verification) -> list[str]:
+    state = "ok" if report.ok else f"{len(report.problems)} problem(s)"
+    lines = [f"{report.name} in {report.folder or 'the package'}: {state}"]
+    if report.counts:
+        lines += _table(report)
+    lines += [f"  problem: {problem.message}" for problem in report.problems]
+    return lines + [f"  note: {note}" for note in report.notes]
+
+
+def _table(report: Verification) -> list[str]:
+    classes = sorted({name for counts in report.counts.values() for name in counts})
+    shown = classes if len(classes) <= _MOST_COLUMNS else []
+    rows = [["domain", "images", "published", "classes", *shown]]
+    for domain in sorted(set(report.counts) | set(report.published)):
+        counts = report.counts.get(domain, {})
+        published = report.published.get(domain)
+        row = [domain, f"{sum(counts.values()):,}", "-" if published is None else f"{published:,}"]
+        rows.append([*row, str(len(counts)), *(f"{counts.get(name, 0):,}" for name in shown)])
+    return text_table(rows, right=range(1, len(rows[0])), indent="  ")
+
+
+def pack(parser: Parser) -> Run:
+    """Pack the images of a dataset into one file, for runs with the hyper-parameter data_path fast.
+
+    Such runs do this by themselves at first use. The pack is in the folder `cache` of the data
+    folder, or in the folder that the variable DOMAINBED_CACHE_DIR names.
+    """
+    parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
+    add_shared(parser, "data_dir", "corrupt_images", "plugins")
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=256,
+        help="height and width to squeeze images "
+        "to, unless all have one size and are no larger (default: 256)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("raw", "jpeg"),
+        default="raw",
+        help="jpeg: less disk, more work (default: raw)",
+    )
+    return _pack
+
+
+def _pack(args: argparse.Namespace) -> int:
+    """Packs, unless that was done before, and says where the pack is."""
+    from domainbed.datasets import load_dataset
+    from domainbed.datasets.packed_domain import PackedDomain
+
+    hparams = {
+        "data_path": "fast",
+        "packed_size": args.size,
+        "packed_format": args.format,
+        "corrupt_images": args.corrupt_images,
+    }
+    dataset = load_dataset(args.dataset, args.data_dir, [0], hparams, trial_seed=0)
+    first = dataset[0]
+    assert isinstance(first, PackedDomain)
+    print(f"{len(first.pack):,} images in {first.pack.folder}")
+    if first.pack.unreadable:
+        print(f"{len(first.pack.unreadable)} of them cannot be read and are skipped")
+    return 0
+
+
+def features(parser: Parser) -> Run:
+    """Compute the features of all images of a dataset once, for runs with the field `features`.
+
+    Such runs do this by themselves at first use, with the cores they have. The features are in the
+    folder `cache` of the data folder, or in the folder that the variable DOMAINBED_CACHE_DIR names.
+    An interrupted computation resumes when the same command is given again.
+    """
+    parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
+    add_flags(parser, FeatureSource)
+    add_shared(parser, "data_dir", "device", "corrupt_images", "plugins")
+    return _features
+
+
+def _features(args: argparse.Namespace) -> int:
+    """Computes, unless that was done before, and says where the features are."""
+    source = load(FeatureSource, None, read_flags(args, FeatureSource))
+    _, stored = computed_features(args, source, args.corrupt_images == "skip")
+    number, views, width = stored.values.shape
+    of_views = f" and {views - 1} views of each" if views > 1 else ""
+    print(f"{width:,} features of {number:,} images{of_views} in {stored.folder}")
+    if stored.unreadable:
+        print(f"{len(stored.unreadable)} of them cannot be read and are skipped")
+    return 0
+
+
+def computed_features(
+    args: argparse.Namespace, source: FeatureSource, skip_corrupt: bool = False
+) -> tuple[MultipleDomainDataset, StoredFeatures]:
+    """The dataset that the flags name, and the features of its images.
+
+    Args:
+        args: `dataset`, `data_dir` and `device`.
+        source: what computes them.
+        skip_corrupt: leave images out that cannot be read.
+
+    Raises:
+        UserError: no such dataset or backbone, no image files, or a corrupt image.
+    """
+    from domainbed.core.cores import usable_cores
+    from domainbed.core.files import cache_folder
+    from domainbed.core.names import dataset_label
+    from domainbed.datasets import load_dataset
+    from domainbed.datasets.feature_domain import images_of
+    from domainbed.datasets.features import open_features
+    from domainbed.training.machine import choose_device
+
+    dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)
+    images = images_of(dataset, dataset_label(args.dataset), skip_corrupt)
+    device, cache = choose_device(args.device), cache_folder(args.data_dir)
+    return dataset, open_features(images, cache, source, device, usable_cores())

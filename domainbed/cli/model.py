@@ -1,0 +1,310 @@
+"""`domainbed model`: what can be done with trained runs and pretrained models."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from itertools import chain, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.data import computed_features
+from domainbed.cli.launching import launch_sweep
+from domainbed.config.diagnosis_options import CURVATURES, DiagnosisOptions
+from domainbed.config.flags import add_flags, default_text, read_flags
+from domainbed.config.run_fields import FeatureSource, RunOptions
+from domainbed.config.settings import load
+from domainbed.errors import UserError
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.record_keys import AVERAGES
+
+if TYPE_CHECKING:
+    from domainbed.training.trained import Model
+
+_BACKBONE = "open_clip:ViT-B-16"
+_DIAGNOSIS_FLAGS = (
+    *("epsilon", "damping", "samples", "data_dir", "dataset", "device", "num_workers"),
+)
+
+
+def predict(parser: Parser) -> Run:
+    """Predict with a trained run: classes of image files, or of a domain of its dataset.
+
+    Prints CSV. Of files: the file, its class, and the probability of each class, as p(NAME); of a
+    domain: the position, the label, the class and its probability.
+
+    With --save_predictions it writes the logits of all images of the dataset into the run's folder.
+    """
+    parser.add_argument("folder", metavar="RUN_FOLDER", help="of a finished run with its weights")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files of images")
+    parser.add_argument("--domain", type=int, metavar="N", help="instead: a domain of the dataset")
+    parser.add_argument("--split", choices=("in", "out"), default="in", help="of that domain (in)")
+    parser.add_argument(
+        "--save_predictions",
+        action="store_true",
+        help="instead: keep the logits "
+        "of every image of the dataset in the run's folder, as Parquet",
+    )
+    parser.add_argument(
+        "--average",
+        metavar="NAME",
+        help=f"with averaged weights of the run: {', '.join(AVERAGES)} (default: the last weights)",
+    )
+    add_shared(parser, "data_dir", "dataset", "device", "plugins")
+    return _predict
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Prints a line for each image, or keeps all predictions."""
+    if bool(args.images) + (args.domain is not None) + args.save_predictions != 1:
+        raise UserError("give either files of images, or --domain N, or --save_predictions")
+    if args.average and args.save_predictions:
+        raise UserError("--save_predictions keeps those of the last weights: leave --average out")
+    if args.save_predictions:
+        return _save_predictions(args)
+    rows = _of_files(args) if args.images else _of_domain(args)
+    begun = list(islice(rows, 2))  # the header is not printed where no line can follow it
+    csv.writer(sys.stdout, lineterminator="\n").writerows(chain(begun, rows))
+    return 0
+
+
+def _save_predictions(args: argparse.Namespace) -> int:
+    from domainbed.training.saved_predictions import save_predictions
+    from domainbed.training.trained import load_trained_weights, rebuild
+
+    folder = RunFolder(args.folder)
+    experiment = rebuild(folder, _machine(args), args.dataset)
+    load_trained_weights(experiment, folder)
+    save_predictions(experiment, folder, args.data_dir)
+    print(f"Predictions: {folder.predictions}")
+    return 0
+
+
+def _machine(args: argparse.Namespace) -> RunOptions:
+    return RunOptions(data_dir=args.data_dir, device=args.device)
+
+
+def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
+    from domainbed.training import load_model
+
+    model = load_model(args.folder, args.device, args.average)
+    if model.preprocess is None:
+        raise UserError(
+            f"{args.folder} was trained on {model.spec.dataset_label}, whose inputs are no image "
+            "files: give --domain N instead"
+        )
+    yield "file", "class", *(f"p({name})" for name in model.classes)
+    rows = _predicted(model, args.images)
+    if model.module.predicts_batches:
+        print(
+            f"{model.spec.algorithm} looks at all images of a batch to predict each: those given "
+            "are taken as one domain",
+            file=sys.stderr,
+        )
+        rows = iter(sorted(rows, key=itemgetter(0)))
+    yield from ((args.images[position], *row) for position, *row in rows)
+
+
+def _predicted(model: Model, images: list[str]) -> Iterator[tuple[object, ...]]:
+    """Position, class and all probabilities of each file."""
+    import torch
+
+    assert model.preprocess is not None
+    device = next(model.module.parameters()).device
+    for batch in model.together(len(images)):
+        x = torch.stack([model.preprocess(Path(images[position])) for position in batch])
+        for position, found in zip(batch, model.probabilities(x.to(device))):
+            shown = (f"{probability:.4f}" for probability in found.tolist())
+            yield position, model.classes[int(found.argmax())], *shown
+
+
+def _of_domain(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
+    from domainbed.training import predictions
+
+    yield "position", "label", "class", "probability"
+    folder, machine = RunFolder(args.folder), _machine(args)
+    yield from predictions(folder, machine, args.dataset, args.domain, args.split, args.average)
+
+
+def diagnose(parser: Parser) -> Run:
+    """Diagnose a trained run: how consistent its domains are, before and after training.
+
+    Inconsistency scores under several curvatures, risks, means and variances of the classifier's
+    gradients, and on request the landscape of two domains' risks around the weights.
+    """
+    parser.add_argument("folder", metavar="RUN_FOLDER", help="of a finished run with its weights")
+    parser.add_argument(
+        "--format", choices=("table", "json"), default="table", help="default: table"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .pdf or .svg")
+    parser.add_argument(
+        "--curvature",
+        dest="curvatures",
+        nargs="+",
+        choices=CURVATURES,
+        default=argparse.SUPPRESS,
+        help=f"default: {default_text(DiagnosisOptions, 'curvatures')}",
+    )
+    parser.add_argument(
+        "--landscape",
+        nargs="*",
+        metavar="DOMAIN",
+        default=argparse.SUPPRESS,
+        help="also the risks of two domains around the weights (without numbers: the first two "
+        "training domains)",
+    )
+    add_flags(parser, DiagnosisOptions, only=_DIAGNOSIS_FLAGS)
+    add_shared(parser, "plugins")
+    return _diagnose
+
+
+def _diagnose(args: argparse.Namespace) -> int:
+    """Prints the diagnosis, and draws it if asked to."""
+    from domainbed.core.drawing import check_figure_file
+    from domainbed.diagnostics import diagnose, rendering
+
+    if args.plot is not None:
+        check_figure_file("--plot", args.plot)
+    options = load(DiagnosisOptions, None, read_flags(args, DiagnosisOptions))
+    diagnosis = diagnose(args.folder, options)
+    sys.stdout.write(rendering.FORMATS[args.format](diagnosis))
+    if args.plot is not None:
+        rendering.save_plot(diagnosis, args.plot)
+    return 0
+
+
+def average(parser: Parser) -> Run:
+    """Average the finished runs of a sweep: their weights, or their predictions.
+
+    Writes a record of each average beside the runs, for `domainbed collect`.
+    """
+    methods = "uniform-soup, greedy-soup, diwa-uniform, diwa-restricted, ensemble"
+    parser.add_argument("folder", metavar="FOLDER", help="of a sweep that kept its weights")
+    parser.add_argument("--method", required=True, metavar="NAME", help=methods)
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only runs of these (all)")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="average runs of different algorithms with each other (each algorithm by itself)",
+    )
+    add_shared(parser, "data_dir", "dataset", "device", "plugins")
+    return _average
+
+
+def _average(args: argparse.Namespace) -> int:
+    from domainbed.sweeps.averaging import average_runs
+
+    for averaged in average_runs(
+        args.folder, args.method, args.algorithms, args.together, _machine(args), args.dataset
+    ):
+        print(averaged.describe(), flush=True)
+    return 0
+
+
+def adapt(parser: Parser) -> Run:
+    """Adapt the finished runs of a sweep to their test images with T3A, without training.
+
+    Each run that predicts by a linear classifier gets a record beside it, for `domainbed collect`.
+    """
+    parser.add_argument("folder", metavar="FOLDER", help="of a sweep that kept its weights")
+    parser.add_argument(
+        "--supports",
+        nargs="+",
+        type=int,
+        metavar="M",
+        help="images kept of each "
+        "class, 0 for all; the best in validation is taken (the paper's "
+        "values)",
+    )
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only runs of these (all)")
+    add_shared(parser, "data_dir", "dataset", "device", "plugins")
+    return _adapt
+
+
+def _adapt(args: argparse.Namespace) -> int:
+    from domainbed.algorithms.t3a import SUPPORTS
+    from domainbed.sweeps.adapting import adapt_runs
+
+    supports, adapted = args.supports or SUPPORTS, 0
+    if min(supports) < 0:
+        raise UserError(f"--supports is {min(supports)}: expected 0 (all) or more", "supports")
+    for each in adapt_runs(args.folder, args.algorithms, supports, _machine(args), args.dataset):
+        print(each.describe(), flush=True)
+        adapted += each.supports is not None
+    if not adapted:
+        raise UserError(f"no run in {args.folder!r} predicts by a linear classifier on features")
+    return 0
+
+
+def zero_shot(parser: Parser) -> Run:
+    """Classify the images of a dataset by the names of its classes, with a model that reads text.
+
+    A run for each test domain, whose records are in the same tables as those of trained runs. The
+    features of the images are computed first, where they are missing.
+    """
+    parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
+    parser.add_argument(
+        "--backbone",
+        default=_BACKBONE,
+        help=f"open_clip:NAME, or open_clip:NAME.TAG (default: {_BACKBONE})",
+    )
+    add_flags(parser, FeatureSource, only=("weights", "precision"))
+    parser.add_argument(
+        "--prompts",
+        default="photo",
+        help="templates: photo (default), "
+        "imagenet-7, imagenet-80, or a file with one in each line, {} for the "
+        "class",
+    )
+    parser.add_argument(
+        "--output_dir",
+        default="results/zero-shot",
+        help="the folder of the runs (default: results/zero-shot)",
+    )
+    add_shared(parser, "data_dir", "device", "plugins")
+    return _zero_shot
+
+
+def _zero_shot(args: argparse.Namespace) -> int:
+    """Does the runs and prints their tables."""
+    from domainbed.datasets.features import open_text_head
+    from domainbed.networks.open_clip_models import PREFIX, prompt_templates
+    from domainbed.reporting import RENDERERS, build_report, load_records
+    from domainbed.sweeps.config import load_config
+
+    if not args.backbone.startswith(PREFIX):
+        raise UserError(
+            f"--backbone {args.backbone!r} reads no text: name a model of open_clip ({_BACKBONE})"
+        )
+    prompt_templates(args.prompts)
+    given = {"backbone": args.backbone, **read_flags(args, FeatureSource)}
+    source = load(FeatureSource, None, given)
+    # Now, since what is wrong with them would be wrong in each run.
+    dataset, stored = computed_features(args, source)
+    open_text_head(stored.folder, source, dataset.class_names, args.prompts)
+    config = load_config(
+        None,
+        {
+            "datasets": [args.dataset],
+            "algorithms": ["ZeroShot"],
+            "features": given,
+            "hparams": {"prompts": args.prompts} if args.prompts != "photo" else {},
+            "selection": ["training-domain"],
+            "trials": 1,
+            "hparams_seeds": 1,
+            "launcher": "debug",
+            "output_dir": args.output_dir,
+            "data_dir": args.data_dir,
+            "device": args.device,
+            "plugins": args.modules,
+        },
+    )
+    status = launch_sweep(config, skip_confirmation=True)
+    if status == 0:
+        report = build_report(load_records(args.output_dir), config.selection)
+        print(RENDERERS["text"](report))
+    return status

@@ -1,0 +1,393 @@
+"""`domainbed sweep`: plan a grid of runs, launch it, watch it, repair it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.launching import (
+    add_launcher_flags,
+    confirmed,
+    do,
+    launch_sweep,
+    launcher_flags,
+)
+from domainbed.config.flags import add_flags, read_flags
+from domainbed.config.run_fields import add_run_flags
+from domainbed.errors import UserError
+from domainbed.sweeps.config import SweepConfig, load_config
+from domainbed.sweeps.status import count_runs
+
+if TYPE_CHECKING:
+    from domainbed.sweeps.status import Status
+    from domainbed.sweeps.store import PlannedRun, Store
+
+_RERUN_FIELDS = ("plugins", "data_dir", "device", "num_workers", "keep", "launcher")
+_ON_A_TERMINAL, _IN_A_LOG = 5.0, 60.0
+_TO_TOP, _CLEAR_REST, _END_OF_LINE = "\x1b[H", "\x1b[J", "\x1b[K\n"
+
+
+# ---- which sweep is meant ----
+
+
+def _add_config(parser: Parser) -> None:
+    """The config, a flag for each of its fields, and one for each option of the launchers."""
+    parser.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="a YAML file, or the folder of a sweep; flags win over its values",
+    )
+    add_run_flags(parser, SweepConfig)
+    add_launcher_flags(parser)
+
+
+def _add_target(parser: Parser) -> None:
+    parser.add_argument(
+        "target", metavar="FOLDER_OR_CONFIG", help="the folder of a sweep, or its config"
+    )
+    add_flags(parser, SweepConfig, only=["plugins"])
+
+
+def _load(target: str | None, args: argparse.Namespace) -> SweepConfig:
+    """The config in a file, or of the last launch into a folder, with what flags say over it.
+
+    Raises:
+        UserError: there is no such file or folder, or it holds no config.
+    """
+    from domainbed.sweeps.store import Store
+
+    overrides, options = read_flags(args, SweepConfig), launcher_flags(args)
+    if target is not None:
+        _refuse_missing(target)
+    if target is None or not (Path(target).is_dir() or _is_kept(Path(target))):
+        return load_config(target, overrides, **options)
+    store = Store(target if Path(target).is_dir() else Path(target).parent)
+    for file in (store.config, store.plan):
+        if not file.is_file():
+            raise UserError(
+                f"{target!r} holds no {file.name}: name the folder of a launched sweep, or a config"
+            )
+    # The folder may have been moved since it was launched.
+    return load_config(store.config, {"output_dir": str(store.root), **overrides}, **options)
+
+
+def _refuse_missing(target: str) -> None:
+    try:
+        Path(target).stat()
+    except FileNotFoundError as error:
+        raise UserError(f"{target!r} does not exist: name a sweep folder or a config") from error
+    except (OSError, ValueError):  # of which whoever reads it tells more
+        pass
+
+
+def _is_kept(file: Path) -> bool:
+    """Whether a config is the one that a launch left in a sweep's folder."""
+    from domainbed.sweeps.store import Store
+
+    store = Store(file.parent)
+    return file.name == store.config.name and store.plan.is_file()
+
+
+def _refuse_reruns(target: str | None) -> None:
+    """Makes sure that a config is meant: none says which chosen runs are to be rerun.
+
+    Raises:
+        UserError: it is the folder of new trials of what was chosen.
+    """
+    folder = Path(target or "")
+    if "rerun-" not in folder.name:
+        return
+    from domainbed.sweeps.reruns import is_rerun
+
+    if is_rerun(folder):
+        raise UserError(
+            f"{str(folder)!r} holds new trials of what was chosen: `domainbed sweep rerun-best "
+            f"{folder.parent}`, with the same --trials, resumes them, and with --retry does again "
+            "what failed"
+        )
+
+
+# ---- plan, launch, retry, rerun-best ----
+
+
+def plan(parser: Parser) -> Run:
+    """Show what a launch would do: runs of each selection method, time and disk; nothing is run."""
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="time a few updates of each algorithm on each dataset instead of finished runs",
+    )
+    _add_config(parser)
+    return _plan
+
+
+def _plan(args: argparse.Namespace) -> int:
+    _refuse_reruns(args.config)
+    from domainbed.sweeps.launch import prepare
+    from domainbed.sweeps.outlook import measured_costs, outlook, plan_lines
+
+    launch, costs = prepare(_load(args.config, args)), None
+    print("\n".join(outlook(launch)), flush=True)
+    if args.measure and launch.todo:
+        costs = measured_costs(launch, lambda line: print(line, file=sys.stderr))
+    print("\n".join(plan_lines(launch, costs)))
+    return 0
+
+
+def launch(parser: Parser) -> Run:
+    """Do the runs that are not done. Interrupted ones resume where they stopped."""
+    _add_launch(parser)
+    return _launch
+
+
+def retry(parser: Parser) -> Run:
+    """Do the failed runs again."""
+    _add_launch(parser)
+    return partial(_launch, retry=True)
+
+
+def _add_launch(parser: Parser) -> None:
+    _add_dry_run(parser)
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="wait until all runs are done, also those of earlier launches",
+    )
+    _add_config(parser)
+
+
+def _add_dry_run(parser: Parser) -> None:
+    add_shared(parser, "skip_confirmation")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="say what would be done, and how long if finished runs tell",
+    )
+
+
+def _launch(args: argparse.Namespace, retry: bool = False) -> int:
+    _refuse_reruns(args.config)
+    config = _load(args.config, args)
+    return launch_sweep(
+        config,
+        retry=retry,
+        dry_run=args.dry_run,
+        wait=args.wait,
+        skip_confirmation=args.skip_confirmation,
+    )
+
+
+def rerun_best(parser: Parser) -> Run:
+    """Run what selection methods chose with new trials."""
+    parser.add_argument("folder", metavar="FOLDER", help="of a sweep with finished runs")
+    # Of a config they would be fields, with another meaning.
+    parser.add_argument(
+        "--trials", dest="new_trials", type=int, default=10, metavar="N", help="new ones (10)"
+    )
+    parser.add_argument(
+        "--selection",
+        dest="methods",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="methods (default: the sweep's own)",
+    )
+    parser.add_argument("--retry", action="store_true", help="do again what failed")
+    parser.add_argument("--wait", action="store_true", help="for runs that an engine does")
+    _add_dry_run(parser)
+    fields = parser.add_argument_group("fields of the config", "each wins over the sweep's value")
+    add_flags(fields, SweepConfig, only=_RERUN_FIELDS)
+    add_launcher_flags(parser)
+    return _rerun_best
+
+
+def _rerun_best(args: argparse.Namespace) -> int:
+    """Launches the new trials of each method in turn; returns the highest exit status."""
+    if args.new_trials < 1:
+        raise UserError(f"--trials {args.new_trials}: expected a whole number from 1 on")
+    config = _load(args.folder, args)
+    from domainbed.sweeps.reruns import prepare_reruns, rerun_methods
+
+    exit_status = 0
+    for method in rerun_methods(config, args.methods):
+        launch = prepare_reruns(config, method, args.new_trials, args.retry)
+        found = do(launch, args.dry_run, args.wait, args.skip_confirmation)
+        exit_status = max(exit_status, found)
+        if exit_status >= 128:  # interrupted
+            break
+    return exit_status
+
+
+# ---- status ----
+
+
+def status(parser: Parser) -> Run:
+    """Count the runs by their state."""
+    _add_target(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--watch", action="store_true", help="repeat until no run is left to do")
+    parser.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help="with --watch (default: 5 on a terminal; 60 elsewhere, with a line each time)",
+    )
+    return _status
+
+
+def _status(args: argparse.Namespace) -> int:
+    if args.watch and args.json:
+        raise UserError("--watch is for people and --json for programs: give one of them")
+    if args.every is not None and not (args.watch and args.every > 0):
+        raise UserError(f"--every {args.every}: expected seconds above 0, with --watch")
+    store, runs = _store_and_runs(args)
+    return _watch(store, runs, args.every) if args.watch else show_status(store, runs, args.json)
+
+
+def _store_and_runs(args: argparse.Namespace) -> tuple[Store, dict[str, PlannedRun]]:
+    from domainbed.sweeps.store import Store
+
+    if Path(args.target).is_dir():
+        store = Store(args.target)
+        return store, store.planned()
+    from domainbed.sweeps.grid import plan
+
+    config = _load(args.target, args)
+    return Store(config.output_dir), {run.run_id: run.planned() for run in plan(config)}
+
+
+def show_status(store: Store, runs: dict[str, PlannedRun], as_json: bool = False) -> int:
+    """Prints how many of these runs are in which state; returns the exit status."""
+    from domainbed.sweeps.status import status_json, status_lines, status_of
+
+    found = status_of(store, runs)
+    print(status_json(found) if as_json else "\n".join(status_lines(found)))
+    return 0
+
+
+def _watch(store: Store, runs: dict[str, PlannedRun], every: float | None) -> int:
+    """Shows the status until no run is left to do; returns 1 if one has failed."""
+    from domainbed.sweeps.status import status_of, summary_line
+
+    on_terminal = sys.stdout.isatty()
+    pause = every or (_ON_A_TERMINAL if on_terminal else _IN_A_LOG)
+    found = None
+    try:
+        while True:
+            found = status_of(store, runs, found)
+            if on_terminal:
+                print(_screen(found), end="", flush=True)
+            else:
+                print(time.strftime("%H:%M:%S"), summary_line(found), flush=True)
+            if found.is_over:
+                return int(bool(found.failures))
+            time.sleep(pause)
+    except KeyboardInterrupt:  # the usual end of watching
+        return 0
+
+
+def _screen(status: Status) -> str:
+    """The status in the place of what the terminal shows, cut to its size."""
+    from domainbed.sweeps.status import status_lines, summary_line
+
+    width, height = shutil.get_terminal_size()
+    lines = [f"{time.strftime('%H:%M:%S')} {summary_line(status)}", "", *status_lines(status)]
+    if len(lines) >= height:
+        lines = [*lines[: height - 2], "…"]
+    return _TO_TOP + "".join(line[:width] + _END_OF_LINE for line in lines) + _CLEAR_REST
+
+
+# ---- cancel, delete-incomplete, export ----
+
+
+def cancel(parser: Parser) -> Run:
+    """Stop the runs that are queued or running."""
+    _add_target(parser)
+    return _cancel
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    config = _load(args.target, args)
+    from domainbed.sweeps.following import cancel
+    from domainbed.sweeps.store import Store
+
+    store = Store(config.output_dir)
+    cancelled = cancel(store, store.statuses(store.planned()), config.launcher)
+    for engine, jobs in cancelled.items():
+        shown = ", ".join(sorted(jobs)[:10]) + (", …" if len(jobs) > 10 else "")
+        print(f"{engine}: cancelled {len(jobs)} job{'s' * (len(jobs) != 1)} ({shown})")
+    if not cancelled:
+        print("nothing of this sweep is queued or running")
+    return 0
+
+
+def delete_incomplete(parser: Parser) -> Run:
+    """Remove the folders of runs that are neither done nor running."""
+    _add_target(parser)
+    parser.add_argument(
+        "--skip_confirmation",
+        action="store_true",
+        help="do not ask (needed where there is no terminal)",
+    )
+    return _delete_incomplete
+
+
+def _delete_incomplete(args: argparse.Namespace) -> int:
+    is_config = Path(args.target).is_file()
+    root = Path(_load(args.target, args).output_dir if is_config else args.target)
+    return delete_folders(root, args.skip_confirmation)
+
+
+def delete_folders(root: Path, skip_confirmation: bool) -> int:
+    """Removes the folders of runs that are neither done nor running; returns the exit status.
+
+    Raises:
+        UserError: there is no such folder, or nobody is there to confirm.
+    """
+    from domainbed.sweeps.store import Store, remove
+
+    if not root.is_dir():
+        raise UserError(f"{str(root)!r} is no folder: name the folder of a sweep")
+    folders = Store(root).incomplete()
+    if not folders:
+        print("no incomplete runs")
+        return 0
+    if not skip_confirmation and not sys.stdin.isatty():
+        raise UserError(
+            f"{count_runs(len(folders))} in {str(root)!r} would be deleted, and nobody is there to "
+            "confirm it: give --skip_confirmation"
+        )
+    question = f"Delete the folders of {count_runs(len(folders))}, with all that they hold?"
+    if skip_confirmation or confirmed(question):
+        print(f"deleted {count_runs(sum(remove(folder) for folder in folders))}")
+    return 0
+
+
+def export(parser: Parser) -> Run:
+    """Write the records and specs of all runs into one file, which `domainbed collect` reads."""
+    parser.add_argument("folder", metavar="FOLDER", help="of a sweep")
+    parser.add_argument("file", metavar="FILE.parquet", help="to write")
+    return _export
+
+
+def _export(args: argparse.Namespace) -> int:
+    from domainbed.runs.exported import SUFFIX, write_export
+    from domainbed.runs.states import MISSING
+    from domainbed.sweeps.store import Store
+
+    root, file = Path(args.folder), Path(args.file)
+    if file.suffix != SUFFIX:
+        raise UserError(f"{args.file!r}: expected a name that ends in {SUFFIX}")
+    begun = [each.path for each in Store(root).run_folders() if each.state() != MISSING]
+    if not begun:
+        raise UserError(f"{args.folder!r} holds no runs: name the folder of a launched sweep")
+    write_export(root, begun, file)
+    print(f"{count_runs(len(begun))}: {file} ({file.stat().st_size / 1e6:.3g} MB)")
+    return 0

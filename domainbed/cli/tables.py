@@ -1,0 +1,605 @@
+"""Commands that print what records say: collect, compare, errors, top-hparams, published."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.core.files import write_text
+from domainbed.core.text_table import pipe_table, text_table
+from domainbed.errors import UserError
+
+if TYPE_CHECKING:
+    from domainbed.reporting import Report
+    from domainbed.reporting.misclassified import Misclassified
+    from domainbed.reporting.published import PublishedValue
+    from domainbed.reporting.sections import Section
+    from domainbed.reporting.style import Style
+    from domainbed.runs.records import Records
+    from domainbed.selection import SelectionMethod
+
+BASELINE = "ERM"
+UNITS = ("trial", "domain", "dataset")  # without SciPy, which `statistics.UNITS` would import
+_TOP = 20
+
+
+# ---- what several commands share ----
+
+
+def add_folders(parser: Parser) -> None:
+    """Declares the folders that records are read from."""
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", help="sweep folders, or run folders"
+    )
+
+
+def add_filters(parser: Parser) -> None:
+    """Declares which records, and by which selection methods."""
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
+    parser.add_argument(
+        "--selection",
+        nargs="+",
+        metavar="NAME",
+        help="selection methods, by short name (those that the sweep was planned for)",
+    )
+
+
+def add_baseline(parser: Parser) -> None:
+    """Declares the algorithm that others are compared with."""
+    parser.add_argument(
+        "--baseline", metavar="NAME", help=f"what algorithms are compared with ({BASELINE})"
+    )
+
+
+def add_style(parser: Parser) -> None:
+    """Declares what `style_of` reads."""
+    group = parser.add_argument_group("style of tables")
+    group.add_argument(
+        "--order",
+        metavar="NAME",
+        default="table",
+        help="of rows: table (default), "
+        "given (as --algorithms and --datasets name them), mean (the best average "
+        "first)",
+    )
+    group.add_argument("--domains", nargs="+", metavar="NAME", help="the domains that come first")
+    group.add_argument("--decimals", type=int, default=1, metavar="N", help="of numbers (1)")
+    group.add_argument(
+        "--spread",
+        metavar="NAME",
+        default="se",
+        help="behind +/-: se, the standard error (default), ci95, half a 95 %% interval, none",
+    )
+    group.add_argument(
+        "--underline_second",
+        action="store_true",
+        help="underline the second best of each column (not in text)",
+    )
+
+
+def style_of(args: argparse.Namespace) -> Style:
+    """What `add_style` and `add_filters` were given.
+
+    Raises:
+        UserError: a value is unknown.
+    """
+    from domainbed.reporting.style import Style
+
+    return Style(
+        *(args.decimals, args.spread, args.underline_second, args.order),
+        *(args.algorithms or (), args.datasets or (), args.domains or ()),
+    )
+
+
+def show_progress(done: int, total: int) -> None:
+    """A line on stderr that counts the run folders read, if somebody is watching."""
+    if not sys.stderr.isatty() or (done % 100 and done < total):
+        return
+    end = "\n" if done == total else ""
+    print(f"\rreading runs: {done} of {total}", end=end, file=sys.stderr, flush=True)
+
+
+def write_output(text: str, output: str | None) -> None:
+    """Prints `text`, or writes it to the file `output`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        write_text(Path(output), text)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write --output {output!r}: {reason}") from error
+
+
+def _add_format(parser: Parser) -> None:
+    parser.add_argument(
+        "--format",
+        metavar="NAME",
+        default="text",
+        help="text (default), markdown, latex, csv, json",
+    )
+    add_shared(parser, "output")
+
+
+# ---- collect ----
+
+
+def collect(parser: Parser) -> Run:
+    """Select models and print the results tables of sweeps."""
+    add_folders(parser)
+    return collect_of_folders(parser)
+
+
+def collect_of_folders(parser: Parser) -> Run:
+    """As `collect`, where the folders are declared already."""
+    _add_format(parser)
+    add_filters(parser)
+    add_style(parser)
+    parser.add_argument(
+        "--by_folder",
+        action="store_true",
+        help="a row for each algorithm and folder, instead of all together",
+    )
+    parser.add_argument(
+        "--single_source",
+        action="store_true",
+        help="the tables of runs that train on one domain alone",
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="say which runs the incomplete cells lack, and why"
+    )
+    return _collect
+
+
+def _collect(args: argparse.Namespace) -> int:
+    from domainbed.reporting import RENDERERS, explain, load_records
+    from domainbed.reporting.style import styled
+
+    for flag in ("by_folder", "single_source"):
+        if args.explain and getattr(args, flag):
+            raise UserError(f"--explain explains the usual tables: give it without --{flag}")
+    render = RENDERERS[args.format]
+    style = style_of(args)
+    report = styled(_report(args, load_records(args.folders, progress=show_progress)), style)
+    text = render(report)
+    reasons = explain(report, args.folders) if args.explain else []
+    if args.format in _AS_COMMENT:
+        text += "".join(_AS_COMMENT[args.format].format(line).rstrip() + "\n" for line in reasons)
+    elif reasons:  # a CSV or JSON file with more lines below would be damaged
+        print("\n".join(reasons), file=sys.stderr)
+    write_output(text, args.output)
+    return 0
+
+
+def _report(args: argparse.Namespace, records: Records) -> Report:
+    from domainbed.reporting import build_report, only, planned_gaps, planned_selection
+    from domainbed.reporting.plans import by_folder, gaps_by_folder
+    from domainbed.reporting.single_source import single_source_report, warn_of_single_source
+
+    folders, gaps = args.folders, planned_gaps(args.folders)
+    records = only(records, args.datasets, args.algorithms)
+    if args.by_folder:
+        records, gaps = by_folder(records, folders), gaps_by_folder(folders)
+    if args.single_source:
+        return single_source_report(records, args.selection)
+    warn_of_single_source(records)
+    report = build_report(records, args.selection or planned_selection(folders), gaps=gaps)
+    return replace(report, datasets=args.datasets, algorithms=args.algorithms)
+
+
+_AS_COMMENT = {"text": "{}", "markdown": "    {}", "latex": "% {}"}
+
+
+# ---- compare ----
+
+
+def compare(parser: Parser) -> Run:
+    """Compare algorithms with a baseline, or a sweep's tables with a paper's."""
+    add_folders(parser)
+    parser.add_argument(
+        "--with",
+        dest="paper",
+        metavar="PAPER",
+        help="put the tables beside a paper's: fishr-2022, domainbed-2020",
+    )
+    add_filters(parser)
+    add_baseline(parser)
+    parser.add_argument(
+        "--unit",
+        choices=UNITS,
+        help="what wins and tests count as one observation (trial; for ranks domain)",
+    )
+    parser.add_argument(
+        "--rope",
+        type=float,
+        metavar="POINTS",
+        help="also test whether differences are within this many percentage points",
+    )
+    _add_format(parser)
+    return _compare
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from domainbed.reporting import load_records, planned_selection
+    from domainbed.reporting.render_comparison import COMPARISON_RENDERERS
+
+    render = COMPARISON_RENDERERS[args.format]
+    of_baseline = {"baseline": args.baseline, "unit": args.unit, "rope": args.rope}
+    for name, value in of_baseline.items():
+        if args.paper and value is not None:
+            raise UserError(f"--{name} {value} compares algorithms, and --with a paper: give one")
+    records = load_records(args.folders, progress=show_progress)
+    selection = args.selection or planned_selection(args.folders)
+    sections = _beside(args, records, selection) if args.paper else _all(args, records, selection)
+    write_output(render(sections), args.output)
+    return 0
+
+
+def _beside(
+    args: argparse.Namespace, records: Records, selection: Sequence[str] | None
+) -> list[Section]:
+    from domainbed.reporting import build_report
+    from domainbed.reporting.beside import beside_published
+    from domainbed.reporting.sections import beside_sections
+
+    report = build_report(records, selection, args.datasets, args.algorithms)
+    return beside_sections(beside_published(report, args.paper), args.paper)
+
+
+def _all(
+    args: argparse.Namespace, records: Records, selection: Sequence[str] | None
+) -> list[Section]:
+    from domainbed.reporting import analyses, build_report, comparison, only, sections
+
+    baseline, unit = args.baseline or BASELINE, args.unit or UNITS[0]
+    algorithms = args.algorithms and list(dict.fromkeys([baseline, *args.algorithms]))
+    records = only(records, args.datasets, algorithms)
+    found = comparison.differences(records, selection, baseline, unit, args.rope)
+    ranked = args.unit or "domain"
+    ranks = comparison.critical_differences(records, selection, ranked)
+    first = [
+        *sections.difference_sections(found, unit, args.rope),
+        *sections.rank_sections(ranks, ranked),
+    ]
+    report = build_report(records, selection)
+    more = (
+        (sections.gap_section, analyses.selection_gap(records)),
+        (sections.tuning_section, analyses.tuning_gain(records, selection)),
+        (sections.expected_section, analyses.expected_best(records, selection)),
+        (sections.worst_section, analyses.worst_domains(report)),
+        (sections.line_section, analyses.accuracy_on_the_line(records)),
+    )
+    return first + [section(frame) for section, frame in more if len(frame)]
+
+
+# ---- errors ----
+
+
+def errors(parser: Parser) -> Run:
+    """List the images of the test domains that all, or only one, of several algorithms get wrong.
+
+    The runs are those that the selection method chooses, trained with --save_predictions.
+    """
+    add_folders(parser)
+    parser.add_argument(
+        "--algorithms", nargs="+", required=True, metavar="NAME", help="two or more"
+    )
+    parser.add_argument(
+        "--selection",
+        metavar="NAME",
+        help="the selection method, by short name (the first that the sweep was planned for)",
+    )
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
+    parser.add_argument(
+        "--top",
+        type=int,
+        default=_TOP,
+        metavar="N",
+        help=f"only the first N images of each list ({_TOP})",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("text", "csv"),
+        default="text",
+        help="text (default), or csv: every image, whoever is wrong",
+    )
+    add_shared(parser, "output")
+    return _errors
+
+
+def _errors(args: argparse.Namespace) -> int:
+    if args.top < 1:
+        raise UserError(f"--top {args.top} lists nothing: give a number from 1 on")
+    from domainbed.reporting import load_records, planned_selection
+    from domainbed.reporting.misclassified import misclassified
+    from domainbed.selection import SELECTION_METHODS
+
+    records = load_records(args.folders, progress=show_progress)
+    planned = planned_selection(args.folders) or list(SELECTION_METHODS)
+    method = SELECTION_METHODS[args.selection or planned[0]]
+    found = misclassified(records, args.algorithms, method, args.datasets)
+    if args.format == "csv":
+        write_output(found.images.to_csv(index=False, lineterminator="\n"), args.output)
+        return 0
+    lines = [f"Model selection: {method.title}; images of the in-split of the test domain"]
+    write_output("\n".join([*lines, *_error_lines(found, args.top)]) + "\n", args.output)
+    return 0
+
+
+def _error_lines(found: Misclassified, top: int) -> Iterator[str]:
+    if found.earlier:
+        yield (
+            f"{found.earlier} of {found.runs} runs were chosen at an earlier step than the last, "
+            "which the predictions are of: the tables' accuracies differ"
+        )
+    counts = found.counts()
+    header = [_ERROR_HEADINGS.get(name, f"only {name}") for name in counts.columns]
+    rows = [[str(value) for value in row] for row in counts.to_numpy().tolist()]
+    yield ""
+    yield from text_table([header, *rows], right=range(3, len(header)))
+    of_images = ["domain", "trial_seed", "image", "label"]
+    predicted = [f"predicted_{name}" for name in found.algorithms]
+    for kind in ("all", *found.algorithms):
+        chosen = found.images[found.images["wrong"] == kind]
+        for dataset, images in chosen.groupby("dataset", sort=False):
+            shown = images[[*of_images, *predicted]].head(top).to_numpy().tolist()
+            who = "all are" if kind == "all" else f"only {kind} is"
+            part = f", the first {top} of {len(images)}" if len(images) > top else ""
+            yield ""
+            yield f"-------- {dataset}: {who} wrong{part}"
+            head = ["domain", "trial", "image", "label", *found.algorithms]
+            yield from text_table([head, *([str(value) for value in row] for row in shown)])
+
+
+_ERROR_HEADINGS = {
+    **{name: name for name in ("dataset", "domain", "images")},
+    **{"trial_seed": "trial", "none": "none wrong", "all": "all wrong", "some": "some wrong"},
+}
+
+
+# ---- top-hparams ----
+
+
+def top_hparams(parser: Parser) -> Run:
+    """List the best hyper-parameters of an algorithm on a test domain.
+
+    For each selection method and trial, the hparams seeds from best to worst.
+    """
+    parser.add_argument("--input_dir", required=True, metavar="FOLDER", help="sweep or run folder")
+    parser.add_argument("--dataset", required=True, metavar="NAME")
+    parser.add_argument("--algorithm", required=True, metavar="NAME")
+    parser.add_argument(
+        "--test_env", required=True, type=int, metavar="N", help="number of a domain"
+    )
+    parser.add_argument(
+        "--selection", nargs="+", metavar="NAME", help="selection methods, by short name (all)"
+    )
+    parser.add_argument("--top", type=int, metavar="N", help="only the best N of each trial (all)")
+    parser.add_argument(
+        "--format", choices=list(_TOP_FORMATS), default="text", help="default: text"
+    )
+    return _top_hparams
+
+
+def _top_hparams(args: argparse.Namespace) -> int:
+    from domainbed.reporting import load_records
+    from domainbed.selection import SELECTION_METHODS
+
+    if args.top is not None and args.top < 1:
+        raise UserError(f"--top {args.top} lists nothing: give a number from 1 on")
+    methods = [SELECTION_METHODS[name] for name in args.selection or SELECTION_METHODS]
+    records = load_records(args.input_dir, progress=show_progress)
+    of_cell = _records_of_cell(records, args.dataset, args.algorithm, args.test_env)
+    rankings = [(method, ranking(of_cell, method, args.test_env, args.top)) for method in methods]
+    sys.stdout.write(_TOP_FORMATS[args.format](len(records), rankings))
+    return 0
+
+
+RankedRun = dict[str, Any]
+
+
+def ranking(
+    records: Records, method: SelectionMethod, test_env: int, top: int | None = None
+) -> list[RankedRun]:
+    """One method's choices, trial by trial the best `top` hparams seeds from best to worst.
+
+    Each has `selection`, `trial_seed`, `rank` (1 is best), `hparams_seed`, `step`, `val_acc`,
+    `test_acc`, `hparams`, and the `output_dirs` of the runs that it rests on.
+    """
+    ranked = method.rank(records)
+    ranked = ranked[ranked["test_env"] == test_env]
+    return [
+        _choice(records, method, rank, row)
+        for _, rows in ranked.groupby("trial_seed")
+        for rank, row in enumerate(rows[:top].to_dict("records"), start=1)
+    ]
+
+
+def _choice(
+    records: Records, method: SelectionMethod, rank: int, score: dict[Any, Any]
+) -> RankedRun:
+    runs = records.runs
+    runs = runs[
+        (runs["trial_seed"] == score["trial_seed"])
+        & (runs["hparams_seed"] == score["hparams_seed"])
+        & runs["test_envs"].map(lambda envs: method.uses(envs, score["test_env"]))
+    ]
+    # The run on the single test domain is the one whose accuracy is reported.
+    single = runs[runs["test_envs"].map(len) == 1].iloc[0]
+    return {
+        "selection": method.name,
+        "trial_seed": score["trial_seed"],
+        "rank": rank,
+        **{name: score[name] for name in _NUMBERS},
+        "hparams": single["hparams"],
+        "output_dirs": list(dict.fromkeys(runs["folder"])),
+    }
+
+
+def _records_of_cell(records: Records, dataset: str, algorithm: str, test_env: int) -> Records:
+    for column, value in (("dataset", dataset), ("algorithm", algorithm)):
+        known = list(dict.fromkeys(records.runs[column]))
+        if value not in known:
+            raise UserError(f"no records of --{column} {value}: there are {', '.join(known)}")
+        records = records.only(records.runs[column] == value)
+    test_envs = records.runs["test_envs"]
+    known_envs = sorted({env for envs in test_envs for env in envs})
+    if test_env not in known_envs:
+        raise UserError(f"no records with --test_env {test_env}: there are {known_envs}")
+    return records.only([test_env in envs for envs in test_envs])
+
+
+Rankings = Sequence[tuple["SelectionMethod", list[RankedRun]]]
+
+
+def _top_to_text(total: int, rankings: Rankings) -> str:
+    lines = [f"Total records: {total}"]
+    for method, choices in rankings:
+        lines += ["", f"Model selection: {method.title}"]
+        lines += [*_best(choices), *_ranked_lines(choices)] if choices else [_NO_RESULT]
+    return "\n".join(lines) + "\n"
+
+
+_NO_RESULT = "no result: `domainbed collect --explain` says which runs are missing"
+
+
+def _best(choices: Iterable[RankedRun]) -> list[str]:
+    """The best choice of each trial, as a table; validation accuracies compare within a trial."""
+    columns = ("trial_seed", *_NUMBERS, "hparams")
+    rows = [[_shown(choice[name]) for name in columns] for choice in choices if choice["rank"] == 1]
+    return ["best of each trial:", *text_table([columns, *rows], right=range(5), indent="  ")]
+
+
+def _ranked_lines(choices: Iterable[RankedRun]) -> list[str]:
+    lines = []
+    for choice in choices:
+        lines += [f"trial_seed: {choice['trial_seed']}"] * (choice["rank"] == 1)
+        numbers = ("val_acc", "test_acc", "step", "hparams_seed")
+        lines.append("\t" + ", ".join(f"{name}: {_shown(choice[name])}" for name in numbers))
+        lines.append(f"\t\thparams: {_shown(choice['hparams'])}")
+        lines += [f"\t\toutput_dir: {folder}" for folder in choice["output_dirs"]]
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True)
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
+
+
+def _top_to_json(_: int, rankings: Rankings) -> str:
+    return json.dumps([choice for _, choices in rankings for choice in choices], indent=2) + "\n"
+
+
+def _top_to_csv(_: int, rankings: Rankings) -> str:
+    """One line per choice; hparams and output_dirs as JSON."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for _method, choices in rankings:
+        for choice in choices:
+            as_json = {name: json.dumps(choice[name], sort_keys=True) for name in _AS_JSON}
+            writer.writerow({**choice, **as_json})
+    return text.getvalue()
+
+
+_NUMBERS = ("hparams_seed", "step", "val_acc", "test_acc")
+_AS_JSON = ("hparams", "output_dirs")
+_COLUMNS = ("selection", "trial_seed", "rank", *_NUMBERS, *_AS_JSON)
+_TOP_FORMATS = {"text": _top_to_text, "json": _top_to_json, "csv": _top_to_csv}
+
+
+# ---- published ----
+
+
+def published(parser: Parser) -> Run:
+    """Print the numbers that papers print."""
+    parser.add_argument(
+        "papers", nargs="*", metavar="PAPER", help="fishr-2022, domainbed-2020 (default: all)"
+    )
+    parser.add_argument(
+        "--datasets",
+        "--dataset",
+        nargs="+",
+        metavar="NAME",
+        help="only these datasets; Avg: the averages over all",
+    )
+    parser.add_argument("--selection", nargs="+", metavar="NAME", help="only these methods")
+    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
+    parser.add_argument(
+        "--format", choices=list(_PUBLISHED_FORMATS), default="text", help="default: text"
+    )
+    return _published
+
+
+def _published(args: argparse.Namespace) -> int:
+    from domainbed.reporting.published import find_values
+
+    values = find_values(args.papers or None, args.selection, args.datasets, args.algorithms)
+    sys.stdout.write(_PUBLISHED_FORMATS[args.format](values))
+    return 0
+
+
+def _published_to_text(values: Sequence[PublishedValue]) -> str:
+    lines: list[str] = []
+    for title, rows in _tables(values):
+        lines += ["", f"-------- {title}", *text_table(rows)]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _published_to_markdown(values: Sequence[PublishedValue]) -> str:
+    lines: list[str] = []
+    for title, rows in _tables(values):
+        lines += ["", f"### {title}", "", *pipe_table(rows)]
+    return "\n".join(lines[1:]) + "\n"
+
+
+def _published_to_csv(values: Sequence[PublishedValue]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(values[0]._fields)
+    writer.writerows(values)
+    return text.getvalue()
+
+
+_PUBLISHED_FORMATS = {
+    "text": _published_to_text,
+    "markdown": _published_to_markdown,
+    "csv": _published_to_csv,
+}
+
+
+def _tables(values: Sequence[PublishedValue]) -> list[tuple[str, list[list[str]]]]:
+    """A title and rows of texts for each table of a paper."""
+    tables: dict[str, dict[tuple[str, str], str]] = {}
+    for value in values:
+        is_dataset = value.table == "dataset"
+        subject = f"Dataset: {value.dataset}" if is_dataset else "Averages"
+        title = f"{subject}, model selection method: {value.selection}, from {value.source}"
+        column = value.domain if is_dataset or value.domain != "Avg" else value.dataset
+        tables.setdefault(title, {})[value.algorithm, column] = _text(value)
+    return [(title, _grid(cells)) for title, cells in tables.items()]
+
+
+def _grid(cells: dict[tuple[str, str], str]) -> list[list[str]]:
+    columns = list(dict.fromkeys(column for _, column in cells))
+    algorithms = dict.fromkeys(algorithm for algorithm, _ in cells)
+    rows = [[name, *(cells.get((name, column), "") for column in columns)] for name in algorithms]
+    return [["Algorithm", *columns], *rows]
+
+
+def _text(value: PublishedValue) -> str:
+    return f"{value.mean}" + ("" if value.std_err is None else f" +/- {value.std_err}")
