@@ -27,6 +27,7 @@ from domainbed.config.dimensions import (
     learning_rate,
     refusal,
     weight_decay,
+    with_defaults,
 )
 from domainbed.core.seeding import hparam_seed, hparams_draw_seed
 from domainbed.core.suggest import did_you_mean
@@ -50,6 +51,7 @@ __all__ = [
     "search_space",
     "shared_space",
     "weight_decay",
+    "with_defaults",
 ]
 
 

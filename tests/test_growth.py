@@ -26,6 +26,7 @@ from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.launchers import LAUNCHERS, Handle, Job, Launcher, OnEvent, Resources, perform
 from domainbed.metrics import METRICS
 from domainbed.reporting import RENDERERS, Report
+from domainbed.runs.trackers import TRACKERS
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare
@@ -185,3 +186,10 @@ def test_a_renderer(
         command(["collect", str(tmp_path), "--format", "count", "--selection", "oracle"])
     assert ended.value.code == 0
     assert capsys.readouterr().out == "2 tables\n"
+
+
+def test_the_groups_of_entry_points_stay():
+    """Installed packages advertise what they add under these names."""
+    registries = (ALGORITHMS, DATASETS, LAUNCHERS, TRACKERS)
+    groups = [f"domainbed.{kind}" for kind in ("algorithms", "datasets", "launchers", "trackers")]
+    assert [registry._group for registry in registries] == groups
