@@ -11,7 +11,7 @@ from side_by_side import Row, add_device, in_turns, machine, ratio, table
 from torch.utils.data import TensorDataset
 from train_step import Case
 
-from domainbed.datasets.byte_images import ByteDomain, ByteImages
+from domainbed.datasets.small_images import ByteImages
 from domainbed.training.evaluation import EvaluationSplit, Evaluator
 
 ALL = 70_000
@@ -27,7 +27,7 @@ def rows(images: int, rounds: int, device: str = "cpu") -> list[Row]:
     case = Case("mnist", None, device)
     erm, in_bf16 = case.algorithm("ERM"), case.algorithm("ERM", "bf16")
     plain = PlainERM(PlainCNN(2, 2), device)
-    evaluator = Evaluator([ByteDomain(kept).to(torch.device(device))])
+    evaluator = Evaluator([kept.to(torch.device(device))])
     split, data = EvaluationSplit(0, "in", list(range(images))), TensorDataset(*kept.tensors)
     tasks = {
         "plain": lambda: plain.accuracy(data),

@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from domainbed.datasets.tensor_domain import TensorDomain
+from domainbed.datasets.domain import TensorDomain
 from domainbed.training.sampling import IndexDraws, minibatches
 
 

@@ -32,7 +32,7 @@ from domainbed.config.dimensions import (
 from domainbed.core.seeding import hparam_seed, hparams_draw_seed
 from domainbed.core.suggest import did_you_mean
 from domainbed.datasets import DATASETS, dataset_facts
-from domainbed.datasets.image_access import DATA_OPTIONS
+from domainbed.datasets.image_domains import DATA_OPTIONS
 from domainbed.errors import UserError
 from domainbed.networks import HEAD_OPTIONS, NETWORK_OPTIONS
 

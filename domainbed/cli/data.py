@@ -168,7 +168,7 @@ def pack(parser: Parser) -> Run:
 def _pack(args: argparse.Namespace) -> int:
     """Packs, unless that was done before, and says where the pack is."""
     from domainbed.datasets import load_dataset
-    from domainbed.datasets.packed_domain import PackedDomain
+    from domainbed.datasets.image_domains import PackedDomain
 
     hparams = {
         "data_path": "fast",
@@ -227,11 +227,12 @@ def computed_features(
     from domainbed.core.files import cache_folder
     from domainbed.core.names import dataset_label
     from domainbed.datasets import load_dataset
-    from domainbed.datasets.feature_domain import images_of
     from domainbed.datasets.features import open_features
+    from domainbed.datasets.image_domains import require_listing
     from domainbed.training.machine import choose_device
 
     dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)
-    images = images_of(dataset, dataset_label(args.dataset), skip_corrupt)
+    listing = require_listing(dataset, dataset_label(args.dataset))
     device, cache = choose_device(args.device), cache_folder(args.data_dir)
-    return dataset, open_features(images, cache, source, device, usable_cores())
+    stored = open_features(listing, cache, source, device, usable_cores(), skip_corrupt)
+    return dataset, stored

@@ -1,10 +1,15 @@
-"""Folders of images: which files in them count, and in which order."""
+"""Image files without PyTorch: which ones in a folder count, in which order, and their pixels."""
 
 from __future__ import annotations
 
+import io
 import os
+import re
 from collections import Counter
 from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from domainbed.errors import UserError
 
@@ -12,7 +17,7 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".t
 
 
 def folders(path: Path) -> list[Path]:
-    """The folders in `path`, sorted by name, without hidden ones and those that macOS adds.
+    """The folders in `path`, sorted by name, without hidden ones and those added by macOS.
 
     Raises:
         UserError: `path` cannot be read.
@@ -22,23 +27,22 @@ def folders(path: Path) -> list[Path]:
 
 def folder_names(path: Path) -> list[str]:
     """Their names alone."""
-    inside = entries(path)
-    return sorted(name for name, is_folder in inside if is_folder and not _is_junk(name))
+    return sorted(name for name, is_folder in entries(path) if is_folder and not _is_junk(name))
 
 
 def images(path: Path) -> list[Path]:
-    """All images at or below `path`; a file is an image by its extension.
+    """All images at or below `path`, recognised by their extensions.
 
     In the order of torchvision's ImageFolder, on which DomainBed's splits depend.
 
     Raises:
-        UserError: a folder cannot be read, or a link leads from one back to one that it lies in.
+        UserError: a folder cannot be read, or a link leads back to a folder that contains it.
     """
     return [file for file in files(path) if is_image(file.name)]
 
 
 def ignored(root: Path) -> str:
-    """The files below `root/<domain>/` that are no images of a class, counted; "" for none."""
+    """Counts the files below `root/<domain>/` that are not images of a class; "" for none."""
     kinds: Counter[str] = Counter()
     for domain in folders(root):
         loose = sum(is_image(name) for name, is_folder in entries(domain) if not is_folder)
@@ -69,7 +73,7 @@ def _walk(path: Path, above: tuple[tuple[int, int], ...]) -> list[tuple[str, lis
     status = path.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
-        raise UserError(f"the link {str(path)!r} leads back to a folder that it lies in: remove it")
+        raise UserError(f"link {str(path)!r} leads back to a folder that contains it: remove it")
     names = entries(path)
     found = [(str(path), [name for name, is_folder in names if not is_folder])]
     for name in (name for name, is_folder in names if is_folder):
@@ -90,3 +94,40 @@ def entries(path: Path) -> list[tuple[str, bool]]:
 
 def _is_junk(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db")
+
+
+def rgb_pixels(data: bytes) -> tuple[np.ndarray, str]:
+    """Decodes an image file.
+
+    Grey levels of 16 bits are divided by 257: PIL's own conversion turns all above 255 white.
+
+    Args:
+        data: the file's content.
+
+    Returns:
+        (H, W, 3) uint8, and the mode in which the image is stored, in PIL's words.
+
+    Raises:
+        Exception: `data` is not an image, is truncated, or has 32 bits per value. PIL raises
+            other exceptions for each format; see `why_unreadable`.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode in ("I", "F"):
+            raise ValueError(
+                f"its values have 32 bits (mode {image.mode}), and which one is white is unknown: "
+                "save it with 8 or 16 bits"
+            )
+        if image.mode.startswith("I;16"):
+            grey = ((np.array(image, np.uint32) + 128) // 257).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2), image.mode
+        return np.array(image if image.mode == "RGB" else image.convert("RGB")), image.mode
+
+
+def why_unreadable(error: Exception, data: bytes) -> str:
+    """Why `rgb_pixels` failed on `data`, in one line."""
+    if not data:
+        return "it has no bytes"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that PIL can read"
+    text = re.sub(r" ?<[^>]*>", "", " ".join(str(error).split()))  # the address of a buffer
+    return "cut off" if "truncated" in text else text or type(error).__name__

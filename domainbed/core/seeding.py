@@ -90,20 +90,24 @@ def view_seed(file: str, view: int) -> int:
     return seed_hash("view", file, view)
 
 
-def seed_everything(seed: int) -> None:
-    """Seeds Python, NumPy and PyTorch (all devices), for code that uses the global sources."""
+def seed_everything(seed: int, gpus: bool = True) -> None:
+    """Seeds Python, NumPy and PyTorch, for code that uses the global sources.
+
+    `gpus` says whether to seed PyTorch's sources of all GPUs, too.
+    """
     import torch
 
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    source = torch if gpus else torch.default_generator
+    source.manual_seed(seed)
 
 
 @contextmanager
 def global_sources_kept(gpus: bool = True) -> Iterator[None]:
-    """Gives the global sources of Python, NumPy and PyTorch back as they were found.
+    """Restores the global sources of Python, NumPy and PyTorch at the end.
 
-    `gpus` says whether PyTorch's of all GPUs are among them.
+    `gpus` says whether PyTorch's sources of all GPUs are restored, too.
     """
     import torch
 

@@ -42,10 +42,8 @@ from domainbed.datasets.spawrious import (
     SpawriousM2M_hard,
 )
 from domainbed.datasets.debug import Debug28, Debug224
-from domainbed.datasets.checks import check_domains, require_contract
-from domainbed.datasets.feature_domain import apply_features
-from domainbed.datasets.foreign import domains_of
-from domainbed.datasets.image_access import apply_data_options, data_options
+from domainbed.datasets.foreign import check_domains, domains_of, require_contract
+from domainbed.datasets.image_domains import apply_data_options, apply_features, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.config.dimensions import DatasetFacts
 from domainbed.errors import UserError

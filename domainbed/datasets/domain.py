@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from domainbed.core.seeding import augmentation_seed, batch_augmentation_seed
+from domainbed.core.transfer import sent
 
 Minibatch = tuple[torch.Tensor, torch.Tensor]
 """x (B, …) and the labels y (B,)."""
@@ -22,6 +23,7 @@ EVALUATION_BATCH = 64
 TRAINING = "training"
 
 AnyDomain = TypeVar("AnyDomain", bound="Domain")
+AnyTensorDomain = TypeVar("AnyTensorDomain", bound="TensorDomain")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +80,8 @@ class Domain(ABC):
         unreadable: positions of the images to leave out, because they cannot be read.
         out_split: positions of the images that validate, where the dataset decides that; None
             where the trial does.
-        files: of the images, by position; empty where they are no files.
-        labels_at_hand: whether `labels` takes no reading of all images.
+        files: of the images, by position; empty where they are not files.
+        labels_at_hand: whether `labels` is known without reading all images.
     """
 
     device: torch.device = torch.device("cpu")
@@ -134,3 +136,37 @@ def on_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     if x.dim() == 4:
         return x.to(device, non_blocking=True, memory_format=torch.channels_last)
     return x.to(device, non_blocking=True)
+
+
+class TensorDomain(Domain):
+    """Inputs that fit in memory, on the device; they are never augmented.
+
+    Args:
+        x: (n, …).
+        y: (n,) labels.
+    """
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y, self._labels = x, y, y.cpu()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self._labels
+
+    def to(self: AnyTensorDomain, device: torch.device) -> AnyTensorDomain:
+        moved = super().to(device)
+        moved.x, moved.y = on_device(self.x, device), self.y.to(device)
+        return moved
+
+    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
+        for draw in draws:
+            chosen = sent(draw.indices, self.device)
+            # Gathering may lose channels-last.
+            yield on_device(self.inputs(draw, chosen), self.device), self.y[chosen]
+
+    def inputs(self, draw: Draw, chosen: torch.Tensor) -> torch.Tensor:
+        """x of the images at `chosen`, which are the draw's indices on the device."""
+        return self.x[chosen]

@@ -1,103 +1,63 @@
-"""Datasets of natural images that lie as `<folder>/<domain>/<class>/<image>`.
+"""Datasets of natural images in a folder: the published ones, and any folder of a user's own.
 
-The five published ones, and any folder of a user's own.
+Most lie as `<folder>/<domain>/<class>/<image>`.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-import torch
-from torch.utils.data import Dataset
+from pydantic import Field
 
 from domainbed.config.dataset_info import DatasetInfo
-from domainbed.core.image_files import IMAGE_EXTENSIONS, folder_names, ignored, images
+from domainbed.config.settings import Listed, Settings, load
+from domainbed.core.image_files import IMAGE_EXTENSIONS, entries, folder_names, ignored, images
 from domainbed.core.names import DATASET_DOMAINS, dataset_label
-from domainbed.core.yaml_file import read_yaml
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
-from domainbed.datasets.images.decode import read_image
-from domainbed.datasets.images.resize import IMAGE_SIZE
-from domainbed.datasets.images.transforms import Crop, evaluation_transform, training_transform
-from domainbed.datasets.loaded_domain import LoadedDomain
+from domainbed.datasets.image_domains import ImageDomain
+from domainbed.datasets.images.transforms import IMAGE_SIZE, Crop
 from domainbed.errors import UserError
 
 
-class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
-    """The images of one domain; also a PyTorch dataset of them, not augmented.
+@dataclass(frozen=True)
+class Contents:
+    """The images that lie in a folder.
 
     Attributes:
-        files: their paths.
-        targets: their labels.
-        crop: what the training augmentation cuts a part out of.
+        domains: names, in order.
+        classes: names, in order.
+        images: per domain the files that are there, and their labels.
+        missing: what should be there and is not, in one line; "" for nothing.
     """
 
-    def __init__(self, files: Sequence[Path], targets: Sequence[int], crop: Crop = "image") -> None:
-        self.files, self.targets, self.crop = list(files), list(targets), crop
+    domains: Sequence[str]
+    classes: Sequence[str]
+    images: Sequence[Sequence[tuple[Path, int]]]
+    missing: str = ""
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.read(index, augment=False)
-
-    @cached_property
-    def labels(self) -> torch.Tensor:
-        return torch.tensor(self.targets)
-
-    def augmented(self, index: int) -> tuple[torch.Tensor, int]:
-        """As `[index]`, with the training augmentation."""
-        return self.read(index, augment=True)
-
-    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
-        image = read_image(self.files[index])
-        x = training_transform(image, self.crop) if augment else evaluation_transform(image)
-        return x, self.targets[index]
+    def by_class(self) -> dict[str, dict[str, list[Path]]]:
+        """The files of each class that a domain has images of."""
+        found: dict[str, dict[str, list[Path]]] = {name: {} for name in self.domains}
+        for name, own in zip(self.domains, self.images):
+            for file, label in own:
+                found[name].setdefault(self.classes[label], []).append(file)
+        return found
 
 
-def _folder_domain(folder: Path, classes: Sequence[str]) -> ImageDomain:
-    """The images in `folder/<class>/`, class by class and within a class in name order."""
-    per_class = [images(folder / name) for name in classes]
-    for name, files in zip(classes, per_class):
-        if not files:
-            raise UserError(
-                f"no images of class {name!r} in {folder / name}: expected files ending in "
-                + ", ".join(IMAGE_EXTENSIONS)
-            )
-    targets = [label for label, files in enumerate(per_class) for _ in files]
-    return ImageDomain([file for files in per_class for file in files], targets)
+class ImageDataset(MultipleDomainDataset):
+    """A dataset of image files, with their published preprocessing."""
 
-
-class ImageFolderDataset(MultipleDomainDataset):
-    """Domains and classes are the sorted names of the folders.
-
-    Raises:
-        UserError: no such folder, fewer than two domains, domains with different classes, a
-            class without images, or more or fewer domains or classes than were published.
-    """
-
-    CHECKPOINT_FREQ = 300
     shareable = True
     reads_images = True
     input_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
-
-    def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
-        self.root = self.locate(root)
-        self.domain_names = folder_names(self.root) if os.path.isdir(self.root) else []
-        if len(self.domain_names) < 2:
-            raise UserError(self._not_here())
-        self.classes = _common_classes(self.root, self.domain_names)
-        self.num_classes = len(self.classes)
-        self._compare_with_published()
-        self.datasets = [
-            _folder_domain(self.root / name, self.classes) for name in self.domain_names
-        ]
-        if self.info is None and (others := ignored(self.root)):
-            warnings.warn(f"ignored in {str(self.root)!r}: {others}", stacklevel=2)
+    crop: ClassVar[Crop] = "image"
+    """What the training augmentation crops."""
 
     @classmethod
     def locate(cls, root: str) -> Path:
@@ -105,40 +65,79 @@ class ImageFolderDataset(MultipleDomainDataset):
         assert cls.info is not None
         return Path(root) / cls.info.folder
 
-    def _not_here(self) -> str:
-        found = (
-            f"found {len(self.domain_names)} domain folder(s)" if os.path.isdir(self.root) else ""
-        )
-        name = type(self).__name__
-        remedy = "give the folder that holds two or more domains"
-        if self.info is not None:
-            remedy = how_to_get(name, self.root.parent)
-        return (
-            f"dataset {name} is not in {str(self.root)!r} ({found or 'no such folder'}): expected "
-            f"<domain>/<class>/<image> below it; {remedy}"
+    def _absent(self, folder: Path, found: str, expected: str) -> UserError:
+        return UserError(
+            f"dataset {type(self).__name__} is not in {str(folder)!r} ({found}): expected "
+            f"{expected}; {self._remedy(folder)}"
         )
 
-    def _compare_with_published(self) -> None:
-        if self.info is None:
-            return
-        for what, here, published in (
-            ("domains", self.domain_names, len(self.info.domains)),
-            ("classes", self.classes, self.info.num_classes),
-        ):
+    def _take(self, folder: Path, contents: Contents) -> None:
+        """Makes the domains of these images, once they are as many as were published."""
+        place, remedy = f"dataset {type(self).__name__} in {str(folder)!r}", self._remedy(folder)
+        if contents.missing:
+            raise UserError(f"{place} is incomplete: {contents.missing}; {remedy}")
+        for what, here in (("domains", contents.domains), ("classes", contents.classes)):
+            published = len(here)
+            if self.info is not None:
+                published = len(self.info.domains) if what == "domains" else self.info.num_classes
             if len(here) != published:
                 raise UserError(
-                    f"dataset {type(self).__name__} in {str(self.root)!r} has {len(here)} {what} "
-                    f"({', '.join(here[:12])}), but {published} were published: complete it, or "
-                    f"use it as --dataset folder:{self.root}"
+                    f"{place} has {len(here)} {what} ({', '.join(here[:12])}), but {published} "
+                    f"were published: {remedy}"
                 )
+        self.domain_names, self.classes = list(contents.domains), list(contents.classes)
+        self.num_classes = len(self.classes)
+        self.datasets = [
+            ImageDomain([file for file, _ in own], [label for _, label in own], self.crop)
+            for own in contents.images
+        ]
+
+    def _remedy(self, folder: Path) -> str:
+        if self.info is None:
+            return "give the folder that holds two or more domains"
+        return (
+            f"get it with `domainbed data download {type(self).__name__} --data_dir "
+            f"{folder.parent}`, or give the folder that holds it as --data_dir"
+        )
 
 
-def how_to_get(name: str, data_dir: Path) -> str:
-    """What to do where a published dataset is not in the data folder."""
-    return (
-        f"get it with `domainbed data download {name} --data_dir {data_dir}`, or give the folder "
-        "that holds it as --data_dir"
-    )
+class ImageFolderDataset(ImageDataset):
+    """Images in `<domain>/<class>/`; domains and classes are the sorted names of the folders.
+
+    Raises:
+        UserError: no such folder, fewer than two domains, domains with different classes, a
+            class without images, or more or fewer domains or classes than were published.
+    """
+
+    CHECKPOINT_FREQ = 300
+
+    def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        folder = self.locate(root)
+        if not os.path.isdir(folder):
+            raise self._absent(folder, "no such folder", "<domain>/<class>/<image> below it")
+        domains = folder_names(folder)
+        if len(domains) < 2:
+            found = f"found {len(domains)} domain folder(s)"
+            raise self._absent(folder, found, "<domain>/<class>/<image> below it")
+        classes = _common_classes(folder, domains)
+        listed = [_listed(folder / name, classes) for name in domains]
+        self._take(folder, Contents(domains, classes, listed))
+        if self.info is None and (others := ignored(folder)):
+            warnings.warn(f"ignored in {str(folder)!r}: {others}", stacklevel=2)
+
+
+def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+    """The images in `folder/<class>/`, class by class and within a class in name order."""
+    found: list[tuple[Path, int]] = []
+    for label, name in enumerate(classes):
+        files = images(folder / name)
+        if not files:
+            raise UserError(
+                f"no images of class {name!r} in {folder / name}: expected files ending in "
+                + ", ".join(IMAGE_EXTENSIONS)
+            )
+        found += [(file, label) for file in files]
+    return found
 
 
 def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:
@@ -162,6 +161,62 @@ def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:
     return classes
 
 
+class PublishedTree(ImageDataset):
+    """Images in the folders in which they were published: a subclass knows which, and where.
+
+    Raises:
+        UserError: the dataset is not there, or images are missing, or it has more or fewer
+            domains or classes than were published.
+    """
+
+    layout: ClassVar[str]
+    """What its folder holds, in words."""
+
+    def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        folder = self.locate(root)
+        if not self.holds(folder):
+            found = "it holds other files" if folder.is_dir() else "no such folder"
+            raise self._absent(folder, found, self.layout)
+        self._take(folder, self.contents(folder))
+
+    @classmethod
+    @abstractmethod
+    def holds(cls, folder: Path) -> bool:
+        """Whether `folder` looks like the dataset, complete or not."""
+
+    @classmethod
+    @abstractmethod
+    def contents(cls, folder: Path) -> Contents:
+        """What lies in `folder`.
+
+        Raises:
+            UserError: it cannot be read, or a file that describes the images is damaged.
+        """
+
+
+def absent(folder: Path, paths: Iterable[str]) -> set[str]:
+    """The paths below `folder` where there is no file; lists folders, as files may be many."""
+    names: dict[str, set[str]] = {}
+    missing = set()
+    for path in paths:
+        parent, _, name = path.rpartition("/")
+        if parent not in names:
+            place = folder / parent
+            names[parent] = {each for each, _ in entries(place)} if place.is_dir() else set()
+        if name not in names[parent]:
+            missing.add(path)
+    return missing
+
+
+class _Folder(Settings):
+    """A user's own folder of images, as a YAML file describes it."""
+
+    path: str = Field("", description="from the file's own folder")
+    steps: int = Field(ImageFolderDataset.N_STEPS, ge=1)
+    checkpoint_freq: int = Field(ImageFolderDataset.CHECKPOINT_FREQ, ge=1)
+    test_domains: Listed[Annotated[int, Field(ge=0)]] | None = None
+
+
 def folder_dataset(name: str) -> type[ImageFolderDataset]:
     """The dataset class of a user's own images, without code.
 
@@ -170,48 +225,31 @@ def folder_dataset(name: str) -> type[ImageFolderDataset]:
             and, if wanted, `steps`, `checkpoint_freq`, and the list `test_domains`.
 
     Raises:
-        UserError: the folder or the file is not there, or the file has other fields.
+        UserError: the folder or the file does not exist, or the file has other fields.
     """
     if name == "folder:":
         raise UserError("dataset 'folder:' names no folder: write 'folder:PATH'", "dataset")
     if name.startswith("folder:"):
-        return _folder_class(dataset_label(name), {"path": Path(name.removeprefix("folder:"))})
-    fields, lines = read_yaml(name)
-    if not isinstance(fields, dict) or not isinstance(fields.get("path"), str):
-        raise UserError(f"{name}: expected the field 'path' with the folder of the images")
-    for field, value in fields.items():
-        counts = field in ("steps", "checkpoint_freq") and _is_count(value, 1)
-        lists = field == "test_domains" and isinstance(value, list) and value
-        if field != "path" and not counts and not (lists and all(_is_count(v, 0) for v in value)):
-            raise UserError(
-                f"{name}, line {lines[(field,)]}: {field!r} is {value!r}: expected 'path', "
-                "'steps' and 'checkpoint_freq' with whole numbers from 1 on, and 'test_domains' "
-                "with a list of numbers of domains"
-            )
-    path = Path(name).parent / Path(fields["path"]).expanduser()
-    return _folder_class(dataset_label(name), {**fields, "path": path})
-
-
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _folder_class(name: str, fields: Mapping[str, Any]) -> type[ImageFolderDataset]:
-    path = fields["path"].expanduser().resolve()
+        fields, start = _Folder(path=name.removeprefix("folder:")), Path()
+    else:
+        fields, start = load(_Folder, name), Path(name).parent
+        if not fields.path:
+            raise UserError(f"{name}: expected the field 'path' with the folder of the images")
+    path = (start / Path(fields.path).expanduser()).resolve()
     if not os.path.isdir(path):
-        what = "is no folder" if os.path.exists(path) else "does not exist"
+        what = "is not a folder" if os.path.exists(path) else "does not exist"
         raise UserError(
             f"dataset folder {str(path)!r} {what}: give the one that holds <domain>/<class>/<image>"
         )
     attributes = {
         "locate": classmethod(lambda cls, root: path),
         "ENVIRONMENTS": tuple(folder_names(path)),
-        "N_STEPS": fields.get("steps", ImageFolderDataset.N_STEPS),
-        "CHECKPOINT_FREQ": fields.get("checkpoint_freq", ImageFolderDataset.CHECKPOINT_FREQ),
-        "test_domains": fields.get("test_domains"),
+        "N_STEPS": fields.steps,
+        "CHECKPOINT_FREQ": fields.checkpoint_freq,
+        "test_domains": fields.test_domains,
         "__doc__": f"The images in {path}.",
     }
-    return type(name, (ImageFolderDataset,), attributes)
+    return type(dataset_label(name), (ImageFolderDataset,), attributes)
 
 
 @DATASETS.register

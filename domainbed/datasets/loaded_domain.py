@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import tee
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from domainbed.core.seeding import global_sources_kept
+from domainbed.core.seeding import global_sources_kept, seed_everything
 from domainbed.datasets.domain import Domain, Draw, Minibatch, on_device
 from domainbed.errors import UserError
 
@@ -21,13 +19,13 @@ _Request = tuple[list[int], list[int], bool]  # indices, a seed for each, whethe
 
 
 class Sharing(Protocol):
-    """Several processes that all want the same batches, and read a part of each."""
+    """Several processes that all need the same batches, and each read a part of them."""
 
     def own_rows(self, n: int) -> slice:
-        """Those of a batch of n that this process reads; at least one."""
+        """The rows of a batch of n that this process reads; at least one."""
 
     def all_rows(self, own: torch.Tensor, n: int) -> torch.Tensor:
-        """All n, of which these are this process's; called by all processes in turn."""
+        """All n rows, given this process's own; called by all processes in the same order."""
 
 
 class LoadedDomain(Domain):
@@ -37,7 +35,7 @@ class LoadedDomain(Domain):
     the global sources of Python, NumPy and PyTorch are seeded for each image.
 
     Attributes:
-        sharing: with the processes that read batches together; None where this one reads alone.
+        sharing: the processes that read batches together; None where this one reads alone.
     """
 
     sharing: Sharing | None = None
@@ -61,40 +59,34 @@ class LoadedDomain(Domain):
         for batch, draw in zip(loader, drawn):
             if isinstance(batch, UserError):
                 raise batch
-            yield self._delivered(*self._whole(batch, len(draw.indices)))
+            if self.sharing is not None:
+                own = [each.to(self.device, non_blocking=True) for each in batch]
+                batch = [self.sharing.all_rows(each, len(draw.indices)) for each in own]
+            x, y = batch
+            if self.device.type == "cpu":  # its first convolution chooses the memory format
+                yield x, y
+            else:
+                yield on_device(x, self.device), y.to(self.device, non_blocking=True)
 
     def _request(self, draw: Draw) -> _Request:
         rows = self.sharing.own_rows(len(draw.indices)) if self.sharing else slice(None)
         return draw.indices.tolist()[rows], draw.image_seeds()[rows], draw.augment
 
-    def _whole(self, batch: Minibatch, n: int) -> Sequence[torch.Tensor]:
-        """What all processes read of a batch of n."""
-        if self.sharing is None:
-            return batch
-        moved = [each.to(self.device, non_blocking=True) for each in batch]
-        return [self.sharing.all_rows(each, n) for each in moved]
-
-    def _delivered(self, x: torch.Tensor, y: torch.Tensor) -> Minibatch:
-        """On the device. A CPU's first convolution arranges images as it likes them."""
-        if self.device.type == "cpu":
-            return x, y
-        return on_device(x, self.device), y.to(self.device, non_blocking=True)
-
 
 def _leave_group(worker: int) -> None:
-    """Ctrl-C, and torchrun's signals, go to a group of processes, and ask the run to stop.
+    """Leaves the group of processes to which Ctrl-C and torchrun send their signals.
 
-    Its step under way still needs those that read: they end when the run does.
+    They ask the run to stop, and it still needs its readers to finish a step: they end with it.
     """
     if hasattr(os, "setpgrp"):
         os.setpgrp()
 
 
 class _Batches(Dataset[Any]):
-    """A domain's batches by what is requested: what travels to worker processes.
+    """A domain's batches by request: the object that is sent to worker processes.
 
     A batch is a collated one, or the UserError of an image in it that cannot be read: as a
-    value, since an exception comes out of a worker process with its traceback as its message.
+    value, since an exception from a worker process has its traceback in its message.
     """
 
     def __init__(self, domain: LoadedDomain) -> None:
@@ -102,22 +94,13 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, request: _Request) -> Any:
         indices, seeds, augment = request
+        pairs = []
         try:
             # Reading must not touch the sources of GPUs, which dropout uses.
             with global_sources_kept(gpus=False):
-                return default_collate(
-                    [self._read(index, seed, augment) for index, seed in zip(indices, seeds)]
-                )
+                for index, seed in zip(indices, seeds):
+                    seed_everything(seed, gpus=False)
+                    pairs.append(self._domain.read(index, augment))
+                return default_collate(pairs)
         except UserError as error:
             return error
-
-    def _read(self, index: int, seed: int, augment: bool) -> tuple[torch.Tensor, Any]:
-        _seed_global_sources(seed)
-        return self._domain.read(index, augment)
-
-
-def _seed_global_sources(seed: int) -> None:
-    """Seeds all sources that transforms may draw from."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)

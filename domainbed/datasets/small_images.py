@@ -2,16 +2,15 @@
 
 All images are shuffled, and domain i of N gets every N-th one from position i. The shuffle, the
 label noise and the colours come from the trial seed, so that every run of a trial sees the same
-domains; a `data_seed` takes its place where they shall change with every run, as in DomainBed.
+domains; a `data_seed` replaces it where they should change with every run, as in DomainBed.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.dimensions import Option
@@ -26,8 +26,47 @@ from domainbed.core import seeding
 from domainbed.core.files import cache_folder, regular, written_aside
 from domainbed.core.names import DATASET_DOMAINS
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
-from domainbed.datasets.byte_images import ByteImages
+from domainbed.datasets.domain import Draw, TensorDomain
 from domainbed.errors import UserError, one_line
+
+
+class ByteImages(TensorDomain, TensorDataset):
+    """Images of grey levels that stay bytes in memory, and become numbers when they are drawn.
+
+    Also a `TensorDataset` of these numbers, in a quarter of the memory, or less with several
+    channels: x = levels / 255 in the channels that show the image, and 0 in the others.
+
+    Args:
+        levels: (n, H, W) uint8.
+        labels: (n,) int64.
+        shown: (n, C) bool, which channels show the image; None for one channel that does.
+    """
+
+    def __init__(
+        self, levels: torch.Tensor, labels: torch.Tensor, shown: torch.Tensor | None = None
+    ) -> None:
+        super().__init__(levels, labels)
+        self.shown = torch.ones(len(labels), 1, dtype=torch.bool) if shown is None else shown
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
+        """(n, C, H, W) float32 and the labels, computed at each call."""
+        return self._numbers(slice(None)), self.y
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        return self._numbers([index])[0], self.y[index]
+
+    def to(self, device: torch.device) -> ByteImages:
+        moved = super().to(device)
+        moved.shown = self.shown.to(device)
+        return moved
+
+    def inputs(self, draw: Draw, chosen: torch.Tensor) -> torch.Tensor:
+        return self._numbers(chosen)
+
+    def _numbers(self, chosen: Any) -> torch.Tensor:
+        """(n, C, H, W) float32 in [0, 1]."""
+        return self.x[chosen].div(255).unsqueeze(1) * self.shown[chosen][:, :, None, None]
 
 
 def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,20 +75,19 @@ def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     made = [folder for folder in (raw, raw.parent, Path(root)) if not folder.exists()]
     try:
         return _read_mnist(root, raw)
-    except Exception as error:  # damaged files fail in many ways
+    except Exception as error:  # damaged files raise many different exceptions
         reason = one_line(error)
-        for folder in made:  # by torchvision, and for nothing
+        for folder in made:  # torchvision created them, and they are empty
             with suppress(OSError):
                 folder.rmdir()
+        message = (
+            f"MNIST is not in {root!r} and could not be downloaded ({reason}): put its four "
+            f"idx files, as they are distributed, into {raw}, or give another --data_dir"
+        )
         if len(list(raw.glob("*-ubyte"))) == 4:
             message = (
-                f"MNIST in {str(raw)!r} is damaged ({reason}): remove that folder, and get it anew "
-                f"with `domainbed data download ColoredMNIST --data_dir {root}`"
-            )
-        else:
-            message = (
-                f"MNIST is not in {root!r} and could not be downloaded ({reason}): put its four "
-                f"idx files, as they are distributed, into {raw}, or give another --data_dir"
+                f"MNIST in {str(raw)!r} is damaged ({reason}): remove that folder, and get it "
+                f"again with `domainbed data download ColoredMNIST --data_dir {root}`"
             )
         raise UserError(message) from error
 
@@ -68,28 +106,16 @@ def _read_mnist(root: str, raw: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _digits(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     """scikit-learn's 1,797 digits: (1797, 8, 8) uint8, and digits."""
+    # From its file: to import scikit-learn takes as long as to import PyTorch.
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     # A line has 64 levels from 0 to 16, and the digit.
-    table = torch.from_numpy(_table_of_digits())
+    table = torch.from_numpy(np.loadtxt(str(file), delimiter=","))
     images = (table[:, :-1] * (255 / 16)).round().to(torch.uint8)
     return images.reshape(-1, 8, 8), table[:, -1].long()
 
 
-def _table_of_digits() -> np.ndarray:
-    """As scikit-learn stores it; to import that takes a second."""
-    package = find_spec("sklearn")
-    for folder in (package and package.submodule_search_locations) or ():
-        with (
-            suppress(OSError),
-            gzip.open(Path(folder, "datasets/data/digits.csv.gz"), "rt") as file,
-        ):
-            return np.loadtxt(file, delimiter=",")
-    from sklearn.datasets import load_digits
-
-    return np.column_stack(load_digits(return_X_y=True))
-
-
 class _ShuffledDigits(MultipleDomainDataset):
-    """Joins, shuffles and deals out the images; a subclass makes the domains of them."""
+    """Joins and shuffles the images; a subclass makes the domains of them."""
 
     small_images = True
     shareable = True
@@ -104,20 +130,15 @@ class _ShuffledDigits(MultipleDomainDataset):
         data_seed: int | None = None,
     ) -> None:
         seed = seeding.data_seed(trial_seed) if data_seed is None else data_seed
-        generator = torch.Generator().manual_seed(seed)
+        self.root, self.hparams = root, hparams
+        self.generator = torch.Generator().manual_seed(seed)
         images, digits = self.read(root)
-        order = torch.randperm(len(images), generator=generator)
-        images, digits = self.prepared(images[order], root, hparams), digits[order]
-        self.datasets = self.make_domains(images, digits, generator)
+        order = torch.randperm(len(images), generator=self.generator)
+        self.datasets = self.make_domains(images[order], digits[order])
         self.input_shape = tuple(self.datasets[0][0][0].shape)
 
-    def prepared(self, images: torch.Tensor, root: str, hparams: Mapping[str, Any]) -> torch.Tensor:
-        """The shuffled images as they are dealt out."""
-        return images
-
-    def make_domains(
-        self, images: torch.Tensor, digits: torch.Tensor, generator: torch.Generator
-    ) -> list[ByteImages]:
+    def make_domains(self, images: torch.Tensor, digits: torch.Tensor) -> list[ByteImages]:
+        """The domains, from the shuffled images."""
         raise NotImplementedError
 
 
@@ -132,25 +153,17 @@ class _Colored(_ShuffledDigits):
     label_noise = 0.25
     color_noise = (0.1, 0.2, 0.9)
 
-    def make_domains(
-        self, images: torch.Tensor, digits: torch.Tensor, generator: torch.Generator
-    ) -> list[ByteImages]:
-        n = len(self.color_noise)
-        return [
-            self._color(images[i::n].contiguous(), digits[i::n], noise, generator)
-            for i, noise in enumerate(self.color_noise)
-        ]
+    def make_domains(self, images: torch.Tensor, digits: torch.Tensor) -> list[ByteImages]:
+        domains, n = [], len(self.color_noise)
+        for i, noise in enumerate(self.color_noise):
+            labels = self._flipped(digits[i::n] < 5, self.label_noise)
+            colors = self._flipped(labels, noise)
+            keep = torch.stack([~colors, colors], dim=1)  # channel `colour` stays
+            domains.append(ByteImages(images[i::n].contiguous(), labels.long(), keep))
+        return domains
 
-    def _color(
-        self, images: torch.Tensor, digits: torch.Tensor, noise: float, generator: torch.Generator
-    ) -> ByteImages:
-        def flip(bits: torch.Tensor, probability: float) -> torch.Tensor:
-            return bits ^ (torch.rand(len(bits), generator=generator) < probability)
-
-        labels = flip(digits < 5, self.label_noise)
-        colors = flip(labels, noise)
-        keep = torch.stack([~colors, colors], dim=1)  # channel `colour` stays
-        return ByteImages(images, labels.long(), keep)
+    def _flipped(self, bits: torch.Tensor, probability: float) -> torch.Tensor:
+        return bits ^ (torch.rand(len(bits), generator=self.generator) < probability)
 
 
 class _Rotated(_ShuffledDigits):
@@ -162,27 +175,18 @@ class _Rotated(_ShuffledDigits):
         "rotation": Option("bilinear", "interpolation of the rotation", ("bilinear", "bicubic"))
     }
 
-    def make_domains(
-        self, images: torch.Tensor, digits: torch.Tensor, generator: torch.Generator
-    ) -> list[ByteImages]:
-        n = len(self.angles)
-        return [ByteImages(images[i::n].contiguous(), digits[i::n]) for i in range(n)]
+    def make_domains(self, images: torch.Tensor, digits: torch.Tensor) -> list[ByteImages]:
+        n, rotated = len(self.angles), self.rotated(images)
+        return [ByteImages(rotated[i::n].contiguous(), digits[i::n]) for i in range(n)]
 
-    def prepared(self, images: torch.Tensor, root: str, hparams: Mapping[str, Any]) -> torch.Tensor:
-        return self._rotated(images, root, self.option("rotation", hparams))
-
-    def _rotated(self, images: torch.Tensor, root: str, rotation: str) -> torch.Tensor:
-        return _rotate(images, self.angles, rotation)
-
-
-def _rotate(images: torch.Tensor, angles: Sequence[int], rotation: str) -> torch.Tensor:
-    """(n, H, W) uint8; image k is turned by angle k mod N."""
-    resampling = Image.Resampling[rotation.upper()]
-    turned = [
-        np.asarray(Image.fromarray(image).rotate(angles[k % len(angles)], resampling))
-        for k, image in enumerate(images.numpy())
-    ]
-    return torch.from_numpy(np.stack(turned))
+    def rotated(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, H, W) uint8; image k is rotated by angle k mod N."""
+        resampling = Image.Resampling[self.option("rotation", self.hparams).upper()]
+        turned = [
+            np.asarray(Image.fromarray(image).rotate(self.angles[k % len(self.angles)], resampling))
+            for k, image in enumerate(images.numpy())
+        ]
+        return torch.from_numpy(np.stack(turned))
 
 
 _MNIST_TERMS: dict[str, Any] = {
@@ -226,22 +230,21 @@ class RotatedMNIST(_Rotated):
         ENVIRONMENTS, _TEN, 10, (11_667,) * 4 + (11_666,) * 2, citation=_GHIFARY, **_MNIST_TERMS
     )
 
-    def _rotated(self, images: torch.Tensor, root: str, rotation: str) -> torch.Tensor:
-        folder = cache_folder(root)
+    def rotated(self, images: torch.Tensor) -> torch.Tensor:
+        rotation = self.option("rotation", self.hparams)
         # Named after what is rotated: other images, or in another order, are another file.
         digest = hashlib.md5(images.numpy().tobytes()).hexdigest()
         how = "" if rotation == self.options["rotation"].default else f"_{rotation}"
-        file = folder / f"rotated_mnist_{digest}{how}.npy"
+        file = cache_folder(self.root) / f"rotated_mnist_{digest}{how}.npy"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{file}.lock"):  # one of several runs computes, the others wait
                 if not file.exists():
-                    rotated = super()._rotated(images, root, rotation).numpy()
                     with written_aside(file) as aside, aside.open("wb") as stream:
-                        np.save(stream, rotated)
+                        np.save(stream, super().rotated(images).numpy())
                 return torch.from_numpy(np.load(file))
-        except (OSError, ValueError, EOFError):  # to read only, or damaged: costs time alone
-            return super()._rotated(images, root, rotation)
+        except (OSError, ValueError, EOFError):  # read-only, or damaged: this only costs time
+            return super().rotated(images)
 
 
 @DATASETS.register

@@ -19,7 +19,7 @@ from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.image_files import images
 from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS
 from domainbed.datasets.base import DATASETS
-from domainbed.datasets.published_trees import Contents, PublishedTree
+from domainbed.datasets.image_folders import Contents, PublishedTree
 
 BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
 """In the order of the locations below, which is that of the images in a domain."""

@@ -14,7 +14,7 @@ from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.files import regular
 from domainbed.core.names import DATASET_DOMAINS
 from domainbed.datasets.base import DATASETS
-from domainbed.datasets.published_trees import Contents, PublishedTree, absent
+from domainbed.datasets.image_folders import Contents, PublishedTree, absent
 from domainbed.errors import UserError, one_line
 
 _WILDS = "Koh et al., WILDS, ICML 2021"

@@ -323,7 +323,7 @@ def look_at(file: Path) -> tuple[str, str, str]:
     """
     from PIL import Image
 
-    from domainbed.datasets.images.pixels import rgb_pixels, why_unreadable
+    from domainbed.core.image_files import rgb_pixels, why_unreadable
 
     try:
         content = regular(file).read_bytes()

@@ -20,10 +20,10 @@ from domainbed.datasets.images.augmentation import (
     draw_crops,
     preprocess,
     preprocess_each,
+    resize_boxes,
     scale_boxes,
 )
-from domainbed.datasets.images.resize import resize, resize_boxes
-from domainbed.datasets.images.transforms import CROP_AREA, CROP_RATIO, evaluation_transform
+from domainbed.datasets.images.transforms import CROP_AREA, CROP_RATIO, evaluation_transform, resize
 
 DRAWS = 20_000
 MEAN = torch.tensor((0.485, 0.456, 0.406))[:, None, None]

@@ -5,8 +5,8 @@ import torch
 from torch.utils.data import TensorDataset
 
 from domainbed.datasets import domains_of, load_dataset
-from domainbed.datasets.byte_images import ByteDomain, ByteImages
-from domainbed.datasets.tensor_domain import TensorDomain
+from domainbed.datasets.domain import TensorDomain
+from domainbed.datasets.small_images import ByteImages
 
 CPU = torch.device("cpu")
 
@@ -21,11 +21,11 @@ def images(channels):
 @pytest.mark.parametrize("channels", [None, 1, 2, 3])
 def test_batches_are_those_of_tensors(channels):
     kept = images(channels)
-    x = kept.levels.float().div(255).unsqueeze(1)
+    x = kept.x.float().div(255).unsqueeze(1)
     if channels:
         x = x * kept.shown[:, :, None, None]
     domains = domains_of([kept, TensorDataset(x, kept.labels)])
-    assert [type(domain) for domain in domains] == [ByteDomain, TensorDomain]
+    assert [type(domain) for domain in domains] == [ByteImages, TensorDomain]
     order = torch.randperm(50, generator=torch.Generator().manual_seed(1)).tolist()
     ours, theirs = (domain.to(CPU).evaluation_batches(order, 9) for domain in domains)
     for (x, y), (z, labels) in zip(ours, theirs, strict=True):
@@ -49,5 +49,5 @@ def test_elements_are_pairs(channels):
 def test_digits_are_kept_as_bytes(name):
     dataset = load_dataset(name, "", [0], {}, trial_seed=0)
     for kept in dataset.datasets:
-        assert kept.levels.dtype == torch.uint8
-        assert kept.levels.untyped_storage().nbytes() == kept.levels.nbytes  # of no other images
+        assert kept.x.dtype == torch.uint8
+        assert kept.x.untyped_storage().nbytes() == kept.x.nbytes  # of no other images

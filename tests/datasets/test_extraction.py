@@ -17,8 +17,8 @@ from domainbed.cli import main as command
 from domainbed.config.run_fields import FeatureSource
 from domainbed.datasets import get_dataset_class, load_dataset
 from domainbed.datasets.domain import Draw
-from domainbed.datasets.feature_domain import FeatureDomain, apply_features, images_of
 from domainbed.datasets.features import FeatureExtractor, StoredFeatures, extraction, open_features
+from domainbed.datasets.image_domains import FeatureDomain, apply_features, require_listing
 from domainbed.datasets.images.decode import read_image
 from domainbed.errors import UserError
 from domainbed.networks import packaged
@@ -39,8 +39,8 @@ def plain(folder: Path) -> Any:
 
 
 def computed(folder: Path, cache: Path, threads: int = 0, **source: Any) -> StoredFeatures:
-    images = images_of(plain(folder), "images")
-    return open_features(images, cache, FeatureSource(**{**SMALL, **source}), threads=threads)
+    listing = require_listing(plain(folder), "images")
+    return open_features(listing, cache, FeatureSource(**{**SMALL, **source}), threads=threads)
 
 
 def test_features_are_those_of_a_plain_loop(folder, tmp_path):
@@ -116,7 +116,7 @@ def test_what_a_kill_leaves_is_gone_on_with(folder, tmp_path, monkeypatch):
 def test_progress_with_other_weights_is_not_gone_on_with(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "_SAVE_EVERY", 0.0)
     name = extraction.features_folder(
-        images_of(plain(folder), "images").listing, tmp_path, FeatureSource(**SMALL)
+        require_listing(plain(folder), "images"), tmp_path, FeatureSource(**SMALL)
     ).name
     aside = tmp_path / f"{name}.part"
     aside.mkdir()
@@ -130,7 +130,7 @@ def test_each_of_what_features_depend_on_has_its_own(folder, tmp_path):
     torch.manual_seed(1)
     file = tmp_path / "weights.pt"
     torch.save(models.squeezenet1_1().state_dict(), file)
-    listing = images_of(plain(folder), "images").listing
+    listing = require_listing(plain(folder), "images")
 
     def place(**source: Any) -> str:
         return extraction.features_folder(
@@ -144,7 +144,7 @@ def test_each_of_what_features_depend_on_has_its_own(folder, tmp_path):
     torch.save(models.squeezenet1_1().state_dict(), file)
     places.append(place(weights=str(file)))
     plain(folder)[0].files[0].touch()
-    listing = images_of(plain(folder), "images").listing
+    listing = require_listing(plain(folder), "images")
     assert place() not in places
     assert len(set(places)) == 6
 
@@ -211,7 +211,7 @@ def test_a_source_that_cannot_be(source, said, folder, tmp_path):
 
 def test_features_are_of_image_files():
     with pytest.raises(UserError, match="Debug28 has none"):
-        images_of(load_dataset("Debug28", "", [0], {}, 0), "Debug28")
+        require_listing(load_dataset("Debug28", "", [0], {}, 0), "Debug28")
 
 
 def test_the_command(folder, tmp_path, monkeypatch, capsys):

@@ -166,7 +166,7 @@ def test_ignored_files_are_told(tmp_path, recwarn):
 def test_a_link_that_leads_back_is_named(target, tmp_path):
     root = write_images(tmp_path / "photos")
     (root / "a" / "cat" / "back").symlink_to(target)
-    message = r"back\S* leads back to a folder that it lies in"
+    message = r"back\S* leads back to a folder that contains it"
     with pytest.raises(UserError, match=message):
         load_dataset(f"folder:{root}", "", [0], {}, 0)
     with pytest.raises(UserError, match=message):
@@ -180,7 +180,7 @@ def test_names_that_are_paths(tmp_path, monkeypatch):
     for name in ("photos", "no/where"):
         with pytest.raises(UserError, match=f"for a folder of your own .* write 'folder:{name}'"):
             get_dataset_class(name)
-    with pytest.raises(UserError, match=r"file' is no folder: give the one that holds"):
+    with pytest.raises(UserError, match=r"file' is not a folder: give the one that holds"):
         get_dataset_class("folder:file")
     (tmp_path / "photos" / "a").mkdir()
     with pytest.raises(UserError, match="photos has 1 domain: training needs one"):

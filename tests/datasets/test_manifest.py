@@ -127,18 +127,21 @@ GOOD = ("x.png,cat,a", "y.png,cat,b")
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (("path,class,domain", *GOOD), "line 1: no column 'label' in 'path, class, domain'"),
+        (("path,class,domain", *GOOD), "line 1: 0 columns 'label' in 'path, class, domain'"),
         ((), "bad.csv lists no images: expected path, label and domain"),
         ((HEADER,), "bad.csv lists no images"),
         ((HEADER, GOOD[0]), "line 2: all images are of the domain 'a'"),
         ((HEADER, *GOOD, "z.png,,b"), "line 4: 'label' is missing"),
         ((HEADER, *GOOD, "z.png,cat"), "line 4: 'domain' is missing"),
         ((HEADER, *GOOD, "z,1.png,cat,b"), "line 4: more values than columns"),
-        ((HEADER, *GOOD, '"z.png'), "line 4: no valid CSV"),
-        ((f'"{HEADER}', *GOOD), "line 3: no valid CSV"),
-        ((HEADER, *GOOD, "./x.png,cat,b"), "line 4: './x.png' is listed in line 2 already"),
+        ((HEADER, *GOOD, '"z.png'), "line 4: not valid CSV"),
+        ((f'"{HEADER}', *GOOD), "line 3: not valid CSV"),
+        ((HEADER, *GOOD, "./x.png,cat,b"), "line 4: './x.png' is already listed in line 2"),
         ((HEADER, *GOOD, "z.png,dog,b"), "line 4: the domain 'b' has the label 'dog', but 'a' lac"),
-        ((HEADER, *GOOD), "line 2: no file 'x.png' (2 of 2 images are missing): give paths from"),
+        (
+            (HEADER, *GOOD),
+            "line 2: no file 'x.png' (2 of 2 images are missing): give path",
+        ),
         ((HEADER + ",split", "x,c,a,in", "y,c,b,test"), "line 3: 'split' is 'test': expected one"),
         ((HEADER + ",split", "x,c,a,in", "y,c,b,"), "line 3: 'split' is missing: expected path"),
         (
@@ -158,8 +161,8 @@ def test_bad_csv(lines, message, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (("{", "{}"), "line 1: no valid JSON"),
-        (("", "[1]"), "line 2: no JSON object: expected path, label and domain"),
+        (("{", "{}"), "line 1: not valid JSON"),
+        (("", "[1]"), "line 2: not a JSON object: expected path, label and domain"),
         (('{"path": "x", "label": 1}',), "line 1: 'domain' is missing"),
         (('{"path": "x", "label": [1], "domain": "a"}',), "line 1: 'label' is [1]: expected text"),
         (('{"path": "x", "label": true, "domain": "a"}',), "line 1: 'label' is True"),
@@ -175,7 +178,7 @@ def test_files_that_are_no_manifests(tmp_path):
     with pytest.raises(UserError, match=r"manifest '.*none.csv' cannot be read .*: check the path"):
         get_dataset_class(str(tmp_path / "none.csv"))
     (tmp_path / "latin.csv").write_bytes(b"path,label,domain\n\xe9.png,cat,a\n")
-    with pytest.raises(UserError, match=r"latin.csv is no UTF-8 text"):
+    with pytest.raises(UserError, match=r"latin.csv is not UTF-8 text"):
         get_dataset_class(str(tmp_path / "latin.csv"))
     with pytest.raises(UserError, match=r"expected a file ending in .csv or .jsonl"):
         get_dataset_class(f"manifest:{written(tmp_path, HEADER, name='m.txt')}")

@@ -251,7 +251,7 @@ def test_zero_shot_is_a_row_of_the_tables(images, source, place, tmp_path, capsy
     spec = spec_of(images, source, "ZeroShot")
     experiment, rows = build(spec, CPU), zero_shot(place, ["cat", "dog"], ["a photo of a {}."])
     inside = experiment.splits[1].inside
-    x, y = experiment.domains[1]._x[inside, 0], experiment.domains[1].labels[inside]
+    x, y = experiment.domains[1].x[inside, 0], experiment.domains[1].labels[inside]
     accuracy = ((F.normalize(x, dim=1) @ rows.T).argmax(1) == y).float().mean().item()
     for record in found:
         if record["args"]["test_envs"] == [1] and record["args"]["trial_seed"] == 0:

@@ -12,7 +12,7 @@ from image_files import write_folder
 from torch import nn
 
 from domainbed.datasets import load_dataset
-from domainbed.datasets.packed_domain import PackedDomain
+from domainbed.datasets.image_domains import PackedDomain
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hparams_reference import naive_seed_hash
 
-from domainbed.datasets.tensor_domain import TensorDomain
+from domainbed.datasets.domain import TensorDomain
 from domainbed.errors import UserError
 from domainbed.training.sampling import Split, split_domains, split_indices, without_unreadable
 

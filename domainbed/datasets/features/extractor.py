@@ -9,29 +9,28 @@ import torch
 
 from domainbed.config.run_fields import FeatureSource
 from domainbed.core.seeding import global_sources_kept
-from domainbed.datasets.images.augmentation import Augmentation, augment_one
-from domainbed.datasets.images.resize import resize
-from domainbed.datasets.images.transforms import Crop
+from domainbed.datasets.images.augmentation import Augmentation
+from domainbed.datasets.images.transforms import Crop, resize
 from domainbed.errors import UserError, one_line
 from domainbed.networks.preprocessing import Preprocessing, preprocessing_of
 from domainbed.networks.pretrained import headless_model
 
 
 class FeatureExtractor:
-    """A backbone in eval mode, and what stands before it.
+    """A backbone in eval mode, and the preprocessing of its images.
 
     Attributes:
-        source: what it is made of.
+        source: names the backbone, its weights and the precision.
         preprocessing: of its images.
         width: d, of the features.
 
     Raises:
-        UserError: no such backbone, its weights are not to be had, or it gives no vectors.
+        UserError: no such backbone, its weights are not available, or it gives no vectors.
     """
 
     def __init__(self, source: FeatureSource, device: torch.device | str = "cpu") -> None:
         self.source, self.device = source, torch.device(device)
-        with global_sources_kept():  # random weights, where there are no others, are always these
+        with global_sources_kept():  # random weights, where there are no others, are the same
             torch.manual_seed(0)
             network = headless_model(source.backbone, source.weights)
         self.preprocessing: Preprocessing = preprocessing_of(source.backbone)
@@ -48,7 +47,7 @@ class FeatureExtractor:
         return digest.hexdigest()
 
     def image(self, image: torch.Tensor) -> torch.Tensor:
-        """(3, H, W) uint8 to (3, size, size) float32: resized, the centre cut out, normalised."""
+        """(3, H, W) uint8 to (3, size, size) float32: resized, centre-cropped, normalised."""
         wanted = self.preprocessing
         height, width = image.shape[1:]
         shorter = (height, width) if wanted.squash else [min(height, width)] * 2
@@ -61,15 +60,13 @@ class FeatureExtractor:
     def views(
         self, image: torch.Tensor, seeds: Sequence[int], crop: Crop = "image"
     ) -> list[torch.Tensor]:
-        """As `image`, with the training augmentation of the protocol, once for each seed."""
-        found, pixels = [], image.permute(1, 2, 0)
+        """As `image`, with the published training augmentation, once for each seed."""
+        found = []
         sizes = torch.tensor([image.shape[1:]])
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
-            drawn = Augmentation.draw(sizes, tuple(sizes[0].tolist()), generator, crop)
-            x = torch.empty((3, self.preprocessing.size, self.preprocessing.size))
-            augment_one(pixels, drawn, 0, x)
-            found.append(self._normalised(x))
+            drawn = Augmentation.draw(sizes, (image.shape[1], image.shape[2]), generator, crop)
+            found.append(self._normalised(drawn.applied(image, 0, self.preprocessing.size)))
         return found
 
     @torch.inference_mode()
@@ -82,19 +79,17 @@ class FeatureExtractor:
         return found.to(kept).cpu()
 
     def _normalised(self, x: torch.Tensor) -> torch.Tensor:
-        mean, std = (torch.tensor(v)[:, None, None] for v in self._mean_and_std())
+        mean, std = (
+            torch.tensor([255 * v for v in values])[:, None, None]
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
         return x.float().sub_(mean).div_(std)
-
-    def _mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Of values from 0 to 255."""
-        wanted = self.preprocessing
-        return [255 * v for v in wanted.mean], [255 * v for v in wanted.std]
 
     def _width_of_features(self) -> int:
         size = self.preprocessing.size
         try:
             found = self.features(torch.zeros(1, 3, size, size))
-        except Exception as error:  # each model has its own way to fail
+        except Exception as error:  # models raise different exceptions
             raise UserError(
                 f"backbone {self.source.backbone!r} cannot take images of {size}×{size} "
                 f"({one_line(error)}): choose another"

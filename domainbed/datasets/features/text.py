@@ -1,4 +1,4 @@
-"""Classifiers made of text: what zero-shot classification compares features with."""
+"""Zero-shot classifiers of features, made of text."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ class TextHead:
 def open_text_head(
     folder: Path, source: FeatureSource, class_names: Sequence[str], prompts: str
 ) -> TextHead:
-    """The classifier of some classes, computed now unless it lies beside the features already.
+    """The classifier of some classes, computed unless it already lies beside the features.
 
     Args:
         folder: of the images' features.
-        source: what computed them, see `reads_text`.
+        source: what computed them; see `reads_text`.
         class_names: underscores in them are read as spaces.
         prompts: see `prompt_templates`.
 
     Raises:
-        UserError: the backbone reads no text, its weights are not to be had, or no such prompts.
+        UserError: the backbone has no text encoder, its weights are not available, or there
+            are no such prompts.
     """
     if not reads_text(source):
         raise UserError(

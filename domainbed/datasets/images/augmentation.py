@@ -1,34 +1,35 @@
 """The published augmentation for whole minibatches: parameters first, then the pixels.
 
 The law of the parameters is that of `transforms.training_transform`. They are drawn on the CPU
-from one generator for a whole minibatch, so every device, and any number of threads, gets the
-same ones.
+from one generator for a whole minibatch, so that every device, and any number of threads, gets
+the same ones.
 """
 
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 
 import torch
 
+from domainbed.core.precision import full_precision
 from domainbed.core.transfer import sent
 from domainbed.datasets.images import colour
-from domainbed.datasets.images.resize import IMAGE_SIZE, resize, resize_boxes
 from domainbed.datasets.images.transforms import (
     CROP_AREA,
     CROP_RATIO,
     GREY,
     HUE,
+    IMAGE_SIZE,
     JITTER,
     JITTER_OPERATIONS,
     Crop,
+    augmented,
+    evaluation_transform,
 )
 
-_ATTEMPTS = 10  # of torchvision, before it crops centrally
+_ATTEMPTS = 10  # as in torchvision, before it crops centrally
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Augmentation:
     Attributes:
         boxes: (B, 4) the crop: top, left, height, width, in pixels of the image.
         flip: (B,) whether left and right change places.
-        order: (B, 4) the operations of the colour jitter, one after the other.
-        factors: (B, 4) of brightness, contrast, saturation; and the shift of the hue, of 256.
-        grey: (B,) whether all colour goes.
+        order: (B, 4) the operations of the colour jitter, the first one first.
+        factors: (B, 4) of brightness, contrast, saturation; and the shift of the hue, in 256ths.
+        grey: (B,) whether all colour is removed.
     """
 
     boxes: torch.Tensor
@@ -61,12 +62,16 @@ class Augmentation:
 
         Args:
             sizes: (B, 2) heights and widths of the original images, whose crops are drawn.
-            stored: height and width to which the images were squeezed.
-            generator: a source on the CPU.
-            crop: what the crops are cut out of.
+            stored: height and width to which the images were resized.
+            generator: on the CPU.
+            crop: what the training augmentation crops.
         """
         count = len(sizes)
-        boxes = _boxes(sizes, stored, generator, crop)
+        if crop == "none":
+            boxes = torch.tensor([[0, 0, *stored]]).repeat(count, 1)
+        else:
+            cut = sizes if crop == "image" else torch.full_like(sizes, IMAGE_SIZE)
+            boxes = scale_boxes(draw_crops(cut, generator), cut, stored)
         flip = torch.rand(count, generator=generator) < 0.5
         order = torch.rand((count, 4), generator=generator).argsort(dim=1)
         factors = torch.empty((count, 4))
@@ -75,19 +80,21 @@ class Augmentation:
         grey = torch.rand(count, generator=generator) < GREY
         return cls(boxes, flip, order, factors, grey)
 
-    def at(self, chosen: torch.Tensor) -> Augmentation:
-        """Those of some images, by their positions."""
-        return Augmentation(*(getattr(self, field.name)[chosen] for field in fields(self)))
+    def applied(self, image: torch.Tensor, number: int, size: int = IMAGE_SIZE) -> torch.Tensor:
+        """Augments one image with the parameters of image `number`.
 
+        Args:
+            image: (3, H, W) uint8.
+            number: which of the B.
+            size: height and width of the result.
 
-def _boxes(
-    sizes: torch.Tensor, stored: tuple[int, int], generator: torch.Generator, crop: Crop
-) -> torch.Tensor:
-    """(B, 4) the crops, in images of the size `stored`."""
-    if crop == "none":
-        return torch.tensor([[0, 0, *stored]]).repeat(len(sizes), 1)
-    cut = sizes if crop == "image" else torch.full_like(sizes, IMAGE_SIZE)
-    return scale_boxes(draw_crops(cut, generator), cut, stored)
+        Returns:
+            (3, size, size) float32 that holds whole numbers from 0 to 255.
+        """
+        box, flip, order, factors, grey = (
+            getattr(self, field.name)[number].tolist() for field in fields(self)
+        )
+        return augmented(image, box, flip, order, factors, grey, size)
 
 
 def draw_crops(sizes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -123,7 +130,7 @@ def _uniform(
 
 
 def scale_boxes(boxes: torch.Tensor, sizes: torch.Tensor, stored: tuple[int, int]) -> torch.Tensor:
-    """(B, 4) boxes in images of `sizes`, as boxes in the same images squeezed to `stored`.
+    """(B, 4) boxes in images of `sizes`, as boxes in the same images resized to `stored`.
 
     Each edge goes to the nearest border between two stored pixels.
     """
@@ -137,65 +144,27 @@ def scale_boxes(boxes: torch.Tensor, sizes: torch.Tensor, stored: tuple[int, int
 
 def preprocess_each(images: Sequence[torch.Tensor]) -> torch.Tensor:
     """B × (H, W, 3) uint8 to (B, 3, 224, 224) float32: resized, normalised; on the CPU."""
-    finished, x = _planes(len(images)), torch.empty((3, IMAGE_SIZE, IMAGE_SIZE))
-    for done, image in zip(finished, images):
-        done.copy_(colour.normalised(x.copy_(resize(image.permute(2, 0, 1)))))
-    return finished
+    return torch.stack([evaluation_transform(image.permute(2, 0, 1)) for image in images])
+
+
+def augment_each(images: Sequence[torch.Tensor], augmentation: Augmentation) -> torch.Tensor:
+    """B × (H, W, 3) uint8 to (B, 3, 224, 224) float32: augmented, normalised; on the CPU."""
+    return torch.stack(
+        [
+            colour.normalised(augmentation.applied(image.permute(2, 0, 1), number))
+            for number, image in enumerate(images)
+        ]
+    )
 
 
 def preprocess(images: torch.Tensor) -> torch.Tensor:
-    """As `preprocess_each`, (B, H, W, 3) uint8 at once: for GPUs."""
+    """As `preprocess_each`, for (B, H, W, 3) uint8 at once: for GPUs."""
     boxes = torch.tensor([[0, 0, images.size(1), images.size(2)]])
     return _finished(resize_boxes(images, sent(boxes, images.device)))
 
 
-def augment_each(images: Sequence[torch.Tensor], augmentation: Augmentation) -> torch.Tensor:
-    """B × (H, W, 3) uint8 to (B, 3, 224, 224) float32: augmented, normalised; on the CPU.
-
-    One image after the other, in the same piece of memory, which stays in the cache.
-    """
-    finished, x = _planes(len(images)), torch.empty((3, IMAGE_SIZE, IMAGE_SIZE))
-    for number, (done, image) in enumerate(zip(finished, images)):
-        augment_one(image, augmentation, number, x)
-        done.copy_(colour.normalised(x))
-    return finished
-
-
-def augment_one(
-    image: torch.Tensor, augmentation: Augmentation, number: int, x: torch.Tensor
-) -> None:
-    """(H, W, 3) uint8 into x, (3, h, w) float32 of whole numbers from 0 to 255: augmented.
-
-    `number` says which of the parameters are the image's.
-    """
-    parameters = (getattr(augmentation, f.name)[number].tolist() for f in fields(augmentation))
-    (top, left, height, width), flip, order, factors, grey = parameters
-    cut = image[top : top + height, left : left + width]
-    resized = resize(cut.permute(2, 0, 1), *x.shape[1:])
-    x.copy_(resized.flip(-1) if flip else resized)
-    for operation in order:
-        JITTER_OPERATIONS[operation](x, factors[operation])
-    if grey:
-        x[:] = colour.grey(x)
-
-
-def _planes(count: int) -> torch.Tensor:
-    """(count, 3, 224, 224), in large pages of memory where the system has them.
-
-    A minibatch is too large for memory that was freed before to be at hand, and fetching small
-    pages anew would cost a fifth of the time.
-    """
-    shape = (count, 3, IMAGE_SIZE, IMAGE_SIZE)
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
-        return torch.empty(shape)
-    memory = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(shape)
-
-
 def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
-    """As `augment_each`, (B, H, W, 3) uint8 at once: for GPUs. Both agree up to rounding."""
+    """As `augment_each`, for (B, H, W, 3) uint8 at once: for GPUs. Both agree up to rounding."""
     device = images.device
     x = resize_boxes(images, sent(augmentation.boxes, device))
     x = torch.where(_per_image(augmentation.flip, device), x.flip(-1), x)
@@ -209,7 +178,7 @@ def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
 
 
 def _turns(order: torch.Tensor, device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
-    """For each of the four turns, and for each operation, the images that have it then."""
+    """For each of the four turns, the images that each operation is applied to."""
     rows = sent(order.argsort(dim=0), device)
     for turn in range(order.size(1)):
         counts = order[:, turn].bincount(minlength=len(JITTER_OPERATIONS)).tolist()
@@ -222,3 +191,40 @@ def _per_image(flags: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def _finished(x: torch.Tensor) -> torch.Tensor:
     return colour.normalised(x).contiguous(memory_format=torch.channels_last)
+
+
+def resize_boxes(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Cuts a box out of each image and resizes it, for all images at once.
+
+    Resizing is linear, and the same for all rows and for all columns: two batched matrix
+    products, which GPUs are made for. Rounds between them, as PIL does.
+
+    Args:
+        images: (B, H, W, 3) uint8.
+        boxes: (B, 4) top, left, height, width, in pixels, on the same device.
+
+    Returns:
+        (B, 3, 224, 224) float32 with whole numbers, within ±1 of `resize` of the crops.
+    """
+    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    top, left, height, width = boxes.unbind(1)
+    rows = _weights(top, height, images.size(1)).unsqueeze(1)  # (B, 1, 224, H)
+    columns = _weights(left, width, images.size(2)).unsqueeze(1)
+    with full_precision(images.device):  # an evaluation may read images under autocast
+        x = (x @ columns.transpose(-1, -2)).round_()
+        return (rows @ x).round_()
+
+
+def _weights(start: torch.Tensor, length: torch.Tensor, stored: int) -> torch.Tensor:
+    """(B, 224, stored): the share of each stored pixel in each new one.
+
+    A triangle around the new pixel's centre, as wide as the pixel or as two of the stored ones,
+    whichever is more, and cut off at the ends of the box.
+    """
+    start, length = (v[:, None, None].float() for v in (start, length))
+    new = torch.arange(IMAGE_SIZE, device=start.device)[:, None] + 0.5
+    old = torch.arange(stored, device=start.device) + 0.5
+    scale = length / IMAGE_SIZE
+    distance = (old - (start + new * scale)).abs() / scale.clamp(min=1)
+    weights = (1 - distance).clamp_(min=0) * ((old > start) & (old < start + length))
+    return weights / weights.sum(dim=-1, keepdim=True)

@@ -2,12 +2,9 @@
 
 All take x of shape (…, 3, H, W), float32 that holds whole numbers, and change it in place. A
 factor is a number, or a tensor that broadcasts over (…, 1, 1, 1). Every result is a whole number
-again, cut off or rounded where PIL does so. What remains of a difference to PIL: the hue, by one
-of PIL's 255 steps, in the rare pixel that lies on the border between two; and the contrast, by
-one grey level, in the rare image whose mean luma does.
-
-Tensors are kept few and small: one image fits into a processor's cache, and then a pass over it
-costs next to nothing.
+again, truncated or rounded where PIL does so. Two differences to PIL remain: the hue, by one of
+PIL's 255 steps, in the rare pixel that lies on the border between two; and the contrast, by one
+grey level, in the rare image whose mean luma does.
 """
 
 from __future__ import annotations
@@ -61,21 +58,19 @@ def hue_(x: torch.Tensor, shift: Factor) -> torch.Tensor:
     clamped to [0, 1].
     """
     red, green, blue = x.split(1, dim=-3)
-    value, least = torch.maximum(red, green), torch.minimum(red, green)
-    torch.maximum(value, blue, out=value)
-    torch.minimum(least, blue, out=least)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    least = torch.minimum(torch.minimum(red, green), blue)
     chroma = value - least
     hue = green + blue
     hue.sub_(red).sub_(least)
-    spare = least  # from here on: a tensor that is in the cache already
-    # For G ≥ B the hue is 1 + (G + B − R − min) / C sixths; else it is 6 less that.
-    hue.div_(torch.clamp(chroma, min=1, out=spare)).sub_(2)
-    hue.copysign_(torch.sub(green, blue, out=spare))
+    # For G ≥ B the hue is 1 + (G + B − R − min) / C sixths; else it is 6 minus that.
+    hue.div_(chroma.clamp(min=1)).sub_(2)
+    hue.copysign_(green - blue)
     hue.mul_(-42.5).add_(127.5).floor_().add_(shift)  # whole steps of 256
-    hue.sub_(torch.mul(hue, 1 / 256, out=spare).floor_(), alpha=256)
+    hue.sub_((hue * (1 / 256)).floor_(), alpha=256)
     # PIL keeps 255 steps of saturation: C = V · ⌊255 (max − min) / V⌋ / 255.
-    chroma.div_(torch.clamp(value, min=1, out=spare)).mul_(255).floor_().mul_(value)
-    above = torch.add(value, chroma, alpha=1 / 255, out=spare)
+    chroma.div_(value.clamp(min=1)).mul_(255).floor_().mul_(value)
+    above = torch.add(value, chroma, alpha=1 / 255)
     below = value.sub_(chroma, alpha=2 / 255)
     for channel, base, centre, sign in (
         (red, below, 127.5, 1),  # 3 sixths

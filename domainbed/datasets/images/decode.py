@@ -1,4 +1,4 @@
-"""Reading image files."""
+"""Reading image files as tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from domainbed.core.files import regular
-from domainbed.datasets.images.pixels import rgb_pixels, why_unreadable
+from domainbed.core.image_files import rgb_pixels, why_unreadable
 from domainbed.errors import UserError
 
 
@@ -16,16 +16,16 @@ class UnreadableImage(UserError):
 
 
 def read_image(file: Path) -> torch.Tensor:
-    """(3, H, W) uint8, in RGB, without regard to EXIF's orientation (as in DomainBed).
+    """(3, H, W) uint8, in RGB, ignoring EXIF's orientation (as DomainBed does).
 
     Raises:
-        UnreadableImage: the file is not there, or no image, or cut off.
+        UnreadableImage: the file is missing, not an image, or truncated.
     """
     return decode_image(file_bytes(file), str(file))
 
 
 def file_bytes(file: Path) -> bytes:
-    """What is in the file.
+    """The file's content.
 
     Raises:
         UnreadableImage: it cannot be opened, or is a pipe or a device.
@@ -40,11 +40,11 @@ def decode_image(data: bytes, name: str) -> torch.Tensor:
     """(3, H, W) uint8 of an encoded image; `name` is for the message of an error.
 
     Raises:
-        UnreadableImage: `data` is no image, is cut off, or has 32 bits per value.
+        UnreadableImage: `data` is not an image, is truncated, or has 32 bits per value.
     """
     try:
         pixels, _ = rgb_pixels(data)
-    except Exception as error:  # each format of PIL fails in its own way
+    except Exception as error:  # PIL raises other exceptions for each format
         raise UnreadableImage(
             f"image {name} cannot be read ({why_unreadable(error, data)}): replace or remove it, "
             "or set the hyper-parameter corrupt_images to 'skip'"

@@ -1,19 +1,31 @@
-"""The image files of a dataset, and which of them cannot be read."""
+"""The image files of a dataset, and what is computed of them once and cached for all runs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
-from domainbed.core.files import write_text
+import numpy as np
+import torch
+
+from domainbed.core.files import locked, write_text
 from domainbed.datasets.images.decode import UnreadableImage, read_image
-from domainbed.datasets.images.threads import in_order
+from domainbed.datasets.images.transforms import Crop
+from domainbed.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -24,15 +36,17 @@ class Listing:
         name: the dataset's.
         files: all of them.
         targets: their labels.
+        crops: what the training augmentation crops of each.
     """
 
     name: str
     files: Sequence[Path]
     targets: Sequence[int]
+    crops: Sequence[Crop]
 
     @cached_property
     def relative(self) -> list[str]:
-        """The files' names, from the folder on that holds them all."""
+        """The files' names, relative to the folder that contains them all."""
         common = Path(os.path.commonpath([file.parent for file in self.files]))
         return [file.relative_to(common).as_posix() for file in self.files]
 
@@ -42,9 +56,17 @@ class Listing:
         lines = (f"{name}\t{_state(file)}\n" for name, file in zip(self.relative, self.files))
         return hashlib.md5("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
+    def require(self, unreadable: Sequence[int]) -> None:
+        """Raises a UserError where some of the images cannot be read, by their numbers."""
+        if unreadable:
+            raise UserError(
+                f"image {self.files[unreadable[0]]} cannot be read (one of {len(unreadable)}): "
+                "replace or remove it, or set the hyper-parameter corrupt_images to 'skip'"
+            )
+
 
 def _state(file: Path) -> tuple[int, int]:
-    """Bytes and nanoseconds; -1 for a link to nowhere, which reading will tell of."""
+    """Bytes and nanoseconds; -1 for a broken link, which is reported when it is read."""
     if not file.exists():
         return -1, -1
     status = file.stat()
@@ -57,15 +79,13 @@ def unreadable_images(listing: Listing, cache: Path, threads: int) -> list[int]:
     All are read once, and the answer is kept in `cache` for as long as no file changes.
     """
     file = cache / f"{listing.name}-unreadable-{listing.digest}.json"
-    with suppress(OSError, ValueError):  # not there, or damaged
+    with suppress(OSError, ValueError):  # missing, or damaged
         return json.loads(file.read_text(encoding="utf-8"))
     readable = in_order(_is_readable, listing.files, threads)
     found = [number for number, fine in enumerate(readable) if not fine]
-    try:
+    with suppress(OSError):  # a read-only folder costs time, nothing else
         cache.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(found) + "\n")
-    except OSError:  # a read-only folder costs time, nothing else
-        pass
     return found
 
 
@@ -75,3 +95,65 @@ def _is_readable(file: Path) -> bool:
     except UnreadableImage:
         return False
     return True
+
+
+def make_once(folder: Path, make: Callable[[], None]) -> None:
+    """Calls `make`, which makes `folder`, unless it exists or another process makes it meanwhile.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(
+            folder.with_name(f"{folder.name}.lock"),
+            lambda: say(f"Another process makes {folder.name}: waiting for it"),
+        ):
+            if not folder.exists():
+                make()
+    except OSError as error:
+        raise UserError(
+            f"{folder.name} cannot be written in {str(folder.parent)!r} ({error.strerror}): name "
+            "another folder in the variable DOMAINBED_CACHE_DIR"
+        ) from error
+
+
+def say(line: str) -> None:
+    """Prints a line that is no result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def mapped(file: Path) -> torch.Tensor:
+    """A file's bytes, mapped into memory that all processes share; to be read only."""
+    array = np.memmap(file, dtype=np.uint8, mode="r")
+    with warnings.catch_warnings():  # that it cannot be written to is intended
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(array)
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Generator[Result, None, None]:
+    """`function(item)` of all items, in their order, computed a little ahead by threads.
+
+    `ThreadPoolExecutor.map` would compute everything ahead. To be closed where it is not used up.
+
+    Args:
+        function: what it raises is raised here.
+        items: any number of them; only `threads` + 1 are in flight at a time.
+        threads: 0 computes here, when a result is asked for. PyTorch uses one core in each.
+    """
+    if threads == 0:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        in_flight: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                in_flight.append(pool.submit(function, item))
+                if len(in_flight) > threads:
+                    yield in_flight.popleft().result()
+            while in_flight:
+                yield in_flight.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

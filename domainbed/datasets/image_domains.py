@@ -1,0 +1,274 @@
+"""Domains of image files, and how a run reads them: as files, from a pack, or as features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from domainbed.config.dimensions import Option, with_defaults
+from domainbed.config.run_fields import FeatureSource
+from domainbed.core.files import cache_folder
+from domainbed.core.transfer import sent
+from domainbed.datasets.base import MultipleDomainDataset
+from domainbed.datasets.domain import Draw, Minibatch, TensorDomain
+from domainbed.datasets.features import StoredFeatures, open_features
+from domainbed.datasets.images.augmentation import (
+    Augmentation,
+    augment,
+    augment_each,
+    preprocess,
+    preprocess_each,
+)
+from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.images.listing import Listing, in_order, unreadable_images
+from domainbed.datasets.images.packs import Pack, PackOptions, open_pack
+from domainbed.datasets.images.transforms import (
+    IMAGE_SIZE,
+    Crop,
+    evaluation_transform,
+    training_transform,
+)
+from domainbed.datasets.loaded_domain import LoadedDomain
+from domainbed.errors import UserError
+
+DATA_OPTIONS: dict[str, Option] = {
+    "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),
+    "packed_size": Option(256, "height and width of packed images"),
+    "packed_format": Option("raw", "of packed images; jpeg: less disk space", ("raw", "jpeg")),
+    "corrupt_images": Option("error", "images that cannot be read", ("error", "skip")),
+}
+"""How image files are read, whatever the algorithm."""
+
+
+class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
+    """The images of one domain; also a PyTorch dataset of them, not augmented.
+
+    Attributes:
+        files: their paths.
+        targets: their labels.
+        crop: what the training augmentation crops.
+    """
+
+    def __init__(self, files: Sequence[Path], targets: Sequence[int], crop: Crop = "image") -> None:
+        self.files, self.targets, self.crop = list(files), list(targets), crop
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """(3, 224, 224), resized and normalised; and its label."""
+        return self.read(index, augment=False)
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        return torch.tensor(self.targets)
+
+    def augmented(self, index: int) -> tuple[torch.Tensor, int]:
+        """As `[index]`, with the training augmentation."""
+        return self.read(index, augment=True)
+
+    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
+        image = self.pixels(index)
+        x = training_transform(image, self.crop) if augment else evaluation_transform(image)
+        return x, self.targets[index]
+
+    def pixels(self, index: int) -> torch.Tensor:
+        """(3, H, W) uint8."""
+        return read_image(self.files[index])
+
+
+class PackedDomain(ImageDomain):
+    """Images that lie in a pack: threads read ahead, the device augments.
+
+    Attributes:
+        pack: where they are.
+
+    Args:
+        pack: of all domains.
+        start: the number of the first image.
+        domain: of the files.
+    """
+
+    def __init__(self, pack: Pack, start: int, domain: ImageDomain) -> None:
+        super().__init__(domain.files, domain.targets, domain.crop)
+        self.pack, self._start = pack, start
+        self.unreadable = _own(pack.unreadable, start, len(self))
+
+    def pixels(self, index: int) -> torch.Tensor:
+        return self.pack.image(self._start + index).permute(2, 0, 1)
+
+    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
+        """See `Domain`. x is (B, 3, 224, 224); threads augment where the device is the CPU."""
+        if self.device.type == "cpu":
+            yield from in_order(self._batch, draws, workers)
+            return
+        for images, y, drawn in in_order(self._gathered, draws, workers):
+            x = sent(images, self.device)
+            yield preprocess(x) if drawn is None else augment(x, drawn), sent(y, self.device)
+
+    def _images(self, draw: Draw) -> tuple[list[torch.Tensor], Augmentation | None]:
+        """Each (H, W, 3) uint8, and what was drawn for all of them at once."""
+        numbers = draw.indices + self._start
+        images = [self.pack.image(number) for number in numbers.tolist()]
+        if not draw.augment:
+            return images, None
+        generator = torch.Generator().manual_seed(draw.batch_seed())
+        sizes = self.pack.sizes[numbers]
+        return images, Augmentation.draw(sizes, self.pack.shape, generator, self.crop)
+
+    def _batch(self, draw: Draw) -> Minibatch:
+        images, drawn = self._images(draw)
+        x = preprocess_each(images) if drawn is None else augment_each(images, drawn)
+        return x, self.labels[draw.indices]
+
+    def _gathered(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, Augmentation | None]:
+        images, drawn = self._images(draw)
+        together = torch.stack(images)
+        if self.device.type == "cuda":  # in this thread, and not where the batch is waited for
+            together = together.pin_memory()
+        return together, self.labels[draw.indices], drawn
+
+
+class FeatureDomain(TensorDomain):
+    """Features of the images of one domain, mapped into memory.
+
+    An image that is to be augmented is one of its augmented views, where there are any, drawn
+    separately for each place in a minibatch.
+
+    Args:
+        features: of all domains; x is (n, 1 + views, d) of them.
+        start: the number of the first image.
+        domain: of the files.
+    """
+
+    def __init__(self, features: StoredFeatures, start: int, domain: ImageDomain) -> None:
+        n = len(domain)
+        super().__init__(features.values[start : start + n], domain.labels)
+        self.files, self.unreadable = domain.files, _own(features.unreadable, start, n)
+
+    def inputs(self, draw: Draw, chosen: torch.Tensor) -> torch.Tensor:
+        """(B, d) float32."""
+        views = self.x.shape[1] - 1
+        drawn = torch.zeros(len(chosen), dtype=torch.long)  # 0 is the image itself
+        if draw.augment and views:
+            generator = torch.Generator().manual_seed(draw.batch_seed())
+            drawn = torch.randint(1, views + 1, (len(chosen),), generator=generator)
+        return self.x[chosen, sent(drawn, self.device)].float()
+
+
+def _own(numbers: Iterable[int], start: int, n: int) -> list[int]:
+    """Those of the numbers that lie in a domain of n images, as positions in it."""
+    return [number - start for number in numbers if start <= number < start + n]
+
+
+def data_options(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters that say how images are read, where they are not the defaults."""
+    chosen = with_defaults(DATA_OPTIONS, hparams)
+    return {
+        name: chosen[name]
+        for name, option in DATA_OPTIONS.items()
+        if chosen[name] != option.default
+    }
+
+
+def listing_of(dataset: MultipleDomainDataset, name: str) -> Listing | None:
+    """The images of all domains, domain by domain; None where they are not image files."""
+    domains = [domain for domain in dataset.datasets if isinstance(domain, ImageDomain)]
+    if len(domains) < len(dataset.datasets):
+        return None
+    return Listing(
+        name,
+        [file for domain in domains for file in domain.files],
+        [target for domain in domains for target in domain.targets],
+        [domain.crop for domain in domains for _ in domain.files],
+    )
+
+
+def apply_data_options(
+    dataset: MultipleDomainDataset, name: str, data_dir: str, hparams: Mapping[str, Any]
+) -> None:
+    """Packs the domains of `dataset`, or finds images to skip, where `hparams` ask for it.
+
+    Args:
+        dataset: newly built; its `datasets` are replaced.
+        name: the dataset's, without paths.
+        data_dir: caches lie below it.
+        hparams: see `DATA_OPTIONS`.
+
+    Raises:
+        UserError: the dataset has no image files, or one that cannot be read.
+    """
+    wanted = data_options(hparams)
+    if not wanted:
+        return
+    listing = listing_of(dataset, name)
+    if listing is None:
+        option, value = next(iter(wanted.items()))
+        raise UserError(
+            f"hyper-parameter {option!r} is {value!r}, but {name} has no image files: leave it out"
+        )
+    chosen = with_defaults(DATA_OPTIONS, hparams)
+    size, skip = chosen["packed_size"], chosen["corrupt_images"] == "skip"
+    if size < IMAGE_SIZE:
+        raise UserError(f"packed_size is {size}: expected {IMAGE_SIZE} or more")
+    cache, threads = cache_folder(data_dir), min(8, torch.get_num_threads())
+    if chosen["data_path"] == "fast":
+        options = PackOptions(size, chosen["packed_format"], skip, threads)
+        pack = open_pack(listing, cache, options)
+        dataset.datasets = [PackedDomain(pack, *place) for place in _places(dataset)]
+    elif skip:
+        unreadable = unreadable_images(listing, cache, threads)
+        for start, domain in _places(dataset):
+            domain.unreadable = _own(unreadable, start, len(domain))
+
+
+def apply_features(
+    dataset: MultipleDomainDataset,
+    name: str,
+    cache: Path,
+    source: FeatureSource,
+    skip_corrupt: bool = False,
+) -> None:
+    """Replaces images by their features, which are computed first unless they exist.
+
+    Args:
+        dataset: newly built; its `datasets` and `input_shape` are replaced.
+        name: the dataset's, without paths.
+        cache: the folder of the features of all datasets.
+        source: what computes them.
+        skip_corrupt: leave images out that cannot be read, instead of raising an error.
+
+    Raises:
+        UserError: the dataset has no image files; or see `open_features`.
+    """
+    listing = require_listing(dataset, name)
+    threads = torch.get_num_threads()
+    stored = open_features(listing, cache, source, skip_corrupt=skip_corrupt, threads=threads)
+    domains: list[Any] = [FeatureDomain(stored, *place) for place in _places(dataset)]
+    dataset.datasets = domains
+    dataset.input_shape = (stored.values.shape[2],)
+    dataset.features_folder = stored.folder
+
+
+def require_listing(dataset: MultipleDomainDataset, name: str) -> Listing:
+    """The images of a dataset, for features of them.
+
+    Raises:
+        UserError: its inputs are not image files.
+    """
+    listing = listing_of(dataset, name)
+    if listing is None:
+        raise UserError(f"features are of image files, and {name} has none", "features")
+    return listing
+
+
+def _places(dataset: MultipleDomainDataset) -> Iterator[tuple[int, ImageDomain]]:
+    """Each domain of image files, with the number of its first image."""
+    domains: Sequence[Any] = dataset.datasets
+    yield from zip([0, *accumulate(map(len, domains))], domains)
