@@ -74,11 +74,10 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 def _tell(config: SweepConfig, paper: str) -> None:
     from domainbed.reporting import RENDERERS, build_report, load_records
-    from domainbed.reporting.beside import beside_published
-    from domainbed.reporting.render_comparison import to_text
-    from domainbed.reporting.sections import beside_sections
+    from domainbed.reporting.published.agreement import agreement, agreement_sections
+    from domainbed.reporting.section import to_text
 
     report = build_report(load_records(config.output_dir), config.selection)
     print(RENDERERS["text"](report))
-    print(to_text(beside_sections(beside_published(report, paper), paper)))
+    print(to_text(agreement_sections(agreement(report, paper), paper)))
     print(f"`domainbed compare {config.output_dir}` compares the algorithms with each other.")

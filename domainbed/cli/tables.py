@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.core.files import write_text
-from domainbed.core.text_table import pipe_table, text_table
+from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
     from domainbed.reporting import Report
     from domainbed.reporting.misclassified import Misclassified
-    from domainbed.reporting.published import PublishedValue
-    from domainbed.reporting.sections import Section
+    from domainbed.reporting.section import Section
     from domainbed.reporting.style import Style
     from domainbed.runs.records import Records
     from domainbed.selection import SelectionMethod
@@ -234,9 +233,9 @@ def compare(parser: Parser) -> Run:
 
 def _compare(args: argparse.Namespace) -> int:
     from domainbed.reporting import load_records, planned_selection
-    from domainbed.reporting.render_comparison import COMPARISON_RENDERERS
+    from domainbed.reporting.section import SECTION_RENDERERS
 
-    render = COMPARISON_RENDERERS[args.format]
+    render = SECTION_RENDERERS[args.format]
     of_baseline = {"baseline": args.baseline, "unit": args.unit, "rope": args.rope}
     for name, value in of_baseline.items():
         if args.paper and value is not None:
@@ -252,11 +251,10 @@ def _beside(
     args: argparse.Namespace, records: Records, selection: Sequence[str] | None
 ) -> list[Section]:
     from domainbed.reporting import build_report
-    from domainbed.reporting.beside import beside_published
-    from domainbed.reporting.sections import beside_sections
+    from domainbed.reporting.published.agreement import agreement, agreement_sections
 
     report = build_report(records, selection, args.datasets, args.algorithms)
-    return beside_sections(beside_published(report, args.paper), args.paper)
+    return agreement_sections(agreement(report, args.paper), args.paper)
 
 
 def _all(
@@ -540,66 +538,19 @@ def published(parser: Parser) -> Run:
     parser.add_argument("--selection", nargs="+", metavar="NAME", help="only these methods")
     parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
     parser.add_argument(
-        "--format", choices=list(_PUBLISHED_FORMATS), default="text", help="default: text"
+        "--format",
+        metavar="NAME",
+        default="text",
+        help="text (default), markdown, latex, csv, json",
     )
     return _published
 
 
 def _published(args: argparse.Namespace) -> int:
-    from domainbed.reporting.published import find_values
+    from domainbed.reporting.published import find_values, published_sections
+    from domainbed.reporting.section import SECTION_RENDERERS
 
+    render = SECTION_RENDERERS[args.format]
     values = find_values(args.papers or None, args.selection, args.datasets, args.algorithms)
-    sys.stdout.write(_PUBLISHED_FORMATS[args.format](values))
+    sys.stdout.write(render(published_sections(values)))
     return 0
-
-
-def _published_to_text(values: Sequence[PublishedValue]) -> str:
-    lines: list[str] = []
-    for title, rows in _tables(values):
-        lines += ["", f"-------- {title}", *text_table(rows)]
-    return "\n".join(lines[1:]) + "\n"
-
-
-def _published_to_markdown(values: Sequence[PublishedValue]) -> str:
-    lines: list[str] = []
-    for title, rows in _tables(values):
-        lines += ["", f"### {title}", "", *pipe_table(rows)]
-    return "\n".join(lines[1:]) + "\n"
-
-
-def _published_to_csv(values: Sequence[PublishedValue]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(values[0]._fields)
-    writer.writerows(values)
-    return text.getvalue()
-
-
-_PUBLISHED_FORMATS = {
-    "text": _published_to_text,
-    "markdown": _published_to_markdown,
-    "csv": _published_to_csv,
-}
-
-
-def _tables(values: Sequence[PublishedValue]) -> list[tuple[str, list[list[str]]]]:
-    """A title and rows of texts for each table of a paper."""
-    tables: dict[str, dict[tuple[str, str], str]] = {}
-    for value in values:
-        is_dataset = value.table == "dataset"
-        subject = f"Dataset: {value.dataset}" if is_dataset else "Averages"
-        title = f"{subject}, model selection method: {value.selection}, from {value.source}"
-        column = value.domain if is_dataset or value.domain != "Avg" else value.dataset
-        tables.setdefault(title, {})[value.algorithm, column] = _text(value)
-    return [(title, _grid(cells)) for title, cells in tables.items()]
-
-
-def _grid(cells: dict[tuple[str, str], str]) -> list[list[str]]:
-    columns = list(dict.fromkeys(column for _, column in cells))
-    algorithms = dict.fromkeys(algorithm for algorithm, _ in cells)
-    rows = [[name, *(cells.get((name, column), "") for column in columns)] for name in algorithms]
-    return [["Algorithm", *columns], *rows]
-
-
-def _text(value: PublishedValue) -> str:
-    return f"{value.mean}" + ("" if value.std_err is None else f" +/- {value.std_err}")

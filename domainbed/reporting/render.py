@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from domainbed.core.registry import Registry
-from domainbed.core.text_table import pipe_table, text_table
-from domainbed.reporting import latex
+from domainbed.reporting import section
+from domainbed.reporting.section import Section
 from domainbed.reporting.style import Style
 from domainbed.reporting.tables import Cell, Report, Table
 
@@ -26,41 +26,19 @@ RENDERERS: Registry[Callable[[Report], str]] = Registry("format")
 @RENDERERS.register(name="text")
 def to_text(report: Report) -> str:
     """Plain text in the published layout: a headed block of aligned columns for each table."""
-    lines = head(report)
-    for table in report.tables:
-        lines += ["", f"-------- {_heading(table)}"]
-        lines += text_table(
-            _grid(table, report.style), least=TEXT_WIDTH if table.dataset else TEXT_WIDTH_AVERAGES
-        )
-        lines += _notes(table)
-    return "\n".join(lines) + "\n"
+    return section.to_text(result_sections(report), head(report))
 
 
 @RENDERERS.register(name="markdown")
 def to_markdown(report: Report) -> str:
     """Markdown tables, the best of each column in bold."""
-    first, *others = head(report)
-    lines = [first, *("\n" + _escape_markdown(line) for line in others)]
-    for table in report.tables:
-        lines += ["", f"### {_escape_markdown(_heading(table))}", ""]
-        lines += pipe_table(
-            _grid(table, report.style, "±", "**{}**", "<u>{}</u>", _escape_markdown)
-        )
-        lines += ["\n" + _escape_markdown(note) for note in _notes(table)]
-    return "\n".join(lines) + "\n"
+    return section.to_markdown(result_sections(report), head(report))
 
 
 @RENDERERS.register(name="latex")
 def to_latex(report: Report) -> str:
     """A complete LaTeX document with booktabs tables, the best of each column in bold."""
-    lines: list[str] = []
-    title = ""
-    for table in report.tables:
-        if table.title != title:
-            title = table.title
-            lines += ["", rf"\section*{{Model selection: {latex.escape(title)}}}"]
-        lines += ["", *_latex_table(table, report.style), *map(latex.escape, _notes(table))]
-    return latex.document(head(report), lines)
+    return section.to_latex(result_sections(report), head(report))
 
 
 @RENDERERS.register(name="csv")
@@ -135,13 +113,27 @@ def head(report: Report) -> list[str]:
     return head
 
 
-def _heading(table: Table) -> str:
-    dataset = "Dataset: " * bool(table.dataset)
-    return f"{dataset}{_subject(table)}, model selection method: {table.title}"
+def result_sections(report: Report) -> list[Section]:
+    """The tables as they are printed."""
+    return [_section(table, report.style or Style()) for table in report.tables]
 
 
-def _subject(table: Table) -> str:
-    return (table.dataset or "Averages") + (f", {table.setting}" if table.setting else "")
+def _section(table: Table, style: Style) -> Section:
+    subject = (table.dataset or "Averages") + (f", {table.setting}" if table.setting else "")
+    title = f"{'Dataset: ' * bool(table.dataset)}{subject}, model selection method: {table.title}"
+    rows = [
+        [name, *(cell_text(cell, style) for cell in cells)] for name, cells in table.rows.items()
+    ]
+    marks = {}
+    for row, cells in enumerate(table.rows.values()):
+        for column, cell in enumerate(cells, start=1):
+            if cell.best:
+                marks[row, column] = section.BEST
+            elif cell.second and style.second:
+                marks[row, column] = section.SECOND
+    header = ["Algorithm", *(column.label for column in table.columns)]
+    least = TEXT_WIDTH if table.dataset else TEXT_WIDTH_AVERAGES
+    return Section("results", title, header, rows, _notes(table), pd.DataFrame(), marks, least)
 
 
 def _notes(table: Table) -> list[str]:
@@ -154,39 +146,7 @@ def _notes(table: Table) -> list[str]:
     ]
     notes = [f"* diverged: {', '.join(found)}"] if found else []
     whys = dict.fromkeys(cell.gap for cells in table.rows.values() for cell in cells if cell.gap)
-    return [*notes, *(f"X, not to be had: {why}" for why in whys)]
-
-
-def _grid(
-    table: Table,
-    style: Style | None,
-    plus_minus: str = "+/-",
-    bold: str = "{}",
-    underlined: str = "{}",
-    escape: Callable[[str], str] = str,
-) -> list[list[str]]:
-    """The table's texts: the header, then one list for each algorithm."""
-    second = underlined if style and style.second else "{}"
-    grid = [["Algorithm", *(escape(column.label) for column in table.columns)]]
-    for algorithm, cells in table.rows.items():
-        texts = [escape(cell_text(cell, style)).replace("+/-", plus_minus) for cell in cells]
-        marked = [
-            (bold if cell.best else second if cell.second else "{}").format(text)
-            for text, cell in zip(texts, cells, strict=True)
-        ]
-        grid.append([escape(algorithm), *marked])
-    return grid
-
-
-def _escape_markdown(text: str) -> str:
-    return "".join("\\" + char if char in r"\|*_`<" else char for char in text)
-
-
-def _latex_table(table: Table, style: Style | None) -> list[str]:
-    marks = (latex.PLUS_MINUS, r"\textbf{{{}}}", r"\underline{{{}}}")
-    header, *rows = _grid(table, style, *marks, latex.escape)
-    title = rf"\subsection*{{{latex.escape(_subject(table))}}}"
-    return [title, *latex.tabular(header, rows, "l" + "c" * len(table.columns))]
+    return [*notes, *(f"X, not available: {why}" for why in whys)]
 
 
 def _json_table(table: Table, style: Style | None) -> dict[str, Any]:

@@ -67,8 +67,8 @@ def reproduction(
     if scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}: expected one of {', '.join(SCALES)}")
     usual = ALGORITHMS if scale == FULL else source.foremost
-    known = order_algorithms(v.algorithm for v in values if algorithms or v.algorithm in usual)
-    methods = {value.selection for value in values if value.algorithm in known}
+    known = order_algorithms(n for n in values["algorithm"] if algorithms or n in usual)
+    methods = set(values.loc[values["algorithm"].isin(known), "selection"])
     fields = {
         "datasets": [dataset],
         "algorithms": known,
@@ -96,8 +96,7 @@ def left_out(config: SweepConfig, source: Source) -> list[str]:
     }
     less = [f"{of - ours} of {of} {what}" for what, (ours, of) in counts.items() if ours < of]
     values = find_values([source.name], datasets=config.datasets)
-    published = dict.fromkeys(value.algorithm for value in values)
-    less += [name for name in published if name not in config.algorithms]
+    less += [name for name in values["algorithm"].unique() if name not in config.algorithms]
     other = [] if config.precision == "float32" else [f"{config.precision} in place of float32"]
     other += [
         f"{name} of {algorithm} is {value}"

@@ -18,10 +18,9 @@ from domainbed.cli import main
 from domainbed.cli.tables import UNITS
 from domainbed.core.names import DATASET_DOMAINS
 from domainbed.reporting import build_report, load_records, statistics
-from domainbed.reporting.beside import beside_published
 from domainbed.reporting.published import published_values
-from domainbed.reporting.render_comparison import COMPARISON_RENDERERS
-from domainbed.reporting.sections import Section
+from domainbed.reporting.published.agreement import agreement
+from domainbed.reporting.section import SECTION_RENDERERS, Section
 
 THREE = ("ERM", "IRM", "Fishr")
 PAPER = "fishr-2022"
@@ -64,8 +63,12 @@ def as_published(folder, accuracy=0.578, protocol=PAPER, trials=3, draws=20, hpa
 
 
 def beside(folder, selection="oracle"):
-    (cell,) = beside_published(build_report(load_records(folder), [selection]), PAPER)
+    (cell,) = cells_of(build_report(load_records(folder), [selection]), PAPER)
     return cell
+
+
+def cells_of(report, paper):
+    return list(agreement(report, paper).itertuples(index=False))
 
 
 def test_a_cell_that_agrees_with_the_paper(tmp_path, printed):
@@ -138,9 +141,9 @@ def test_cells_of_test_domains_and_missing_ones(tmp_path, printed):
     runs = random_runs(0, ["ColoredMNIST"], ["ERM"], n_trials=1, pairs=False)
     write(tmp_path, [run for run in runs if run[0]["args"]["test_envs"] != [2]])
     report = build_report(load_records(tmp_path), ["oracle"])
-    cells = beside_published(report, "domainbed-2020")
-    published = {v.domain: v.mean for v in published_values("domainbed-2020")
-                 if (*v[1:3], *v[3:5]) == ("oracle", "dataset", "ColoredMNIST", "ERM")}  # fmt: skip
+    cells = cells_of(report, "domainbed-2020")
+    published = {v.domain: v.mean for v in published_values("domainbed-2020").itertuples()
+                 if v[2:6] == ("oracle", "dataset", "ColoredMNIST", "ERM")}  # fmt: skip
     assert {cell.domain: cell.published_mean for cell in cells[:-1]} == published
     assert cells[2].mismatches[0] == ("result", "none", "there is one")
     text = printed(tmp_path, "--with", "domainbed-2020", "--selection", "oracle")
@@ -237,7 +240,7 @@ def test_latex(in_latex):
 def test_a_long_table_in_latex_goes_on_in_another():
     rows = [[f"name {number}", str(number)] for number in range(95)]
     section = Section("x", "x", ["name", "n"], rows, [], pd.DataFrame())
-    parts = COMPARISON_RENDERERS["latex"]([section]).split(r"\midrule")[1:]
+    parts = SECTION_RENDERERS["latex"]([section]).split(r"\midrule")[1:]
     assert [part.split(r"\bottomrule")[0].count(r"\\") for part in parts] == [40, 40, 15]
 
 
@@ -275,11 +278,11 @@ def test_the_average_over_datasets_needs_those_of_the_paper(tmp_path, monkeypatc
     for name in published:
         monkeypatch.setitem(fake_sweep.DOMAINS, name, len(DATASET_DOMAINS[name]))
     write(tmp_path, random_runs(0, published, ["ERM"], n_trials=1, pairs=False))
-    cells = beside_published(build_report(load_records(tmp_path), ["oracle"]), PAPER)
+    cells = cells_of(build_report(load_records(tmp_path), ["oracle"]), PAPER)
     assert [cell.dataset for cell in cells] == [*published, "Avg"]
     means = [cell.mean for cell in cells]
     assert means[-1] == pytest.approx(sum(means[:-1]) / 7)
     assert cells[-1].published_mean == 68.7
     fewer = load_records(tmp_path)
     fewer = fewer.only(fewer.runs["dataset"] != "PACS")
-    assert len(beside_published(build_report(fewer, ["oracle"]), PAPER)) == 6
+    assert len(agreement(build_report(fewer, ["oracle"]), PAPER)) == 6

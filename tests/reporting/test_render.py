@@ -168,9 +168,9 @@ def test_cells_of_diverged_runs_are_marked(tmp_path):
     assert [cell_text(cell).endswith("*") for cell in cells] == [False, True, False, False, False]
     note = "* diverged: ERM on C (trial 1, hparams seed 1)"
     lines = RENDERERS["text"](report).split("\n")
-    assert lines[lines.index("") + 4] == note
-    assert "\\" + note in RENDERERS["markdown"](report).split("\n")
-    assert note in RENDERERS["latex"](report).split("\n")
+    assert lines[lines.index("") + 4] == f"  {note}"
+    assert rf"- \{note}" in RENDERERS["markdown"](report).split("\n")
+    assert rf"\item {note}" in RENDERERS["latex"](report).split("\n")
     assert json_tables(report)[0]["algorithms"]["ERM"]["C"]["diverged"] == [[1, 1]]
 
 

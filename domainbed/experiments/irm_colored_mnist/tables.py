@@ -60,7 +60,7 @@ def published_values(label_flip: float) -> pd.DataFrame | None:
 
     Columns: algorithm, and published_X for every X of the file, in percent.
     """
-    values = pd.DataFrame(irm_colored_mnist_values())
+    values = irm_colored_mnist_values()
     values = values[np.isclose(values["label_flip"], label_flip)].drop(columns="label_flip")
     renamed = values.rename(columns=lambda name: name if name == "algorithm" else _published(name))
     return renamed if len(renamed) else None

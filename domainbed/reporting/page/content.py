@@ -28,8 +28,9 @@ from domainbed.reporting.page.tables import (
 from domainbed.reporting.page.thumbnails import FilesBelow, ReadImages
 from domainbed.reporting.page.wrong_images import wrong_images
 from domainbed.reporting.protocols import mixtures
+from domainbed.reporting.published.agreement import agreement_sections
 from domainbed.reporting.render import head
-from domainbed.reporting.sections import Section
+from domainbed.reporting.section import Section
 from domainbed.reporting.single_source import has_single_source, single_source_report
 from domainbed.reporting.style import SPREADS, styled
 from domainbed.reporting.svg import inline_svg
@@ -92,9 +93,7 @@ def _of_findings(findings: Findings) -> Iterator[Part]:
 def _results(report: Report) -> Part:
     papers = published_cells(report)
     sections = [
-        section
-        for source, cells in papers.items()
-        for section in compared.beside_sections(cells, source)
+        section for source, cells in papers.items() for section in agreement_sections(cells, source)
     ]
     frames = (
         (compared.worst_section, analyses.worst_domains(report)),

@@ -6,17 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.errors import UserError
-from domainbed.reporting.beside import BesideCell, beside_published, cell_key
 from domainbed.reporting.published import SOURCES
+from domainbed.reporting.published.agreement import agreement
 from domainbed.reporting.render import cell_text
-from domainbed.reporting.sections import Section
-from domainbed.reporting.sections.texts import is_of_numbers
+from domainbed.reporting.section import Section
 from domainbed.reporting.style import Style
 from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table, domain_names
 from domainbed.runs.states import DONE, STATES
@@ -66,30 +65,28 @@ class HtmlTable:
 
 
 Key = tuple[str, str, str, str, str]
-"""What tells a cell, as from `beside.cell_key`."""
+"""Selection method, kind of table, dataset, algorithm and domain, as in `reporting.to_frame`."""
 
-Published = Mapping[Key, list[tuple[str, BesideCell]]]
-"""By cell the papers that have a number for it, and the number."""
+Published = Mapping[Key, list[tuple[str, Any]]]
+"""By cell the papers that have a number for it, and the row of `agreement`."""
 
 
-def published_cells(report: Report) -> dict[str, list[BesideCell]]:
-    """The cells beside each paper that has any of them."""
+def published_cells(report: Report) -> dict[str, pd.DataFrame]:
+    """By paper that has any of the cells, as from `agreement`."""
     found = {}
     for source in SOURCES:
         with suppress(UserError):  # it has none
-            found[source] = beside_published(report, source)
+            found[source] = agreement(report, source)
     return found
 
 
 def result_tables(
-    report: Report, papers: Mapping[str, Sequence[BesideCell]] | None = None
+    report: Report, papers: Mapping[str, pd.DataFrame] | None = None
 ) -> list[HtmlTable]:
     """The averages, then each dataset; in every table all selection methods side by side."""
-    published: dict[tuple[str, str, str, str, str], list[tuple[str, BesideCell]]] = defaultdict(
-        list
-    )
+    published: dict[Key, list[tuple[str, Any]]] = defaultdict(list)
     for source, cells in (papers or {}).items():
-        for cell in cells:
+        for cell in cells.itertuples(index=False):
             published[cell[:5]].append((source, cell))
     subjects = sorted(dict.fromkeys(table.dataset for table in report.tables), key=bool)
     return [
@@ -106,7 +103,7 @@ def _results(tables: Sequence[Table], published: Published, style: Style | None)
         for table in tables:
             for place, column in enumerate(table.columns):
                 cell = table.rows[algorithm][place]
-                keys.append(cell_key(table, algorithm, column))
+                keys.append(_key(table, algorithm, column))
                 printed = (_published_line(*each) for each in published.get(keys[-1], ()))
                 mark = _mark(cell, _best(table, place), column, style)
                 cells.append(HtmlCell(_text(cell, style), mark, (*_notes(cell), *printed)))
@@ -117,6 +114,12 @@ def _results(tables: Sequence[Table], published: Published, style: Style | None)
     notes = _published_note(source for source in SOURCES if source in sources)
     title = first.dataset or "Averages"
     return HtmlTable(title, header, rows, groups, notes=notes, is_open=True)
+
+
+def _key(table: Table, algorithm: str, column: Column) -> Key:
+    kind = "dataset" if table.dataset else "averages"
+    domain = column.label if table.dataset else column.test_env
+    return (table.selection, kind, column.dataset, algorithm, domain)
 
 
 def _text(cell: Cell, style: Style | None) -> str:
@@ -145,10 +148,10 @@ def _mark(cell: Cell, best: Cell | None, column: Column, style: Style | None) ->
 def _notes(cell: Cell) -> list[HtmlCell]:
     runs = ", ".join(f"trial {trial}, hparams seed {seed}" for trial, seed in cell.diverged)
     found = [HtmlCell(f"* diverged: {runs}")] if runs else []
-    return [*found, HtmlCell(f"not to be had: {cell.gap}")] if cell.gap else found
+    return [*found, HtmlCell(f"not available: {cell.gap}")] if cell.gap else found
 
 
-def _published_line(source: str, cell: BesideCell) -> HtmlCell:
+def _published_line(source: str, cell: Any) -> HtmlCell:
     """What a paper prints, by the paper's number in the note, and the verdict if there is one."""
     error = "" if pd.isna(cell.published_std_err) else f" ± {cell.published_std_err:.1f}"
     verdict = {True: ", agrees", False: ", differs", None: ""}[cell.within]
@@ -175,8 +178,8 @@ def from_section(section: Section, is_open: bool = False) -> HtmlTable:
     left_out = len(section.rows) - len(rows)
     more = [f"{left_out:,} more rows are left out"] if left_out else []
     header = [name[:1].upper() + name[1:] for name in section.header]
-    columns = enumerate(zip(*section.rows, strict=True))
-    named = [number for number, column in columns if number and not is_of_numbers(column)]
+    columns = enumerate(section.of_numbers())
+    named = [number for number, of_numbers in columns if number and not of_numbers]
     notes = [*map(_typeset, section.notes), *more]
     return HtmlTable(section.title, header, rows, (), named, notes, is_open)
 

@@ -6,54 +6,22 @@ collect --format csv` calls it.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+
+import pandas as pd
 
 from domainbed.core.suggest import did_you_mean
 from domainbed.errors import UserError
+from domainbed.reporting.section import Section
 
 TABLES = Path(__file__).parent / "tables"
 
 
-class PublishedValue(NamedTuple):
-    """One number of a paper, in percent (of the domain "Mean rank": a rank).
-
-    Attributes:
-        source: a name in `SOURCES`.
-        selection: short name of a selection method.
-        table: "dataset" or "averages".
-        dataset: its name, or "Avg" for the mean over the paper's datasets.
-        algorithm: its name.
-        domain: name of the test domain, "Avg", or "Mean rank".
-        mean: as printed.
-        std_err: as printed; None where the paper prints none.
-    """
-
-    source: str
-    selection: str
-    table: str
-    dataset: str
-    algorithm: str
-    domain: str
-    mean: float
-    std_err: float | None
-
-
-class IRMValue(NamedTuple):
-    """A row of Ramé et al. 2022, table 2: mean and standard deviation over restarts, in percent."""
-
-    algorithm: str
-    label_flip: float
-    train_acc: float
-    train_acc_std: float
-    test_acc: float
-    test_acc_std: float
-    gray_test_acc: float
-    gray_test_acc_std: float
+CELL = ["selection", "table", "dataset", "algorithm", "domain"]
+"""The columns that say which cell of the tables a number is, as in `reporting.to_frame`."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +92,21 @@ def get_source(name: str) -> Source:
 
 
 @cache
-def published_values(source: str) -> tuple[PublishedValue, ...]:
-    """All numbers of a source, in the order of its files.
+def published_values(source: str) -> pd.DataFrame:
+    """All numbers of a source, in the order of its files, one row each.
+
+    Columns: `source`, a name in `SOURCES`; `selection`, the short name of a selection method;
+    `table`, "dataset" or "averages"; `dataset`, or "Avg" for the mean over the paper's datasets;
+    `algorithm`; `domain`, the name of the test domain, "Avg" or "Mean rank"; `mean` and `std_err`
+    in percent, as printed (of the domain "Mean rank": a rank; NaN where the paper prints none).
 
     Raises:
         UserError: there is no such source.
     """
-    return tuple(
-        PublishedValue(
-            source=source,
-            mean=float(row.pop("mean")),
-            std_err=float(error) if (error := row.pop("std_err", "")) else None,
-            **row,
-        )
-        for file, constants in get_source(source).files.items()
-        for row in _rows(file, constants)
-    )
+    files = get_source(source).files
+    frames = [pd.read_csv(TABLES / file).assign(**same) for file, same in files.items()]
+    columns = ["source", *CELL, "mean", "std_err"]
+    return pd.concat(frames, ignore_index=True).assign(source=source).reindex(columns=columns)
 
 
 def find_values(
@@ -147,37 +114,50 @@ def find_values(
     selection: Sequence[str] | None = None,
     datasets: Sequence[str] | None = None,
     algorithms: Sequence[str] | None = None,
-) -> list[PublishedValue]:
-    """The numbers that are asked for; None asks for all.
+) -> pd.DataFrame:
+    """The rows of `published_values` that are asked for; None asks for all.
 
     Raises:
         UserError: a name that no source has, or no number is of all that is asked for.
     """
-    found = [value for name in sources or SOURCES for value in published_values(name)]
-    for column, names in (
-        ("selection", selection),
-        ("dataset", datasets),
-        ("algorithm", algorithms),
-    ):
-        known = list(dict.fromkeys(getattr(value, column) for value in found))
+    found = pd.concat([published_values(name) for name in sources or SOURCES], ignore_index=True)
+    asked = {"selection": selection, "dataset": datasets, "algorithm": algorithms}
+    for column, names in asked.items():
+        known = list(found[column].unique())
         for name in names or ():
             if name not in known:
                 raise UserError(
                     f"no published number of {column} {name!r} beside the rest that is asked for."
                     f"{did_you_mean(name, known)} Known: {', '.join(known)}"
                 )
-        found = [value for value in found if names is None or getattr(value, column) in names]
+        if names is not None:
+            found = found[found[column].isin(names)]
     return found
 
 
-def irm_colored_mnist_values() -> list[IRMValue]:
-    """Colored MNIST in the setup of IRM (Ramé et al. 2022, table 2)."""
-    return [
-        IRMValue(row.pop("algorithm"), **{name: float(value) for name, value in row.items()})
-        for row in _rows("fishr_2022_irm_colored_mnist.csv", {})
-    ]
+def published_sections(values: pd.DataFrame) -> list[Section]:
+    """The rows of `find_values` as one table per dataset, selection method and paper."""
+    is_dataset = values["table"] == "dataset"
+    subject = ("Dataset: " + values["dataset"]).where(is_dataset, "Averages")
+    column = values["domain"].where(is_dataset | (values["domain"] != "Avg"), values["dataset"])
+    error = " +/- " + values["std_err"].astype(str)
+    text = values["mean"].astype(str) + error.where(values["std_err"].notna(), "")
+    sections = []
+    cells = values.assign(subject=subject, column=column, text=text)
+    for (name, method, source), of in cells.groupby(["subject", "selection", "source"], sort=False):
+        wide = of.pivot(index="algorithm", columns="column", values="text").fillna("")
+        wide = wide.reindex(index=of["algorithm"].unique(), columns=of["column"].unique())
+        rows = [[algorithm, *texts] for algorithm, *texts in wide.itertuples(name=None)]
+        title = f"{name}, model selection method: {method}, from {source}"
+        frame = of[values.columns]
+        sections.append(Section("published", title, ["Algorithm", *wide], rows, [], frame))
+    return sections
 
 
-def _rows(file: str, constants: Mapping[str, str]) -> list[dict[str, str]]:
-    with (TABLES / file).open(encoding="utf-8", newline="") as lines:
-        return [{**constants, **row} for row in csv.DictReader(lines)]
+def irm_colored_mnist_values() -> pd.DataFrame:
+    """Colored MNIST in the setup of IRM (Ramé et al. 2022, table 2).
+
+    Columns: `algorithm`, `label_flip`, and for `train_acc`, `test_acc` and `gray_test_acc` the mean
+    over restarts in percent, with the standard deviation as …_std.
+    """
+    return pd.read_csv(TABLES / "fishr_2022_irm_colored_mnist.csv")

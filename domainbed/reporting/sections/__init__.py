@@ -7,14 +7,10 @@ from domainbed.reporting.sections.analyses import (
     tuning_section,
     worst_section,
 )
-from domainbed.reporting.sections.beside import beside_sections
 from domainbed.reporting.sections.differences import difference_sections
 from domainbed.reporting.sections.ranks import rank_sections
-from domainbed.reporting.sections.section import Section
 
 __all__ = [
-    "Section",
-    "beside_sections",
     "difference_sections",
     "expected_section",
     "gap_section",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from domainbed.reporting.section import Section
 from domainbed.reporting.sections.differences import FEW_TRIALS
-from domainbed.reporting.sections.section import Section
 from domainbed.reporting.sections.texts import count, mean_text, one_decimal, span, two_decimals
 
 

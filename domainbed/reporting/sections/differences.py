@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed.reporting.sections.section import Section
+from domainbed.reporting.section import Section
 from domainbed.reporting.sections.texts import count, interval, p_value_text, with_sign
 from domainbed.reporting.statistics import least_p_value
 from domainbed.reporting.tables import AVERAGE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from domainbed.reporting.sections.section import Section
+from domainbed.reporting.section import Section
 from domainbed.reporting.sections.texts import count, p_value_text
 from domainbed.reporting.statistics import CriticalDifference
 

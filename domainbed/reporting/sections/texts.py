@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
 
 import pandas as pd
 
 NOTHING = "-"
-_NUMBER = re.compile(r"[<\[]?[+-]?\d|-$")
 
 
 def count(number: int, thing: str) -> str:
@@ -46,8 +43,3 @@ def p_value_text(value: float) -> str:
     if math.isnan(value):
         return NOTHING
     return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def is_of_numbers(column: Iterable[str]) -> bool:
-    """Whether all texts of a column are numbers, intervals, bounds or gaps."""
-    return all(map(_NUMBER.match, column))

@@ -1,0 +1,166 @@
+"""One table of texts under a title, with notes below it, and its formats.
+
+Tables of results, comparisons and published numbers are all printed as sections.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from domainbed.core.registry import Registry
+from domainbed.core.text_table import pipe_table, printable, text_table
+
+BEST, SECOND = "best", "second"
+
+_TEXT_WIDTH = 100
+_ROWS_OF_A_PAGE = 40
+_NUMBER = re.compile(r"[<\[]?[+-]?\d|-$|X$")
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
+_LATEX = {char: "\\" + char for char in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
+_LATEX |= {"[": "{[}", "]": "{]}"}  # a row that begins with one would be an option of \\
+_PREAMBLE = r"""\documentclass{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage[margin=2cm]{geometry}
+\usepackage{booktabs}
+\usepackage{graphicx}
+\begin{document}"""
+
+
+class Section(NamedTuple):
+    """One table of texts.
+
+    Attributes:
+        name: for programs.
+        title: for people.
+        header: the columns' names.
+        rows: the cells as text.
+        notes: what the numbers are, and how little they prove.
+        frame: the numbers.
+        marks: which cells, by row and column, are `BEST` or `SECOND` of their column.
+        least: the least width of a column in plain text.
+    """
+
+    name: str
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    frame: pd.DataFrame
+    marks: Mapping[tuple[int, int], str] = MappingProxyType({})
+    least: int = 0
+
+    def of_numbers(self) -> list[bool]:
+        """For each column whether all its texts are numbers, intervals, bounds or gaps."""
+        columns = zip(*self.rows, strict=True)
+        return [all(map(_NUMBER.match, column)) for column in columns]
+
+    def formatted(self, escape: Callable[[str], str], marks: Mapping[str, str]) -> list[list[str]]:
+        """The rows in a format; `marks` are templates by kind of mark."""
+        return [
+            [
+                marks.get(self.marks.get((row, column), ""), "{}").format(escape(text))
+                for column, text in enumerate(texts)
+            ]
+            for row, texts in enumerate(self.rows)
+        ]
+
+
+def to_text(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
+    """Plain text: lines, then each table as aligned columns under its title, and its notes."""
+    lines = [printable(line) for line in head]
+    for section in sections:
+        lines += ["", f"-------- {printable(section.title)}"]
+        if section.rows:
+            lines += text_table([section.header, *section.rows], least=section.least)
+        for note in map(printable, section.notes):
+            lines += wrap(note, _TEXT_WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def to_markdown(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
+    """Paragraphs, then Markdown tables, the best in bold, and their notes as lists."""
+    marks = {BEST: "**{}**", SECOND: "<u>{}</u>"}
+    blocks = [_in_markdown(line) for line in head]
+    for section in sections:
+        blocks.append(f"### {_in_markdown(section.title)}")
+        if section.rows:
+            grid = [[*map(_in_markdown, section.header)], *section.formatted(_in_markdown, marks)]
+            blocks.append("\n".join(pipe_table(grid)))
+        if section.notes:
+            blocks.append("\n".join(f"- {_in_markdown(note)}" for note in section.notes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def to_latex(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
+    """A document that pdflatex compiles: booktabs tables, the best in bold, and their notes."""
+    lines = [*(f"% {printable(line)}" for line in head), _PREAMBLE]
+    for section in sections:
+        lines += ["", rf"\subsection*{{\raggedright {_in_latex(section.title)}}}"]
+        lines += _tabulars(section)
+        notes = [rf"\item {_in_latex(note)}" for note in section.notes]
+        lines += [r"\begin{itemize}", *notes, r"\end{itemize}"] if notes else []
+    return "\n".join([*lines, "", r"\end{document}"]) + "\n"
+
+
+def to_csv(sections: Sequence[Section]) -> str:
+    """The numbers of the first kind of table, unrounded."""
+    first = [section.frame for section in sections if section.name == sections[0].name]
+    return pd.concat(first).sort_index().to_csv(index=False, lineterminator="\n")
+
+
+def to_json(sections: Sequence[Section]) -> str:
+    """The numbers of all tables, unrounded, with their notes."""
+    whole: dict[str, list[Any]] = {}
+    for section in sections:
+        rows = json.loads(section.frame.to_json(orient="records", double_precision=15))
+        entry = {"title": section.title, "rows": rows, "notes": section.notes}
+        whole.setdefault(section.name, []).append(entry)
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+SECTION_RENDERERS: Registry[Callable[[Sequence[Section]], str]] = Registry("format")
+"""By name, functions from sections to a text."""
+
+for _name, _render in {
+    "text": to_text,
+    "markdown": to_markdown,
+    "latex": to_latex,
+    "csv": to_csv,
+    "json": to_json,
+}.items():
+    SECTION_RENDERERS.register(_render, name=_name)
+
+
+def _in_markdown(text: str) -> str:
+    escaped = "".join("\\" + char if char in r"\|*_`<[" else char for char in printable(text))
+    return escaped.replace("+/-", "±")
+
+
+def _in_latex(text: str) -> str:
+    escaped = "".join(_LATEX.get(char, char) for char in printable(text))
+    return _MINUS.sub("$-$", escaped.replace("+/-", r"$\pm$"))
+
+
+def _tabulars(section: Section) -> list[str]:
+    """The lines of a table, page by page, shrunk to the page where it is wider."""
+    shrink = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
+    alignment = "".join("c" if of_numbers else "l" for of_numbers in section.of_numbers())
+    header = " & ".join(rf"\textbf{{{_in_latex(name)}}}" for name in section.header)
+    marks = {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"}
+    rows = [" & ".join(row) + r" \\" for row in section.formatted(_in_latex, marks)]
+    lines: list[str] = []
+    for begin in range(0, len(rows), _ROWS_OF_A_PAGE):
+        lines += [r"\begin{center}", shrink, rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
+        lines += [header + r" \\", r"\midrule", *rows[begin : begin + _ROWS_OF_A_PAGE]]
+        lines += [r"\bottomrule", r"\end{tabular}}", r"\end{center}"]
+    return lines
