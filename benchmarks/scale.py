@@ -21,7 +21,6 @@ from domainbed.cli.launching import launch_sweep
 from domainbed.cli.sweep import show_status
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
-from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import Launch, prepare
 from domainbed.sweeps.store import Store
 
@@ -50,10 +49,10 @@ def _times(size: int, rounds: int) -> dict[str, Cost]:
     with tempfile.TemporaryDirectory() as folder:
         config = _config(size, folder)
         launch = prepare(config)
-        launch.store.write_plan(config, launch.runs)
+        launch.store.write_plan(config, launch.planned)
         _finish(launch)
         work: Mapping[str, Callable[[], object]] = {
-            "planning": lambda: plan(config),
+            "planning": config.plan,
             "status": lambda: show_status(Store(folder), Store(folder).planned()),
             "resuming": lambda: launch_sweep(config, skip_confirmation=True),
         }

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from numpy.random import RandomState
 
-from domainbed.algorithms import declared_options, declared_space, get_algorithm_class
+from domainbed.algorithms import Algorithm, declared_options, declared_space, get_algorithm_class
 from domainbed.config.dimensions import (
     Choice,
     DatasetFacts,
@@ -29,7 +29,7 @@ from domainbed.config.dimensions import (
     weight_decay,
     with_defaults,
 )
-from domainbed.core.seeding import hparam_seed, hparams_draw_seed
+from domainbed.core.seeding import hparam_seed
 from domainbed.core.suggest import did_you_mean
 from domainbed.datasets import DATASETS, dataset_facts
 from domainbed.datasets.image_domains import DATA_OPTIONS
@@ -93,6 +93,121 @@ def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
     }
 
 
+Ranges = Mapping[str, tuple[float, float]]
+"""By hyper-parameter, low and high of a `Uniform` or `LogUniform` in place of its own."""
+
+_NONE: Ranges = MappingProxyType({})
+_FIRST_IN_SEQUENCE = ("resnet_dropout", "lr", "batch_size", "weight_decay")
+_OTHERWISE_CALLED = {"learning_rate": "lr", "dropout": "resnet_dropout"}
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be drawn and set for an algorithm on a dataset.
+
+    Attributes:
+        algorithm: its name.
+        dataset: its name, without paths.
+        shared: the dimensions that every algorithm has.
+        own: those that the algorithm declares; they replace shared ones of the same name.
+        options: what may be set besides.
+        is_complete: whether the algorithm says which hyper-parameters it has.
+    """
+
+    algorithm: str
+    dataset: str
+    shared: Mapping[str, Dimension]
+    own: Mapping[str, Dimension]
+    options: Mapping[str, Option]
+    is_complete: bool
+
+    @classmethod
+    def of(
+        cls, algorithm: str, declaring: type[Algorithm], dataset: str, features: bool = False
+    ) -> Space:
+        """The space of `algorithm`, which is the class `declaring`; see `search_space`."""
+        facts = dataset_facts(dataset, features)
+        usual = {**NETWORK_OPTIONS, **DATA_OPTIONS}
+        if features:
+            usual = {**HEAD_OPTIONS, "corrupt_images": DATA_OPTIONS["corrupt_images"]}
+        of_data = DATASETS[dataset].options if dataset in DATASETS else {}
+        return cls(
+            algorithm,
+            dataset,
+            shared_space(facts),
+            declared_space(declaring, facts),
+            {**usual, **of_data, **declared_options(declaring)},
+            declaring.__module__.startswith("domainbed.") or "search_space" in vars(declaring),
+        )
+
+    @property
+    def dimensions(self) -> dict[str, Dimension]:
+        """All dimensions."""
+        return {**self.shared, **self.own}
+
+    def defaults(self) -> dict[str, Any]:
+        """The hyper-parameters of hparams seed 0."""
+        return {name: dimension.default for name, dimension in self.dimensions.items()}
+
+    def draw(self, seed: int, in_sequence: bool = False, ranges: Ranges = _NONE) -> dict[str, Any]:
+        """A random draw; see `random_hparams`."""
+        changed = {name: _in_range(self.own[name], *ends) for name, ends in ranges.items()}
+        own, source = {**self.own, **changed}, RandomState(seed)
+        if in_sequence:
+            # The shared ones that there were in 2020, then the algorithm's as it declares them.
+            # One that the algorithm replaces (`batch_size` of ARM) is drawn all the same.
+            drawn = {name: dimension.default for name, dimension in self.shared.items()}
+            drawn |= {name: self.shared[name].draw(source) for name in _FIRST_IN_SEQUENCE}
+            return drawn | {name: dimension.draw(source) for name, dimension in own.items()}
+        drawn = {}
+        for name, dimension in {**self.shared, **own}.items():
+            source.seed(hparam_seed(seed, name))  # as a new one, at a hundredth of the time
+            drawn[name] = dimension.draw(source)
+        return drawn
+
+    def check(self, fixed: Mapping[str, Any]) -> None:
+        """Makes sure that a user may set these values.
+
+        Raises:
+            UserError: a value that cannot be, or a name that is unknown, if the space is complete.
+        """
+        known = {**self.options, **self.dimensions}
+        for name, value in fixed.items():
+            if self.is_complete and name not in known:
+                hint = did_you_mean(_OTHERWISE_CALLED.get(name, name), known)
+                raise UserError(
+                    f"unknown hyper-parameter {name!r} of {self.algorithm}.{hint} "
+                    f"Known: {', '.join(known)}",
+                    *("hparams", name),
+                )
+            expected = ""
+            if isinstance(value, float) and not math.isfinite(value):
+                expected = "expected a finite number"
+            elif name in known and not known[name].accepts(value):
+                expected = refusal(value, known[name])
+            if expected:
+                raise UserError(
+                    f"hyper-parameter {name!r} of {self.algorithm} cannot be {value!r}: {expected}",
+                    *("hparams", name),
+                )
+        named = set(fixed) & {"weights", "backbone", "featurizer"}
+        if dataset_facts(self.dataset).small_images and named == {"weights"}:
+            raise UserError(
+                f"hyper-parameter 'weights' is {fixed['weights']!r}, but no backbone takes weights "
+                f"on {self.dataset}: leave it out, or name a 'backbone'",
+                *("hparams", "weights"),
+            )
+
+
+def _in_range(dimension: Dimension, low: float, high: float) -> Dimension:
+    assert isinstance(dimension, (Uniform, LogUniform)), dimension
+    return replace(dimension, low=low, high=high)
+
+
+def _space(algorithm: str, dataset: str, features: bool) -> Space:
+    return Space.of(algorithm, get_algorithm_class(algorithm), dataset, features)
+
+
 def search_space(algorithm: str, dataset: str, features: bool = False) -> dict[str, Dimension]:
     """All dimensions of `algorithm` on `dataset`: the shared ones, its parents' and its own.
 
@@ -102,40 +217,21 @@ def search_space(algorithm: str, dataset: str, features: bool = False) -> dict[s
     Raises:
         UserError: no such algorithm.
     """
-    facts = dataset_facts(dataset, features)
-    return shared_space(facts) | declared_space(get_algorithm_class(algorithm), facts)
+    return _space(algorithm, dataset, features).dimensions
 
 
-def options(
-    algorithm: str, dataset: str | None = None, features: bool = False
-) -> dict[str, Option]:
+def options(algorithm: str, dataset: str = "", features: bool = False) -> dict[str, Option]:
     """What may be set besides the search space: of networks, data, `dataset` and `algorithm`.
 
     Raises:
         UserError: no such algorithm.
     """
-    of_data = DATASETS[dataset].options if dataset and dataset in DATASETS else {}
-    of_algorithm = declared_options(get_algorithm_class(algorithm))
-    if features:
-        of_files = {"corrupt_images": DATA_OPTIONS["corrupt_images"]}
-        return {**HEAD_OPTIONS, **of_files, **of_data, **of_algorithm}
-    return {**NETWORK_OPTIONS, **DATA_OPTIONS, **of_data, **of_algorithm}
-
-
-def file_options(algorithm: str, dataset: str, features: bool = False) -> list[str]:
-    """The options whose value may name a file."""
-    found = options(algorithm, dataset, features)
-    return [name for name, option in found.items() if option.file]
+    return dict(_space(algorithm, dataset, features).options)
 
 
 def default_hparams(algorithm: str, dataset: str, features: bool = False) -> dict[str, Any]:
     """The hyper-parameters of hparams seed 0."""
-    space = search_space(algorithm, dataset, features)
-    return {name: dimension.default for name, dimension in space.items()}
-
-
-Ranges = Mapping[str, tuple[float, float]]
-"""By hyper-parameter, low and high of a `Uniform` or `LogUniform` in place of its own."""
+    return _space(algorithm, dataset, features).defaults()
 
 
 def random_hparams(
@@ -143,7 +239,7 @@ def random_hparams(
     dataset: str,
     seed: int,
     in_sequence: bool = False,
-    ranges: Ranges = MappingProxyType({}),
+    ranges: Ranges = _NONE,
     features: bool = False,
 ) -> dict[str, Any]:
     """A random draw.
@@ -157,118 +253,4 @@ def random_hparams(
         ranges: of hyper-parameters that the algorithm declares, where they are not its own.
         features: whether inputs are features of the dataset's images.
     """
-    facts = dataset_facts(dataset, features)
-    shared, own = shared_space(facts), declared_space(get_algorithm_class(algorithm), facts)
-    own |= {name: _in_range(own[name], *ends) for name, ends in ranges.items()}
-    source = RandomState(seed)
-    if in_sequence:
-        return _drawn_in_sequence(shared, own, source)
-    drawn = {}
-    for name, dimension in {**shared, **own}.items():
-        source.seed(hparam_seed(seed, name))  # as a new one, at a hundredth of the time
-        drawn[name] = dimension.draw(source)
-    return drawn
-
-
-def _in_range(dimension: Dimension, low: float, high: float) -> Dimension:
-    assert isinstance(dimension, (Uniform, LogUniform)), dimension
-    return replace(dimension, low=low, high=high)
-
-
-_FIRST_IN_SEQUENCE = ("resnet_dropout", "lr", "batch_size", "weight_decay")
-
-
-def _drawn_in_sequence(
-    shared: Mapping[str, Dimension], own: Mapping[str, Dimension], source: RandomState
-) -> dict[str, Any]:
-    """The shared ones that there were in 2020, then the algorithm's as it declares them.
-
-    A shared one that the algorithm replaces (`batch_size` of ARM) is drawn all the same.
-    """
-    drawn = {name: dimension.default for name, dimension in shared.items()}
-    drawn |= {name: shared[name].draw(source) for name in _FIRST_IN_SEQUENCE}
-    return drawn | {name: dimension.draw(source) for name, dimension in own.items()}
-
-
-def resolve(
-    algorithm: str,
-    dataset: str,
-    *,
-    protocol_options: Mapping[str, Any],
-    protocol_defaults: Mapping[str, Any],
-    protocol_ranges: Ranges,
-    fixed: Mapping[str, Any],
-    hparams_seed: int,
-    trial_seed: int,
-    shared_draws: bool = False,
-    in_sequence: bool = False,
-    features: bool = False,
-) -> dict[str, Any]:
-    """All hyper-parameters of a run: defaults or draw, the protocol's options, fixed values.
-
-    Args:
-        algorithm: its name.
-        dataset: its name, without paths.
-        protocol_options: its values; those that nothing in the run declares are left out.
-        protocol_defaults: values of hparams seed 0 in place of the search space's.
-        protocol_ranges: of random draws, see `random_hparams`.
-        fixed: what the user set.
-        hparams_seed: 0 for the defaults, any other for a random draw.
-        trial_seed: which the published draws depend on.
-        shared_draws: the same draws in all trials.
-        in_sequence: see `random_hparams`.
-        features: whether inputs are features of the dataset's images.
-
-    Raises:
-        UserError: an unknown name, or a value that cannot be.
-    """
-    _check_fixed(algorithm, dataset, fixed, features)
-    declared = options(algorithm, dataset, features)
-    if hparams_seed == 0:
-        drawn = {**default_hparams(algorithm, dataset, features), **protocol_defaults}
-    else:
-        seed = hparams_draw_seed(hparams_seed, trial_seed, shared_draws)
-        drawn = random_hparams(algorithm, dataset, seed, in_sequence, protocol_ranges, features)
-    recorded = {name: o.default for name, o in declared.items() if o.always_recorded}
-    of_protocol = {name: v for name, v in protocol_options.items() if name in declared}
-    return {**drawn, **recorded, **of_protocol, **fixed}
-
-
-_OTHERWISE_CALLED = {"learning_rate": "lr", "dropout": "resnet_dropout"}
-
-
-def _check_fixed(algorithm: str, dataset: str, fixed: Mapping[str, Any], features: bool) -> None:
-    """Refuses values that cannot be, and unknown names where the algorithm declares its space."""
-    cls = get_algorithm_class(algorithm)
-    known = {
-        **options(algorithm, dataset, features),
-        **search_space(algorithm, dataset, features),
-    }
-    declared = cls.__module__.startswith("domainbed.") or "search_space" in vars(cls)
-    for name, value in fixed.items():
-        if declared and name not in known:
-            meant = _OTHERWISE_CALLED.get(name, name)
-            raise UserError(
-                f"unknown hyper-parameter {name!r} of {algorithm}.{did_you_mean(meant, known)} "
-                f"Known: {', '.join(known)}",
-                *("hparams", name),
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(
-                f"hyper-parameter {name!r} of {algorithm} cannot be {value!r}: expected a "
-                "finite number",
-                *("hparams", name),
-            )
-        if name in known and not known[name].accepts(value):
-            raise UserError(
-                f"hyper-parameter {name!r} of {algorithm} cannot be {value!r}: "
-                f"{refusal(value, known[name])}",
-                *("hparams", name),
-            )
-    small_images = dataset_facts(dataset).small_images
-    if small_images and set(fixed) & {"weights", "backbone", "featurizer"} == {"weights"}:
-        raise UserError(
-            f"hyper-parameter 'weights' is {fixed['weights']!r}, but no backbone takes weights on "
-            f"{dataset}: leave it out, or name a 'backbone'",
-            *("hparams", "weights"),
-        )
+    return _space(algorithm, dataset, features).draw(seed, in_sequence, ranges)

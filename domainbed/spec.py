@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from domainbed import hparams as search
-from domainbed.algorithms import get_algorithm_class
+from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.protocols import (
     DEFAULT_PROTOCOL,
     FROZEN_FEATURES,
@@ -20,14 +21,16 @@ from domainbed.config.protocols import (
     get_protocol,
     of_frozen_features,
 )
-from domainbed.config.run_fields import FeatureSource, RunFields
+from domainbed.config.run_fields import RunFields
 from domainbed.config.settings import make
 from domainbed.core.files import file_digest
 from domainbed.core.names import dataset_label, describe_run
-from domainbed.core.seeding import run_seed, shared_initial_seed
+from domainbed.core.seeding import hparams_draw_seed, run_seed, shared_initial_seed
+from domainbed.core.yaml_file import Where
 from domainbed.datasets import get_dataset_class
 from domainbed.datasets.features import reads_text
 from domainbed.errors import UserError
+from domainbed.hparams import Space
 from domainbed.metrics import METRICS
 
 ALWAYS = (
@@ -37,6 +40,13 @@ ALWAYS = (
 """The fields that every identity holds; of the others, those that the protocol has otherwise."""
 
 MOST_SEED = 2**32 - 1  # of NumPy's global source
+
+_WEIGHTS = "features.weights"
+
+_OF_TEXT = "UnitFeatures"
+"""The featurizer below a classifier that begins as one made of text: nothing is trained there."""
+
+_NEEDS_TEXT = "needs features of a backbone that reads text: set 'features' to open_clip:NAME"
 
 
 class RunSpec(RunFields):
@@ -100,48 +110,18 @@ class RunSpec(RunFields):
         Raises:
             UserError: a value that cannot be; the message names it and what would be right.
         """
-        protocol = protocol or (FROZEN_FEATURES if fields.get("features") else DEFAULT_PROTOCOL)
-        data, published = get_dataset_class(dataset), get_protocol(protocol)
-        get_algorithm_class(algorithm)
-        label, ordered = dataset_label(dataset), tuple(sorted(test_envs))
-        set_here = {"seed": seed, "steps": steps, "checkpoint_freq": checkpoint_freq}
-        draft = make(
-            cls,
-            {
-                **published.fields,
-                **fields,
-                "protocol": protocol,
-                "protocol_version": published.version,
-                "dataset": dataset,
-                "algorithm": algorithm,
-                "test_envs": ordered,
-                "hparams_seed": hparams_seed,
-                "trial_seed": trial_seed,
-                "seed": run_seed(label, algorithm, ordered, hparams_seed, trial_seed),
-                "steps": published.steps.get(label, data.N_STEPS),
-                "checkpoint_freq": published.checkpoint_freq.get(label, data.CHECKPOINT_FREQ),
-                "hparams": {},
-                "fixed_hparams": dict(hparams or {}),
-                **{name: value for name, value in set_here.items() if value is not None},
-            },
-        )
-        _check(draft, len(data.ENVIRONMENTS))
-        return _resolved(draft)
+        chosen = {"protocol": protocol, "steps": steps, "checkpoint_freq": checkpoint_freq}
+        fields |= {name: value for name, value in chosen.items() if value is not None}
+        resolver = Resolver.of(dataset, algorithm, hparams, fields, cls)
+        return resolver.run(test_envs, hparams_seed, trial_seed, seed)
 
-    def variant(
-        self, hparams_seed: int, trial_seed: int, hparams: Mapping[str, Any] | None = None
-    ) -> RunSpec:
-        """The run of another hparams seed and trial, with its own derived seed and draws.
-
-        `hparams` are those draws, where they are known: they do not depend on the test domains.
-        """
+    def variant(self, hparams_seed: int, trial_seed: int, hparams: Mapping[str, Any]) -> RunSpec:
+        """The run of another hparams seed and trial, with its own derived seed and these draws."""
         seed = run_seed(
             self.dataset_label, self.algorithm, self.test_envs, hparams_seed, trial_seed
         )
         changes = {"hparams_seed": hparams_seed, "trial_seed": trial_seed, "seed": seed}
-        if hparams is not None:
-            return self.model_copy(update={**changes, "hparams": dict(hparams)})
-        return _resolved(self.model_copy(update=changes))
+        return self.model_copy(update={**changes, "hparams": dict(hparams)})
 
     @property
     def dataset_label(self) -> str:
@@ -168,11 +148,12 @@ class RunSpec(RunFields):
         protocol's values: a new field with a default changes no identity. A file counts by its
         content.
         """
-        usual = field_values(get_protocol(self.protocol))
-        values = self.as_json()
-        digests = dict(self.digests)
+        usual = RunFields().model_dump(mode="json") | dict(get_protocol(self.protocol).fields)
+        values, digests = self.as_json(), dict(self.digests)
         if self.features:
-            values["features"] = _identity_of(self.features, digests.pop(_WEIGHTS, None))
+            said = self.features.model_dump(exclude_defaults=True)
+            of_weights = {"weights": digests.pop(_WEIGHTS)} if _WEIGHTS in digests else {}
+            values["features"] = {"backbone": self.features.backbone, **said, **of_weights}
         values["hparams"] = {**self.hparams, **digests}
         return {
             name: value
@@ -207,175 +188,230 @@ class RunSpec(RunFields):
         return describe_run(self.as_json())
 
 
-_WEIGHTS = "features.weights"
+@dataclass(frozen=True)
+class Resolver:
+    """Makes the runs of an algorithm on a dataset, whose names are looked up once for all of them.
 
+    Attributes:
+        data: the dataset's class.
+        algorithm: its class.
+        protocol: of all runs.
+        space: their hyper-parameters.
+        draft: a run without test domains and hyper-parameters.
+    """
 
-def _identity_of(features: FeatureSource, digest: str | None) -> dict[str, Any]:
-    """What is not as usual, and the backbone; a file of weights counts by its content."""
-    said = {"backbone": features.backbone, **features.model_dump(exclude_defaults=True)}
-    return {**said, "weights": digest} if digest else said
+    data: Any
+    algorithm: type[Algorithm]
+    protocol: Protocol
+    space: Space
+    draft: RunSpec
 
+    @classmethod
+    def of(
+        cls,
+        dataset: str,
+        algorithm: str,
+        hparams: Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+        kind: type[RunSpec] = RunSpec,
+    ) -> Resolver:
+        """Looks the names up, and checks all but what depends on test domains.
 
-def field_values(protocol: Protocol) -> dict[str, Any]:
-    """The value under `protocol` of each field of a run that nobody sets, as JSON values."""
-    return RunFields().model_dump(mode="json") | dict(protocol.fields)
+        The arguments are those of `RunSpec.create`; `kind` is the class of the runs.
 
+        Raises:
+            UserError: see `RunSpec.create`.
+        """
+        usual = FROZEN_FEATURES if fields.get("features") else DEFAULT_PROTOCOL
+        published = get_protocol(fields.get("protocol") or usual)
+        data, declaring = get_dataset_class(dataset), get_algorithm_class(algorithm)
+        label = dataset_label(dataset)
+        values = {
+            **published.fields,
+            "steps": published.steps.get(label, data.N_STEPS),
+            "checkpoint_freq": published.checkpoint_freq.get(label, data.CHECKPOINT_FREQ),
+            **fields,
+            "protocol": published.name,
+            "protocol_version": published.version,
+            "dataset": dataset,
+            "algorithm": algorithm,
+            "test_envs": (),
+            "seed": 0,
+            "hparams": {},
+            "fixed_hparams": dict(hparams or {}),
+        }
+        draft = make(kind, values)
+        space = Space.of(algorithm, declaring, label, draft.features is not None)
+        resolver = cls(data, declaring, published, space, draft)
+        resolver._check()
+        return resolver
 
-def _resolved(draft: RunSpec) -> RunSpec:
-    """The same run, with all its hyper-parameters."""
-    protocol, on_features = get_protocol(draft.protocol), draft.features is not None
-    of_text = {"featurizer": _OF_TEXT} if draft.initial_weights == "text" else {}
-    values = search.resolve(
-        draft.algorithm,
-        draft.dataset_label,
-        protocol_options={**protocol.options, **of_text},
-        protocol_defaults=protocol.defaults.get(draft.algorithm, {}),
-        protocol_ranges=protocol.ranges.get(draft.algorithm, {}),
-        fixed=draft.fixed_hparams,
-        hparams_seed=draft.hparams_seed,
-        trial_seed=draft.trial_seed,
-        shared_draws=draft.shared_draws,
-        in_sequence=draft.draws == "in-sequence",
-        features=on_features,
-    )
-    files = search.file_options(draft.algorithm, draft.dataset_label, on_features)
-    digests = {
-        name: _digest(values[name]) for name in files if Path(values.get(name, "")).is_file()
-    }
-    if draft.features and Path(draft.features.weights).is_file():
-        digests[_WEIGHTS] = _digest(draft.features.weights)
-    return draft.model_copy(update={"hparams": values, "digests": digests})
+    def run(
+        self,
+        test_envs: Sequence[int],
+        hparams_seed: int = 0,
+        trial_seed: int = 0,
+        seed: int | None = None,
+    ) -> RunSpec:
+        """The run with these test domains and seeds; without a `seed` it is derived.
 
+        Raises:
+            UserError: see `RunSpec.create`.
+        """
+        draft, envs = self.draft, tuple(sorted(test_envs))
+        derived = run_seed(draft.dataset_label, draft.algorithm, envs, hparams_seed, trial_seed)
+        changes = {
+            "test_envs": envs,
+            "hparams_seed": hparams_seed,
+            "trial_seed": trial_seed,
+            "seed": derived if seed is None else seed,
+        }
+        spec = make(type(draft), {**dict(draft), **changes})
+        self._check_test_envs(spec.test_envs)
+        hparams, options = self.hparams(hparams_seed, trial_seed), self.space.options
+        files = {name: hparams[name] for name in hparams if name in options and options[name].file}
+        if draft.features:
+            files[_WEIGHTS] = draft.features.weights
+        digests = {
+            name: _digest(file, os.stat(file).st_mtime_ns)
+            for name, file in files.items()
+            if os.path.isfile(file)
+        }
+        return spec.model_copy(update={"hparams": hparams, "digests": digests})
 
-def _digest(file: str) -> str:
-    facts = Path(file).stat()
-    return _content_digest(file, facts.st_mtime_ns, facts.st_size)
+    def hparams(self, hparams_seed: int, trial_seed: int) -> dict[str, Any]:
+        """Those of these seeds: defaults or a draw, the protocol's options, and fixed values."""
+        draft, protocol, options = self.draft, self.protocol, self.space.options
+        if hparams_seed == 0:
+            drawn = {**self.space.defaults(), **protocol.defaults.get(draft.algorithm, {})}
+        else:
+            seed = hparams_draw_seed(hparams_seed, trial_seed, draft.shared_draws)
+            ranges = protocol.ranges.get(draft.algorithm, {})
+            drawn = self.space.draw(seed, draft.draws == "in-sequence", ranges)
+        usual = {name: each.default for name, each in options.items() if each.always_recorded}
+        usual |= {name: value for name, value in protocol.options.items() if name in options}
+        if draft.initial_weights == "text":
+            usual["featurizer"] = _OF_TEXT
+        return {**drawn, **usual, **draft.fixed_hparams}
+
+    def obstacle(self, test_envs: Sequence[int]) -> UserError | None:
+        """Why the algorithm cannot do a run that others could; None where it can.
+
+        Test domains that are too many for all algorithms, or of a dataset that does not list its
+        domains, are none.
+        """
+        cls, name, features = self.algorithm, self.draft.algorithm, self.draft.features
+        domains, label = len(self.data.ENVIRONMENTS), self.draft.dataset_label
+        obstacles = [
+            (
+                features and cls.needs_images,
+                f"{name} needs images, and does not work on features of them",
+                "algorithm",
+            ),
+            (
+                cls.needs_text and not (features and reads_text(features)),
+                f"{name} {_NEEDS_TEXT}",
+                "algorithm",
+            ),
+            (
+                cls.needs_features and self._reads_images and not features,
+                f"{name} needs features of images: set the field 'features'",
+                "algorithm",
+            ),
+            (
+                0 < domains - len(test_envs) < cls.least_domains,
+                f"{name} needs at least {cls.least_domains} training domains, and "
+                f"{len(test_envs)} of the {domains} of {label} are held out",
+                "test_envs",
+            ),
+        ]
+        return next((UserError(why, field) for stands, why, field in obstacles if stands), None)
+
+    @property
+    def _reads_images(self) -> bool:
+        return getattr(self.data, "reads_images", False)  # a class from outside may not say
+
+    def _check_test_envs(self, envs: tuple[int, ...]) -> None:
+        """What depends on the test domains, and whether the algorithm can do the run."""
+        domains, label = len(self.data.ENVIRONMENTS), self.draft.dataset_label
+        # A dataset from outside may not list its domains; then only loading it can tell.
+        highest = domains - 1 if domains else 10**6
+        for holds, expected in (
+            (envs, "at least one test domain"),
+            (
+                all(0 <= env <= highest for env in envs),
+                f"domains of {label} between 0 and {highest}",
+            ),
+            (len(set(envs)) == len(envs), "each domain once"),
+            (len(envs) <= highest, f"a training domain left ({label} has {domains} in all)"),
+        ):
+            if not holds:
+                raise UserError(f"test_envs is {envs!r}: expected {expected}", "test_envs")
+        if obstacle := self.obstacle(envs):
+            raise obstacle
+
+    def _check(self) -> None:
+        """What depends on several fields, or on the dataset, but not on the test domains."""
+        draft, label, features = self.draft, self.draft.dataset_label, self.draft.features
+        adapts, on_text = draft.task == "domain_adaptation", draft.initial_weights == "text"
+        suited, featurizer = of_frozen_features(), draft.fixed_hparams.get("featurizer", _OF_TEXT)
+        what = "is set" if features else "is not set"
+        others = f"name one of frozen features ({', '.join(suited)})"
+        remedy = f"leave 'protocol' out, or {others}" if features else "set 'features'"
+        held_out = f"uda_holdout_fraction is {draft.uda_holdout_fraction}"
+        for metric in draft.metrics:
+            METRICS[metric]
+        rules: list[tuple[Any, str, Where]] = [
+            (
+                len(self.data.ENVIRONMENTS) != 1,
+                f"dataset {label} has 1 domain: training needs one and testing another",
+                ("dataset",),
+            ),
+            (
+                draft.uda_holdout_fraction > 0 or not adapts,
+                f"{held_out}: expected more than 0 in the task domain_adaptation",
+                ("uda_holdout_fraction",),
+            ),
+            (
+                draft.uda_holdout_fraction == 0 or adapts,
+                f"{held_out}: expected 0, unless the task is domain_adaptation",
+                ("uda_holdout_fraction",),
+            ),
+            (
+                draft.swad_n_tolerance >= draft.swad_n_converge,
+                f"swad_n_tolerance is {draft.swad_n_tolerance}: expected swad_n_converge "
+                f"({draft.swad_n_converge}) or more",
+                ("swad_n_tolerance",),
+            ),
+            (
+                bool(features) == (draft.protocol in suited),
+                f"features {what} under the protocol {draft.protocol!r}: {remedy}",
+                ("features",),
+            ),
+            (
+                self._reads_images or not features,
+                f"features are of image files, and {label} has none: leave 'features' out",
+                ("features",),
+            ),
+            (
+                not on_text or (features and reads_text(features)),
+                f"initial_weights is 'text', which {_NEEDS_TEXT}; or choose other initial_weights",
+                ("initial_weights",),
+            ),
+            (
+                not on_text or featurizer == _OF_TEXT,
+                f"hyper-parameter 'featurizer' is {featurizer!r}, but initial_weights is 'text', a "
+                f"classifier on features of length 1: leave it out, which means {_OF_TEXT!r}",
+                ("hparams", "featurizer"),
+            ),
+        ]
+        for holds, message, where in rules:
+            if not holds:
+                raise UserError(message, *where)
+        self.space.check(draft.fixed_hparams)
 
 
 @lru_cache  # a sweep asks once per run
-def _content_digest(file: str, modified: int, size: int) -> str:
-    """The SHA-256 of a file, read anew if it has changed since."""
+def _digest(file: str, modified: int) -> str:
+    """The SHA-256 of a file, read again if it has been `modified` since."""
     return f"sha256:{file_digest(Path(file))}"
-
-
-def _check(spec: RunSpec, domains: int) -> None:
-    """What depends on several fields, or on the dataset."""
-    for metric in spec.metrics:
-        METRICS[metric]
-    if domains == 1:
-        raise UserError(
-            f"dataset {spec.dataset_label} has 1 domain: training needs one and testing another",
-            "dataset",
-        )
-    # A dataset from outside may not list its domains; then only loading it can tell.
-    highest = domains - 1 if domains else 10**6
-    rules = [
-        ("test_envs", bool(spec.test_envs), "at least one test domain"),
-        (
-            "test_envs",
-            all(0 <= e <= highest for e in spec.test_envs),
-            f"domains of {spec.dataset_label} between 0 and {highest}",
-        ),
-        ("test_envs", len(set(spec.test_envs)) == len(spec.test_envs), "each domain once"),
-        (
-            "test_envs",
-            not domains or len(spec.test_envs) < domains,
-            f"a training domain left ({spec.dataset_label} has {domains} in all)",
-        ),
-        (
-            "uda_holdout_fraction",
-            spec.task != "domain_adaptation" or spec.uda_holdout_fraction > 0,
-            "more than 0 in the task domain_adaptation",
-        ),
-        (
-            "uda_holdout_fraction",
-            spec.task == "domain_adaptation" or spec.uda_holdout_fraction == 0,
-            "0, unless the task is domain_adaptation",
-        ),
-        (
-            "swad_n_tolerance",
-            spec.swad_n_tolerance >= spec.swad_n_converge,
-            f"swad_n_converge ({spec.swad_n_converge}) or more",
-        ),
-    ]
-    for name, holds, expected in rules:
-        if not holds:
-            raise UserError(f"{name} is {getattr(spec, name)!r}: expected {expected}", name)
-    _check_features(spec)
-    if lack := domain_shortage(spec.dataset, spec.algorithm, spec.test_envs):
-        raise UserError(f"test_envs is {spec.test_envs!r}: {lack}; hold out fewer", "test_envs")
-
-
-def _check_features(spec: RunSpec) -> None:
-    """Features and a protocol of frozen features go together, and suit dataset and algorithm."""
-    suited = of_frozen_features()
-    if bool(spec.features) != (spec.protocol in suited):
-        what = "is set" if spec.features else "is not set"
-        others = f"name one of frozen features ({', '.join(suited)})"
-        remedy = f"leave 'protocol' out, or {others}" if spec.features else "set 'features'"
-        raise UserError(
-            f"features {what} under the protocol {spec.protocol!r}: {remedy}", "features"
-        )
-    if spec.features and not getattr(get_dataset_class(spec.dataset), "reads_images", False):
-        raise UserError(
-            f"features are of image files, and {spec.dataset_label} has none: leave 'features' out",
-            "features",
-        )
-    if lack := unsuited(spec.dataset, spec.algorithm, spec.features):
-        raise UserError(lack, "algorithm")
-    if spec.initial_weights == "text" and not (spec.features and reads_text(spec.features)):
-        raise UserError(
-            f"initial_weights is 'text', which {_NEEDS_TEXT}; or choose other initial_weights",
-            "initial_weights",
-        )
-    named = spec.fixed_hparams.get("featurizer", _OF_TEXT)
-    if spec.initial_weights == "text" and named != _OF_TEXT:
-        raise UserError(
-            f"hyper-parameter 'featurizer' is {named!r}, but initial_weights is 'text', a "
-            f"classifier on features of length 1: leave it out, which means {_OF_TEXT!r}",
-            *("hparams", "featurizer"),
-        )
-
-
-_OF_TEXT = "UnitFeatures"
-"""The featurizer below a classifier that begins as one made of text: nothing is trained there."""
-
-_NEEDS_TEXT = "needs features of a backbone that reads text: set 'features' to open_clip:NAME"
-
-
-def unsuited(dataset: str, algorithm: str, features: FeatureSource | None) -> str:
-    """Why an algorithm cannot do with images, or with features of them; empty where it can."""
-    cls = get_algorithm_class(algorithm)
-    if features and cls.needs_images:
-        return f"{algorithm} needs images, and works on no features of them"
-    if cls.needs_text and not (features and reads_text(features)):
-        return f"{algorithm} {_NEEDS_TEXT}"
-    natural = getattr(get_dataset_class(dataset), "reads_images", False)
-    if cls.needs_features and natural and not features:
-        return f"{algorithm} needs features of images: set the field 'features'"
-    return ""
-
-
-def obstacle(
-    dataset: str, algorithm: str, test_envs: Sequence[int], features: FeatureSource | None = None
-) -> str:
-    """Why an algorithm cannot do a run that others could; empty where it can."""
-    inputs = unsuited(dataset, algorithm, features)
-    return inputs or domain_shortage(dataset, algorithm, test_envs)
-
-
-def domain_shortage(dataset: str, algorithm: str, test_envs: Sequence[int]) -> str:
-    """Why so many test domains are too many for an algorithm that could do with fewer.
-
-    Empty where they are not, where they are too many for all algorithms, and where the dataset's
-    class does not list its domains.
-    """
-    least = get_algorithm_class(algorithm).least_domains
-    domains = len(get_dataset_class(dataset).ENVIRONMENTS)
-    if not 0 < domains - len(test_envs) < least:
-        return ""
-    label = dataset_label(dataset)
-    return (
-        f"{algorithm} needs at least {least} training domains, and {len(test_envs)} of the "
-        f"{domains} of {label} are held out"
-    )

@@ -113,8 +113,6 @@ def test_a_protocols_defaults_are_those_of_hparams_seed_0_alone():
     assert tau("domainbed-2020") == tau("domainbed-2024") == tau("fishr-2022") == 1.0
     assert tau("default", 1) == tau("domainbed-2024", 1) == pytest.approx(0.393432, rel=1e-5)
     assert tau("domainbed-2024", tau=0.25) == 0.25
-    base = RunSpec.create("PACS", "SANDMask", [0], protocol="domainbed-2024", hparams_seed=3)
-    assert base.variant(0, 0).hparams["tau"] == 1.0
     assert ("SANDMask.tau", None, 1.0) in differences(
         get_protocol("default"), get_protocol("domainbed-2024")
     )
@@ -280,6 +278,6 @@ def test_too_few_training_domains_for_an_algorithm(algorithm, enough):
     with pytest.raises(UserError) as error:
         RunSpec.create("ColoredMNIST", algorithm, [0, 1])
     assert str(error.value) == (
-        f"test_envs is (0, 1): {algorithm} needs at least 2 training domains, and 2 of the 3 of "
-        "ColoredMNIST are held out; hold out fewer"
+        f"{algorithm} needs at least 2 training domains, and 2 of the 3 of "
+        "ColoredMNIST are held out"
     )

@@ -257,10 +257,8 @@ def _store_and_runs(args: argparse.Namespace) -> tuple[Store, dict[str, PlannedR
     if Path(args.target).is_dir():
         store = Store(args.target)
         return store, store.planned()
-    from domainbed.sweeps.grid import plan
-
     config = _load(args.target, args)
-    return Store(config.output_dir), {run.run_id: run.planned() for run in plan(config)}
+    return Store(config.output_dir), {run.run_id: run.planned() for run in config.plan()}
 
 
 def show_status(store: Store, runs: dict[str, PlannedRun], as_json: bool = False) -> int:

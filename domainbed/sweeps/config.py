@@ -6,13 +6,16 @@ PyTorch along.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 
 from pydantic import Field, model_validator
 
-from domainbed.config.run_fields import FeatureSource, RunFields, RunOptions
+from domainbed.config.run_fields import RunFields, RunOptions
 from domainbed.config.settings import (
     Items,
     Listed,
@@ -33,7 +36,7 @@ from domainbed.core.yaml_file import Where
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
-    from domainbed.spec import RunSpec
+    from domainbed.spec import Resolver, RunSpec
 
 TestEnvs = tuple[int, ...]
 
@@ -77,6 +80,29 @@ _TestEnvs = Annotated[
     checked(lambda envs: tuple(sorted(envs))),
     converted(_test_envs, accepts=_Domain | list[_Domain]),
 ]
+
+
+@contextmanager
+def _told_of(field: str) -> Iterator[None]:
+    """Names the field in the errors of what is done with its value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error), field) from error
+
+
+class Resolved(NamedTuple):
+    """An algorithm on a dataset, with names looked up and values checked.
+
+    Attributes:
+        resolver: makes its runs.
+        first: those with hparams seed 0 and trial 0, one for each set of test domains.
+        left_out: those that cannot be; see `SweepConfig.left_out`.
+    """
+
+    resolver: Resolver
+    first: list[RunSpec]
+    left_out: list[dict[str, Any]]
 
 
 class SweepConfig(RunFields, RunOptions):
@@ -133,24 +159,134 @@ class SweepConfig(RunFields, RunOptions):
         names = [named] if isinstance(named, str) else named
         # What is no list of texts is refused when its turn comes.
         if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
-            try:
+            with _told_of("plugins"):
                 import_plugins(names)
-            except UserError as error:
-                raise UserError(str(error), "plugins") from error
         return values
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
-        _check_labels(self.datasets)
-        _check_trackers(self.trackers)
-        _check_count(self)
-        _check_runs(self)
+        from domainbed.runs.trackers import TRACKERS
+
+        for name in self.trackers:
+            with _told_of("trackers"):
+                TRACKERS[name]
+        labels: dict[str, str] = {}
+        for position, dataset in enumerate(self.datasets):
+            other = labels.setdefault(dataset_label(dataset), dataset)
+            if other != dataset:
+                raise UserError(
+                    f"{dataset!r} and {other!r} would both be called {dataset_label(dataset)!r} "
+                    "in the results: rename one of the folders",
+                    *("datasets", position),
+                )
+        seeds = {"trials": len(self.trials), "hparams_seeds": len(self.hparams_seeds)}
+        groups = sum(len(resolved.first) for resolved in self.resolved)
+        count = groups * seeds["trials"] * seeds["hparams_seeds"]
+        if count > _MOST_RUNS:
+            largest = max(seeds, key=lambda name: seeds[name])
+            raise UserError(
+                f"{count:,} runs: expected at most {_MOST_RUNS:,} in one sweep", largest
+            )
         return self
 
-    def hparams_of(self, algorithm: str) -> dict[str, Any]:
-        """The fixed hyper-parameters of one algorithm: those of all, and over them its own."""
-        shared = {name: v for name, v in self.hparams.items() if not _is_algorithm(name)}
-        return {**shared, **self.hparams.get(algorithm, {})}
+    @cached_property
+    def resolved(self) -> list[Resolved]:
+        """The runs of each dataset with each algorithm, resolved: all that planning needs.
+
+        Raises:
+            UserError: a run that cannot be, with the place of the fault in the config.
+        """
+        from domainbed.spec import Resolver
+
+        fields, own = self.run_fields(), self._own_hparams
+        shared = {name: value for name, value in self.hparams.items() if name not in own}
+        found = []
+        for dataset in self.datasets:
+            resolvers = {}
+            for algorithm in dict.fromkeys([*self.algorithms, *own]):
+                # Hyper-parameters may be given for algorithms that are not to run.
+                usual = shared if algorithm in self.algorithms else {}
+                hparams = {**usual, **own.get(algorithm, {})}
+                with self._placed(dataset, algorithm):
+                    resolvers[algorithm] = Resolver.of(dataset, algorithm, hparams, fields)
+            sets = self.test_envs or test_env_sets(
+                dataset, resolvers[self.algorithms[0]].data, self.selection
+            )
+            of_dataset = [self._with_sets(resolver, sets) for resolver in resolvers.values()]
+            of_dataset = of_dataset[: len(self.algorithms)]
+            if not any(resolved.first for resolved in of_dataset):
+                with self._placed(dataset, self.algorithms[0], sets[0]):
+                    of_dataset[0].resolver.run(sets[0])
+            found += of_dataset
+        return found
+
+    def _with_sets(self, resolver: Resolver, sets: Sequence[TestEnvs]) -> Resolved:
+        """The runs of an algorithm on a dataset; those that it cannot do are left out."""
+        draft, first, left_out = resolver.draft, [], []
+        for envs in sets:
+            if why := resolver.obstacle(envs):
+                place = {"dataset": draft.dataset_label, "algorithm": draft.algorithm}
+                left_out.append({**place, "test_envs": list(envs), "why": str(why)})
+                continue
+            with self._placed(draft.dataset, draft.algorithm, envs):
+                first.append(resolver.run(envs))
+        return Resolved(resolver, first, left_out)
+
+    @contextmanager
+    def _placed(self, dataset: str, algorithm: str, envs: TestEnvs = ()) -> Iterator[None]:
+        """Gives the errors of a run their place in the config."""
+        try:
+            yield
+        except UserError as error:
+            field, *inner = where = error.where or ("",)
+            own = self._own_hparams.get(algorithm, {})
+            if field == "hparams" and inner and inner[0] in own:
+                where = ("hparams", algorithm, *inner)
+            elif field == "test_envs" and self.test_envs is not None:
+                where = ("test_envs", self.test_envs.index(envs))
+            elif field not in SweepConfig.model_fields:
+                where = ("datasets", self.datasets.index(dataset))
+            raise UserError(str(error), *where) from error
+
+    @cached_property
+    def _own_hparams(self) -> dict[str, dict[str, Any]]:
+        """The fixed hyper-parameters of one algorithm alone, by its name."""
+        from domainbed.algorithms import get_algorithm_class
+
+        own = {}
+        for name, value in self.hparams.items():
+            with suppress(UserError):  # it is a hyper-parameter
+                get_algorithm_class(name)
+                own[name] = value
+        for name, value in own.items():
+            if not isinstance(value, dict):
+                raise UserError(
+                    f"expected names with values, found {found(value)}", "hparams", name
+                )
+        return own
+
+    def plan(self) -> list[RunSpec]:
+        """All runs of the sweep, without those that are `left_out`.
+
+        Runs that share dataset and trial are neighbours, since a worker keeps one dataset loaded.
+        Within, hparams seed by hparams seed: the defaults of all algorithms come first.
+        """
+        runs: list[RunSpec] = []
+        for dataset, trial, seed in product(self.datasets, self.trials, self.hparams_seeds):
+            for resolver, first, _ in self.resolved:
+                if resolver.draft.dataset == dataset:
+                    # They do not depend on the test domains.
+                    hparams = resolver.hparams(seed, trial)
+                    runs += [run.variant(seed, trial, hparams) for run in first]
+        return runs
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """The runs that cannot be, of all trials and hparams seeds at once, and why.
+
+        As plan.json keeps them: `dataset`, `algorithm`, `test_envs` and `why`.
+        """
+        return [run for resolved in self.resolved for run in resolved.left_out]
 
     def run_fields(self) -> dict[str, Any]:
         """Those that were given; `eval_splits` "selection" as the sweep's own methods need it."""
@@ -217,22 +353,23 @@ def _refuse_plugins(file: str | Path, kept: Any, named: Iterable[str] | None) ->
         )
 
 
-def test_env_sets(config: SweepConfig, dataset: str) -> list[TestEnvs]:
-    """The sets of test domains of a dataset: those of the config, or what selection needs.
+def test_env_sets(dataset: str, data: Any, selection: Sequence[str]) -> list[TestEnvs]:
+    """The sets of test domains that selection methods need of a dataset.
 
-    Every domain alone that the dataset is evaluated on; and if a selection method of the config
-    reads pairs, each of these with every other domain.
+    Every domain alone that the dataset is evaluated on; and if a method reads pairs, each of these
+    with every other domain.
+
+    Args:
+        dataset: its name.
+        data: its class.
+        selection: names of selection methods.
 
     Raises:
         UserError: the dataset's class does not list its domains, has too few of them for pairs,
             or so many that the sets should be chosen.
     """
-    from domainbed.datasets import get_dataset_class
     from domainbed.selection import SELECTION_METHODS
 
-    if config.test_envs is not None:
-        return list(config.test_envs)
-    data = get_dataset_class(dataset)
     domains = range(len(data.ENVIRONMENTS))
     if not domains:
         raise UserError(
@@ -240,14 +377,20 @@ def test_env_sets(config: SweepConfig, dataset: str) -> list[TestEnvs]:
             "cannot be planned: give them, as in [[0], [1]]",
             "test_envs",
         )
-    pairing = [name for name in config.selection if SELECTION_METHODS[name].needs_pairs]
+    pairing = [name for name in selection if SELECTION_METHODS[name].needs_pairs]
     if pairing and len(domains) < 3:
         raise UserError(
             f"{pairing[0]} needs a domain to train on beside two test domains, and {dataset!r} "
             f"has {len(domains)} domains: leave that method out of 'selection'",
             "selection",
         )
-    evaluated = _evaluated(dataset, data, domains)
+    evaluated = sorted(set(domains if data.test_domains is None else data.test_domains))
+    if not evaluated or not set(evaluated) <= set(domains):
+        raise UserError(
+            f"the dataset {dataset!r} has the test_domains {evaluated}: expected some of its "
+            f"domains, 0 to {len(domains) - 1}",
+            "datasets",
+        )
     singles: list[TestEnvs] = [(domain,) for domain in evaluated]
     pairs = {(min(a, b), max(a, b)) for a in evaluated for b in domains if a != b}
     sets = [*singles, *sorted(pairs)] if pairing else singles
@@ -255,133 +398,7 @@ def test_env_sets(config: SweepConfig, dataset: str) -> list[TestEnvs]:
         fewer = f", or leave {pairing[0]} out of 'selection'" if pairing else ""
         raise UserError(
             f"{len(domains)} domains of {dataset!r} make {len(sets):,} sets of test domains: give "
-            f"those that are meant, as in [[0], [1]]{fewer}",
+            f"the ones you want, as in [[0], [1]]{fewer}",
             "test_envs",
         )
     return sets
-
-
-def _evaluated(dataset: str, data: Any, domains: range) -> list[int]:
-    """The domains that a dataset is evaluated on, in ascending order."""
-    declared = domains if data.test_domains is None else sorted(set(data.test_domains))
-    if not declared or not set(declared) <= set(domains):
-        raise UserError(
-            f"the dataset {dataset!r} has the test_domains {list(declared)}: expected some of its "
-            f"domains, 0 to {len(domains) - 1}",
-            "datasets",
-        )
-    return list(declared)
-
-
-def trainable_sets(config: SweepConfig, dataset: str, algorithm: str) -> list[TestEnvs]:
-    """Those sets of test domains that an algorithm can do with."""
-    sets = test_env_sets(config, dataset)
-    return [envs for envs in sets if not why_not(config, dataset, algorithm, envs)]
-
-
-def why_not(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> str:
-    """Why an algorithm cannot do a run that others could; empty where it can."""
-    from domainbed.config.protocols import get_protocol
-    from domainbed.spec import obstacle
-
-    published = get_protocol(config.protocol).fields.get("features")
-    usual = make(FeatureSource, published) if published else None
-    return obstacle(dataset, algorithm, envs, config.features or usual)
-
-
-def first_run(config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs) -> RunSpec:
-    """The checked run with hparams seed 0 and trial 0.
-
-    Raises:
-        UserError: see `RunSpec.create`.
-    """
-    from domainbed.spec import RunSpec
-
-    hparams = config.hparams_of(algorithm)
-    return RunSpec.create(dataset, algorithm, envs, hparams=hparams, **config.run_fields())
-
-
-def _check_trackers(names: Iterable[str]) -> None:
-    from domainbed.runs.trackers import TRACKERS
-
-    for name in names:
-        try:
-            TRACKERS[name]
-        except UserError as error:
-            raise UserError(str(error), "trackers") from error
-
-
-def _check_labels(datasets: Iterable[str]) -> None:
-    labels: dict[str, str] = {}
-    for position, dataset in enumerate(datasets):
-        other = labels.setdefault(dataset_label(dataset), dataset)
-        if other != dataset:
-            raise UserError(
-                f"{dataset!r} and {other!r} would both be called {dataset_label(dataset)!r} "
-                "in the results: rename one of the folders",
-                "datasets",
-                position,
-            )
-
-
-def _check_count(config: SweepConfig) -> None:
-    sets = sum(len(test_env_sets(config, dataset)) for dataset in config.datasets)
-    seeds = {"trials": len(config.trials), "hparams_seeds": len(config.hparams_seeds)}
-    count = len(config.algorithms) * sets * seeds["trials"] * seeds["hparams_seeds"]
-    if count > _MOST_RUNS:
-        largest = max(seeds, key=lambda name: seeds[name])
-        raise UserError(f"{count:,} runs: expected at most {_MOST_RUNS:,} in one sweep", largest)
-
-
-def _check_runs(config: SweepConfig) -> None:
-    """One run of each dataset with each algorithm, and with each set of test domains."""
-    from domainbed.spec import RunSpec
-
-    for name, value in config.hparams.items():
-        if _is_algorithm(name) and not isinstance(value, dict):
-            raise UserError(f"expected names with values, found {found(value)}", "hparams", name)
-    for dataset in config.datasets:
-        # Of sets of test domains that leave too few to train on, the plan leaves runs out.
-        sets_of = {name: trainable_sets(config, dataset, name) for name in config.algorithms}
-        broadest = max(config.algorithms, key=lambda name: len(sets_of[name]))
-        sets = sets_of[broadest] or test_env_sets(config, dataset)
-        runs = [(broadest, envs, config.hparams_of(broadest)) for envs in sets]
-        runs += [(name, own[0], config.hparams_of(name)) for name, own in sets_of.items() if own]
-        # Hyper-parameters may be given for algorithms that are not to run.
-        others = [name for name in config.hparams if _is_algorithm(name) and name not in sets_of]
-        for name in others:
-            runs += [
-                (name, envs, config.hparams[name])
-                for envs in trainable_sets(config, dataset, name)[:1]
-            ]
-        for algorithm, envs, hparams in runs:
-            try:
-                RunSpec.create(dataset, algorithm, envs, hparams=hparams, **config.run_fields())
-            except UserError as error:
-                where = _where(config, dataset, algorithm, envs, error.where)
-                raise UserError(str(error), *where) from error
-
-
-def _where(
-    config: SweepConfig, dataset: str, algorithm: str, envs: TestEnvs, where: Where
-) -> Where:
-    """Where in the config the fault of a run lies."""
-    field, *inner = where or ("",)
-    if field == "hparams" and inner:
-        own = inner[0] in config.hparams.get(algorithm, {})
-        return ("hparams", algorithm, *inner) if own else where
-    if field == "test_envs" and config.test_envs is not None:
-        return ("test_envs", config.test_envs.index(envs))
-    if field in SweepConfig.model_fields:
-        return where
-    return ("datasets", config.datasets.index(dataset))
-
-
-def _is_algorithm(name: str) -> bool:
-    from domainbed.algorithms import get_algorithm_class
-
-    try:
-        get_algorithm_class(name)
-    except UserError:
-        return False
-    return True

@@ -23,7 +23,6 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.costs import Costs, finished_costs
 from domainbed.sweeps.following import Display, follow, in_hand
-from domainbed.sweeps.grid import left_out, plan
 from domainbed.sweeps.status import Status, status_of
 from domainbed.sweeps.store import PlannedRun, Store
 from domainbed.training import run
@@ -40,7 +39,7 @@ class Launch:
         runs: all runs of the sweep, by run id.
         states: the state of each when this was made.
         in_hand: those that an engine has queued or running.
-        left_out: runs that the sweep asks for, and that cannot be; see `grid.left_out`.
+        left_out: runs that the sweep asks for, and that cannot be; see `SweepConfig.left_out`.
         retried: whether failed runs are to be done again.
     """
 
@@ -205,7 +204,7 @@ def prepare(config: SweepConfig, retry: bool = False) -> Launch:
     Raises:
         UserError: a run that cannot be, or the folder holds a sweep with other settings.
     """
-    return prepare_runs(config, plan(config), retry, left_out(config))
+    return prepare_runs(config, config.plan(), retry, config.left_out)
 
 
 def prepare_runs(

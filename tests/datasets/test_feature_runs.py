@@ -24,7 +24,6 @@ from domainbed.runs.predictions import read_predictions
 from domainbed.runs.results_file import features_of
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.grid import left_out, plan
 from domainbed.training import load_model, predictions, run
 from domainbed.training.experiment import build
 
@@ -85,7 +84,7 @@ def test_what_features_are_made_of_is_part_of_the_run(folder, tmp_path):
         ({"protocol": "frozen-features", "features": None}, "features is not set under"),
         ({"hparams": {"resnet18": True}}, "unknown hyper-parameter 'resnet18' of ERM"),
         ({"hparams": {"backbone": "resnet50"}}, "unknown hyper-parameter 'backbone' of ERM"),
-        ({"algorithm": "ARM"}, "ARM needs images, and works on no features of them"),
+        ({"algorithm": "ARM"}, "ARM needs images, and does not work on features of them"),
     ],
 )
 def test_what_does_not_go_together(changes, said, folder):
@@ -108,10 +107,10 @@ def test_a_sweep_leaves_out_what_needs_images(folder, tmp_path):
         "hparams_seeds": 1,
     }
     config = load_config(None, fields)
-    assert {entry["why"] for entry in left_out(config)} == {
-        "ARM needs images, and works on no features of them"
+    assert {entry["why"] for entry in config.left_out} == {
+        "ARM needs images, and does not work on features of them"
     }
-    runs = plan(config)
+    runs = config.plan()
     assert len(runs) == 2 * 2 * 3
     assert {r.protocol for r in runs} == {"frozen-features"}
     file = tmp_path / "sweep.yaml"
@@ -221,8 +220,8 @@ def test_a_killed_run_goes_on_with_the_same_views(folder, tmp_path):
 def test_the_config_of_make_laptop_has_all_algorithms():
     config = load_config(Path(__file__).parents[2] / "configs" / "laptop.yaml")
     assert list(config.algorithms) == list(ALGORITHMS)
-    assert {entry["algorithm"] for entry in left_out(config)} == {"ARM", "ZeroShot"}
-    runs = plan(config)
+    assert {entry["algorithm"] for entry in config.left_out} == {"ARM", "ZeroShot"}
+    runs = config.plan()
     assert len(runs) == (len(ALGORITHMS) - 2) * 4 * 2 * 2
     for each in runs:  # no method begins its penalty after the last update
         switches = [v for k, v in each.hparams.items() if k.endswith("iters")]

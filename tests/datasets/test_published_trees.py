@@ -28,7 +28,6 @@ from domainbed.datasets.images.transforms import evaluation_transform, training_
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.grid import plan
 from domainbed.training.experiment import Experiment
 from domainbed.training.sampling import split_domains
 
@@ -199,9 +198,9 @@ class TestAugmentation:
 
 def test_sweeps_test_on_the_first_domain_of_spawrious():
     fields = {"datasets": ["SpawriousO2O_hard"], "algorithms": ["ERM"], "hparams_seeds": 1}
-    runs = plan(load_config(None, {**fields, "trials": 1}))
+    runs = load_config(None, {**fields, "trials": 1}).plan()
     assert [run.test_envs for run in runs] == [(0,), (0, 1), (0, 2)]
-    chosen = plan(load_config(None, {**fields, "trials": 1, "test_envs": [[1], [1, 2]]}))
+    chosen = load_config(None, {**fields, "trials": 1, "test_envs": [[1], [1, 2]]}).plan()
     assert [run.test_envs for run in chosen] == [(1,), (1, 2)]
 
 

@@ -25,7 +25,6 @@ from domainbed.networks.preprocessing import preprocessing_of
 from domainbed.networks.pretrained import headless_model
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.grid import left_out
 from domainbed.training import build, load_model, run
 
 open_clip = pytest.importorskip("open_clip")
@@ -268,7 +267,7 @@ def test_zero_shot_needs_text(images):
         **{"hparams_seeds": 1, "selection": ["training-domain"]},
     }
     (told,) = {
-        e["algorithm"] for e in left_out(load_config(None, fields | {"features": "resnet18"}))
+        e["algorithm"] for e in load_config(None, fields | {"features": "resnet18"}).left_out
     }
     assert told == "ZeroShot"
 

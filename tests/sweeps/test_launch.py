@@ -19,7 +19,6 @@ from domainbed.errors import UserError
 from domainbed.reporting import load_records, planned_gaps
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import RunJob, prepare
 from domainbed.sweeps.status import failure_lines, status_json, status_of
 from domainbed.sweeps.store import Store, remove
@@ -212,7 +211,7 @@ def test_other_settings_in_a_sweeps_folder_are_refused(tmp_path, other, says):
     for attempt in (
         lambda: prepare(changed),
         lambda: first.store.write_plan(
-            changed, {run.run_id: run.planned() for run in plan(changed)}
+            changed, {run.run_id: run.planned() for run in changed.plan()}
         ),
     ):
         with pytest.raises(UserError, match=re.escape(says)) as error:

@@ -15,7 +15,6 @@ from domainbed.errors import UserError
 from domainbed.reporting.published import get_source
 from domainbed.spec import RunSpec
 from domainbed.sweeps import outlook
-from domainbed.sweeps.grid import plan
 from domainbed.sweeps.outlook import UPDATES, Timing, measure
 from domainbed.sweeps.reproduction import SCALES, left_out, reproduction
 from domainbed.training.experiment import build
@@ -29,11 +28,11 @@ def test_the_papers_sweep():
     assert set(config.algorithms) == set(SEVEN)
     assert config.selection == ("training-domain", "oracle")
     assert (config.protocol, config.precision) == ("fishr-2022", "float32")
-    runs = plan(config)
+    runs = config.plan()
     assert len(runs) == 7 * 3 * 3 * 20  # algorithms, test domains, trials, draws: no pairs
     assert {(run.steps, run.checkpoint_freq, run.data_seed) for run in runs} == {(5001, 100, "run")}
     assert left_out(config, get_source("fishr-2022")) == []
-    pairs = plan(reproduction("domainbed-2020", "PACS", algorithms=["ERM"]))
+    pairs = reproduction("domainbed-2020", "PACS", algorithms=["ERM"]).plan()
     assert len(pairs) == (4 + 6) * 3 * 20
     assert {run.draws for run in pairs} == {"in-sequence"}
 
@@ -49,7 +48,7 @@ def test_what_the_small_scale_leaves_out():
     config = reproduction("fishr-2022", "ColoredMNIST", "small", None, ["oracle"])
     assert config.algorithms == ("ERM", "Fishr")
     assert config.output_dir == "results/fishr-2022/ColoredMNIST_small"
-    assert len(plan(config)) == 2 * 3
+    assert len(config.plan()) == 2 * 3
     assert left_out(config, get_source("fishr-2022")) == [
         "left out: 2 of 3 trials, 19 of 20 draws of the hyper-parameters, 4899 of 5001 updates of "
         "each run, CORAL, DANN, IRM, VREx, Fish",

@@ -24,7 +24,6 @@ from domainbed.selection import SELECTION_METHODS
 from domainbed.selection.base import mean_over_others
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.grid import plan
 from domainbed.sweeps.launch import prepare
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, RecordedSplits, Value
 from domainbed.training.sampling import Split
@@ -256,9 +255,9 @@ def sweep(**fields: Any) -> Any:
 
 
 def test_a_sweep_evaluates_what_its_methods_read() -> None:
-    every = plan(sweep(eval_splits="selection"))
+    every = sweep(eval_splits="selection").plan()
     assert {run.eval_splits for run in every} == {"selection"}
-    early = plan(sweep(eval_splits="selection", selection=EARLY))
+    early = sweep(eval_splits="selection", selection=EARLY).plan()
     assert {run.eval_splits for run in early} == {"best"}
     with pytest.raises(UserError, match="eval_splits is 'best', but leave-one-domain-out reads"):
         sweep(eval_splits="best")
