@@ -83,7 +83,7 @@ def _config(size: int, folder: str) -> SweepConfig:
 
 def _finish(launch: Launch) -> None:
     for run in launch.runs.values():
-        folder = launch.store.folder(run)
+        folder = launch.store.folder(run.run_id)
         folder.path.mkdir()
         folder.spec.write_text(json.dumps(run.as_json()))
         folder.results.write_text(_record(run))
