@@ -15,7 +15,7 @@ from domainbed.core.names import order_algorithms
 from domainbed.reporting import analyses, comparison
 from domainbed.reporting.statistics import CriticalDifference
 from domainbed.runs.records import Records
-from domainbed.selection.base import mean_over_others
+from domainbed.selection import mean_over_others
 
 _CELL = ["dataset", "algorithm", "test_env"]
 _RUN = [*_CELL, "trial_seed", "hparams_seed"]

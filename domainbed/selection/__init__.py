@@ -1,19 +1,16 @@
-"""Model selection: pure functions from a table of records to a choice.
+"""Model selection: pure functions from a table of records to a choice."""
 
-The order of the imports is the order of the tables.
-"""
-
-# ruff: isort: off
-from domainbed.selection.base import (
+from domainbed.selection.methods import (
     CELL_KEYS,
-    SELECTION_METHODS,
+    LEAVE_ONE_OUT,
+    ORACLE,
     SEED_KEYS,
+    SELECTION_METHODS,
+    TRAINING_DOMAIN,
     SelectionMethod,
+    mean_over_others,
     register,
 )
-from domainbed.selection.training_domain import TRAINING_DOMAIN
-from domainbed.selection.leave_one_out import LEAVE_ONE_OUT
-from domainbed.selection.oracle import ORACLE
 
 __all__ = [
     "CELL_KEYS",
@@ -23,5 +20,6 @@ __all__ = [
     "SELECTION_METHODS",
     "TRAINING_DOMAIN",
     "SelectionMethod",
+    "mean_over_others",
     "register",
 ]
