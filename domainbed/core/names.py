@@ -100,6 +100,11 @@ def trained_algorithm(name: str) -> str:
     return name.partition(_RERUN)[0].partition(_WITH)[0]
 
 
+def average_in(name: str) -> str:
+    """What tables call the average in a name such as "ERM + SWAD"; "" where there is none."""
+    return name.partition(_RERUN)[0].partition(_WITH)[2]
+
+
 def order_datasets(seen: Iterable[str]) -> list[str]:
     """The names of `seen`, once each: the known ones in table order, then the rest sorted."""
     names = set(seen)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -92,8 +92,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(runs, pa.concat_tables(parts).unify_dictionaries())
 
 
-def read_batch(files: Sequence[Path], on_file: Callable[[], None]) -> Batch:
-    """Parses files, and calls `on_file` after each.
+def read_batch(files: Iterable[tuple[Path, bytes]], on_file: Callable[[], None]) -> Batch:
+    """Parses files, given with their contents, and calls `on_file` after each.
 
     Raises:
         UserError: see `read_results`.
@@ -103,8 +103,8 @@ def read_batch(files: Sequence[Path], on_file: Callable[[], None]) -> Batch:
     counts: list[int] = []
     keys: list[str] = []
     values: list[float] = []
-    for path in files:
-        for run, step, numbers in read_results(path):
+    for path, content in files:
+        for run, step, numbers in read_results(path, content):
             if not runs or run is not runs[-1]:
                 runs.append(run)
             records.append((len(runs) - 1, step))
@@ -150,7 +150,8 @@ def read_files(root: Path, files: Sequence[Path], on_file: Callable[[], None]) -
         on_file()
     new = [file for file, folder in zip(files, folders, strict=True) if folder not in known]
     for start in range(0, len(new), _BATCH):
-        batches.append(read_batch(new[start : start + _BATCH], on_file))
+        some = ((file, file.read_bytes()) for file in new[start : start + _BATCH])
+        batches.append(read_batch(some, on_file))
     whole = joined(batches).only(folders)
     finished = {f for f, stamp in stamps.items() if f not in known and _is_finished(f, stamp)}
     if cache and finished:

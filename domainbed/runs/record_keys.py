@@ -14,6 +14,8 @@ _KEY = re.compile(r"env(\d+)_(in|out|uda)_(\w+)", re.ASCII)
 AVERAGES = {"ema": "EMA", "sma": "SMA", "swad": "SWAD", "wise": "WiSE"}
 """Averages of weights that are measured beside the last ones, and what tables call them."""
 
+AVERAGES_BY_TITLE = {title: name for name, title in AVERAGES.items()}
+
 FULL_DATA = "fd_"
 """What keys begin with in a stage that trains on all images of the training domains."""
 

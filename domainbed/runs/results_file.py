@@ -46,7 +46,7 @@ _REMEDY = "repair or remove the line"
 _NOT_JSON = (ValueError, RecursionError)
 
 
-def read_results(path: Path) -> Iterator[tuple[Run, int, dict[str, float]]]:
+def read_results(path: Path, content: bytes) -> Iterator[tuple[Run, int, dict[str, float]]]:
     """Each record of a results.jsonl: its run, its step, and its numbers by DomainBed's keys.
 
     All records of a run come with the same object, whose `num_records`, `last_step` and `diverged`
@@ -61,7 +61,7 @@ def read_results(path: Path) -> Iterator[tuple[Run, int, dict[str, float]]]:
     """
     run: Run = {}
     steps: set[int] = set()
-    for line, record in split_averages(merge_stages(_parse(path))):
+    for line, record in split_averages(merge_stages(_parse(path, content))):
         try:
             described, step = _describe(record, run)
         except (KeyError, TypeError) as error:
@@ -81,9 +81,9 @@ def read_results(path: Path) -> Iterator[tuple[Run, int, dict[str, float]]]:
         )
 
 
-def _parse(path: Path) -> list[Numbered]:
+def _parse(path: Path, content: bytes) -> list[Numbered]:
     """The lines of a file with their numbers, without a last line that was cut off."""
-    *lines, rest = path.read_bytes().split(b"\n")  # a whole line ends with a newline
+    *lines, rest = content.split(b"\n")  # a whole line ends with a newline
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     records = []
     is_torn = bool(rest.strip())

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from domainbed.core.names import trained_algorithm
+from domainbed.core.names import average_in
 from domainbed.errors import UserError
 from domainbed.reporting import load_records
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.record_keys import AVERAGES
+from domainbed.runs.record_keys import AVERAGES_BY_TITLE
 from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 from domainbed.training.kept_models import is_final
@@ -97,9 +97,7 @@ def choice_of(records: Records, row: Mapping[str, Any]) -> Choice:
     for key in ("dataset", "algorithm", "hparams_seed", "trial_seed"):
         same &= runs[key] == row[key]
     run = runs[same].iloc[0]
-    titles = {title: name for name, title in AVERAGES.items()}
-    trained = trained_algorithm(row["algorithm"])
-    average = titles.get(row["algorithm"].removeprefix(trained).removeprefix(" + "), "")
+    average = AVERAGES_BY_TITLE.get(average_in(row["algorithm"]), "")
     step = int(row["step"])
     return Choice(RunFolder(run["folder"]), step, average, step == run["last_step"])
 

@@ -5,8 +5,7 @@ Only a run that selects imports `domainbed.selection`: it takes pandas along, ha
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,11 @@ import torch
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.files import file_digest, write_text, written_aside
-from domainbed.core.names import averaged_algorithm
+from domainbed.core.names import average_in
 from domainbed.errors import UserError
 from domainbed.networks.weights import load_plain
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.record_keys import AVERAGES, parse_average_key, parse_record_key
+from domainbed.runs.record_keys import AVERAGES_BY_TITLE
 from domainbed.spec import RunSpec
 from domainbed.training.averages import Averages
 from domainbed.training.experiment import Experiment
@@ -28,10 +27,7 @@ from domainbed.training.provenance import args_of
 from domainbed.training.ranks import is_first
 
 if TYPE_CHECKING:
-    from domainbed.runs.records import Records
     from domainbed.selection import SelectionMethod
-
-_VALUES = ["run", "step", "domain", "split", "metric", "value"]
 
 
 class KeptModels:
@@ -121,18 +117,18 @@ class KeptModels:
 
     def _chosen(self, lines: Sequence[str], ended: bool) -> dict[str, set[int]]:
         """The steps whose weights to keep: of the last weights, "", and of each average."""
-        records = [json.loads(line) for line in lines]
-        at_end = ended or records[-1]["step"] == self._last
-        return {
-            name: set(self._choices(_records_of(self._spec, self._domains, records, name), at_end))
-            for name in ("", *self._spec.averages)
-        }
+        from domainbed.runs.record_cache import read_batch  # it imports pandas, half a second
 
-    def _choices(self, records: Records, at_end: bool) -> Iterator[int]:
+        content = "".join(line.rstrip("\n") + "\n" for line in lines).encode()
+        records = read_batch([(self._folder.results, content)], lambda: None).as_records()
+        at_end = ended or records.runs["last_step"].max() == self._last
+        chosen: dict[str, set[int]] = {name: set() for name in ("", *self._spec.averages)}
         for method in self._methods:
             # What always chooses the last step will not stay with one before it.
             if at_end or not method.chooses_last:
-                yield from method.score(records)["step"].astype(int)
+                for row in method.score(records).to_dict("records"):
+                    chosen[AVERAGES_BY_TITLE.get(average_in(row["algorithm"]), "")].add(row["step"])
+        return chosen
 
 
 def is_final(spec: RunSpec, step: int, ended: bool = False) -> bool:
@@ -151,40 +147,6 @@ def _choosing(spec: RunSpec, options: RunOptions) -> list[SelectionMethod]:
     names = options.selection if options.selection is not None else list(SELECTION_METHODS)
     methods = [SELECTION_METHODS[name] for name in names]
     return [m for m in methods if not m.needs_pairs and m.counts(spec.test_envs)]
-
-
-def _records_of(
-    spec: RunSpec, domains: int, records: Sequence[Mapping[str, Any]], average: str
-) -> Records:
-    """One run's records, as in results.jsonl, in the form that selection reads.
-
-    `average` is the one whose measurements are meant; empty for the last weights.
-    """
-    import pandas as pd
-
-    from domainbed.runs.records import RUN_KEYS, Records
-
-    rows = [
-        (0, record["step"], *parsed, float(value))
-        for record in records
-        for key, value in record.items()
-        if isinstance(value, (int, float)) and (parsed := _parsed(key, average))
-    ]
-    name = averaged_algorithm(spec.algorithm, AVERAGES[average]) if average else spec.algorithm
-    facts = {key: [getattr(spec, key)] for key in RUN_KEYS}
-    facts |= {"dataset": [spec.dataset_label], "algorithm": [name], "num_domains": [domains]}
-    facts |= {"num_records": [len(records)], "last_step": [records[-1]["step"]]}
-    return Records(pd.DataFrame(facts), pd.DataFrame(rows, columns=_VALUES))
-
-
-def _parsed(key: str, average: str) -> tuple[int, str, str] | None:
-    """Domain, split and metric of a key, if it is of the average (or "", the last weights)."""
-    from domainbed.runs.records import NO_DOMAIN
-
-    name, of_weights = parse_average_key(key) or ("", key)
-    if name != average:
-        return None
-    return parse_record_key(of_weights) or (NO_DOMAIN, "", key)
 
 
 def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> None:

@@ -51,8 +51,9 @@ def read(monkeypatch, folder):
     read_batch = record_cache.read_batch
 
     def counting(files, on_file):
-        parsed.extend(files)
-        return read_batch(files, on_file)
+        found = list(files)
+        parsed.extend(found)
+        return read_batch(found, on_file)
 
     with monkeypatch.context() as patch:
         patch.setattr(record_cache, "read_batch", counting)
