@@ -91,17 +91,17 @@ def _html(args: argparse.Namespace, refresh: int = 0) -> str:
 
 def _read_images(
     data_dir: str, folder: str, env: int, names: Sequence[str]
-) -> list[Image.Image | None]:
+) -> Sequence[Image.Image | None]:
     """The images that a run's predictions name: of files, or by their positions in memory."""
-    from domainbed.reporting.page.thumbnails import FilesBelow
+    from domainbed.reporting.page.wrong_images import files_below
     from domainbed.runs.folder import RunFolder
 
     if not all(name.isdigit() for name in names):
-        return FilesBelow(Path(data_dir))(folder, env, names)
-    from domainbed.training.pictures import pictures  # imports PyTorch
+        return files_below(data_dir, folder, env, names)
+    from domainbed.training.saved_predictions import pictures  # imports PyTorch
 
     try:
-        return list(pictures(RunFolder(folder), data_dir, env, list(map(int, names))))
+        return pictures(RunFolder(folder), data_dir, env, list(map(int, names)))
     except UserError:
         return [None] * len(names)
 

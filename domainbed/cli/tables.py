@@ -260,7 +260,8 @@ def _beside(
 def _all(
     args: argparse.Namespace, records: Records, selection: Sequence[str] | None
 ) -> list[Section]:
-    from domainbed.reporting import analyses, build_report, comparison, only, sections
+    from domainbed.reporting import analyses, build_report, comparison, only
+    from domainbed.reporting import comparison_sections as sections
 
     baseline, unit = args.baseline or BASELINE, args.unit or UNITS[0]
     algorithms = args.algorithms and list(dict.fromkeys([baseline, *args.algorithms]))

@@ -98,7 +98,7 @@ class Findings:
 
         Columns: `dataset`, `algorithm`, `test_env`, `trial_seed`, `hparams_seed`; `name` of the
         hyper-parameter and its `value`; `gain`, the accuracy on the test domain at the last
-        record, minus the mean of all runs of the dataset and test domain, in points of percent;
+        record, minus the mean of all runs of the dataset and test domain, in percentage points;
         and `chosen`, whether the first selection method took the run.
         """
         scores = self.last_records[[*_RUN, "out_of_domain"]]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -80,20 +78,18 @@ def misclassified(
     folders = folders.reindex(columns=names).dropna()
     if folders.empty:
         raise UserError(f"{' and '.join(names)} have no test domain and trial in common")
-    paths = [RunFolder(folder).predictions for folder in folders.to_numpy().ravel()]
-    _refuse_without_predictions(paths)
-    steps = chosen.set_index("folder")["step"].to_dict()
+    _refuse_without_predictions(folders.to_numpy().ravel())
+    steps = chosen.set_index("folder")["step"]
     images, earlier = [], 0
-    for key, row in folders.iterrows():
-        dataset, env, trial = key
-        read = {name: _read(Path(row[name]), int(env)) for name in names}
-        earlier += sum(steps[row[name]] < facts["step"] for name, (_, facts) in read.items())
+    for (dataset, env, trial), of_names in folders.iterrows():
+        read = {name: _read(folder, int(env)) for name, folder in of_names.items()}
+        earlier += sum(steps[of_names[name]] < step for name, (_, step) in read.items())
+        found = _joined({name: frame for name, (frame, _) in read.items()}, list(of_names))
         domain = domain_names(records.runs, dataset)[env]
-        found = _beside({name: frame for name, (frame, _) in read.items()}, list(row))
         images.append(found.assign(dataset=dataset, test_env=env, trial_seed=trial, domain=domain))
     columns = [*_KEYS, "domain", "image", "label", *map("predicted_{}".format, names), "wrong"]
     table = pd.concat(images, ignore_index=True)[columns]
-    return Misclassified(names, table, earlier, len(paths), folders[names[0]].to_dict())
+    return Misclassified(names, table, earlier, folders.size, folders[names[0]].to_dict())
 
 
 def _chosen(records: Records, method: SelectionMethod) -> pd.DataFrame:
@@ -104,33 +100,32 @@ def _chosen(records: Records, method: SelectionMethod) -> pd.DataFrame:
     return method.select(records).merge(runs[[*keys, "folder"]], on=keys)
 
 
-def _refuse_without_predictions(files: Sequence[Path]) -> None:
-    lacking = [file.parent for file in files if not file.is_file()]
+def _refuse_without_predictions(folders: Sequence[str]) -> None:
+    lacking = [folder for folder in folders if not RunFolder(folder).predictions.is_file()]
     if lacking:
         raise UserError(
-            f"{len(lacking)} of {len(files)} chosen runs have no predictions, such as "
-            f"{lacking[0]}: train them with --save_predictions, or, where they kept their weights, "
-            f"give `domainbed model predict {lacking[0]} --save_predictions`"
+            f"{len(lacking)} of {len(folders)} chosen runs have no predictions, such as "
+            f"{lacking[0]}: train them with --save_predictions, or, if they kept their weights, "
+            f"use `domainbed model predict {lacking[0]} --save_predictions`"
         )
 
 
-def _read(folder: Path, env: int) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Image, label and predicted class of the test domain's in-split; the facts of the run."""
+def _read(folder: str, env: int) -> tuple[pd.DataFrame, int]:
+    """Image, label and predicted class of the test domain's in-split; the step they are of."""
     file = RunFolder(folder).predictions
     frame, facts = read_predictions(file, env, "in")
     try:
         classes = np.array([str(name) for name in facts["classes"]], dtype=object)
         named = {column: classes[frame[column]] for column in ("label", "predicted")}
-        is_whole = isinstance(facts["step"], int)
-    except (KeyError, TypeError, IndexError):
-        is_whole = False
-    if not is_whole:
-        raise UserError(f"{file} lacks the classes or the step of the run: predict again")
-    return frame[["image"]].assign(**named), facts
+        return frame[["image"]].assign(**named), int(facts["step"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{file} lacks the classes or the step of the run: predict again"
+        ) from error
 
 
-def _beside(frames: dict[str, pd.DataFrame], folders: Sequence[str]) -> pd.DataFrame:
-    """The predictions of several algorithms for the same images."""
+def _joined(frames: dict[str, pd.DataFrame], folders: Sequence[str]) -> pd.DataFrame:
+    """The predictions of several algorithms for the same images, and who is wrong."""
     first, *others = (
         frame.set_index(["image", "label"])["predicted"].rename(f"predicted_{name}")
         for name, frame in frames.items()
@@ -142,14 +137,7 @@ def _beside(frames: dict[str, pd.DataFrame], folders: Sequence[str]) -> pd.DataF
                 "same data, split alike"
             )
     table = pd.concat([first, *others], axis=1).reset_index()
-    return table.assign(wrong=list(_who_is_wrong(table, list(frames))))
-
-
-def _who_is_wrong(table: pd.DataFrame, names: Sequence[str]) -> Iterator[str]:
-    wrong = np.array([table[f"predicted_{name}"] != table["label"] for name in names])
-    for column in wrong.T:
-        count = int(column.sum())
-        if count in (0, len(names)):
-            yield NONE if count == 0 else ALL
-        else:
-            yield names[int(column.argmax())] if count == 1 else SOME
+    wrong = pd.DataFrame({name: table[f"predicted_{name}"] != table["label"] for name in frames})
+    count = wrong.sum(axis=1)
+    cases = [count == 0, count == len(frames), count == 1]
+    return table.assign(wrong=np.select(cases, [NONE, ALL, wrong.idxmax(axis=1)], SOME))

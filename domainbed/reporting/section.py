@@ -6,6 +6,7 @@ Tables of results, comparisons and published numbers are all printed as sections
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import wrap
@@ -18,6 +19,7 @@ from domainbed.core.registry import Registry
 from domainbed.core.text_table import pipe_table, printable, text_table
 
 BEST, SECOND = "best", "second"
+NOTHING = "-"
 
 _TEXT_WIDTH = 100
 _ROWS_OF_A_PAGE = 40
@@ -73,6 +75,38 @@ class Section(NamedTuple):
             ]
             for row, texts in enumerate(self.rows)
         ]
+
+
+def count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def span(numbers: pd.Series) -> str:
+    low, high = int(numbers.min()), int(numbers.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def one_decimal(value: float) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.1f}"
+
+
+def with_sign(value: float) -> str:
+    return NOTHING if math.isnan(value) else f"{round(value, 1) + 0.0:+.1f}"  # never -0.0
+
+
+def mean_text(mean: float, std_err: float, signed: bool = False) -> str:
+    text = with_sign(mean) if signed else one_decimal(mean)
+    return text if math.isnan(std_err) or math.isnan(mean) else f"{text} +/- {std_err:.1f}"
+
+
+def interval(low: float, high: float) -> str:
+    return NOTHING if math.isnan(low) else f"[{low:+.1f}, {high:+.1f}]"
+
+
+def p_value_text(value: float) -> str:
+    if math.isnan(value):
+        return NOTHING
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def to_text(sections: Sequence[Section], head: Sequence[str] = ()) -> str:

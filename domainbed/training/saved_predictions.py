@@ -1,31 +1,38 @@
-"""The logits of all images of a dataset, at the weights that training came to."""
+"""The final logits of all images of a dataset, and the images in memory that they are of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from domainbed.core.seeding import global_sources_kept
+from domainbed.datasets import get_dataset_class
+from domainbed.datasets.domain import Draw
+from domainbed.datasets.foreign import domains_of
+from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import Predicted, write_predictions
 from domainbed.training.evaluation import EvaluationSplit, splits_to_evaluate
-from domainbed.training.experiment import Experiment
+from domainbed.training.experiment import Experiment, dataset_of
+from domainbed.training.trained import read_spec
 
 
 def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -> None:
-    """Writes what the algorithm says of every split of every domain into the run's folder.
+    """Writes what the algorithm predicts for every split of every domain into the run's folder.
 
     The images are not augmented, and the batches are those of an evaluation.
 
     Args:
-        experiment: with the weights that training came to; in training mode afterwards.
+        experiment: with its final weights; in training mode afterwards.
         folder: the run's.
-        data_dir: which the names of images leave out.
+        data_dir: the data folder, below which images are named.
 
     Raises:
-        UserError: pyarrow is not installed, or an image cannot be read.
+        UserError: an image cannot be read.
     """
     spec = experiment.spec
     facts = {
@@ -45,29 +52,59 @@ def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -
 
 @torch.no_grad()
 def _predicted(experiment: Experiment, split: EvaluationSplit, data_dir: str) -> Predicted:
-    labels, logits, predict = [], [], experiment.algorithm.predictor()
-    for x, y in _batches(experiment, split):
+    domain, predict = experiment.domains[split.domain], experiment.algorithm.predictor()
+    labels, logits = [], []
+    for x, y in domain.evaluation_batches(split.indices, workers=experiment.workers):
         with experiment.precision():
             logits.append(predict(x).float().cpu())
         labels.append(y.cpu())
-    files = experiment.domains[split.domain].files
-    images = [_name(files[i], data_dir) if files else str(i) for i in split.indices]
     return Predicted(
         split.domain,
         split.name,
-        images,
+        [_name(domain.files[i], data_dir) if domain.files else str(i) for i in split.indices],
         torch.cat(labels).numpy().astype(np.int64),
         torch.cat(logits).numpy(),
     )
 
 
-def _batches(
-    experiment: Experiment, split: EvaluationSplit
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    domain = experiment.domains[split.domain]
-    return domain.evaluation_batches(split.indices, workers=experiment.workers)
-
-
 def _name(file: Path, data_dir: str) -> str:
     inside = file.is_relative_to(data_dir)
     return (file.relative_to(data_dir) if inside else file).as_posix()
+
+
+def pictures(
+    folder: RunFolder, data_dir: str, domain: int, positions: Sequence[int]
+) -> list[Image.Image]:
+    """Images of a domain as a run sees them; nothing is downloaded.
+
+    Args:
+        folder: of a finished run on small images; what a dataset draws may be the run's own.
+        data_dir: the data folder.
+        domain: its number.
+        positions: of the images.
+
+    Raises:
+        UserError: the data is not there, or its inputs are no pictures.
+    """
+    spec = read_spec(folder)
+    cls = get_dataset_class(spec.dataset)
+    info = cls.info
+    if info is None or not cls.small_images or spec.features:
+        raise UserError(f"{spec.dataset} has no small images")
+    if not Path(data_dir, info.folder).is_dir():
+        raise UserError(f"{spec.dataset} is not in {data_dir!r}")
+    with global_sources_kept():
+        chosen = domains_of(dataset_of(spec, data_dir))[domain]
+    ((x, _),) = chosen.batches([Draw(torch.tensor(positions, dtype=torch.long))])
+    return [_picture(each) for each in (255 * x.clamp(0, 1)).byte().cpu().numpy()]
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    """(C, H, W) uint8, of one channel (grey), two (red and green) or three."""
+    channels = len(pixels)
+    if channels > 3 or pixels.ndim != 3:
+        raise UserError(f"an input of shape {pixels.shape} is no picture")
+    if channels == 1:
+        return Image.fromarray(pixels[0])
+    nothing = np.zeros((3 - channels, *pixels.shape[1:]), np.uint8)
+    return Image.fromarray(np.concatenate([pixels, nothing]).transpose(1, 2, 0).copy())

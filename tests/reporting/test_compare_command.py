@@ -180,7 +180,7 @@ def test_what_can_show_nothing_says_so(folder, printed):
     assert "shows nothing: with 3 algorithms and 1 dataset no two mean ranks can be" in text
     assert "shows nothing: with 1 observation and 2 tests p (Holm) cannot be below 0.05" in text
     two = printed(*asked, "--algorithms", "Fishr")
-    assert "Friedman's test compares three algorithms and more" in two
+    assert "Friedman's test compares three algorithms or more" in two
 
 
 def test_one_run_each(tmp_path, printed):
@@ -232,7 +232,7 @@ def test_latex(in_latex):
     dataset, name, difference, *_ = row.split(" & ")
     assert (dataset, name) == ("ColoredMNIST", r"a\_b\&50\%")
     assert re.fullmatch(r"(\+|\$-\$)\d+\.\d", difference)
-    assert r"\item difference: points of percent" in differences
+    assert r"\item difference: percentage points" in differences
     assert r"ERM & $-$90\% & " in texts["with"]
     assert r"& 71.7 $\pm$ 0.1 &" in texts["with"]  # what the paper prints
 

@@ -16,7 +16,7 @@ from domainbed.cli.report import KINDS
 from domainbed.reporting import figures, load_records
 from domainbed.reporting.figures import ACROSS, ALL_POINTS, DOWN, FIGURES, plain_style
 from domainbed.reporting.findings import Findings
-from domainbed.reporting.svg import inline_svg
+from domainbed.reporting.page.html import inline_svg
 
 NAMES = ("ERM", "Fishr", "$x_<b>")
 

@@ -1,54 +1,42 @@
-"""What stands on the report: its parts, one function each, from numbers to texts and figures."""
+"""The parts of the report, one function each, from numbers to texts and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pandas as pd
 
 from domainbed.core.names import order_algorithms, order_datasets
+from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.reporting import analyses
-from domainbed.reporting import sections as compared
+from domainbed.reporting import comparison_sections as compared
 from domainbed.reporting.explain import EVERYTHING, count_states, explain_survey, survey
 from domainbed.reporting.figures import FIGURES, plain_style
 from domainbed.reporting.findings import RANKED, Findings, ranges
-from domainbed.reporting.page.origin import commands, environments, names_of
-from domainbed.reporting.page.part import Drawing, Listing, Part
+from domainbed.reporting.page.html import inline_svg
+from domainbed.reporting.page.part import Drawing, Page, Part
 from domainbed.reporting.page.tables import (
     MAX_ROWS,
-    HtmlTable,
     from_section,
     published_cells,
     result_tables,
     state_tables,
 )
-from domainbed.reporting.page.thumbnails import FilesBelow, ReadImages
-from domainbed.reporting.page.wrong_images import wrong_images
+from domainbed.reporting.page.wrong_images import ReadImages, files_below, wrong_images
 from domainbed.reporting.protocols import mixtures
 from domainbed.reporting.published.agreement import agreement_sections
 from domainbed.reporting.render import head
-from domainbed.reporting.section import Section
+from domainbed.reporting.section import Section, count
 from domainbed.reporting.single_source import has_single_source, single_source_report
 from domainbed.reporting.style import SPREADS, styled
-from domainbed.reporting.svg import inline_svg
 from domainbed.reporting.tables import AVERAGE, Report, domain_names
-from domainbed.runs.load import Folders
-
-UNIT = "trial"
-
-
-@dataclass(frozen=True)
-class Page:
-    """The report, without any markup but that of its figures."""
-
-    title: str
-    facts: list[str]
-    warnings: list[str]
-    algorithms: list[str]
-    parts: list[Part]
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.load import Folders, as_paths
 
 
 def build_page(
@@ -75,51 +63,44 @@ def build_page(
         for dataset in order_datasets(runs["dataset"])
         for mixture in mixtures(runs[runs["dataset"] == dataset])
     ]
+    of_findings = (_differences, _ranks, _tuning, _curves, _on_the_line)
     with plain_style():
-        parts = [_results(report), *_single_source(report), *_of_findings(findings)]
-    wrong = wrong_images(report, baseline, read_images or FilesBelow(Path("data")))
+        parts = [
+            _results(report),
+            *_single_source(report),
+            *(part(findings) for part in of_findings),
+        ]
+    wrong = wrong_images(report, baseline, read_images or partial(files_below, "data"))
     parts += [wrong, _runs(report, folders)]
-    parts += [_choices(findings), _environment(report), _commands(folders)]
+    parts += [_choices(findings), _environment(runs["folder"]), _commands(folders)]
+    names = ", ".join(root.name or str(root) for root in as_paths(folders))
     facts = [f"{len(runs):,} runs", *head(report)]
     algorithms = order_algorithms(runs["algorithm"])
-    return Page(f"Report of {names_of(folders)}", facts, mixed, algorithms, parts)
-
-
-def _of_findings(findings: Findings) -> Iterator[Part]:
-    for part in (_differences, _ranks, _tuning, _curves, _on_the_line):
-        yield part(findings)
+    return Page(f"Report of {names}", facts, mixed, algorithms, parts)
 
 
 def _results(report: Report) -> Part:
     papers = published_cells(report)
-    sections = [
-        section for source, cells in papers.items() for section in agreement_sections(cells, source)
-    ]
+    sections = [s for source, cells in papers.items() for s in agreement_sections(cells, source)]
     frames = (
         (compared.worst_section, analyses.worst_domains(report)),
         (compared.gap_section, analyses.selection_gap(report.records)),
     )
     sections += [make(frame) for make, frame in frames if len(frame)]
-    return Part(
-        "results",
-        "Results",
-        f"Accuracy in percent on each domain when it is held out{_spread(report)}; "
-        f"{_marks(report)} Columns sort.{' Below a number: what papers print.' if papers else ''}",
-        tables=[*result_tables(report, papers), *map(from_section, sections)],
-    )
+    intro = f"Accuracy in percent on each domain when it is held out{_legend(report)} Columns sort."
+    intro += " Below a number: what papers print." if papers else ""
+    tables = [*result_tables(report, papers), *map(from_section, sections)]
+    return Part("results", "Results", intro, tables=tables)
 
 
-def _spread(report: Report) -> str:
-    """What stands behind ±."""
-    name = SPREADS[report.style.spread if report.style else "se"]
-    return f", ± {name} over trials" if name else ""
-
-
-def _marks(report: Report) -> str:
-    """What the marks of a table of results mean."""
-    second = " Underlined: the second best." if report.style and report.style.second else ""
+def _legend(report: Report) -> str:
+    """What stands behind ±, and what the marks of a table of results mean."""
+    style = report.style
+    name = SPREADS[style.spread if style else "se"]
+    spread = f", ± {name} over trials" if name else ""
+    second = " Underlined: the second best." if style and style.second else ""
     near = "Dotted: within one standard error of the best."
-    return f"X where there is none. Bold: the best of a column. {near}{second}"
+    return f"{spread}; X where there is none. Bold: the best of a column. {near}{second}"
 
 
 def _single_source(report: Report) -> list[Part]:
@@ -132,40 +113,36 @@ def _single_source(report: Report) -> list[Part]:
         names = [c.label for table in found.tables for c in table.columns]
         own = [name for name in style.domains if name in names]
         found = styled(found, replace(style, domains=own))
-    return [
-        Part(
-            "single-source",
-            "Trained on one domain",
-            "Accuracy in percent, the mean over all other domains, of runs that train on the one "
-            f"domain of a column{_spread(report)}; {_marks(report)}",
-            tables=result_tables(found),
-        )
-    ]
+    intro = (
+        "Accuracy in percent, the mean over all other domains, of runs that train on the one "
+        f"domain of a column{_legend(report)}"
+    )
+    tables = result_tables(found)
+    return [Part("single-source", "Trained on one domain", intro, tables=tables)]
 
 
 def _differences(findings: Findings) -> Part:
+    title = f"Differences to {findings.baseline}"
     part = Part(
         "differences",
-        f"Differences to {findings.baseline}",
-        "Points of percent, paired by dataset, test domain and trial. Dot: the mean; thick bar: "
-        "95 % interval with trials drawn anew; thin bar: with datasets drawn anew.",
+        title,
+        "Percentage points, paired by dataset, test domain and trial. Dot: the mean; thick bar: "
+        "95 % interval with trials resampled; thin bar: with datasets resampled.",
     )
     try:
-        frame = findings.differences
+        sections = compared.difference_sections(findings.differences, "trial", None)
     except UserError as error:
         return replace(part, missing=str(error))
-    sections = compared.difference_sections(frame, UNIT, None)
-    figures = _drawn(findings, "differences", f"Differences to {findings.baseline}")
-    return replace(part, figures=figures, notes=_notes(sections), tables=_without_notes(sections))
+    return _with_notes_above(
+        replace(part, figures=_drawn(findings, "differences", title)), sections
+    )
 
 
-def _notes(sections: Sequence[Section]) -> list[str]:
-    """What is said of several tables, once."""
-    return list(dict.fromkeys(note for section in sections for note in section.notes))
-
-
-def _without_notes(sections: Sequence[Section]) -> list[HtmlTable]:
-    return [from_section(section._replace(notes=[])) for section in sections]
+def _with_notes_above(part: Part, sections: Sequence[Section]) -> Part:
+    """The part with tables; notes that several share are shown once, above all tables."""
+    notes = [note for section in sections for note in section.notes]
+    tables = [from_section(section._replace(notes=[])) for section in sections]
+    return replace(part, notes=list(dict.fromkeys(notes)), tables=tables)
 
 
 def _ranks(findings: Findings) -> Part:
@@ -179,13 +156,13 @@ def _ranks(findings: Findings) -> Part:
     figures = _drawn(findings, "ranks", "Mean ranks")
     if not figures:
         return replace(part, missing="ranks need two algorithms with results on the same domains")
-    sections = compared.rank_sections(findings.ranks, RANKED)
-    notes = [
-        f"{method}: {section.notes[0]}"
-        for method, section in zip(findings.ranks, sections, strict=True)
+    sections = [
+        section._replace(notes=[f"{method}: {section.notes[0]}", *section.notes[1:]])
+        for method, section in zip(
+            findings.ranks, compared.rank_sections(findings.ranks, RANKED), strict=True
+        )
     ]
-    notes += list(dict.fromkeys(note for section in sections for note in section.notes[1:]))
-    return replace(part, figures=figures, notes=notes, tables=_without_notes(sections))
+    return _with_notes_above(replace(part, figures=figures), sections)
 
 
 def _tuning(findings: Findings) -> Part:
@@ -232,19 +209,18 @@ def _curves(findings: Findings) -> Part:
     )
     if frame.empty:
         return replace(part, missing="no run was chosen")
-    rows, names = [], {}
-    for (dataset, algorithm, env), of_env in frame.groupby(
+    rows = []
+    for (dataset, algorithm, env), course in frame.groupby(
         ["dataset", "algorithm", "test_env"], sort=False
     ):
-        if dataset not in names:
-            names[dataset] = domain_names(findings.records.runs, dataset)
-        steps = of_env.loc[of_env["chosen"] > 0, "step"]
-        measured = of_env.dropna(subset=["test"])
+        steps = course.loc[course["chosen"] > 0, "step"]
+        measured = course.dropna(subset=["test"])
         if measured.empty:
             continue
+        domain = domain_names(findings.records.runs, dataset)[env]
         last, top = measured.iloc[-1], measured.loc[measured["test"].idxmax()]
         rows.append(
-            [dataset, algorithm, names[dataset][env], ", ".join(map(str, steps)),
+            [dataset, algorithm, domain, ", ".join(map(str, steps)),
              f"{last['test']:.1f}", f"{top['test']:.1f}", f"{top['step']:.0f}"]
         )  # fmt: skip
     header = ["Dataset", "Algorithm", "domain", "chosen steps", "test at the end", "highest test"]
@@ -266,8 +242,9 @@ def _on_the_line(findings: Findings) -> Part:
     figures = _drawn(findings, "on-the-line", part.title)
     if not figures:
         return replace(part, missing="no run has a single test domain and validates on others")
-    sections = [compared.line_section(findings.lines)]
-    return replace(part, figures=figures, notes=_notes(sections), tables=_without_notes(sections))
+    return _with_notes_above(
+        replace(part, figures=figures), [compared.line_section(findings.lines)]
+    )
 
 
 def _runs(report: Report, folders: Folders) -> Part:
@@ -314,19 +291,53 @@ def _choices(findings: Findings) -> Part:
     return Part("choices", "Chosen hyper-parameters", intro, tables=[from_section(section)])
 
 
-def _environment(report: Report) -> Part:
-    rows, took = environments(report.records.runs["folder"])
+def _environment(folders: Iterable[str]) -> Part:
+    """The machines and versions of the runs in these folders, and the time that they took."""
     part = Part("environment", "Environment", "What the runs were made with.")
+    found = pd.DataFrame(
+        [_read_environment(RunFolder(folder)) for folder in dict.fromkeys(folders)]
+    )
+    seconds = found.pop("seconds") if "seconds" in found else pd.Series(dtype=float)
+    seconds = pd.to_numeric(seconds, errors="coerce").dropna()
+    counts = {
+        name: values.dropna().map(str).value_counts()
+        for name, values in found.drop(columns="resumed", errors="ignore").items()
+    }
+    rows = [[str(name), value, str(n)] for name in counts for value, n in counts[name].items()]
     if not rows:
         return replace(part, missing="the runs do not say what they were made with")
-    section = Section("environment", "Environment", ["What", "value", "runs"], rows,
-                      [took] if took else [], pd.DataFrame())  # fmt: skip
+    took = f"{seconds.sum() / 3600:.2f} hours in all, of {count(len(seconds), 'run')}"
+    notes = [took] if len(seconds) else []
+    section = Section("environment", "Environment", ["What", "value", "runs"], rows, notes, found)
     return replace(part, tables=[from_section(section, is_open=True)])
 
 
+def _read_environment(folder: RunFolder) -> dict[str, Any]:
+    try:
+        return folder.read_json(folder.environment) or {}
+    except UserError:  # a report is not the place to fail about it
+        return {}
+
+
 def _commands(folders: Folders) -> Part:
-    listings = [Listing(*each) for each in commands(folders)]
-    intro = "The plan of each sweep, and the commands that make it and its tables anew."
+    """What makes the sweeps, their tables and the report again.
+
+    Raises:
+        UserError: the config of a sweep is damaged.
+    """
+    roots, listings, lines = as_paths(folders), [], []
+    for root in roots:
+        config = root / "sweep.yaml"
+        if config.is_file():
+            read_yaml(config)
+            listings.append((f"sweep.yaml of {root.name}", config.read_text(encoding="utf-8")))
+            lines.append(f"domainbed sweep launch {shlex.quote(str(config))}")
+        else:
+            listings.append((str(root), "# no sweep.yaml: made by other commands than a sweep\n"))
+    named = shlex.join(map(str, roots))
+    lines += [f"domainbed {command} {named}" for command in ("collect", "compare", "report")]
+    listings.append(("Commands", "\n".join(lines) + "\n"))
+    intro = "The plan of each sweep, and the commands that reproduce it and its tables."
     return Part("commands", "Commands", intro, listings=listings)
 
 

@@ -1,27 +1,66 @@
-"""What a part of the page may hold."""
+"""What the template is fed with: a page of parts, with figures, pictures, tables and texts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from domainbed.reporting.page.tables import HtmlTable
-from domainbed.reporting.page.thumbnails import Gallery
+from markupsafe import Markup
 
 
 class Drawing(NamedTuple):
     """A figure of the page: its `svg`, caption, and the algorithm it is about, or ""."""
 
-    svg: str
+    svg: Markup
     caption: str
     algorithm: str = ""
 
 
-class Listing(NamedTuple):
-    """Text as it is, under a title."""
+class Thumbnail(NamedTuple):
+    """A picture: its data URI, the text that stands for it, and the lines below it."""
+
+    source: str
+    alternative: str
+    lines: list[str]
+
+
+class HtmlCell(NamedTuple):
+    """A cell's text; `kind` names classes of the style sheet, `lines` are smaller and below."""
+
+    text: str
+    kind: str = ""
+    lines: Sequence[HtmlCell] = ()
+
+
+class Row(NamedTuple):
+    """A row, and the algorithm that it is about, which the filter goes by; "" for none."""
+
+    cells: list[HtmlCell]
+    algorithm: str = ""
+
+
+@dataclass(frozen=True)
+class HtmlTable:
+    """A table of the page.
+
+    Attributes:
+        title: its caption.
+        header: the names of the columns.
+        rows: as long as the header; the first cell is the row's name.
+        groups: names over the columns, each with how many it spans; may be empty.
+        texts: the positions of columns that hold no numbers, besides the first.
+        notes: what is said below it.
+        is_open: whether it is seen before somebody opens it.
+    """
 
     title: str
-    text: str
+    header: list[str]
+    rows: list[Row]
+    groups: Sequence[tuple[str, int]] = ()
+    texts: Sequence[int] = ()
+    notes: Sequence[str] = ()
+    is_open: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,11 +68,11 @@ class Part:
     """A part of the page.
 
     Attributes:
-        name: what links to it say.
+        name: the target of links to it.
         title: for people.
         intro: what it shows, and how to read it.
-        figures, notes, galleries, tables, listings: in this order; notes say how little figures
-            prove.
+        figures, notes, galleries, tables, listings: shown in this order. Notes say how little
+            figures prove; a gallery is a title with pictures, a listing a title with plain text.
         reasons: for each gap where it is, and why.
         missing: why the part shows nothing; "" if it does.
     """
@@ -41,10 +80,21 @@ class Part:
     name: str
     title: str
     intro: str
-    figures: list[Drawing] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    galleries: list[Gallery] = field(default_factory=list)
-    tables: list[HtmlTable] = field(default_factory=list)
-    listings: list[Listing] = field(default_factory=list)
-    reasons: list[tuple[str, list[str]]] = field(default_factory=list)
+    figures: Sequence[Drawing] = ()
+    notes: Sequence[str] = ()
+    galleries: Sequence[tuple[str, list[Thumbnail]]] = ()
+    tables: Sequence[HtmlTable] = ()
+    listings: Sequence[tuple[str, str]] = ()
+    reasons: Sequence[tuple[str, list[str]]] = ()
     missing: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """The report, without any markup but that of its figures."""
+
+    title: str
+    facts: list[str]
+    warnings: list[str]
+    algorithms: list[str]
+    parts: list[Part]

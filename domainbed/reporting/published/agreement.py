@@ -15,8 +15,7 @@ from domainbed.core.names import DATASET_DOMAINS
 from domainbed.errors import UserError
 from domainbed.reporting.published import CELL, Source, get_source, published_values
 from domainbed.reporting.render import to_frame
-from domainbed.reporting.section import Section
-from domainbed.reporting.sections.texts import NOTHING, mean_text, one_decimal, with_sign
+from domainbed.reporting.section import NOTHING, Section, mean_text, one_decimal, with_sign
 from domainbed.reporting.statistics import TIE
 from domainbed.reporting.tables import AVERAGE, MEAN_RANK, Report
 from domainbed.runs.records import NOT_RECORDED, RUN_KEYS

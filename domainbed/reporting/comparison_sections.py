@@ -1,0 +1,243 @@
+"""Comparisons as sections: tables of texts, with notes on what they rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from domainbed.reporting.section import (
+    NOTHING,
+    Section,
+    count,
+    interval,
+    mean_text,
+    one_decimal,
+    p_value_text,
+    span,
+    with_sign,
+)
+from domainbed.reporting.statistics import CriticalDifference, least_p_value
+from domainbed.reporting.tables import AVERAGE
+
+FEW_TRIALS = 10
+FEW_DATASETS = 10
+
+_OBSERVATIONS = {"trial": "test domain and trial", "domain": "test domain", "dataset": "dataset"}
+
+
+# ---- differences to a baseline ----
+
+
+def difference_sections(frame: pd.DataFrame, unit: str, rope: float | None) -> list[Section]:
+    """The differences to the baseline, one table per selection method."""
+    sections = []
+    for selection, of_method in frame.groupby("selection", sort=False):
+        several = of_method["dataset"].nunique() > 2  # one dataset is its own average
+        shown = of_method if several else of_method[of_method["dataset"] == AVERAGE]
+        only, baseline = of_method[["dataset", "baseline"]].iloc[0]
+        header = ["Dataset", "Algorithm", "difference", "95 % (trials)", "95 % (datasets)"]
+        header += ["improves", "win/tie/loss", "p", "p (Holm)"]
+        header += [] if rope is None else ["P(worse)", "P(equal)", "P(better)"]
+        rows = [
+            [row["dataset"] if several else only, row["algorithm"], *_differences(row, rope)]
+            for row in shown.to_dict("records")
+        ]
+        title = f"Differences to {baseline}, model selection method: {selection}"
+        notes = _difference_notes(shown, unit, baseline, rope)
+        sections.append(Section("differences", title, header, rows, notes, of_method))
+    return sections
+
+
+def _differences(row: dict[Any, Any], rope: float | None) -> list[str]:
+    chances = [] if rope is None else [row[f"p_{name}"] for name in ("worse", "equal", "better")]
+    return [
+        with_sign(row["difference"]),
+        interval(row["trials_low"], row["trials_high"]),
+        interval(row["datasets_low"], row["datasets_high"]),
+        f"{row['probability_of_improvement']:.2f}",
+        f"{row['wins']}/{row['ties']}/{row['losses']}",
+        *(p_value_text(row[name]) for name in ("p_value", "holm_p_value")),
+        *(f"{chance:.2f}" for chance in chances),
+    ]
+
+
+def _difference_notes(
+    frame: pd.DataFrame, unit: str, baseline: str, rope: float | None
+) -> list[str]:
+    counts = sorted(set(frame["observations"]))
+    notes = [
+        "difference: percentage points, paired by dataset, test domain and trial; 95 %: bootstrap "
+        f"with trials, or datasets, resampled; improves: chance that a run beats {baseline}'s",
+        f"win/tie/loss and p (Wilcoxon's signed-rank test) count each {unit} once: "
+        f"{', '.join(map(str, counts))} in the rows; ties are below 0.05 points",
+    ]
+    if rope is not None:
+        notes.append(f"P: Bayesian signed-rank test; equal: within {rope:g} points of zero")
+    return notes + cautions(unit, counts, frame)
+
+
+def cautions(unit: str, counts: Sequence[int], frame: pd.DataFrame) -> list[str]:
+    """How little the numbers prove: small samples, and dependent observations."""
+    found = []
+    trials, datasets = int(frame["trials"].min()), int(frame["datasets"].max())
+    if trials == 1:
+        found.append("one trial: nothing says how much another one would differ")
+    elif trials < FEW_TRIALS:
+        found.append(f"small sample: {trials} trials, so the intervals over trials are too narrow")
+    if datasets == 1:
+        found.append("one dataset: nothing says that the difference is there on others")
+    elif datasets < FEW_DATASETS:
+        found.append(
+            f"small sample: {datasets} datasets, so the intervals over datasets are too narrow"
+        )
+    if unit != "dataset":
+        found.append(
+            "dependent: each test domain of a dataset is a training domain of the others"
+            + (", and trials share their images" if unit == "trial" else "")
+            + ", so the p-values may be far too small"
+        )
+    tests = int(frame.groupby("dataset").size().max())
+    powerless = [n for n in counts if least_p_value(n) * tests > 0.05]
+    if powerless:
+        found.append(
+            f"shows nothing: with {count(powerless[-1], 'observation')} and "
+            f"{count(tests, 'test')} p (Holm) cannot be below 0.05, whatever the differences"
+        )
+    if (unpaired := int(frame["unpaired"].max())) > 0:
+        found.append(f"up to {unpaired} results have no counterpart and are left out")
+    return found
+
+
+# ---- mean ranks ----
+
+
+def rank_sections(found: dict[str, CriticalDifference], unit: str) -> list[Section]:
+    """Mean ranks and the critical difference, or why they show nothing."""
+    sections = []
+    for selection, ranks in found.items():
+        frame = pd.DataFrame(
+            {"selection": selection, "algorithm": list(ranks.mean_ranks),
+             "mean_rank": list(ranks.mean_ranks.values()), "observations": ranks.count,
+             "p_value": ranks.p_value, "critical_difference": ranks.distance}
+        )  # fmt: skip
+        rows = [[name, f"{rank:.2f}"] for name, rank in ranks.mean_ranks.items()]
+        over = count(ranks.count, _OBSERVATIONS[unit])
+        title = f"Mean ranks over {over}, model selection method: {selection}"
+        notes = rank_notes(ranks, unit)
+        sections.append(Section("ranks", title, ["Algorithm", "mean rank"], rows, notes, frame))
+    return sections
+
+
+def rank_notes(ranks: CriticalDifference, unit: str) -> list[str]:
+    """What a critical-difference diagram shows, or that it can show nothing."""
+    if len(ranks.mean_ranks) < 3:
+        return ["Friedman's test compares three algorithms or more: no critical difference"]
+    if not ranks.can_differ:
+        return [
+            f"shows nothing: with {len(ranks.mean_ranks)} algorithms and "
+            f"{count(ranks.count, _OBSERVATIONS[unit])} no two mean ranks can be further apart "
+            "than the critical difference"
+        ]
+    groups = "; ".join(", ".join(group) for group in ranks.groups) or "none"
+    verdict = (
+        f"; not told apart: {groups}" if ranks.tells_apart else ": no algorithms are told apart"
+    )
+    notes = [
+        f"Friedman's test: p {p_value_text(ranks.p_value)}; "
+        f"critical difference (Nemenyi, 95 %): {ranks.distance:.2f}{verdict}"
+    ]
+    if unit != "dataset":
+        notes.append("dependent: the domains of a dataset train on each other, so p may be far too "
+                     "small")  # fmt: skip
+    return notes
+
+
+# ---- the tables of `domainbed.reporting.analyses` ----
+
+
+def gap_section(frame: pd.DataFrame) -> Section:
+    """What knowing the test domain is worth."""
+    rows = [
+        [*_names(row, "dataset", "algorithm", "domain"),
+         mean_text(row["gap"], row["std_err"], signed=True)]
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+    notes = [
+        "oracle minus training-domain, in percentage points +/- standard error over "
+        f"{span(frame['n_trials'])} trials",
+        *_few(frame),
+    ]
+    header = ["Dataset", "Algorithm", "domain", "gap"]
+    return Section("selection_gap", "Selection gap", header, rows, notes, frame)
+
+
+def tuning_section(frame: pd.DataFrame) -> Section:
+    """What the search of hyper-parameters is worth."""
+    rows = [
+        [*_names(row, "selection", "dataset", "algorithm"), one_decimal(row["default"]),
+         one_decimal(row["best"]), mean_text(row["gain"], row["std_err"], signed=True)]
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+    notes = [
+        f"the draw chosen among {span(frame['n_draws'])}, minus the default hyper-parameters; "
+        f"+/- standard error over {span(frame['n_trials'])} trials",
+        *_few(frame),
+    ]
+    if frame["n_draws"].max() == 1:
+        notes = ["one draw, the defaults: nothing was tuned"]
+    header = ["Selection", "Dataset", "Algorithm", "default", "chosen", "gain"]
+    return Section("tuning_gain", "Gain of tuning", header, rows, notes, frame)
+
+
+def expected_section(frame: pd.DataFrame) -> Section:
+    """The accuracy that few draws give on average."""
+    keys = ["selection", "dataset", "algorithm"]
+    wide = frame.pivot(index=keys, columns="draws", values="accuracy")
+    shown = [k for k in wide if k in (1, 2, 5, 10, 20) or k == wide.columns[-1]]
+    rows = [[*key, *map(one_decimal, numbers)] for key, numbers in wide[shown].iterrows()]
+    header = ["Selection", "Dataset", "Algorithm", *(f"best of {k}" for k in shown)]
+    notes = ["the accuracy that choosing among k of the draws gives on average", *_few(frame)]
+    return Section("expected_best", "Expected best of k draws", header, rows, notes, frame)
+
+
+def worst_section(frame: pd.DataFrame) -> Section:
+    """Worst domain beside mean."""
+    rows = [
+        [*_names(row, "selection", "dataset", "algorithm"), one_decimal(row["mean"]),
+         one_decimal(row["worst"]), row["domain"]]
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+    header = ["Selection", "Dataset", "Algorithm", "mean", "worst", "domain"]
+    notes = ["the lowest of several uncertain means is on average too low", *_few(frame)]
+    title = "Worst test domain beside the mean"
+    return Section("worst_domains", title, header, rows, notes, frame)
+
+
+def line_section(frame: pd.DataFrame) -> Section:
+    """In-domain against out-of-domain accuracy."""
+    numbers = ["correlation", "slope", "intercept"]
+    rows = [
+        [row["dataset"], row["domain"], str(row["runs"])]
+        + [NOTHING if math.isnan(row[name]) else f"{row[name]:.2f}" for name in numbers]
+        for row in frame.to_dict("records")
+    ]
+    notes = [
+        "over the last record of all runs: accuracy on the test domain, against that on the "
+        "out-splits of the training domains; of the probits of both",
+        "dependent: runs that differ in draw or algorithm alone share data and weights",
+    ]
+    title = "In-domain against out-of-domain accuracy"
+    header = ["Dataset", "test domain", "runs", *numbers]
+    return Section("accuracy_on_the_line", title, header, rows, notes, frame)
+
+
+def _names(row: dict[Any, Any], *columns: str) -> list[str]:
+    return [row[column] for column in columns]
+
+
+def _few(frame: pd.DataFrame) -> list[str]:
+    trials = int(frame["n_trials"].min())
+    return [f"small sample: {count(trials, 'trial')}"] if trials < FEW_TRIALS else []
