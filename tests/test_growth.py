@@ -14,8 +14,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import TensorDataset
 
-from domainbed.algorithms import ALGORITHMS, ERM
-from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms import ALGORITHMS, ERM, ForwardPass
 from domainbed.cli import main as command
 from domainbed.config import protocols
 from domainbed.config.dimensions import LogUniform

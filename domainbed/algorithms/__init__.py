@@ -8,13 +8,12 @@ The order of the imports is the order of every list of algorithms.
 from domainbed.algorithms.base import (
     ALGORITHMS,
     Algorithm,
+    Stage,
     declared_options,
     declared_space,
     register_algorithm,
 )
-from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
-from domainbed.algorithms.stages import Stage
-from domainbed.algorithms.erm import ERM
+from domainbed.algorithms.erm import ERM, ForwardPass, PooledAlgorithm
 from domainbed.algorithms.coral import CORAL
 from domainbed.algorithms.irm import IRM
 from domainbed.algorithms.vrex import VREx

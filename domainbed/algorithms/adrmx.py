@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,18 +11,20 @@ from torch.nn import functional as F
 
 from domainbed import networks
 from domainbed.algorithms.base import (
+    DOMAINBED,
+    PAPER,
     Metrics,
     Minibatches,
+    Unlabeled,
     as_numbers,
     domain_labels,
     register_algorithm,
     step,
+    two_readings,
 )
+from domainbed.algorithms.cad import masked_log_softmax, others, same, similarities
 from domainbed.algorithms.dann import is_discriminator_step
-from domainbed.algorithms.draws import Draws
-from domainbed.algorithms.pairs import masked_log_softmax, others, same, similarities
-from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
-from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+from domainbed.algorithms.erm import ForwardPass, PooledAlgorithm
 from domainbed.config.dimensions import Choice, DatasetFacts, Dimension
 
 TEMPERATURE = 0.07
@@ -33,7 +34,6 @@ FLOOR = 1e-5  # of probabilities, and of the halved sums that they are shares of
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
     small = (3e-3, (5e-4, 1e-3, 2e-3, 3e-3))
     rate, rates = small if facts.from_scratch else (3e-5, (2e-5, 3e-5, 4e-5, 5e-5))
-    depth = "discriminator: linear layers"
     return {
         "lr": Choice(rate, rates, "step size of both Adams", above=0),
         "cnt_lambda": Choice(1.0, (1.0,), "weight of both contrastive losses", least=0),
@@ -48,7 +48,7 @@ def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
         ),
         "mlp_width": Choice(256, (256,), "discriminator: width", least=1),
         "mlp_dropout": Choice(0.0, (0.0,), "discriminator: dropout", least=0, below=1),
-        "mlp_depth": Choice(9, (8, 9, 10), depth, least=2),
+        "mlp_depth": Choice(9, (8, 9, 10), "discriminator: linear layers", least=2),
     }
 
 
@@ -102,8 +102,6 @@ class ADRMX(PooledAlgorithm):
         featurizer, domain_featurizer: φ_l, φ_d.
         discriminator, classifier, final_classifier, domain_classifier: D, c₁, c₂, c_d.
         disc_opt, gen_opt: Adam over D, and over the others.
-        update_count: updates so far, a buffer.
-        draws: of p and q.
     """
 
     paper = (
@@ -112,33 +110,22 @@ class ADRMX(PooledAlgorithm):
     )
     search_space = staticmethod(_search_space)
     options = two_readings(DOMAINBED, "domainbed: remixes the first samples, of any class")
-    kept_on_cpu = ("update_count",)
+    counters = ("update_count",)
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.num_classes = num_classes
-        self.update_count: torch.Tensor
-        self.register_buffer("update_count", torch.tensor([0]))
-        self.featurizer = networks.Featurizer(input_shape, hparams)
-        self.domain_featurizer = networks.Featurizer(input_shape, hparams)
+    def build(self) -> None:
+        self.featurizer = networks.Featurizer(self.input_shape, self.hparams)
+        self.domain_featurizer = networks.Featurizer(self.input_shape, self.hparams)
         width = self.featurizer.n_outputs
-        self.discriminator = networks.MLP(width, num_domains, hparams)
-        self.classifier = networks.Classifier(width, num_classes, is_nonlinear=True)
-        self.final_classifier = networks.Classifier(width, num_classes, is_nonlinear=True)
-        self.domain_classifier = networks.Classifier(width, num_domains, is_nonlinear=True)
+        self.discriminator = networks.MLP(width, self.num_domains, self.hparams)
+        self.classifier = networks.Classifier(width, self.num_classes, is_nonlinear=True)
+        self.final_classifier = networks.Classifier(width, self.num_classes, is_nonlinear=True)
+        self.domain_classifier = networks.Classifier(width, self.num_domains, is_nonlinear=True)
         self.disc_opt = self.new_adam(self.discriminator)
         self.gen_opt = self.new_adam(
             self.featurizer,
             self.domain_featurizer,
             *(self.classifier, self.final_classifier, self.domain_classifier),
         )
-        self.draws = Draws()
 
     def new_adam(self, *modules: nn.Module) -> torch.optim.Adam:
         """An Adam over `modules`."""
@@ -148,13 +135,10 @@ class ADRMX(PooledAlgorithm):
             betas=(self.hparams["beta1"], 0.9),
         )
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Metrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         self.update_count += 1
         forward = self.forward_pass(minibatches)
-        done, d_steps = int(self.update_count.item()), self.hparams["d_steps_per_g_step"]
-        if is_discriminator_step(done, d_steps):
+        if is_discriminator_step(self.updates_done(), self.hparams["d_steps_per_g_step"]):
             with torch.no_grad():  # no gradient goes through the featurizers
                 f = forward.features - self.domain_featurizer(forward.x)
             loss_disc = F.cross_entropy(self.discriminator(f), forward.domains)
@@ -199,7 +183,7 @@ class ADRMX(PooledAlgorithm):
 
     def remix_pairs(self, y: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """(K, 2) the samples p and q of each class that has a pair; y: (N,), on the CPU."""
-        paper = reading(self.options, self.hparams) == PAPER
+        paper = self.option("fidelity") == PAPER
         domains = domain_labels(sizes, y.device)
         pairs = []
         for label in y.unique():

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import nn
 
-from domainbed.algorithms.base import Minibatches, concatenate, domain_sizes, register_algorithm
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass
-from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+from domainbed.algorithms.base import (
+    DOMAINBED,
+    PAPER,
+    Minibatches,
+    concatenate,
+    domain_sizes,
+    register_algorithm,
+    two_readings,
+)
+from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import DatasetFacts, Dimension, Fixed
 from domainbed.errors import UserError
-from domainbed.networks.context_net import ContextNet
+
+
+class ContextNet(nn.Module):
+    """κ: three 5×5 convolutions with batch norm and ReLU between, (B, c, H, W) to (B, 1, H, W).
+
+    Zhang et al. 2021 (arXiv 2007.02931). Parameter names are those of DomainBed's class, so that
+    its saved models load.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.context_net = nn.Sequential(
+            nn.Conv2d(channels, 64, 5, padding=2),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 5, padding=2),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, 1, 5, padding=2),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.context_net(x)
 
 
 def with_context(x: torch.Tensor, maps: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
@@ -75,22 +102,17 @@ class ARM(ERM):
     needs_images = True
     predicts_batches = True
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        if len(input_shape) != 3:
+    def build(self) -> None:
+        if len(self.input_shape) != 3:
             raise UserError(
                 f"{type(self).__name__} needs images, (channels, height, width), but the inputs "
-                f"have the shape {tuple(input_shape)}: choose another algorithm"
+                f"have the shape {tuple(self.input_shape)}: choose another algorithm"
             )
-        channels, height, width = input_shape
-        super().__init__((channels + 1, height, width), num_classes, num_domains, hparams)
-        self.context_net = ContextNet(input_shape)
-        self.trains_context = reading(self.options, hparams) == PAPER
+        channels, height, width = self.input_shape
+        self.input_shape = (channels + 1, height, width)  # of the images with their context
+        super().build()
+        self.context_net = ContextNet(channels)
+        self.trains_context = self.option("fidelity") == PAPER
         if self.trains_context:
             self.optimizer = self.new_optimizer(nn.ModuleList([self.network, self.context_net]))
 

@@ -3,37 +3,131 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
+from numpy.random import RandomState
 from torch import nn
 
-from domainbed.algorithms.stages import Stage
-from domainbed.config.dimensions import DatasetFacts, Dimension, Option, SearchSpace, SpaceOf
+from domainbed.config.dimensions import (
+    DatasetFacts,
+    Dimension,
+    Option,
+    SearchSpace,
+    SpaceOf,
+    with_defaults,
+)
 from domainbed.core.registry import Registry
+from domainbed.core.seeding import prediction_draws_seed, update_draws_seed
 from domainbed.errors import UserError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """One pair of inputs (B, *input_shape) and labels (B,) per training domain, in domain order."""
 
-Metrics = Mapping[str, torch.Tensor | float]
-"""Scalars to watch an update by, by name."""
+Unlabeled = Sequence[torch.Tensor] | None
+"""Inputs (B, *input_shape) of the test domains, in the task "domain_adaptation" only."""
 
-Objective = Callable[[Minibatches, Sequence[torch.Tensor] | None], tuple[torch.Tensor, Metrics]]
+Metrics = Mapping[str, torch.Tensor | float]
+"""Scalars that show how an update went, by name."""
+
+Objective = Callable[[Minibatches, Unlabeled], tuple[torch.Tensor, Metrics]]
 """From minibatches and unlabeled inputs to a loss, a scalar in the graph, and metrics."""
+
+DOMAINBED, PAPER = "domainbed", "paper"
+"""The two readings of a method whose code in DomainBed differs from its paper."""
+
+
+def two_readings(default: str, doc: str, further: tuple[str, ...] = ()) -> dict[str, Option]:
+    """The option `fidelity`, for an algorithm's `options`; every run records which one it used.
+
+    Args:
+        default: `DOMAINBED`, `PAPER` or one of `further`.
+        doc: what DomainBed does differently, in a few words.
+        further: more readings than the two.
+    """
+    values = (DOMAINBED, PAPER, *further)
+    return {"fidelity": Option(default, doc, values, always_recorded=True)}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a fresh model, for the run's number of steps at most.
+
+    Attributes:
+        data: which images of the training domains are trained on: their in-splits, or all. With
+            "all", no domain has an out-split, and test domains are measured on all images too.
+        replacement: whether minibatches are drawn with replacement, as the protocol says, or epoch
+            by epoch, so that every image comes once before any comes again.
+        whole: whether each minibatch is all of a domain's training images, not augmented.
+        validation: metrics whose mean over the out-splits of the training domains is in every
+            record; that of "loss" is called `val_loss`.
+    """
+
+    data: Literal["in-splits", "all"] = "in-splits"
+    replacement: bool = True
+    whole: bool = False
+    validation: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.data == "all" and self.validation:
+            raise ValueError("a stage that trains on all images has none left for validation")
+
+
+class Draws:
+    """The random numbers of an algorithm's updates: permutations, weights, noise.
+
+    DomainBed takes them from the global sources of NumPy, PyTorch's CPU and the device, so that
+    anything else that draws changes them. Here they follow from the seed that PyTorch had when
+    the algorithm was built, on every device alike, and are saved and restored with its state.
+    Building one draws nothing from the global sources, so the network's weights stay the same.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._seed = update_draws_seed(torch.initial_seed()) if seed is None else seed
+        self._generator = torch.Generator().manual_seed(self._seed)
+        self._random_state = RandomState(self._seed)
+
+    def of_a_prediction(self) -> Draws:
+        """A separate source, the same each time, so that a prediction changes no later update."""
+        return Draws(prediction_draws_seed(self._seed))
+
+    def permutation(self, size: int) -> torch.Tensor:
+        """(size,) the whole numbers below `size` in random order."""
+        return torch.randperm(size, generator=self._generator)
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """Numbers in [0, 1), float32."""
+        return torch.rand(shape, generator=self._generator)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """Numbers from N(0, 1), float32."""
+        return torch.randn(shape, generator=self._generator)
+
+    def integer(self, below: int) -> int:
+        """A whole number in [0, below)."""
+        return int(self._random_state.randint(0, below))
+
+    def beta(self, a: float, b: float) -> float:
+        """A number from the Beta(a, b) distribution."""
+        return float(self._random_state.beta(a, b))
 
 
 class Algorithm(nn.Module):
     """A method of domain generalization: a network and a way to update it.
+
+    A subclass makes its networks and optimizers in `build`. A class that was written for DomainBed
+    has a constructor of its own with the same arguments, which works as well.
 
     Args:
         input_shape: shape of one input, without the batch.
         num_classes: C.
         num_domains: E, the number of *training* domains.
         hparams: name to value, as drawn from the search space.
+
+    Attributes:
+        input_shape, num_classes, num_domains, hparams: the arguments.
+        draws: the source of the random numbers of its updates.
 
     Raises:
         UserError: fewer training domains than `least_domains`.
@@ -55,23 +149,27 @@ class Algorithm(nn.Module):
     """Samples of each domain in a minibatch that its mathematics needs."""
 
     needs_images: ClassVar[bool] = False
-    """Whether inputs must be images, and not features that a backbone computed of them."""
+    """Whether inputs must be images, and not features that a backbone computed from them."""
 
     needs_features: ClassVar[bool] = False
-    """Whether natural images are too large for it, and features of them must be its inputs."""
+    """Whether natural images are too large for it, so that its inputs must be their features."""
 
     needs_text: ClassVar[bool] = False
     """Whether its classifier is made of the classes' names, by a backbone that reads text."""
 
     predicts_batches: ClassVar[bool] = False
-    """Whether a prediction depends on the other inputs of its batch, which are then to be of one
+    """Whether a prediction depends on the other inputs of its batch, which must then be of one
     domain."""
 
-    kept_on_cpu: ClassVar[tuple[str, ...]] = ()
-    """Buffers that a GPU does not take along: to ask it for a count would wait for all its work."""
+    counters: ClassVar[tuple[str, ...]] = ()
+    """Buffers that count updates, from 0. They stay on the CPU: to ask a GPU for a count would
+    wait for all its work."""
 
     optimizer: torch.optim.Optimizer
     """What `descend` steps; an algorithm with others overrides `descend`."""
+
+    update_count: torch.Tensor
+    """Updates so far, where `counters` has it."""
 
     def __init__(
         self,
@@ -86,7 +184,23 @@ class Algorithm(nn.Module):
                 f"{type(self).__name__} needs at least {self.least_domains} training domains, but "
                 f"there is {num_domains}: hold out fewer domains"
             )
-        self.hparams = hparams
+        self.input_shape, self.hparams = input_shape, hparams
+        self.num_classes, self.num_domains = num_classes, num_domains
+        self.draws = Draws()
+        for name in self.counters:
+            self.register_buffer(name, torch.tensor([0]))
+        self.build()
+
+    def build(self) -> None:
+        """Makes the networks and the optimizers, at the end of the constructor."""
+
+    def option(self, name: str) -> Any:
+        """The value of one of `options`: what the user set, or its default."""
+        return with_defaults(declared_options(type(self)), self.hparams)[name]
+
+    def updates_done(self) -> int:
+        """The value of `update_count`."""
+        return int(self.update_count.item())
 
     def require_samples(self, minibatches: Minibatches) -> None:
         """Refuses minibatches too small for the method's statistics.
@@ -102,14 +216,14 @@ class Algorithm(nn.Module):
             )
 
     def objective(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+        self, minibatches: Minibatches, unlabeled: Unlabeled = None
     ) -> tuple[torch.Tensor, Metrics]:
         """What an update descends on.
 
         Args:
             minibatches: one pair of inputs (B, *input_shape) and labels (B,) per training
                 domain, in domain order.
-            unlabeled: inputs of the test domains, in the task "domain_adaptation" alone.
+            unlabeled: inputs of the test domains, in the task "domain_adaptation" only.
 
         Returns:
             the loss, a scalar in the graph, and the metrics to report beside it. A metric named
@@ -117,22 +231,17 @@ class Algorithm(nn.Module):
         """
         raise NotImplementedError
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Metrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         """One step of training: descends on the objective; arguments as there.
 
         Returns:
-            what the step is to be watched by: its loss and the parts of it, as numbers; on a GPU
-            they may be scalar tensors, see `as_numbers`.
+            its loss and other metrics, as numbers; on a GPU they may be scalar tensors, see
+            `as_numbers`.
         """
         return self.update_on(self.objective, minibatches, unlabeled)
 
     def update_on(
-        self,
-        objective: Objective,
-        minibatches: Minibatches,
-        unlabeled: Sequence[torch.Tensor] | None = None,
+        self, objective: Objective, minibatches: Minibatches, unlabeled: Unlabeled = None
     ) -> Metrics:
         """`update` with a given objective, such as this algorithm's own with a penalty added.
 
@@ -146,14 +255,14 @@ class Algorithm(nn.Module):
         """One step of the optimizer on `loss`."""
         step(self.optimizer, loss)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        kept = {name: own for name, own in self._buffers.items() if name in self.kept_on_cpu}
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        kept = {name: own for name, own in self._buffers.items() if name in self.counters}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._buffers |= kept
         return self
 
     def training_stages(self) -> Sequence[Stage]:
-        """What a run of this method trains on; more than one asks for a fresh model for each."""
+        """What a run of this method trains on; each stage after the first has a fresh model."""
         return (Stage(),)
 
     def take_over(self, before: Any) -> None:
@@ -163,7 +272,7 @@ class Algorithm(nn.Module):
         """
 
     def on_start(self) -> None:
-        """Called before the first update of a stage, and not when a run goes on."""
+        """Called before the first update of a stage, and not when a run resumes."""
 
     def on_record(self, metrics: dict[str, float]) -> bool | None:
         """Called with each record's numbers, to which it may add; true ends the stage there."""
@@ -176,10 +285,10 @@ class Algorithm(nn.Module):
         raise NotImplementedError
 
     def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What predicts the batches of one split, or of other images of one domain, in turn.
+        """A function that predicts the batches of one split, or of one domain, in turn.
 
-        An algorithm that learns from the batches that it predicts returns a function that keeps
-        what it learned, and begins anew with each call of this one.
+        An algorithm that learns from the batches it predicts returns a function that remembers
+        what it learned, and starts afresh with each call of this one.
         """
         return self.predict
 
@@ -199,11 +308,10 @@ def _check_class(entry: Any) -> None:
         raise ValueError(f"{name} is no algorithm: inherit from domainbed.algorithms.Algorithm")
     if entry.predict is Algorithm.predict:
         raise ValueError(f"algorithm {name} has no 'predict'")
-    if all(getattr(entry, how) is getattr(Algorithm, how) for how in _WAYS_TO_UPDATE):
+    ways = ("objective", "update", "update_on")
+    if all(getattr(entry, way) is getattr(Algorithm, way) for way in ways):
         raise ValueError(f"algorithm {name} has neither 'objective' nor 'update'")
 
-
-_WAYS_TO_UPDATE = ("objective", "update", "update_on")
 
 ALGORITHMS: Registry[type[Algorithm]] = Registry(
     "algorithm", entry_point_group="domainbed.algorithms", check=_check_class
@@ -239,6 +347,33 @@ def register_algorithm(
     return ALGORITHMS.register(algorithm, name=name)
 
 
+def declared_space(algorithm: type, facts: DatasetFacts) -> dict[str, Dimension]:
+    """The dimensions that a class declares, after those of its parents."""
+    return _declared(algorithm, "search_space", Dimension, facts)
+
+
+def declared_options(algorithm: type) -> dict[str, Option]:
+    """The options that a class declares, after those of its parents."""
+    return _declared(algorithm, "options", Option)
+
+
+def _declared(algorithm: type, name: str, kind: Any, *facts: DatasetFacts) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for cls in reversed(algorithm.__mro__):
+        declared = vars(cls).get(name, {})
+        declared = declared(*facts) if callable(declared) else declared
+        if not isinstance(declared, Mapping):
+            raise UserError(
+                f"{name} of {cls.__name__} is {declared!r}: expected names with dimensions"
+            )
+        for key, value in declared.items():
+            if not isinstance(value, kind):
+                known = "Option" if kind is Option else "Fixed, Choice, Uniform or LogUniform"
+                raise UserError(f"{name} of {cls.__name__}: {key!r} is {value!r}, expected {known}")
+        found |= declared
+    return found
+
+
 def concatenate(minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
     """All domains' inputs and labels in one tensor each, in domain order."""
     return torch.cat([x for x, _ in minibatches]), torch.cat([y for _, y in minibatches])
@@ -262,14 +397,31 @@ def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
     optimizer.step()
 
 
-_AT_HAND = ("cpu",)
-"""The devices whose numbers can be read without waiting for them."""
+def gradients_of(
+    risk: torch.Tensor, parameters: Sequence[torch.Tensor], create_graph: bool = False
+) -> tuple[torch.Tensor, ...]:
+    """The gradient of a scalar for each parameter: 0 for one that it does not depend on.
+
+    With `create_graph` the gradients can be differentiated.
+    """
+    return torch.autograd.grad(
+        risk, parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+
+
+def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Those that are not frozen."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def predictor_of(algorithm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """See `Algorithm.predictor`; a module that only has `predict` predicts with that."""
     predictor = getattr(algorithm, "predictor", None)
     return predictor() if predictor else algorithm.predict
+
+
+_AT_HAND = ("cpu",)
+"""The devices whose numbers can be read without waiting for them."""
 
 
 def as_numbers(metrics: Metrics) -> dict[str, torch.Tensor | float]:
@@ -282,34 +434,3 @@ def as_numbers(metrics: Metrics) -> dict[str, torch.Tensor | float]:
 
 def _as_number(value: torch.Tensor) -> torch.Tensor | float:
     return value.item() if value.device.type in _AT_HAND else value.detach()
-
-
-def declared_space(algorithm: type, facts: DatasetFacts) -> dict[str, Dimension]:
-    """The dimensions that a class declares, after those of its parents."""
-    space: dict[str, Dimension] = {}
-    for cls in reversed(algorithm.__mro__):
-        own = vars(cls).get("search_space", {})
-        own = own.__func__ if isinstance(own, staticmethod) else own
-        declared = own(facts) if callable(own) else own
-        _check_declared(cls, "search_space", declared, Dimension)
-        space |= declared
-    return space
-
-
-def _check_declared(cls: type, name: str, declared: Any, kind: Any) -> None:
-    if not isinstance(declared, Mapping):
-        raise UserError(f"{name} of {cls.__name__} is {declared!r}: expected names with dimensions")
-    for key, value in declared.items():
-        if not isinstance(value, kind):
-            expected = "Option" if kind is Option else "Fixed, Choice, Uniform or LogUniform"
-            raise UserError(f"{name} of {cls.__name__}: {key!r} is {value!r}, expected {expected}")
-
-
-def declared_options(algorithm: type) -> dict[str, Option]:
-    """The options that a class declares, after those of its parents."""
-    found: dict[str, Option] = {}
-    for cls in reversed(algorithm.__mro__):
-        declared = vars(cls).get("options", {})
-        _check_declared(cls, "options", declared, Option)
-        found |= declared
-    return found

@@ -2,20 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pairs import log_probability, mean_over, others, same, similarities
-from domainbed.algorithms.pooled import ForwardPass
-from domainbed.algorithms.readings import DOMAINBED, reading, two_readings
+from domainbed.algorithms.base import DOMAINBED, Metrics, register_algorithm, two_readings
+from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import Choice, Fixed
+from domainbed.core.precision import full_precision
 
 BASE_TEMPERATURE = 0.07
+
+
+def similarities(z: torch.Tensor, temperature: float, is_normalized: bool = False) -> torch.Tensor:
+    """(N, N) z_i · z_j / τ of features z (N, d), scaled to length 1 before if that is asked for."""
+    # In full precision: they are exponents.
+    with full_precision(z.device):
+        full = z.to(torch.promote_types(z.dtype, torch.float32))
+        full = F.normalize(full, dim=1) if is_normalized else full
+        return full @ full.T / temperature
+
+
+def masked_log_softmax(
+    scores: torch.Tensor, support: torch.Tensor, floor: float = 0.0
+) -> torch.Tensor:
+    """log p, p_i· the softmax of row i over the entries that `support` holds.
+
+    Args:
+        scores: (N, M).
+        support: (N, M) of truth values.
+        floor: added to the sums that the p are shares of.
+
+    Returns:
+        (N, M); outside the support the lowest finite number, without a gradient, so that a row
+        without support has no NaN.
+    """
+    kept = outside(scores, support)
+    total = kept.logsumexp(dim=1, keepdim=True)
+    if floor:
+        total = torch.logaddexp(total, total.new_full((), math.log(floor)))
+    return kept - total
+
+
+def log_probability(
+    scores: torch.Tensor, support: torch.Tensor, event: torch.Tensor
+) -> torch.Tensor:
+    """(N,) log Σ_{j in event_i} p_ij, with p of `masked_log_softmax`; event is in support.
+
+    A row with an empty event has a finite number without meaning, and no gradient.
+    """
+    return outside(masked_log_softmax(scores, support), event).logsumexp(dim=1)
+
+
+def outside(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """`values` with the lowest finite number wherever `kept` does not hold."""
+    return values.masked_fill(~kept, torch.finfo(values.dtype).min)
+
+
+def mean_over(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The mean of the values (N,) where `kept` (N,) holds; 0 where it holds nowhere."""
+    return values.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
+
+
+def same(labels: torch.Tensor) -> torch.Tensor:
+    """(N, N) whether two samples have the same of `labels` (N,)."""
+    return labels.unsqueeze(0) == labels.unsqueeze(1)
+
+
+def others(size: int, device: torch.device) -> torch.Tensor:
+    """(N, N) whether two samples are not one and the same."""
+    return ~torch.eye(size, dtype=torch.bool, device=device)
 
 
 def domain_bottleneck(
@@ -66,16 +124,10 @@ class DomainBottleneck(ERM):
         ),
     }
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        if hparams["is_project"]:
-            width: Any = self.featurizer.n_outputs
+    def build(self) -> None:
+        super().build()
+        if self.hparams["is_project"]:
+            width = self.featurizer.n_outputs
             self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 128))
             self.optimizer = self.new_optimizer(nn.ModuleList([self.network, self.project]))
 
@@ -123,7 +175,7 @@ class CAD(DomainBottleneck):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         support = others(len(y), y.device)
         event = support & self.event(domains)
-        if reading(self.options, self.hparams) == DOMAINBED:
+        if self.option("fidelity") == DOMAINBED:
             event = event & (support & same(y)).any(dim=1, keepdim=True)
         return support, event
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from domainbed.algorithms.base import register_algorithm
-from domainbed.algorithms.coral import coral_penalty
-from domainbed.algorithms.draws import Draws
-from domainbed.algorithms.matching import FeatureMatching
+from domainbed.algorithms.coral import FeatureMatching, coral_penalty
 from domainbed.algorithms.mmd import mmd_penalty
 
 
@@ -39,16 +36,6 @@ class CausIRL(FeatureMatching):
         "Chevalley, Bunne, Krause, Bauer, Invariant Causal Mechanisms through Distribution "
         "Matching, arXiv 2206.11646"
     )
-
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.draws = Draws()
 
     def penalty_of(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         mixtures = two_mixtures(features, [self.draws.integer(len(z)) for z in features])

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import nn
 
-from domainbed.algorithms.base import register_algorithm
+from domainbed.algorithms.base import DOMAINBED, PAPER, register_algorithm, two_readings
 from domainbed.algorithms.dann import DANN
-from domainbed.algorithms.pooled import ForwardPass
-from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+from domainbed.algorithms.erm import ForwardPass
 
 
 def class_divisors(y: torch.Tensor, num_classes: int, present_only: bool) -> torch.Tensor:
@@ -57,20 +53,14 @@ class CDANN(DANN):
         **two_readings(DOMAINBED, "domainbed: absent classes below the largest label count"),
     }
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        width: Any = self.featurizer.n_outputs
-        self.class_embeddings = nn.Embedding(num_classes, width)
+    def build(self) -> None:
+        super().build()
+        width = self.featurizer.n_outputs
+        self.class_embeddings = nn.Embedding(self.num_classes, width)
         self.disc_opt = self.new_adam("d", self.discriminator, self.class_embeddings)
 
     def disc_loss_of(self, z: torch.Tensor, forward: ForwardPass) -> torch.Tensor:
-        present_only = reading(self.options, self.hparams) == PAPER
+        present_only = self.option("fidelity") == PAPER
         divisors = class_divisors(forward.y, self.class_embeddings.num_embeddings, present_only)
         told = z + self.class_embeddings(forward.y)
         return self.discriminator_loss(told, forward.sizes, divisors)

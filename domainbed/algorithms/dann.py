@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -14,12 +13,13 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Objective,
+    Unlabeled,
     as_numbers,
     domain_labels,
     register_algorithm,
     step,
 )
-from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
+from domainbed.algorithms.erm import ForwardPass, PooledAlgorithm
 from domainbed.config.dimensions import (
     Choice,
     DatasetFacts,
@@ -28,7 +28,6 @@ from domainbed.config.dimensions import (
     Option,
     learning_rate,
     weight_decay,
-    with_defaults,
 )
 from domainbed.core.transfer import sent
 
@@ -89,7 +88,6 @@ class DANN(PooledAlgorithm):
     Attributes:
         featurizer, classifier, discriminator: φ, w, D.
         disc_opt, gen_opt: Adam over D, and over φ and w.
-        update_count: updates so far, a buffer.
     """
 
     paper = (
@@ -103,22 +101,15 @@ class DANN(PooledAlgorithm):
             ("loss", "softmax"),
         )
     }
-    kept_on_cpu = ("update_count",)
+    counters = ("update_count",)
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.update_count: torch.Tensor
-        self.register_buffer("update_count", torch.tensor([0]))
-        self.featurizer = networks.Featurizer(input_shape, hparams)
+    def build(self) -> None:
+        self.featurizer = networks.Featurizer(self.input_shape, self.hparams)
         width = self.featurizer.n_outputs
-        self.classifier = networks.Classifier(width, num_classes, hparams["nonlinear_classifier"])
-        self.discriminator = networks.MLP(width, num_domains, hparams)
+        self.classifier = networks.Classifier(
+            width, self.num_classes, self.hparams["nonlinear_classifier"]
+        )
+        self.discriminator = networks.MLP(width, self.num_domains, self.hparams)
         self.disc_opt = self.new_adam("d", self.discriminator)
         self.gen_opt = self.new_adam("g", self.featurizer, self.classifier)
 
@@ -133,20 +124,13 @@ class DANN(PooledAlgorithm):
         )
 
     def update_on(
-        self,
-        objective: Objective,
-        minibatches: Minibatches,
-        unlabeled: Sequence[torch.Tensor] | None = None,
+        self, objective: Objective, minibatches: Minibatches, unlabeled: Unlabeled = None
     ) -> Metrics:
         """A step of the network on `objective`, or one of the discriminator on its own loss."""
         self.update_count += 1
-        done = int(self.update_count.item())
-        if is_discriminator_step(done, self.hparams["d_steps_per_g_step"]):
-            return self.update_discriminator(minibatches)
-        metrics = dict(super().update_on(objective, minibatches, unlabeled))
-        return {"gen_loss": metrics.pop("loss"), **metrics}  # the name is DomainBed's
-
-    def update_discriminator(self, minibatches: Minibatches) -> Metrics:
+        if not is_discriminator_step(self.updates_done(), self.hparams["d_steps_per_g_step"]):
+            metrics = dict(super().update_on(objective, minibatches, unlabeled))
+            return {"gen_loss": metrics.pop("loss"), **metrics}  # the name is DomainBed's
         forward = self.forward_pass(minibatches)
         with torch.no_grad():  # no gradient goes through the featurizer
             z = forward.features
@@ -188,7 +172,7 @@ class DANN(PooledAlgorithm):
         loss = losses.mean() if divisors is None else (losses / divisors).sum()
         if not self.hparams["grad_penalty"]:
             return loss
-        if with_defaults(self.options, self.hparams)["grad_penalty_of"] == "softmax":
+        if self.option("grad_penalty_of") == "softmax":
             total = (scores.softmax(dim=1) * sent(torch.tensor(sizes), z.device)).sum()
         else:
             total = losses.sum()

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import Any
 
 import torch
 
-from domainbed.algorithms.annealing import AnnealedPenalty
-from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.pooled import ForwardPass
-from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+from domainbed.algorithms.base import DOMAINBED, PAPER, Metrics, register_algorithm, two_readings
+from domainbed.algorithms.erm import AnnealedPenalty, ForwardPass
 from domainbed.config.dimensions import DatasetFacts, Dimension, LogUniform, Uniform, learning_rate
 from domainbed.errors import UserError
 
@@ -108,17 +104,11 @@ class EQRM(AnnealedPenalty):
     least_domains = 2
     passes_by_domain = True
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        if hparams["eqrm_quantile"] == 0:
+    def build(self) -> None:
+        super().build()
+        if self.hparams["eqrm_quantile"] == 0:
             raise UserError("hyper-parameter 'eqrm_quantile' of EQRM cannot be 0: it is no risk")
-        self.fidelity = reading(self.options, hparams)
+        self.fidelity = self.option("fidelity")
 
     def switches_now(self) -> bool:
         burnin = self.hparams["eqrm_burnin_iters"]

@@ -1,16 +1,210 @@
-"""Empirical risk minimisation, the baseline that everything else is compared with."""
+"""Empirical risk minimisation, and what methods that extend it share.
+
+One forward pass over all domains' minibatches, and penalties whose weight changes at a switch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed import networks
-from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm
+from domainbed.algorithms.base import (
+    Algorithm,
+    Metrics,
+    Minibatches,
+    Objective,
+    Unlabeled,
+    concatenate,
+    domain_labels,
+    domain_sizes,
+    register_algorithm,
+)
+from domainbed.core.precision import full_precision
+from domainbed.errors import UserError
+
+T = TypeVar("T")
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+def in_full_precision(
+    function: Callable[[Sequence[torch.Tensor]], T],
+) -> Callable[[Sequence[torch.Tensor]], T]:
+    """The same function of one tensor per domain, computed in float32 or better.
+
+    Statistics of bfloat16 numbers hardly differ by anything but rounding.
+    """
+
+    @wraps(function)
+    def computed(values: Sequence[torch.Tensor]) -> T:
+        with full_precision(values[0].device):
+            return function([z.to(torch.promote_types(z.dtype, torch.float32)) for z in values])
+
+    return computed
+
+
+class ForwardPass:
+    """All domains' inputs, one after the other, on their way through featurizer and classifier.
+
+    Features and logits are computed when they are first asked for, once: a method pays for what
+    it uses, and the order of its computations is its own.
+
+    Args:
+        minibatches: one pair of inputs and labels per training domain.
+        featurizer: (N, *input_shape) to (N, d); None where the network has no features.
+        classifier: from the features (from the inputs, where there are none) to (N, C) logits.
+        one_by_one: send the domains through the network one after the other, in domain order.
+
+    Attributes:
+        x: (N, *input_shape) inputs; N is the sum of the domains' B.
+        y: (N,) labels.
+        sizes: B of each of the E domains.
+    """
+
+    def __init__(
+        self,
+        minibatches: Minibatches,
+        featurizer: Network | None,
+        classifier: Network,
+        one_by_one: bool = False,
+    ) -> None:
+        self.x, self.y = concatenate(minibatches)
+        self.sizes = domain_sizes(minibatches)
+        self._featurizer, self._classifier = featurizer, classifier
+        self._one_by_one = one_by_one
+
+    @cached_property
+    def features(self) -> torch.Tensor:
+        """(N, d).
+
+        Raises:
+            UserError: the algorithm's predictions are not those of a classifier on features.
+        """
+        if self._one_by_one:
+            return torch.cat(list(self.domain_features))
+        return self._known_featurizer()(self.x)
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """(N, C)."""
+        if self._one_by_one:
+            return torch.cat(list(self.domain_logits))
+        return self._classifier(self.x if self._featurizer is None else self.features)
+
+    @cached_property
+    def domain_features(self) -> Sequence[torch.Tensor]:
+        """E tensors (B, d), whose graphs are separate if the domains go one by one."""
+        if self._one_by_one:
+            return list(map(self._known_featurizer(), self.by_domain(self.x)))
+        return self.by_domain(self.features)
+
+    @cached_property
+    def domain_logits(self) -> Sequence[torch.Tensor]:
+        """E tensors (B, C), whose graphs are separate if the domains go one by one."""
+        if self._one_by_one:
+            direct = self._featurizer is None
+            inputs = self.by_domain(self.x) if direct else self.domain_features
+            return list(map(self._classifier, inputs))
+        return self.by_domain(self.logits)
+
+    def _known_featurizer(self) -> Network:
+        if self._featurizer is None:
+            raise UserError(
+                "this method needs features, but the class overrides 'predict', so that its "
+                "classifier's inputs are not known: override 'forward_pass' as well"
+            )
+        return self._featurizer
+
+    @cached_property
+    def domains(self) -> torch.Tensor:
+        """(N,) the number of each sample's domain."""
+        return domain_labels(self.sizes, self.y.device)
+
+    def by_domain(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
+        """(N, …), such as the features, to E tensors (B, …)."""
+        return values.split(self.sizes)
+
+    def pooled_risk(self) -> torch.Tensor:
+        """The mean cross-entropy of all samples, a scalar."""
+        return F.cross_entropy(self.logits, self.y)
+
+    def separate_risks(self) -> list[torch.Tensor]:
+        """E mean cross-entropies, scalars, whose graphs are separate where the logits' are."""
+        pairs = zip(self.domain_logits, self.by_domain(self.y))
+        return [F.cross_entropy(logits_e, y_e) for logits_e, y_e in pairs]
+
+    def domain_risks(self) -> torch.Tensor:
+        """(E,) mean cross-entropies."""
+        return torch.stack(self.separate_risks())
+
+
+class PooledAlgorithm(Algorithm):
+    """An algorithm with a featurizer and a classifier, through which all domains go at once.
+
+    A subclass has `objective_of(forward)`; everything else may be inherited.
+
+    Attributes:
+        featurizer: φ, (N, *input_shape) to (N, d).
+        classifier: w, (N, d) to (N, C).
+    """
+
+    featurizer: networks.Featurizer
+    classifier: nn.Module
+
+    passes_by_domain: ClassVar[bool] = False
+    """Whether DomainBed sends each domain through the network by itself. It makes a difference
+    only where batch norm layers train, and is done only there."""
+
+    separates_domains: ClassVar[bool] = False
+    """Whether each domain goes through the network by itself in any case, because gradients of
+    single domains are wanted: one backward pass of its own graph each."""
+
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        """The loss and the metrics of a forward pass, see `objective`."""
+        raise NotImplementedError
+
+    def objective(
+        self, minibatches: Minibatches, unlabeled: Unlabeled = None
+    ) -> tuple[torch.Tensor, Metrics]:
+        return self.objective_of(self.forward_pass(minibatches))
+
+    def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
+        """Of all domains, through this algorithm's networks.
+
+        A class that overrides `predict` alone is trained on what it predicts.
+
+        Raises:
+            UserError: a domain has too few samples for the method.
+        """
+        self.require_samples(minibatches)
+        one_by_one = self.passes_by_domain and trains_batch_norm(self)
+        one_by_one = one_by_one or self.separates_domains
+        if type(self).predict is not PooledAlgorithm.predict:
+            return ForwardPass(minibatches, None, self.predict, one_by_one)
+        return ForwardPass(minibatches, self.featurizer, self.classifier, one_by_one)
+
+    def new_optimizer(self, network: nn.Module, lr: float | None = None) -> torch.optim.Adam:
+        """A fresh Adam over `network`, with the run's weight decay and, unless given, its rate."""
+        return torch.optim.Adam(
+            network.parameters(),
+            lr=self.hparams["lr"] if lr is None else lr,
+            weight_decay=self.hparams["weight_decay"],
+        )
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.featurizer(x))
+
+
+def trains_batch_norm(network: nn.Module) -> bool:
+    """Whether a layer of it normalises by the batch, and not by running statistics."""
+    return any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
 
 
 @register_algorithm
@@ -30,28 +224,71 @@ class ERM(PooledAlgorithm):
 
     paper = "Vapnik, Statistical Learning Theory, Wiley 1998"
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.featurizer = networks.Featurizer(input_shape, hparams)
+    def build(self) -> None:
+        self.featurizer = networks.Featurizer(self.input_shape, self.hparams)
         self.classifier = networks.Classifier(
-            self.featurizer.n_outputs, num_classes, hparams["nonlinear_classifier"]
+            self.featurizer.n_outputs, self.num_classes, self.hparams["nonlinear_classifier"]
         )
         self.network = nn.Sequential(self.featurizer, self.classifier)
         self.optimizer = self.new_optimizer(self.network)
 
-    def new_optimizer(self, network: nn.Module, lr: float | None = None) -> torch.optim.Adam:
-        """A fresh Adam over `network`, with the run's weight decay and, unless given, its rate."""
-        return torch.optim.Adam(
-            network.parameters(),
-            lr=self.hparams["lr"] if lr is None else lr,
-            weight_decay=self.hparams["weight_decay"],
-        )
-
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         return forward.pooled_risk(), {}
+
+
+@dataclass(frozen=True)
+class AnnealedWeight:
+    """λ, one value for the first updates and another after.
+
+    Attributes:
+        name: the hyper-parameter with the value after.
+        updates: the hyper-parameter with the number of updates before.
+        initial: the value before.
+    """
+
+    name: str
+    updates: str
+    initial: float = 0.0
+
+
+class AnnealedPenalty(ERM):
+    """loss = risk + Σ λ · penalty, each λ one value for the first updates and another after.
+
+    At a switch Adam is re-created, because its moments were gathered on another loss.
+    """
+
+    weights: ClassVar[Sequence[AnnealedWeight]] = ()
+    lr_after: ClassVar[str] = "lr"
+    """The hyper-parameter with the learning rate after a switch."""
+    counters = ("update_count",)
+
+    def penalty_weights(self) -> list[float]:
+        """The λ of the current update, in the order of `weights`."""
+        done = self.updates_done()
+        return [
+            self.hparams[each.name] if done >= self.hparams[each.updates] else each.initial
+            for each in self.weights
+        ]
+
+    def penalised(self, risk: torch.Tensor, penalty: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+        """risk + λ · penalty with the only λ, and the two as metrics."""
+        (weight,) = self.penalty_weights()
+        return risk + weight * penalty, {"nll": risk, "penalty": penalty}
+
+    def switches_now(self) -> bool:
+        """Whether the current update is the first after a switch."""
+        done = self.updates_done()
+        return any(done == self.hparams[each.updates] for each in self.weights)
+
+    def update_on(
+        self, objective: Objective, minibatches: Minibatches, unlabeled: Unlabeled = None
+    ) -> Metrics:
+        """Starts with a fresh Adam at a switch."""
+        if self.switches_now():
+            self.optimizer = self.new_optimizer(self.network, self.hparams[self.lr_after])
+        return super().update_on(objective, minibatches, unlabeled)
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """One step on `loss`; counts the update."""
+        super().descend(loss)
+        self.update_count += 1

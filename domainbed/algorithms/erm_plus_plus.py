@@ -3,35 +3,127 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from domainbed.algorithms.averaging import gather_statistics, mean_rate, move_towards
 from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Objective,
+    Stage,
+    Unlabeled,
     as_numbers,
     concatenate,
     register_algorithm,
     step,
 )
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.lars import LARS
-from domainbed.algorithms.plateau import PlateauRates
-from domainbed.algorithms.pooled import ForwardPass, trains_batch_norm
-from domainbed.algorithms.stages import Stage
+from domainbed.algorithms.erm import ERM, ForwardPass, trains_batch_norm
+from domainbed.algorithms.fish import move_towards
 from domainbed.config.dimensions import (
     DatasetFacts,
     Dimension,
     LogUniform,
     Option,
     learning_rate,
-    with_defaults,
 )
+
+
+class LARS(torch.optim.Optimizer):
+    """You, Gitman, Ginsburg, Large Batch Training of Convolutional Networks, arXiv 1708.03888.
+
+        g' = g + weight_decay · θ,    g'' = g' · trust_coefficient · ‖θ‖ / ‖g'‖
+        μ ← momentum · μ + g'',       θ ← θ − lr · μ
+
+    That is for matrices and kernels; where a norm is zero, g'' is g'. Vectors (biases,
+    normalisation) take their gradient as it is, without weight decay, as is usual in
+    self-supervised training. timm's LARS differs: without weight decay it adapts no tensor.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        rates = {"lr": lr, "momentum": momentum}
+        adaptation = {"weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
+        super().__init__(params, {**rates, **adaptation})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step on the gradients that are there."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._move(weight, weight.grad, group)
+
+    def _move(self, weight: nn.Parameter, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        if weight.dim() > 1:
+            gradient = gradient.add(weight, alpha=group["weight_decay"])
+            own, other = weight.norm(), gradient.norm()
+            trusted = group["trust_coefficient"] * own / other
+            gradient = gradient * torch.where((own > 0) & (other > 0), trusted, 1.0)
+        state = self.state[weight]
+        if "mu" not in state:
+            state["mu"] = torch.zeros_like(weight)
+        state["mu"].mul_(group["momentum"]).add_(gradient)
+        weight.add_(state["mu"], alpha=-group["lr"])
+
+
+FALLS = 3
+"""After so many falls of the rate, a training by plateau ends."""
+
+
+class PlateauRates:
+    """The learning rates of an optimizer, by the records of a training.
+
+    The rate falls to a tenth after the second record in a row whose loss is no improvement (by a
+    ten-thousandth of the best so far).
+
+    Attributes:
+        rates: for each record so far, the rate from there on.
+        to_come: the rates of another training that are still to be used.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._scheduler = ReduceLROnPlateau(optimizer, factor=0.1, patience=1)
+        self.rates: list[float] = []
+        self.to_come: list[float] = []
+
+    @property
+    def rate(self) -> float:
+        """The optimizer's current rate."""
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def follow(self, loss: float) -> bool:
+        """Sets the rate by a record's loss; whether it has fallen for the last time."""
+        self._scheduler.step(loss)
+        self.rates.append(self.rate)
+        return sum(one != next_one for one, next_one in pairwise(self.rates)) == FALLS
+
+    def replay(self) -> bool:
+        """Sets the next rate of another training; whether it was the last one."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.to_come.pop(0)
+        return not self.to_come
+
+
+def mean_rate(update: int, start: int) -> float:
+    """The rate that makes the average an arithmetic mean.
+
+    With it after each update, `move_towards(average, network, rate)` gives the weights as they are
+    until update `start` − 1 (counted from 1), and from update `start` on the mean of those after
+    the updates `start` − 1, …, `update`.
+    """
+    return 1 / max(1, update - start + 2)
 
 
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
@@ -69,7 +161,6 @@ class ERMPlusPlus(ERM):
         network: w ∘ φ.
         network_sma: its average θ̄, always in evaluation mode.
         optimizer, linear_optimizer: over the network, and over w alone.
-        update_count: updates so far, a buffer.
     """
 
     paper = (
@@ -83,31 +174,19 @@ class ERMPlusPlus(ERM):
         "lars": Option(False, "LARS instead of Adam"),
         "auto_lr": Option(False, "two stages: rates by plateau, then all images with these rates"),
     }
-    kept_on_cpu = ("update_count",)
+    counters = ("update_count",)
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.chosen = with_defaults(ERMPlusPlus.options, hparams)
+    def build(self) -> None:
+        super().build()
         self.optimizer = self._optimizer_over(self.network, "lr")
         self.linear_optimizer = self._optimizer_over(self.classifier, "linear_lr")
         self.schedule = PlateauRates(self.optimizer)
         self.network_sma = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.update_count: torch.Tensor
-        self.register_buffer("update_count", torch.tensor([0]))
 
     def _optimizer_over(self, network: nn.Module, rate: str) -> torch.optim.Optimizer:
-        optimizer = LARS if self.chosen["lars"] else torch.optim.Adam
+        optimizer = LARS if self.option("lars") else torch.optim.Adam
         decay = self.hparams["weight_decay"]
         return optimizer(network.parameters(), lr=self.hparams[rate], weight_decay=decay)
-
-    def updates_done(self) -> int:
-        return int(self.update_count.item())
 
     def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
         """Through the network that is trained, and not the one that predicts."""
@@ -118,27 +197,26 @@ class ERMPlusPlus(ERM):
         self,
         objective: Objective,
         minibatches: Minibatches,
-        unlabeled: Sequence[torch.Tensor] | None = None,
+        unlabeled: Unlabeled = None,
     ) -> Metrics:
         done = self.updates_done()  # now, as it would wait for the forward pass after it
         loss, metrics = objective(minibatches, unlabeled)
-        if done <= self.chosen["linear_steps"]:
-            self._descend_head(loss)
+        if done <= self.option("linear_steps"):
+            self.linear_optimizer.zero_grad()
+            loss.backward(inputs=list(self.classifier.parameters()))  # none of the featurizer's
+            self.linear_optimizer.step()
         else:
             step(self.optimizer, loss)
         self.update_count += 1
-        move_towards(self.network_sma, self.network, mean_rate(done + 1, self.chosen["sma_start"]))
+        move_towards(self.network_sma, self.network, mean_rate(done + 1, self.option("sma_start")))
         if trains_batch_norm(self.network):
-            gather_statistics(self.network_sma, concatenate(minibatches)[0])
+            self.network_sma.train()
+            self.network_sma(concatenate(minibatches)[0])
+            self.network_sma.eval()
         return as_numbers({"loss": loss, **metrics})
 
-    def _descend_head(self, loss: torch.Tensor) -> None:
-        self.linear_optimizer.zero_grad()
-        loss.backward(inputs=list(self.classifier.parameters()))  # none of the featurizer's
-        self.linear_optimizer.step()
-
     def training_stages(self) -> Sequence[Stage]:
-        if not self.chosen["auto_lr"]:
+        if not self.option("auto_lr"):
             return super().training_stages()
         return Stage(replacement=False, validation=("loss",)), Stage("all", replacement=False)
 
@@ -146,10 +224,10 @@ class ERMPlusPlus(ERM):
         self.schedule.to_come = [*before.schedule.rates]
 
     def on_record(self, metrics: dict[str, float]) -> bool:
-        if not self.chosen["auto_lr"]:
+        if not self.option("auto_lr"):
             return False
         metrics["lr"] = self.schedule.rate
-        if self.updates_done() <= self.chosen["linear_steps"]:
+        if self.updates_done() <= self.option("linear_steps"):
             return False
         if metrics["stage"] == 1:
             return self.schedule.follow(metrics["val_loss"])

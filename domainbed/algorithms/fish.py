@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from domainbed.algorithms.averaging import move_towards
-from domainbed.algorithms.base import Metrics, Minibatches, as_numbers, register_algorithm
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    as_numbers,
+    register_algorithm,
+)
 from domainbed.algorithms.erm import ERM
 from domainbed.config.dimensions import Choice
+
+
+@torch.no_grad()
+def move_towards(network: nn.Module, target: nn.Module, rate: float) -> None:
+    """θ ← θ + rate · (θ' − θ) for every floating-point entry of the state dict, in place.
+
+    Running statistics are such entries, counts of batches are not. A rate of 1 gives θ' exactly.
+    """
+    destination = target.state_dict()
+    for name, value in network.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        if rate == 1:
+            value.copy_(destination[name])
+        else:
+            value += rate * (destination[name] - value)
 
 
 @register_algorithm
@@ -35,20 +55,12 @@ class Fish(ERM):
         "meta_lr": Choice(0.5, (0.05, 0.1, 0.5), "step from the network towards its clone", least=0)
     }
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
+    def build(self) -> None:
+        super().build()
         self.network_inner = copy.deepcopy(self.network)
         self.optimizer = self.new_optimizer(self.network_inner)
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Metrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         self.network_inner.load_state_dict(self.network.state_dict())
         losses = []
         for x, y in minibatches:

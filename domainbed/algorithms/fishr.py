@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.pooled import ForwardPass, trains_batch_norm
+from domainbed.algorithms.erm import AnnealedPenalty, AnnealedWeight, ForwardPass, trains_batch_norm
 from domainbed.config.dimensions import LogUniform, Option, Uniform, with_defaults
 from domainbed.errors import UserError
 from domainbed.gradients import (
@@ -91,6 +90,8 @@ class GradientMatching(nn.Module):
         ),
     }
 
+    variance_ema: torch.Tensor
+
     def __init__(
         self,
         featurizer: nn.Module,
@@ -105,7 +106,6 @@ class GradientMatching(nn.Module):
         self.reduction: str = chosen["fishr_reduction"]
         count = self._count(featurizer, classifier)
         width = (count, count) if self.statistic == "covariance" else (count,)
-        self.variance_ema: torch.Tensor
         self.register_buffer("variance_ema", torch.zeros(num_domains, *width))
 
     def forward(
@@ -219,15 +219,11 @@ class Fishr(AnnealedPenalty):
     weights = (AnnealedWeight("lambda", "penalty_anneal_iters"),)
     least_samples = 2  # the gradients of a single one do not vary
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.matching = GradientMatching(self.featurizer, self.classifier, num_domains, hparams)
+    def build(self) -> None:
+        super().build()
+        self.matching = GradientMatching(
+            self.featurizer, self.classifier, self.num_domains, self.hparams
+        )
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         risk = forward.pooled_risk()

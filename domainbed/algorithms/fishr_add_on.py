@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -13,12 +13,13 @@ from domainbed.algorithms.base import (
     Algorithm,
     Metrics,
     Minibatches,
+    Stage,
+    Unlabeled,
     declared_options,
     declared_space,
 )
+from domainbed.algorithms.erm import PooledAlgorithm
 from domainbed.algorithms.fishr import Fishr, GradientMatching
-from domainbed.algorithms.pooled import PooledAlgorithm, predicts_otherwise
-from domainbed.algorithms.stages import Stage
 from domainbed.config.dimensions import DatasetFacts, Dimension, LogUniform, Uniform
 from domainbed.errors import UserError
 
@@ -52,20 +53,16 @@ class FishrAddOn(Algorithm):
 
     base_class: ClassVar[type[PooledAlgorithm]]
     least_samples = Fishr.least_samples
-    kept_on_cpu = ("fishr_update_count",)
+    counters = ("fishr_update_count",)
+    fishr_update_count: torch.Tensor
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.base = self.base_class(input_shape, num_classes, num_domains, hparams)
-        self.matching = GradientMatching(self.featurizer, self.classifier, num_domains, hparams)
-        self.fishr_update_count: torch.Tensor
-        self.register_buffer("fishr_update_count", torch.tensor([0]))
+    def build(self) -> None:
+        self.base = self.base_class(
+            self.input_shape, self.num_classes, self.num_domains, self.hparams
+        )
+        self.matching = GradientMatching(
+            self.featurizer, self.classifier, self.num_domains, self.hparams
+        )
 
     @property
     def featurizer(self) -> nn.Module:
@@ -75,13 +72,11 @@ class FishrAddOn(Algorithm):
     def classifier(self) -> nn.Module:
         return self.base.classifier
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Metrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         return self.base.update_on(self.objective, minibatches, unlabeled)
 
     def objective(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
+        self, minibatches: Minibatches, unlabeled: Unlabeled = None
     ) -> tuple[torch.Tensor, Metrics]:
         """The other algorithm's loss and the penalty, from one forward pass."""
         self.require_samples(minibatches)
@@ -170,6 +165,6 @@ def _obstacle(base: type[Algorithm]) -> str | None:
     if base.objective_of is PooledAlgorithm.objective_of:
         return "it has no 'objective_of', to whose loss the penalty could be added"
     own_pass = base.forward_pass is not PooledAlgorithm.forward_pass
-    if predicts_otherwise(base) and not own_pass:
+    if base.predict is not PooledAlgorithm.predict and not own_pass:
         return "whose own 'predict' hides the classifier's inputs: it needs 'forward_pass' as well"
     return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+import math
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,10 +14,11 @@ from domainbed.algorithms.base import (
     Algorithm,
     Metrics,
     Minibatches,
+    Stage,
+    Unlabeled,
     concatenate,
     register_algorithm,
 )
-from domainbed.algorithms.stages import Stage
 from domainbed.config.dimensions import Choice, LogUniform
 from domainbed.core.precision import full_precision
 from domainbed.networks import UnitFeatures
@@ -31,21 +33,13 @@ class FittedOnce(Algorithm):
     its first record, whatever its number of steps, and reads no hyper-parameter but its own.
 
     Attributes:
-        num_classes: C.
         width: d, of the inputs.
     """
 
     needs_features: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.num_classes, self.width = num_classes, int(torch.Size(input_shape).numel())
+    def build(self) -> None:
+        self.width = math.prod(self.input_shape)
 
     def training_stages(self) -> Sequence[Stage]:
         return (Stage(whole=True),)
@@ -53,9 +47,7 @@ class FittedOnce(Algorithm):
     def on_record(self, metrics: dict[str, float]) -> bool:
         return True
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Metrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         with full_precision(x.device):
             facts = self.fit(x.flatten(1).float(), y)
@@ -128,15 +120,9 @@ class LinearProbe(FittedOnce):
         "probe_l2": LogUniform(1e-3, -5, 0, "weight of half the squared norm of W", above=0)
     }
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.classifier = nn.Linear(self.width, num_classes)
+    def build(self) -> None:
+        super().build()
+        self.classifier = nn.Linear(self.width, self.num_classes)
 
     def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
         weight, bias, steepest = logistic_regression(
@@ -176,16 +162,10 @@ class NearestMean(FittedOnce):
     means: torch.Tensor
     counts: torch.Tensor
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.register_buffer("means", torch.zeros(num_classes, self.width))
-        self.register_buffer("counts", torch.zeros(num_classes))
+    def build(self) -> None:
+        super().build()
+        self.register_buffer("means", torch.zeros(self.num_classes, self.width))
+        self.register_buffer("counts", torch.zeros(self.num_classes))
 
     def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
         members = F.one_hot(y, self.num_classes).to(x.dtype)  # (N, C)
@@ -220,14 +200,8 @@ class KNN(FittedOnce):
     )
     search_space = {"knn_k": Choice(20, (1, 5, 10, 20, 50, 100), "neighbours that vote", least=1)}
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
+    def build(self) -> None:
+        super().build()
         self.memory: list[torch.Tensor] = []
 
     def get_extra_state(self) -> list[torch.Tensor]:
@@ -271,16 +245,10 @@ class ZeroShot(FittedOnce):
     )
     needs_text = True
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.featurizer = UnitFeatures((self.width,), hparams)
-        self.classifier = nn.Linear(self.width, num_classes)
+    def build(self) -> None:
+        super().build()
+        self.featurizer = UnitFeatures((self.width,), self.hparams)
+        self.classifier = nn.Linear(self.width, self.num_classes)
 
     def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
         return {}

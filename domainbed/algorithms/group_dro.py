@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 
 from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass
-from domainbed.config.dimensions import LogUniform, Option, with_defaults
+from domainbed.algorithms.erm import ERM, ForwardPass
+from domainbed.config.dimensions import LogUniform, Option
 
 
 def reweighted(weights: torch.Tensor, risks: torch.Tensor, rate: float) -> torch.Tensor:
@@ -47,21 +43,15 @@ class GroupDRO(ERM):
         )
     }
     passes_by_domain = True
+    q: torch.Tensor
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.q: torch.Tensor
-        self.register_buffer("q", torch.ones(num_domains))
+    def build(self) -> None:
+        super().build()
+        self.register_buffer("q", torch.ones(self.num_domains))
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         risks = forward.domain_risks()
         self.q = reweighted(self.q, risks.detach(), self.hparams["groupdro_eta"])
         weighted = self.q * risks
-        reduction = with_defaults(self.options, self.hparams)["groupdro_reduction"]
+        reduction = self.option("groupdro_reduction")
         return weighted.mean() if reduction == "mean" else weighted.sum(), {}

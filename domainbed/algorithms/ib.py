@@ -7,11 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.distances import in_full_precision
+from domainbed.algorithms.erm import AnnealedPenalty, AnnealedWeight, ForwardPass, in_full_precision
 from domainbed.algorithms.irm import IRM, mean_irm_penalty
-from domainbed.algorithms.pooled import ForwardPass
 from domainbed.config.dimensions import LogUniform
 
 

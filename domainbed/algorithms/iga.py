@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.domain_gradients import domain_gradients, trained_parameters
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.andmask import domain_gradients
+from domainbed.algorithms.base import Metrics, register_algorithm, trained_parameters
+from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import LogUniform
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
 
 from domainbed.algorithms.base import Metrics, Minibatches, register_algorithm
-from domainbed.algorithms.draws import Draws
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import LogUniform
 
 Minibatch = tuple[torch.Tensor, torch.Tensor]
@@ -66,16 +63,6 @@ class Mixup(ERM):
         )
     }
     passes_by_domain = True
-
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.draws = Draws()
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         domains = list(zip(forward.by_domain(forward.x), forward.by_domain(forward.y)))

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from domainbed.algorithms.base import Metrics, Minibatches, as_numbers, register_algorithm
-from domainbed.algorithms.domain_gradients import gradients_of, trained_parameters
-from domainbed.algorithms.draws import Draws
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import Network
-from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
-from domainbed.config.dimensions import Choice, LogUniform, Option, with_defaults
+from domainbed.algorithms.base import (
+    DOMAINBED,
+    PAPER,
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    as_numbers,
+    gradients_of,
+    register_algorithm,
+    trained_parameters,
+    two_readings,
+)
+from domainbed.algorithms.erm import ERM, Network
+from domainbed.config.dimensions import Choice, LogUniform, Option
 
 Pair = tuple[int, int]
 """A meta-train domain and a meta-test domain."""
@@ -95,27 +101,15 @@ class MLDG(ERM):
     }
     least_domains = 2
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.draws = Draws()
-
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Metrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         order = self.draws.permutation(len(minibatches)).tolist()
         meta_test = min(self.hparams["n_meta_test"], len(order) - 1)
-        if reading(self.options, self.hparams) == PAPER:
+        if self.option("fidelity") == PAPER:
             train, test = order[:-meta_test], order[-meta_test:]
             loss = self.paper_loss([minibatches[i] for i in train], [minibatches[j] for j in test])
             self.descend(loss)
             return as_numbers({"loss": loss})
-        if with_defaults(self.options, self.hparams)["mldg_pairs"] == "cyclic":
+        if self.option("mldg_pairs") == "cyclic":
             return self.update_by_pairs(minibatches, cyclic_pairs(order))
         return self.update_by_pairs(minibatches, split_pairs(order, meta_test))
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
+from torch import nn
 
 from domainbed import networks
-from domainbed.algorithms.base import Metrics, Minibatches, domain_sizes, register_algorithm
-from domainbed.algorithms.draws import Draws
-from domainbed.algorithms.pooled import ForwardPass, PooledAlgorithm, trains_batch_norm
-from domainbed.algorithms.readings import DOMAINBED, reading, two_readings
+from domainbed.algorithms.base import (
+    DOMAINBED,
+    Draws,
+    Metrics,
+    Minibatches,
+    domain_sizes,
+    register_algorithm,
+    two_readings,
+)
+from domainbed.algorithms.erm import ForwardPass, PooledAlgorithm, trains_batch_norm
 from domainbed.config.dimensions import Choice
 from domainbed.core.transfer import sent
 
@@ -40,7 +44,6 @@ class MTL(PooledAlgorithm):
 
     Attributes:
         embeddings: m, (E, d), a buffer.
-        draws: of the noise.
     """
 
     paper = (
@@ -55,29 +58,17 @@ class MTL(PooledAlgorithm):
     options = two_readings(DOMAINBED, "DomainBed: noise in place of the domain's mean features")
     predicts_batches = True
     passes_by_domain = True
+    embeddings: torch.Tensor
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.featurizer = networks.Featurizer(input_shape, hparams)
+    def build(self) -> None:
+        self.featurizer = networks.Featurizer(self.input_shape, self.hparams)
         width = self.featurizer.n_outputs
         self.classifier = networks.Classifier(
-            2 * width, num_classes, hparams["nonlinear_classifier"]
+            2 * width, self.num_classes, self.hparams["nonlinear_classifier"]
         )
-        self.optimizer = torch.optim.Adam(
-            [*self.featurizer.parameters(), *self.classifier.parameters()],
-            lr=hparams["lr"],
-            weight_decay=hparams["weight_decay"],
-        )
-        self.embeddings: torch.Tensor
-        self.register_buffer("embeddings", torch.zeros(num_domains, width))
-        self.is_noisy = reading(self.options, hparams) == DOMAINBED
-        self.draws = Draws()
+        self.optimizer = self.new_optimizer(nn.ModuleList([self.featurizer, self.classifier]))
+        self.register_buffer("embeddings", torch.zeros(self.num_domains, width))
+        self.is_noisy = self.option("fidelity") == DOMAINBED
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         return forward.domain_risks().sum(), {}

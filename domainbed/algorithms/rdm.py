@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.distances import GAMMAS, averages, in_full_precision, kernel_sum
-from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.erm import AnnealedPenalty, AnnealedWeight, ForwardPass, in_full_precision
+from domainbed.algorithms.mmd import GAMMAS, averages, kernel_sum
 from domainbed.config.dimensions import Choice, DatasetFacts, Dimension, Uniform, learning_rate
 
 RISK_GAMMAS = (1e-4, *GAMMAS)

@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass, Network
+from domainbed.algorithms.erm import ERM, ForwardPass, Network
 from domainbed.config.dimensions import Uniform
 
 

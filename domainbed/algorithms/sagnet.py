@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Metrics, Minibatches, as_numbers, register_algorithm, step
-from domainbed.algorithms.draws import Draws
-from domainbed.algorithms.pooled import PooledAlgorithm
+from domainbed.algorithms.base import (
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    as_numbers,
+    register_algorithm,
+    step,
+)
+from domainbed.algorithms.erm import PooledAlgorithm
 from domainbed.config.dimensions import LogUniform
 from domainbed.core.precision import full_precision
 from domainbed.core.transfer import sent
@@ -75,7 +77,6 @@ class SagNet(PooledAlgorithm):
     Attributes:
         featurizer, classifier, style_classifier: φ, c, s.
         optimizer_f, optimizer_c, optimizer_s: an Adam over each.
-        draws: of π and the styles' weights.
     """
 
     paper = (
@@ -86,15 +87,8 @@ class SagNet(PooledAlgorithm):
         "sag_w_adv": LogUniform(0.1, -2, 1, "weight of the adversary's loss on the style")
     }
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        self.featurizer = networks.Featurizer(input_shape, hparams)
+    def build(self) -> None:
+        self.featurizer = networks.Featurizer(self.input_shape, self.hparams)
         width = self.featurizer.n_outputs
         if width < 2:
             raise UserError(f"SagNet needs at least 2 features, but the featurizer has {width}")
@@ -103,23 +97,14 @@ class SagNet(PooledAlgorithm):
                 "SagNet trains its featurizer apart, and this one has nothing to train: set the "
                 "hyper-parameter 'head_depth' to 1 or more"
             )
-        nonlinear = hparams["nonlinear_classifier"]
-        self.classifier = networks.Classifier(width, num_classes, nonlinear)
-        self.style_classifier = networks.Classifier(width, num_classes, nonlinear)
-        self.optimizer_f = self.new_adam(self.featurizer)
-        self.optimizer_c = self.new_adam(self.classifier)
-        self.optimizer_s = self.new_adam(self.style_classifier)
-        self.draws = Draws()
+        nonlinear = self.hparams["nonlinear_classifier"]
+        self.classifier = networks.Classifier(width, self.num_classes, nonlinear)
+        self.style_classifier = networks.Classifier(width, self.num_classes, nonlinear)
+        self.optimizer_f = self.new_optimizer(self.featurizer)
+        self.optimizer_c = self.new_optimizer(self.classifier)
+        self.optimizer_s = self.new_optimizer(self.style_classifier)
 
-    def new_adam(self, network: nn.Module) -> torch.optim.Adam:
-        """An Adam over `network`, with the run's learning rate and weight decay."""
-        return torch.optim.Adam(
-            network.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
-
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Metrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         forward = self.forward_pass(minibatches)
         x, y = forward.x, forward.y
         loss_c = F.cross_entropy(self.classifier(self.randomised(forward.features, "style")), y)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
-from domainbed.algorithms.andmask import sign_agreement
+from domainbed.algorithms.andmask import MaskedGradients, sign_agreement
 from domainbed.algorithms.base import register_algorithm
-from domainbed.algorithms.domain_gradients import MaskedGradients
 from domainbed.config.dimensions import LogUniform, Uniform
 
 log = logging.getLogger(__name__)
@@ -53,18 +50,12 @@ class SANDMask(MaskedGradients):
         "k": LogUniform(1e1, -3, 5, "steepness of the mask", above=0),
     }
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        if hparams["tau"] >= 1:
+    def build(self) -> None:
+        super().build()
+        if self.hparams["tau"] >= 1:
             log.warning(
                 "warning: hyper-parameter 'tau' of SANDMask is %g, which masks every gradient, so "
-                "that nothing is learned: set it below 1", hparams["tau"],
+                "that nothing is learned: set it below 1", self.hparams["tau"],
             )  # fmt: skip
 
     def mask_of(self, gradients: torch.Tensor) -> torch.Tensor:

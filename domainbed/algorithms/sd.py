@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import LogUniform
 
 

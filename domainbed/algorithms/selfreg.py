@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
-from domainbed.algorithms.base import Metrics, Minibatches, domain_sizes, register_algorithm
-from domainbed.algorithms.draws import Draws
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass
-from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+from domainbed.algorithms.base import (
+    DOMAINBED,
+    PAPER,
+    Draws,
+    Metrics,
+    Minibatches,
+    domain_sizes,
+    register_algorithm,
+    two_readings,
+)
+from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.errors import UserError
 
 _SHARE_OF_FEATURES = 0.3
@@ -100,18 +103,11 @@ class SelfReg(ERM):
     options = two_readings(DOMAINBED, "DomainBed: the projection is random, never trained")
     featurizer: networks.Featurizer
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
+    def build(self) -> None:
+        super().build()
         self.cdpl = projection(self.featurizer.n_outputs)
-        if reading(self.options, hparams) == PAPER:
+        if self.option("fidelity") == PAPER:
             self.optimizer = self.new_optimizer(nn.ModuleList([self.network, self.cdpl]))
-        self.draws = Draws()
 
     def require_samples(self, minibatches: Minibatches) -> None:
         """As in the base class; and there must be two, of whatever domains, for P's batch norm."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms.base import Minibatches, register_algorithm
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import Choice
 from domainbed.core.precision import full_precision
 from domainbed.errors import UserError
@@ -96,14 +94,8 @@ class T3A(ERM):
     }
     predicts_batches = True
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
+    def build(self) -> None:
+        super().build()
         if not isinstance(self.classifier, nn.Linear):
             raise UserError(
                 "T3A adjusts a linear classifier: leave the hyper-parameter "

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from domainbed.algorithms.base import (
+    DOMAINBED,
+    PAPER,
     Metrics,
     Minibatches,
+    Unlabeled,
     as_numbers,
     concatenate,
     register_algorithm,
     step,
+    two_readings,
 )
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import draws_dropout, trains_batch_norm
-from domainbed.algorithms.readings import DOMAINBED, PAPER, reading, two_readings
+from domainbed.algorithms.erm import ERM, trains_batch_norm
 from domainbed.config.dimensions import Choice, LogUniform, Uniform
 
 
@@ -81,23 +82,15 @@ class Transfer(ERM):
     options = two_readings(PAPER, "its random draws of 'gda' leave the network untrained")
     passes_by_domain = True
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
+    def build(self) -> None:
+        super().build()
         self.adv_classifier = copy.deepcopy(self.classifier)
-        other = self.adv_classifier.parameters()
-        self.adv_opt = torch.optim.SGD(other, lr=hparams["lr_d"])
-        if hparams["gda"] and reading(self.options, hparams) == DOMAINBED:
-            self.optimizer = torch.optim.SGD(self.adv_classifier.parameters(), lr=hparams["lr"])
+        other = list(self.adv_classifier.parameters())
+        self.adv_opt = torch.optim.SGD(other, lr=self.hparams["lr_d"])
+        if self.hparams["gda"] and self.option("fidelity") == DOMAINBED:
+            self.optimizer = torch.optim.SGD(other, lr=self.hparams["lr"])
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Metrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         self.zero_grad()
         x, y = concatenate(minibatches)
         risk = F.cross_entropy(self.predict(x), y)
@@ -105,10 +98,11 @@ class Transfer(ERM):
         # w has no gradient here, and so Adam leaves it alone.
         self.descend(self.gap(self.forward_pass(minibatches).features, minibatches))
         features = self.constant_features(minibatches)
-        once = not (trains_batch_norm(self) or draws_dropout(self))
+        drops = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in self.modules())
+        differ = drops or trains_batch_norm(self)
         self.adv_classifier.load_state_dict(self.classifier.state_dict())
         for done in range(self.hparams["d_steps_per_g"]):
-            if done and not once:
+            if done and differ:
                 features = self.constant_features(minibatches)
             gap = self.gap(features, minibatches)
             step(self.adv_opt, -gap)

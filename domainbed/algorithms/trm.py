@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass
-from domainbed.algorithms.readings import PAPER, reading, two_readings
+from domainbed.algorithms.base import PAPER, Metrics, register_algorithm, two_readings
+from domainbed.algorithms.erm import AnnealedPenalty, ForwardPass
 from domainbed.config.dimensions import LogUniform
 from domainbed.core.precision import full_precision
 
@@ -104,7 +101,7 @@ def inverse_hessian_product(
 
 
 @register_algorithm
-class TRM(ERM):
+class TRM(AnnealedPenalty):
     """Transfer risk minimization.
 
     E linear heads v_e are trained along, each by 30 steps of SGD on its own domain. From update
@@ -123,7 +120,6 @@ class TRM(ERM):
     Attributes:
         heads: the v_e.
         alpha: α, a buffer.
-        update_count: updates so far, a buffer.
     """
 
     paper = (
@@ -137,28 +133,19 @@ class TRM(ERM):
     }
     classifier: nn.Linear
     options = two_readings(PAPER, "the sum of Neumann's series is overwritten while it is added up")
+    alpha: torch.Tensor
     least_domains = 2
-    kept_on_cpu = ("update_count",)
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        linear = {**hparams, "nonlinear_classifier": False}
-        super().__init__(input_shape, num_classes, num_domains, linear)
-        width = self.classifier.in_features
-        self.heads = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(num_domains))
-        self.alpha: torch.Tensor
-        self.update_count: torch.Tensor
-        self.register_buffer("alpha", 1 - torch.eye(num_domains))
-        self.register_buffer("update_count", torch.tensor([0]))
+    def build(self) -> None:
+        self.hparams = {**self.hparams, "nonlinear_classifier": False}
+        super().build()
+        sizes = self.classifier.in_features, self.num_classes
+        self.heads = nn.ModuleList(nn.Linear(*sizes) for _ in range(self.num_domains))
+        self.register_buffer("alpha", 1 - torch.eye(self.num_domains))
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         nll = forward.pooled_risk()
-        if self.update_count.item() < self.hparams["iters"]:
+        if self.updates_done() < self.hparams["iters"]:
             return nll, {"nll": nll, "trm_loss": 0.0}
         # In full precision, as a Hessian's products are differences of small numbers.
         with full_precision(nll.device):
@@ -174,7 +161,7 @@ class TRM(ERM):
         risks = cross_risks(heads, features, labels)  # (E, E)
         weighted = self.alpha * risks
         (vectors,) = torch.autograd.grad(weighted.sum(), heads.weights, retain_graph=True)
-        by_paper = reading(self.options, self.hparams) == PAPER
+        by_paper = self.option("fidelity") == PAPER
         h = inverse_hessian_product(vectors, heads, by_paper)
         q = DomainHeads(heads.weights, heads.biases, features, labels).risk_gradients()
         self.alpha = self.alpha * (self.hparams["groupdro_eta"] * weighted.detach()).exp()
@@ -196,8 +183,3 @@ class TRM(ERM):
                 weight.copy_(new_weight)
                 bias.copy_(new_bias)
         return own
-
-    def descend(self, loss: torch.Tensor) -> None:
-        """One step on `loss`, which is counted."""
-        super().descend(loss)
-        self.update_count += 1

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,13 +9,12 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
+    Unlabeled,
     as_numbers,
     register_algorithm,
     step,
 )
-from domainbed.algorithms.draws import Draws
-from domainbed.algorithms.erm import ERM
-from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import (
     Choice,
     DatasetFacts,
@@ -104,21 +100,16 @@ class URM(ERM):
     )
     search_space = staticmethod(_search_space)
 
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        num_classes: int,
-        num_domains: int,
-        hparams: Mapping[str, Any],
-    ) -> None:
-        super().__init__(input_shape, num_classes, num_domains, hparams)
-        width: Any = self.featurizer.n_outputs
-        activation, *self.interval = ACTIVATIONS[hparams["urm_generator_output"]]
-        self.featurizer = nn.Sequential(self.featurizer, activation())
+    def build(self) -> None:
+        super().build()
+        width = self.featurizer.n_outputs
+        activation, *self.interval = ACTIVATIONS[self.hparams["urm_generator_output"]]
+        self.featurizer = nn.Sequential(self.featurizer, activation())  # type: ignore[assignment]
         self.network = nn.Sequential(self.featurizer, self.classifier)
-        self.discriminator = new_discriminator(width, hparams["urm_discriminator_hidden_layers"])
+        self.discriminator = new_discriminator(
+            width, self.hparams["urm_discriminator_hidden_layers"]
+        )
         self.discriminator_opt = self.new_discriminator_opt()
-        self.draws = Draws()
 
     def new_discriminator_opt(self) -> torch.optim.Optimizer:
         """Adam, or SGD with momentum 0.9, over D."""
@@ -130,9 +121,7 @@ class URM(ERM):
             return torch.optim.SGD(self.discriminator.parameters(), momentum=0.9, **rates)
         return torch.optim.Adam(self.discriminator.parameters(), **rates)
 
-    def update(
-        self, minibatches: Minibatches, unlabeled: Sequence[torch.Tensor] | None = None
-    ) -> Metrics:
+    def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         forward = self.forward_pass(minibatches)
         loss, metrics = self.objective_of(forward)
         self.descend(loss)

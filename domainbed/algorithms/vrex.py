@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from domainbed.algorithms.annealing import AnnealedPenalty, AnnealedWeight
 from domainbed.algorithms.base import Metrics, register_algorithm
-from domainbed.algorithms.pooled import ForwardPass
+from domainbed.algorithms.erm import AnnealedPenalty, AnnealedWeight, ForwardPass
 from domainbed.config.dimensions import LogUniform
 
 

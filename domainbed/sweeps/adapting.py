@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from domainbed.algorithms import Algorithm
-from domainbed.algorithms.linear_head import linear_head
 from domainbed.algorithms.t3a import SUPPORTS, Templates
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.names import averaged_algorithm
@@ -18,6 +17,7 @@ from domainbed.errors import UserError
 from domainbed.sweeps.averaging import Member, finished_runs
 from domainbed.sweeps.beside import write_beside
 from domainbed.training.experiment import Experiment
+from domainbed.training.initial_weights import linear_head
 from domainbed.training.trained import load_trained_weights, rebuild
 
 
@@ -80,18 +80,11 @@ def adapt_runs(
         experiment = rebuild(member.folder, machine, dataset)
         load_trained_weights(experiment, member.folder)
         try:
-            featurizer, head = _parts(experiment)
+            featurizer, head = linear_head(experiment)
         except UserError as error:
             yield Adapted(member, None, f"left out: {error}")
             continue
         yield _adapt(Path(root), experiment, member, featurizer, head, supports)
-
-
-def _parts(experiment: Experiment) -> tuple[nn.Module, nn.Linear]:
-    domain = experiment.train_envs[0]
-    first = experiment.splits[domain].inside[:2]
-    ((x, _),) = experiment.domains[domain].evaluation_batches(first)
-    return linear_head(experiment.algorithm.eval(), x)
 
 
 def _adapt(

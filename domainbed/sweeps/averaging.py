@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from domainbed.algorithms import Algorithm, get_algorithm_class
-from domainbed.algorithms.pooled import PooledAlgorithm, predicts_otherwise
+from domainbed.algorithms import Algorithm, PooledAlgorithm, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.names import averaged_algorithm, order_algorithms
 from domainbed.core.suggest import did_you_mean
@@ -264,7 +263,7 @@ def _check_predicts_plainly(algorithm: str) -> None:
 
 
 def _predicts_plainly(cls: type[Algorithm]) -> bool:
-    return issubclass(cls, PooledAlgorithm) and not predicts_otherwise(cls)
+    return issubclass(cls, PooledAlgorithm) and cls.predict is PooledAlgorithm.predict
 
 
 def _average(

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.algorithms import Algorithm
-from domainbed.algorithms.averaging import mean_rate
+from domainbed.algorithms.erm_plus_plus import mean_rate
 from domainbed.algorithms.base import concatenate
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec

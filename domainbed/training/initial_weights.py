@@ -7,7 +7,6 @@ from torch import nn
 
 from domainbed.algorithms import LinearProbe
 from domainbed.algorithms.fitted import logistic_regression
-from domainbed.algorithms.linear_head import linear_head
 from domainbed.config.dimensions import with_defaults
 from domainbed.datasets.features import open_text_head
 from domainbed.errors import UserError
@@ -65,12 +64,8 @@ def _begin_with_probe(experiment: Experiment) -> None:
 
 
 def _parts(experiment: Experiment) -> tuple[nn.Module, nn.Linear]:
-    """What the algorithm predicts with, tried on two images."""
-    domain = experiment.train_envs[0]
-    two = experiment.stage_splits[domain].inside[:2]
-    ((x, _),) = experiment.domains[domain].evaluation_batches(two)
     try:
-        return linear_head(experiment.algorithm.eval(), x)
+        return linear_head(experiment)
     except UserError as error:
         raise UserError(
             f"initial_weights is {experiment.spec.initial_weights!r}, but {error}: choose 'shared' "
@@ -79,6 +74,35 @@ def _parts(experiment: Experiment) -> tuple[nn.Module, nn.Linear]:
         ) from error
     finally:
         experiment.algorithm.train()
+
+
+@torch.no_grad()
+def linear_head(experiment: Experiment) -> tuple[nn.Module, nn.Linear]:
+    """The featurizer and the linear classifier that an experiment's algorithm predicts with.
+
+    Puts the algorithm in evaluation mode. The two are tried on two training images, for which they
+    must predict as it does.
+
+    Raises:
+        UserError: it predicts in another way; the reason has the algorithm's name.
+    """
+    algorithm, domain = experiment.algorithm.eval(), experiment.train_envs[0]
+    two = experiment.stage_splits[domain].inside[:2]
+    ((x, _),) = experiment.domains[domain].evaluation_batches(two)
+    name = type(algorithm).__name__
+    try:
+        featurizer, classifier = algorithm.predicting_parts()
+    except AttributeError as error:
+        raise UserError(f"{name} has no classifier on features") from error
+    if not isinstance(classifier, nn.Linear):
+        raise UserError(f"the classifier of {name} is not one linear layer")
+    try:
+        logits = classifier(featurizer(x))
+    except RuntimeError as error:  # its featurizer or classifier needs more than the inputs
+        raise UserError(f"{name} predicts by more than a classifier on its features") from error
+    if algorithm.predicts_batches or not torch.allclose(logits, algorithm.predict(x), atol=1e-4):
+        raise UserError(f"{name} predicts by more than a classifier on its features")
+    return featurizer, classifier
 
 
 @torch.no_grad()

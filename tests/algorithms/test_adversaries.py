@@ -16,10 +16,15 @@ from torch.nn import functional as F
 from domainbed.algorithms import CAD, CDANN, CondCAD, get_algorithm_class
 from domainbed.algorithms.adrmx import contrastive_loss, first_across
 from domainbed.algorithms.base import domain_labels
-from domainbed.algorithms.cad import domain_bottleneck
+from domainbed.algorithms.cad import (
+    domain_bottleneck,
+    masked_log_softmax,
+    others,
+    same,
+    similarities,
+)
 from domainbed.algorithms.cdann import class_divisors
 from domainbed.algorithms.dann import is_discriminator_step
-from domainbed.algorithms.pairs import masked_log_softmax, others, same, similarities
 from domainbed.algorithms.sagnet import normalised, statistics, with_mixed_style, with_other_content
 from domainbed.algorithms.urm import URM, noise_loss
 from domainbed.errors import UserError

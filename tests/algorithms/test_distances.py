@@ -14,11 +14,10 @@ from test_trajectories import SMALL_MLP, VECTORS, follow
 
 from domainbed.algorithms.causirl import two_mixtures
 from domainbed.algorithms.coral import coral_penalty
-from domainbed.algorithms.distances import averages, kernel_sum
 from domainbed.algorithms.eqrm import quantile_of_risks
 from domainbed.algorithms.group_dro import reweighted
 from domainbed.algorithms.ib import bottleneck_penalty
-from domainbed.algorithms.mmd import mmd_penalty
+from domainbed.algorithms.mmd import averages, kernel_sum, mmd_penalty
 from domainbed.algorithms.rdm import risk_penalties
 from domainbed.algorithms.sd import logit_penalty
 from domainbed.errors import UserError

@@ -23,8 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms import get_algorithm_class
-from domainbed.algorithms.andmask import and_mask
-from domainbed.algorithms.domain_gradients import domain_gradients, rescaled
+from domainbed.algorithms.andmask import and_mask, domain_gradients, rescaled
 from domainbed.algorithms.iga import gradient_spread
 from domainbed.algorithms.mldg import cyclic_pairs, first_adam_step, split_pairs
 from domainbed.algorithms.sandmask import sand_mask

@@ -10,9 +10,8 @@ from helpers import CLASSES, build, flat_parameters, random_minibatches
 from torch import nn
 
 from domainbed.algorithms import ERMPlusPlus
-from domainbed.algorithms.averaging import mean_rate, move_towards
-from domainbed.algorithms.lars import LARS
-from domainbed.algorithms.plateau import PlateauRates
+from domainbed.algorithms.erm_plus_plus import LARS, PlateauRates, mean_rate
+from domainbed.algorithms.fish import move_towards
 from domainbed.errors import UserError
 from domainbed.networks.featurizer import NETWORKS
 from domainbed.spec import RunSpec

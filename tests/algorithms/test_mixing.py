@@ -12,8 +12,8 @@ from test_trajectories import follow
 from torch.nn import functional as F
 
 from domainbed.algorithms.arm import group_sizes, with_context
+from domainbed.algorithms.erm import ForwardPass
 from domainbed.algorithms.mixup import cyclic_pairs, mixed_risk
-from domainbed.algorithms.pooled import ForwardPass
 from domainbed.algorithms.rsc import below_quantile, kept_features
 from domainbed.algorithms.selfreg import dissimilarity, partners_in_class
 from domainbed.errors import UserError

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import build, random_minibatches
 from torch import nn
 
-from domainbed.algorithms.linear_head import linear_head
 from domainbed.algorithms.t3a import SUPPORTS, Templates
 from domainbed.errors import UserError
 from domainbed.training.evaluation import EvaluationSplit, Evaluator
+from domainbed.training.initial_weights import linear_head
 
 C, D = 3, 5
 
@@ -102,6 +103,15 @@ def test_it_needs_a_linear_classifier():
         build("T3A", nonlinear_classifier=True)
 
 
+def predicting(algorithm, x):
+    """An experiment whose training images are x."""
+    domain = SimpleNamespace(evaluation_batches=lambda indices: [(x, None)])
+    split = SimpleNamespace(inside=range(len(x)))
+    return SimpleNamespace(
+        algorithm=algorithm, train_envs=[0], stage_splits=[split], domains=[domain]
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
@@ -114,12 +124,12 @@ def test_it_needs_a_linear_classifier():
 def test_what_has_no_linear_head(name, changes, said):
     x, _ = random_minibatches((2,))[0]
     with pytest.raises(UserError, match=said):
-        linear_head(build(name, **changes).eval(), x)
+        linear_head(predicting(build(name, **changes), x))
 
 
 @pytest.mark.parametrize("name", ["ERM", "ERMPlusPlus", "DANN", "Fishr+CORAL"])
 def test_what_has_one(name):
     algorithm = build(name).eval()
     x, _ = random_minibatches((4,))[0]
-    featurizer, head = linear_head(algorithm, x)
+    featurizer, head = linear_head(predicting(algorithm, x))
     assert torch.allclose(head(featurizer(x)), algorithm.predict(x))

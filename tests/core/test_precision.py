@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from domainbed.algorithms.cad import similarities
 from domainbed.algorithms.coral import coral_penalty
 from domainbed.algorithms.mmd import mmd_penalty
-from domainbed.algorithms.pairs import similarities
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.precision import (
     convolutions_in_tf32,
