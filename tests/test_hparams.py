@@ -180,7 +180,7 @@ def test_a_subclass_adds_to_its_parents_space(monkeypatch):
         (lambda: LogUniform(1, 3, -3), "low and not below it high"),
         (lambda: LogUniform(1, -3, 3, base=0), "a base above 0"),
         (lambda: Choice(1, ()), "values to choose from"),
-        (lambda: Choice("a", (1, 2)), "a default like the values"),
+        (lambda: Choice("a", (1, 2)), "a default that may be set"),
         (lambda: Option("c", "", ("a", "b")), "a default that may be set"),
     ],
 )
@@ -212,27 +212,27 @@ def test_values_out_of_bounds(algorithm, name, value, bounds):
             LogUniform(0.001, -4.5, -2.5, above=0),
             "0.01",
             "expected a number above 0, without quotes "
-            "(default 0.001; drawn log-uniformly from 10^-4.5 to 10^-2.5)",
+            "(default 0.001; log-uniform in [10^-4.5, 10^-2.5))",
         ),
         (
             LogUniform(64, 3, 9, base=2, integer=True, least=1),
             "many",
-            "expected a whole number from 1 on (default 64; drawn log-uniformly from 2^3 to 2^9)",
+            "expected a whole number from 1 on (default 64; integer, log-uniform in [2^3, 2^9))",
         ),
         (
             Uniform(0.95, 0.9, 0.99, least=0, most=1),
             2,
-            "expected a number from 0 on, up to 1 (default 0.95; drawn uniformly from 0.9 to 0.99)",
+            "expected a number from 0 on, up to 1 (default 0.95; uniform in [0.9, 0.99))",
         ),
         (
             Choice(0.0, (0.0, 0.1), least=0, below=1),
             1,
-            "expected a number from 0 on, below 1 (default 0.0; drawn from 0.0, 0.1)",
+            "expected a number from 0 on, below 1 (default 0.0; choice of 0.0, 0.1)",
         ),
         (
             Choice("a", ("a", "b"), "", ("c",)),
             1,
-            "expected one of a, b, c (default 'a'; drawn from a, b)",
+            "expected one of a, b, c (default 'a'; choice of a, b; also c)",
         ),
         (Fixed(False), "true", "expected true or false, without quotes (default False)"),
         (Fixed(0), 0.5, "expected a whole number (default 0)"),
