@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.config.dimensions import Option, with_defaults
 from domainbed.errors import UserError, one_line
-from domainbed.networks.featurizer import CHOICE_OPTIONS, Featurizer
+from domainbed.networks.featurizer import CHOICE_OPTIONS, NETWORKS, Featurizer
 from domainbed.networks.pretrained import headless_model
 
 _AUGMIX = "timm:resnet50.ram_in1k"
@@ -25,6 +25,7 @@ BACKBONE_OPTIONS: dict[str, Option] = {
 }
 
 
+@NETWORKS.register
 class Backbone(Featurizer):
     """A model of torchvision or timm without its last layer, with dropout on its features.
 
@@ -32,7 +33,7 @@ class Backbone(Featurizer):
         input_shape: (channels, height, width). With other than 3 channels the first
             convolution takes them, its pretrained weights repeated over the channels.
         hparams: reads `resnet18` (ResNet-18 in place of ResNet-50) and `resnet_dropout`
-            (dropout on the features), and where they are there `backbone` (another model, by
+            (dropout on the features), and where they are given `backbone` (another model, by
             its name in torchvision, or `timm:NAME`) and `BACKBONE_OPTIONS`: `weights`
             ("imagenet", "none", or a file), `freeze_bn` (true as in the published protocol: all
             batch norm layers stay in eval mode while training) and `resnet50_augmix` (with
@@ -43,7 +44,7 @@ class Backbone(Featurizer):
         n_outputs: the width of the features.
 
     Raises:
-        UserError: no such model, weights that are not to be had or do not fit, or a model that
+        UserError: no such model, weights that are not available or do not fit, or a model that
             cannot take inputs of this shape.
     """
 
@@ -64,15 +65,10 @@ class Backbone(Featurizer):
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
-        if self.freeze_bn:
-            self._freeze_batch_norm()
-        return self
-
-    def _freeze_batch_norm(self) -> None:
-        """Keeps the running statistics of all batch norm layers as they were loaded."""
         for module in self.network.modules():
-            if isinstance(module, _BatchNorm):  # of any dimension, synchronised or timm's
+            if self.freeze_bn and isinstance(module, _BatchNorm):  # also synchronised or timm's
                 module.eval()
+        return self
 
 
 def _chosen_model(hparams: Mapping[str, Any]) -> str:

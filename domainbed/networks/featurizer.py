@@ -1,4 +1,4 @@
-"""What a featurizer is, and which one suits the shape of the inputs."""
+"""What a featurizer is, which one suits the shape of the inputs, and the small ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from domainbed.config.dimensions import Option, with_defaults
 from domainbed.core.registry import Registry
@@ -19,6 +20,12 @@ CHOICE_OPTIONS: dict[str, Option] = {
     ),
 }
 """What decides which network is built."""
+
+MLP_OPTIONS: dict[str, Option] = {
+    "mlp_width": Option(256, "width of a featurizer of vectors", least=1),
+    "mlp_depth": Option(3, "linear layers of a featurizer of vectors", least=2),
+    "mlp_dropout": Option(0.0, "dropout in a featurizer of vectors", least=0, below=1),
+}
 
 
 class _Choosing(type):
@@ -91,3 +98,132 @@ def _suited(shape: tuple[int, ...], backbone: str) -> str:
         f"no featurizer for inputs of shape {shape}: expected (features,) or "
         "(channels, height, width); name a registered network in the hyper-parameter 'featurizer'"
     )
+
+
+def Classifier(in_features: int, out_features: int, is_nonlinear: bool = False) -> nn.Module:
+    """A head from (B, in_features) to (B, out_features) logits.
+
+    One linear layer, or with `is_nonlinear` three of them (in, in/2, in/4, out) with ReLU.
+    """
+    if not is_nonlinear:
+        return nn.Linear(in_features, out_features)
+    return nn.Sequential(
+        nn.Linear(in_features, in_features // 2),
+        nn.ReLU(),
+        nn.Linear(in_features // 2, in_features // 4),
+        nn.ReLU(),
+        nn.Linear(in_features // 4, out_features),
+    )
+
+
+class MLP(Featurizer):
+    """`mlp_depth` linear layers of width `mlp_width`; after each but the last, dropout then ReLU.
+
+    Args:
+        n_inputs: width of the input, (B, n_inputs).
+        n_outputs: width of the output, (B, n_outputs).
+        hparams: reads `mlp_width`, `mlp_depth` (at least 2) and `mlp_dropout`.
+    """
+
+    def __init__(self, n_inputs: int, n_outputs: int, hparams: Mapping[str, Any]) -> None:
+        super().__init__()
+        width = hparams["mlp_width"]
+        self.input = nn.Linear(n_inputs, width)
+        self.dropout = nn.Dropout(hparams["mlp_dropout"])
+        self.hiddens = nn.ModuleList(
+            nn.Linear(width, width) for _ in range(hparams["mlp_depth"] - 2)
+        )
+        self.output = nn.Linear(width, n_outputs)
+        self.n_outputs = n_outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in [self.input, *self.hiddens]:
+            x = F.relu(self.dropout(layer(x)))
+        return self.output(x)
+
+
+@NETWORKS.register(name="MLP")
+def mlp_featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> MLP:
+    """An `MLP` of vectors, as wide at its end as inside."""
+    hparams = with_defaults(MLP_OPTIONS, hparams)
+    return MLP(input_shape[0], hparams["mlp_width"], hparams)
+
+
+@NETWORKS.register
+class Projection(Featurizer):
+    """What is trained on frozen features below the classifier: `head_depth` layers with ReLU.
+
+    Dropout comes before each layer. With a depth of 0 it is that dropout alone: the classifier
+    stands on the features as they are.
+
+    Args:
+        input_shape: (d,).
+        hparams: reads `head_depth`, `head_width` and `head_dropout`.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        super().__init__()
+        widths = [input_shape[0], *[hparams["head_width"]] * hparams["head_depth"]]
+        self.layers = nn.ModuleList(map(nn.Linear, widths, widths[1:]))
+        self.dropout = nn.Dropout(hparams["head_dropout"])
+        self.n_outputs = widths[-1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(self.dropout(x)))
+        return x if self.layers else self.dropout(x)
+
+
+@NETWORKS.register
+class UnitFeatures(Featurizer):
+    """Frozen features scaled to length 1; nothing below the classifier is trained.
+
+    Args:
+        input_shape: (d,).
+        hparams: not read.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.n_outputs = input_shape[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(x, dim=1)
+
+
+@NETWORKS.register
+class MNIST_CNN(Featurizer):
+    """Four 3×3 convolutions with ReLU and GroupNorm, then a global average pool: 128 features.
+
+    Gulrajani and Lopez-Paz 2020, table 7. Parameter names are those of DomainBed's class, so
+    that its saved models load.
+    """
+
+    n_outputs = 128
+
+    def __init__(
+        self, input_shape: Sequence[int], hparams: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(input_shape[0], 64, 3, 1, padding=1)
+        self.conv2 = nn.Conv2d(64, 128, 3, stride=2, padding=1)
+        self.conv3 = nn.Conv2d(128, 128, 3, 1, padding=1)
+        self.conv4 = nn.Conv2d(128, 128, 3, 1, padding=1)
+        self.bn0 = nn.GroupNorm(8, 64)
+        self.bn1 = nn.GroupNorm(8, 128)
+        self.bn2 = nn.GroupNorm(8, 128)
+        self.bn3 = nn.GroupNorm(8, 128)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.conv2.weight.is_contiguous():  # else convolutions are done in the layout of x
+            x = x.contiguous()
+        x = self.bn0(_relu(self.conv1(x)))  # (B, 64, H, W)
+        x = self.bn1(_relu(self.conv2(x)))  # (B, 128, H/2, W/2)
+        x = self.bn2(_relu(self.conv3(x)))
+        x = self.bn3(_relu(self.conv4(x)))
+        return x.mean(dim=(2, 3))  # (B, 128)
+
+
+def _relu(x: torch.Tensor) -> torch.Tensor:
+    """In place where no gradient needs what was there."""
+    return F.relu(x, inplace=not torch.is_grad_enabled())

@@ -31,7 +31,7 @@ def image_encoder(name: str, weights: str) -> nn.Module:
         weights: "imagenet" for the published ones, "none", or a file of the whole model's.
 
     Raises:
-        UserError: no such model, or its weights are not to be had or do not fit.
+        UserError: no such model, or its weights are not available or do not fit.
     """
     return _model(name, weights).visual
 
@@ -55,12 +55,17 @@ def text_classifier(
         (C, d) vectors, and the factor of their products with image vectors of length 1.
 
     Raises:
-        UserError: see `image_encoder`; or the model's tokenizer is not to be had.
+        UserError: see `image_encoder`; or the model's tokenizer is not available.
     """
-    model = _model(name, weights).eval()
+    model, rows = _model(name, weights).eval(), []
+    import open_clip
+
     with _quiet():
-        tokenize = _tokenizer(name)
-        rows = []
+        try:
+            tokenize = open_clip.get_tokenizer(_named(name)[0])
+        except Exception as error:  # of a package that is missing, or of the network
+            said = f"the tokenizer of {name!r} is not available ({one_line(error)})"
+            raise UserError(said) from error
         for each in classes:
             vectors = model.encode_text(tokenize([t.replace("{}", each) for t in templates]))
             rows.append(F.normalize(F.normalize(vectors, dim=-1).mean(dim=0), dim=0))
@@ -141,53 +146,32 @@ def _published_file(name: str, published: Mapping[str, Any]) -> str:
         UserError: there are none, or no network.
     """
     import open_clip
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     give = "give the file of a state dict as weights, or 'none'"
     if not published:
         raise UserError(f"open_clip knows no published weights of {name!r}: {give}")
-    repository, file = os.path.split(published.get("hf_hub", ""))
-    usual = [open_clip.constants.HF_SAFE_WEIGHTS_NAME, open_clip.constants.HF_WEIGHTS_NAME]
-    files = [file] if file else usual
-    remedy = (
-        f"fill the cache {constants.HF_HUB_CACHE} with `hf download {repository}`, or {give}"
-        if repository
-        else f"get {published.get('url')}, and give that file as weights"
-    )
     try:
         with _quiet():
-            if not repository:
-                return open_clip.pretrained.download_pretrained_from_url(published["url"])
-            found = [try_to_load_from_cache(repository, each) for each in files]
-            if kept := [each for each in found if isinstance(each, str)]:
-                return kept[0]
-            for each in files:
-                try:
-                    return hf_hub_download(repository, each)
-                except LocalEntryNotFoundError:  # a kind of the next one, where there is no network
-                    raise
-                except EntryNotFoundError:
-                    continue
+            return open_clip.pretrained.download_pretrained(published)
     except Exception as error:  # of the network, in whatever way
+        repository = os.path.dirname(published.get("hf_hub", ""))
+        remedy = (
+            f"fill the cache {HF_HUB_CACHE} with `hf download {repository}`, or {give}"
+            if repository
+            else f"get {published.get('url')}, and give that file as weights"
+        )
         raise UserError(
-            f"the published weights of {name!r} cannot be had ({one_line(error)}): {remedy}"
+            f"the published weights of {name!r} are not available ({one_line(error)}): {remedy}"
         ) from error
-    raise UserError(f"{repository} has none of {', '.join(files)}: {give}")
-
-
-def _tokenizer(name: str) -> Any:
-    import open_clip
-
-    try:
-        return open_clip.get_tokenizer(_named(name)[0])
-    except Exception as error:  # of a package that is missing, or of the network
-        raise UserError(f"the tokenizer of {name!r} cannot be had ({one_line(error)})") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What open_clip and the hub log is told by errors here; and the root logger stays as it is."""
+    """Silences the logs of open_clip and the hub, and leaves the root logger as it is.
+
+    What they warn of is raised as an error here.
+    """
     disabled, handlers = logging.root.manager.disable, logging.root.handlers[:]
     logging.disable(logging.WARNING)
     try:

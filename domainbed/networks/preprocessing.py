@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from domainbed.errors import UserError
-from domainbed.networks import open_clip_models, packaged
+from domainbed.networks import open_clip_models, pretrained
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -40,11 +40,9 @@ def preprocessing_of(name: str) -> Preprocessing:
     Raises:
         UserError: the model has none, or one that is not offered here.
     """
-    if name == packaged.NAME:
-        usual = _of_timm(packaged.TIMM_NAME, name)
-        return Preprocessing(
-            usual.size, usual.resized, usual.interpolation, packaged.MEAN, packaged.STD
-        )
+    if name == pretrained.PACKAGED:
+        usual = _of_timm(pretrained.TIMM_OF_PACKAGED, name)
+        return replace(usual, mean=pretrained.PACKAGED_MEAN, std=pretrained.PACKAGED_STD)
     if name.startswith("timm:"):
         return _of_timm(name.removeprefix("timm:"), name)
     if name.startswith(open_clip_models.PREFIX):
@@ -92,9 +90,7 @@ def _of_open_clip(name: str) -> Preprocessing:
 def _of_torchvision(name: str) -> Preprocessing:
     from torchvision import models
 
-    from domainbed.networks.pretrained import published_weights
-
-    found = published_weights(models.get_model_weights(name)).transforms()
+    found = pretrained.published_weights(models.get_model_weights(name)).transforms()
     return Preprocessing(
         _single(found.crop_size),
         _single(found.resize_size),

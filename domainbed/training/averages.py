@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.algorithms import Algorithm
-from domainbed.algorithms.erm_plus_plus import mean_rate
 from domainbed.algorithms.base import concatenate
+from domainbed.algorithms.erm_plus_plus import mean_rate
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.training.experiment import Experiment

