@@ -52,9 +52,9 @@ PASSES = {
 class Watch(TorchDispatchMode):
     """Counts convolved images and operators that wait, but for those on tensors of the CPU."""
 
-    def __init__(self, kept_on_cpu: set[int]) -> None:
+    def __init__(self, counters: set[int]) -> None:
         super().__init__()
-        self.kept, self.is_stepping = kept_on_cpu, False
+        self.kept, self.is_stepping = counters, False
         self.forward, self.backward = 0, 0
         self.waited: Counter[str] = Counter()
 
@@ -79,7 +79,7 @@ def watched(algorithm: torch.nn.Module) -> Iterator[Watch]:
         buffer.data_ptr()
         for module in algorithm.modules()
         for name, buffer in module.named_buffers(recurse=False)
-        if name in getattr(module, "kept_on_cpu", ())
+        if name in getattr(module, "counters", ())
     }
     watch = Watch(kept)
 
