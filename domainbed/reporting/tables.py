@@ -6,6 +6,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -138,9 +140,11 @@ def build_report(
         name: tested_domains(records.runs, name)
         for name in order_datasets(records.runs["dataset"].unique())
     }
-    tables = [
-        table for method in methods for table in _method_tables(records, method, domains_of, gaps)
-    ]
+    tables = []
+    for method in methods:
+        chosen = method.select(records)
+        diverged = _diverged(records.runs, chosen, method)
+        tables += tables_of(records.runs, method, by_cell(chosen), domains_of, diverged, gaps)
     report = Report(records, methods, tables, datasets, algorithms, gaps)
     _warn_of_gaps(report)
     _warn_of_mixtures(records.runs)
@@ -178,29 +182,17 @@ def only(
     Raises:
         UserError: a name is unknown, or no record is left.
     """
-    records = _only(_only(records, "dataset", datasets), "algorithm", algorithms)
+    for column, names in (("dataset", datasets), ("algorithm", algorithms)):
+        present = set(records.runs[column])
+        for name in names or ():
+            if name not in present:
+                known = ", ".join(sorted(present)) or "none"
+                raise UserError(f"no records of {column} {name!r}: the folder has {known}")
+        if names is not None:
+            records = records.only(records.runs[column].isin(names))
     if records.runs.empty:
         raise UserError(f"no records of {algorithms} on {datasets}: choose others")
     return records
-
-
-def _only(records: Records, column: str, names: Sequence[str] | None) -> Records:
-    if names is None:
-        return records
-    present = set(records.runs[column].unique())
-    for name in names:
-        if name not in present:
-            known = ", ".join(sorted(present))
-            raise UserError(f"no records of {column} {name!r}: the folder has {known or 'none'}")
-    return records.only(records.runs[column].isin(names))
-
-
-def _method_tables(
-    records: Records, method: SelectionMethod, domains_of: dict[str, list[int]], gaps: Gaps
-) -> list[Table]:
-    runs, chosen = records.runs, method.select(records)
-    diverged = _diverged(runs, chosen, method)
-    return tables_of(runs, method, by_cell(chosen), domains_of, diverged, gaps)
 
 
 def tables_of(
@@ -213,25 +205,42 @@ def tables_of(
     setting: str = "",
 ) -> list[Table]:
     """One table per dataset with a column for each of its `domains_of`, then the averages."""
-    datasets, algorithms = list(domains_of), order_algorithms(runs["algorithm"].unique())
+    algorithms = order_algorithms(runs["algorithm"].unique())
     tables = []
     for dataset, domains in domains_of.items():
         names = domain_names(runs, dataset)
         columns = [Column(names[env], dataset, str(env)) for env in domains]
         columns.append(Column(AVERAGE, dataset, AVERAGE))
-        keys = {name: [(dataset, name, env) for env in domains] for name in algorithms}
-        rows = {
-            name: _dataset_row(accuracies, diverged or {}, cells) for name, cells in keys.items()
-        }
-        rows = {n: _with_gaps(cells, keys[n], method, gaps or {}) for n, cells in rows.items()}
+        rows = {}
+        for algorithm in algorithms:
+            cells = [
+                replace(
+                    mean_over_trials(list(accuracies.get(key, {}).values())),
+                    diverged=tuple(sorted(set((diverged or {}).get(key, [])))),
+                    gap=_gap(key, method, gaps or {}) if key not in accuracies else "",
+                )
+                for key in [(dataset, algorithm, env) for env in domains]
+            ]
+            rows[algorithm] = [*cells, mean_of_cells(cells)]
         protocol = protocol_of(runs[runs["dataset"] == dataset])
         marked = mark_best(rows)
         tables.append(Table(method.name, method.title, dataset, protocol, columns, marked, setting))
-    columns = [Column(dataset, dataset, AVERAGE) for dataset in datasets]
+    columns = [Column(dataset, dataset, AVERAGE) for dataset in domains_of]
     columns += [Column(label, AVERAGE, label) for label in (AVERAGE, MEAN_RANK)]
-    rows = mark_best(_averages_rows(accuracies, datasets, algorithms), ranks=True)
+    rows = mark_best(_averages_rows(accuracies, domains_of, algorithms), ranks=True)
     averages = Table(method.name, method.title, None, protocol_of(runs), columns, rows, setting)
     return [*tables, averages]
+
+
+def _gap(key: CellKey, method: SelectionMethod, gaps: Gaps) -> str:
+    """Why there can be no number in a cell; "" where no run was left out that it needs."""
+    dataset, algorithm, env = key
+    whys = (
+        why
+        for (of, name, envs), why in gaps.items()
+        if (of, name) == (dataset, algorithm) and method.uses(envs, env)
+    )
+    return next(whys, "")
 
 
 def by_cell(chosen: pd.DataFrame) -> Accuracies:
@@ -258,48 +267,17 @@ def _diverged(
     return found
 
 
-def _dataset_row(
-    accuracies: Accuracies, diverged: dict[CellKey, list[tuple[int, int]]], keys: list[CellKey]
-) -> list[Cell]:
-    cells = [
-        replace(
-            mean_over_trials(list(accuracies.get(key, {}).values())),
-            diverged=tuple(sorted(set(diverged.get(key, [])))),
-        )
-        for key in keys
-    ]
-    return [*cells, mean_of_cells(cells)]
-
-
-def _with_gaps(
-    cells: list[Cell], keys: list[CellKey], method: SelectionMethod, gaps: Gaps
-) -> list[Cell]:
-    """A dataset's row, in which cells without a number say why there can be none."""
-    marked = []
-    for cell, (dataset, algorithm, env) in zip(cells, keys):
-        whys = (
-            why
-            for (of, name, envs), why in gaps.items()
-            if (of, name) == (dataset, algorithm) and method.uses(envs, env)
-        )
-        marked.append(replace(cell, gap=next(whys, "")) if cell.mean is None else cell)
-    return [*marked, *cells[len(marked) :]]
-
-
 def _averages_rows(
-    accuracies: Accuracies, datasets: list[str], algorithms: list[str]
+    accuracies: Accuracies, domains_of: dict[str, list[int]], algorithms: list[str]
 ) -> dict[str, list[Cell]]:
-    by_trial: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (dataset, algorithm, _), trials in sorted(accuracies.items()):
-        for trial, accuracy in trials.items():
-            by_trial[dataset, algorithm][trial].append(accuracy)
     rows = {}
     for algorithm in algorithms:
-        trials_of = [by_trial[dataset, algorithm] for dataset in datasets]
-        cells = [
-            mean_over_trials([float(np.mean(trials[trial])) for trial in sorted(trials)])
-            for trials in trials_of
-        ]
+        cells = []
+        for dataset, domains in domains_of.items():
+            of_domains = [accuracies.get((dataset, algorithm, env), {}) for env in domains]
+            trials = sorted(set().union(*of_domains))
+            means = [np.mean([of[trial] for of in of_domains if trial in of]) for trial in trials]
+            cells.append(mean_over_trials(list(map(float, means))))
         rows[algorithm] = [*cells, mean_of_cells(cells)]
     ranks = mean_ranks([[cell.mean for cell in cells[:-1]] for cells in rows.values()])
     for cells, rank in zip(rows.values(), ranks, strict=True):
@@ -338,10 +316,8 @@ def mean_ranks(means: list[list[float | None]]) -> list[float | None]:
 
 
 def _plain_mean(values: list[float]) -> float:
-    total = 0.0
-    for value in values:  # from left to right: since Python 3.12 `sum` rounds differently
-        total += value
-    return total / len(values)
+    """Added from left to right: since Python 3.12 `sum` rounds differently."""
+    return reduce(add, values) / len(values)
 
 
 def mark_best(
@@ -351,38 +327,36 @@ def mark_best(
 
     With `ranks` they are the lowest in the last column.
     """
-    marked: dict[str, list[Cell]] = {name: [] for name in rows}
-    width = len(next(iter(rows.values())))
-    for position in range(width):
-        sign = -1 if ranks and position == width - 1 else 1
-        column = {name: cells[position] for name, cells in rows.items()}
-        shown = {
-            name: sign * round(cell.mean, decimals)
-            for name, cell in column.items()
-            if cell.mean is not None
-        }
-        highest = sorted(set(shown.values()), reverse=True)
-        for name, cell in column.items():
-            place = highest.index(shown[name]) if name in shown else None
-            marked[name].append(replace(cell, best=place == 0, second=place == 1))
-    return marked
+    shown = pd.DataFrame(
+        [[None if cell.mean is None else round(cell.mean, decimals) for cell in cells]
+         for cells in rows.values()],
+        dtype=float,
+    )  # fmt: skip
+    if ranks:
+        shown.iloc[:, -1] *= -1
+    places = shown.rank(method="dense", ascending=False).to_numpy()
+    return {
+        name: [
+            replace(cell, best=bool(place == 1), second=bool(place == 2))
+            for cell, place in zip(cells, of_row, strict=True)
+        ]
+        for (name, cells), of_row in zip(rows.items(), places, strict=True)
+    }
 
 
 def _warn_of_gaps(report: Report) -> None:
     """Says on the log how many cells have no result or lack trials."""
-    empty = short = total = 0
+    lacks = []  # of each cell: none of its trials are there, or some are not
     for table in report.tables:
         if table.dataset:
-            expected = trials_of(report.records.runs, table.dataset)
+            expected = len(trials_of(report.records.runs, table.dataset))
             cells = [cell for row in table.rows.values() for cell in row[:-1] if not cell.gap]
-            counts = [cell.n_trials for cell in cells]
-            total += len(counts)
-            empty += sum(count == 0 for count in counts)
-            short += sum(0 < count < len(expected) for count in counts)
+            lacks += [(not cell.n_trials, 0 < cell.n_trials < expected) for cell in cells]
+    empty, short = np.sum(lacks, axis=0) if lacks else (0, 0)
     if empty or short:
         log.warning(
             "warning: of %d cells %d have no result and %d lack trials, and averages are over "
-            "what is there: --explain says which runs are missing", total, empty, short,
+            "what is there: --explain says which runs are missing", len(lacks), empty, short,
         )  # fmt: skip
 
 
