@@ -81,7 +81,7 @@ def _report(args: argparse.Namespace) -> int:
 def _html(args: argparse.Namespace, refresh: int = 0) -> str:
     """The page, which a browser loads anew after so many seconds; 0 for never."""
     from domainbed.reporting.page import build_page, to_html
-    from domainbed.reporting.style import styled
+    from domainbed.reporting.render import styled
 
     report = styled(_read_report(args, quiet=bool(refresh)), style_of(args))
     baseline = args.baseline or BASELINE

@@ -20,8 +20,8 @@ from domainbed.errors import UserError
 if TYPE_CHECKING:
     from domainbed.reporting import Report
     from domainbed.reporting.misclassified import Misclassified
+    from domainbed.reporting.render import Style
     from domainbed.reporting.section import Section
-    from domainbed.reporting.style import Style
     from domainbed.runs.records import Records
     from domainbed.selection import SelectionMethod
 
@@ -91,7 +91,7 @@ def style_of(args: argparse.Namespace) -> Style:
     Raises:
         UserError: a value is unknown.
     """
-    from domainbed.reporting.style import Style
+    from domainbed.reporting.render import Style
 
     return Style(
         *(args.decimals, args.spread, args.underline_second, args.order),
@@ -165,7 +165,7 @@ def collect_of_folders(parser: Parser) -> Run:
 
 def _collect(args: argparse.Namespace) -> int:
     from domainbed.reporting import RENDERERS, explain, load_records
-    from domainbed.reporting.style import styled
+    from domainbed.reporting.render import styled
 
     for flag in ("by_folder", "single_source"):
         if args.explain and getattr(args, flag):
@@ -185,7 +185,7 @@ def _collect(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace, records: Records) -> Report:
     from domainbed.reporting import build_report, only, planned_gaps, planned_selection
-    from domainbed.reporting.plans import by_folder, gaps_by_folder
+    from domainbed.reporting.explain import by_folder, gaps_by_folder
     from domainbed.reporting.single_source import single_source_report, warn_of_single_source
 
     folders, gaps = args.folders, planned_gaps(args.folders)
@@ -260,7 +260,7 @@ def _beside(
 def _all(
     args: argparse.Namespace, records: Records, selection: Sequence[str] | None
 ) -> list[Section]:
-    from domainbed.reporting import analyses, build_report, comparison, only
+    from domainbed.reporting import build_report, comparison, only
     from domainbed.reporting import comparison_sections as sections
 
     baseline, unit = args.baseline or BASELINE, args.unit or UNITS[0]
@@ -275,11 +275,11 @@ def _all(
     ]
     report = build_report(records, selection)
     more = (
-        (sections.gap_section, analyses.selection_gap(records)),
-        (sections.tuning_section, analyses.tuning_gain(records, selection)),
-        (sections.expected_section, analyses.expected_best(records, selection)),
-        (sections.worst_section, analyses.worst_domains(report)),
-        (sections.line_section, analyses.accuracy_on_the_line(records)),
+        (sections.gap_section, comparison.selection_gap(records)),
+        (sections.tuning_section, comparison.tuning_gain(records, selection)),
+        (sections.expected_section, comparison.expected_best(records, selection)),
+        (sections.worst_section, comparison.worst_domains(report)),
+        (sections.line_section, comparison.accuracy_on_the_line(records)),
     )
     return first + [section(frame) for section, frame in more if len(frame)]
 

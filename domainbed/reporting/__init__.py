@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from domainbed.reporting.explain import explain
-from domainbed.reporting.plans import planned_gaps, planned_selection
+from domainbed.reporting.explain import explain, planned_gaps, planned_selection
 from domainbed.reporting.render import RENDERERS, cell_text, to_frame
 from domainbed.reporting.tables import Cell, Column, Report, Table, build_report, only
 from domainbed.runs.load import Folders, load_records

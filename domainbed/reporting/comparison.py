@@ -1,24 +1,35 @@
-"""Comparing algorithms: differences to a baseline, paired by dataset, test domain and trial."""
+"""What tables of means do not show: differences to a baseline, ranks, and gains and gaps.
+
+Differences are paired by dataset, test domain and trial.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.core.suggest import did_you_mean
 from domainbed.errors import UserError
 from domainbed.reporting import statistics
 from domainbed.reporting.statistics import CriticalDifference, PairedCell
-from domainbed.reporting.tables import AVERAGE
+from domainbed.reporting.tables import AVERAGE, Report, domain_names, mean_over_trials
 from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS
 
 CELL = ["dataset", "test_env"]
 PAIR = [*CELL, "trial_seed"]
+DEFAULT_SEED = 0
+"""The hparams seed of the default hyper-parameters."""
+
+_CLIP = 1e-3  # probits of 0 and 1 are infinite
+_GROUP = ["dataset", "algorithm"]
+_RUN = [*_GROUP, "test_env", "trial_seed"]
 
 
 def chosen_accuracies(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
@@ -52,7 +63,7 @@ def differences(
 
     Returns:
         One row per method, dataset ("Avg": over all) and algorithm, with the columns `selection`,
-        `dataset`, `algorithm`, `baseline`; `difference` in points of percent; the ends of its
+        `dataset`, `algorithm`, `baseline`; `difference` in percentage points; the ends of its
         95 % intervals, `trials_low` and `trials_high` with trials resampled, `datasets_low` and
         `datasets_high` with datasets resampled; `probability_of_improvement`; `wins`, `ties`,
         `losses`; `p_value` of Wilcoxon's test, and `holm_p_value`, corrected for the algorithms of
@@ -146,15 +157,16 @@ def paired_cells(
 
 def _numbers(cells: list[PairedCell], unit: str, rope: float | None) -> dict[str, Any]:
     observed = statistics.observations(cells, unit)
-    trials, datasets = statistics.trial_interval(cells), statistics.dataset_interval(cells)
+    trials_low, trials_high = statistics.trial_interval(cells)
+    datasets_low, datasets_high = statistics.dataset_interval(cells)
     numbers: dict[str, Any] = {
-        "difference": statistics.mean_difference(cells),
-        "trials_low": trials.low,
-        "trials_high": trials.high,
-        "datasets_low": datasets.low,
-        "datasets_high": datasets.high,
+        "difference": float(statistics.observations(cells, "dataset").mean()),
+        "trials_low": trials_low,
+        "trials_high": trials_high,
+        "datasets_low": datasets_low,
+        "datasets_high": datasets_high,
         "probability_of_improvement": statistics.probability_of_improvement(cells),
-        **statistics.win_tie_loss(observed)._asdict(),
+        **statistics.win_tie_loss(observed),
         "p_value": statistics.wilcoxon(observed),
         "holm_p_value": math.nan,
         "observations": len(observed),
@@ -164,8 +176,7 @@ def _numbers(cells: list[PairedCell], unit: str, rope: float | None) -> dict[str
         "trials": min(len(cell.differences) for cell in cells),
     }
     if rope is not None:
-        chances = statistics.practically_equal(observed, rope)
-        numbers |= {f"p_{name}": value for name, value in chances._asdict().items()}
+        numbers |= statistics.practically_equal(observed, rope)
     return numbers
 
 
@@ -175,3 +186,171 @@ def _averaged(wide: pd.DataFrame, unit: str) -> pd.DataFrame:
         return wide
     domains = wide.groupby(level=CELL).mean()
     return domains if unit == "domain" else domains.groupby(level="dataset").mean()
+
+
+def selection_gap(
+    records: Records, better: str = "oracle", other: str = "training-domain"
+) -> pd.DataFrame:
+    """What knowing the test domain is worth: accuracy under the one method minus the other.
+
+    Columns: `dataset`, `algorithm`, `domain` (its name, or "Avg": first over the test domains
+    within a trial), `gap` in percentage points, its `std_err` over trials, and `n_trials`.
+    """
+    chosen = chosen_accuracies(records, [better, other])
+    wide = chosen.pivot(index=_RUN, columns="selection", values="accuracy")
+    gaps = wide.reindex(columns=[better, other]).dropna()
+    frame = (gaps[better] - gaps[other]).rename("gap").reset_index()
+    return _in_order(_over_trials(frame, "gap", records.runs))
+
+
+def tuning_gain(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
+    """What the search of hyper-parameters is worth, beside their defaults.
+
+    Columns: `selection`, `dataset`, `algorithm`; `default` and `best`, the accuracies in percent
+    of the default hyper-parameters and of the chosen draw; `gain`, the difference in points, with
+    its `std_err` over `n_trials` trials (first averaged over test domains within a trial); and
+    `n_draws`, the fewest hparams seeds that a choice was made from.
+    """
+    frames = []
+    for name in SELECTION_METHODS if selection is None else dict.fromkeys(selection):
+        ranked = SELECTION_METHODS[name].rank(records)
+        best = ranked.drop_duplicates(_RUN).set_index(_RUN)["test_acc"].rename("best")
+        default = ranked[ranked["hparams_seed"] == DEFAULT_SEED].set_index(_RUN)["test_acc"]
+        draws = ranked.groupby(_RUN).size().rename("n_draws")
+        both = pd.concat([best, default.rename("default"), draws], axis=1).dropna().reset_index()
+        frames.append(_gains(both).assign(selection=name))
+    columns = ["selection", *_GROUP, "default", "best", "gain", "std_err", "n_trials", "n_draws"]
+    return _in_order(pd.concat(frames, ignore_index=True)[columns])
+
+
+def expected_best(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
+    """The accuracy that k random draws of the hyper-parameters give on average.
+
+    Columns: `selection`, `dataset`, `algorithm`, `draws` (k, up to the fewest that a test domain
+    and trial has), `accuracy` in percent, the mean over test domains and trials, and `n_trials`.
+    """
+    rows: list[dict[str, object]] = []
+    for name in SELECTION_METHODS if selection is None else dict.fromkeys(selection):
+        ranked = SELECTION_METHODS[name].rank(records).iloc[::-1]  # from worst to best
+        for (dataset, algorithm), of_group in ranked.groupby(_GROUP, sort=False):
+            accuracies = [of["test_acc"].to_numpy() for _, of in of_group.groupby(_RUN)]
+            curves = [statistics.expected_best(of_run) for of_run in accuracies]
+            fewest = min(map(len, curves))
+            means = 100 * np.mean([curve[:fewest] for curve in curves], axis=0)
+            rows += [
+                {"selection": name, "dataset": dataset, "algorithm": algorithm, "draws": draws,
+                 "accuracy": accuracy, "n_trials": of_group["trial_seed"].nunique()}
+                for draws, accuracy in enumerate(means.tolist(), start=1)
+            ]  # fmt: skip
+    columns = ["selection", *_GROUP, "draws", "accuracy", "n_trials"]
+    return _in_order(pd.DataFrame(rows, columns=columns))
+
+
+def worst_domains(report: Report) -> pd.DataFrame:
+    """The lowest accuracy of each row of the tables, beside the mean.
+
+    Columns: `selection`, `dataset`, `algorithm`, `domain` (name of the worst), `worst` and
+    `mean` in percent, and `n_trials` of the worst. A row that lacks a result is left out.
+    """
+    rows = []
+    for table in report.tables:
+        for algorithm, cells in table.rows.items() if table.dataset else ():
+            means = [cell.mean for cell in cells]
+            numbers = [mean for mean in means if mean is not None]
+            if len(numbers) == len(means):
+                worst = int(np.argmin(numbers[:-1]))
+                names = (table.selection, table.dataset, algorithm, table.columns[worst].label)
+                rows.append((*names, numbers[worst], numbers[-1], cells[worst].n_trials))
+    columns = ["selection", *_GROUP, "domain", "worst", "mean", "n_trials"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def in_and_out(records: Records) -> pd.DataFrame:
+    """Every run with one test domain, at its last record: what it does at home and away.
+
+    Columns: `dataset`, `algorithm`, `test_env`, `trial_seed`, `hparams_seed`; `in_domain`, the
+    mean accuracy in percent on the out-splits of the training domains; and `out_of_domain`, the
+    accuracy in percent on the in-split of the test domain.
+    """
+    scores = SELECTION_METHODS["oracle"].score(records)  # one row per run, at its last record
+    table = records.accuracies
+    keys = table.keys.assign(row=np.arange(len(table.keys)))
+    single = keys[keys["test_envs"].map(len) == 1]
+    single = single.assign(test_env=[envs[0] for envs in single["test_envs"]])
+    last = scores.merge(single, on=[*_RUN, "hparams_seed", "step"]).drop_duplicates(
+        [*_RUN, "hparams_seed"]
+    )
+    accuracies = table.out_split[last["row"].to_numpy()].copy()
+    accuracies[np.arange(len(last)), last["test_env"].to_numpy()] = np.nan
+    counts = (~np.isnan(accuracies)).sum(axis=1)
+    sums = np.nansum(accuracies, axis=1)
+    in_domain = 100 * np.divide(sums, counts, out=np.full(len(last), np.nan), where=counts > 0)
+    points = last[[*_RUN, "hparams_seed"]].assign(
+        in_domain=in_domain, out_of_domain=100 * last["test_acc"]
+    )
+    return points.reset_index(drop=True)
+
+
+def accuracy_on_the_line(records: Records) -> pd.DataFrame:
+    """How far in-domain accuracy tells out-of-domain accuracy, over all runs of a test domain.
+
+    The line is fitted to the probits of both (Miller et al., "Accuracy on the Line", ICML 2021).
+    Columns: `dataset`, `domain` (its name), `runs`, `slope`, `intercept` and `correlation`
+    (Pearson's, of the probits); NaN for fewer than three runs, or if one of the two is constant.
+    """
+    rows = []
+    for (dataset, env), points in in_and_out(records).groupby(["dataset", "test_env"], sort=False):
+        name = domain_names(records.runs, dataset)[env]
+        x, y = (_probit(points[column]) for column in ("in_domain", "out_of_domain"))
+        fit = [np.nan] * 3
+        if len(points) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
+            line = stats.linregress(x, y)
+            fit = [float(line.slope), float(line.intercept), float(line.rvalue)]
+        rows.append((dataset, name, len(points), *fit))
+    columns = ["dataset", "domain", "runs", "slope", "intercept", "correlation"]
+    return _in_order(pd.DataFrame(rows, columns=columns))
+
+
+def _probit(percent: pd.Series) -> np.ndarray:
+    return np.asarray(stats.norm.ppf(np.clip(percent.to_numpy() / 100, _CLIP, 1 - _CLIP)))
+
+
+def _gains(both: pd.DataFrame) -> pd.DataFrame:
+    """The mean over trials of what was averaged over test domains."""
+    rows = []
+    for key, of_group in both.groupby(_GROUP, sort=False):
+        by_trial = of_group.groupby("trial_seed")[["default", "best"]].mean()
+        gain = mean_over_trials((by_trial["best"] - by_trial["default"]).tolist())
+        means = (100 * by_trial.mean()).to_dict()
+        found = {"gain": gain.mean, "std_err": gain.std_err, "n_trials": gain.n_trials}
+        names = dict(zip(_GROUP, key, strict=True))
+        rows.append({**names, **means, **found, "n_draws": int(of_group["n_draws"].min())})
+    columns = [*_GROUP, "default", "best", "gain", "std_err", "n_trials", "n_draws"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _over_trials(frame: pd.DataFrame, value: str, runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard error over trials of each domain, and of the mean over domains."""
+    rows = []
+    for key, of_group in frame.groupby(_GROUP, sort=False):
+        names = domain_names(runs, key[0])
+        sets = {names[env]: of_env for env, of_env in of_group.groupby("test_env")}
+        for domain, of_domain in {**sets, AVERAGE: of_group}.items():
+            numbers = of_domain.groupby("trial_seed")[value].mean() / 100
+            cell = mean_over_trials(numbers.tolist())
+            rows.append((*key, domain, cell.mean, cell.std_err, cell.n_trials))
+    return pd.DataFrame(rows, columns=[*_GROUP, "domain", value, "std_err", "n_trials"])
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the order of the tables: by method, dataset, algorithm, and else as they are."""
+    orders: dict[str, Callable[[Iterable[str]], list[str]]] = {
+        "algorithm": order_algorithms,
+        "dataset": order_datasets,
+        "selection": lambda names: [name for name in SELECTION_METHODS if name in set(names)],
+    }
+    for column in [column for column in orders if column in frame]:
+        names = orders[column](frame[column])
+        places = frame[column].map({name: place for place, name in enumerate(names)})
+        frame = frame.iloc[np.argsort(places.to_numpy(), kind="stable")]
+    return frame.reset_index(drop=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed.core.names import order_algorithms
-from domainbed.reporting import analyses, comparison
+from domainbed.reporting import comparison
 from domainbed.reporting.statistics import CriticalDifference
 from domainbed.runs.records import Records
 from domainbed.selection import mean_over_others
@@ -59,13 +59,13 @@ class Findings:
 
     @cached_property
     def last_records(self) -> pd.DataFrame:
-        """As from `analyses.in_and_out`."""
-        return analyses.in_and_out(self.records)
+        """As from `comparison.in_and_out`."""
+        return comparison.in_and_out(self.records)
 
     @cached_property
     def lines(self) -> pd.DataFrame:
-        """As from `analyses.accuracy_on_the_line`."""
-        return analyses.accuracy_on_the_line(self.records)
+        """As from `comparison.accuracy_on_the_line`."""
+        return comparison.accuracy_on_the_line(self.records)
 
     @cached_property
     def curves(self) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -19,7 +19,7 @@ from domainbed.errors import UserError
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 TIE = 0.05
-"""Differences below it, in points of percent, are ties: the tables print one decimal."""
+"""Differences below it, in percentage points, are ties: the tables print one decimal."""
 
 UNITS = ("trial", "domain", "dataset")
 """What a test counts as one observation: each pair of runs, or their mean over a larger whole."""
@@ -44,30 +44,10 @@ class PairedCell:
         return self.ours - self.baseline
 
 
-class Interval(NamedTuple):
-    """Two ends; both NaN where there is nothing to resample."""
+Interval = tuple[float, float]
+"""Two ends; both NaN where there is nothing to resample."""
 
-    low: float
-    high: float
-
-
-NO_INTERVAL = Interval(math.nan, math.nan)
-
-
-class Comparison(NamedTuple):
-    """Counts of wins, ties (see `TIE`) and losses."""
-
-    wins: int
-    ties: int
-    losses: int
-
-
-class Chances(NamedTuple):
-    """Posterior probabilities that the algorithm is worse, practically equal, or better."""
-
-    worse: float
-    equal: float
-    better: float
+NO_INTERVAL: Interval = (math.nan, math.nan)
 
 
 def observations(cells: Sequence[PairedCell], unit: str) -> np.ndarray:
@@ -79,13 +59,8 @@ def observations(cells: Sequence[PairedCell], unit: str) -> np.ndarray:
     return _dataset_means(cells, [cell.differences.mean() for cell in cells])
 
 
-def mean_difference(cells: Sequence[PairedCell]) -> float:
-    """The mean difference over datasets, in points of percent."""
-    return float(observations(cells, "dataset").mean())
-
-
 def trial_interval(cells: Sequence[PairedCell], seed: int = 0) -> Interval:
-    """The bootstrap interval of the mean difference when trials are drawn anew.
+    """The bootstrap interval of the mean difference with trials resampled.
 
     The trials of each test domain are resampled with replacement, on their own (Agarwal et al.
     2021, section 4.1). With few trials such an interval is too narrow.
@@ -101,7 +76,7 @@ def trial_interval(cells: Sequence[PairedCell], seed: int = 0) -> Interval:
 
 
 def dataset_interval(cells: Sequence[PairedCell], seed: int = 0) -> Interval:
-    """The bootstrap interval of the mean difference when datasets are drawn anew."""
+    """The bootstrap interval of the mean difference with datasets resampled."""
     means = observations(cells, "dataset")
     if len(means) < 2:
         return NO_INTERVAL
@@ -115,19 +90,16 @@ def probability_of_improvement(cells: Sequence[PairedCell]) -> float:
     In each test domain every trial of one is set against every trial of the other; a tie is half
     a win.
     """
-    return float(_dataset_means(cells, [_chance(cell) for cell in cells]).mean())
+    signs = [np.sign(cell.ours[:, None] - cell.baseline[None, :]) for cell in cells]
+    return float(_dataset_means(cells, [(1 + of_cell.mean()) / 2 for of_cell in signs]).mean())
 
 
-def _chance(cell: PairedCell) -> float:
-    signs = np.sign(cell.ours[:, None] - cell.baseline[None, :])
-    return float((signs + 1).mean() / 2)
-
-
-def win_tie_loss(differences: np.ndarray) -> Comparison:
-    """How many of the differences are above, about and below zero."""
-    ties = np.abs(differences) < TIE
-    wins = int(((differences > 0) & ~ties).sum())
-    return Comparison(wins, int(ties.sum()), int(len(differences) - ties.sum()) - wins)
+def win_tie_loss(differences: np.ndarray) -> dict[str, int]:
+    """How many of the differences are `wins`, `ties` (see `TIE`) and `losses`."""
+    is_tie = np.abs(differences) < TIE
+    found = {"wins": (differences > 0) & ~is_tie, "ties": is_tie}
+    found["losses"] = (differences < 0) & ~is_tie
+    return {name: int(each.sum()) for name, each in found.items()}
 
 
 def wilcoxon(differences: np.ndarray) -> float:
@@ -152,15 +124,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def practically_equal(differences: np.ndarray, rope: float, seed: int = 0) -> Chances:
+def practically_equal(differences: np.ndarray, rope: float, seed: int = 0) -> dict[str, float]:
     """The Bayesian signed-rank test with a region of practical equivalence.
 
     Benavoli, Corani, Demšar and Zaffalon, "Time for a change" (JMLR 2017), section 4.2.
 
     Args:
-        differences: (observations,), in points of percent.
-        rope: differences up to it, in points of percent, do not matter.
+        differences: (observations,), in percentage points.
+        rope: differences up to it, in percentage points, do not matter.
         seed: of the draws from the posterior.
+
+    Returns:
+        The posterior probabilities `p_worse`, `p_equal` (practically) and `p_better`.
 
     Raises:
         UserError: baycomp is not installed.
@@ -176,7 +151,7 @@ def practically_equal(differences: np.ndarray, rope: float, seed: int = 0) -> Ch
     better, equal, worse = SignedRankTest.probs(
         differences, zeros, rope=rope, nsamples=RESAMPLES, random_state=seed
     )
-    return Chances(float(worse), float(equal), float(better))
+    return {"p_worse": float(worse), "p_equal": float(equal), "p_better": float(better)}
 
 
 @dataclass(frozen=True)
@@ -268,4 +243,4 @@ def _dataset_means(cells: Sequence[PairedCell], values: Sequence[Any]) -> np.nda
 def _percentiles(samples: np.ndarray) -> Interval:
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(samples, [tail, 100 - tail])
-    return Interval(float(low), float(high))
+    return float(low), float(high)

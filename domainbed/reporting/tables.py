@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -15,13 +15,11 @@ import pandas as pd
 
 from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS, order_algorithms, order_datasets
 from domainbed.errors import UserError
-from domainbed.reporting.plans import Gaps
-from domainbed.reporting.protocols import mixtures, protocol_of
-from domainbed.runs.records import Records
+from domainbed.runs.records import NOT_RECORDED, Records
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 
 if TYPE_CHECKING:
-    from domainbed.reporting.style import Style
+    from domainbed.reporting.render import Style
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +27,7 @@ AVERAGE = "Avg"
 MEAN_RANK = "Mean rank"
 
 CellKey = tuple[str, str, int]  # dataset, algorithm, test domain
+Gaps = dict[tuple[str, str, tuple[int, ...]], str]  # by dataset, algorithm and test domains, why
 Accuracies = dict[CellKey, dict[int, float]]  # for each trial the selected test accuracy
 
 
@@ -369,3 +368,39 @@ def _warn_of_mixtures(runs: pd.DataFrame) -> None:
 def trials_of(runs: pd.DataFrame, dataset: str) -> list[int]:
     """The trial seeds that a dataset's runs have, ascending."""
     return sorted(set(runs.loc[runs["dataset"] == dataset, "trial_seed"].tolist()))
+
+
+def protocol_of(runs: pd.DataFrame) -> str:
+    """The protocol of some runs, as in "default (version 1)"; all, if there are several."""
+    different = runs[["protocol", "protocol_version", "features"]].drop_duplicates()
+    return ", ".join(sorted(set(_protocols(different))))
+
+
+def mixtures(runs: pd.DataFrame) -> list[str]:
+    """One line for each condition in which runs of one table differ."""
+    conditions = {
+        "protocols": _protocols(runs),
+        "major versions of PyTorch": [version.split(".")[0] for version in runs["torch"].tolist()],
+        "precisions": runs["precision"].tolist(),
+    }
+    return [
+        f"{what}: {_counts(values)}" for what, values in conditions.items() if len(set(values)) > 1
+    ]
+
+
+def _protocols(runs: pd.DataFrame) -> list[str]:
+    columns = runs[["protocol", "protocol_version", "features"]].to_numpy().tolist()
+    return [
+        name if version == NOT_RECORDED else _named(name, version, features)
+        for name, version, features in columns
+    ]
+
+
+def _named(name: str, version: str, features: str) -> str:
+    return f"{name} (version {version})" + (f", {features}" if features else "")
+
+
+def _counts(values: list[str]) -> str:
+    """Each value and how many runs have it, as in "fp32 in 3 runs, bf16 in 1 run"."""
+    counts = Counter(values).most_common()
+    return ", ".join(f"{value} in {count} run{'s' * (count > 1)}" for value, count in counts)

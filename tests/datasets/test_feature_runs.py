@@ -19,7 +19,7 @@ from domainbed.errors import UserError
 from domainbed.hparams import default_hparams, random_hparams, search_space
 from domainbed.networks import Featurizer
 from domainbed.reporting import load_records
-from domainbed.reporting.protocols import mixtures, protocol_of
+from domainbed.reporting.tables import mixtures, protocol_of
 from domainbed.runs.predictions import read_predictions
 from domainbed.runs.results_file import features_of
 from domainbed.spec import RunSpec

@@ -10,7 +10,7 @@ from fake_sweep import random_runs, write
 from scipy import stats
 
 from domainbed.errors import UserError
-from domainbed.reporting import analyses, build_report, compare, comparison, load_records
+from domainbed.reporting import build_report, compare, comparison, load_records
 
 ORACLE = ["oracle"]
 BOTH = ("PACS", "ColoredMNIST")
@@ -169,7 +169,7 @@ def chosen(records, method):
 
 
 def test_selection_gap(records):
-    frame = analyses.selection_gap(records).set_index(["dataset", "algorithm", "domain"])
+    frame = comparison.selection_gap(records).set_index(["dataset", "algorithm", "domain"])
     better, other = chosen(records, "oracle"), chosen(records, "training-domain")
     for key in better:
         if key[2] != "Avg":
@@ -184,7 +184,7 @@ def test_selection_gap(records):
 
 
 def test_tuning_gain(records):
-    frame = analyses.tuning_gain(records).set_index(["selection", "dataset", "algorithm"])
+    frame = comparison.tuning_gain(records).set_index(["selection", "dataset", "algorithm"])
     default = records.only(records.runs["hparams_seed"] == 0)
     for method in ("oracle", "training-domain"):
         averages = build_report(records, [method]).tables[-1].rows["Fishr"]
@@ -199,7 +199,7 @@ def test_tuning_gain(records):
 
 
 def test_expected_best_of_draws(records):
-    frame = analyses.expected_best(records, ORACLE).set_index(["dataset", "algorithm", "draws"])
+    frame = comparison.expected_best(records, ORACLE).set_index(["dataset", "algorithm", "draws"])
     averages = build_report(records, ORACLE).tables[-1].rows["IRM"]
     assert frame.loc["PACS", "IRM", 3]["accuracy"] == pytest.approx(averages[1].mean)
     singles = [
@@ -212,7 +212,7 @@ def test_expected_best_of_draws(records):
 
 def test_worst_domains(records):
     report = build_report(records, ORACLE)
-    frame = analyses.worst_domains(report).set_index(["dataset", "algorithm"])
+    frame = comparison.worst_domains(report).set_index(["dataset", "algorithm"])
     cells = report.tables[1].rows["ERM"]
     means = [cell.mean for cell in cells[:-1]]
     row = frame.loc["PACS", "ERM"]
@@ -221,22 +221,22 @@ def test_worst_domains(records):
 
 
 def test_in_and_out_of_domain(records, tmp_path):
-    points = analyses.in_and_out(records)
+    points = comparison.in_and_out(records)
     assert len(points) == len(records.runs)
     (run,) = random_runs(3, ["PACS"], ["ERM"], n_trials=1, pairs=False)[1:2]  # test domain 1
     write(tmp_path, [run])
-    (point,) = analyses.in_and_out(load_records(tmp_path)).to_dict("records")
+    (point,) = comparison.in_and_out(load_records(tmp_path)).to_dict("records")
     last = run[-1]
     home = np.mean([last[f"env{i}_out_acc"] for i in (0, 2, 3)])
     assert point["in_domain"] == pytest.approx(100 * home)
     assert point["out_of_domain"] == pytest.approx(100 * last["env1_in_acc"])
-    fits = analyses.accuracy_on_the_line(load_records(tmp_path))
+    fits = comparison.accuracy_on_the_line(load_records(tmp_path))
     assert math.isnan(fits["slope"][0])
 
 
 def test_accuracy_on_the_line(records):
-    points = analyses.in_and_out(records)
-    fits = analyses.accuracy_on_the_line(records).set_index(["dataset", "domain"])
+    points = comparison.in_and_out(records)
+    fits = comparison.accuracy_on_the_line(records).set_index(["dataset", "domain"])
     of_domain = points[(points["dataset"] == "PACS") & (points["test_env"] == 2)]
     x, y = (
         stats.norm.ppf(of_domain["in_domain"] / 100),

@@ -30,9 +30,9 @@ from domainbed.reporting.page.tables import (
     result_tables,
     state_tables,
 )
+from domainbed.reporting.render import Style, half_interval, styled
 from domainbed.reporting.section import Section
 from domainbed.reporting.single_source import single_source_report
-from domainbed.reporting.style import Style, half_interval, styled
 from domainbed.reporting.tables import AVERAGE
 from domainbed.runs.states import DONE, INTERRUPTED, PENDING, RUNNING, STATES
 

@@ -10,7 +10,7 @@ from scipy import stats
 from domainbed.cli import main
 from domainbed.errors import UserError
 from domainbed.reporting import RENDERERS, build_report, load_records, to_frame
-from domainbed.reporting.style import Style, half_interval, styled
+from domainbed.reporting.render import Style, half_interval, styled
 
 ACCURACIES = {  # by algorithm, of each domain in each of three trials
     "ERM": (0.5012, 0.5024, 0.5030),

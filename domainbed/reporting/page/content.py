@@ -13,7 +13,7 @@ import pandas as pd
 from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
-from domainbed.reporting import analyses
+from domainbed.reporting import comparison
 from domainbed.reporting import comparison_sections as compared
 from domainbed.reporting.explain import EVERYTHING, count_states, explain_survey, survey
 from domainbed.reporting.figures import FIGURES, plain_style
@@ -28,13 +28,11 @@ from domainbed.reporting.page.tables import (
     state_tables,
 )
 from domainbed.reporting.page.wrong_images import ReadImages, files_below, wrong_images
-from domainbed.reporting.protocols import mixtures
 from domainbed.reporting.published.agreement import agreement_sections
-from domainbed.reporting.render import head
+from domainbed.reporting.render import SPREADS, head, styled
 from domainbed.reporting.section import Section, count
 from domainbed.reporting.single_source import has_single_source, single_source_report
-from domainbed.reporting.style import SPREADS, styled
-from domainbed.reporting.tables import AVERAGE, Report, domain_names
+from domainbed.reporting.tables import AVERAGE, Report, domain_names, mixtures
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.load import Folders, as_paths
 
@@ -83,8 +81,8 @@ def _results(report: Report) -> Part:
     papers = published_cells(report)
     sections = [s for source, cells in papers.items() for s in agreement_sections(cells, source)]
     frames = (
-        (compared.worst_section, analyses.worst_domains(report)),
-        (compared.gap_section, analyses.selection_gap(report.records)),
+        (compared.worst_section, comparison.worst_domains(report)),
+        (compared.gap_section, comparison.selection_gap(report.records)),
     )
     sections += [make(frame) for make, frame in frames if len(frame)]
     intro = f"Accuracy in percent on each domain when it is held out{_legend(report)} Columns sort."
@@ -187,8 +185,8 @@ def _tuning(findings: Findings) -> Part:
              "lies in each by chance, if draws are even"]  # fmt: skip
     sections = [Section("ranges", "Is a range too narrow?", header, rows, notes, frame)]
     frames = (
-        (compared.tuning_section, analyses.tuning_gain(findings.records, findings.selection)),
-        (compared.expected_section, analyses.expected_best(findings.records, findings.selection)),
+        (compared.tuning_section, comparison.tuning_gain(findings.records, findings.selection)),
+        (compared.expected_section, comparison.expected_best(findings.records, findings.selection)),
     )
     sections += [make(frame) for make, frame in frames if len(frame)]
     figures = _drawn(findings, "hparams", "Accuracy by hyper-parameter")

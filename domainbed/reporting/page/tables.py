@@ -14,9 +14,8 @@ from domainbed.errors import UserError
 from domainbed.reporting.page.part import HtmlCell, HtmlTable, Row
 from domainbed.reporting.published import SOURCES
 from domainbed.reporting.published.agreement import agreement
-from domainbed.reporting.render import cell_text
+from domainbed.reporting.render import Style, cell_text
 from domainbed.reporting.section import Section
-from domainbed.reporting.style import Style
 from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table, domain_names
 from domainbed.runs.states import DONE, STATES
 
