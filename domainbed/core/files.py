@@ -62,9 +62,9 @@ def append_text(file: Path, text: str, to_disk: bool = False) -> None:
             os.fsync(stream.fileno())
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Path, text: str, to_disk: bool = True) -> None:
     """Writes aside and moves into place, so that no reader and no crash sees half a file."""
-    with written_aside(file) as aside:
+    with written_aside(file, to_disk) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -79,9 +79,10 @@ def naming(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def written_aside(file: Path) -> Iterator[Path]:
+def written_aside(file: Path, to_disk: bool = True) -> Iterator[Path]:
     """A path beside `file` to write to; it takes `file`'s place when all went well.
 
+    It is on disk first, unless `to_disk` is false: faster, for what is soon written again.
     Nothing takes the place of a device or a pipe, such as /dev/null: that itself is written to.
     """
     if _is_device(file):
@@ -92,8 +93,9 @@ def written_aside(file: Path) -> Iterator[Path]:
     try:
         with naming(file):
             yield aside
-            with aside.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            if to_disk:
+                with aside.open("rb+") as stream:
+                    os.fsync(stream.fileno())
             check_guard(file.parent)
             aside.replace(file)
     finally:

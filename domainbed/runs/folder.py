@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,12 @@ class RunFolder:
             UserError: there can be no such folder, it cannot be written to or was removed, or a
                 file in it that is written to is a link.
         """
-        with ExitStack() as stack:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(owning(self.path))
-            except OSError as error:
-                raise UserError(
-                    f"the folder {str(self.path)!r} cannot be made, or written to "
-                    f"({error.strerror}): choose another output folder"
-                ) from error
-            self._refuse_links()
+        with owning(self.path):
+            for file in (self.out, self.results, self.errors):
+                if file.is_symlink():
+                    raise UserError(
+                        f"{file} is a link, and a run writes to no file elsewhere: remove it"
+                    )
             self.clear_pending()
             yield
 
@@ -137,13 +133,6 @@ class RunFolder:
     def append_result(self, line: str) -> None:
         """Adds a record, on disk before this returns."""
         append_text(self.results, line, to_disk=True)
-
-    def _refuse_links(self) -> None:
-        for file in (self.out, self.results, self.errors):
-            if file.is_symlink():
-                raise UserError(
-                    f"{file} is a link, and a run writes to no file elsewhere: remove it"
-                )
 
     def is_done(self) -> bool:
         """Whether the run is marked as done, and its last record is there to its end."""

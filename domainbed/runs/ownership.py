@@ -20,16 +20,17 @@ import math
 import os
 import re
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed.core.files import aside_of, guarded, remove_asides
-from domainbed.core.processes import Process
+from domainbed.core.files import aside_of, guarded, remove_asides, write_text
 from domainbed.core.stopping import Interrupted, stop_requested
 from domainbed.errors import UserError
 from domainbed.runs.states import Busy, Lost
@@ -37,7 +38,7 @@ from domainbed.runs.states import Busy, Lost
 ENGINE_VARIABLE, JOB_VARIABLE = "DOMAINBED_ENGINE", "DOMAINBED_JOB"
 """What a launcher sets where a task runs: its own name, and the engine's id of the job."""
 
-_SECONDS_TO_ONES_TURN = 0.05
+_SECONDS_BETWEEN_TURNS = 0.05
 _NAME = re.compile(r"owner\.([1-9]\d*)\.json")
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
@@ -60,6 +61,73 @@ def _seconds(variable: str, default: float) -> float:
     except ValueError:
         pass
     raise UserError(f"the environment variable {variable} is {text!r}: give a number of seconds")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process among those of all machines.
+
+    Attributes:
+        host, boot, namespace: the machine, its start, and the process ids that it is numbered in.
+        pid: its number, which another process may have later.
+        started: when it began, as the system counts.
+    """
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: str
+
+    @classmethod
+    def here(cls) -> Process:
+        """This one."""
+        _, started = process_stat(os.getpid())
+        return cls(socket.gethostname(), _boot(), _namespace(), os.getpid(), started)
+
+    def is_gone(self) -> bool:
+        """Whether it has ended for certain; of one of another machine nothing is known."""
+        if not (self.is_near() and self.pid > 0):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # somebody else's
+            pass
+        state, started = process_stat(self.pid)
+        return state in ("Z", "X") or bool(started and started != self.started)
+
+    def is_near(self) -> bool:
+        """Whether its number means the same here."""
+        place = (self.host, self.boot, self.namespace)
+        return all(place) and place == (socket.gethostname(), _boot(), _namespace())
+
+
+@cache
+def _boot() -> str:
+    return _text_of("/proc/sys/kernel/random/boot_id").strip()
+
+
+@cache
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def process_stat(pid: int) -> tuple[str, str]:
+    """The state and the start time of a process; "" of one that cannot be seen."""
+    values = _text_of(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (values[0], values[19]) if len(values) > 19 else ("", "")
+
+
+def _text_of(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -146,27 +214,22 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"owner.{number}.json"
 
 
-class _Sight(NamedTuple):
-    content: bytes
-    silent_for: float
-    at: float
-
-
-_seen: dict[Path, _Sight] = {}
+_seen: dict[Path, tuple[bytes, float]] = {}
+"""By folder, its owner's last sign of life and when it was given, by this process's clock."""
 
 
 def silent_for(folder: Path, found: Found) -> float:
     """For about how many seconds an owner has given no sign of life, without waiting for one.
 
-    Counted from when this process first saw the sign; what went before is judged by two times of
-    the file server, that of the sign and that of a file made now, and 0 where none can be made.
+    Counted from when this process first saw the sign. The time before follows from two times of
+    the file server, that of the sign and that of a new file; it is 0 where none can be created.
     """
     now = time.monotonic()
-    sight = _seen.get(folder)
-    if sight is None or sight.content != found.content:
-        before = 0.0 if sight else _age(_file(folder, found.number))
-        sight = _seen[folder] = _Sight(found.content, before, now)
-    return sight.silent_for + now - sight.at
+    seen = _seen.get(folder)
+    if seen is None or seen[0] != found.content:
+        before = 0.0 if seen else _age(_file(folder, found.number))
+        seen = _seen[folder] = (found.content, now - before)
+    return now - seen[1]
 
 
 def _age(file: Path) -> float:
@@ -190,20 +253,30 @@ def seems_at_work(folder: Path, found: Found) -> bool:
 
 
 @contextmanager
-def owning(folder: Path) -> Iterator[None]:
-    """Owns a folder, which is there. What is written aside into it meanwhile is checked.
+def owning(folder: Path, in_turn: bool = False) -> Iterator[None]:
+    """Owns a folder, which is created if need be. What is written aside into it is checked.
 
-    An owner of another machine that may be dead is waited for, until it gives a sign of life or
+    An owner on another machine that may be dead is waited for, until it gives a sign of life or
     has been silent for `silence_seconds`.
+
+    Args:
+        folder: the folder.
+        in_turn: wait for owners that are at work.
 
     Raises:
         Busy: another process is at work in it.
         Lost: it was taken over meanwhile, because this process was taken for dead.
         Interrupted: a stop was requested before it was clear who owns it.
-        UserError: the folder was removed meanwhile.
-        OSError: it cannot be written to.
+        UserError: the folder cannot be created or written to, or was removed meanwhile.
     """
-    ownership = _claimed(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        ownership = _claimed(folder, in_turn)
+    except OSError as error:
+        raise UserError(
+            f"the folder {str(folder)!r} cannot be created, or written to ({error.strerror}): "
+            "choose another output folder"
+        ) from error
     try:
         with guarded(folder, ownership.check):
             remove_asides(folder)
@@ -216,42 +289,29 @@ def owning(folder: Path) -> Iterator[None]:
         ownership.release()
 
 
-@contextmanager
-def owning_in_turn(folder: Path) -> Iterator[None]:
-    """As `owning`, of a folder that is made if need be, after those who own it now."""
-    folder.mkdir(exist_ok=True)
-    while True:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(owning(folder))
-            except Busy:
-                time.sleep(_SECONDS_TO_ONES_TURN)
-                continue
-            yield
-            return
-
-
-def _claimed(folder: Path) -> Ownership:
+def _claimed(folder: Path, in_turn: bool = False) -> Ownership:
     found = newest(folder)
     while True:
         if found and not _is_over(folder, found):
-            raise Busy(f"another process is at work in {folder}{_where(found.owner)}")
+            if not in_turn:
+                owner = found.owner
+                who = f" (process {owner.process.pid} of {owner.process.host})" if owner else ""
+                raise Busy(f"another process is at work in {folder}{who}")
+            time.sleep(_SECONDS_BETWEEN_TURNS)
+            found = newest(folder)
+            continue
         number = found.number + 1 if found else 1
-        owner = Owner.here()
-        _held.add(owner.token)
+        new = Owner.here()
+        _held.add(new.token)
         try:
-            _create(_file(folder, number), owner.text())
-            return Ownership(folder, number, owner, found)
-        except FileExistsError:  # another was faster, or was not to be seen yet
-            _held.discard(owner.token)
+            _create(_file(folder, number), new.text())
+            return Ownership(folder, number, new, found)
+        except FileExistsError:  # another was faster, or could not be seen yet
+            _held.discard(new.token)
             found = _read(folder, number)
         except BaseException:
-            _held.discard(owner.token)
+            _held.discard(new.token)
             raise
-
-
-def _where(owner: Owner | None) -> str:
-    return f" (process {owner.process.pid} of {owner.process.host})" if owner else ""
 
 
 def _is_over(folder: Path, found: Found) -> bool:
@@ -325,14 +385,11 @@ class Ownership:
         self._folder, self._number, self._owner = folder, number, owner
         self._lost = False
         self._ended = threading.Event()
-        self._tell_former(before)
+        if before and not (before.owner and before.owner.has_left()):
+            # One that may wake up is told in its own file, too, which it sees in any case.
+            write_text(_file(folder, before.number), owner.text(), to_disk=False)
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
-
-    def _tell_former(self, before: Found | None) -> None:
-        """Tells an owner that may wake up in its own file, too, which it sees in any case."""
-        if before and not (before.owner and before.owner.has_left()):
-            self._replace(_file(self._folder, before.number), self._owner)
 
     def check(self) -> None:
         """Makes sure that this process still owns the folder.
@@ -383,16 +440,6 @@ class Ownership:
                 continue
 
     def _tell(self, owner: Owner) -> None:
-        self._replace(_file(self._folder, self._number), owner, checked=True)
-
-    def _replace(self, file: Path, owner: Owner, checked: bool = False) -> None:
-        """Rewrites an owner's file, from one content to the other without any in between."""
-        aside = aside_of(file)
-        try:
-            aside.write_text(owner.text(), encoding="utf-8")
-            if checked:
-                self.check()
-            aside.replace(file)
-        finally:
-            with suppress(OSError):
-                aside.unlink()
+        """Rewrites the owner's file, unless the folder is another's."""
+        with guarded(self._folder, self.check):
+            write_text(_file(self._folder, self._number), owner.text(), to_disk=False)

@@ -23,7 +23,7 @@ from domainbed.core.names import describe_run
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.runs.folder import Busy, RunFolder, is_done
-from domainbed.runs.ownership import owning_in_turn
+from domainbed.runs.ownership import owning
 from domainbed.runs.states import DONE, MISSING, RUNNING, RunStatus
 from domainbed.sweeps.config import SweepConfig
 
@@ -133,7 +133,7 @@ class Store:
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with owning_in_turn(self._plan_owners):
+            with owning(self._plan_owners, in_turn=True):
                 self.refuse_other_settings(config, runs)  # another launch may have been faster
                 before = self._content()
                 merged = {**before["runs"], **runs}

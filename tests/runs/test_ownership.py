@@ -18,12 +18,20 @@ from typing import Any
 import pytest
 
 from domainbed.core.files import append_text, remove_asides, write_text
-from domainbed.core.processes import Process, process_stat
 from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.errors import UserError
 from domainbed.runs import ownership
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.ownership import Found, Owner, newest, owning, seems_at_work, silent_for
+from domainbed.runs.ownership import (
+    Found,
+    Owner,
+    Process,
+    newest,
+    owning,
+    process_stat,
+    seems_at_work,
+    silent_for,
+)
 from domainbed.runs.states import INTERRUPTED, RUNNING, Busy, Lost
 
 HEARTBEAT, SILENCE = 0.05, 0.4
