@@ -70,7 +70,7 @@ def test_restoring_twice(cls):
 def test_what_cannot_be_brought_back_is_refused_by_name(cls):
     original = fresh(cls)
     updates(original, range(2))
-    message = f"algorithm's {cls.where!r} (", "; remove its checkpoint.pt to begin it again"
+    message = f"algorithm's {cls.where!r} (", "; remove its checkpoint.pt to start it again"
     with pytest.raises(UserError, match=".*".join(map(re.escape, message))) as caught:
         restore(fresh(cls), capture(original))
     assert "\n" not in str(caught.value)

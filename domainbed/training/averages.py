@@ -8,7 +8,7 @@ them per update.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +21,6 @@ from domainbed.algorithms import Algorithm
 from domainbed.algorithms.base import concatenate
 from domainbed.algorithms.erm_plus_plus import mean_rate
 from domainbed.errors import UserError
-from domainbed.spec import RunSpec
 from domainbed.training.experiment import Experiment
 
 Weights = list[torch.Tensor]
@@ -308,26 +307,33 @@ class Averages:
                 "averages out",
                 "averages",
             )
-        weights = self._weights() if spec.averages else []
+        kinds: dict[str, Callable[[Weights], Average]] = {
+            "ema": lambda theta: EMA(theta, spec.ema_decay),
+            "sma": lambda theta: SMA(theta, spec.sma_start),
+            "swad": lambda theta: SWAD(
+                theta, spec.swad_n_converge, spec.swad_n_tolerance, spec.tolerance_ratio
+            ),
+            "wise": lambda theta: WiSE(theta, spec.wise_alpha),
+        }
         self._by_name: dict[str, Average] = {
-            name: _new_average(name, spec, weights) for name in spec.averages
+            name: kinds[name](self._weights()) for name in spec.averages
         }
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
 
     def add(self) -> None:
-        """To be called after each update that is not recorded."""
+        """Called after each update that is not recorded."""
         if self._by_name:
             weights = self._weights()
             for average in self._by_name.values():
                 average.add(weights)
 
     def add_recorded(self, update: int, loss: float) -> dict[str, float]:
-        """To be called after each recorded update, with the loss of validation.
+        """Called after each recorded update, with the validation loss.
 
         Returns:
-            what to record of the averages.
+            what to record about the averages.
         """
         weights = self._weights() if self._by_name else []
         return {
@@ -338,13 +344,16 @@ class Averages:
 
     @contextmanager
     def in_place(self, name: str) -> Iterator[None]:
-        """The algorithm has the averaged weights here; those that it had come back.
+        """The algorithm has the averaged weights here, and its own again afterwards.
 
-        The running statistics of batch norm that trains are estimated anew, on the first
+        The running statistics of batch norm that trains are estimated again, on the first
         minibatches of the run.
         """
         algorithm = self._experiment.algorithm
-        weights, counts = self._weights(), _batch_counts(algorithm)
+        weights = self._weights()
+        # The numbers of batches that trained batch norm layers have seen are no weights.
+        numbers = [layer.num_batches_tracked for layer in _training_batch_norms(algorithm)]
+        counts = [number for number in numbers if number is not None]
         before = copied([*weights, *counts])
         torch._foreach_copy_(weights, self._by_name[name].current())
         try:
@@ -369,10 +378,10 @@ class Averages:
 
 @torch.no_grad()
 def estimate_statistics(experiment: Experiment) -> None:
-    """Estimates running statistics of batch norm that trains, at the weights that there are.
+    """Estimates the running statistics of batch norm that trains, at the current weights.
 
-    They are those of the first minibatches of the run: no minibatch has shown the activations of
-    averaged weights yet.
+    They are of the first minibatches of the run: no pass has seen the activations of averaged
+    weights yet.
     """
     algorithm = experiment.algorithm
     layers = _training_batch_norms(algorithm)
@@ -395,26 +404,10 @@ def estimate_statistics(experiment: Experiment) -> None:
     algorithm.train()
 
 
-def _new_average(name: str, spec: RunSpec, weights: Weights) -> Average:
-    if name == "ema":
-        return EMA(weights, spec.ema_decay)
-    if name == "sma":
-        return SMA(weights, spec.sma_start)
-    if name == "wise":
-        return WiSE(weights, spec.wise_alpha)
-    return SWAD(weights, spec.swad_n_converge, spec.swad_n_tolerance, spec.tolerance_ratio)
-
-
 def _training_batch_norms(network: nn.Module) -> list[_BatchNorm]:
     """Those that normalise by the batch, and keep running statistics to predict with."""
     layers = [each for each in network.modules() if isinstance(each, _BatchNorm)]
     return [each for each in layers if each.training and each.track_running_stats]
-
-
-def _batch_counts(network: nn.Module) -> Weights:
-    """The numbers of batches that trained batch norm layers have seen, which are no weights."""
-    counts = [layer.num_batches_tracked for layer in _training_batch_norms(network)]
-    return [count for count in counts if count is not None]
 
 
 def _batches(algorithm: Algorithm, minibatches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Any:

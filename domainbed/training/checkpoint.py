@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on exactly where its last checkpoint left it."""
+"""Everything that a run needs to resume exactly where its last checkpoint left it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,8 @@ from domainbed.training.ranks import count, is_first
 from domainbed.training.restoring import restore
 from domainbed.training.state import capture, plain_numpy_state
 
-_VERSION = 5
+_VERSION = 6
 _TITLE = b"domainbed checkpoint, sha256 "
-
-
-class Damaged(Exception):
-    """A file's content is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Progress:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is anything to go on from."""
+        """Whether there is anything to resume from."""
         return bool(self.records)
 
 
@@ -83,7 +79,7 @@ def save(
     payload = stream.getvalue()
     with written_aside(folder.checkpoint) as aside:
         aside.write_bytes(_TITLE + _digest(payload) + b"\n" + payload)
-        _require_readable(aside)
+        _payload(aside)  # raises if the disk does not hold what was written
         check_guard(folder.path)
         with suppress(FileNotFoundError):
             folder.checkpoint.replace(folder.checkpoint_before)
@@ -108,25 +104,25 @@ def load(
         say: takes a line for each checkpoint that is passed over.
 
     Raises:
-        UserError: no checkpoint is whole, it is another run's, or the algorithm cannot go on
-            from it, see `restore`.
+        UserError: no checkpoint is whole, it is another run's, or the algorithm cannot
+            resume from it, see `restore`.
     """
     files = [f for f in (folder.checkpoint, folder.checkpoint_before) if f.exists()]
     reasons = []
     for file in files:
         try:
             contents = _read(file)
-        except Damaged as error:
-            reasons.append(f"{file} is damaged ({error})")
+        except OSError as error:
+            reasons.append(f"{file} is damaged ({error.strerror})")
             continue
         for reason in reasons:
-            say(f"{reason}: going on from {file.name}, the one before")
-        if contents["version"] != _VERSION:  # to begin again is better than to guess
-            say(f"{file} was written by another version of this program: the run begins again")
+            say(f"{reason}: resuming from {file.name}, the one before")
+        if contents["version"] != _VERSION:  # starting again is better than guessing
+            say(f"{file} was written by another version of this program: the run starts again")
             return Progress()
         if contents["run_id"] != run_id:
             raise UserError(
-                f"{file} is of another run ({contents['run_id']}): remove it to begin the run again"
+                f"{file} is of another run ({contents['run_id']}): remove it to start the run again"
             )
         progress = Progress(**contents["progress"])
         restore(algorithm_of(progress.stage), contents["algorithm"])
@@ -134,7 +130,7 @@ def load(
         _set_random_state(contents["random"])
         return progress
     if reasons:
-        raise UserError(f"{'; '.join(reasons)}: remove it to begin the run again")
+        raise UserError(f"{'; '.join(reasons)}: remove it to start the run again")
     return Progress()
 
 
@@ -149,39 +145,34 @@ def _digest(payload: bytes) -> bytes:
 
 
 def _payload(file: Path) -> bytes:
-    """What follows the first line, which must hold its digest."""
+    """What follows the first line.
+
+    Raises:
+        OSError: it cannot be read, or does not have the digest in the first line.
+    """
     title, _, payload = file.read_bytes().partition(b"\n")
     if title != _TITLE + _digest(payload):
-        raise Damaged("its content does not have the digest that it was written with")
+        reason = "its content does not have the digest that it was written with"
+        raise OSError(errno.EIO, reason, str(file))
     return payload
 
 
-def _require_readable(file: Path) -> None:
-    """Makes sure that a disk holds what was written.
+def _read(file: Path) -> dict[str, Any]:
+    """The contents of a checkpoint.
 
     Raises:
-        OSError: it does not.
+        OSError: it cannot be read.
     """
-    try:
-        _payload(file)
-    except Damaged as error:
-        raise OSError(errno.EIO, f"what was written cannot be read ({error})", str(file)) from error
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        payload = _payload(file)
-    except OSError as error:
-        raise Damaged(str(error.strerror)) from error
+    payload = _payload(file)
     # To the CPU: restoring moves each tensor to where its owner wants it, and an optimizer wants
     # its step counts there.
     try:
         contents = load_plain(io.BytesIO(payload))
     except Exception as error:  # unpickling what nobody here wrote raises anything
-        # PyTorch's own message goes on to advise to trust the file.
-        raise Damaged(type(error).__name__) from error
+        # PyTorch's own message advises to trust the file.
+        raise OSError(errno.EIO, type(error).__name__) from error
     if not isinstance(contents, dict) or not {"version", "run_id"} <= set(contents):
-        raise Damaged("it holds no checkpoint")
+        raise OSError(errno.EIO, "it holds no checkpoint")
     return contents
 
 
@@ -200,8 +191,8 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         states = [s.cpu() for s in state["cuda"]]
-        # Of several processes each goes on, on a GPU of its own, as the first one was; and there
-        # may be fewer GPUs than where the run began, or more.
+        # Of several processes each continues, on a GPU of its own, as the first one was; and there
+        # may be fewer GPUs than where the run started, or more.
         gpus = torch.cuda.device_count()
         first = states[:1] * gpus
         torch.cuda.set_rng_state_all(first if count() > 1 else [*states, *first][:gpus])

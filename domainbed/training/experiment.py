@@ -219,15 +219,17 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     domains = domains_of(dataset)
     _check_data(spec, dataset, len(domains))
     check_domains(dataset, domains)
-    cls = get_algorithm_class(spec.algorithm)
     splits = split_domains(
         domains,
         spec.test_envs,
         spec.holdout_fraction,
         spec.trial_seed,
         spec.uda_holdout_fraction,
-        mixed=cls.predicts_batches,
+        mixed=get_algorithm_class(spec.algorithm).predicts_batches,
     )
+    # In all, whatever the number of domains; by default one per core that PyTorch may use.
+    cores = min(8, torch.get_num_threads())
+    workers = cores if machine.num_workers is None else machine.num_workers
     return Experiment(
         spec,
         device,
@@ -235,7 +237,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         [share_reading(domain.to(device)) for domain in domains],
         splits,
         _new_algorithm(spec, dataset, len(domains), device),
-        _workers(machine),
+        workers,
     )
 
 
@@ -307,10 +309,3 @@ def _check_data(spec: RunSpec, dataset: MultipleDomainDataset, domains: int) -> 
             "tell apart; add images of a second class",
             "dataset",
         )
-
-
-def _workers(machine: RunOptions) -> int:
-    """Readers in all, whatever the number of domains: one per core that PyTorch may use."""
-    if machine.num_workers is not None:
-        return machine.num_workers
-    return min(8, torch.get_num_threads())

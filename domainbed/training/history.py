@@ -57,8 +57,14 @@ class History:
                 self._values.setdefault(name, [])  # names stay in order
                 # A copy: the algorithm may change its own.
                 self._waiting.append((step, name, value.detach().clone()))
-            else:
-                self._append(name, self._number(name, value), step)
+                continue
+            try:
+                self._append(name, float(value), step)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UserError(
+                    f"the update of {self._algorithm} returned {key!r} as {type(value).__name__}: "
+                    "it must be one number"
+                ) from error
 
     def restore(self, values: Mapping[str, Sequence[float]]) -> None:
         """Continues from the `values` of another session, which had settled."""
@@ -98,15 +104,6 @@ class History:
                 "continue nevertheless with --on_divergence continue"
             )
         self.diverged = True
-
-    def _number(self, key: str, value: Any) -> float:
-        try:
-            return float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"the update of {self._algorithm} returned {key!r} as {type(value).__name__}: it "
-                "must be one number"
-            ) from error
 
 
 def _is_far(value: Any) -> bool:

@@ -1,11 +1,11 @@
 """Which weights of a run stay on disk (of each record, the last, or the selected), and their files.
 
-Only a run that selects imports `domainbed.selection`: it takes pandas along, half a second.
+Only a run that selects reads its records: that takes pandas along, half a second.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,46 +51,37 @@ class KeptModels:
         self, experiment: Experiment, folder: RunFolder, options: RunOptions, last: int
     ) -> None:
         self._folder, self._options, self._last = folder, options, last
-        self._spec, self._domains = experiment.spec, len(experiment.domains)
+        self._spec = experiment.spec
         selects = options.weights == "selected"
         self._methods = _choosing(self._spec, options) if selects else []
         self._selects_records = selects and experiment.stages == 1
 
     def after_record(
-        self,
-        experiment: Experiment,
-        averages: Averages,
-        step: int,
-        lines: Sequence[str],
-        ended: bool,
+        self, experiment: Experiment, averages: Averages, step: int, ended: bool
     ) -> None:
-        """Writes the weights at a record that are to be kept.
+        """Writes the weights at the last record in results.jsonl, if they are to be kept.
 
         Args:
             experiment: at its stage.
             averages: of its weights.
             step: of the record.
-            lines: all records so far.
             ended: whether the stage ends there.
         """
         if self._options.weights == "all":
             file = self._folder.model_at(step, experiment.stage_number)
             self._save(experiment, averages, "", file)
-        elif self._selects_records:
-            for name, steps in self._chosen(lines, ended).items():
-                if step in steps and not is_final(self._spec, step, ended):
+        elif self._selects_records and not is_final(self._spec, step, ended):
+            for name, chosen in self._chosen(step, ended):
+                if chosen == step:
                     file = self._folder.model_at(step, average=name)
                     self._save(experiment, averages, name, file)
 
-    def after_checkpoint(self, lines: Sequence[str], ended: bool) -> None:
+    def after_checkpoint(self, step: int, ended: bool) -> None:
         """Removes what is no longer chosen: a run resumed from the checkpoint does not need it."""
         if not self._selects_records:
             return
-        wanted = {
-            self._folder.model_at(step, average=name)
-            for name, steps in self._chosen(lines, ended).items()
-            for step in steps
-        }
+        chosen = self._chosen(step, ended)
+        wanted = {self._folder.model_at(step, average=name) for name, step in chosen}
         for file in self._folder.path.glob("model_step*.pkl"):
             if file not in wanted:
                 _digest_file(file).unlink(missing_ok=True)
@@ -115,19 +106,20 @@ class KeptModels:
             if is_first():
                 save_model(experiment, file, args_of(experiment, self._folder, self._options))
 
-    def _chosen(self, lines: Sequence[str], ended: bool) -> dict[str, set[int]]:
-        """The steps whose weights to keep: of the last weights, "", and of each average."""
+    def _chosen(self, step: int, ended: bool) -> set[tuple[str, int]]:
+        """What to keep after the record of a step: steps of each average, and of the last, ""."""
         from domainbed.runs.record_cache import read_batch  # it imports pandas, half a second
 
-        content = "".join(line.rstrip("\n") + "\n" for line in lines).encode()
-        records = read_batch([(self._folder.results, content)], lambda: None).as_records()
-        at_end = ended or records.runs["last_step"].max() == self._last
-        chosen: dict[str, set[int]] = {name: set() for name in ("", *self._spec.averages)}
-        for method in self._methods:
-            # What always chooses the last step will not stay with one before it.
-            if at_end or not method.chooses_last:
-                for row in method.score(records).to_dict("records"):
-                    chosen[AVERAGES_BY_TITLE.get(average_in(row["algorithm"]), "")].add(row["step"])
+        at_end = ended or step == self._last
+        # What always chooses the last step will not stay with one before it.
+        methods = [method for method in self._methods if at_end or not method.chooses_last]
+        file = self._folder.results
+        records = read_batch([(file, file.read_bytes())], lambda: None).as_records()
+        chosen = set()
+        for method in methods:
+            for row in method.score(records).to_dict("records"):
+                average = AVERAGES_BY_TITLE.get(average_in(row["algorithm"]), "")
+                chosen.add((average, int(row["step"])))
         return chosen
 
 

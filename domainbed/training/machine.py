@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, or by itself: CUDA, then MPS, then the CPU.
+    """The named device; None means CUDA, else MPS, else the CPU.
 
     Raises:
         UserError: the machine has no such device.
@@ -34,7 +34,7 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        # What PyTorch says of a device that it was built without are paragraphs of its internals.
+        # Of a device that it was built without, PyTorch says paragraphs about its internals.
         reason = str(error).splitlines()[0].partition(". ")[0]
         said = f" ({reason})" if len(reason) < 80 else ""
         raise UserError(
@@ -44,7 +44,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def require_precision(precision: str, device: torch.device) -> None:
-    """Refuses to train in what the device cannot compute in.
+    """Refuses a precision that the device does not have.
 
     Raises:
         UserError: it has no TF32.
@@ -60,7 +60,7 @@ def require_precision(precision: str, device: torch.device) -> None:
 
 
 def to_device(network: nn.Module, device: torch.device | str, precision: str) -> None:
-    """Moves a network, with its weights in the order of memory that its passes are quickest in."""
+    """Moves a network, with its weights in the memory layout that is fastest."""
     # PyTorch's stubs know no overload with both a device and a memory format.
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if precision != "bf16" or torch.device(device).type != "cpu":
@@ -73,13 +73,12 @@ def to_device(network: nn.Module, device: torch.device | str, precision: str) ->
 
 @contextmanager
 def process_set_up(threads: int | None = None) -> Iterator[None]:
-    """Sets what PyTorch holds for the whole process as every run finds it.
+    """Sets PyTorch's settings of the whole process as every run finds them.
 
-    Code of an earlier run in the same worker may have changed it. Only for a process that does
-    runs: a user's own process is left as it is.
+    Code of an earlier run in the same worker may have changed them.
 
     Args:
-        threads: of PyTorch, for the time of the run; None leaves them.
+        threads: of PyTorch, during the run; None leaves them.
     """
     usual = torch.get_num_threads()
     torch.set_flush_denormal(False)
@@ -92,7 +91,10 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = True  # both as PyTorch has them by default
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(threads or usual)
-    _forget_earlier_runs()
+    if torch.cuda.is_initialized():  # by earlier runs of the worker, which give back their memory
+        torch.cuda.empty_cache()
+        for number in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(number)
     before = _process_settings()
     try:
         yield
@@ -106,16 +108,8 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
         torch.set_num_threads(usual)
 
 
-def _forget_earlier_runs() -> None:
-    """GPUs get back what earlier runs of the worker held, and peaks of memory count from here."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-        for number in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(number)
-
-
 def _process_settings() -> dict[str, Any]:
-    """Those that can be looked at, or tried."""
+    """Those that can be read, or tried."""
     tiny = torch.tensor(torch.finfo(torch.float32).tiny, dtype=torch.float32)
     return {
         "the number of threads": torch.get_num_threads(),

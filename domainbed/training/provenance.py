@@ -70,21 +70,12 @@ def _first_difference(owner: dict[str, Any], identity: dict[str, Any]) -> str:
 
 def _refuse_other_torch(folder: RunFolder, began: dict[str, Any]) -> None:
     """Numbers of two major versions of PyTorch are not mixed within one run."""
-    then, now = began.get("torch") or _recorded_torch(folder), package_version("torch")
+    then, now = began.get("torch"), package_version("torch")
     if then and now and str(then).split(".")[0] != now.split(".")[0]:
         raise UserError(
             f"the run in {folder.path} was started with PyTorch {then}, and this is {now}: resume "
             "it with that version, or start it again in another folder"
         )
-
-
-def _recorded_torch(folder: RunFolder) -> str:
-    """The version in the first record, for a run without environment.json; "" if there is none."""
-    try:
-        with folder.results.open("rb") as stream:
-            return str(json.loads(stream.readline())["args"].get("torch", ""))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return ""
 
 
 def args_of(experiment: Experiment, folder: RunFolder, options: RunOptions) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Putting a captured state back into an algorithm, which then goes on as the captured one would.
+"""Putting a captured state back into an algorithm, which then continues as the captured one would.
 
-A file never makes the program import anything: it may name classes that the algorithm's own modules
-know already.
+A file never makes the program import anything: it may name modules and optimizers of classes that
+are imported already.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import defaultdict, deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from domainbed.training.state import (
     below,
     class_name,
     fingerprint,
-    name_of,
 )
 
 _BIT_GENERATORS: dict[str, Any] = {
@@ -39,11 +39,11 @@ def restore(algorithm: nn.Module, state: State) -> None:
     """Puts `state` into an algorithm that was constructed with the same arguments.
 
     Raises:
-        UserError: it has parts that were not captured or cannot be made anew, or names a class
-            that the algorithm does not use.
+        UserError: it has parts that were not captured or cannot be made again, or names a class
+            that is not known.
     """
     device = next((p.device for p in algorithm.parameters()), torch.device("cpu"))
-    classes = _Classes(algorithm)
+    classes = {class_name(module): type(module) for module in algorithm.modules()}
     _create_missing(algorithm, state["modules"], state["tensors"], classes, device)
     modules = dict(algorithm.named_modules())
     _restore_tensors(modules, state["tensors"], device)
@@ -54,8 +54,8 @@ def restore(algorithm: nn.Module, state: State) -> None:
 
 def _refusal(where: str, kind: str, reason: str) -> UserError:
     return UserError(
-        f"the run cannot go on: the algorithm's {where!r} ({kind}) {reason}; remove its "
-        "checkpoint.pt to begin it again"
+        f"the run cannot resume: the algorithm's {where!r} ({kind}) {reason}; remove its "
+        "checkpoint.pt to start it again"
     )
 
 
@@ -63,26 +63,22 @@ def _create_missing(
     algorithm: nn.Module,
     layouts: State,
     tensors: dict[str, Any],
-    classes: _Classes,
+    classes: Mapping[str, type],
     device: torch.device,
 ) -> None:
-    """Makes the modules, parameters and buffers anew that updates brought into being."""
+    """Makes the modules, parameters and buffers that updates had created."""
     modules = dict(algorithm.named_modules())
     for path, layout in layouts.items():  # owners come before what they own
         if path and (path not in modules or class_name(modules[path]) != layout["class"]):
             owner, _, leaf = path.rpartition(".")
             modules = {p: m for p, m in modules.items() if not f"{p}.".startswith(f"{path}.")}
-            modules[path] = _new_module(classes.find(layout["class"], nn.Module, path))
+            cls = _class_named(layout["class"], classes, nn.Module, path)
+            # Without calling its constructor, whose arguments nobody knows.
+            modules[path] = cls.__new__(cls)
+            nn.Module.__init__(modules[path])
             modules[owner].__dict__.pop(leaf, None)  # it may have been None
             modules[owner].add_module(leaf, modules[path])
         _register_missing(modules[path], path, layout, tensors, device)
-
-
-def _new_module(cls: type[nn.Module]) -> nn.Module:
-    """Without calling its constructor, whose arguments nobody knows."""
-    module = cls.__new__(cls)
-    nn.Module.__init__(module)
-    return module
 
 
 def _register_missing(
@@ -103,48 +99,20 @@ def _register_missing(
             module.register_buffer(name, made(name), persistent)
 
 
-class _Classes:
-    """The classes that a checkpoint may name: nothing is imported for its sake.
+def _class_named(name: str, own: Mapping[str, type], base: type, where: str) -> Any:
+    """The class of a captured object: one of the algorithm's `own`, or one that is imported here.
 
-    They are PyTorch's modules and optimizers, this package's networks, and what the modules can
-    see that define the algorithm, its parents and its networks.
+    Raises:
+        UserError: there is no such class, or it is no subclass of `base`.
     """
-
-    def __init__(self, algorithm: nn.Module) -> None:
-        own = {cls for module in algorithm.modules() for cls in type(module).__mro__}
-        self._known = {name_of(cls): cls for cls in own}
-        for module in {cls.__module__ for cls in own}:
-            self._known |= _classes_in(module)
-
-    def find(self, name: str, base: type, where: str) -> Any:
-        """The class of a captured object, a subclass of `base`.
-
-        Raises:
-            UserError: no such class is known here.
-        """
-        module = name.partition(":")[0]
-        trusted = f"{module}.".startswith(("torch.nn.", "torch.optim.", "domainbed.networks."))
-        known = {**self._known, **_classes_in(module)} if trusted else self._known
-        found = _find_class(name, known)
-        if found is None or not issubclass(found, base):
-            raise _refusal(where, name, "is of a class that the algorithm's modules do not know")
-        return found
-
-
-def _find_class(name: str, known: dict[str, type]) -> type | None:
-    """The class of that full name: one of `known`, or one that stands inside another's body."""
-    if name in known:
-        return known[name]
-    outer = name.rpartition(".")[0]
-    owner = _find_class(outer, known) if ":" in outer else None
-    members = vars(owner).values() if owner else ()
-    return next((m for m in members if isinstance(m, type) and name_of(m) == name), None)
-
-
-def _classes_in(module: str) -> dict[str, type]:
-    """The classes in the namespace of a module that is imported already, by their full names."""
-    namespace = vars(sys.modules[module]) if module in sys.modules else {}
-    return {name_of(cls): cls for cls in namespace.values() if isinstance(cls, type)}
+    module, _, path = name.partition(":")
+    found: Any = own.get(name, sys.modules.get(module))
+    if name not in own:
+        for part in path.split("."):
+            found = getattr(found, "__dict__", {}).get(part)  # which imports nothing
+    if not isinstance(found, type) or not issubclass(found, base):
+        raise _refusal(where, name, "is of a class that is not known here")
+    return found
 
 
 def _restore_tensors(
@@ -174,7 +142,7 @@ _VALUES: dict[str, Any] = {  # what is replaced, whatever was there
 
 class _Restore:
     def __init__(
-        self, parameters: dict[str, nn.Parameter], classes: _Classes, device: torch.device
+        self, parameters: dict[str, nn.Parameter], classes: Mapping[str, type], device: torch.device
     ) -> None:
         self._parameters, self._classes, self._device = parameters, classes, device
         self._names = {id(parameter): name for name, parameter in parameters.items()}
@@ -249,7 +217,7 @@ class _Restore:
         if any(p not in self._parameters for group in encoded["groups"] for p in group):
             raise _refusal(where, name, "was made by an update, over parameters without a name")
         same = class_name(old) == name
-        cls = type(old) if same else self._classes.find(name, torch.optim.Optimizer, where)
+        cls = type(old) if same else _class_named(name, self._classes, torch.optim.Optimizer, where)
         groups = [{"params": [self._parameters[p] for p in group]} for group in encoded["groups"]]
         return cls(groups, lr=encoded["value"]["param_groups"][0]["lr"])
 
@@ -298,7 +266,7 @@ class _Restore:
         return old
 
     def _decode_unseen(self, old: Any, encoded: State, where: str) -> Any:
-        """What was not captured: fine where it is still as the constructor makes it."""
+        """What was not captured: fine if it is still as the constructor makes it."""
         if encoded["fingerprint"] is None or encoded["fingerprint"] != fingerprint(old):
             raise _refusal(where, encoded["class"], "has state that inspection cannot see")
         return old
@@ -311,7 +279,7 @@ def _require_class(old: Any, encoded: State, where: str) -> None:
 
 
 def _item(container: Any, key: Any) -> Any:
-    """What a mapping holds, or would make, under a key; None where it has nothing."""
+    """What a mapping holds, or would make, under a key; None if it has nothing."""
     if not isinstance(container, dict):
         return None
     if key not in container and isinstance(container, defaultdict) and container.default_factory:

@@ -7,7 +7,7 @@ the file; `restoring.restore` puts them back into a freshly constructed algorith
 never heard of this package resumes as exactly as the package's own.
 
 What inspection cannot see (an iterator, an object with slots, a helper that an update made) is
-refused by name when a run goes on, unless it is as the constructor makes it.
+refused by name when a run is resumed, unless it is as the constructor makes it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def capture(algorithm: nn.Module) -> State:
 def unseen(algorithm: nn.Module) -> list[str]:
     """Attributes with state that `capture` cannot see, each as "name (class)".
 
-    A run whose updates change one of them cannot go on from a checkpoint.
+    A run whose updates change one of them cannot resume from a checkpoint.
     """
     capturing = _Capture(algorithm)
     capturing.attributes()
@@ -86,7 +86,7 @@ def _tensors(module: nn.Module) -> dict[str, Any]:
 
 
 def _layout(module: nn.Module) -> State:
-    """What it takes to make a module anew that an update brought into being."""
+    """What it takes to make a module that an update has created."""
     return {
         "class": class_name(module),
         "parameters": {n: p is not None and p.requires_grad for n, p in module._parameters.items()},

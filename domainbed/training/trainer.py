@@ -171,9 +171,12 @@ class Trainer:
                     history={},
                 )
                 began = time.monotonic()
-                self._save(progress, step, ended)
+                self.kept.after_record(self.experiment, self.averages, step, ended)
+                self._save_checkpoint(progress)
+                self.kept.after_checkpoint(step, ended)
             if self.on_step:
-                self.on_step(self._steps_taken(progress.stage, step))
+                of_all_stages = (progress.stage - 1) * self.spec.steps + step + 1
+                self.on_step(of_all_stages // self.experiment.stages)
             if progress.next_step == self.spec.steps:
                 break
             if ranks.any_of_them(stop_requested()):
@@ -199,10 +202,6 @@ class Trainer:
             self._save_checkpoint(replace(progress, history=values))
         self.table.line(f"Stopping at step {progress.next_step} of {self.spec.steps}, as requested")
         raise Interrupted
-
-    def _steps_taken(self, stage: int, step: int) -> int:
-        """Those of all stages, as a share of one stage's."""
-        return ((stage - 1) * self.spec.steps + step + 1) // self.experiment.stages
 
     def _next_stage(self, progress: Progress) -> Progress:
         """A fresh model, which takes over from the trained one; a killed run resumes from here."""
@@ -254,36 +253,30 @@ class Trainer:
             self.splits.restore(progress.records, self.averages)
         else:
             self._announce()
-            self._keep_earlier_records()
             set_initial_weights(self.experiment)
             self.averages = Averages(self.experiment)  # which start with these
             self.algorithm.on_start()
         # A kill may have come between a record and its checkpoint, or within the record's line.
         write_text(self.folder.results, "".join(progress.records))
         write_environment(self.folder, self.experiment, self.began, progress)
-        self._begin_tracking(progress)
+        self.trackers.begin(self._tracked(progress))
         return progress
 
-    def _begin_tracking(self, progress: Progress) -> None:
+    def _tracked(self, progress: Progress) -> TrackedRun:
         path, spec = self.folder.path.absolute(), self.spec
         next_step = (progress.stage - 1) * spec.steps + progress.next_step
-        self.trackers.begin(
-            TrackedRun(
-                spec.run_id, spec.describe(), path.parent.name, path, spec.as_json(), next_step
-            )
-        )
+        words = spec.describe()
+        return TrackedRun(spec.run_id, words, path.parent.name, path, spec.as_json(), next_step)
 
     def _announce(self) -> None:
+        """Prints what a new run is; keeps records whose checkpoint is gone."""
         self.table.line(self.spec.describe())
         self.table.line(f"Hyper-parameters: {json.dumps(self.spec.hparams, sort_keys=True)}")
         if skipped := sum(len(domain.unreadable) for domain in self.experiment.domains):
             self.table.line(f"Images skipped, because they cannot be read: {skipped}")
         for name in unseen(self.algorithm):
             self.table.line(f"warning: {name} cannot be saved: an interrupted run starts again")
-
-    def _keep_earlier_records(self) -> None:
-        """Keeps the records of a run whose checkpoint is gone, which makes them again."""
-        if self.folder.has_results():
+        if self.folder.has_results():  # and no checkpoint: its records are made again
             kept = self.folder.path / "results.before.jsonl"
             self.folder.results.replace(kept)
             self.table.line(f"No checkpoint to resume from: earlier records are kept in {kept}")
@@ -352,12 +345,6 @@ class Trainer:
         }
         number = {"stage": self.experiment.stage_number} if self.experiment.stages > 1 else {}
         return number | {f"val_{name}": float(np.mean(values)) for name, values in chosen.items()}
-
-    def _save(self, progress: Progress, step: int, ended: bool) -> None:
-        lines = progress.records
-        self.kept.after_record(self.experiment, self.averages, step, lines, ended)
-        self._save_checkpoint(progress)
-        self.kept.after_checkpoint(lines, ended)
 
     def _save_checkpoint(self, progress: Progress) -> None:
         """By the first process; the others wait, as none may end before it is written."""

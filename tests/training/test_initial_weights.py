@@ -70,6 +70,21 @@ def test_all_runs_of_a_trial_share_it() -> None:
     assert not torch.equal(shared.classifier.weight, one.classifier.weight)
 
 
+def test_what_is_drawn_after_shared_weights_is_the_runs_own() -> None:
+    """Draws of updates, such as dropout's, and minibatches."""
+    for weights in ("shared", "linear-probe"):
+        specs = [spec_of(seed=seed, initial_weights=weights) for seed in (0, 1)]
+        experiments, drawn = [], []
+        for spec in specs:
+            experiments.append(build(spec, CPU))
+            drawn.append(torch.rand(3))
+        own = torch.Generator().manual_seed(specs[0].seed)
+        assert torch.equal(drawn[0], torch.rand(3, generator=own))
+        assert not torch.equal(*drawn)
+        first, second = (next(each.minibatches(range(1)))[0][0] for each in experiments)
+        assert not torch.equal(first, second)
+
+
 def test_what_predicts_and_what_is_trained_both_begin_with_it() -> None:
     algorithm = begun(spec_of("ERMPlusPlus")).algorithm
     plain = begun(spec_of()).algorithm.classifier.weight

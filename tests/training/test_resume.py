@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -233,7 +232,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) 
     run(spec, pieces)
     said = pieces.out.read_text()
     assert f"{pieces.checkpoint} is damaged (its content does not have the digest" in said
-    assert "going on from checkpoint.before.pt, the one before\nResuming at step 3 of" in said
+    assert "resuming from checkpoint.before.pt, the one before\nResuming at step 3 of" in said
     assert records(pieces.path) == records(tmp_path / "whole")
 
 
@@ -254,7 +253,7 @@ def test_a_checkpoint_that_the_disk_gives_back_no_more_is_passed_over(
 
     monkeypatch.setattr(Path, "read_bytes", failing)
     run(spec, pieces)
-    assert "checkpoint.pt is damaged (Input/output error): going on" in pieces.out.read_text()
+    assert "checkpoint.pt is damaged (Input/output error): resuming" in pieces.out.read_text()
     assert records(pieces.path) == records(tmp_path / "whole")
 
 
@@ -270,7 +269,7 @@ def test_a_checkpoint_that_does_not_read_back_never_takes_the_place_of_a_whole_o
         return read(file)[:-1] if file.name.endswith(".tmp") else read(file)
 
     monkeypatch.setattr(Path, "read_bytes", forgetful)
-    with pytest.raises(OSError, match="what was written cannot be read") as raised:
+    with pytest.raises(OSError, match="does not have the digest") as raised:
         run(spec, pieces)
     assert str(pieces.path) in reason_of(raised.value)
     assert pieces.checkpoint.read_bytes() == whole
@@ -286,7 +285,7 @@ def test_a_checkpoint_of_another_version_of_the_program_is_told_of(
     run(spec, tmp_path / "pieces")
     run(spec, tmp_path / "whole")
     said = (tmp_path / "pieces" / "out.txt").read_text()
-    assert "was written by another version of this program: the run begins again" in said
+    assert "was written by another version of this program: the run starts again" in said
     assert "earlier records are kept in" in said
     assert records(tmp_path / "pieces") == records(tmp_path / "whole")
 
@@ -304,11 +303,6 @@ def test_another_major_version_of_pytorch_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "environment.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "torch": "1.12.0"}))
     with pytest.raises(UserError, match=r"was started with PyTorch 1\.12\.0"):
-        run(spec_of("ERM"), tmp_path)
-    file.unlink()  # then the records tell
-    results = tmp_path / "results.jsonl"
-    results.write_text(re.sub(r'"torch": "[^"]*"', '"torch": "1.13.1"', results.read_text()))
-    with pytest.raises(UserError, match=r"was started with PyTorch 1\.13\.1"):
         run(spec_of("ERM"), tmp_path)
 
 

@@ -237,6 +237,7 @@ def test_a_run_that_is_asked_to_stop_after_every_step_ends_the_same(
     sessions = 0
     while not (tmp_path / "pieces" / "done").exists():
         sessions += 1
+        assert sessions <= expected, "a session that was stopped has saved nothing"
         with stopping_on([]), suppress(Interrupted):
             run(spec, tmp_path / "pieces", on_step=lambda taken: request_stop())
     assert sessions == expected

@@ -15,10 +15,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from domainbed.algorithms import ALGORITHMS, ERM, get_algorithm_class
+from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.datasets import DATASETS, MultipleDomainDataset, domains_of, load_dataset
 from domainbed.errors import UserError
 from domainbed.runs.folder import Busy, RunFolder
 from domainbed.spec import RunSpec
+from domainbed.training import build
 from domainbed.training.sampling import split_domains
 from domainbed.training.trainer import RunOptions, run
 
@@ -178,6 +180,21 @@ def test_unlabeled_minibatches_reach_the_algorithm(
     assert seen == [[(8, 2, 8, 8)]] * 5
 
 
+def test_unlabeled_images_are_those_of_the_test_domains_uda_split() -> None:
+    """And not of its in-split, which measures."""
+    experiment = build(digits(task="domain_adaptation", uda_holdout_fraction=0.3))
+    split, domain = experiment.splits[1], experiment.domains[1]
+    assert not set(split.unlabeled) & {*split.inside, *split.out}
+    rows = {
+        name: {x.numpy().tobytes() for batch, _ in domain.evaluation_batches(part) for x in batch}
+        for name, part in (("uda", split.unlabeled), ("in", split.inside))
+    }
+    seen = {x.numpy().tobytes() for (batch,) in experiment.unlabeled(range(20)) for x in batch}
+    assert len(seen) > 50
+    assert seen <= rows["uda"]
+    assert len(seen & rows["in"]) < 5  # of images that are equal
+
+
 def test_bf16_trains_and_is_another_run(tmp_path: Path) -> None:
     half, full = digits(precision="bf16", algorithm="Fishr"), digits(algorithm="Fishr")
     assert half.run_id != full.run_id
@@ -239,6 +256,31 @@ def test_divergence_may_go_on_and_records_stay_json(
     assert [r.get("diverged") for r in records] == [None, True, True]
     assert [r["loss"] is None for r in records] == [False, True, True]
     assert "NaN" not in (tmp_path / "results.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kill", [4, 5])
+def test_a_resumed_run_has_not_forgotten_that_it_diverged(
+    kill: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, and long before the kill: after a checkpoint, and after a stop between two."""
+
+    class DivergingOnce(Diverging):
+        def update(self, minibatches: Any, unlabeled: Any = None) -> dict[str, float]:
+            metrics = super().update(minibatches, unlabeled)
+            return metrics if self.updates == 3 else {"loss": 1.0}
+
+    monkeypatch.setitem(ALGORITHMS._entries, "DivergingOnce", DivergingOnce)
+    spec = digits(algorithm="DivergingOnce", on_divergence="continue", steps=9)
+
+    def stop(taken: int) -> None:
+        if taken == kill:
+            request_stop()
+
+    with stopping_on([]), pytest.raises(Interrupted):
+        train(spec, tmp_path, on_step=stop)
+    records = train(spec, tmp_path)
+    assert [r["step"] for r in records] == [0, 2, 4, 6, 8]
+    assert [r.get("diverged") for r in records] == [None, True, True, True, True]
 
 
 def test_a_huge_learning_rate_is_no_finished_run(tmp_path: Path) -> None:
