@@ -22,6 +22,9 @@ from domainbed.core.suggest import did_you_mean
 from domainbed.core.text_table import printable
 from domainbed.errors import reason_of
 
+BASELINE = "ERM"
+"""What algorithms are compared with, unless another is named."""
+
 Run = Callable[[argparse.Namespace], int]
 """What does a command; it returns the exit status."""
 
@@ -47,13 +50,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exits with status 2 after one line, as for any other wrong input."""
-        hint = self._near(message.partition("unrecognized arguments: --")[2])
+        unknown = message.partition("unrecognized arguments: --")[2].split()
+        hint = did_you_mean(f"--{unknown[0]}", self._option_string_actions) if unknown else ""
         see = f".{hint} See" if hint else ": see"
         self.exit(2, f"error: {printable(message)}{see} `{self.prog} --help`\n")
-
-    def _near(self, unknown: str) -> str:
-        flags = [flag for flag in self._option_string_actions if flag not in ("-h", "--help")]
-        return did_you_mean(f"--{unknown.split()[0]}", flags) if unknown.split() else ""
 
 
 class _Help(argparse.HelpFormatter):
@@ -73,32 +73,50 @@ def _as_declared(word: str, declared: dict[str, str]) -> str:
 Declare = Callable[[Parser], Run]
 
 _SHARED: dict[str, dict[str, Any]] = {
-    "data_dir": {"default": "data", "help": "holds the datasets (default: data)"},
-    "dataset": {
+    "folders": {"nargs": "+", "metavar": "FOLDER", "help": "sweep folders, or run folders"},
+    "--datasets": {"nargs": "+", "metavar": "NAME", "help": "only these datasets"},
+    "--algorithms": {"nargs": "+", "metavar": "NAME", "help": "only these algorithms"},
+    "--selection": {
+        "nargs": "+",
+        "metavar": "NAME",
+        "help": "selection methods, by short name (those that the sweep was planned for)",
+    },
+    "--baseline": {"metavar": "NAME", "help": f"what algorithms are compared with ({BASELINE})"},
+    "--format": {
+        "metavar": "NAME",
+        "default": "text",
+        "help": "text (default), markdown, latex, csv, json",
+    },
+    "--output": {"metavar": "FILE", "help": "write there instead of to the terminal"},
+    "--data_dir": {"default": "data", "help": "holds the datasets (default: data)"},
+    "--dataset": {
         "help": "where the run's own images are now: folder:PATH, a YAML file or a manifest"
     },
-    "device": {"help": "cpu, cuda, mps (default: the best available)"},
-    "corrupt_images": {
+    "--device": {"help": "cpu, cuda, mps (default: the best available)"},
+    "--corrupt_images": {
         "choices": ("error", "skip"),
         "default": "error",
         "help": "what to do about images that cannot be read (default: error)",
     },
-    "plugins": {
+    "--plugins": {
         "dest": "modules",
         "nargs": "+",
         "default": [],
         "metavar": "MODULE",
         "help": "modules or .py files to import first, which register more names",
     },
-    "output": {"metavar": "FILE", "help": "write there instead of to the terminal"},
-    "skip_confirmation": {"action": "store_true", "help": "do not ask (only a terminal is asked)"},
+    "--skip_confirmation": {
+        "action": "store_true",
+        "help": "do not ask (only a terminal is asked)",
+    },
 }
+"""Arguments of several commands, as `argparse` takes them."""
 
 
 def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Declares flags that several commands have. `execute` imports what `--plugins` names."""
+    """Declares arguments that several commands have. `execute` imports what `--plugins` names."""
     for name in names:
-        parser.add_argument(f"--{name}", **_SHARED[name])
+        parser.add_argument(name, **_SHARED[name])
 
 
 def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> int:

@@ -29,7 +29,7 @@ def download(parser: Parser) -> Run:
     An interrupted download resumes when the same command is given again.
     """
     parser.add_argument("names", nargs="+", metavar="NAME", help="datasets, or all")
-    add_shared(parser, "data_dir")
+    add_shared(parser, "--data_dir")
     parser.add_argument(
         "--from",
         dest="copy",
@@ -86,7 +86,7 @@ def verify(parser: Parser) -> Run:
         metavar="NAME",
         help="datasets, folder:PATH, manifests; or all that are there (default)",
     )
-    add_shared(parser, "data_dir")
+    add_shared(parser, "--data_dir")
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="(default: text)"
     )
@@ -148,7 +148,7 @@ def pack(parser: Parser) -> Run:
     folder, or in the folder that the variable DOMAINBED_CACHE_DIR names.
     """
     parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
-    add_shared(parser, "data_dir", "corrupt_images", "plugins")
+    add_shared(parser, "--data_dir", "--corrupt_images", "--plugins")
     parser.add_argument(
         "--size",
         type=int,
@@ -194,7 +194,7 @@ def features(parser: Parser) -> Run:
     """
     parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
     add_flags(parser, FeatureSource)
-    add_shared(parser, "data_dir", "device", "corrupt_images", "plugins")
+    add_shared(parser, "--data_dir", "--device", "--corrupt_images", "--plugins")
     return _features
 
 

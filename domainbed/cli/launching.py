@@ -6,7 +6,6 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from domainbed.config.flags import add_flags, read_flags
@@ -22,29 +21,26 @@ if TYPE_CHECKING:
     from domainbed.sweeps.launch import Launch
 
 
+_LAUNCHER_OPTIONS: dict[str, type[Settings]] = {
+    **{name: Resources for kind in WITH_FLAGS for name in kind.resource_options},
+    **{name: kind for kind in reversed(WITH_FLAGS) for name in kind.model_fields},
+}
+"""The options of the built-in launchers, a run's resources among them, and who declares each."""
+
+
 def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
-    """Declares a flag for each option of the built-in launchers, and for a run's resources."""
+    """Declares a flag for each option of the built-in launchers."""
     group = parser.add_argument_group("options of the launcher")
-    for model, names in _launcher_flags():
-        add_flags(group, model, only=names)
+    for name, model in _LAUNCHER_OPTIONS.items():
+        add_flags(group, model, only=[name])
 
 
 def launcher_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The options that flags gave."""
     given: dict[str, Any] = {}
-    for model, names in _launcher_flags():
-        values = read_flags(args, model)
-        given |= {name: values[name] for name in names if name in values}
+    for name, model in _LAUNCHER_OPTIONS.items():
+        given |= read_flags(args, model, only=[name])
     return given
-
-
-def _launcher_flags() -> Iterator[tuple[type[Settings], list[str]]]:
-    """Which fields of which settings are flags; each name once."""
-    yield Resources, list(dict.fromkeys(n for kind in WITH_FLAGS for n in kind.resource_options))
-    named: set[str] = set()
-    for kind in WITH_FLAGS:
-        yield kind, [name for name in kind.model_fields if name not in named]
-        named |= set(kind.model_fields)
 
 
 def launch_sweep(

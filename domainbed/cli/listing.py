@@ -8,61 +8,41 @@ from collections.abc import Callable
 from typing import Any
 
 from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.config.protocols import (
+    DEFAULT_PROTOCOL,
+    differences,
+    get_protocol,
+    protocol_names,
+)
+from domainbed.core.names import dataset_label
 from domainbed.core.text_table import text_table
+
+Rows = list[list[str]]
 
 
 def algorithms(parser: Parser) -> Run:
     """List algorithms: names, readings of the paper and of DomainBed's code, papers."""
-    return _listing(parser, lambda args: _algorithms())
+    return _listing(parser, _algorithms)
+
+
+def _algorithms(_: argparse.Namespace) -> Rows:
+    from domainbed.algorithms import ALGORITHMS, declared_options
+
+    rows = [["algorithm", "fidelity", "paper"]]
+    for name, algorithm in ALGORITHMS.items():
+        fidelity = declared_options(algorithm).get("fidelity")
+        # The default is listed first.
+        readings = [fidelity.default, *fidelity.values] if fidelity else []
+        rows.append([name, ", ".join(dict.fromkeys(readings)), algorithm.paper])
+    return [*rows, ["Fishr+NAME", "", "Fishr's penalty added to another"]]
 
 
 def datasets(parser: Parser) -> Run:
     """List datasets: names, domains, classes, images, licences."""
-    return _listing(parser, lambda args: _datasets())
+    return _listing(parser, _datasets)
 
 
-def protocols(parser: Parser) -> Run:
-    """List named protocols, and how they differ from the default."""
-    return _listing(parser, lambda args: _protocols())
-
-
-def hparams(parser: Parser) -> Run:
-    """List an algorithm's hyper-parameters on a dataset: defaults and ranges of random draws."""
-    parser.add_argument("algorithm", metavar="ALGORITHM")
-    parser.add_argument("dataset", metavar="DATASET")
-    parser.add_argument("--features", action="store_true", help="on frozen features of images")
-    return _listing(parser, lambda args: _hparams(args.algorithm, args.dataset, args.features))
-
-
-def _listing(parser: Parser, rows: Callable[[argparse.Namespace], list[list[str]]]) -> Run:
-    add_shared(parser, "plugins")
-
-    def show(args: argparse.Namespace) -> int:
-        print("\n".join(text_table(rows(args))))
-        return 0
-
-    return show
-
-
-def _algorithms() -> list[list[str]]:
-    from domainbed.algorithms import ALGORITHMS
-
-    rows = [[name, _readings(name), ALGORITHMS[name].paper] for name in ALGORITHMS]
-    add_on = ["Fishr+NAME", "", "Fishr's penalty added to another"]
-    return [["algorithm", "fidelity", "paper"], *rows, add_on]
-
-
-def _readings(algorithm: str) -> str:
-    """The values of its option `fidelity`, the default first; empty where there is one reading."""
-    from domainbed.algorithms import ALGORITHMS, declared_options
-
-    option = declared_options(ALGORITHMS[algorithm]).get("fidelity")
-    if option is None:
-        return ""
-    return ", ".join(sorted(option.values, key=lambda value: value != option.default))
-
-
-def _datasets() -> list[list[str]]:
+def _datasets(_: argparse.Namespace) -> Rows:
     from domainbed.datasets import DATASETS
 
     header = ["dataset", "domains", "tested on", "classes", "images", "steps"]
@@ -81,39 +61,49 @@ def _dataset_row(name: str, dataset: Any) -> list[str]:
     return [name, domains, tested, str(info.num_classes), images, steps, *facts]
 
 
-def _protocols() -> list[list[str]]:
-    from domainbed.config.protocols import (
-        DEFAULT_PROTOCOL,
-        differences,
-        get_protocol,
-        protocol_names,
-    )
+def protocols(parser: Parser) -> Run:
+    """List named protocols, and how they differ from the default."""
+    return _listing(parser, _protocols)
 
+
+def _protocols(_: argparse.Namespace) -> Rows:
     rows = [["protocol", "version", "what it is", "different from the default"]]
-    for name in protocol_names():
-        protocol = get_protocol(name)
+    for protocol in map(get_protocol, protocol_names()):
         changes = differences(get_protocol(DEFAULT_PROTOCOL), protocol)
-        said = ", ".join(f"{what}: {_said(value)}" for what, _, value in changes)
-        rows.append([name, str(protocol.version), protocol.title, said])
+        values = [(what, str(v).lower() if isinstance(v, bool) else v) for what, _, v in changes]
+        said = ", ".join(f"{what}: {value}" for what, value in values)
+        rows.append([protocol.name, str(protocol.version), protocol.title, said])
     return rows
 
 
-def _said(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def hparams(parser: Parser) -> Run:
+    """List an algorithm's hyper-parameters on a dataset: defaults and ranges of random draws."""
+    parser.add_argument("algorithm", metavar="ALGORITHM")
+    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("--features", action="store_true", help="on frozen features of images")
+    return _listing(parser, _hparams)
 
 
-def _hparams(algorithm: str, dataset: str, features: bool) -> list[list[str]]:
-    from domainbed.core.names import dataset_label
+def _hparams(args: argparse.Namespace) -> Rows:
     from domainbed.datasets import get_dataset_class
     from domainbed.hparams import options, search_space
 
-    get_dataset_class(dataset)
-    label = dataset_label(dataset)
-    space: dict[str, Any] = search_space(algorithm, label, features)
-    declared = options(algorithm, label, features)
-    space |= {k: option for k, option in declared.items() if k not in space}
+    get_dataset_class(args.dataset)
+    place = (args.algorithm, dataset_label(args.dataset), args.features)
+    space: dict[str, Any] = search_space(*place)
+    space |= {k: v for k, v in options(*place).items() if k not in space}
     rows = [[name, str(d.default), d.describe(), d.doc] for name, d in space.items()]
     return [["name", "default", "random draw", "meaning"], *rows]
+
+
+def _listing(parser: Parser, rows: Callable[[argparse.Namespace], Rows]) -> Run:
+    add_shared(parser, "--plugins")
+
+    def show(args: argparse.Namespace) -> int:
+        print("\n".join(text_table(rows(args))))
+        return 0
+
+    return show
 
 
 def config(parser: Parser) -> Run:

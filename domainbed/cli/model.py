@@ -54,7 +54,7 @@ def predict(parser: Parser) -> Run:
         metavar="NAME",
         help=f"with averaged weights of the run: {', '.join(AVERAGES)} (default: the last weights)",
     )
-    add_shared(parser, "data_dir", "dataset", "device", "plugins")
+    add_shared(parser, "--data_dir", "--dataset", "--device", "--plugins")
     return _predict
 
 
@@ -158,7 +158,7 @@ def diagnose(parser: Parser) -> Run:
         "training domains)",
     )
     add_flags(parser, DiagnosisOptions, only=_DIAGNOSIS_FLAGS)
-    add_shared(parser, "plugins")
+    add_shared(parser, "--plugins")
     return _diagnose
 
 
@@ -185,13 +185,12 @@ def average(parser: Parser) -> Run:
     methods = "uniform-soup, greedy-soup, diwa-uniform, diwa-restricted, ensemble"
     parser.add_argument("folder", metavar="FOLDER", help="of a sweep that kept its weights")
     parser.add_argument("--method", required=True, metavar="NAME", help=methods)
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only runs of these (all)")
     parser.add_argument(
         "--together",
         action="store_true",
         help="average runs of different algorithms with each other (each algorithm by itself)",
     )
-    add_shared(parser, "data_dir", "dataset", "device", "plugins")
+    add_shared(parser, "--algorithms", "--data_dir", "--dataset", "--device", "--plugins")
     return _average
 
 
@@ -220,8 +219,7 @@ def adapt(parser: Parser) -> Run:
         "class, 0 for all; the best in validation is taken (the paper's "
         "values)",
     )
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only runs of these (all)")
-    add_shared(parser, "data_dir", "dataset", "device", "plugins")
+    add_shared(parser, "--algorithms", "--data_dir", "--dataset", "--device", "--plugins")
     return _adapt
 
 
@@ -265,7 +263,7 @@ def zero_shot(parser: Parser) -> Run:
         default="results/zero-shot",
         help="the folder of the runs (default: results/zero-shot)",
     )
-    add_shared(parser, "data_dir", "device", "plugins")
+    add_shared(parser, "--data_dir", "--device", "--plugins")
     return _zero_shot
 
 

@@ -9,17 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainbed.cli.common import Parser, Run, add_shared
-from domainbed.cli.tables import (
-    BASELINE,
-    add_baseline,
-    add_filters,
-    add_folders,
-    add_style,
-    show_progress,
-    style_of,
-    write_output,
-)
+from domainbed.cli.common import BASELINE, Parser, Run, add_shared
+from domainbed.cli.tables import add_style, show_progress, style_of, write_output
 from domainbed.core.drawing import check_figure_file, save_figure
 from domainbed.errors import UserError
 
@@ -27,6 +18,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from domainbed.reporting import Report
+
+_WHICH = ("folders", "--datasets", "--algorithms", "--selection", "--baseline")
 
 FILE = "report.html"
 PORT = 8000
@@ -36,12 +29,12 @@ KINDS = ("differences", "ranks", "hparams", "curves", "on-the-line")  # without 
 
 def report(parser: Parser) -> Run:
     """Write tables, comparisons and figures of sweeps as one HTML file."""
-    _add_choices(parser)
+    add_shared(parser, *_WHICH)
     parser.add_argument(
         "-o", "--output", metavar="FILE", help=f"the file to write (FOLDER/{FILE} of the first)"
     )
     add_style(parser)
-    add_shared(parser, "data_dir")
+    add_shared(parser, "--data_dir")
     parser.add_argument(
         "--serve", action="store_true", help="show it in a browser instead, and keep it up to date"
     )
@@ -51,29 +44,26 @@ def report(parser: Parser) -> Run:
     parser.add_argument(
         "--host",
         metavar="ADDRESS",
-        help=f"for --serve: where to listen ({LOCAL}, "
-        "this machine alone; 0.0.0.0: all that can reach it, without a "
-        "password)",
+        help=f"for --serve: where to listen ({LOCAL}, this machine alone; 0.0.0.0: all that can "
+        "reach it, without a password)",
     )
     return _report
-
-
-def _add_choices(parser: Parser) -> None:
-    add_folders(parser)
-    add_filters(parser)
-    add_baseline(parser)
 
 
 def _report(args: argparse.Namespace) -> int:
     """Writes the report and prints its path, or serves it."""
     if args.serve:
-        return _serve(args)
+        from domainbed.reporting.page.serve import REFRESH, serve
+
+        if args.output is not None:
+            raise UserError(f"--output {args.output} writes a file, and --serve none: give one")
+        port = PORT if args.port is None else args.port
+        return serve(lambda: _html(args, REFRESH), args.folders, args.host or LOCAL, port)
     for name in ("port", "host"):
         if (value := getattr(args, name)) is not None:
             raise UserError(f"--{name} {value} is for --serve: add it, or leave --{name} out")
-    text = _html(args)
-    output = Path(args.folders[0], FILE) if args.output is None else args.output
-    write_output(text, str(output))
+    output = str(Path(args.folders[0], FILE)) if args.output is None else args.output
+    write_output(_html(args), output)
     print(f"Report: {output}")
     return 0
 
@@ -124,22 +114,12 @@ def _read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
     return report
 
 
-def _serve(args: argparse.Namespace) -> int:
-    from domainbed.reporting.page.serve import REFRESH, serve
-
-    if args.output is not None:
-        raise UserError(f"--output {args.output} writes a file, and --serve none: give one")
-
-    port = PORT if args.port is None else args.port
-    return serve(lambda: _html(args, REFRESH), args.folders, args.host or LOCAL, port)
-
-
 def plot(parser: Parser) -> Run:
     """Draw a figure of the report into a file, for papers.
 
     Several figures, of several datasets or algorithms, go to several files, named after them.
     """
-    _add_choices(parser)
+    add_shared(parser, *_WHICH)
     parser.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="ends with .pdf, .png or .svg"
@@ -162,12 +142,8 @@ def _plot(args: argparse.Namespace) -> int:
         if not figures:
             raise UserError(f"{args.kind}: these runs have nothing to draw, see `domainbed report`")
         for name, figure in figures.items():
-            file = _named(output, name) if len(figures) > 1 else output
+            plain = re.sub(r"[^\w.+-]+", "_", name)
+            file = output.with_stem(f"{output.stem}-{plain}") if len(figures) > 1 else output
             save_figure(figure, "--output", file, dpi=200)
             print(f"Figure: {file}")
     return 0
-
-
-def _named(output: Path, name: str) -> Path:
-    plain = re.sub(r"[^\w.+-]+", "_", name)
-    return output.with_stem(f"{output.stem}-{plain}")

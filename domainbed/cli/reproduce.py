@@ -34,7 +34,7 @@ def reproduce(parser: Parser) -> Run:
     parser.add_argument(
         "--dry_run", action="store_true", help="say what would be done, and how long it takes"
     )
-    add_shared(parser, "skip_confirmation")
+    add_shared(parser, "--skip_confirmation")
     add_launcher_flags(parser)
     return _reproduce
 

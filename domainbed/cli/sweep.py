@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.launching import (
@@ -21,12 +21,17 @@ from domainbed.cli.launching import (
 from domainbed.config.flags import add_flags, read_flags
 from domainbed.config.run_fields import add_run_flags
 from domainbed.errors import UserError
+from domainbed.runs.states import MISSING
 from domainbed.sweeps.config import SweepConfig, load_config
-from domainbed.sweeps.status import count_runs
-
-if TYPE_CHECKING:
-    from domainbed.sweeps.status import Status
-    from domainbed.sweeps.store import PlannedRun, Store
+from domainbed.sweeps.status import (
+    Status,
+    count_runs,
+    status_json,
+    status_lines,
+    status_of,
+    summary_line,
+)
+from domainbed.sweeps.store import PlannedRun, Store, remove
 
 _RERUN_FIELDS = ("plugins", "data_dir", "device", "num_workers", "keep", "launcher")
 _ON_A_TERMINAL, _IN_A_LOG = 5.0, 60.0
@@ -61,14 +66,16 @@ def _load(target: str | None, args: argparse.Namespace) -> SweepConfig:
     Raises:
         UserError: there is no such file or folder, or it holds no config.
     """
-    from domainbed.sweeps.store import Store
-
     overrides, options = read_flags(args, SweepConfig), launcher_flags(args)
-    if target is not None:
-        _refuse_missing(target)
-    if target is None or not (Path(target).is_dir() or _is_kept(Path(target))):
+    if target is None:
+        return load_config(None, overrides, **options)
+    if not os.path.exists(target):
+        raise UserError(f"{target!r} does not exist: name a sweep folder or a config")
+    is_folder = os.path.isdir(target)
+    store = Store(target if is_folder else Path(target).parent)
+    # A config that a launch left in a sweep's folder means that folder.
+    if not is_folder and not (Path(target).name == store.config.name and store.plan.is_file()):
         return load_config(target, overrides, **options)
-    store = Store(target if Path(target).is_dir() else Path(target).parent)
     for file in (store.config, store.plan):
         if not file.is_file():
             raise UserError(
@@ -76,23 +83,6 @@ def _load(target: str | None, args: argparse.Namespace) -> SweepConfig:
             )
     # The folder may have been moved since it was launched.
     return load_config(store.config, {"output_dir": str(store.root), **overrides}, **options)
-
-
-def _refuse_missing(target: str) -> None:
-    try:
-        Path(target).stat()
-    except FileNotFoundError as error:
-        raise UserError(f"{target!r} does not exist: name a sweep folder or a config") from error
-    except (OSError, ValueError):  # of which whoever reads it tells more
-        pass
-
-
-def _is_kept(file: Path) -> bool:
-    """Whether a config is the one that a launch left in a sweep's folder."""
-    from domainbed.sweeps.store import Store
-
-    store = Store(file.parent)
-    return file.name == store.config.name and store.plan.is_file()
 
 
 def _refuse_reruns(target: str | None) -> None:
@@ -164,7 +154,7 @@ def _add_launch(parser: Parser) -> None:
 
 
 def _add_dry_run(parser: Parser) -> None:
-    add_shared(parser, "skip_confirmation")
+    add_shared(parser, "--skip_confirmation")
     parser.add_argument(
         "--dry_run",
         action="store_true",
@@ -252,8 +242,6 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _store_and_runs(args: argparse.Namespace) -> tuple[Store, dict[str, PlannedRun]]:
-    from domainbed.sweeps.store import Store
-
     if Path(args.target).is_dir():
         store = Store(args.target)
         return store, store.planned()
@@ -263,8 +251,6 @@ def _store_and_runs(args: argparse.Namespace) -> tuple[Store, dict[str, PlannedR
 
 def show_status(store: Store, runs: dict[str, PlannedRun], as_json: bool = False) -> int:
     """Prints how many of these runs are in which state; returns the exit status."""
-    from domainbed.sweeps.status import status_json, status_lines, status_of
-
     found = status_of(store, runs)
     print(status_json(found) if as_json else "\n".join(status_lines(found)))
     return 0
@@ -272,8 +258,6 @@ def show_status(store: Store, runs: dict[str, PlannedRun], as_json: bool = False
 
 def _watch(store: Store, runs: dict[str, PlannedRun], every: float | None) -> int:
     """Shows the status until no run is left to do; returns 1 if one has failed."""
-    from domainbed.sweeps.status import status_of, summary_line
-
     on_terminal = sys.stdout.isatty()
     pause = every or (_ON_A_TERMINAL if on_terminal else _IN_A_LOG)
     found = None
@@ -293,8 +277,6 @@ def _watch(store: Store, runs: dict[str, PlannedRun], every: float | None) -> in
 
 def _screen(status: Status) -> str:
     """The status in the place of what the terminal shows, cut to its size."""
-    from domainbed.sweeps.status import status_lines, summary_line
-
     width, height = shutil.get_terminal_size()
     lines = [f"{time.strftime('%H:%M:%S')} {summary_line(status)}", "", *status_lines(status)]
     if len(lines) >= height:
@@ -314,7 +296,6 @@ def cancel(parser: Parser) -> Run:
 def _cancel(args: argparse.Namespace) -> int:
     config = _load(args.target, args)
     from domainbed.sweeps.following import cancel
-    from domainbed.sweeps.store import Store
 
     store = Store(config.output_dir)
     cancelled = cancel(store, store.statuses(store.planned()), config.launcher)
@@ -349,8 +330,6 @@ def delete_folders(root: Path, skip_confirmation: bool) -> int:
     Raises:
         UserError: there is no such folder, or nobody is there to confirm.
     """
-    from domainbed.sweeps.store import Store, remove
-
     if not root.is_dir():
         raise UserError(f"{str(root)!r} is no folder: name the folder of a sweep")
     folders = Store(root).incomplete()
@@ -377,8 +356,6 @@ def export(parser: Parser) -> Run:
 
 def _export(args: argparse.Namespace) -> int:
     from domainbed.runs.exported import SUFFIX, write_export
-    from domainbed.runs.states import MISSING
-    from domainbed.sweeps.store import Store
 
     root, file = Path(args.folder), Path(args.file)
     if file.suffix != SUFFIX:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.common import BASELINE, Parser, Run, add_shared
 from domainbed.core.files import write_text
 from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
@@ -25,38 +24,11 @@ if TYPE_CHECKING:
     from domainbed.runs.records import Records
     from domainbed.selection import SelectionMethod
 
-BASELINE = "ERM"
 UNITS = ("trial", "domain", "dataset")  # without SciPy, which `statistics.UNITS` would import
 _TOP = 20
 
 
 # ---- what several commands share ----
-
-
-def add_folders(parser: Parser) -> None:
-    """Declares the folders that records are read from."""
-    parser.add_argument(
-        "folders", nargs="+", metavar="FOLDER", help="sweep folders, or run folders"
-    )
-
-
-def add_filters(parser: Parser) -> None:
-    """Declares which records, and by which selection methods."""
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
-    parser.add_argument(
-        "--selection",
-        nargs="+",
-        metavar="NAME",
-        help="selection methods, by short name (those that the sweep was planned for)",
-    )
-
-
-def add_baseline(parser: Parser) -> None:
-    """Declares the algorithm that others are compared with."""
-    parser.add_argument(
-        "--baseline", metavar="NAME", help=f"what algorithms are compared with ({BASELINE})"
-    )
 
 
 def add_style(parser: Parser) -> None:
@@ -123,29 +95,18 @@ def write_output(text: str, output: str | None) -> None:
         raise UserError(f"cannot write --output {output!r}: {reason}") from error
 
 
-def _add_format(parser: Parser) -> None:
-    parser.add_argument(
-        "--format",
-        metavar="NAME",
-        default="text",
-        help="text (default), markdown, latex, csv, json",
-    )
-    add_shared(parser, "output")
-
-
 # ---- collect ----
 
 
 def collect(parser: Parser) -> Run:
     """Select models and print the results tables of sweeps."""
-    add_folders(parser)
+    add_shared(parser, "folders")
     return collect_of_folders(parser)
 
 
 def collect_of_folders(parser: Parser) -> Run:
     """As `collect`, where the folders are declared already."""
-    _add_format(parser)
-    add_filters(parser)
+    add_shared(parser, "--datasets", "--algorithms", "--selection", "--format", "--output")
     add_style(parser)
     parser.add_argument(
         "--by_folder",
@@ -207,15 +168,13 @@ _AS_COMMENT = {"text": "{}", "markdown": "    {}", "latex": "% {}"}
 
 def compare(parser: Parser) -> Run:
     """Compare algorithms with a baseline, or a sweep's tables with a paper's."""
-    add_folders(parser)
+    add_shared(parser, "folders", "--datasets", "--algorithms", "--selection", "--baseline")
     parser.add_argument(
         "--with",
         dest="paper",
         metavar="PAPER",
         help="put the tables beside a paper's: fishr-2022, domainbed-2020",
     )
-    add_filters(parser)
-    add_baseline(parser)
     parser.add_argument(
         "--unit",
         choices=UNITS,
@@ -227,12 +186,13 @@ def compare(parser: Parser) -> Run:
         metavar="POINTS",
         help="also test whether differences are within this many percentage points",
     )
-    _add_format(parser)
+    add_shared(parser, "--format", "--output")
     return _compare
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from domainbed.reporting import load_records, planned_selection
+    from domainbed.reporting import build_report, load_records, planned_selection
+    from domainbed.reporting.published.agreement import agreement, agreement_sections
     from domainbed.reporting.section import SECTION_RENDERERS
 
     render = SECTION_RENDERERS[args.format]
@@ -242,22 +202,16 @@ def _compare(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} {value} compares algorithms, and --with a paper: give one")
     records = load_records(args.folders, progress=show_progress)
     selection = args.selection or planned_selection(args.folders)
-    sections = _beside(args, records, selection) if args.paper else _all(args, records, selection)
+    if args.paper:
+        report = build_report(records, selection, args.datasets, args.algorithms)
+        sections = agreement_sections(agreement(report, args.paper), args.paper)
+    else:
+        sections = _comparisons(args, records, selection)
     write_output(render(sections), args.output)
     return 0
 
 
-def _beside(
-    args: argparse.Namespace, records: Records, selection: Sequence[str] | None
-) -> list[Section]:
-    from domainbed.reporting import build_report
-    from domainbed.reporting.published.agreement import agreement, agreement_sections
-
-    report = build_report(records, selection, args.datasets, args.algorithms)
-    return agreement_sections(agreement(report, args.paper), args.paper)
-
-
-def _all(
+def _comparisons(
     args: argparse.Namespace, records: Records, selection: Sequence[str] | None
 ) -> list[Section]:
     from domainbed.reporting import build_report, comparison, only
@@ -292,7 +246,7 @@ def errors(parser: Parser) -> Run:
 
     The runs are those that the selection method chooses, trained with --save_predictions.
     """
-    add_folders(parser)
+    add_shared(parser, "folders", "--datasets", "--output")
     parser.add_argument(
         "--algorithms", nargs="+", required=True, metavar="NAME", help="two or more"
     )
@@ -301,7 +255,6 @@ def errors(parser: Parser) -> Run:
         metavar="NAME",
         help="the selection method, by short name (the first that the sweep was planned for)",
     )
-    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these datasets")
     parser.add_argument(
         "--top",
         type=int,
@@ -315,7 +268,6 @@ def errors(parser: Parser) -> Run:
         default="text",
         help="text (default), or csv: every image, whoever is wrong",
     )
-    add_shared(parser, "output")
     return _errors
 
 
@@ -505,19 +457,17 @@ def _top_to_json(_: int, rankings: Rankings) -> str:
 
 def _top_to_csv(_: int, rankings: Rankings) -> str:
     """One line per choice; hparams and output_dirs as JSON."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for _method, choices in rankings:
-        for choice in choices:
-            as_json = {name: json.dumps(choice[name], sort_keys=True) for name in _AS_JSON}
-            writer.writerow({**choice, **as_json})
-    return text.getvalue()
+    import pandas as pd
+
+    choices = [choice for _, choices in rankings for choice in choices]
+    table = pd.DataFrame(choices, columns=_COLUMNS)
+    table[_AS_JSON] = table[_AS_JSON].map(partial(json.dumps, sort_keys=True))
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 _NUMBERS = ("hparams_seed", "step", "val_acc", "test_acc")
-_AS_JSON = ("hparams", "output_dirs")
-_COLUMNS = ("selection", "trial_seed", "rank", *_NUMBERS, *_AS_JSON)
+_AS_JSON = ["hparams", "output_dirs"]
+_COLUMNS = ["selection", "trial_seed", "rank", *_NUMBERS, *_AS_JSON]
 _TOP_FORMATS = {"text": _top_to_text, "json": _top_to_json, "csv": _top_to_csv}
 
 
@@ -537,13 +487,7 @@ def published(parser: Parser) -> Run:
         help="only these datasets; Avg: the averages over all",
     )
     parser.add_argument("--selection", nargs="+", metavar="NAME", help="only these methods")
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms")
-    parser.add_argument(
-        "--format",
-        metavar="NAME",
-        default="text",
-        help="text (default), markdown, latex, csv, json",
-    )
+    add_shared(parser, "--algorithms", "--format")
     return _published
 
 

@@ -27,15 +27,16 @@ def add_flags(parser: Any, model: type[Settings], only: Iterable[str] | None = N
         parser.add_argument(f"--{name}", **_flag_options(model, name, fields[name]))
 
 
-def read_flags(arguments: argparse.Namespace, model: type[Settings]) -> dict[str, Any]:
+def read_flags(
+    arguments: argparse.Namespace, model: type[Settings], only: Iterable[str] | None = None
+) -> dict[str, Any]:
     """The values that flags gave, by field; a text stands for what it means in YAML.
 
     Raises:
         UserError: a text is no YAML.
     """
-    said = vars(arguments)
-    fields = {name: schema for name, schema in _fields(model).items() if name in said}
-    return {name: _meant(name, schema, model, said[name]) for name, schema in fields.items()}
+    names = [name for name in only or _fields(model) if name in arguments]
+    return {name: _meant(model, name, getattr(arguments, name)) for name in names}
 
 
 def _fields(model: type[Settings]) -> dict[str, Schema]:
@@ -53,60 +54,53 @@ def _flag_options(model: type[Settings], name: str, schema: Schema) -> dict[str,
     shown = default_text(model, name)
     text = schema.get("description", "") + (f" (default: {shown})" if shown else "")
     options: dict[str, Any] = {"help": text.replace("%", "%%"), "default": argparse.SUPPRESS}
-    kinds = _kinds(model, schema)
-    if kinds == {"boolean"}:
+    words = _words(model, name)
+    if all(word.get("type") == "boolean" for word in words):
         return {**options, "action": argparse.BooleanOptionalAction}
-    if _is_list(kinds) or schema.get("several_words"):
+    if _is_list(model, name) or schema.get("several_words"):
         options["nargs"] = "+"
-    if values := _named_values(model, schema):
+    if all("enum" in word for word in words):
+        values = dict.fromkeys(str(value) for word in words for value in word["enum"])
         return {**options, "metavar": "{" + ",".join(values) + "}"}
-    return {**options, "metavar": "NAME" if _is_text(kinds) else "VALUE"}
+    return {**options, "metavar": "NAME" if _is_text(words) else "VALUE"}
 
 
-def _meant(name: str, schema: Schema, model: type[Settings], value: Any) -> Any:
-    kinds = _kinds(model, schema)
-    if _is_text(kinds) or kinds == {"boolean"}:
+def _meant(model: type[Settings], name: str, value: Any) -> Any:
+    words = _words(model, name)
+    if _is_text(words) or isinstance(value, bool):
         return value
-    words = value if isinstance(value, list) else [value]
+    texts = value if isinstance(value, list) else [value]
     try:
-        values = [parse_value(word) for word in words]
+        values = [parse_value(text) for text in texts]
     except UserError as error:
         raise UserError(f"--{name}: {error}", name) from error
-    return values if _is_list(kinds) or len(values) > 1 else values[0]
+    return values if _is_list(model, name) or len(values) > 1 else values[0]
 
 
-def _kinds(model: type[Settings], schema: Schema) -> set[str]:
-    """The JSON types that a field's value may have; of a list's items as "list of integer"."""
+def _alternatives(model: type[Settings], name: str) -> list[Schema]:
+    return alternatives(_fields(model)[name], _schema(model).get("$defs", {}))
+
+
+def _words(model: type[Settings], name: str) -> list[Schema]:
+    """What a word may be: the field's value, or an item of it where that is a list."""
     definitions = _schema(model).get("$defs", {})
-    kinds = set()
-    for each in alternatives(schema, definitions):
-        items = alternatives(each.get("items", {}), definitions)
-        of = {str(item.get("type")) for item in items}
-        kinds |= {f"list of {kind}" for kind in of} if "items" in each else {each.get("type", "")}
-    return kinds
-
-
-def _named_values(model: type[Settings], schema: Schema) -> list[str]:
-    """All that a value, or an item of a list, may be; nothing where that is not a few names."""
-    definitions = _schema(model).get("$defs", {})
-    single = [
+    return [
         one
-        for each in alternatives(schema, definitions)
-        for one in (alternatives(each["items"], definitions) if "items" in each else [each])
+        for each in _alternatives(model, name)
+        for one in alternatives(each.get("items", each), definitions)
     ]
-    if not all("enum" in one for one in single):
-        return []
-    return list(dict.fromkeys(str(value) for one in single for value in one["enum"]))
 
 
-def _is_text(kinds: set[str]) -> bool:
-    return kinds <= {"string", "list of string"}
+def _is_text(words: Iterable[Schema]) -> bool:
+    return all(word.get("type") == "string" for word in words)
 
 
-def _is_list(kinds: set[str]) -> bool:
+def _is_list(model: type[Settings], name: str) -> bool:
     """Whether words of the command line are items; else one word is the whole value, in YAML."""
-    lists = {kind for kind in kinds if kind.startswith("list of ")}
-    return bool(lists) and (_is_text(kinds) or (lists == kinds and kinds != {"list of array"}))
+    words, are_lists = _words(model, name), ["items" in each for each in _alternatives(model, name)]
+    if _is_text(words):
+        return any(are_lists)
+    return all(are_lists) and not all(word.get("type") == "array" for word in words)
 
 
 def default_text(model: type[Settings], name: str) -> str:

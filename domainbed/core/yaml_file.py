@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,40 @@ def _parse(text: str) -> tuple[Any, dict[Where, int]]:
         node = loader.get_single_node()
         if node is None:
             return None, {}
-        lines = _Lines().of(node)
+        lines: dict[Where, int] = {}
+        for count, (where, line, each) in enumerate(_located(node, (), node.start_mark.line, ())):
+            if count == _MOST_VALUES:
+                raise _refusal(each, f"more than {_MOST_VALUES:,} values, with aliases written out")
+            lines.setdefault(where, line + 1)
         return loader.construct_document(node), lines
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _located(
+    node: yaml.Node, where: Where, line: int, outer: tuple[yaml.Node, ...]
+) -> Iterator[tuple[Where, int, yaml.Node]]:
+    """Each value inside a node, with its place and line; a key's line is its value's."""
+    if any(node is each for each in outer):
+        raise _refusal(node, "a value that contains itself")
+    yield where, line, node
+    inside = (*outer, node)
+    if isinstance(node, yaml.SequenceNode):
+        for position, item in enumerate(node.value):
+            yield from _located(item, (*where, position), item.start_mark.line, inside)
+    if isinstance(node, yaml.MappingNode):
+        names = set()
+        for key, value in node.value:
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                said = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                raise _refusal(key, f"{said} as a name: expected a text, in quotes if need be")
+            if key.value in names:
+                raise _refusal(key, f"{key.value!r} is given twice: remove one")
+            names.add(key.value)
+            yield from _located(value, (*where, key.value), key.start_mark.line, inside)
 
 
 def _read(file: Path) -> str:
@@ -107,46 +135,6 @@ def _read(file: Path) -> str:
         raise UserError(f"file {str(file)!r} cannot be read: {error.strerror}") from error
     except ValueError as error:  # no UTF-8, or a NUL in the file's name
         raise UserError(f"file {str(file)!r} cannot be read: {error}") from error
-
-
-class _Lines:
-    """The line of each value of a file, and a refusal of what has no end."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._lines: dict[Where, int] = {}
-        self._open: set[int] = set()
-
-    def of(self, node: yaml.Node) -> dict[Where, int]:
-        self._note(node, ())
-        return self._lines
-
-    def _note(self, node: yaml.Node, where: Where) -> None:
-        self._lines.setdefault(where, node.start_mark.line + 1)
-        self._count += 1
-        if self._count > _MOST_VALUES:
-            reason = f"more than {_MOST_VALUES:,} values, with aliases written out"
-            raise _refusal(node, reason)
-        if id(node) in self._open:
-            raise _refusal(node, "a value that contains itself")
-        self._open.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            for position, item in enumerate(node.value):
-                self._note(item, (*where, position))
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                self._note(value, (*where, self._key(key, where)))
-        self._open.remove(id(node))
-
-    def _key(self, key: yaml.Node, where: Where) -> str:
-        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-            said = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-            raise _refusal(key, f"{said} as a name: expected a text, in quotes if need be")
-        inside = (*where, key.value)
-        if inside in self._lines:
-            raise _refusal(key, f"{key.value!r} is given twice: remove one")
-        self._lines[inside] = key.start_mark.line + 1
-        return str(key.value)
 
 
 def _complaint(file: str, text: str, error: yaml.YAMLError) -> str:

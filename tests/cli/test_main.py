@@ -1,5 +1,6 @@
 """The `domainbed` command itself: what it imports, and what it says of wrong words."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -9,6 +10,8 @@ import pytest
 
 import domainbed
 from domainbed.cli import _COMMANDS, _GROUPS, _RENAMED, main
+from domainbed.sweeps.config import load_config
+from domainbed.sweeps.launch import prepare
 
 
 def said(capsys, *words):
@@ -97,6 +100,33 @@ def test_debug_is_taken_anywhere(capsys, tmp_path):
         status, _, err = said(capsys, *words, str(tmp_path))
         assert status == 2
         assert "Traceback" in err
+
+
+def test_commands_that_train_nothing_import_no_pytorch(tmp_path):
+    sweep = tmp_path / "sweep"
+    config = {"datasets": ["ColoredDigits"], "algorithms": ["ERM", "IRM"], "trials": 2}
+    config |= {"hparams_seeds": 1, "steps": 2, "hparams": {"batch_size": 2}, "launcher": "debug"}
+    config |= {"selection": ["training-domain"], "keep": "none", "output_dir": str(sweep)}
+    prepare(load_config(None, config)).execute()
+    commands = [
+        ["sweep", "status", str(sweep)],
+        ["sweep", "export", str(sweep), str(tmp_path / "sweep.parquet")],
+        ["published", "fishr-2022"],
+        ["collect", str(sweep)],
+        ["compare", str(sweep)],
+        ["list", "protocols"],
+        ["config", "table"],
+    ]
+    if importlib.util.find_spec("matplotlib"):
+        commands.append(["plot", str(sweep), "curves", "-o", str(tmp_path / "curves.svg")])
+    program = (
+        "import sys\nfrom domainbed.cli import run\n"
+        f"for words in {commands!r}:\n"
+        "    assert run(words) == 0, words\n"
+        "    assert 'torch' not in sys.modules, words\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
