@@ -7,7 +7,8 @@ import sys
 
 from domainbed.cli.common import Parser, Run
 from domainbed.config.flags import add_flags, read_flags
-from domainbed.experiments.irm_colored_mnist.settings import Config, load_config
+from domainbed.config.settings import load
+from domainbed.experiments.irm_colored_mnist.settings import Config
 
 
 def irm_colored_mnist(parser: Parser) -> Run:
@@ -36,27 +37,20 @@ def _compute(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if a restart failed, or 130 after Ctrl-C.
     """
-    config = load_config(args.config, read_flags(args, Config))
+    config = load(Config, args.config, read_flags(args, Config))
     # What is wrong with the config should be told at once, not after PyTorch's import.
-    from domainbed.experiments.irm_colored_mnist.restarts import (
-        compute,
-        missing,
-        planned,
-        read_results,
-    )
-    from domainbed.experiments.irm_colored_mnist.tables import FORMATS
+    from domainbed.experiments.irm_colored_mnist import results
 
     try:
-        errors = compute(config)
+        errors = results.compute(config)
     except KeyboardInterrupt:
-        total = len(planned(config))
+        total = len(results.planned(config))
+        done = total - len(results.missing(config))
         print(
-            f"\nstopped: {total - len(missing(config))} of {total} restarts are done; the same "
-            "command computes the others",
+            f"\nstopped: {done} of {total} restarts are done; the same command computes the others",
             file=sys.stderr,
         )
         return 130
-    sys.stdout.write(FORMATS[args.format](read_results(config)))
-    for error in errors:
-        print(error, file=sys.stderr)
+    sys.stdout.write(results.FORMATS[args.format](results.read_results(config)))
+    print("".join(f"{error}\n" for error in errors), end="", file=sys.stderr)
     return 1 if errors else 0

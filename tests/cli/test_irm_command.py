@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from domainbed.cli import main
-from domainbed.experiments.irm_colored_mnist import restarts
-from domainbed.experiments.irm_colored_mnist.data import read_images
-from domainbed.experiments.irm_colored_mnist.settings import load_config
-from domainbed.experiments.irm_colored_mnist.training import run_restart
+from domainbed.config.settings import load
+from domainbed.experiments.irm_colored_mnist import results
+from domainbed.experiments.irm_colored_mnist.restart import read_images, run_restart
+from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.launchers import DebugLauncher
 
 REPOSITORY = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def start(folder, *arguments):
 @pytest.fixture
 def run(folder, monkeypatch, capsys):
     """Runs the command in this process: its status, output and errors."""
-    monkeypatch.setattr(restarts, "LocalLauncher", lambda workers: DebugLauncher())
+    monkeypatch.setattr(results, "LocalLauncher", lambda workers: DebugLauncher())
 
     def run(*arguments):
         with pytest.raises(SystemExit) as exit:
@@ -147,7 +147,7 @@ def test_failed_restarts_are_told(folder, run, monkeypatch):
             raise RuntimeError("out of luck")
         return run_restart(settings, algorithm, *rest, **options)
 
-    monkeypatch.setattr(restarts, "run_restart", fail_once)
+    monkeypatch.setattr(results, "run_restart", fail_once)
     status, out, err = run()
     assert status == 1
     assert err.count("RuntimeError: out of luck") == 2
@@ -156,7 +156,7 @@ def test_failed_restarts_are_told(folder, run, monkeypatch):
 
 def test_interrupt(folder):
     (folder / "mine.yaml").write_text(CONFIG.replace("steps: 3", "steps: 1000000"))
-    digest = load_config(folder / "mine.yaml").settings.digest()
+    digest = load(Config, folder / "mine.yaml").settings.digest()
     done = folder / "results" / "irm_colored_mnist" / digest
     process = start(folder)
     deadline = time.monotonic() + 60

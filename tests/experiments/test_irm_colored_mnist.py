@@ -10,25 +10,24 @@ import numpy as np
 import pytest
 import torch
 
+from domainbed.config.settings import load
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
-from domainbed.experiments.irm_colored_mnist.data import (
+from domainbed.experiments.irm_colored_mnist.restart import (
     COLOR_FLIPS,
-    Domain,
-    data_seed,
-    make_domains,
-    read_images,
-)
-from domainbed.experiments.irm_colored_mnist.penalties import PENALTIES
-from domainbed.experiments.irm_colored_mnist.settings import Config, Settings, load_config
-from domainbed.experiments.irm_colored_mnist.tables import FORMATS, published_values, table
-from domainbed.experiments.irm_colored_mnist.training import (
+    PENALTIES,
+    ColoredImages,
     Network,
     accuracy,
+    data_seed,
     forward_pass,
+    make_domains,
+    read_images,
     run_restart,
     train,
 )
+from domainbed.experiments.irm_colored_mnist.results import FORMATS, published_values, table
+from domainbed.experiments.irm_colored_mnist.settings import Config, Settings
 
 REPOSITORY = Path(__file__).parents[2]
 ALGORITHMS = ("ERM", "IRM", "VREx", "Fishr", "Fishr-offdiagonal", "Fishr-uncentred")
@@ -73,13 +72,13 @@ class TestData:
 
     def test_blocks_are_the_images_in_order(self):
         images = torch.rand(3000, 4)
-        blocks = Domain(images, torch.zeros(3000, 1), (1100, 1900)).blocks()
+        blocks = ColoredImages(images, torch.zeros(3000, 1), (1100, 1900)).blocks()
         assert [(color, len(x)) for color, x in blocks] == [(0, 1024), (0, 76), (1, 1024), (1, 876)]
         assert torch.equal(torch.cat([x for _, x in blocks]), images)
 
     def test_a_colour_without_images(self):
         images = torch.rand(4, 9)
-        domain = Domain(images, torch.zeros(4, 1), (0, 4))
+        domain = ColoredImages(images, torch.zeros(4, 1), (0, 4))
         network = Network(pixels=9, hidden_dim=5, seed=1)
         logits = forward_pass(network, [domain]).logits
         torch.testing.assert_close(logits, network(domain.colored()))
@@ -256,7 +255,7 @@ def test_real_mnist(mnist_dir):
 
 class TestConfig:
     def test_defaults_are_the_published_values(self):
-        config = load_config(REPOSITORY / "configs" / "irm_colored_mnist.yaml")
+        config = load(Config, REPOSITORY / "configs" / "irm_colored_mnist.yaml")
         assert config == Config()
         assert config.restarts == tuple(range(10))
         assert config.settings == Settings()
@@ -264,7 +263,7 @@ class TestConfig:
     def test_flags_win(self, tmp_path):
         file = tmp_path / "mine.yaml"
         file.write_text("algorithms: Fishr\nsteps: 7\nrestarts: [4, 2]\n")
-        config = load_config(file, {"steps": 9})
+        config = load(Config, file, {"steps": 9})
         assert (config.algorithms, config.steps, config.restarts) == (("Fishr",), 9, (4, 2))
 
     @pytest.mark.parametrize(
@@ -282,9 +281,9 @@ class TestConfig:
     def test_errors_name_the_place(self, text, message, tmp_path):
         (tmp_path / "mine.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
-            load_config(tmp_path / "mine.yaml")
+            load(Config, tmp_path / "mine.yaml")
         with pytest.raises(UserError, match=r"^--steps: expected a whole number from 1 on"):
-            load_config(None, {"steps": 0})
+            load(Config, None, {"steps": 0})
 
     def test_settings_have_folders_of_their_own(self):
         digests = {Settings(**change).digest() for change in ({}, {"steps": 7}, {"label_flip": 0})}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -15,7 +13,7 @@ from domainbed.config.settings import Listed, Seeds, Text, known_to
 from domainbed.errors import UserError
 
 _Algorithm = Annotated[
-    Text, known_to("domainbed.experiments.irm_colored_mnist.penalties", "PENALTIES")
+    Text, known_to("domainbed.experiments.irm_colored_mnist.restart", "PENALTIES")
 ]
 _NotNegative = Annotated[float, Field(ge=0, lt=1e30)]
 
@@ -91,16 +89,3 @@ class Config(Settings):
     def settings(self) -> Settings:
         """The part that decides the numbers."""
         return Settings(**self.identity())
-
-
-def load_config(file: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """A checked config.
-
-    Args:
-        file: the path of a YAML file; None leaves what `overrides` lacks to the defaults.
-        overrides: raw values by field; what the flags said. They win over the file.
-
-    Raises:
-        UserError: one line that names the field, and the file and line or the flag.
-    """
-    return declared.load(Config, file, overrides)
