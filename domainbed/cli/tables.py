@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from domainbed.errors import UserError
 
 if TYPE_CHECKING:
     from domainbed.reporting import Report
-    from domainbed.reporting.misclassified import Misclassified
     from domainbed.reporting.render import Style
     from domainbed.reporting.section import Section
     from domainbed.runs.records import Records
@@ -275,7 +274,8 @@ def _errors(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise UserError(f"--top {args.top} lists nothing: give a number from 1 on")
     from domainbed.reporting import load_records, planned_selection
-    from domainbed.reporting.misclassified import misclassified
+    from domainbed.reporting.misclassified import error_sections, misclassified
+    from domainbed.reporting.section import to_text
     from domainbed.selection import SELECTION_METHODS
 
     records = load_records(args.folders, progress=show_progress)
@@ -286,39 +286,8 @@ def _errors(args: argparse.Namespace) -> int:
         write_output(found.images.to_csv(index=False, lineterminator="\n"), args.output)
         return 0
     lines = [f"Model selection: {method.title}; images of the in-split of the test domain"]
-    write_output("\n".join([*lines, *_error_lines(found, args.top)]) + "\n", args.output)
+    write_output(to_text(error_sections(found, args.top), lines), args.output)
     return 0
-
-
-def _error_lines(found: Misclassified, top: int) -> Iterator[str]:
-    if found.earlier:
-        yield (
-            f"{found.earlier} of {found.runs} runs were chosen at an earlier step than the last, "
-            "which the predictions are of: the tables' accuracies differ"
-        )
-    counts = found.counts()
-    header = [_ERROR_HEADINGS.get(name, f"only {name}") for name in counts.columns]
-    rows = [[str(value) for value in row] for row in counts.to_numpy().tolist()]
-    yield ""
-    yield from text_table([header, *rows], right=range(3, len(header)))
-    of_images = ["domain", "trial_seed", "image", "label"]
-    predicted = [f"predicted_{name}" for name in found.algorithms]
-    for kind in ("all", *found.algorithms):
-        chosen = found.images[found.images["wrong"] == kind]
-        for dataset, images in chosen.groupby("dataset", sort=False):
-            shown = images[[*of_images, *predicted]].head(top).to_numpy().tolist()
-            who = "all are" if kind == "all" else f"only {kind} is"
-            part = f", the first {top} of {len(images)}" if len(images) > top else ""
-            yield ""
-            yield f"-------- {dataset}: {who} wrong{part}"
-            head = ["domain", "trial", "image", "label", *found.algorithms]
-            yield from text_table([head, *([str(value) for value in row] for row in shown)])
-
-
-_ERROR_HEADINGS = {
-    **{name: name for name in ("dataset", "domain", "images")},
-    **{"trial_seed": "trial", "none": "none wrong", "all": "all wrong", "some": "some wrong"},
-}
 
 
 # ---- top-hparams ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from domainbed.core.drawing import new_figure
 from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.core.registry import Registry
 from domainbed.core.text_table import printable
-from domainbed.reporting.findings import Findings, is_logarithmic, is_numeric, without_zeros
+from domainbed.reporting.findings import Findings, is_logarithmic, is_numeric
 from domainbed.reporting.statistics import CriticalDifference
 from domainbed.reporting.tables import AVERAGE, domain_names
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Figures = dict[str, "Figure"]
 """Figures of one kind, by what tells them apart: a dataset, an algorithm, or ""."""
+
+Look = dict[str, Any]
+"""How something is drawn: its `color`, `marker` and `linestyle`."""
 
 FIGURES: Registry[Callable[[Findings], Figures]] = Registry("kind of figure")
 """By kind, functions from findings to figures; empty where there is nothing to draw."""
@@ -86,18 +89,18 @@ def _differences(frame: pd.DataFrame) -> Figure:
     names = order_algorithms(frame["algorithm"])
     figure, panels = _panels(len(methods), height=0.9 + 0.26 * len(names), sharex=True, sharey=True)
     for axes, method in zip(panels, methods):
-        for row in frame[frame["selection"] == method].to_dict("records"):
-            place = names.index(row["algorithm"])
-            for kind, width in (("datasets", 1.2), ("trials", 4.0)):
-                ends = [row[f"{kind}_low"], row[f"{kind}_high"]]
-                axes.plot(ends, [place, place], color=SERIES[0], linewidth=width, alpha=0.75,
-                          solid_capstyle="butt")  # fmt: skip
-            axes.plot(row["difference"], place, "o", color=INK, markersize=5)
+        rows = frame[frame["selection"] == method]
+        places = rows["algorithm"].map(names.index)
+        for kind, width in (("datasets", 1.2), ("trials", 4.0)):
+            ends = rows[f"{kind}_low"], rows[f"{kind}_high"]
+            axes.hlines(places, *ends, color=SERIES[0], linewidth=width, alpha=0.75)
+        axes.plot(rows["difference"], places, "o", color=INK, markersize=5)
         axes.axvline(0, color=INK, linewidth=0.9)
-        axes.set(title=method, yticks=range(len(names)), xlabel="points of percent")
+        axes.set(title=method, yticks=range(len(names)))
         axes.set_yticklabels(list(map(printable, names)))
         axes.grid(axis="y", visible=False)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.supxlabel("percentage points", fontsize="medium")
     return figure
 
 
@@ -168,17 +171,16 @@ def _curves(frame: pd.DataFrame, domains: Sequence[str]) -> Figure:
         of_algorithm = frame[frame["algorithm"] == name]
         for env, of_env in of_algorithm.groupby("test_env"):
             look = _look(int(env))
-            color, marker = look["color"], look["marker"]
-            measured = of_env.dropna(subset=["test"])
-            axes.plot(measured["step"], measured["test"], color=color)
-            axes.plot(of_env["step"], of_env["validation"], color=color, linestyle=":")
-            best = of_env[of_env["chosen"] > 0]
-            axes.plot(best["step"], best["test"], linestyle="", marker=marker, color=color,
-                      markeredgecolor=INK, markersize=6)  # fmt: skip
+            measured, best = of_env.dropna(subset=["test"]), of_env[of_env["chosen"] > 0]
+            axes.plot(measured["step"], measured["test"], color=look["color"])
+            axes.plot(of_env["step"], of_env["validation"], color=look["color"], linestyle=":")
+            axes.plot(best["step"], best["test"], linestyle="", markeredgecolor=INK, markersize=6,
+                      **look)  # fmt: skip
         axes.set_title(printable(name))
-    _name_edges(panels, len(names), "step", "accuracy (%)")
     looks = {domains[env]: _look(env) for env in sorted(set(frame["test_env"]))}
-    _legend(figure, {**looks, "test": {"color": INK}, "validation": _DOTTED})
+    looks |= {"test": {"color": INK}, "validation": {"color": INK, "linestyle": ":"}}
+    _add_to_legend(panels[0], looks)
+    _finish(figure, "step", "accuracy (%)", len(looks))
     return figure
 
 
@@ -190,19 +192,18 @@ def line_figures(findings: Findings) -> Figures:
         return {}
     datasets = order_datasets(points["dataset"])
     figure, panels = _panels(len(datasets), height=3.0, columns=3)
-    shown = 0
     for axes, dataset in zip(panels, datasets):
         names = domain_names(findings.records.runs, dataset)
         of_dataset = points[points["dataset"] == dataset]
         for env, of_env in of_dataset.groupby("test_env"):
-            _scatter(axes, of_env["in_domain"], of_env["out_of_domain"], **_look(int(env)))
+            look = _look(int(env))
+            _scatter(axes, of_env["in_domain"], of_env["out_of_domain"], **look)
             fits = lines[(lines["dataset"] == dataset) & (lines["domain"] == names[env])]
-            _draw_line(axes, of_env["in_domain"], fits.iloc[0], _look(int(env))["color"])
-            shown = max(shown, int(env) + 1)
+            _draw_line(axes, of_env["in_domain"], fits.iloc[0], look["color"])
+            _add_to_legend(axes, {names[env]: look})
         axes.set_title(printable(dataset))
-        looks = {names[env]: _look(env) for env in sorted(set(of_dataset["test_env"]))}
-        axes.legend(_handles(looks), list(map(printable, looks)), fontsize=7, loc="best")
-    _name_edges(panels, len(datasets), "in-domain accuracy (%)", "out-of-domain accuracy (%)", 3)
+        axes.legend(fontsize=7, loc="best")
+    _finish(figure, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
     return {"": figure}
 
 
@@ -230,60 +231,55 @@ def hparam_figures(findings: Findings) -> Figures:
 def _hparams(frame: pd.DataFrame) -> Figure:
     names = sorted(set(frame["name"]))
     figure, panels = _panels(len(names), height=2.1, sharey=True)
+    dot: Look = {"color": SERIES[0], "marker": "o"}
+    diamond: Look = {"color": SERIES[1], "marker": "D"}
     for axes, name in zip(panels, names):
         of_name = frame[frame["name"] == name]
-        values = of_name["value"]
+        values, best = of_name["value"], of_name["chosen"]
         if is_numeric(values):
             values = values.astype(float)
-            values = _scaled(axes, values)
+            _set_scale(axes, values)
         else:
-            texts = values.map(str)
-            known = sorted(set(texts))
-            values = texts.map(known.index).astype(float)
-            axes.set_xticks(range(len(known)), [printable(text)[:12] for text in known])
-        _scatter(axes, values, of_name["gain"], color=SERIES[0], marker="o")
-        best = of_name["chosen"]
-        axes.plot(values[best], of_name["gain"][best], linestyle="", marker="D", markersize=5,
-                  color=SERIES[1], markeredgecolor=INK)  # fmt: skip
+            kinds = values.map(str).astype("category").cat
+            values = kinds.codes.astype(float)
+            ticks = [printable(text)[:12] for text in kinds.categories]
+            axes.set_xticks(range(len(ticks)), ticks)
+        _scatter(axes, values, of_name["gain"], **dot)
+        axes.plot(values[best], of_name["gain"][best], linestyle="", markersize=5,
+                  markeredgecolor=INK, **diamond)  # fmt: skip
         axes.set_title(printable(name))
-    _name_edges(panels, len(names), "", "points above the mean")
-    dot, diamond = {"color": SERIES[0], "marker": "o"}, {"color": SERIES[1], "marker": "D"}
-    _legend(figure, {"a run": dot, "chosen": diamond})
+    _add_to_legend(panels[0], {"a run": dot, "chosen": diamond})
+    _finish(figure, "", "points above the mean", legend=2)
     return figure
 
 
-def _scaled(axes: Axes, values: pd.Series) -> pd.Series:
-    """Sets the scale of numbers, with few ticks and no formulas; returns where to draw them.
+def _set_scale(axes: Axes, values: pd.Series) -> None:
+    """A scale for numbers, with few ticks and no formulas.
 
     On a logarithmic scale zero has a place of its own, left of the others.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
-    drawn, zero = values, math.nan
     if is_logarithmic(values):
-        axes.set_xscale("log")
-        drawn, locator = without_zeros(values), LogLocator(numticks=4)
+        lowest = values[values > 0].min()
+        axes.set_xscale("symlog", linthresh=lowest, linscale=0.4)
+        locator = SymmetricalLogLocator(base=10, linthresh=lowest)
+        locator.set_params(numticks=6)
         axes.xaxis.set_major_locator(locator)
-        if (values == 0).any():
-            zero, lowest = drawn.min(), values[values > 0].min()
-            ticks = locator.tick_values(lowest, values.max())
-            within = ticks[(ticks >= lowest) & (ticks <= values.max())].tolist()
-            axes.set_xticks([zero, *within[:: max(1, len(within) - 1)]])  # the outer ones
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: "0" if value == zero else f"{value:g}")
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    return drawn
 
 
 def _scatter(axes: Axes, x: pd.Series, y: pd.Series, color: str, marker: str) -> None:
     """Points, or, of many, the cells that hold some: the larger, the more they hold."""
     points = pd.DataFrame({"x": x, "y": y, "n": 1})
     if len(points) > ALL_POINTS:
-        across = np.log(x) if axes.get_xscale() == "log" else x
-        cells = points.groupby([_cell_of(across, ACROSS), _cell_of(y, DOWN)])
+        across = axes.xaxis.get_transform().transform(x.to_numpy())
+        cells = points.groupby(
+            [pd.cut(across, ACROSS, labels=False), pd.cut(y, DOWN, labels=False)]
+        )
         points = cells.agg({"x": "median", "y": "median", "n": "sum"})
     most = points["n"].max()
     below = 0.0
@@ -292,12 +288,6 @@ def _scatter(axes: Axes, x: pd.Series, y: pd.Series, color: str, marker: str) ->
         axes.plot(of_size["x"], of_size["y"], linestyle="", marker=marker, color=color, alpha=0.5,
                   markersize=size if len(points) < len(x) else 3.5, markeredgewidth=0)  # fmt: skip
         below = share
-
-
-def _cell_of(values: pd.Series, count: int) -> np.ndarray:
-    numbers = np.asarray(values, dtype=float)
-    spread = np.ptp(numbers) or 1.0
-    return np.minimum(((numbers - numbers.min()) / spread * count).astype(int), count - 1)
 
 
 def _panels(
@@ -317,33 +307,20 @@ def _panels(
     return figure, panels[:count]
 
 
-def _name_edges(panels: Sequence[Axes], count: int, x: str, y: str, columns: int = COLUMNS) -> None:
-    """Names the axes once a row and once a column."""
-    across = min(count, columns)
-    for number, axes in enumerate(panels):
-        if number % across == 0:
-            axes.set_ylabel(y)
-        if number + across >= count:
-            axes.set_xlabel(x)
-
-
-_DOTTED = {"color": INK, "linestyle": ":"}
-
-
-def _look(number: int) -> dict[str, str]:
+def _look(number: int) -> Look:
     return {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-def _handles(looks: dict[str, dict[str, str]]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    handles = []
-    for look in looks.values():
-        options: dict[str, Any] = {"linestyle": "" if "marker" in look else "-", **look}
-        handles.append(Line2D([], [], markersize=5, **options))
-    return handles
+def _add_to_legend(axes: Axes, looks: Mapping[str, Look]) -> None:
+    """Names what is drawn with a marker, or as a line where a look has none."""
+    for name, look in looks.items():
+        options = {"linestyle": "" if "marker" in look else "-", **look}
+        axes.plot([], [], label=printable(name), markersize=5, **options)
 
 
-def _legend(figure: Figure, looks: dict[str, dict[str, str]]) -> None:
-    labels = list(map(printable, looks))
-    figure.legend(_handles(looks), labels, loc="outside upper center", ncols=min(8, len(looks)))
+def _finish(figure: Figure, x: str, y: str, legend: int = 0) -> None:
+    """Names the axes of all panels; above them the legend, if it has entries."""
+    figure.supxlabel(x, fontsize="medium")
+    figure.supylabel(y, fontsize="medium")
+    if legend:
+        figure.legend(loc="outside upper center", ncols=min(8, legend))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed.errors import UserError
+from domainbed.reporting.section import Section
 from domainbed.reporting.tables import domain_names, only
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import read_predictions
@@ -50,6 +51,39 @@ class Misclassified:
         table = table.reindex(columns=kinds, fill_value=0)
         table.insert(0, "images", table.sum(axis=1))
         return table.rename_axis(columns=None).reset_index().drop(columns="test_env")
+
+
+def error_sections(found: Misclassified, top: int) -> list[Section]:
+    """How many images are wrong, then for each dataset the first `top` of each kind."""
+    counts = found.counts()
+    header = [_HEADINGS.get(name, f"only {name} wrong") for name in counts.columns]
+    notes = [
+        f"{found.earlier} of {found.runs} runs were chosen at an earlier step than the last, which "
+        "the predictions are of: the tables' accuracies differ"
+    ]
+    first = _section("How many images are wrong", header, counts)
+    sections = [first._replace(notes=notes) if found.earlier else first]
+    columns = ["domain", "trial_seed", "image", "label"]
+    header = ["domain", "trial", "image", "label", *found.algorithms]
+    for kind in (ALL, *found.algorithms):
+        chosen = found.images[found.images["wrong"] == kind]
+        for dataset, images in chosen.groupby("dataset", sort=False):
+            who = "all are" if kind == ALL else f"only {kind} is"
+            part = f", the first {top} of {len(images)}" if len(images) > top else ""
+            shown = images[[*columns, *map("predicted_{}".format, found.algorithms)]].head(top)
+            sections.append(_section(f"{dataset}: {who} wrong{part}", header, shown))
+    return sections
+
+
+_HEADINGS = {
+    **{name: name for name in ("dataset", "domain", "images")},
+    **{"trial_seed": "trial", NONE: "none wrong", ALL: "all wrong", SOME: "some wrong"},
+}
+
+
+def _section(title: str, header: list[str], frame: pd.DataFrame) -> Section:
+    rows = [list(map(str, row)) for row in frame.to_numpy().tolist()]
+    return Section("errors", title, header, rows, [], frame)
 
 
 def misclassified(

@@ -87,7 +87,10 @@ def test_who_is_wrong_on_which_images(sweep):
     assert both[1].alternative.endswith("in 1 of 2 trials")  # so it comes second
     assert picture(both[0]).size == (96, 72)
     counts = [[cell.text for cell in row.cells] for row in part.tables[0].rows]
-    assert counts == [["C", "0", "4", "1", "2", "1", "0"], ["C", "1", "4", "2", "1", "0", "1"]]
+    assert counts == [
+        ["PACS", "C", "0", "4", "1", "2", "1", "0"],
+        ["PACS", "C", "1", "4", "2", "1", "0", "1"],
+    ]
 
 
 def test_the_other_algorithm_is_the_best_that_keeps_predictions(sweep):

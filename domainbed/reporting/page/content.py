@@ -292,21 +292,19 @@ def _choices(findings: Findings) -> Part:
 def _environment(folders: Iterable[str]) -> Part:
     """The machines and versions of the runs in these folders, and the time that they took."""
     part = Part("environment", "Environment", "What the runs were made with.")
-    found = pd.DataFrame(
-        [_read_environment(RunFolder(folder)) for folder in dict.fromkeys(folders)]
-    )
-    seconds = found.pop("seconds") if "seconds" in found else pd.Series(dtype=float)
-    seconds = pd.to_numeric(seconds, errors="coerce").dropna()
-    counts = {
-        name: values.dropna().map(str).value_counts()
-        for name, values in found.drop(columns="resumed", errors="ignore").items()
-    }
-    rows = [[str(name), value, str(n)] for name in counts for value, n in counts[name].items()]
+    read = [_read_environment(RunFolder(folder)) for folder in dict.fromkeys(folders)]
+    seconds = [each["seconds"] for each in read if isinstance(each.get("seconds"), (int, float))]
+    of_machines = pd.DataFrame(read).drop(columns=["seconds", "resumed"], errors="ignore")
+    rows = [
+        [str(name), value, str(n)]
+        for name, values in of_machines.items()
+        for value, n in values.dropna().map(str).value_counts().items()
+    ]
     if not rows:
         return replace(part, missing="the runs do not say what they were made with")
-    took = f"{seconds.sum() / 3600:.2f} hours in all, of {count(len(seconds), 'run')}"
-    notes = [took] if len(seconds) else []
-    section = Section("environment", "Environment", ["What", "value", "runs"], rows, notes, found)
+    took = f"{sum(seconds) / 3600:.2f} hours in all, of {count(len(seconds), 'run')}"
+    header, notes = ["What", "value", "runs"], [took] if seconds else []
+    section = Section("environment", "Environment", header, rows, notes, of_machines)
     return replace(part, tables=[from_section(section, is_open=True)])
 
 

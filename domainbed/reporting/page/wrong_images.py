@@ -13,10 +13,9 @@ from PIL import Image
 
 from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.errors import UserError
-from domainbed.reporting.misclassified import ALL, Misclassified, misclassified
-from domainbed.reporting.page.part import HtmlTable, Part, Thumbnail
+from domainbed.reporting.misclassified import ALL, Misclassified, error_sections, misclassified
+from domainbed.reporting.page.part import Part, Thumbnail
 from domainbed.reporting.page.tables import from_section
-from domainbed.reporting.section import Section
 from domainbed.reporting.tables import AVERAGE, Report
 from domainbed.runs.folder import RunFolder
 
@@ -63,12 +62,7 @@ def wrong_images(report: Report, baseline: str, read: ReadImages) -> Part:
         except UserError as error:
             notes.append(f"{dataset}: {error}")
             continue
-        tables.append(_counts(found, dataset))
-        if found.earlier:
-            notes.append(
-                f"{dataset}: {found.earlier} of {found.runs} runs were chosen at an earlier step "
-                "than the last, which predictions are of: the tables' accuracies differ"
-            )
+        tables.append(from_section(error_sections(found, top=0)[0]))
         for domain, title, thumbnails in _galleries(found, read):
             if thumbnails:
                 galleries.append((f"{dataset}, {domain}: {title}", thumbnails))
@@ -92,16 +86,6 @@ def _pair(report: Report, baseline: str) -> list[str]:
         return name != baseline, -(mean or 0.0)
 
     return sorted(names, key=rank)[:2]
-
-
-def _counts(found: Misclassified, dataset: str) -> HtmlTable:
-    """How many images, by domain and trial."""
-    counts = found.counts().drop(columns="dataset")
-    header = ["Domain", "trial", "images", "none wrong", "both wrong"]
-    header += [f"only {name} wrong" for name in found.algorithms]
-    rows = [list(map(str, row)) for row in counts.to_numpy().tolist()]
-    title = f"{dataset}: how many images are wrong"
-    return from_section(Section("wrong_images", title, header, rows, [], counts))
 
 
 def _galleries(
