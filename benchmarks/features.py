@@ -32,7 +32,7 @@ from torchvision import transforms
 
 from domainbed.config.run_fields import FeatureSource, RunOptions
 from domainbed.datasets.features import FeatureExtractor
-from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.images.dataset_files import read_image
 from domainbed.networks.pretrained import headless_model
 from domainbed.spec import RunSpec
 from domainbed.training import build, run

@@ -228,11 +228,11 @@ def computed_features(
     from domainbed.core.names import dataset_label
     from domainbed.datasets import load_dataset
     from domainbed.datasets.features import open_features
-    from domainbed.datasets.image_domains import require_listing
+    from domainbed.datasets.image_domains import listing_of
     from domainbed.training.machine import choose_device
 
     dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)
-    listing = require_listing(dataset, dataset_label(args.dataset))
+    listing = listing_of(dataset, dataset_label(args.dataset))
     device, cache = choose_device(args.device), cache_folder(args.data_dir)
     stored = open_features(listing, cache, source, device, usable_cores(), skip_corrupt)
     return dataset, stored

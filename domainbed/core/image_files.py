@@ -27,7 +27,7 @@ def folders(path: Path) -> list[Path]:
 
 def folder_names(path: Path) -> list[str]:
     """Their names alone."""
-    return sorted(name for name, is_folder in entries(path) if is_folder and not _is_junk(name))
+    return sorted(name for name in entries(path)[0] if not _is_junk(name))
 
 
 def images(path: Path) -> list[Path]:
@@ -45,8 +45,7 @@ def ignored(root: Path) -> str:
     """Counts the files below `root/<domain>/` that are not images of a class; "" for none."""
     kinds: Counter[str] = Counter()
     for domain in folders(root):
-        loose = sum(is_image(name) for name, is_folder in entries(domain) if not is_folder)
-        kinds["images beside the class folders"] += loose
+        kinds["images beside the class folders"] += sum(map(is_image, entries(domain)[1]))
         inside = (file for name in folders(domain) for file in files(name))
         kinds.update(f"{f.suffix.lower() or 'other'} files" for f in inside if not is_image(f.name))
     return ", ".join(f"{number:,} {kind}" for kind, number in sorted(kinds.items()) if number)
@@ -59,37 +58,29 @@ def is_image(name: str) -> bool:
 
 def files(path: Path) -> list[Path]:
     """All files at or below `path`, without hidden ones; see `images`."""
-    found = []
-    for parent, names in sorted(_walk(path, ())):
-        if not any(map(_is_junk, Path(parent).relative_to(path).parts)):
-            found += [Path(parent, name) for name in sorted(names) if not _is_junk(name)]
-    return found
+    found: dict[str, list[str]] = {}
+    on_error = _refuse if path.is_dir() else None
+    for parent, inside, names in os.walk(path, onerror=on_error, followlinks=True):
+        inside[:] = [name for name in inside if not _is_junk(name)]
+        for folder in (Path(parent, name) for name in inside):
+            if Path(parent).resolve().is_relative_to(folder.resolve()):
+                raise UserError(
+                    f"link {str(folder)!r} leads back to a folder that contains it: remove it"
+                )
+        found[parent] = sorted(name for name in names if not _is_junk(name))
+    return [Path(parent, name) for parent in sorted(found) for name in found[parent]]
 
 
-def _walk(path: Path, above: tuple[tuple[int, int], ...]) -> list[tuple[str, list[str]]]:
-    """Each folder at or below `path`, links followed, with the names of its files."""
-    if not path.is_dir():
-        return []
-    status = path.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise UserError(f"link {str(path)!r} leads back to a folder that contains it: remove it")
-    names = entries(path)
-    found = [(str(path), [name for name, is_folder in names if not is_folder])]
-    for name in (name for name, is_folder in names if is_folder):
-        found += _walk(path / name, (*above, here))
-    return found
+def entries(path: Path) -> tuple[list[str], list[str]]:
+    """The names of the folders, and of the files, in a folder."""
+    _, folders, files = next(os.walk(path, onerror=_refuse))
+    return folders, files
 
 
-def entries(path: Path) -> list[tuple[str, bool]]:
-    """The names in a folder, and whether each is one of a folder."""
-    try:
-        with os.scandir(path) as entries:
-            return [(entry.name, entry.is_dir()) for entry in entries]
-    except OSError as error:
-        raise UserError(
-            f"folder {str(path)!r} cannot be read ({error.strerror}): check its permissions"
-        ) from error
+def _refuse(error: OSError) -> None:
+    raise UserError(
+        f"folder {str(error.filename)!r} cannot be read ({error.strerror}): check its permissions"
+    ) from error
 
 
 def _is_junk(name: str) -> bool:

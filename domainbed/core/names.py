@@ -57,18 +57,17 @@ TEST_DOMAINS: dict[str, tuple[int, ...]] = dict.fromkeys(SPAWRIOUS, (0,))
 def order_algorithms(seen: Iterable[str]) -> list[str]:
     """The names of `seen`, once each: the known ones in table order, then the rest as they came.
 
-    What is with averaged weights stands after what it is an average of.
+    An algorithm with averaged weights, or rerun, follows the algorithm itself.
     """
     names = list(dict.fromkeys(seen))
-    trained = list(dict.fromkeys(map(trained_algorithm, names)))
-    known = [name for name in ALGORITHM_ORDER if name in trained]
-    ordered = known + [name for name in trained if name not in ALGORITHM_ORDER]
-    return [name for of in ordered for name in _with_averages(of, names)]
+    trained = dict.fromkeys(map(trained_algorithm, names))
+    order = [name for name in ALGORITHM_ORDER if name in trained] + list(trained)
 
+    def place(name: str) -> tuple[int, bool]:
+        own = trained_algorithm(name)
+        return order.index(own), name != own
 
-def _with_averages(trained: str, names: Iterable[str]) -> list[str]:
-    """Those of `names` that are this algorithm, first without and then with averaged weights."""
-    return sorted((n for n in names if trained_algorithm(n) == trained), key=lambda n: n != trained)
+    return sorted(names, key=place)
 
 
 _RERUN = " (rerun: "

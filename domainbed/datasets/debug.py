@@ -26,6 +26,17 @@ class _Debug(MultipleDomainDataset):
     shareable = True
     num_classes = 2
     size: ClassVar[int]
+    ENVIRONMENTS = DATASET_DOMAINS["Debug28"]
+    info = DatasetInfo(
+        domains=ENVIRONMENTS,
+        classes=None,
+        num_classes=2,
+        images=(_PER_DOMAIN,) * 3,
+        source="drawn at random when it is loaded",
+        licence="none needed",
+        citation="DomainBed (Gulrajani and Lopez-Paz, arXiv 2007.01434)",
+        note="to try out code; accuracies mean nothing",
+    )
 
     def __init__(
         self,
@@ -46,27 +57,12 @@ class _Debug(MultipleDomainDataset):
         return TensorDataset(x, y)
 
 
-def _info(name: str) -> DatasetInfo:
-    return DatasetInfo(
-        domains=DATASET_DOMAINS[name],
-        classes=None,
-        num_classes=2,
-        images=(_PER_DOMAIN,) * 3,
-        source="drawn at random when it is loaded",
-        licence="none needed",
-        citation="DomainBed (Gulrajani and Lopez-Paz, arXiv 2007.01434)",
-        note="to try out code; accuracies mean nothing",
-    )
-
-
 @DATASETS.register
 class Debug28(_Debug):
     """Random inputs of (3, 28, 28), for the search spaces and the network of small images."""
 
     size = 28
     small_images = True
-    ENVIRONMENTS = DATASET_DOMAINS["Debug28"]
-    info = _info("Debug28")
 
 
 @DATASETS.register
@@ -74,5 +70,3 @@ class Debug224(_Debug):
     """Random inputs of (3, 224, 224), for those of natural images."""
 
     size = 224
-    ENVIRONMENTS = DATASET_DOMAINS["Debug224"]
-    info = _info("Debug224")

@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from domainbed.core.seeding import global_sources_kept
-from domainbed.datasets.domain import Domain, TensorDomain
-from domainbed.datasets.loaded_domain import LoadedDomain
+from domainbed.datasets.domain import Domain, LoadedDomain, TensorDomain
 from domainbed.errors import UserError
 
 

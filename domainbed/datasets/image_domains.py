@@ -16,7 +16,7 @@ from domainbed.config.run_fields import FeatureSource
 from domainbed.core.files import cache_folder
 from domainbed.core.transfer import sent
 from domainbed.datasets.base import MultipleDomainDataset
-from domainbed.datasets.domain import Draw, Minibatch, TensorDomain
+from domainbed.datasets.domain import Draw, LoadedDomain, Minibatch, TensorDomain
 from domainbed.datasets.features import StoredFeatures, open_features
 from domainbed.datasets.images.augmentation import (
     Augmentation,
@@ -25,8 +25,7 @@ from domainbed.datasets.images.augmentation import (
     preprocess,
     preprocess_each,
 )
-from domainbed.datasets.images.decode import read_image
-from domainbed.datasets.images.listing import Listing, in_order, unreadable_images
+from domainbed.datasets.images.dataset_files import Listing, in_order, read_image, unreadable_images
 from domainbed.datasets.images.packs import Pack, PackOptions, open_pack
 from domainbed.datasets.images.transforms import (
     IMAGE_SIZE,
@@ -34,7 +33,6 @@ from domainbed.datasets.images.transforms import (
     evaluation_transform,
     training_transform,
 )
-from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 
 DATA_OPTIONS: dict[str, Option] = {
@@ -177,11 +175,26 @@ def data_options(hparams: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def listing_of(dataset: MultipleDomainDataset, name: str) -> Listing | None:
-    """The images of all domains, domain by domain; None where they are not image files."""
+def listing_of(
+    dataset: MultipleDomainDataset,
+    name: str,
+    reason: str = "features are computed from them",
+    where: Sequence[str] = ("features",),
+) -> Listing:
+    """The images of all domains, domain by domain.
+
+    Args:
+        dataset: with domains of image files.
+        name: the dataset's, without paths.
+        reason: why it needs to have image files, for the error.
+        where: the field that asks for it.
+
+    Raises:
+        UserError: the dataset's inputs are not image files.
+    """
     domains = [domain for domain in dataset.datasets if isinstance(domain, ImageDomain)]
     if len(domains) < len(dataset.datasets):
-        return None
+        raise UserError(f"{name} has no image files, but {reason}", *where)
     return Listing(
         name,
         [file for domain in domains for file in domain.files],
@@ -207,12 +220,9 @@ def apply_data_options(
     wanted = data_options(hparams)
     if not wanted:
         return
-    listing = listing_of(dataset, name)
-    if listing is None:
-        option, value = next(iter(wanted.items()))
-        raise UserError(
-            f"hyper-parameter {option!r} is {value!r}, but {name} has no image files: leave it out"
-        )
+    option, value = next(iter(wanted.items()))
+    reason = f"hyper-parameter {option!r} is {value!r}: leave it out"
+    listing = listing_of(dataset, name, reason, ("hparams", option))
     chosen = with_defaults(DATA_OPTIONS, hparams)
     size, skip = chosen["packed_size"], chosen["corrupt_images"] == "skip"
     if size < IMAGE_SIZE:
@@ -247,25 +257,13 @@ def apply_features(
     Raises:
         UserError: the dataset has no image files; or see `open_features`.
     """
-    listing = require_listing(dataset, name)
+    listing = listing_of(dataset, name)
     threads = torch.get_num_threads()
     stored = open_features(listing, cache, source, skip_corrupt=skip_corrupt, threads=threads)
     domains: list[Any] = [FeatureDomain(stored, *place) for place in _places(dataset)]
     dataset.datasets = domains
     dataset.input_shape = (stored.values.shape[2],)
     dataset.features_folder = stored.folder
-
-
-def require_listing(dataset: MultipleDomainDataset, name: str) -> Listing:
-    """The images of a dataset, for features of them.
-
-    Raises:
-        UserError: its inputs are not image files.
-    """
-    listing = listing_of(dataset, name)
-    if listing is None:
-        raise UserError(f"features are of image files, and {name} has none", "features")
-    return listing
 
 
 def _places(dataset: MultipleDomainDataset) -> Iterator[tuple[int, ImageDomain]]:

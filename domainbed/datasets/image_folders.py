@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -194,18 +194,11 @@ class PublishedTree(ImageDataset):
         """
 
 
-def absent(folder: Path, paths: Iterable[str]) -> set[str]:
+def absent(folder: Path, paths: Collection[str]) -> set[str]:
     """The paths below `folder` where there is no file; lists folders, as files may be many."""
-    names: dict[str, set[str]] = {}
-    missing = set()
-    for path in paths:
-        parent, _, name = path.rpartition("/")
-        if parent not in names:
-            place = folder / parent
-            names[parent] = {each for each, _ in entries(place)} if place.is_dir() else set()
-        if name not in names[parent]:
-            missing.add(path)
-    return missing
+    parents = {path.rpartition("/")[0] for path in paths}
+    names = {each: entries(folder / each)[1] for each in parents if (folder / each).is_dir()}
+    return set(paths).difference(f"{each}/{name}" for each in names for name in names[each])
 
 
 class _Folder(Settings):

@@ -212,6 +212,7 @@ def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
             f"{file}, line {entries[0].line}: all images are of the domain {domains[0]!r}: list "
             "those of two or more"
         )
+    fixes_splits = any(entry.split for entry in entries)
     for domain, own in images.items():
         lacking = set(classes).difference(entry.label for entry in own)
         if lacking:
@@ -221,25 +222,14 @@ def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
                 f"{other.label!r}, but {domain!r} lacks {', '.join(sorted(lacking))}: all domains "
                 "must have the same labels"
             )
+        splits = {entry.split for entry in own}
+        if fixes_splits and splits != {"in", "out"}:
+            odd = next((entry for entry in own if not entry.split), own[0])
+            raise UserError(
+                f"{file}, line {odd.line}: in the domain {domain!r} 'split' is "
+                f"{' or '.join(repr(split) for split in sorted(splits))}: expected images to train "
+                "('in') and images to validate ('out') in every domain, and no others"
+            )
         own.sort(key=lambda entry: (number[entry.label], *os.path.split(entry.path)))
-    fixes_splits = any(entry.split for entry in entries)
-    if fixes_splits:
-        _require_splits(file, entries, images)
     per_domain = tuple(map(tuple, images.values()))
     return Manifest(file, tuple(domains), tuple(classes), per_domain, fixes_splits)
-
-
-def _require_splits(
-    file: Path, entries: Sequence[Entry], images: Mapping[str, Sequence[Entry]]
-) -> None:
-    """Raises a UserError unless each image has a split, and each domain images of both."""
-    for entry in entries:
-        if not entry.split:
-            raise UserError(f"{file}, line {entry.line}: 'split' is missing: {_EXPECTED}")
-    for domain, own in images.items():
-        absent = {"in", "out"}.difference(entry.split for entry in own)
-        if absent:
-            raise UserError(
-                f"{file}, line {own[0].line}: the domain {domain!r} has no images with the split "
-                f"{absent.pop()!r}: every domain needs images to train and to validate"
-            )

@@ -71,10 +71,20 @@ class ByteImages(TensorDomain, TensorDataset):
 
 def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST's 60,000 training and 10,000 test images: (70000, 28, 28) uint8, and digits."""
+    from torchvision.datasets import MNIST
+
     raw = Path(root) / "MNIST" / "raw"
     made = [folder for folder in (raw, raw.parent, Path(root)) if not folder.exists()]
     try:
-        return _read_mnist(root, raw)
+        for file in raw.glob("*-ubyte"):
+            regular(file)
+        parts = [MNIST(root, train=train, download=True) for train in (True, False)]
+        images, digits = torch.cat([p.data for p in parts]), torch.cat([p.targets for p in parts])
+        if images.shape != (len(digits), 28, 28) or digits.max() > 9:
+            raise ValueError(
+                f"images {tuple(images.shape)}, {len(digits)} labels to {digits.max()}"
+            )
+        return images, digits
     except Exception as error:  # damaged files raise many different exceptions
         reason = one_line(error)
         for folder in made:  # torchvision created them, and they are empty
@@ -90,18 +100,6 @@ def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
                 f"again with `domainbed data download ColoredMNIST --data_dir {root}`"
             )
         raise UserError(message) from error
-
-
-def _read_mnist(root: str, raw: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    from torchvision.datasets import MNIST
-
-    for file in raw.glob("*-ubyte"):
-        regular(file)
-    parts = [MNIST(root, train=train, download=True) for train in (True, False)]
-    images, digits = torch.cat([p.data for p in parts]), torch.cat([p.targets for p in parts])
-    if images.shape != (len(digits), 28, 28) or digits.max() > 9:
-        raise ValueError(f"images {tuple(images.shape)}, {len(digits)} labels to {digits.max()}")
-    return images, digits
 
 
 def _digits(root: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,8 +198,6 @@ _DIGITS_TERMS: dict[str, Any] = {
     "licence": "CC BY 4.0",
     "note": "not part of the published benchmark: small enough for tests and the quickstart",
 }
-_ARJOVSKY = "Arjovsky et al., Invariant Risk Minimization, arXiv 1907.02893"
-_GHIFARY = "Ghifary et al., Domain Generalization for Object Recognition, ICCV 2015"
 _ALPAYDIN = "Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998"
 _BINARY = ("digit 5 to 9", "digit 0 to 4")
 _TEN = tuple(str(digit) for digit in range(10))
@@ -213,7 +209,12 @@ class ColoredMNIST(_Colored):
 
     ENVIRONMENTS = DATASET_DOMAINS["ColoredMNIST"]
     info = DatasetInfo(
-        ENVIRONMENTS, _BINARY, 2, (23_334, 23_333, 23_333), citation=_ARJOVSKY, **_MNIST_TERMS
+        ENVIRONMENTS,
+        _BINARY,
+        2,
+        (23_334, 23_333, 23_333),
+        citation="Arjovsky et al., Invariant Risk Minimization, arXiv 1907.02893",
+        **_MNIST_TERMS,
     )
 
 
@@ -227,7 +228,12 @@ class RotatedMNIST(_Rotated):
 
     ENVIRONMENTS = DATASET_DOMAINS["RotatedMNIST"]
     info = DatasetInfo(
-        ENVIRONMENTS, _TEN, 10, (11_667,) * 4 + (11_666,) * 2, citation=_GHIFARY, **_MNIST_TERMS
+        ENVIRONMENTS,
+        _TEN,
+        10,
+        (11_667,) * 4 + (11_666,) * 2,
+        citation="Ghifary et al., Domain Generalization for Object Recognition, ICCV 2015",
+        **_MNIST_TERMS,
     )
 
     def rotated(self, images: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,10 @@ that the file system happens to list, which differs from disk to disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.image_files import images
@@ -30,13 +31,8 @@ IN_FOLDER = 3168
 """Images of a breed at a location in one of the folders 0 and 1."""
 
 
-class _Part(NamedTuple):
-    """The first `number` images of a breed, or all of them for None."""
-
-    folder: int
-    location: str
-    breed: str
-    number: int | None = None
+Part = tuple[str, str, int | None]
+"""A breed's folder, the breed, and how many of its first images; None for all of them."""
 
 
 class _Spawrious(PublishedTree):
@@ -63,9 +59,9 @@ class _Spawrious(PublishedTree):
     testing: ClassVar[Sequence[str]]
 
     @classmethod
-    def parts(cls) -> Sequence[Sequence[_Part]]:
+    @abstractmethod
+    def parts(cls) -> Sequence[Sequence[Part]]:
         """What each domain is made of, in order."""
-        raise NotImplementedError
 
     @classmethod
     def holds(cls, folder: Path) -> bool:
@@ -76,13 +72,11 @@ class _Spawrious(PublishedTree):
         found, missing = [], []
         for parts in cls.parts():
             domain: list[tuple[Path, int]] = []
-            for part in parts:
-                place = f"{part.folder}/{part.location}/{part.breed}"
-                files, least = images(folder / place), part.number or 1
+            for place, breed, number in parts:
+                files, least = images(folder / place), number or 1
                 if len(files) < least:
                     missing.append(f"{place} has {len(files):,} images, expected {least:,}")
-                label = CLASSES.index(part.breed)
-                domain += [(file, label) for file in files[: part.number]]
+                domain += [(file, CLASSES.index(breed)) for file in files[:number]]
             found.append(domain)
         more = f"; and {len(missing) - 3} more" if len(missing) > 3 else ""
         return Contents(cls.ENVIRONMENTS, CLASSES, found, "; ".join(missing[:3]) + more)
@@ -94,28 +88,28 @@ class _OneToOne(_Spawrious):
     common: ClassVar[str]
 
     @classmethod
-    def parts(cls) -> Sequence[Sequence[_Part]]:
-        test = [_Part(k, *pair) for k in (0, 1) for pair in zip(cls.testing, BREEDS)]
-        return [test, *(list(cls._group(k)) for k in (0, 1))]
-
-    @classmethod
-    def _group(cls, number: int) -> Iterator[_Part]:
-        own = cls.correlated[number]
-        for location, breed in zip(cls.training, BREEDS):
-            yield _Part(number, location, breed, own)
-        for breed in BREEDS:
-            yield _Part(number, cls.common, breed, IN_FOLDER - own)
+    def parts(cls) -> Sequence[Sequence[Part]]:
+        test = [part for k in (0, 1) for part in _parts(k, cls.testing, None)]
+        groups = [
+            _parts(k, cls.training, own) + _parts(k, [cls.common] * 4, IN_FOLDER - own)
+            for k, own in enumerate(cls.correlated)
+        ]
+        return [test, *groups]
 
 
 class _ManyToMany(_Spawrious):
     @classmethod
-    def parts(cls) -> Sequence[Sequence[_Part]]:
-        test = [_Part(0, *pair) for k in (0, 1) for pair in zip(_swapped(cls.testing, k), BREEDS)]
-        groups = (
-            [_Part(0, *pair, IN_FOLDER) for pair in zip(_swapped(cls.training, k), BREEDS)]
-            for k in (0, 1)
-        )
-        return [test, *groups]
+    def parts(cls) -> Sequence[Sequence[Part]]:
+        test = [part for k in (0, 1) for part in _parts(0, _swapped(cls.testing, k), None)]
+        return [test, *(_parts(0, _swapped(cls.training, k), IN_FOLDER) for k in (0, 1))]
+
+
+def _parts(folder: int, locations: Sequence[str], number: int | None) -> list[Part]:
+    """Each breed at its location."""
+    return [
+        (f"{folder}/{location}/{breed}", breed, number)
+        for location, breed in zip(locations, BREEDS)
+    ]
 
 
 def _swapped(locations: Sequence[str], swap: int) -> list[str]:

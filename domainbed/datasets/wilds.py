@@ -43,7 +43,7 @@ def _contents(
     classes: Sequence[str],
 ) -> Contents:
     """The images of `rows`: path below `folder`, label, name of the domain."""
-    missing = absent(folder, (path for path, _, _ in rows))
+    missing = absent(folder, [path for path, _, _ in rows])
     images: dict[str, list[tuple[Path, int]]] = {name: [] for name in domains}
     for path, label, domain in rows:
         if path not in missing:
@@ -84,16 +84,15 @@ class WILDSCamelyon(PublishedTree):
     def contents(cls, folder: Path) -> Contents:
         # Patients have leading zeros, which count.
         columns = {"patient": str, "node": int, "x_coord": int, "y_coord": int}
-        table = _table(folder / "metadata.csv", {**columns, "tumor": int, "center": int})
+        columns |= {"tumor": int, "center": int}
+        table = _table(folder / "metadata.csv", columns)
         if not table["tumor"].isin((0, 1)).all():
             raise UserError(f"{folder / 'metadata.csv'}: expected 0 or 1 in the column 'tumor'")
-        rows = []
-        values = (table[name].tolist() for name in (*columns, "tumor", "center"))
-        for patient, node, x, y, tumor, center in zip(*values):
-            scan = f"patient_{patient}_node_{node}"
-            path = f"patches/{scan}/patch_{scan}_x_{x}_y_{y}.png"
-            rows.append((path, tumor, f"hospital_{center}"))
-        domains = [f"hospital_{center}" for center in sorted(set(table["center"].tolist()))]
+        patient, node, x, y, tumor, center = (table[name].tolist() for name in columns)
+        scans = [f"patient_{p}_node_{n}" for p, n in zip(patient, node)]
+        paths = [f"patches/{s}/patch_{s}_x_{i}_y_{j}.png" for s, i, j in zip(scans, x, y)]
+        rows = [(path, t, f"hospital_{c}") for path, t, c in zip(paths, tumor, center)]
+        domains = [f"hospital_{number}" for number in sorted(set(center))]
         return _contents(folder, "metadata.csv", rows, domains, ("normal", "tumor"))
 
 

@@ -26,8 +26,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from domainbed.datasets.domain import AnyDomain
-from domainbed.datasets.loaded_domain import LoadedDomain
+from domainbed.datasets.domain import AnyDomain, LoadedDomain
 from domainbed.errors import UserError
 from domainbed.training.ranks import add_up, count, own_rows
 

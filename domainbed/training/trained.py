@@ -18,7 +18,7 @@ from domainbed.core.seeding import global_sources_kept, seed_everything
 from domainbed.datasets import DATASETS
 from domainbed.datasets.domain import EVALUATION_BATCH
 from domainbed.datasets.features import FeatureExtractor
-from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.images.dataset_files import read_image
 from domainbed.datasets.images.transforms import evaluation_transform
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import RandomResizedCrop
 
-from domainbed.datasets.images import colour
+from domainbed.datasets.images import transforms as colour
 from domainbed.datasets.images.augmentation import (
     Augmentation,
     augment,
@@ -119,6 +119,16 @@ def test_jitter_flip_and_grey_have_torchvisions_law():
         assert_probability(seen == number, 1 / 24)
 
 
+def test_hues_are_truncated_towards_zero():
+    """As torchvision does: to -76 … 76 steps, of which 0 alone stands for two of 153."""
+    shift = drawn().factors[:, 3]
+    steps = torch.where(shift > 127, shift - 256, shift)
+    assert sorted(set(steps.tolist())) == list(range(-76, 77))
+    assert_probability(steps == 0, 2 / 153)
+    for step in (-76, -1, 1, 76):
+        assert_probability(steps == step, (0.5 if abs(step) == 76 else 1) / 153)
+
+
 def test_parameters_are_independent_of_each_other():
     a = drawn()
     area = (a.boxes[:, 2] * a.boxes[:, 3]).double()
@@ -183,7 +193,7 @@ def test_each_step_by_hand():
     x = colour.contrast_(colour.saturation_(x, factors[0, 2].item()), factors[0, 1].item())
     assert torch.equal(actual, colour.normalised(x.clone()))
     grey = augment_each([image], Augmentation(box, yes, order, factors, yes))[0]
-    assert torch.equal(grey, colour.normalised(colour.grey(x).repeat(3, 1, 1)))
+    assert torch.equal(grey, colour.normalised(colour.luma(x).repeat(3, 1, 1)))
 
 
 def test_without_augmentation_it_is_the_evaluation_transform():

@@ -9,7 +9,7 @@ from image_files import smooth_pixels
 from PIL import Image
 from torchvision.transforms import functional as torchvision
 
-from domainbed.datasets.images import colour
+from domainbed.datasets.images import transforms as colour
 
 FACTORS = (0.7, 0.93, 1.0, 1.3)
 HUES = (-0.3, -0.11, 0.0, 0.2, 0.3)
@@ -58,7 +58,7 @@ def test_grey_as_pil(pictures):
     for pixels in pictures:
         expected = np.asarray(Image.fromarray(pixels).convert("L"))
         assert torch.equal(
-            colour.grey(tensor(pixels))[0], torch.from_numpy(expected.copy()).float()
+            colour.luma(tensor(pixels))[0], torch.from_numpy(expected.copy()).float()
         )
 
 

@@ -22,9 +22,8 @@ from domainbed.datasets import (
     domains_of,
     load_dataset,
 )
-from domainbed.datasets.domain import Domain, Draw, evaluation_draws
+from domainbed.datasets.domain import Domain, Draw, LoadedDomain, evaluation_draws
 from domainbed.datasets.foreign import ForeignDomain
-from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 
 CPU = torch.device("cpu")

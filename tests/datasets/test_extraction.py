@@ -15,11 +15,12 @@ from torchvision import models
 
 from domainbed.cli import main as command
 from domainbed.config.run_fields import FeatureSource
+from domainbed.datasets import features as extraction
 from domainbed.datasets import get_dataset_class, load_dataset
 from domainbed.datasets.domain import Draw
-from domainbed.datasets.features import FeatureExtractor, StoredFeatures, extraction, open_features
-from domainbed.datasets.image_domains import FeatureDomain, apply_features, require_listing
-from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.features import FeatureExtractor, StoredFeatures, open_features
+from domainbed.datasets.image_domains import FeatureDomain, apply_features, listing_of
+from domainbed.datasets.images.dataset_files import read_image
 from domainbed.errors import UserError
 from domainbed.networks import pretrained
 from domainbed.networks.preprocessing import preprocessing_of
@@ -39,7 +40,7 @@ def plain(folder: Path) -> Any:
 
 
 def computed(folder: Path, cache: Path, threads: int = 0, **source: Any) -> StoredFeatures:
-    listing = require_listing(plain(folder), "images")
+    listing = listing_of(plain(folder), "images")
     return open_features(listing, cache, FeatureSource(**{**SMALL, **source}), threads=threads)
 
 
@@ -116,7 +117,7 @@ def test_what_a_kill_leaves_is_gone_on_with(folder, tmp_path, monkeypatch):
 def test_progress_with_other_weights_is_not_gone_on_with(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "_SAVE_EVERY", 0.0)
     name = extraction.features_folder(
-        require_listing(plain(folder), "images"), tmp_path, FeatureSource(**SMALL)
+        listing_of(plain(folder), "images"), tmp_path, FeatureSource(**SMALL)
     ).name
     aside = tmp_path / f"{name}.part"
     aside.mkdir()
@@ -130,7 +131,7 @@ def test_each_of_what_features_depend_on_has_its_own(folder, tmp_path):
     torch.manual_seed(1)
     file = tmp_path / "weights.pt"
     torch.save(models.squeezenet1_1().state_dict(), file)
-    listing = require_listing(plain(folder), "images")
+    listing = listing_of(plain(folder), "images")
 
     def place(**source: Any) -> str:
         return extraction.features_folder(
@@ -144,7 +145,7 @@ def test_each_of_what_features_depend_on_has_its_own(folder, tmp_path):
     torch.save(models.squeezenet1_1().state_dict(), file)
     places.append(place(weights=str(file)))
     plain(folder)[0].files[0].touch()
-    listing = require_listing(plain(folder), "images")
+    listing = listing_of(plain(folder), "images")
     assert place() not in places
     assert len(set(places)) == 6
 
@@ -210,8 +211,8 @@ def test_a_source_that_cannot_be(source, said, folder, tmp_path):
 
 
 def test_features_are_of_image_files():
-    with pytest.raises(UserError, match="Debug28 has none"):
-        require_listing(load_dataset("Debug28", "", [0], {}, 0), "Debug28")
+    with pytest.raises(UserError, match="Debug28 has no image files, but features are computed"):
+        listing_of(load_dataset("Debug28", "", [0], {}, 0), "Debug28")
 
 
 def test_the_command(folder, tmp_path, monkeypatch, capsys):

@@ -143,10 +143,13 @@ GOOD = ("x.png,cat,a", "y.png,cat,b")
             "line 2: no file 'x.png' (2 of 2 images are missing): give path",
         ),
         ((HEADER + ",split", "x,c,a,in", "y,c,b,test"), "line 3: 'split' is 'test': expected one"),
-        ((HEADER + ",split", "x,c,a,in", "y,c,b,"), "line 3: 'split' is missing: expected path"),
+        (
+            (HEADER + ",split", "x,c,a,in", "w,c,a,out", "y,c,b,"),
+            "line 4: in the domain 'b' 'split' is ''",
+        ),
         (
             (HEADER + ",split", "x,c,a,in", "y,c,b,val"),
-            "domain 'a' has no images with the split 'o",
+            "line 2: in the domain 'a' 'split' is 'in': expected images to train",
         ),
     ],
 )

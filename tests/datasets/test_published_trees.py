@@ -23,7 +23,7 @@ from small_copies import (
 
 from domainbed.algorithms import Algorithm
 from domainbed.datasets import DATASETS, load_dataset
-from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.images.dataset_files import read_image
 from domainbed.datasets.images.transforms import evaluation_transform, training_transform
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from domainbed.cli import main
 from domainbed.config.run_fields import FeatureSource, RunOptions
 from domainbed.datasets.features import FeatureExtractor, open_text_head
-from domainbed.datasets.images.decode import read_image
+from domainbed.datasets.images.dataset_files import read_image
 from domainbed.errors import UserError
 from domainbed.networks import open_clip_models
 from domainbed.networks.open_clip_models import prompt_templates

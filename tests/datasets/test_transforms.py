@@ -12,7 +12,8 @@ from image_files import smooth_pixels
 from PIL import Image
 from torchvision import transforms
 
-from domainbed.datasets.images.decode import UnreadableImage, decode_image, read_image
+from domainbed.datasets.images import transforms as own
+from domainbed.datasets.images.dataset_files import UnreadableImage, decode_image, read_image
 from domainbed.datasets.images.transforms import evaluation_transform, training_transform
 
 _NORMALISE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -56,6 +57,20 @@ def test_the_same_seed_gives_the_published_augmentation(size, crop):
             difference = levels(actual - expected)
             assert difference.mean() < 0.5
             assert (difference > 2.5).float().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("turn", "shift"),
+    [(0.1, 25), (-0.1, 231), (0.0039, 0), (-0.0039, 0), (0.3, 76), (-0.3, 180)],
+)
+def test_hues_are_truncated_as_torchvision_does(turn, shift, monkeypatch):
+    shifts = []
+    jitter = (torch.tensor([3]), 1.0, 1.0, 1.0, turn)
+    monkeypatch.setattr(transforms.ColorJitter, "get_params", lambda *ranges: jitter)
+    operations = (*own.JITTER_OPERATIONS[:3], lambda x, by: shifts.append(by))
+    monkeypatch.setattr(own, "JITTER_OPERATIONS", operations)
+    training_transform(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    assert shifts == [shift]
 
 
 def test_on_photographs_and_drawings(pacs_dir):

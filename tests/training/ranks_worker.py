@@ -24,8 +24,7 @@ from domainbed.algorithms.base import predictor_of
 from domainbed.algorithms.selfreg import SelfReg
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.stopping import Interrupted, request_stop, stopping_on
-from domainbed.datasets.domain import Draw
-from domainbed.datasets.loaded_domain import LoadedDomain
+from domainbed.datasets.domain import Draw, LoadedDomain
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec

@@ -13,9 +13,8 @@ from image_files import write_folder
 from torch import nn
 
 from domainbed.datasets import load_dataset
-from domainbed.datasets.domain import Domain, TensorDomain
+from domainbed.datasets.domain import Domain, LoadedDomain, TensorDomain
 from domainbed.datasets.image_domains import PackedDomain
-from domainbed.datasets.loaded_domain import LoadedDomain
 from domainbed.errors import UserError
 from domainbed.metrics import METRICS
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate

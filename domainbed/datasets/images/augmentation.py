@@ -15,7 +15,6 @@ import torch
 
 from domainbed.core.precision import full_precision
 from domainbed.core.transfer import sent
-from domainbed.datasets.images import colour
 from domainbed.datasets.images.transforms import (
     CROP_AREA,
     CROP_RATIO,
@@ -27,6 +26,8 @@ from domainbed.datasets.images.transforms import (
     Crop,
     augmented,
     evaluation_transform,
+    luma,
+    normalised,
 )
 
 _ATTEMPTS = 10  # as in torchvision, before it crops centrally
@@ -151,7 +152,7 @@ def augment_each(images: Sequence[torch.Tensor], augmentation: Augmentation) -> 
     """B × (H, W, 3) uint8 to (B, 3, 224, 224) float32: augmented, normalised; on the CPU."""
     return torch.stack(
         [
-            colour.normalised(augmentation.applied(image.permute(2, 0, 1), number))
+            normalised(augmentation.applied(image.permute(2, 0, 1), number))
             for number, image in enumerate(images)
         ]
     )
@@ -173,7 +174,7 @@ def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
         for number, rows in enumerate(rows_of_operation):
             part = JITTER_OPERATIONS[number](x[rows], factors[rows, number])
             x.index_copy_(0, rows, part)
-    x = torch.where(_per_image(augmentation.grey, device), colour.grey(x), x)
+    x = torch.where(_per_image(augmentation.grey, device), luma(x), x)
     return _finished(x)
 
 
@@ -190,7 +191,7 @@ def _per_image(flags: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _finished(x: torch.Tensor) -> torch.Tensor:
-    return colour.normalised(x).contiguous(memory_format=torch.channels_last)
+    return normalised(x).contiguous(memory_format=torch.channels_last)
 
 
 def resize_boxes(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

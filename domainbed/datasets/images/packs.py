@@ -20,8 +20,16 @@ from PIL import __version__ as pil_version
 from tqdm import tqdm
 
 from domainbed.core.files import regular
-from domainbed.datasets.images.decode import UnreadableImage, decode_image, file_bytes
-from domainbed.datasets.images.listing import Listing, in_order, make_once, mapped, say
+from domainbed.datasets.images.dataset_files import (
+    Listing,
+    UnreadableImage,
+    decode_image,
+    file_bytes,
+    in_order,
+    make_once,
+    mapped,
+    say,
+)
 from domainbed.datasets.images.transforms import resize
 from domainbed.errors import UserError
 

@@ -1,4 +1,4 @@
-"""The image files of a dataset, and what is computed of them once and cached for all runs."""
+"""The image files of a dataset: reading them, listing them, caching what is computed of them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,54 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from domainbed.core.files import locked, write_text
-from domainbed.datasets.images.decode import UnreadableImage, read_image
+from domainbed.core.files import locked, regular, write_text
+from domainbed.core.image_files import rgb_pixels, why_unreadable
 from domainbed.datasets.images.transforms import Crop
 from domainbed.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class UnreadableImage(UserError):
+    """A file that should be an image, and cannot be read as one."""
+
+
+def read_image(file: Path) -> torch.Tensor:
+    """(3, H, W) uint8, in RGB, ignoring EXIF's orientation (as DomainBed does).
+
+    Raises:
+        UnreadableImage: the file is missing, not an image, or truncated.
+    """
+    return decode_image(file_bytes(file), str(file))
+
+
+def file_bytes(file: Path) -> bytes:
+    """The file's content.
+
+    Raises:
+        UnreadableImage: it cannot be opened, or is a pipe or a device.
+    """
+    try:
+        return regular(file).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"image {file} cannot be read ({error.strerror})") from error
+
+
+def decode_image(data: bytes, name: str) -> torch.Tensor:
+    """(3, H, W) uint8 of an encoded image; `name` is for the message of an error.
+
+    Raises:
+        UnreadableImage: `data` is not an image, is truncated, or has 32 bits per value.
+    """
+    try:
+        pixels, _ = rgb_pixels(data)
+    except Exception as error:  # PIL raises other exceptions for each format
+        raise UnreadableImage(
+            f"image {name} cannot be read ({why_unreadable(error, data)}): replace or remove it, "
+            "or set the hyper-parameter corrupt_images to 'skip'"
+        ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)

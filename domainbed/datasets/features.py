@@ -1,4 +1,8 @@
-"""Computing features once, on all cores or a GPU, in pieces that survive a kill."""
+"""Features of a dataset's images, computed once by a frozen backbone.
+
+They are computed on all cores or a GPU, in pieces that survive a kill, with the preprocessing that
+the backbone was published with. A backbone with a text encoder also gives a zero-shot classifier.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,12 +20,22 @@ import torch
 from tqdm import tqdm
 
 from domainbed.config.run_fields import FeatureSource
-from domainbed.core.files import file_digest, write_text
-from domainbed.core.seeding import view_seed
-from domainbed.datasets.features.extractor import FeatureExtractor
-from domainbed.datasets.images.decode import UnreadableImage, read_image
-from domainbed.datasets.images.listing import Listing, in_order, make_once, mapped
-from domainbed.errors import UserError
+from domainbed.core.files import file_digest, locked, write_text, written_aside
+from domainbed.core.seeding import global_sources_kept, view_seed
+from domainbed.datasets.images.augmentation import Augmentation
+from domainbed.datasets.images.dataset_files import (
+    Listing,
+    UnreadableImage,
+    in_order,
+    make_once,
+    mapped,
+    read_image,
+)
+from domainbed.datasets.images.transforms import Crop, resize
+from domainbed.errors import UserError, one_line
+from domainbed.networks.open_clip_models import PREFIX, prompt_templates, text_classifier
+from domainbed.networks.preprocessing import Preprocessing, preprocessing_of
+from domainbed.networks.pretrained import headless_model, load_plain
 
 VERSION = 1
 INDEX, FEATURES, PROGRESS = "index.json", "features.bin", "progress.json"
@@ -28,6 +43,83 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 # Inputs of one forward pass: fixed, since another number may round differently.
 _BATCH_OF_A_CORE, _BATCH_OF_A_GPU = 16, 256
 _SAVE_EVERY = 5.0  # seconds
+
+
+class FeatureExtractor:
+    """A backbone in eval mode, and the preprocessing of its images.
+
+    Attributes:
+        source: names the backbone, its weights and the precision.
+        preprocessing: of its images.
+        width: d, of the features.
+
+    Raises:
+        UserError: no such backbone, its weights are not available, or it gives no vectors.
+    """
+
+    def __init__(self, source: FeatureSource, device: torch.device | str = "cpu") -> None:
+        self.source, self.device = source, torch.device(device)
+        with global_sources_kept():  # random weights, where there are no others, are the same
+            torch.manual_seed(0)
+            network = headless_model(source.backbone, source.weights)
+        self.preprocessing: Preprocessing = preprocessing_of(source.backbone)
+        # PyTorch's stubs know no overload with both a device and a memory format.
+        self._network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        size = self.preprocessing.size
+        try:
+            _, self.width = self.features(torch.zeros(1, 3, size, size)).shape
+        except Exception as error:  # models raise different exceptions
+            raise UserError(
+                f"backbone {source.backbone!r} does not turn images of {size}×{size} into one "
+                f"vector of features each ({one_line(error)}): choose another"
+            ) from error
+
+    def content_digest(self) -> str:
+        """The SHA-256 of the weights themselves, by name."""
+        digest = hashlib.sha256()
+        for name, value in self._network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def image(self, image: torch.Tensor) -> torch.Tensor:
+        """(3, H, W) uint8 to (3, size, size) float32: resized, centre-cropped, normalised."""
+        wanted = self.preprocessing
+        height, width = image.shape[1:]
+        shorter = (height, width) if wanted.squash else [min(height, width)] * 2
+        # Cut off and rounded as in torchvision.
+        height, width = (wanted.resized * s // by for s, by in zip((height, width), shorter))
+        resized = resize(image, height, width, wanted.interpolation)
+        top, left = (round((side - wanted.size) / 2) for side in (height, width))
+        return self._normalised(resized[:, top : top + wanted.size, left : left + wanted.size])
+
+    def views(
+        self, image: torch.Tensor, seeds: Sequence[int], crop: Crop = "image"
+    ) -> list[torch.Tensor]:
+        """As `image`, with the published training augmentation, once for each seed."""
+        found = []
+        sizes = torch.tensor([image.shape[1:]])
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = Augmentation.draw(sizes, (image.shape[1], image.shape[2]), generator, crop)
+            found.append(self._normalised(drawn.applied(image, 0, self.preprocessing.size)))
+        return found
+
+    @torch.inference_mode()
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, 3, size, size) to (B, d), on the CPU, float32 or bfloat16."""
+        x = x.to(self.device, memory_format=torch.channels_last)
+        kept = torch.bfloat16 if self.source.precision == "bf16" else torch.float32
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=kept == torch.bfloat16):
+            found = self._network(x)
+        return found.to(kept).cpu()
+
+    def _normalised(self, x: torch.Tensor) -> torch.Tensor:
+        mean, std = (
+            torch.tensor([255 * v for v in values])[:, None, None]
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return x.float().sub_(mean).div_(std)
 
 
 class StoredFeatures:
@@ -197,15 +289,13 @@ class _Extraction:
 
     def _computed(self, starts: range) -> Iterator[tuple[torch.Tensor, list[int]]]:
         """Of each piece the features (n, 1 + views, d), and which of its images failed."""
-        if self.on_cpu:
-            yield from in_order(self._piece, starts, self.threads)
-            return
-        for x, failed in in_order(self._inputs, starts, self.threads):
-            yield self._features(x), failed
+        for x, failed in in_order(self._piece, starts, self.threads):
+            yield x if self.on_cpu else self._features(x), failed
 
     def _piece(self, start: int) -> tuple[torch.Tensor, list[int]]:
+        """Computed in a thread: on a CPU the features, and for a GPU the inputs."""
         x, failed = self._inputs(start)
-        return self._features(x), failed
+        return self._features(x) if self.on_cpu else x, failed
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
         """(n · (1 + views), 3, size, size) to (n, 1 + views, d)."""
@@ -231,3 +321,56 @@ class _Extraction:
             inputs.append(self.extractor.image(image))
             inputs += self.extractor.views(image, seeds, self.listing.crops[number])
         return torch.stack(inputs), failed
+
+
+def reads_text(source: FeatureSource) -> bool:
+    """Whether the backbone has a text encoder beside that of images."""
+    return source.backbone.startswith(PREFIX)
+
+
+@dataclass(frozen=True)
+class TextHead:
+    """A classifier of features that have length 1.
+
+    Attributes:
+        weight: (C, d), of length 1.
+        scale: the factor of the products.
+    """
+
+    weight: torch.Tensor
+    scale: float
+
+
+def open_text_head(
+    folder: Path, source: FeatureSource, class_names: Sequence[str], prompts: str
+) -> TextHead:
+    """The classifier of some classes, computed unless it already lies beside the features.
+
+    Args:
+        folder: of the images' features.
+        source: what computed them; see `reads_text`.
+        class_names: underscores in them are read as spaces.
+        prompts: see `prompt_templates`.
+
+    Raises:
+        UserError: the backbone has no text encoder, its weights are not available, or there
+            are no such prompts.
+    """
+    if not reads_text(source):
+        raise UserError(
+            f"the backbone {source.backbone!r} reads no text: name one of open_clip "
+            "('open_clip:ViT-B-16')",
+            "features",
+        )
+    classes = [name.replace("_", " ") for name in class_names]
+    templates = prompt_templates(prompts)
+    key = hashlib.md5(json.dumps([classes, templates]).encode()).hexdigest()[:12]
+    file = folder / f"text-{key}.pt"
+    with locked(file.with_suffix(".lock"), lambda: None):
+        if not file.exists():
+            weight, scale = text_classifier(source.backbone, source.weights, classes, templates)
+            with written_aside(file) as aside:
+                kept = {"classes": classes, "templates": list(templates)}
+                torch.save({**kept, "weight": weight, "scale": scale}, aside)
+    found = load_plain(file)
+    return TextHead(found["weight"], found["scale"])
