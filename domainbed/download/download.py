@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from domainbed.download.fetch import (
     fetch,
     require_space,
 )
-from domainbed.download.layouts import Layout, PlacedFile, find_layout, find_tree
+from domainbed.download.layouts import PlacedFile, find_layout
 from domainbed.download.verify import (
     MNIST_FOLDER,
     NO_NUMBERS,
@@ -207,8 +208,9 @@ class _Job:
 
     def _install(self, path: Path) -> None:
         """Makes the dataset from an archive, or a folder in any of the known layouts."""
+        find = partial(find_layout, self.name, self.dataset, self.origin)
         extracted = self.partial / "extracted"
-        layout = self._find([path]) if path.is_dir() else None
+        layout = find([path]) if path.is_dir() else None
         archives = [] if layout and layout.complete else self._archives(path)
         if self.partial not in path.parents:
             read = archives or [*images(path), *path.rglob("*.parquet")]
@@ -218,21 +220,14 @@ class _Job:
         for archive in archives:
             left -= extract(archive, extracted, left)
         if archives:
-            layout = self._find([path, extracted])
+            layout = find([path, extracted])
         if layout is None:
             domains = ", ".join(map(repr, self.info.domains))
             expected = getattr(self.dataset, "layout", f"folders {domains} with a folder per class")
             raise Unusable(f"no images of {self.name} in {path.name}: expected {expected}")
-        if layout.tree is not None:
-            self._place_tree(layout.tree)
-        for file in tqdm(layout.files, f"placing {self.name}", unit="image", disable=None):
+        for file in tqdm(layout.files, f"placing {self.name}", unit="file", disable=None):
             self._place(file)
         self._move_into_place(layout.notes)
-
-    def _find(self, roots: list[Path]) -> Layout | None:
-        if hasattr(self.dataset, "contents"):  # it is kept as it was published
-            return find_tree(self.dataset.holds, roots)
-        return find_layout(self.name, self.info, self.origin, roots)
 
     def _archives(self, path: Path) -> list[Path]:
         """Those that a source is known to offer, or all if there is none of them."""
@@ -245,14 +240,6 @@ class _Job:
         ]
         known = {archive.name for source in self.origin.sources for archive in source.archives}
         return [file for file in archives if file.name in known] or archives
-
-    def _place_tree(self, tree: Path) -> None:
-        ready = self.partial / "ready"
-        if self.partial in tree.parents:  # unpacked here, and nobody else's
-            tree.replace(ready)
-            return
-        for file in tqdm(files(tree), f"placing {self.name}", unit="file", disable=None):
-            self._place((file.relative_to(tree).as_posix(), file))
 
     def _place(self, placed: PlacedFile) -> None:
         path, content = placed

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from domainbed.core.files import regular
-from domainbed.core.image_files import folders, images, is_image
+from domainbed.core.image_files import files, folders, images, is_image
 from domainbed.download.catalogue import Origin, published_name
 from domainbed.download.fetch import Unusable
 from domainbed.download.verify import MNIST_CHECKSUMS, MNIST_FOLDER
@@ -48,45 +48,31 @@ class Layout:
     complete: bool = True
     """Whether every published domain is there."""
     notes: list[str] = field(default_factory=list)
-    tree: Path | None = None
-    """The folder to keep as it is, in place of the single files."""
 
 
-def find_tree(holds: Callable[[Path], bool], roots: Iterable[Path]) -> Layout | None:
-    """The folder at or below `roots` that holds a dataset; nearer to the root wins.
+def find_layout(name: str, dataset: Any, origin: Origin, roots: Sequence[Path]) -> Layout | None:
+    """The files of dataset `name`, of class `dataset`, below `roots`; None where there are none.
 
     Raises:
-        Unusable: several do.
+        Unusable: several folders hold it, or files that describe it are damaged.
     """
-    found = _best_folder(roots, lambda folder: int(holds(folder)))
-    return found and Layout((), tree=found[0])
-
-
-def find_layout(
-    name: str, info: DatasetInfo, origin: Origin, roots: Iterable[Path]
-) -> Layout | None:
-    """The images of dataset `name` below `roots`, or None where there are none.
-
-    Raises:
-        Unusable: several folders hold it, or Parquet files lack domain or label.
-    """
-    roots = list(roots)
-    files = {file.name: file for root in roots for file in root.rglob("*")}
+    if hasattr(dataset, "contents"):  # it is kept as it was published
+        found = _best_folder(roots, lambda folder: int(dataset.holds(folder)))
+        return found and Layout((f.relative_to(found[0]).as_posix(), f) for f in files(found[0]))
+    info: DatasetInfo = dataset.info
+    named = {file.name: file for root in roots for file in root.rglob("*")}
     if info.folder == MNIST_FOLDER:
-        return Layout(_mnist_files(files))
+        return Layout(_mnist_files(named))
     layout = Layout(())
-    if name == "TerraIncognita" and set(TERRA_ANNOTATIONS) <= set(files):
-        layout.files = _terra_images(files, info, layout.notes)
-        return layout if any(map(is_image, files)) else None
+    if name == "TerraIncognita" and set(TERRA_ANNOTATIONS) <= set(named):
+        layout.files = _terra_images(named, info, layout.notes)
+        return layout if any(map(is_image, named)) else None
     if found := _best_folder(roots, lambda folder: len(_domains_in(folder, info, origin))):
-        folder, number = found
-        layout.files, layout.complete = (
-            _in_folder(folder, info, origin),
-            number == len(info.domains),
-        )
+        layout.files = _in_folder(found[0], info, origin)
+        layout.complete = found[1] == len(info.domains)
         lists = [f"{domain}_{part}.txt" for domain in info.domains for part in ("train", "test")]
-        if name == "DomainNet" and set(lists) <= set(files):
-            layout.files = _listed([files[each] for each in lists], layout.files, layout.notes)
+        if name == "DomainNet" and set(lists) <= set(named):
+            layout.files = _listed([named[each] for each in lists], layout.files, layout.notes)
         return layout
     parquet = (file for root in roots for file in root.rglob("*.parquet"))
     if tables := sorted(file for file in parquet if file.is_file()):
@@ -174,7 +160,7 @@ def _listed(
 
 
 def _terra_images(
-    files: Mapping[str, Path], info: DatasetInfo, notes: list[str]
+    named: Mapping[str, Path], info: DatasetInfo, notes: list[str]
 ) -> Iterator[PlacedFile]:
     """Four locations and the ten categories of the Caltech Camera Traps.
 
@@ -185,16 +171,16 @@ def _terra_images(
     labels: dict[tuple[str, str], set[str]] = {}
     for part in TERRA_ANNOTATIONS:
         try:
-            pairs = _annotated(json.loads(regular(files[part]).read_text(encoding="utf-8")))
+            pairs = _annotated(json.loads(regular(named[part]).read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Unusable(f"{part} is not an annotation file ({one_line(error)})") from error
         for image, category in pairs:
             if image[0] in info.domains and category in (info.classes or ()):
                 labels.setdefault(image, set()).add(category)
-    here = {image: categories for image, categories in labels.items() if image[1] in files}
+    here = {image: categories for image, categories in labels.items() if image[1] in named}
     for (domain, name), categories in sorted(here.items()):
         for category in sorted(categories):
-            yield f"{domain}/{category}/{name}", files[name]
+            yield f"{domain}/{category}/{name}", named[name]
     several = sum(len(categories) > 1 for categories in here.values())
     notes.append(f"{several:,} images have several of the categories and lie in each folder")
     if missing := len(labels) - len(here):
@@ -216,11 +202,11 @@ def _annotated(table: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
 
 
 def _hub_rows(
-    files: Sequence[Path], info: DatasetInfo, aliases: Mapping[str, str], notes: list[str]
+    tables: Sequence[Path], info: DatasetInfo, aliases: Mapping[str, str], notes: list[str]
 ) -> Iterator[PlacedFile]:
     """The images in Parquet files of the Hugging Face Hub, in the bytes stored there."""
     number = 0
-    for file in files:
+    for file in tables:
         for row in _rows(file):
             domain, label = (_valid_name(row[column], column) for column in HUB_COLUMNS[1:])
             domain = published_name(domain, info.domains, aliases) or domain
@@ -278,10 +264,10 @@ def _extension(content: bytes) -> str:
         return "jpg"
 
 
-def _mnist_files(files: Mapping[str, Path]) -> Iterator[PlacedFile]:
+def _mnist_files(named: Mapping[str, Path]) -> Iterator[PlacedFile]:
     """The four files of MNIST, compressed or not."""
     for name in MNIST_CHECKSUMS:
-        file = files.get(name) or files.get(f"{name}.gz")
+        file = named.get(name) or named.get(f"{name}.gz")
         if file is None:
             raise Unusable(f"there is no file {name} or {name}.gz")
         if file.suffix != ".gz":

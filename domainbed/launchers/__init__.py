@@ -17,8 +17,7 @@ from domainbed.launchers.base import (
     Resources,
     perform,
 )
-from domainbed.launchers.debug import DebugLauncher
-from domainbed.launchers.local import LocalLauncher
+from domainbed.launchers.local import DebugLauncher, LocalLauncher
 from domainbed.launchers.ray import RayLauncher
 from domainbed.launchers.slurm import SlurmLauncher
 

@@ -6,6 +6,7 @@ engine (a queue, a cluster), which does them whether or not anybody waits.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import signal
@@ -145,16 +146,11 @@ class Handle(ABC):
         """`on_event`, after the task's state was noted."""
 
         def noted(event: Event) -> None:
-            self._states[event.index] = _STATE_AFTER[event.kind]
+            at_work = event.kind in (STARTED, PROGRESS, BUSY)
+            self._states[event.index] = RUNNING if at_work else event.kind
             on_event(event)
 
         return noted
-
-
-_STATE_AFTER = {
-    **dict.fromkeys((STARTED, PROGRESS, BUSY), RUNNING),
-    **{kind: kind for kind in (DONE, FAILED, INTERRUPTED)},
-}
 
 
 class Launcher(Settings):
@@ -206,7 +202,11 @@ class Launcher(Settings):
             UserError: the engine cannot be asked, or a process is another machine's.
         """
         for job in jobs:
-            _stop_process(job)
+            host, _, pid = job.rpartition(":")
+            if host != platform.node():
+                raise UserError(f"process {pid} runs on {host or 'another machine'}: stop it there")
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGTERM)
 
 
 def this_process() -> str:
@@ -214,36 +214,53 @@ def this_process() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
-def _stop_process(job: str) -> None:
-    host, _, pid = job.rpartition(":")
-    if host != platform.node():
-        raise UserError(f"process {pid} runs on {host or 'another machine'}: stop it there")
-    with suppress(ProcessLookupError):
-        os.kill(int(pid), signal.SIGTERM)
+class Throttle:
+    """Lets one report of a task pass in so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._passed: dict[int, float] = {}
+
+    def is_due(self, index: int) -> bool:
+        """Whether a report of this task may pass now."""
+        now = time.monotonic()
+        due = now >= self._passed.get(index, -math.inf) + self._seconds
+        if due:
+            self._passed[index] = now
+        return due
 
 
-def perform(
-    job: Callable[[Any, Callable[[int], None]], None], index: int, task: Any, send: OnEvent
-) -> None:
-    """Does one task as `Job` does, and tells of it. All it raises becomes an event, but Ctrl-C."""
+def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
+    """Does one task and reports on it. All that it raises becomes an event, except Ctrl-C."""
+    throttle = Throttle(_SECONDS_BETWEEN_REPORTS)
+
+    def on_step(steps: int) -> None:
+        if throttle.is_due(index):
+            send(Event(PROGRESS, index, steps))
+
     send(Event(STARTED, index))
     try:
-        job(task, _throttled(lambda steps: send(Event(PROGRESS, index, steps))))
+        job(task, on_step)
     except Busy:
         send(Event(BUSY, index))
     except Interrupted:
         send(Event(INTERRUPTED, index))
-    except (Exception, SystemExit):  # a task that exits must not take its worker along
+    except (Exception, SystemExit):  # a task that exits must not end its worker
         send(Event(FAILED, index, error=traceback.format_exc()))
     else:
         send(Event(DONE, index))
 
 
 def failed(job: Job, index: int, task: Any, error: str) -> Event:
-    """A FAILED, after the job was told; where it cannot write it down, the launch tells of it."""
-    with suppress(OSError):
+    """A FAILED, after the job was told; where it cannot write it down, the launch reports it."""
+    with suppress(Exception):
         job.on_failure(task, error)
     return Event(FAILED, index, error=error)
+
+
+def time_limit_reached(minutes: float | None) -> str:
+    """Why a task FAILED that was stopped after so many minutes."""
+    return f"it reached the time limit of {minutes:g} minutes, and can resume\n"
 
 
 def engine_variables(engine: str, job: str) -> dict[str, str]:
@@ -272,15 +289,3 @@ def environment_set(values: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _throttled(report: Callable[[int], None]) -> Callable[[int], None]:
-    last = 0.0
-
-    def on_step(steps: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _SECONDS_BETWEEN_REPORTS:
-            last = time.monotonic()
-            report(steps)
-
-    return on_step

@@ -1,4 +1,4 @@
-"""Events of tasks that are done elsewhere: files on a shared file system, tailed by the launch."""
+"""Events of tasks that are done elsewhere: files on a shared file system, and following them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
-from domainbed.launchers.base import Event
-from domainbed.runs.states import PROGRESS
+from domainbed.launchers.base import Event, Handle, OnEvent, Throttle
+from domainbed.runs.states import ENDS, PROGRESS
 
 _ENDING = ".events.jsonl"
 _SECONDS_BETWEEN_REPORTS = 5.0
 """Of the progress of one task: thousands may write to one file server."""
+_SECONDS_BETWEEN_READS = 1.0
 
 
 class EventWriter:
-    """What one process tells, in a file of its own: `<job>.<n>.events.jsonl`, n from 1 on.
+    """Writes one process's events to a file of its own: `<job>.<n>.events.jsonl`, n from 1 on.
 
     Appends of several machines to one file would mix on NFS.
     """
@@ -35,64 +37,85 @@ class EventWriter:
                     file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666
                 )
                 break
-        self._reported: dict[int, float] = {}
+        self._throttle = Throttle(_SECONDS_BETWEEN_REPORTS)
 
     def send(self, event: Event) -> None:
-        """Appends an event; where that fails, on a full disk say, the task goes on unheard."""
-        if event.kind == PROGRESS and not self._is_due(event.index):
+        """Appends an event; where that fails, on a full disk for example, the task continues."""
+        if event.kind == PROGRESS and not self._throttle.is_due(event.index):
             return
         with contextlib.suppress(OSError):
             # Between line ends: a line that was torn by a full disk spoils no other.
             os.write(self._stream, f"\n{json.dumps(asdict(event))}\n".encode())
 
-    def _is_due(self, index: int) -> bool:
-        due = time.monotonic() >= self._reported.get(index, -math.inf) + _SECONDS_BETWEEN_REPORTS
-        if due:
-            self._reported[index] = time.monotonic()
-        return due
-
 
 class EventReader:
-    """Tails the events of some jobs."""
+    """Reads the events of some jobs as they are written."""
 
     def __init__(self, folder: Path, jobs: Iterable[str]) -> None:
         self._folder = folder
         self._jobs = set(jobs)
-        self._offsets: dict[str, int] = {}
+        self._offsets: dict[Path, int] = {}
 
     def read(self) -> list[Event]:
-        """The events since the last call; those of one job are in the order they were sent in."""
-        return [event for name in self._files() for event in self._read_on(name)]
+        """The events since the last call; those of one job in the order in which they were sent."""
+        ours = [f for f in self._folder.glob(f"*{_ENDING}") if _job_and_number(f)[0] in self._jobs]
+        grown = [file for file in ours if file.stat().st_size > self._offsets.get(file, 0)]
+        return [event for file in sorted(grown, key=_job_and_number) for event in self._new(file)]
 
-    def _files(self) -> list[str]:
-        """Names of files that have grown."""
-        try:
-            with os.scandir(self._folder) as entries:
-                ours = [e for e in entries if e.name.endswith(_ENDING) and self._is_ours(e.name)]
-                grown = [e.name for e in ours if e.stat().st_size > self._offsets.get(e.name, 0)]
-        except FileNotFoundError:
-            return []
-        return sorted(grown, key=lambda name: (_job_of(name), int(name.split(".")[-3])))
-
-    def _is_ours(self, name: str) -> bool:
-        return _job_of(name) in self._jobs
-
-    def _read_on(self, name: str) -> list[Event]:
-        # Opened anew each time: NFS shows what others wrote to who opens a file.
-        with (self._folder / name).open("rb") as stream:
-            stream.seek(self._offsets.get(name, 0))
+    def _new(self, file: Path) -> list[Event]:
+        # Opened each time: NFS shows what others wrote to whoever opens a file.
+        with file.open("rb") as stream:
+            stream.seek(self._offsets.get(file, 0))
             whole, newline, _ = stream.read().rpartition(b"\n")
-        self._offsets[name] = self._offsets.get(name, 0) + len(whole + newline)
-        return [event for line in whole.splitlines() for event in _parsed(line)]
+        self._offsets[file] = self._offsets.get(file, 0) + len(whole + newline)
+        events = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError, TypeError):  # empty or torn
+                events.append(Event(**json.loads(line)))
+        return events
 
 
-def _job_of(name: str) -> str:
-    return name.removesuffix(_ENDING).rpartition(".")[0]
+def _job_and_number(file: Path) -> tuple[str, int]:
+    job, _, number = file.name.removesuffix(_ENDING).rpartition(".")
+    return job, int(number)
 
 
-def _parsed(line: bytes) -> list[Event]:
-    """One event, or none where a line is empty or torn."""
-    try:
-        return [Event(**json.loads(line))]
-    except (ValueError, TypeError):
-        return []
+class Following(Handle):
+    """Tasks that an engine does, followed by the events that `reader` finds.
+
+    Args:
+        jobs: the engine's id of each task's job.
+        reader: of these jobs' events.
+        ends: the events after which nothing more is heard of a task. Where a job may be queued
+            again, INTERRUPTED is none, and is not passed on.
+    """
+
+    def __init__(
+        self, jobs: Sequence[str], reader: EventReader, ends: Collection[str] = ENDS
+    ) -> None:
+        super().__init__(jobs)
+        self._reader, self._ends = reader, ends
+        self._left = set(range(len(self.jobs)))
+
+    def wait(self, on_event: OnEvent) -> None:
+        self._follow(self.noting(on_event), math.inf)
+
+    @abstractmethod
+    def _lost(self) -> list[Event]:
+        """How tasks ended of which the engine knows nothing any more; called again and again."""
+
+    def _follow(self, on_event: OnEvent, end: float) -> None:
+        """Passes events on until no task is left, or until `end` of the monotonic clock."""
+        while self._left and time.monotonic() < end:
+            lost = self._lost()  # asked first: all that their jobs wrote can be read by then
+            for event in self._reader.read():
+                if event.kind in self._ends or event.kind not in ENDS:
+                    self._pass_on(event, on_event)
+            for event in lost:
+                self._pass_on(event, on_event)
+            time.sleep(_SECONDS_BETWEEN_READS if self._left else 0)
+
+    def _pass_on(self, event: Event, on_event: OnEvent) -> None:
+        if event.index in self._left:
+            self._left -= {event.index} if event.kind in ENDS else set()
+            on_event(event)

@@ -1,4 +1,4 @@
-"""The launcher for one machine: worker processes that stay, and share its cores and GPUs."""
+"""The launchers for one machine: in this process, or in workers that share its cores and GPUs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,54 @@ from pydantic import Field
 
 from domainbed.config.settings import Items, Text
 from domainbed.core.cores import usable_cores
+from domainbed.core.stopping import SIGNALS, request_stop, stop_requested, stop_signal, stopping_on
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,
     Handle,
     Job,
     Launcher,
+    OnEvent,
     Resources,
     engine_variables,
+    environment_set,
+    perform,
     this_process,
 )
 from domainbed.launchers.pool import Place, Pool
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@LAUNCHERS.register(name="debug")
+class DebugLauncher(Launcher):
+    """No worker processes, so that breakpoints and prints work."""
+
+    def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
+        return _InProcess(job, tasks)
+
+    def parallelism(self, tasks: int, resources: Resources) -> int:
+        return min(1, tasks)
+
+
+class _InProcess(Handle):
+    def __init__(self, job: Job, tasks: Sequence[Any]) -> None:
+        super().__init__([this_process()] * len(tasks))
+        self._job, self._tasks, self._cancelled = job, tasks, False
+
+    def wait(self, on_event: OnEvent) -> None:
+        noted = self.noting(on_event)
+        with stopping_on(SIGNALS), environment_set(engine_variables("debug", this_process())):
+            for index, task in enumerate(self._tasks):
+                if not (self._cancelled or stop_requested()):
+                    perform(self._job, index, task, noted)
+            number = stop_signal()
+        if number:
+            raise KeyboardInterrupt(number)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        request_stop()
 
 
 @LAUNCHERS.register(name="local")
@@ -67,7 +102,7 @@ class LocalLauncher(Launcher):
         # By all workers, not by those that this launch has tasks for: another number of threads
         # rounds differently, and what is resumed alone should end as it would have among others.
         threads = resources.cores or max(1, usable_cores() // capacity)
-        usual = dict.fromkeys(_THREAD_VARIABLES, str(threads))
+        usual = dict.fromkeys(THREAD_VARIABLES, str(threads))
         usual |= engine_variables("local", this_process())
         own = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
         return [{**usual, **own[number % len(own)]} for number in range(capacity)]

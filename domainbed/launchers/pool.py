@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,7 @@ from domainbed.launchers.base import (
     failed,
     perform,
     this_process,
+    time_limit_reached,
 )
 from domainbed.runs.states import INTERRUPTED, PROGRESS, STARTED
 
@@ -52,7 +54,7 @@ class _Worker:
 
     Attributes:
         index: of the task; None while it has none.
-        began: when that task did, by the monotonic clock; None while it has not.
+        began: when that task did, by the monotonic clock; infinite while it has not.
         asked_to_stop: when it was, by the monotonic clock.
         is_leaving: whether it is to get no more tasks.
     """
@@ -61,7 +63,7 @@ class _Worker:
         self.place = place
         self.connection, theirs = _SPAWN.Pipe()
         self.index: int | None = None
-        self.began: float | None = None
+        self.began = math.inf
         self.asked_to_stop: float | None = None
         self.is_leaving = False
         # Not daemonic: a daemon may not start the processes that read images.
@@ -69,10 +71,6 @@ class _Worker:
         with environment_set(place), _signals_held_back():
             self.process.start()
         theirs.close()
-
-    def assign(self, index: int, task: Any) -> None:
-        self.index, self.began = index, None
-        self.send((index, task))
 
     def send(self, message: Any) -> None:
         with contextlib.suppress(OSError):  # it is dead: found out at the next look
@@ -84,22 +82,16 @@ class _Worker:
         try:
             while self.connection.poll():
                 event: Event = self.connection.recv()
-                self._note(event)
+                if event.kind == STARTED:
+                    self.began = time.monotonic()
+                elif event.kind != PROGRESS:
+                    self.index = None
+                self.is_leaving |= event.kind == INTERRUPTED  # it would stop at the next task, too
                 yield event
         except (EOFError, OSError):
             self.process.join(_SECONDS_TO_END)
             alive = False
         self.is_leaving |= not alive
-
-    def _note(self, event: Event) -> None:
-        if event.kind == STARTED:
-            self.began = time.monotonic()
-        elif event.kind != PROGRESS:
-            self.index = None
-        self.is_leaving |= event.kind == INTERRUPTED  # it would stop at the next task as well
-
-    def has_run_for(self, seconds: float) -> bool:
-        return self.began is not None and time.monotonic() - self.began >= seconds
 
     def ask_to_stop(self) -> None:
         if self.asked_to_stop is None:
@@ -111,17 +103,14 @@ class _Worker:
     def how_it_died(self) -> str:
         code = self.process.exitcode
         if code is not None and code < 0:
-            return f"signal {-code} ({signal.Signals(-code).name})"
+            name = signal.Signals(-code).name
+            return f"signal {-code} ({name})" + (": out of memory?" if name == "SIGKILL" else "")
         return f"exit status {code}"
-
-    def send_end(self) -> None:
-        """Tells an idle worker to end."""
-        self.send(None)
 
     def end(self) -> None:
         """Ends the process, whatever it is at, and waits for its end."""
         if self.index is None:
-            self.send_end()
+            self.send(None)
             self.process.join(_SECONDS_TO_FINISH)
         if self.process.is_alive():
             self.process.kill()
@@ -132,7 +121,7 @@ class _Worker:
 class Pool(Handle):
     """The workers and the queue of tasks.
 
-    A worker that dies is replaced, and its task given out again: it goes on from what it wrote.
+    A worker that dies is replaced, and its task given out again: it resumes from what it wrote.
     With `_MOST_DEATHS` workers dead at it, a task is FAILED.
 
     Args:
@@ -158,7 +147,7 @@ class Pool(Handle):
         self._cancelled = threading.Event()
 
     def wait(self, on_event: OnEvent) -> None:
-        """Does all tasks; an interrupt lets those under way write what they can go on from."""
+        """Does all tasks; an interrupt lets those under way write what they can resume from."""
         noted = self.noting(on_event)
         try:
             self._work(noted)
@@ -176,7 +165,7 @@ class Pool(Handle):
         for place in self._places:
             self._start_worker(place)
         while self._busy() and not self._cancelled.is_set():
-            self._look(on_event, self._seconds_between_looks())
+            self._look(on_event, min(_SECONDS_BETWEEN_CHECKS, (self._minutes or 1) * 60 / 10))
         if self._cancelled.is_set():
             self._stop(on_event)
 
@@ -185,7 +174,7 @@ class Pool(Handle):
         self._stopping = True
         if busy := self._busy():
             log.warning(
-                "stopping: %d at work may take up to %d seconds to write what they can go on from; "
+                "stopping: %d at work may take up to %d seconds to save what they resume from; "
                 "Ctrl-C ends them at once", len(busy), _SECONDS_TO_STOP,
             )  # fmt: skip
         while busy := self._busy():
@@ -204,11 +193,8 @@ class Pool(Handle):
                 worker.ask_to_stop()
             self._handle(worker, on_event)
 
-    def _seconds_between_looks(self) -> float:
-        return min(_SECONDS_BETWEEN_CHECKS, (self._minutes or 1) * 60 / 10)
-
     def _is_overdue(self, worker: _Worker) -> bool:
-        return self._minutes is not None and worker.has_run_for(self._minutes * 60)
+        return time.monotonic() - worker.began >= 60 * (self._minutes or math.inf)
 
     def _handle(self, worker: _Worker, on_event: OnEvent) -> None:
         index = worker.index
@@ -222,32 +208,26 @@ class Pool(Handle):
             worker.index = None
             self._judge(index, worker, worker.how_it_died(), on_event)
         if worker.index is None:
-            self._go_on(worker)
+            self._next(worker)
 
     def _judge(self, index: int, worker: _Worker, death: str, on_event: OnEvent) -> None:
         """Decides what becomes of a task that stopped, or whose worker died, before its end."""
         if self._stopping or self._cancelled.is_set():
             on_event(Event(INTERRUPTED, index))
         elif self._is_overdue(worker):
-            error = f"it reached the time limit of {self._minutes:g} minutes, and can go on\n"
+            error = time_limit_reached(self._minutes)
             on_event(failed(self._job, index, self._tasks[index], error))
         elif not death:  # somebody asked the worker to stop, and not this pool
             self._queue.appendleft(index)
-        else:
-            self._judge_death(index, death, on_event)
-
-    def _judge_death(self, index: int, death: str, on_event: OnEvent) -> None:
-        self._deaths[index] += 1
-        hint = ": out of memory?" if "SIGKILL" in death else ""
-        if self._deaths[index] < _MOST_DEATHS:
-            log.warning("warning: a worker died with %s%s: it is replaced", death, hint)
+        elif self._deaths[index] < _MOST_DEATHS - 1:
+            self._deaths[index] += 1
+            log.warning("warning: a worker died with %s: it is replaced", death)
             self._queue.appendleft(index)
         else:
-            times = f"{_MOST_DEATHS} workers died at it"
-            error = f"{times}, the last with {death}{hint}\n"
+            error = f"{_MOST_DEATHS} workers died at it, the last with {death}\n"
             on_event(failed(self._job, index, self._tasks[index], error))
 
-    def _go_on(self, worker: _Worker) -> None:
+    def _next(self, worker: _Worker) -> None:
         """Gives an idle worker its next task, or replaces it."""
         if worker.is_leaving:
             self._workers.remove(worker)
@@ -266,9 +246,10 @@ class Pool(Handle):
     def _assign(self, worker: _Worker) -> None:
         if self._queue and not self._stopping:
             index = self._queue.popleft()
-            worker.assign(index, self._tasks[index])
+            worker.index, worker.began = index, math.inf
+            worker.send((index, self._tasks[index]))
         else:
-            worker.send_end()
+            worker.send(None)
 
 
 def _work(pipe: connection.Connection) -> None:

@@ -1,22 +1,26 @@
-"""The launcher for Ray: to a running cluster, or to one that is made on this machine for the sweep.
+"""The launcher for Ray: a running cluster, or one that is started on this machine for the sweep.
 
 On the cluster a coordinator, which is a detached actor, gives out the tasks: they are done whether
 or not the process that submitted them lives. (Ray's own jobs would do so too, but need its
 dashboard, and end with the node that their entry point runs on.) A connection to Ray is needed to
-submit, to ask and to cancel, but not to follow: what is told lies in files, see `ray_tasks`.
+submit, to ask and to cancel, but not to follow: the events are in files, see `ray_tasks`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
+import signal
+import socket
+import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -35,40 +39,34 @@ from domainbed.launchers.base import (
     Resources,
     this_process,
 )
-from domainbed.launchers.local import visible_gpus
-from domainbed.launchers.ray_cluster import (
-    NAMESPACE,
-    connected,
-    needs_of,
-    nodes_of,
-    places,
-    task_options,
-    warn_of_no_place,
-)
+from domainbed.launchers.event_files import Following
+from domainbed.launchers.local import THREAD_VARIABLES, visible_gpus
 from domainbed.launchers.ray_tasks import (
-    SECONDS_BETWEEN_LOOKS,
     SECONDS_TO_STOP,
     Coordinator,
-    Plan,
     life_file,
     log_file,
     reader_of,
+    write_plan,
 )
-from domainbed.runs.states import ENDS, INTERRUPTED
+from domainbed.runs.states import INTERRUPTED
 
 log = logging.getLogger(__name__)
 
+NAMESPACE = "domainbed"
+_SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_ANSWER = 60.0
 _SECONDS_OF_SILENCE = 30.0
 """After which a launch that follows asks the cluster whether the coordinator is there."""
+_STORE_BYTES = 100 * 2**20  # of Ray's objects: tasks and events are small, and travel in files
 
 
 @LAUNCHERS.register(name="ray")
 class RayLauncher(Launcher):
     """Tasks of a Ray cluster, each with its share of a node's cores, GPUs and memory.
 
-    Without an address, and without Ray's own variable RAY_ADDRESS, a cluster is made on this
-    machine, which ends with the launch.
+    Without an address, and without Ray's own variable RAY_ADDRESS, a cluster is started on
+    this machine, which ends with the launch.
     """
 
     resource_options: ClassVar[tuple[str, ...]] = ("cores", "gpus", "memory_gb", "minutes")
@@ -76,7 +74,7 @@ class RayLauncher(Launcher):
     address: Text | None = Field(
         None,
         description="HOST:PORT of a running Ray cluster, or auto for this machine's",
-        json_schema_extra={"default_text": "RAY_ADDRESS, else a cluster made for the sweep"},
+        json_schema_extra={"default_text": "RAY_ADDRESS, else a cluster started for the sweep"},
     )
 
     @property
@@ -90,32 +88,47 @@ class RayLauncher(Launcher):
 
     def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
         folder = folder.absolute() / f"ray-{uuid.uuid4().hex[:12]}"
-        work = _Work(job, tasks, resources, folder)
+        start = partial(_start, job, tasks, resources, folder)
         if self._cluster is None:
-            return _OnOwnCluster(work)
-        if not tasks:
-            return _Following(work, [])
-        with connected(self._cluster) as ray:
-            jobs = work.jobs_at(ray.get_runtime_context().gcs_address)
-            work.start(ray, jobs)
-        return _Following(work, jobs)
+            return _OnOwnCluster(start, folder, len(tasks))
+        ids: list[str] = []
+        if tasks:
+            with connected(self._cluster) as ray:
+                ids = _ids(ray, folder, len(tasks))
+                start(ray, ids)
+        return _OnCluster(folder, ids)
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         if self.blocking:
             gpus = len(visible_gpus(resources.device))
             nodes = [{"CPU": float(usable_cores()), "GPU": float(gpus), "memory": math.inf}]
-            return min(tasks, places(nodes, needs_of(nodes, resources)))
-        with connected(self._cluster) as ray:
-            nodes = nodes_of(ray)
+        else:
+            with connected(self._cluster) as ray:
+                nodes = _nodes_of(ray)
         return min(tasks, places(nodes, needs_of(nodes, resources)))
 
     def known(self, jobs: Iterable[str]) -> set[str]:
-        """Of a cluster that does not answer, none: they go on from what they wrote elsewhere."""
-        return _known(jobs)
+        """Of a cluster that does not answer, none: they resume from what they wrote elsewhere."""
+        known: set[str] = set()
+        for address, by_coordinator in _grouped(jobs).items():
+            try:
+                with connected(address) as ray:
+                    for name, indices in by_coordinator.items():
+                        left = _left(ray, name, indices)
+                        known |= {str(_JobId(name, index, address)) for index in left}
+            except UserError as error:
+                log.warning("warning: %s; its runs are taken for lost", error)
+        return known
 
     def cancel(self, jobs: Iterable[str]) -> None:
         jobs = list(jobs)
-        _cancel(jobs)
+        for address, by_coordinator in _grouped(jobs).items():
+            with connected(address) as ray:
+                for name, indices in by_coordinator.items():
+                    with contextlib.suppress(ValueError, ray.exceptions.RayActorError):
+                        coordinator = ray.get_actor(name, namespace=NAMESPACE)
+                        asked = coordinator.cancel.remote(sorted(indices))
+                        ray.get(asked, timeout=_SECONDS_TO_ANSWER)
         super().cancel(job for job in jobs if not _JobId.parsed(job))
 
 
@@ -137,157 +150,10 @@ class _JobId(NamedTuple):
         return cls(coordinator, int(index), address) if address and index.isdigit() else None
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What a launch asks of a cluster; the folder is its own, and names its coordinator."""
-
-    job: Job
-    tasks: Sequence[Any]
-    resources: Resources
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    def jobs_at(self, address: str) -> list[str]:
-        return [str(_JobId(self.name, index, address)) for index in range(len(self.tasks))]
-
-    def start(self, ray: Any, jobs: Sequence[str]) -> None:
-        """Hands the tasks over, which find `jobs` as their ids.
-
-        Raises:
-            UserError: the cluster does not take them.
-        """
-        nodes = nodes_of(ray)
-        needs = needs_of(nodes, self.resources)
-        warn_of_no_place(nodes, needs)
-        plan = Plan.of(self.job, self.tasks, jobs, task_options(needs), self.resources.minutes)
-        plan.write(self.folder)
-        _start_coordinator(ray, self.folder)
-
-
-class _Following(Handle):
-    """Follows tasks that were handed to a cluster by their events.
-
-    Args:
-        work: the tasks.
-        jobs: the cluster's id of each.
-    """
-
-    def __init__(self, work: _Work, jobs: Sequence[str]) -> None:
-        super().__init__(jobs)
-        self._work, self._known_as = work, list(jobs)
-        self._reader = reader_of(work.folder)
-        self._left = set(range(len(work.tasks)))
-
-    def wait(self, on_event: OnEvent) -> None:
-        self._follow(self.noting(on_event), math.inf)
-
-    def cancel(self) -> None:
-        _cancel([self._known_as[index] for index in self._left])
-
-    def logs(self, index: int) -> list[Path]:
-        return [log_file(self._work.folder, index)]
-
-    def _follow(self, on_event: OnEvent, end: float) -> None:
-        """Passes events on until no task is left, or until `end` of the monotonic clock."""
-        sign, heard = self._sign_of_life(), time.monotonic()
-        while self._left and time.monotonic() < end:
-            self._pass_on(self._reader.read(), on_event)
-            time.sleep(SECONDS_BETWEEN_LOOKS if self._left else 0)
-            if (now := self._sign_of_life()) != sign:
-                sign, heard = now, time.monotonic()
-            elif time.monotonic() - heard > _SECONDS_OF_SILENCE:
-                self._end_unknown(on_event)
-                heard = time.monotonic()
-
-    def _pass_on(self, events: Iterable[Event], on_event: OnEvent) -> None:
-        for event in events:
-            if event.index in self._left:
-                self._left -= {event.index} if event.kind in ENDS else set()
-                on_event(event)
-
-    def _sign_of_life(self) -> int:
-        try:
-            return life_file(self._work.folder).stat().st_mtime_ns
-        except OSError:
-            return 0
-
-    def _end_unknown(self, on_event: OnEvent) -> None:
-        """Of tasks that the cluster does not know any more: it was shut down, say."""
-        known = _known(self._known_as[index] for index in self._left)
-        self._pass_on(self._reader.read(), on_event)
-        lost = [i for i in sorted(self._left) if self._known_as[i] not in known]
-        if lost:
-            log.warning("warning: the Ray cluster does not know %d runs any more", len(lost))
-        self._pass_on([Event(INTERRUPTED, index) for index in lost], on_event)
-
-
-class _OnOwnCluster(_Following):
-    """Tasks on a cluster of this machine that is there while they are waited for."""
-
-    def __init__(self, work: _Work) -> None:
-        super().__init__(work, [this_process()] * len(work.tasks))
-        self._cancelled = False
-
-    def wait(self, on_event: OnEvent) -> None:
-        if not self._left or self._cancelled:
-            return
-        noted = self.noting(on_event)
-        with connected(None) as ray:
-            self._known_as = self._work.jobs_at(ray.get_runtime_context().gcs_address)
-            self._work.start(ray, self.jobs)
-            try:
-                self._follow(noted, math.inf)
-            except KeyboardInterrupt:
-                log.warning("stopping: runs write what they can go on from")
-                self.cancel()
-                self._follow(noted, time.monotonic() + SECONDS_TO_STOP)
-                raise
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        super().cancel()
-
-
-def _known(jobs: Iterable[str]) -> set[str]:
-    known: set[str] = set()
-    for address, by_coordinator in _grouped(jobs).items():
-        try:
-            with connected(address) as ray:
-                for name, indices in by_coordinator.items():
-                    left = _left(ray, name, indices)
-                    known |= {str(_JobId(name, index, address)) for index in left}
-        except UserError as error:
-            log.warning("warning: %s; its runs are taken for lost", error)
-    return known
-
-
-def _left(ray: Any, name: str, indices: set[int]) -> set[int]:
-    """Those of a coordinator's tasks that are not at their end."""
-    try:
-        coordinator = ray.get_actor(name, namespace=NAMESPACE)
-        return indices & set(ray.get(coordinator.left.remote(), timeout=_SECONDS_TO_ANSWER))
-    except (ValueError, ray.exceptions.RayActorError):  # it is gone: none was left
-        return set()
-    except ray.exceptions.GetTimeoutError:  # it is being started again
-        return indices
-
-
-def _cancel(jobs: Iterable[str]) -> None:
-    """Those of clusters.
-
-    Raises:
-        UserError: a cluster cannot be reached.
-    """
-    for address, by_coordinator in _grouped(jobs).items():
-        with connected(address) as ray:
-            for name, indices in by_coordinator.items():
-                with contextlib.suppress(ValueError, ray.exceptions.RayActorError):
-                    coordinator = ray.get_actor(name, namespace=NAMESPACE)
-                    asked = coordinator.cancel.remote(sorted(indices))
-                    ray.get(asked, timeout=_SECONDS_TO_ANSWER)
+def _ids(ray: Any, folder: Path, count: int) -> list[str]:
+    """The engine's ids of a launch's tasks; its folder names its coordinator."""
+    address = ray.get_runtime_context().gcs_address
+    return [str(_JobId(folder.name, index, address)) for index in range(count)]
 
 
 def _grouped(jobs: Iterable[str]) -> dict[str, dict[str, set[int]]]:
@@ -298,16 +164,105 @@ def _grouped(jobs: Iterable[str]) -> dict[str, dict[str, set[int]]]:
     return groups
 
 
-def _start_coordinator(ray: Any, folder: Path) -> None:
-    """On the head's node where that is: with it the cluster would be lost in any case.
+def _left(ray: Any, name: str, indices: set[int]) -> set[int]:
+    """Those of a coordinator's tasks that have not ended."""
+    try:
+        coordinator = ray.get_actor(name, namespace=NAMESPACE)
+        return indices & set(ray.get(coordinator.left.remote(), timeout=_SECONDS_TO_ANSWER))
+    except (ValueError, ray.exceptions.RayActorError):  # it is gone: none was left
+        return set()
+    except ray.exceptions.GetTimeoutError:  # it is being restarted
+        return indices
+
+
+class _OnCluster(Following):
+    """Tasks that were handed to a cluster, followed by their events.
+
+    Args:
+        folder: of the launch.
+        jobs: of each task.
+    """
+
+    def __init__(self, folder: Path, jobs: Sequence[str]) -> None:
+        super().__init__(jobs, reader_of(folder))
+        self._folder, self._ids = folder, list(jobs)
+        self._sign, self._heard = 0, time.monotonic()
+
+    def cancel(self) -> None:
+        RayLauncher().cancel([self._ids[index] for index in self._left])
+
+    def logs(self, index: int) -> list[Path]:
+        return [log_file(self._folder, index)]
+
+    def _lost(self) -> list[Event]:
+        """Tasks that the cluster does not know any more: it was shut down, for example."""
+        with contextlib.suppress(OSError):
+            sign = life_file(self._folder).stat().st_mtime_ns
+            if sign != self._sign:
+                self._sign, self._heard = sign, time.monotonic()
+        if time.monotonic() - self._heard < _SECONDS_OF_SILENCE:
+            return []
+        known = RayLauncher().known(self._ids[index] for index in self._left)
+        self._heard = time.monotonic()
+        lost = [index for index in sorted(self._left) if self._ids[index] not in known]
+        if lost:
+            log.warning("warning: the Ray cluster does not know %d runs any more", len(lost))
+        return [Event(INTERRUPTED, index) for index in lost]
+
+
+class _OnOwnCluster(_OnCluster):
+    """Tasks on a cluster of this machine that exists while they are waited for."""
+
+    def __init__(
+        self, start: Callable[[Any, Sequence[str]], None], folder: Path, count: int
+    ) -> None:
+        super().__init__(folder, [this_process()] * count)
+        self._start, self._cancelled = start, False
+
+    def wait(self, on_event: OnEvent) -> None:
+        if not self._left or self._cancelled:
+            return
+        noted = self.noting(on_event)
+        with connected(None) as ray:
+            self._ids = _ids(ray, self._folder, len(self.jobs))
+            self._start(ray, self.jobs)
+            try:
+                self._follow(noted, math.inf)
+            except KeyboardInterrupt:
+                log.warning("stopping: runs write what they can resume from")
+                self.cancel()
+                self._follow(noted, time.monotonic() + SECONDS_TO_STOP)
+                raise
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        super().cancel()
+
+
+def _start(
+    job: Job, tasks: Sequence[Any], resources: Resources, folder: Path, ray: Any,
+    jobs: Sequence[str],
+) -> None:  # fmt: skip
+    """Hands the tasks, which find `jobs` as their ids, to a coordinator.
+
+    That is on the head's node if possible: with it the cluster would be lost in any case.
 
     Raises:
-        UserError: it does not start.
+        UserError: the cluster does not take them.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    head = next((n for n in nodes if "node:__internal_head__" in n["Resources"]), nodes[0])
+    nodes = _nodes_of(ray)
+    needs = needs_of(nodes, resources)
+    if not places(nodes, needs):
+        words = ", ".join(f"{need:g} {what}" for what, need in needs.items() if need)
+        log.warning(
+            "warning: no node of the Ray cluster has what a run asks for (%s): runs wait until "
+            "one joins", words,
+        )  # fmt: skip
+    write_plan(folder, job, tasks, jobs, task_options(needs), resources.minutes)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    head = next((n for n in alive if "node:__internal_head__" in n["Resources"]), alive[0])
     options = {
         **{"name": folder.name, "namespace": NAMESPACE, "lifetime": "detached"},
         **{"num_cpus": 0, "max_restarts": -1},
@@ -323,3 +278,114 @@ def _start_coordinator(ray: Any, folder: Path) -> None:
             f"its nodes need the same version of domainbed, and the folder {str(folder)!r}",
             "address",
         ) from error
+
+
+@contextlib.contextmanager
+def connected(cluster: str | None) -> Iterator[Any]:
+    """Ray, connected to a cluster, or to one started here; an existing connection stays.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster cannot be reached, or refuses.
+    """
+    ray = _imported()
+    if ray.is_initialized():
+        yield ray
+        return
+    address, own = "local", {}
+    if cluster:
+        address = _reachable(cluster)
+    else:
+        own = {"num_cpus": usable_cores(), "object_store_memory": _STORE_BYTES}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=True,
+            logging_level=logging.CRITICAL, include_dashboard=None if cluster else False, **own,
+        )  # fmt: skip
+    except Exception as error:
+        raise UserError(
+            f"the Ray cluster at {address!r} cannot be joined ({one_line(error)[:300]}): is this "
+            "machine one of its nodes, with the same versions of Python and Ray?",
+            "address",
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray installs its own
+    # What Ray says of workers and nodes that die: the coordinator handles it.
+    ray._private.worker._worker_logs_enabled = False
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _imported() -> Any:
+    # Before it is imported: it reads them then.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # else it announces a change
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError(
+            f"the launcher 'ray' needs Ray ({error}): pip install 'domainbed[ray]'", "name"
+        ) from error
+
+
+def _reachable(cluster: str) -> str:
+    """The address of a cluster, at which something answers: Ray itself would try for minutes.
+
+    Raises:
+        UserError: nothing does.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    address = cluster
+    try:
+        if "://" not in cluster:
+            address = canonicalize_bootstrap_address(cluster) or cluster
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"the Ray cluster at {cluster!r} cannot be reached ({one_line(error)}): start it with "
+            "`ray start --head`, which says its address, and give that as --address HOST:PORT",
+            "address",
+        ) from error
+    return address
+
+
+def _nodes_of(ray: Any) -> list[dict[str, float]]:
+    """What each node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def needs_of(nodes: Sequence[Mapping[str, float]], resources: Resources) -> dict[str, float]:
+    """What a task takes of a node, by Ray's names. Where there are GPUs, one, unless told."""
+    gpus = resources.gpus
+    if gpus is None:
+        wanted = resources.device is None or resources.device.startswith("cuda")
+        gpus = float(wanted and any(node.get("GPU") for node in nodes))
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"gpus is {gpus:g}: expected a share of one GPU, or a whole number", "gpus")
+    memory = (resources.memory_gb or 0) * 1e9
+    return {"CPU": resources.cores or 1, "GPU": gpus, "memory": float(round(memory))}
+
+
+def places(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """How many tasks the nodes have room for at the same time."""
+    return sum(
+        min(int(node.get(what, 0) / need + 1e-6) for what, need in needs.items() if need)
+        for node in nodes
+    )
+
+
+def task_options(needs: Mapping[str, float]) -> dict[str, Any]:
+    """Of Ray's `remote`. It ends a worker that had a GPU after a task, which frees the memory."""
+    threads = dict.fromkeys(THREAD_VARIABLES, str(int(needs["CPU"])))
+    return {
+        "num_cpus": needs["CPU"],
+        "num_gpus": needs["GPU"],
+        "memory": int(needs["memory"]) or None,
+        "max_retries": 0,  # the coordinator decides
+        "runtime_env": {"env_vars": threads},
+    }

@@ -37,11 +37,10 @@ from domainbed.launchers.base import (
     Handle,
     Job,
     Launcher,
-    OnEvent,
     Resources,
     failed,
 )
-from domainbed.launchers.event_files import EventReader, EventWriter
+from domainbed.launchers.event_files import EventReader, EventWriter, Following
 from domainbed.launchers.local import LocalLauncher
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS
@@ -59,7 +58,6 @@ _JOB = re.compile(r"\d+(_\d+)?")  # a job of an array: 12_3
 _SECONDS_OF_WARNING = 90
 _MOST_FRUITLESS_TRIES = 3
 _MOST_JOBS_A_COMMAND = 500
-_SECONDS_BETWEEN_READS = 1.0
 _MOST_SECONDS_BETWEEN_LOOKS = 30.0
 
 
@@ -180,29 +178,15 @@ class Batch:
     folder: Path
 
 
-class _Submitted(Handle):
+class _Submitted(Following):
     """Jobs that SLURM has; their events come through files."""
 
     def __init__(self, launcher: SlurmLauncher, jobs: Sequence[str], folder: Path) -> None:
-        super().__init__(jobs)
+        # An interrupted task has not ended while its job may be queued again.
+        super().__init__(jobs, EventReader(folder, jobs), ends=(DONE, FAILED, BUSY))
         self._launcher, self._folder = launcher, folder
-        self._left = set(range(len(jobs)))
+        self._began = self._looked = time.monotonic()
         self._gone: set[str] = set()
-
-    def wait(self, on_event: OnEvent) -> None:
-        noted, reader = self.noting(on_event), EventReader(self._folder, self.jobs)
-        began = looked = time.monotonic()
-        while self._left:
-            now, states = time.monotonic(), None
-            # Rarely in the long run: SLURM serves a whole cluster.
-            if now - looked >= min(_MOST_SECONDS_BETWEEN_LOOKS, (now - began) / 10):
-                looked, states = now, _states_if_told({self.jobs[index] for index in self._left})
-            for event in reader.read():  # after the look: what a job that is gone told is there
-                self._pass_on(event, noted)
-            if states is not None:
-                self._give_up(states, noted)
-            if self._left:
-                time.sleep(_SECONDS_BETWEEN_READS)
 
     def cancel(self) -> None:
         self._launcher.cancel(self.jobs)
@@ -210,22 +194,23 @@ class _Submitted(Handle):
     def logs(self, index: int) -> list[Path]:
         return [self._folder / f"{self.jobs[index]}_0_log.out"]
 
-    def _pass_on(self, event: Event, on_event: OnEvent) -> None:
-        # An interrupted task is not at its end while its job may be queued again.
-        if event.index in self._left and event.kind != INTERRUPTED:
-            on_event(event)
-        if event.kind in (DONE, FAILED, BUSY):
-            self._left.discard(event.index)
-
-    def _give_up(self, states: dict[str, str], on_event: OnEvent) -> None:
-        """Ends tasks whose jobs are gone, and were at the look before: files may show up late."""
+    def _lost(self) -> list[Event]:
+        """Of tasks whose jobs are gone, and were at the look before: files may show up late."""
+        now = time.monotonic()
+        # Rarely in the long run: SLURM serves a whole cluster.
+        if now - self._looked < min(_MOST_SECONDS_BETWEEN_LOOKS, (now - self._began) / 10):
+            return []
+        self._looked = now
         jobs = {self.jobs[index] for index in self._left}
+        try:
+            states = states_of(jobs)
+        except UserError as error:  # it may answer later
+            log.warning("warning: %s", error)
+            return []
         gone = {job for job in jobs if states.get(job, _ENDED[0]) in _ENDED}
-        for index in sorted(self._left):
-            if self.jobs[index] in gone & self._gone:
-                on_event(self._end_of(index, states.get(self.jobs[index], "")))
-                self._left.discard(index)
+        lost = [index for index in sorted(self._left) if self.jobs[index] in gone & self._gone]
         self._gone = gone
+        return [self._end_of(index, states.get(self.jobs[index], "")) for index in lost]
 
     def _end_of(self, index: int, state: str) -> Event:
         if state not in _BY_ITSELF:
@@ -250,8 +235,10 @@ def do_batch(batch: Batch) -> None:
         told.append(replace(event, index=left[event.index][0]))
         writer.send(told[-1])
 
+    # By SLURM's own word: where it binds jobs to no cores, the system names all of the node.
+    cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
     resources = Resources(
-        cores=batch.resources.cores or max(1, _cores_of_job() // batch.workers),
+        cores=batch.resources.cores or max(1, cores // batch.workers),
         device=batch.resources.device,
     )
     tasks = [task for _, task in left]
@@ -301,11 +288,6 @@ def _requeue(name: str, told: Iterable[Event]) -> None:
     _answer("scontrol", "requeue", name)
 
 
-def _cores_of_job() -> int:
-    """How many cores SLURM gave this job here; where it binds to none, the system names all."""
-    return int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
-
-
 def states_of(jobs: Iterable[str]) -> dict[str, str]:
     """The state of each job that SLURM has heard of lately, as SLURM calls it.
 
@@ -329,15 +311,6 @@ def states_of(jobs: Iterable[str]) -> dict[str, str]:
             return {}
         raise
     return dict(line.split() for line in lines)
-
-
-def _states_if_told(jobs: Iterable[str]) -> dict[str, str] | None:
-    """As `states_of`; None, with a warning, where SLURM does not answer: it may later."""
-    try:
-        return states_of(jobs)
-    except UserError as error:
-        log.warning("warning: %s", error)
-        return None
 
 
 def _answer(*command: str) -> str:

@@ -131,7 +131,7 @@ def test_a_full_disk_leaves_nothing_behind(serve, said, data, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("domainbed.download.download._Job._place_tree", full)
+    monkeypatch.setattr("domainbed.download.download._Job._place", full)
     with pytest.raises(UserError, match="is full: make room"):
         said("WILDSCamelyon")
     assert visible(data) == []

@@ -28,6 +28,7 @@ class RayCluster:
     def __init__(self, folder: str) -> None:
         # Workers as nice as Ray makes them would starve beside tests in parallel.
         os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"})
+        os.makedirs("/tmp/ray", exist_ok=True)  # where Ray notes the address, whatever temp_dir is
         from ray.cluster_utils import Cluster
 
         logging.getLogger("ray").setLevel(logging.CRITICAL)

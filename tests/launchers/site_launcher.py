@@ -9,15 +9,14 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 from typing import ClassVar
 
 from domainbed.core.stopping import request_stop, stop_requested
-from domainbed.launchers import Event, Handle, Launcher, perform
-from domainbed.launchers.event_files import EventReader, EventWriter
-from domainbed.runs.states import ENDS, INTERRUPTED
+from domainbed.launchers import Event, Launcher, perform
+from domainbed.launchers.event_files import EventReader, EventWriter, Following
+from domainbed.runs.states import INTERRUPTED
 
 
 class SiteLauncher(Launcher):
@@ -57,29 +56,21 @@ class SiteLauncher(Launcher):
                 os.kill(int(job), signal.SIGTERM)
 
 
-class SiteHandle(Handle):
+class SiteHandle(Following):
     def __init__(self, jobs, folder, log):
-        super().__init__(jobs)
-        self.log, self.reader, self.launcher = log, EventReader(folder, jobs), SiteLauncher()
-        self.left = set(range(len(jobs)))
-
-    def wait(self, on_event):
-        noted = self.noting(on_event)
-        while self.left:
-            known = self.launcher.known({self.jobs[index] for index in self.left})
-            for event in self.reader.read():
-                self.left -= {event.index} if event.kind in ENDS else set()
-                noted(event)
-            for index in [index for index in self.left if self.jobs[index] not in known]:
-                self.left.remove(index)
-                noted(Event(INTERRUPTED, index))
-            time.sleep(0.05)
+        super().__init__(jobs, EventReader(folder, jobs))
+        self.log, self.launcher = log, SiteLauncher()
 
     def cancel(self):
         self.launcher.cancel(set(self.jobs))
 
     def logs(self, index):
         return [self.log]
+
+    def _lost(self):
+        known = self.launcher.known({self.jobs[index] for index in self._left})
+        lost = [index for index in self._left if self.jobs[index] not in known]
+        return [Event(INTERRUPTED, index) for index in lost]
 
 
 def is_alive(pid):

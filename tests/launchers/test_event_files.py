@@ -49,7 +49,7 @@ def test_progress_of_a_task_is_told_now_and_then(tmp_path, monkeypatch):
         writer.send(Event(PROGRESS, 0, steps))
         writer.send(Event(PROGRESS, 1, steps))
     assert reader.read() == [Event(PROGRESS, 0, 0), Event(PROGRESS, 1, 0)]
-    monkeypatch.setattr("domainbed.launchers.event_files._SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(writer._throttle, "_seconds", 0.0)
     writer.send(Event(PROGRESS, 0, 100))
     assert reader.read() == [Event(PROGRESS, 0, 100)]
 

@@ -69,7 +69,7 @@ def test_a_task_over_its_time_limit_is_stopped_and_fails(tmp_path):
     events, _ = launch(LocalLauncher(workers=1), tmp_path, ["wait", "ok"], resources)
     assert ends(events) == {0: FAILED, 1: DONE}
     [error] = [e.error for e in events if e.kind == FAILED]
-    assert error == "it reached the time limit of 0.01 minutes, and can go on\n"
+    assert error == "it reached the time limit of 0.01 minutes, and can resume\n"
     assert WordJob(str(tmp_path / "log")).failures() == [f"wait: {error.strip()}"]
 
 

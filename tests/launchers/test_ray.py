@@ -13,13 +13,7 @@ from waiting import wait_until
 
 from domainbed.errors import UserError
 from domainbed.launchers import RayLauncher, Resources, create_launcher
-from domainbed.launchers.ray_cluster import (
-    NAMESPACE,
-    connected,
-    needs_of,
-    places,
-    task_options,
-)
+from domainbed.launchers.ray import NAMESPACE, connected, needs_of, places, task_options
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, STARTED
 
 PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
@@ -75,7 +69,7 @@ def test_a_time_limit_fails_a_task_that_can_go_on(ray_nodes, tmp_path):
     ).wait()
     assert submitted.ends() == {0: FAILED, 1: DONE}
     (error,) = [event.error for event in submitted.events if event.kind == FAILED]
-    assert error == "it reached the time limit of 0.02 minutes, and can go on\n"
+    assert error == "it reached the time limit of 0.02 minutes, and can resume\n"
     assert submitted.job.failures() == [f"wait: {error.strip()}"]
 
 

@@ -217,7 +217,7 @@ def test_the_tasks_of_a_job_that_is_not_queued_again_have_failed(monkeypatch, tm
 
 
 def test_a_controller_that_is_away_for_a_while_ends_no_waiting(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(engine, "_SECONDS_BETWEEN_READS", 0.01)
+    monkeypatch.setattr("domainbed.launchers.event_files._SECONDS_BETWEEN_READS", 0.01)
     answers = iter([UserError("`squeue` of SLURM failed: timed out"), {"7": "RUNNING"}, {}, {}])
 
     def states_of(jobs):
