@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from domainbed.core.files import locked, regular
-from domainbed.core.image_files import files, images
+from domainbed.core.image_files import images
 from domainbed.download.catalogue import SOURCES, DataSource, Origin, plain
 from domainbed.download.fetch import (
     ARCHIVE_SUFFIXES,
@@ -30,15 +30,7 @@ from domainbed.download.fetch import (
     require_space,
 )
 from domainbed.download.layouts import PlacedFile, find_layout
-from domainbed.download.verify import (
-    MNIST_FOLDER,
-    NO_NUMBERS,
-    Problem,
-    count,
-    differences,
-    look_into,
-    mnist_problem,
-)
+from domainbed.download.verify import Problem, Verification, inspect
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -147,12 +139,12 @@ class _Job:
         """
         if not self.target.exists() or not any(self.target.iterdir()):
             return False
-        number, _, problems = self._look_into(self.target)
-        if problems and not (self.accept_incomplete and number):
+        report, number = self._inspect(self.target)
+        if report.problems and not (self.accept_incomplete and number):
             keep = ", or keep it with --accept_incomplete" if number else ""
             raise UserError(
                 f"{str(self.target)!r} exists and is not {self.name} as published "
-                f"({_summary(problems)}): move it away to download it again{keep}"
+                f"({_summary(report.problems)}): move it away to download it again{keep}"
             )
         self.say(f"{self.name} is in {self.target} already: {number:,} images; nothing to do")
         return True
@@ -258,31 +250,26 @@ class _Job:
     def _move_into_place(self, notes: list[str]) -> None:
         ready = self.partial / "ready"
         ready.mkdir(parents=True, exist_ok=True)  # there may be no file to place
-        number, domains, problems = self._look_into(ready)
-        empty = [str(file.relative_to(ready)) for file in files(ready) if not file.stat().st_size]
-        problems += [Problem("empty", where, f"{where} has no bytes") for where in empty]
+        report, number = self._inspect(ready)
+        empty = [str(file.relative_to(ready)) for file in images(ready) if not file.stat().st_size]
+        problems = report.problems + [Problem("empty", e, f"{e} has no bytes") for e in empty]
         if problems and not (self.accept_incomplete and number):
             accept = "; --accept_incomplete takes it as it is" if number else ""
             raise Unusable(f"not {self.name} as published ({_summary(problems)}){accept}")
         ready.replace(self.target)
+        domains = len(report.counts or self.info.domains)
         self.say(f"{self.name}: {number:,} images in {domains} domains are in {self.target}")
-        notes = notes if self.info.images else [*notes, NO_NUMBERS]
-        for line in notes + [problem.message for problem in problems]:
+        for line in notes + report.notes + [problem.message for problem in problems]:
             self.say(f"  {line}")
         self.say(
             f"  `domainbed data verify {self.name} --data_dir {self.data_dir}` checks every image"
         )
 
-    def _look_into(self, folder: Path) -> tuple[int, int, list[Problem]]:
-        """The numbers of images and domains in a folder, and how it differs from the published."""
-        if self.info.folder == MNIST_FOLDER:
-            problem = mnist_problem(folder)
-            problems = [Problem("missing", "", problem)] if problem else []
-            return 0 if problem else sum(self.info.images), len(self.info.domains), problems
-        found, problems = look_into(self.dataset, folder)
-        numbers = count(found)
-        problems += differences(numbers, self.info, self.origin.variants)
-        return sum(sum(each.values()) for each in numbers.values()), len(found), problems
+    def _inspect(self, folder: Path) -> tuple[Verification, int]:
+        """How a folder compares with the published dataset; the number of images that count."""
+        report, _ = inspect(self.name, self.dataset, folder)
+        # MNIST's images are not counted: its four files are the published ones, or none are.
+        return report, report.images or (sum(self.info.images) if report.ok else 0)
 
 
 def _free(path: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -107,44 +106,70 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
 
     cls = get_dataset_class(name)
     info = cls.info
-    get = f"`domainbed data download {name} --data_dir {data_dir}`"
     if info is not None and not info.folder:
         notes = ["comes with the package; nothing to check"]
         return Verification(name, "", "published", notes=notes)
-    if info is not None and info.folder == MNIST_FOLDER:
-        return _verify_mnist(name, Path(data_dir) / MNIST_FOLDER, get)
-    problems: list[Problem] = []
     if hasattr(cls, "manifest"):
-        root, found = cls.manifest.file.parent, _listed(cls.manifest)
+        root = cls.manifest.file.parent
     elif hasattr(cls, "locate"):
         root = cls.locate(str(data_dir))
-        if not os.path.isdir(root):
-            remedy = get if name in SOURCES else "check the path"
-            problem = Problem("missing", "", f"{root} does not exist: {remedy}")
-            return Verification(name, str(root), problems=[problem])
-        found, problems = look_into(cls, root)
+    elif info is not None and info.folder == MNIST_FOLDER:
+        root = Path(data_dir) / MNIST_FOLDER
     else:
         raise UserError(f"{name} has no image files that could be verified")
-    report = Verification(name, str(root), counts=count(found), problems=problems)
-    _compare(report, info, SOURCES.get(name, Origin(sources=())))
+    if not root.is_dir():
+        get = f"get it with `domainbed data download {name} --data_dir {data_dir}`"
+        message = f"{root} does not exist: {get if name in SOURCES else 'check the path'}"
+        return Verification(name, str(root), problems=[Problem("missing", "", message)])
+    report, found = inspect(name, cls, root)
     _decode_all(report, found, root)
     if hasattr(cls, "locate") and not hasattr(cls, "contents") and (others := ignored(root)):
         report.notes.append(f"ignored, in training too: {others}")
     return report
 
 
-def _verify_mnist(name: str, folder: Path, get: str) -> Verification:
+def inspect(name: str, dataset: Any, folder: Path) -> tuple[Verification, ImageFiles]:
+    """Compares the files in a dataset's folder with the published ones; decodes nothing.
+
+    Args:
+        name: of the dataset.
+        dataset: its class.
+        folder: where its files are.
+
+    Returns:
+        A report without anything that only decoding shows; the images.
+    """
+    info, variants = dataset.info, SOURCES.get(name, Origin(sources=())).variants
     report = Verification(name, str(folder))
-    if problem := mnist_problem(folder):
-        message = f"{problem}; remove {folder}, if it is there, and get it with {get}"
-        report.problems.append(Problem("missing", "", message))
-    else:
-        report.edition = "published"
-        report.notes.append("70,000 images; loading makes domains and colours of them")
-    return report
+    if info is not None and info.folder == MNIST_FOLDER:
+        if problem := _mnist_problem(folder):
+            report.problems.append(Problem("missing", "", problem))
+        else:
+            report.edition = "published"
+            report.notes.append("70,000 images; loading makes domains and colours of them")
+        return report, {}
+    found, report.problems = _look_into(dataset, folder)
+    report.counts = {
+        domain: {name: len(files) for name, files in classes.items()}
+        for domain, classes in found.items()
+    }
+    if info is None:
+        report.problems += _own_problems(report.counts)
+        return report, found
+    editions = {"published": info.images, **variants}
+    here = tuple(_number_of_images(report.counts.get(each, {}), info) for each in info.domains)
+    edition = next((name for name, numbers in editions.items() if numbers == here), "")
+    report.problems += _differences(report.counts, info, bool(edition))
+    report.published = dict(zip(info.domains, editions[edition or "published"]))
+    report.edition = "" if report.problems else edition
+    if not info.images:
+        report.notes.append(NO_NUMBERS)
+    if report.edition not in ("", "published"):
+        report.notes.append(f"this is {edition}: {report.images:,} images")
+    return report, found
 
 
-def mnist_problem(folder: Path) -> str:
+def _mnist_problem(folder: Path) -> str:
     """What is wrong with MNIST's files in `folder`, or "" for nothing."""
     from torchvision.datasets.utils import check_integrity
 
@@ -168,8 +193,10 @@ def _listed(manifest: Any) -> ImageFiles:
     return found
 
 
-def look_into(dataset: Any, root: Path) -> tuple[ImageFiles, list[Problem]]:
+def _look_into(dataset: Any, root: Path) -> tuple[ImageFiles, list[Problem]]:
     """The images in the folder `root` of a dataset's class, and what the folder itself lacks."""
+    if hasattr(dataset, "manifest"):
+        return _listed(dataset.manifest), []
     if not hasattr(dataset, "contents"):
         return scan(root), []
     try:
@@ -188,62 +215,24 @@ def scan(root: Path) -> ImageFiles:
     }
 
 
-def count(found: ImageFiles) -> Counts:
-    """The numbers of files."""
-    return {
-        domain: {name: len(files) for name, files in classes.items()}
-        for domain, classes in found.items()
-    }
-
-
-def _compare(report: Verification, info: DatasetInfo | None, origin: Origin) -> None:
-    if info is None:
-        report.problems += _own_problems(report.counts)
-        return
-    report.problems += differences(report.counts, info, origin.variants)
-    named = _edition(report.counts, info, origin.variants)
-    report.published = dict(zip(info.domains, origin.variants.get(named, info.images)))
-    report.edition = "" if report.problems else named
-    if not info.images:
-        report.notes.append(NO_NUMBERS)
-    if report.edition not in ("", "published"):
-        report.notes.append(f"this is {named}: {report.images:,} images")
-
-
-def _edition(counts: Counts, info: DatasetInfo, variants: Mapping[str, tuple[int, ...]]) -> str:
-    """The edition that has these numbers of images: "published", a variant, or "" for none."""
-    here = tuple(_number_of_images(counts.get(domain, {}), info) for domain in info.domains)
-    editions = {"published": info.images, **variants}
-    return next((name for name, numbers in editions.items() if numbers == here), "")
-
-
 def _number_of_images(classes: Mapping[str, int], info: DatasetInfo) -> int:
     """Without those of other classes, which must not make up for missing ones."""
     return sum(n for name, n in classes.items() if not info.classes or name in info.classes)
 
 
-def differences(
-    counts: Counts, info: DatasetInfo, variants: Mapping[str, tuple[int, ...]]
-) -> list[Problem]:
-    """How domains, classes and numbers of images differ from the published ones."""
-    problems = [
-        Problem("domains", domain, f"domain {domain!r} is missing")
-        for domain in sorted(set(info.domains) - set(counts))
-    ]
-    problems += [
-        Problem("domains", domain, f"domain {domain!r} was not published")
-        for domain in sorted(set(counts) - set(info.domains))
-    ]
+def _differences(counts: Counts, info: DatasetInfo, is_edition: bool) -> Iterator[Problem]:
+    """How domains, classes and, but for a known edition, numbers differ from the published ones."""
+    for domain in sorted(set(info.domains) - set(counts)):
+        yield Problem("domains", domain, f"domain {domain!r} is missing")
+    for domain in sorted(set(counts) - set(info.domains)):
+        yield Problem("domains", domain, f"domain {domain!r} was not published")
     known = {domain: counts[domain] for domain in info.domains if domain in counts}
-    problems += _other_classes(known, info.classes, info.num_classes, info.sparse)
-    if not _edition(counts, info, variants):
-        numbers = {domain: _number_of_images(classes, info) for domain, classes in known.items()}
-        problems += [
-            Problem("count", d, f"domain {d!r} has {numbers[d]:,} images, published {published:,}")
-            for d, published in zip(info.domains, info.images)
-            if numbers.get(d, published) != published
-        ]
-    return problems
+    yield from _other_classes(known, info.classes, info.num_classes, info.sparse)
+    for domain, published in () if is_edition else zip(info.domains, info.images):
+        number = _number_of_images(known.get(domain, {}), info)
+        if domain in known and number != published:
+            message = f"domain {domain!r} has {number:,} images, published {published:,}"
+            yield Problem("count", domain, message)
 
 
 def _other_classes(

@@ -13,6 +13,7 @@ import importlib
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import threading
@@ -22,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -54,6 +55,7 @@ from domainbed.runs.states import INTERRUPTED
 log = logging.getLogger(__name__)
 
 NAMESPACE = "domainbed"
+_ID = re.compile(r"(?P<coordinator>.+)_(?P<index>\d+)@(?P<address>.+)")
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_ANSWER = 60.0
 _SECONDS_OF_SILENCE = 30.0
@@ -115,7 +117,7 @@ class RayLauncher(Launcher):
                 with connected(address) as ray:
                     for name, indices in by_coordinator.items():
                         left = _left(ray, name, indices)
-                        known |= {str(_JobId(name, index, address)) for index in left}
+                        known |= {_id(name, index, address) for index in left}
             except UserError as error:
                 log.warning("warning: %s; its runs are taken for lost", error)
         return known
@@ -129,38 +131,25 @@ class RayLauncher(Launcher):
                         coordinator = ray.get_actor(name, namespace=NAMESPACE)
                         asked = coordinator.cancel.remote(sorted(indices))
                         ray.get(asked, timeout=_SECONDS_TO_ANSWER)
-        super().cancel(job for job in jobs if not _JobId.parsed(job))
+        super().cancel(job for job in jobs if not _ID.fullmatch(job))
 
 
-class _JobId(NamedTuple):
+def _id(coordinator: str, index: int, address: str) -> str:
     """The engine's id of a task: it says where to ask for it."""
-
-    coordinator: str
-    task: int
-    address: str
-
-    def __str__(self) -> str:
-        return f"{self.coordinator}_{self.task}@{self.address}"
-
-    @classmethod
-    def parsed(cls, job: str) -> _JobId | None:
-        """None of a job that is none of a cluster's."""
-        task, _, address = job.partition("@")
-        coordinator, _, index = task.rpartition("_")
-        return cls(coordinator, int(index), address) if address and index.isdigit() else None
+    return f"{coordinator}_{index}@{address}"
 
 
 def _ids(ray: Any, folder: Path, count: int) -> list[str]:
-    """The engine's ids of a launch's tasks; its folder names its coordinator."""
+    """Those of a launch's tasks; its folder names its coordinator."""
     address = ray.get_runtime_context().gcs_address
-    return [str(_JobId(folder.name, index, address)) for index in range(count)]
+    return [_id(folder.name, index, address) for index in range(count)]
 
 
 def _grouped(jobs: Iterable[str]) -> dict[str, dict[str, set[int]]]:
     """The tasks of clusters: by address and coordinator, their indices."""
     groups: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for job in filter(None, map(_JobId.parsed, jobs)):
-        groups[job.address][job.coordinator].add(job.task)
+    for match in filter(None, map(_ID.fullmatch, jobs)):
+        groups[match["address"]][match["coordinator"]].add(int(match["index"]))
     return groups
 
 
