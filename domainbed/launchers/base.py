@@ -268,9 +268,8 @@ def engine_variables(engine: str, job: str) -> dict[str, str]:
 
     Within another engine's job, that engine and its job.
     """
-    names = (ENGINE_VARIABLE, JOB_VARIABLE)
-    there = {name: os.environ[name] for name in names if name in os.environ}
-    return there or {ENGINE_VARIABLE: engine, JOB_VARIABLE: job}
+    own = {ENGINE_VARIABLE: engine, JOB_VARIABLE: job}
+    return {name: os.environ.get(name, value) for name, value in own.items()}
 
 
 @contextmanager

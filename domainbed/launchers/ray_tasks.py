@@ -6,6 +6,7 @@ tasks, the events, the logs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib
 import math
@@ -15,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -129,7 +129,7 @@ def _writer(folder: Path) -> EventWriter:
 
 
 class Coordinator:
-    """Gives out the tasks of a plan until all have ended. It becomes an actor."""
+    """Has the tasks of a plan done until all have ended. It becomes an actor."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -137,18 +137,13 @@ class Coordinator:
         self._reader = reader_of(self._folder)
         self._left = set(range(len(self._plan.tasks)))
         self._began: dict[int, float] = {}
-        # If a coordinator was there before, its node was lost, and with it all that was under way.
-        self._submitted = set(self._left) if self._read_events() else set()
-        self._due = dict.fromkeys(sorted(self._left), 0.0)
-        self._under_way: dict[Any, int] = {}
-        self._deaths: Counter[int] = Counter()
-        self._busy: Counter[int] = Counter()
+        self._under_way: dict[int, Any] = {}
         self._cancelled: set[int] = set()
         self._stopped: dict[int, float] = {}
         self._ray: Any = importlib.import_module("ray")
         self._do = self._ray.remote(**self._plan.options)(do_task)
         self._me = self._ray.get_runtime_context().current_actor
-        threading.Thread(target=self._work, daemon=True).start()
+        threading.Thread(target=lambda: asyncio.run(self._work()), daemon=True).start()
 
     def left(self) -> list[int]:
         """The tasks that have not ended."""
@@ -158,15 +153,19 @@ class Coordinator:
         """Soon stops these tasks."""
         self._cancelled = self._cancelled | set(indices)
 
-    def _work(self) -> None:
+    async def _work(self) -> None:
+        # If a coordinator was there before, its node was lost, and with it all that was under way.
+        again = self._read_events()
+        at_work = [asyncio.create_task(self._see_to(index, again)) for index in sorted(self._left)]
         try:
             while self._left:
                 with contextlib.suppress(OSError):  # a full disk ends nothing
                     life_file(self._folder).touch()
                 self._read_events()
                 self._stop_tasks()
-                self._submit_due()
-                self._look()
+                await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+                for each in filter(asyncio.Task.done, at_work):
+                    each.result()  # raises what must not be lost
         finally:
             self._ray.kill(self._me, no_restart=True)
 
@@ -179,85 +178,59 @@ class Coordinator:
         self._left -= {event.index for event in events if event.kind in ENDS}
         return bool(events)
 
-    def _is_overdue(self, index: int) -> bool:
-        limit = self._plan.minutes
-        return (
-            limit is not None and time.monotonic() - self._began.get(index, math.inf) >= 60 * limit
-        )
-
     def _stop_tasks(self) -> None:
         """Stops those that were cancelled or reached their time limit."""
-        for index in self._cancelled & self._due.keys():
-            del self._due[index]
-            self._end(Event(INTERRUPTED, index))
-        now = time.monotonic()
-        for reference, index in self._under_way.items():
+        now, limit = time.monotonic(), 60 * (self._plan.minutes or math.inf)
+        for index, reference in self._under_way.items():
             if index in self._stopped:
                 if now - self._stopped[index] > SECONDS_TO_STOP:
                     self._ray.cancel(reference, force=True)
-            elif index in self._cancelled or self._is_overdue(index):
+            elif index in self._cancelled or now - self._began.get(index, math.inf) >= limit:
                 self._stopped[index] = now
                 self._ray.cancel(reference)
 
-    def _submit_due(self) -> None:
-        now = time.monotonic()
-        for index in [index for index, due in self._due.items() if due <= now]:
-            del self._due[index]
+    async def _see_to(self, index: int, again: bool) -> None:
+        """Has a task done, `again` where it was submitted before, until it has ended."""
+        deaths = busy = 0
+        while index not in self._cancelled:
             self._began.pop(index, None)
-            reference = self._do.remote(str(self._folder), index, index in self._submitted)
-            self._submitted.add(index)
-            self._under_way[reference] = index
+            self._under_way[index] = self._do.remote(str(self._folder), index, again)
+            stopped_by, died = await self._what_stopped(index)
+            self._read_events()  # the event of an end may have outlived its node
+            if not stopped_by:
+                self._left.discard(index)
+            if index not in self._left:
+                return
+            again, deaths, busy = True, deaths + died, busy + (stopped_by == BUSY)
+            if index in self._cancelled:
+                break
+            if index in self._stopped:
+                return self._fail(index, time_limit_reached(self._plan.minutes))
+            if deaths == _MOST_DEATHS:
+                how = "out of memory, or by a signal that Ray does not tell"
+                said = stopped_by.partition(" Check ")[0]
+                error = f"{_MOST_DEATHS} workers died at it: {how}. Ray says: {said}\n"
+                return self._fail(index, error)
+            if busy > _MOST_RETRIES_OF_BUSY:
+                return self._end(Event(BUSY, index))
+            if stopped_by == BUSY:  # owned by the lost process, which may not have noticed yet
+                await asyncio.sleep(_SECONDS_BEFORE_RETRY)
+        self._end(Event(INTERRUPTED, index))
 
-    def _look(self) -> None:
-        """Waits for tasks that Ray has finished with, and handles them."""
-        under_way = list(self._under_way)
-        if not under_way:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-            return
-        ready, _ = self._ray.wait(
-            under_way, num_returns=len(under_way), timeout=_SECONDS_BETWEEN_LOOKS
-        )
-        for reference in ready:
-            self._judge(self._under_way.pop(reference), reference)
-
-    def _judge(self, index: int, reference: Any) -> None:
-        """Decides what becomes of a task."""
-        stopped_by = self._what_stopped(index, reference)
-        self._read_events()  # the event of an end may have outlived its node
-        if not stopped_by:
-            self._left.discard(index)
-        if index not in self._left:
-            return
-        if index in self._cancelled:
-            self._end(Event(INTERRUPTED, index))
-        elif index in self._stopped:
-            self._fail(index, time_limit_reached(self._plan.minutes))
-        elif self._deaths[index] == _MOST_DEATHS:
-            how = "out of memory, or by a signal that Ray does not tell"
-            said = stopped_by.partition(" Check ")[0]
-            self._fail(index, f"{_MOST_DEATHS} workers died at it: {how}. Ray says: {said}\n")
-        elif stopped_by != BUSY:
-            self._due[index] = time.monotonic()
-        elif self._busy[index] < _MOST_RETRIES_OF_BUSY:
-            # Owned by the process that was lost, which may not have noticed yet.
-            self._busy[index] += 1
-            self._due[index] = time.monotonic() + _SECONDS_BEFORE_RETRY
-        else:
-            self._end(Event(BUSY, index))
-
-    def _what_stopped(self, index: int, reference: Any) -> str:
-        """See `do_task`; or what Ray says of it."""
+    async def _what_stopped(self, index: int) -> tuple[str, bool]:
+        """What `do_task` returned, or what Ray says of it; and whether its worker died."""
         errors = self._ray.exceptions
         try:
-            return str(self._ray.get(reference))
+            return str(await self._under_way[index]), False
         except (errors.TaskCancelledError, errors.NodeDiedError) as error:
-            return one_line(error)
+            return one_line(error), False
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
-            self._deaths[index] += 1
-            return one_line(error)
+            return one_line(error), True
         except Exception as error:  # a node that lacks what the task needs, for example
             self._fail(index, f"Ray: {error}\n")
-            return FAILED
+            return FAILED, False
+        finally:
+            del self._under_way[index]
 
     def _fail(self, index: int, error: str) -> None:
         with contextlib.suppress(OSError):  # the tasks' working directory need not be on this node
