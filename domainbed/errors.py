@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -59,3 +61,10 @@ def reason_of(error: Exception) -> str:
             f"there is not enough memory ({first}): choose a smaller batch_size, or fewer workers"
         )
     return f"a file cannot be written ({first}): is the disk full?" if _DISK_FULL in first else ""
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """What a misspelt name may mean: " Did you mean 'x'?", or nothing if no known name is near."""
+    by_lower = {each.lower(): each for each in known}
+    nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower[nearest[0]]!r}?" if nearest else ""

@@ -30,10 +30,9 @@ from domainbed.config.dimensions import (
     with_defaults,
 )
 from domainbed.core.seeding import hparam_seed
-from domainbed.core.suggest import did_you_mean
 from domainbed.datasets import DATASETS, dataset_facts
 from domainbed.datasets.image_domains import DATA_OPTIONS
-from domainbed.errors import UserError
+from domainbed.errors import UserError, did_you_mean
 from domainbed.networks import HEAD_OPTIONS, NETWORK_OPTIONS
 
 __all__ = [

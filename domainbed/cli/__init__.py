@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from domainbed.cli.common import Parser, execute, guarded, run_and_exit, tell
-from domainbed.core.suggest import did_you_mean
 from domainbed.core.version import __version__
+from domainbed.errors import did_you_mean
 
 _GROUPS = {
     "data": {

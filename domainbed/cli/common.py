@@ -17,10 +17,9 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from domainbed.core.plugins import import_plugins
-from domainbed.core.suggest import did_you_mean
+from domainbed.core.registry import import_plugins
 from domainbed.core.text_table import printable
-from domainbed.errors import reason_of
+from domainbed.errors import did_you_mean, reason_of
 
 BASELINE = "ERM"
 """What algorithms are compared with, unless another is named."""

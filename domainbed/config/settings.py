@@ -30,9 +30,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from domainbed.core.suggest import did_you_mean
 from domainbed.core.yaml_file import Where, read_yaml
-from domainbed.errors import UserError
+from domainbed.errors import UserError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")

@@ -1,16 +1,18 @@
-"""One registry for everything that has a name: datasets, algorithms, networks, launchers, …"""
+"""One registry for everything that has a name, and the import of plug-ins that register more."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, overload
 
-from domainbed.core.suggest import did_you_mean
-from domainbed.errors import UserError
+from domainbed.errors import UserError, did_you_mean
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
@@ -129,3 +131,41 @@ def _origin(entry: Any) -> str:
     if module in ("__main__", "__mp_main__"):  # a worker sees its parent's script under a new name
         module = getattr(sys.modules.get("__main__"), "__file__", None) or "__main__"
     return f"{module}.{getattr(entry, '__qualname__', repr(entry))}"
+
+
+def import_plugins(names: Iterable[str]) -> None:
+    """Imports modules by name, and `.py` files by path.
+
+    Raises:
+        UserError: one cannot be imported; the message has the reason.
+    """
+    for name in names:
+        try:
+            _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"plug-in {name!r} cannot be imported ({type(error).__name__}: {error}): give an "
+                "importable module or the path of a .py file"
+            ) from error
+
+
+def _import_file(path: Path) -> None:
+    module_name = f"domainbed_plugin_{path.stem}"
+    loaded = sys.modules.get(module_name)
+    if loaded is not None and Path(str(loaded.__file__)) == path.resolve():
+        return
+    if not path.is_file():
+        raise UserError(f"plug-in {str(path)!r} does not exist: give the path of a .py file")
+    path = path.resolve()
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"plug-in {str(path)!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise

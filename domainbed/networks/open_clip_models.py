@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.core.suggest import did_you_mean
-from domainbed.errors import UserError, one_line
+from domainbed.errors import UserError, did_you_mean, one_line
 
 PREFIX = "open_clip:"
 _LIST = 'python -c "import open_clip; print(open_clip.list_pretrained())"'

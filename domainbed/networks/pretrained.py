@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from domainbed.core.files import file_digest
-from domainbed.core.suggest import did_you_mean
-from domainbed.errors import UserError, one_line
+from domainbed.errors import UserError, did_you_mean, one_line
 from domainbed.networks import open_clip_models
 
 _LIST_TORCHVISION = 'python -c "from torchvision import models; print(models.list_models(models))"'

@@ -14,8 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from domainbed.core.names import order_algorithms, order_datasets
-from domainbed.core.suggest import did_you_mean
-from domainbed.errors import UserError
+from domainbed.errors import UserError, did_you_mean
 from domainbed.reporting import statistics
 from domainbed.reporting.statistics import CriticalDifference, PairedCell
 from domainbed.reporting.tables import AVERAGE, Report, domain_names, mean_over_trials

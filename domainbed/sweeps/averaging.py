@@ -19,8 +19,7 @@ import torch
 from domainbed.algorithms import Algorithm, PooledAlgorithm, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.names import averaged_algorithm, order_algorithms
-from domainbed.core.suggest import did_you_mean
-from domainbed.errors import UserError
+from domainbed.errors import UserError, did_you_mean
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec

@@ -31,7 +31,7 @@ from domainbed.config.settings import (
     read_fields,
 )
 from domainbed.core.names import dataset_label
-from domainbed.core.plugins import import_plugins
+from domainbed.core.registry import import_plugins
 from domainbed.core.yaml_file import Where
 from domainbed.errors import UserError
 

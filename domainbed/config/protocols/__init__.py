@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from domainbed.core.suggest import did_you_mean
-from domainbed.errors import UserError
+from domainbed.errors import UserError, did_you_mean
 
 DEFAULT_PROTOCOL = "default"
 FROZEN_FEATURES = "frozen-features"

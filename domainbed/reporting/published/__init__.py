@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from domainbed.core.suggest import did_you_mean
-from domainbed.errors import UserError
+from domainbed.errors import UserError, did_you_mean
 from domainbed.reporting.section import Section
 
 TABLES = Path(__file__).parent / "tables"
