@@ -145,13 +145,13 @@ def _collect(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace, records: Records) -> Report:
     from domainbed.reporting import build_report, only, planned_gaps, planned_selection
-    from domainbed.reporting.explain import by_folder, gaps_by_folder
+    from domainbed.reporting.explain import by_folder
     from domainbed.reporting.single_source import single_source_report, warn_of_single_source
 
     folders, gaps = args.folders, planned_gaps(args.folders)
     records = only(records, args.datasets, args.algorithms)
     if args.by_folder:
-        records, gaps = by_folder(records, folders), gaps_by_folder(folders)
+        records, gaps = by_folder(records, folders)
     if args.single_source:
         return single_source_report(records, args.selection)
     warn_of_single_source(records)

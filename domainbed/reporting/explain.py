@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,34 +17,19 @@ from domainbed.core.text_table import printable
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.reporting.render import cell_text
-from domainbed.reporting.tables import Cell, Column, Gaps, Report, tested_domains, trials_of
+from domainbed.reporting.tables import Cell, Gaps, Report, tested_domains, trials_of
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.load import PLAN_FILE, Folders, as_paths, run_folders
 from domainbed.runs.records import Records
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 
+_RUN = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
+Run = tuple[str, str, tuple[int, ...], int, int]
+"""What identifies a run, as `_RUN` names it; the test domains are sorted."""
 
-class Run(NamedTuple):
-    """What identifies a run; `test_envs` is sorted."""
-
-    dataset: str
-    algorithm: str
-    test_envs: tuple[int, ...]
-    trial_seed: int
-    hparams_seed: int
-
-
-class State(NamedTuple):
-    """What became of a run: `kind` is one of `states.STATES`."""
-
-    kind: str
-    detail: str = ""
-
-
-States = dict[Run, State]
-Expected = dict[tuple[str, str], list[Run]]
-"""The runs that there should be, by dataset and algorithm."""
+States = dict[Run, tuple[str, str]]
+"""What became of runs: one of `states.STATES`, and its details."""
 
 EVERYTHING = "every run is there and finished"
 
@@ -53,33 +38,36 @@ class Survey(NamedTuple):
     """What there should be, and what became of it.
 
     Attributes:
-        expected: the runs that there should be.
-        states: of those that left a trace.
+        runs: those that there should be, with the columns `dataset`, `algorithm`, `test_envs`
+            (tuple of int, sorted), `trial_seed`, `hparams_seed`, `state` (one of
+            `states.STATES`) and `detail`.
         unnamed: folders of runs without a record, of which nothing says which run they are.
     """
 
-    expected: Expected
-    states: States
+    runs: pd.DataFrame
     unnamed: list[RunFolder]
 
+    def of(self, dataset: str, algorithm: str) -> pd.DataFrame:
+        """The runs of one algorithm on a dataset."""
+        runs = self.runs
+        return runs[(runs["dataset"] == dataset) & (runs["algorithm"] == algorithm)]
 
-def explain(report: Report, folders: Folders) -> list[str]:
+
+def explain(report: Report, folders: Folders, found: Survey | None = None) -> list[str]:
     """Lines that say, for every cell that lacks runs, what became of them.
 
     What should be there is read from the folders' plan.json. Without one it is every combination
-    of the datasets, algorithms, test domains, hparams seeds and trials that are there.
+    of the datasets, algorithms, test domains, hparams seeds and trials that are there. `found` is
+    the `survey` of the folders, where it was made already.
 
     Raises:
         UserError: a plan.json is damaged.
     """
-    return explain_survey(report, survey(report.records.runs, folders))
-
-
-def explain_survey(report: Report, found: Survey) -> list[str]:
-    """As `explain`, of what is known already."""
-    lines = _cells(report, found.expected, found.states)
-    lines += _absent(report, found.expected, found.states)
-    lines += _unnamed(found.unnamed)
+    found = found or survey(report.records.runs, folders)
+    lines = [*_cells(report, found), *_absent(report, found)]
+    if found.unnamed:
+        lines += ["", "folders without a record, of runs that nothing names:"]
+    lines += [f"  {f.path}: {f.last_error() or 'no error is on file'}" for f in found.unnamed]
     return list(map(printable, lines)) or ["", EVERYTHING]
 
 
@@ -97,11 +85,16 @@ def survey(runs: pd.DataFrame, folders: Folders) -> Survey:
     without = [folder for root in roots for folder in _folders_without_records(root)]
     plan = {folder: run for root in roots for folder, run in _read_plan(root).items()}
     named = {**{f.path: run for f in without if (run := _own_name(f))}, **plan}
-    states = {**_folder_states(named), **_recorded_states(runs)}
-    expected: Expected = defaultdict(list)
-    for run in dict.fromkeys([*(plan.values() or _grid(runs)), *named.values()]):
-        expected[run.dataset, run.algorithm].append(run)
-    return Survey(expected, states, [f for f in without if f.path not in named])
+    states: States = {
+        run: _state(RunFolder(folder), "no record yet")
+        for folder, run in named.items()
+        if folder.is_dir()
+    }
+    states |= _recorded_states(runs)
+    expected = dict.fromkeys([*(plan.values() or _grid(runs)), *named.values()])
+    rows = [(*run, *states.get(run, (MISSING, ""))) for run in expected]
+    table = pd.DataFrame(rows, columns=[*_RUN, "state", "detail"])
+    return Survey(table, [f for f in without if f.path not in named])
 
 
 def count_states(report: Report, found: Survey) -> pd.DataFrame:
@@ -110,110 +103,82 @@ def count_states(report: Report, found: Survey) -> pd.DataFrame:
     Columns: `dataset`, `algorithm`, `test_envs` (tuple of int), `state` (one of `states.STATES`)
     and `runs`.
     """
-    rows = [
-        (run.dataset, run.algorithm, run.test_envs, found.states.get(run, State(MISSING)).kind)
-        for group, runs in found.expected.items()
-        if report.wants(*group)
-        for run in runs
-    ]
+    wanted = list(map(report.wants, found.runs["dataset"], found.runs["algorithm"]))
     columns = ["dataset", "algorithm", "test_envs", "state"]
-    return pd.DataFrame(rows, columns=columns).value_counts(sort=False).reset_index(name="runs")
+    return found.runs.loc[wanted, columns].value_counts(sort=False).reset_index(name="runs")
 
 
-def _cells(report: Report, expected: Expected, states: States) -> list[str]:
+def _cells(report: Report, found: Survey) -> list[str]:
     """The incomplete cells; methods with the same reasons share their lines."""
     titles: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
-    for place, reasons, title in _gaps(report, expected, states):
-        titles[place, tuple(reasons)].append(title)
-    lines: list[str] = []
-    for (place, why), found in titles.items():
-        lines += ["", f"{place}; {', '.join(found)}:", *(f"  {reason}" for reason in why)]
-    return lines
-
-
-def _gaps(
-    report: Report, expected: Expected, states: States
-) -> Iterator[tuple[str, list[str], str]]:
-    """Each incomplete cell: where it is, the reasons, and the method's title."""
     methods = {method.name: method for method in report.methods}
-    for table in report.tables:
-        if table.dataset is None:
-            continue
-        method, trials = methods[table.selection], trials_of(report.records.runs, table.dataset)
+    for table in [table for table in report.tables if table.dataset]:
+        method, dataset = methods[table.selection], str(table.dataset)
+        trials = len(trials_of(report.records.runs, dataset))
         for algorithm, cells in table.rows.items():
-            # Averaged weights are of runs that are planned under the algorithm's own name.
-            own = expected.get((table.dataset, algorithm))
-            runs = own or expected[table.dataset, trained_algorithm(algorithm)]
+            runs = found.of(dataset, algorithm)
+            if runs.empty:  # averaged weights are of runs planned under the algorithm's own name
+                runs = found.of(dataset, trained_algorithm(algorithm))
             for column, cell in zip(table.columns, cells[:-1]):
-                env = int(column.test_env)
-                needed = [run for run in runs if method.uses(run.test_envs, env)]
-                reasons = _reasons(needed, states)
-                if cell.gap:
-                    reasons.insert(0, f"left out of the plan: {cell.gap}")
-                if not reasons and cell.n_trials < len(trials):
-                    reasons = [_why_empty(needed, method)]
-                if reasons:
-                    place = f"{table.dataset}, {algorithm}, {_domain(column)}"
-                    yield place, reasons, f"{table.title} ({_shown(cell, len(trials))})"
+                if reasons := _reasons_of_cell(cell, int(column.test_env), runs, method, trials):
+                    domain = f"test domain {column.label} (number {column.test_env})"
+                    shown = f"{cell_text(cell)}, {cell.n_trials} of {trials} trials"
+                    place = f"{dataset}, {algorithm}, {domain}"
+                    titles[place, tuple(reasons)].append(f"{table.title} ({shown})")
+    return [
+        line
+        for (place, why), found_titles in titles.items()
+        for line in ("", f"{place}; {', '.join(found_titles)}:", *(f"  {reason}" for reason in why))
+    ]
 
 
-def _absent(report: Report, expected: Expected, states: States) -> list[str]:
-    """What is planned and asked for, but has no row or table because not one record is there."""
+def _reasons_of_cell(
+    cell: Cell, env: int, runs: pd.DataFrame, method: SelectionMethod, trials: int
+) -> list[str]:
+    """Why a cell is incomplete, of the runs of its algorithm and dataset; [] where it is whole."""
+    needed = runs[[method.uses(envs, env) for envs in runs["test_envs"]]]
+    reasons = [f"left out of the plan: {cell.gap}"] if cell.gap else []
+    reasons += _reasons(needed)
+    if reasons or cell.n_trials == trials:
+        return reasons
+    if method.needs_pairs and (needed["test_envs"].map(len) == 1).all():
+        return ["no runs with two test domains are planned or there, and this method needs them"]
+    if needed.empty:
+        return ["no runs with this test domain are planned or there"]
+    return ["all its runs are there, but no step is recorded exactly once by all that it needs"]
+
+
+def _absent(report: Report, found: Survey) -> list[str]:
+    """What is planned and asked for, but has no row or table because it has no record at all."""
     shown = {(table.dataset, name) for table in report.tables for name in table.rows}
     lines: list[str] = []
-    for (dataset, algorithm), runs in expected.items():
+    planned = list(dict.fromkeys(zip(found.runs["dataset"], found.runs["algorithm"])))
+    for dataset, algorithm in planned:
         if (dataset, algorithm) not in shown and report.wants(dataset, algorithm):
             lines += ["", f"{dataset}, {algorithm}; no record of any run:"]
-            lines += [f"  {reason}" for reason in _reasons(runs, states)]
+            lines += [f"  {reason}" for reason in _reasons(found.of(dataset, algorithm))]
     for (dataset, algorithm), why in {gap[:2]: why for gap, why in report.gaps.items()}.items():
-        known = (dataset, algorithm) in {*shown, *expected}
+        known = (dataset, algorithm) in {*shown, *planned}
         if not known and report.wants(dataset, algorithm):
             lines += ["", f"{dataset}, {algorithm}; left out of the plan:", f"  {why}"]
     return lines
 
 
-def _domain(column: Column) -> str:
-    return f"test domain {column.label} (number {column.test_env})"
-
-
-def _shown(cell: Cell, trials: int) -> str:
-    return f"{cell_text(cell)}, {cell.n_trials} of {trials} trials"
-
-
-def _why_empty(needed: list[Run], method: SelectionMethod) -> str:
-    if method.needs_pairs and all(len(run.test_envs) == 1 for run in needed):
-        return "no runs with two test domains are planned or there, and this method needs them"
-    if not needed:
-        return "no runs with this test domain are planned or there"
-    return "all its runs are there, but no step is recorded exactly once by all that it needs"
-
-
-def _reasons(needed: list[Run], states: States) -> list[str]:
-    """One line for each set of missing runs, and for each other one that is not done."""
-    by_kind: dict[str, list[tuple[Run, str]]] = defaultdict(list)
-    for run in needed:
-        state = states.get(run, State(MISSING))
-        by_kind[state.kind].append((run, state.detail))
-    lines = _missing([run for run, _ in by_kind[MISSING]])
+def _reasons(needed: pd.DataFrame) -> list[str]:
+    """One line for each set of missing runs, and for each other run that is not done."""
+    missing = needed[needed["state"] == MISSING].groupby(["test_envs", "trial_seed"])
+    seeds = [(len(envs), envs, trial, of["hparams_seed"]) for (envs, trial), of in missing]
+    lines = [
+        f"missing: test_envs {list(envs)}, trial {trial}, hparams seeds {_ranges(found)}"
+        for _, envs, trial, found in sorted(seeds, key=lambda each: each[:3])
+    ]
     for kind in (FAILED, RUNNING, PENDING, INTERRUPTED):
+        of_kind = needed[needed["state"] == kind].drop(columns=["dataset", "algorithm", "state"])
         lines += [
-            f"{kind}: test_envs {list(run.test_envs)}, trial {run.trial_seed}, "
-            f"hparams seed {run.hparams_seed}: {detail}"
-            for run, detail in sorted(by_kind[kind])
+            f"{kind}: test_envs {list(envs)}, trial {trial}, hparams seed {seed}: {detail}"
+            for envs, trial, seed, detail in sorted(of_kind.itertuples(index=False, name=None))
         ]
     return lines
-
-
-def _missing(runs: list[Run]) -> list[str]:
-    seeds: dict[tuple[tuple[int, ...], int], set[int]] = defaultdict(set)
-    for run in runs:
-        seeds[run.test_envs, run.trial_seed].add(run.hparams_seed)
-    return [
-        f"missing: test_envs {list(envs)}, trial {trial}, hparams seeds {_ranges(found)}"
-        for (envs, trial), found in sorted(
-            seeds.items(), key=lambda item: (len(item[0][0]), item[0])
-        )
-    ]
 
 
 def _ranges(numbers: Iterable[int]) -> str:
@@ -242,7 +207,7 @@ def _read_plan(root: Path) -> dict[Path, Run]:
 
 def _run(entry: Any) -> Run:
     """The run that a plan's entry or a row's dict describes."""
-    return Run(
+    return (
         dataset_label(entry["dataset"]),
         entry["algorithm"],
         tuple(sorted(entry["test_envs"])),
@@ -262,15 +227,8 @@ def _grid(runs: pd.DataFrame) -> list[Run]:
         sets = (pick for size in sizes for pick in itertools.combinations(domains, size))
         tested = set(tested_domains(runs, str(dataset)))
         envs = [pick for pick in sets if tested & {*pick}]
-        keys = itertools.product([dataset], algorithms, envs, trials, seeds)
-        grid += [Run(*values) for values in keys]
+        grid += itertools.product([str(dataset)], algorithms, envs, trials, seeds)
     return grid
-
-
-def _folder_states(named: dict[Path, Run]) -> States:
-    """What the folders of these runs say, as far as they exist."""
-    present = {folder: run for folder, run in named.items() if folder.is_dir()}
-    return {run: _state(RunFolder(folder), "no record yet") for folder, run in present.items()}
 
 
 def _recorded_states(runs: pd.DataFrame) -> States:
@@ -281,15 +239,15 @@ def _recorded_states(runs: pd.DataFrame) -> States:
         steps = row["args"].get("steps") or lengths[row["dataset"]]
         progress = f"last record at step {row['last_step']} of {steps} steps"
         state, run = _state(RunFolder(row["folder"]), progress), _run(row)
-        if states.get(run, State(MISSING)).kind != DONE:
+        if states.get(run, (MISSING, ""))[0] != DONE:
             states[run] = state
     return states
 
 
-def _state(folder: RunFolder, progress: str) -> State:
+def _state(folder: RunFolder, progress: str) -> tuple[str, str]:
     kind = folder.state()
     what = folder.last_error() if kind == FAILED else progress
-    return State(kind, f"{what} ({folder.path})")
+    return kind, f"{what} ({folder.path})"
 
 
 def _own_name(folder: RunFolder) -> Run | None:
@@ -299,12 +257,6 @@ def _own_name(folder: RunFolder) -> Run | None:
         return _run(entry) if entry is not None else None
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         return None
-
-
-def _unnamed(folders: list[RunFolder]) -> list[str]:
-    """The folders of runs without a record of which nothing says which run they are."""
-    lines = [f"  {f.path}: {f.last_error() or 'no error is on file'}" for f in folders]
-    return ["", "folders without a record, of runs that nothing names:", *lines] * bool(lines)
 
 
 def _folders_without_records(root: Path) -> list[RunFolder]:
@@ -353,37 +305,29 @@ def planned_gaps(folders: Folders) -> Gaps:
     return gaps
 
 
-def by_folder(records: Records, folders: Folders) -> Records:
-    """The records with the folder that each run was read from in its algorithm's name.
+def by_folder(records: Records, folders: Folders) -> tuple[Records, Gaps]:
+    """The records and `planned_gaps` with the folder of each in its algorithm's name.
+
+    A folder is called by its name, or by its whole path where another has the same name.
 
     Raises:
         UserError: a folder is given twice.
     """
-    labels = _folder_labels(folders)
-    runs = records.runs
-    names = [
-        f"{algorithm} [{labels.get(path) or labels[path.parent]}]"
-        for algorithm, path in zip(runs["algorithm"], map(Path, runs["folder"]), strict=True)
-    ]
-    return replace(records, runs=runs.assign(algorithm=names))
-
-
-def gaps_by_folder(folders: Folders) -> Gaps:
-    """As `planned_gaps`, for the names of algorithms that `by_folder` gives."""
-    return {
-        (dataset, f"{algorithm} [{label}]", envs): why
-        for root, label in _folder_labels(folders).items()
-        for (dataset, algorithm, envs), why in planned_gaps(root).items()
-    }
-
-
-def _folder_labels(folders: Folders) -> dict[Path, str]:
-    """Each folder's name, or its whole path where another has the same."""
     roots = as_paths(folders)
     if len(set(roots)) < len(roots):
         raise UserError(f"a folder is given twice: {', '.join(map(str, roots))}")
     names = [root.resolve().name for root in roots]
-    return {
+    labels = {
         root: name if names.count(name) == 1 else str(root)
         for root, name in zip(roots, names, strict=True)
     }
+    algorithms = [
+        f"{algorithm} [{labels.get(path) or labels[path.parent]}]"
+        for algorithm, path in zip(records.runs["algorithm"], map(Path, records.runs["folder"]))
+    ]
+    gaps = {
+        (dataset, f"{algorithm} [{label}]", envs): why
+        for root, label in labels.items()
+        for (dataset, algorithm, envs), why in planned_gaps(root).items()
+    }
+    return replace(records, runs=records.runs.assign(algorithm=algorithms)), gaps

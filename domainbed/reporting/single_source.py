@@ -103,42 +103,21 @@ def _views(records: Records) -> Records:
 
     Their datasets are called "dataset/source/target", for selection methods to choose in each.
     """
-    runs, accuracies = records.runs, records.accuracies
-    pairs = pd.DataFrame({"run": runs.index, "source": _sources(runs), "target": runs["test_envs"]})
+    runs, values = records.runs, records.values
+    domains = zip(runs["num_domains"], runs["test_envs"], strict=True)
+    sources = [(set(range(count)) - set(envs)).pop() for count, envs in domains]
+    pairs = pd.DataFrame({"run": runs.index, "source": sources, "target": runs["test_envs"]})
     pairs = pairs.explode("target", ignore_index=True).astype(int)
-    rows = pd.DataFrame({"run": _rows(records), "row": np.arange(len(accuracies.keys))})
-    joined = pairs.assign(view=pairs.index).merge(rows, on="run")
-    values = [
-        pd.DataFrame(
-            {
-                "run": joined["view"],
-                "step": accuracies.keys["step"].to_numpy()[joined["row"]],
-                "domain": domain,
-                "split": split,
-                "metric": "accuracy",
-                "value": table[joined["row"], joined[side]],
-            }
-        )
-        for domain, side in enumerate(("source", "target"))
-        for split, table in (("in", accuracies.in_split), ("out", accuracies.out_split))
-    ]
     views = runs.iloc[pairs["run"]].reset_index(drop=True)
-    labels = zip(views["dataset"], pairs["source"], pairs["target"], strict=True)
-    views = views.assign(dataset=["/".join(map(str, label)) for label in labels], num_domains=2)
-    views["test_envs"] = [(_TARGET,)] * len(views)
-    return Records(views, pd.concat(values, ignore_index=True).dropna(subset=["value"]))
-
-
-def _sources(runs: pd.DataFrame) -> list[int]:
-    """The one training domain of each run."""
-    pairs = zip(runs["num_domains"], runs["test_envs"], strict=True)
-    return [(set(range(count)) - set(envs)).pop() for count, envs in pairs]
-
-
-def _rows(records: Records) -> np.ndarray:
-    """Of each row of `records.accuracies` the position of its run."""
-    steps = records.values[["run", "step"]].drop_duplicates().sort_values(["run", "step"])
-    return steps["run"].to_numpy()
+    labels = (
+        views["dataset"] + "/" + pairs["source"].astype(str) + "/" + pairs["target"].astype(str)
+    )
+    views = views.assign(dataset=labels, num_domains=2, test_envs=[(_TARGET,)] * len(views))
+    sides = pairs.rename_axis("view").reset_index()
+    sides = sides.melt(["view", "run"], ["source", "target"], "side", "domain")
+    found = sides.merge(values[values["metric"] == "accuracy"], on=["run", "domain"])
+    domain = np.where(found["side"] == "target", _TARGET, 0)
+    return Records(views, found.assign(run=found["view"], domain=domain)[values.columns])
 
 
 def _accuracies(by_view: Accuracies) -> Accuracies:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,19 +97,15 @@ def unpacked(file: Path) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent))
-        try:
-            _unpack(file, aside)
-            os.replace(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            _unpack(file, Path(aside) / file.stem)
+            os.replace(Path(aside) / file.stem, folder)
     except OSError as error:
-        if folder.is_dir():  # another process was faster
-            return folder
-        raise UserError(
-            f"{file} cannot be unpacked in {folder.parent} ({error.strerror}): name a folder that "
-            "can be written with DOMAINBED_CACHE_DIR"
-        ) from error
+        if not folder.is_dir():  # no other process was faster
+            raise UserError(
+                f"{file} cannot be unpacked in {folder.parent} ({error.strerror}): name a folder "
+                "that can be written with DOMAINBED_CACHE_DIR"
+            ) from error
     return folder
 
 

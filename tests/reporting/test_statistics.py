@@ -168,7 +168,7 @@ def test_practically_equal():
     # and "equal" the rest. Better wins where 2u − u² > ½: u > 1 − √½, and P(u > x) = √(1 − x).
     one = statistics.practically_equal(np.array([3.0]), rope=1)
     assert one["p_better"] == pytest.approx(math.sqrt(math.sqrt(0.5)), abs=0.02)
-    assert sum(one) == pytest.approx(1)
+    assert sum(one.values()) == pytest.approx(1)
 
 
 def test_without_baycomp(monkeypatch):

@@ -15,7 +15,7 @@ from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.reporting import comparison
 from domainbed.reporting import comparison_sections as compared
-from domainbed.reporting.explain import EVERYTHING, count_states, explain_survey, survey
+from domainbed.reporting.explain import EVERYTHING, count_states, explain, survey
 from domainbed.reporting.figures import FIGURES, plain_style
 from domainbed.reporting.findings import RANKED, Findings, ranges
 from domainbed.reporting.page.html import inline_svg
@@ -248,7 +248,7 @@ def _on_the_line(findings: Findings) -> Part:
 def _runs(report: Report, folders: Folders) -> Part:
     found = survey(report.records.runs, folders)
     counts = count_states(report, found)
-    lines = explain_survey(report, found)
+    lines = explain(report, folders, found)
     reasons: list[tuple[str, list[str]]] = []
     for line in lines[:MAX_ROWS]:
         if line.startswith("  "):
