@@ -231,7 +231,7 @@ def _adapt(args: argparse.Namespace) -> int:
     if min(supports) < 0:
         raise UserError(f"--supports is {min(supports)}: expected 0 (all) or more", "supports")
     for each in adapt_runs(args.folder, args.algorithms, supports, _machine(args), args.dataset):
-        print(each.describe(), flush=True)
+        print(each.told, flush=True)
         adapted += each.supports is not None
     if not adapted:
         raise UserError(f"no run in {args.folder!r} predicts by a linear classifier on features")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,30 +15,21 @@ from domainbed.algorithms.t3a import SUPPORTS, Templates
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.names import averaged_algorithm
 from domainbed.errors import UserError
-from domainbed.sweeps.averaging import Member, finished_runs
-from domainbed.sweeps.beside import write_beside
-from domainbed.training.experiment import Experiment
+from domainbed.sweeps.averaging import finished_runs, write_beside
 from domainbed.training.initial_weights import linear_head
 from domainbed.training.trained import load_trained_weights, rebuild
 
 
-@dataclass(frozen=True)
-class Adapted:
+class Adapted(NamedTuple):
     """What adaptation of one run came to.
 
     Attributes:
-        member: the run.
         supports: M, which validated best; None where the run cannot be adapted.
-        told: for people.
+        told: one line for people.
     """
 
-    member: Member
     supports: int | None
     told: str
-
-    def describe(self) -> str:
-        """One line for people."""
-        return f"{self.member.spec.describe()}: {self.told}"
 
 
 class AdaptedHead(Algorithm):
@@ -77,37 +69,24 @@ def adapt_runs(
         UserError: no finished runs, or weights that were not kept.
     """
     for member in finished_runs(root, algorithms, dataset):
-        experiment = rebuild(member.folder, machine, dataset)
+        spec, experiment = member.spec, rebuild(member.folder, machine, dataset)
         load_trained_weights(experiment, member.folder)
         try:
-            featurizer, head = linear_head(experiment)
+            parts = linear_head(experiment)
         except UserError as error:
-            yield Adapted(member, None, f"left out: {error}")
+            yield Adapted(None, f"{spec.describe()}: left out: {error}")
             continue
-        yield _adapt(Path(root), experiment, member, featurizer, head, supports)
-
-
-def _adapt(
-    root: Path,
-    experiment: Experiment,
-    member: Member,
-    featurizer: nn.Module,
-    head: nn.Linear,
-    supports: Sequence[int],
-) -> Adapted:
-    def with_supports(most: int) -> Experiment:
-        return replace(experiment, algorithm=AdaptedHead(featurizer, head, most))
-
-    accuracies = {most: with_supports(most).validation_accuracy() for most in supports}
-    best = max(accuracies, key=lambda most: accuracies[most])
-    spec = member.spec
-    write_beside(
-        root,
-        averaged_algorithm(spec.algorithm, "T3A"),
-        with_supports(best),
-        runs=[spec.run_id],
-        kind="adapted",
-        hparams_seed=spec.hparams_seed,
-        hparams={**spec.hparams, "t3a_supports": best},
-    )
-    return Adapted(member, best, f"M {best or 'all'}, validation {100 * accuracies[best]:.1f}")
+        adapted = {m: replace(experiment, algorithm=AdaptedHead(*parts, m)) for m in supports}
+        accuracies = {m: each.validation_accuracy() for m, each in adapted.items()}
+        best = max(accuracies, key=lambda m: accuracies[m])
+        write_beside(
+            Path(root),
+            averaged_algorithm(spec.algorithm, "T3A"),
+            adapted[best],
+            runs=[spec.run_id],
+            kind="adapted",
+            hparams_seed=spec.hparams_seed,
+            hparams={**spec.hparams, "t3a_supports": best},
+        )
+        accuracy = f"validation {100 * accuracies[best]:.1f}"
+        yield Adapted(best, f"{spec.describe()}: M {best or 'all'}, {accuracy}")

@@ -7,23 +7,26 @@ read like any run's.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
 from domainbed.algorithms import Algorithm, PooledAlgorithm, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
+from domainbed.core.files import as_json_values, write_text
 from domainbed.core.names import averaged_algorithm, order_algorithms
 from domainbed.errors import UserError, did_you_mean
 from domainbed.runs.folder import RunFolder
+from domainbed.runs.record_keys import record_key
 from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
-from domainbed.sweeps.beside import write_beside
 from domainbed.sweeps.store import Store
 from domainbed.training.averages import estimate_statistics
 from domainbed.training.experiment import Experiment
@@ -61,20 +64,11 @@ METHODS = {
 2205.09739). The greedy choice is the same in both: recipe 1, and the restricted selection."""
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A finished run with its weights."""
 
     folder: RunFolder
     spec: RunSpec
-
-    def content(self) -> dict[str, Any]:
-        """What its model.pkl holds.
-
-        Raises:
-            UserError: the weights were not kept, or are damaged.
-        """
-        return read_model(self.folder.model, self.spec.run_id)
 
 
 @dataclass(frozen=True)
@@ -225,40 +219,35 @@ def _groups(
 
 def _check(members: Sequence[Member], method: Method) -> None:
     """Raises where some runs cannot be averaged, as far as their specs tell."""
-    first = members[0]
-    for member in members:
-        if not member.folder.model.is_file():
+    folder, ours = members[0]
+    for other, theirs in members:
+        if not other.model.is_file():
             raise UserError(
-                f"{member.folder.path} holds no {member.folder.model.name}: weights were not kept. "
-                "Train the sweep again in another folder, without skip_model_save"
+                f"{other.path} holds no {other.model.name}: weights were not kept. Train the sweep "
+                "again in another folder, without skip_model_save"
             )
-        ours, theirs = first.spec, member.spec
         for name in ("protocol", "features", "holdout_fraction", "uda_holdout_fraction", "metrics"):
             if getattr(ours, name) != getattr(theirs, name):
                 raise UserError(
-                    f"{name} is {getattr(ours, name)!r} in {first.folder.path} and "
-                    f"{getattr(theirs, name)!r} in {member.folder.path}: average runs alike"
+                    f"{name} is {getattr(ours, name)!r} in {folder.path} and "
+                    f"{getattr(theirs, name)!r} in {other.path}: average runs alike"
                 )
-        begun = [(spec.initial_weights, spec.initial_seed) for spec in (ours, theirs)]
-        if method.of_weights and begun[0] != begun[1]:
+        started = [(spec.initial_weights, spec.initial_seed) for spec in (ours, theirs)]
+        if method.of_weights and started[0] != started[1]:
             raise UserError(
-                f"{first.folder.path} and {member.folder.path} began with different weights, and "
-                f"the {method.title} is of runs that share them: train the sweep with "
+                f"{folder.path} and {other.path} started with different weights, and the "
+                f"{method.title} is of runs that share them: train the sweep with "
                 "'initial_weights: shared' or 'linear-probe', in another folder; or use --method "
                 "ensemble"
             )
-        if method.of_weights and ours.algorithm != theirs.algorithm:
-            for spec in (ours, theirs):
-                _check_predicts_plainly(spec.algorithm)
-
-
-def _check_predicts_plainly(algorithm: str) -> None:
-    if not _predicts_plainly(get_algorithm_class(algorithm)):
-        raise UserError(
-            f"{algorithm} predicts otherwise than by its classifier on its features: its weights "
-            "cannot be averaged with another algorithm's",
-            "algorithms",
-        )
+        several = method.of_weights and ours.algorithm != theirs.algorithm
+        for algorithm in (ours.algorithm, theirs.algorithm) if several else ():
+            if not _predicts_plainly(get_algorithm_class(algorithm)):
+                raise UserError(
+                    f"{algorithm} does not predict by its classifier on its features alone: its "
+                    "weights cannot be averaged with another algorithm's",
+                    "algorithms",
+                )
 
 
 def _predicts_plainly(cls: type[Algorithm]) -> bool:
@@ -276,8 +265,7 @@ def _average(
     if method.of_weights:
         taken = _mix(experiment, members, method.greedy)
     else:
-        taken = list(members)
-        device = str(experiment.device)
+        taken, device = list(members), str(experiment.device)
         models = [load_model(member.folder.path, device).module for member in members]
         experiment = replace(experiment, algorithm=Ensemble(models))
     names = order_algorithms(member.spec.algorithm for member in members)
@@ -292,9 +280,21 @@ def _mix(experiment: Experiment, members: Sequence[Member], greedy: bool) -> lis
     Returns:
         the members that were taken, in the order in which they came.
     """
-    own = members[0].content()["model_dict"]
+    first = members[0]
+    own = read_model(first.folder.model, first.spec.run_id)["model_dict"]
     names = _predicting_names(experiment.algorithm)
-    weights_of = partial(_weights, first=members[0], own=own, names=names)
+
+    def weights_of(member: Member) -> Weights:
+        state = read_model(member.folder.model, member.spec.run_id)["model_dict"]
+        for name in names:
+            if name not in state or state[name].shape != own[name].shape:
+                has = f"has shape {tuple(state[name].shape)}" if name in state else "is missing"
+                raise UserError(
+                    f"{member.folder.path} has another network than {first.folder.path}: {name!r} "
+                    f"{has} there and has shape {tuple(own[name].shape)} here; average runs of one "
+                    "architecture, with --algorithms"
+                )
+        return {name: state[name] for name in names}
 
     def validated(mixed: Sequence[Member]) -> float:
         _load(experiment, {**own, **mean_of(map(weights_of, mixed))})
@@ -335,19 +335,53 @@ def _predicting_names(algorithm: Algorithm) -> list[str]:
     return [name for name, value in state.items() if value.data_ptr() in places]
 
 
-def _weights(member: Member, first: Member, own: Weights, names: Sequence[str]) -> Weights:
-    """Those of a member that decide predictions.
+_OF_ONE_RUN = ("seed", "hparams", "fixed_hparams", "digests", "averages")
 
-    Raises:
-        UserError: its network is another than that of the first.
+
+def write_beside(
+    root: Path,
+    name: str,
+    experiment: Experiment,
+    *,
+    runs: Sequence[str],
+    kind: str = "average",
+    hparams_seed: int | None = None,
+    hparams: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Evaluates the experiment's algorithm, and writes a record that tables read like a run's.
+
+    It lies in a folder of its own; given again, the same takes its place.
+
+    Args:
+        root: the folder of the sweep.
+        name: of its row in the tables.
+        experiment: of one of the runs, with the algorithm that is to be measured.
+        runs: ids of those that it was made of.
+        kind: what the folder's name begins with.
+        hparams_seed: at which it stands; None where it is of several, and stands at 0.
+        hparams: to record.
     """
-    state = member.content()["model_dict"]
-    for name in names:
-        if name not in state or state[name].shape != own[name].shape:
-            has = f"has shape {tuple(state[name].shape)}" if name in state else "is missing"
-            raise UserError(
-                f"{member.folder.path} has another network than {first.folder.path}: {name!r} "
-                f"{has} there and has shape {tuple(own[name].shape)} here; average runs of one "
-                "architecture, with --algorithms"
-            )
-    return {name: state[name] for name in names}
+    spec = experiment.spec
+    own = [] if hparams_seed is None else [hparams_seed]
+    key = [name, spec.dataset_label, list(spec.test_envs), spec.trial_seed, *own]
+    digest = hashlib.md5(json.dumps(key).encode()).hexdigest()
+    folder = RunFolder(root / f"{kind}-{digest}")
+    fields = {k: v for k, v in spec.as_json().items() if k not in _OF_ONE_RUN}
+    args = {
+        **fields,
+        "algorithm": name,
+        "hparams_seed": hparams_seed or 0,
+        "environments": experiment.domain_names,
+        "torch": str(torch.__version__),
+        "output_dir": str(folder.path),
+        "runs": list(runs),
+    }
+    declared = experiment.dataset.test_domains
+    args |= {} if declared is None else {"test_domains": list(declared)}
+    values = experiment.evaluate(spec.steps - 1, experiment.all_splits())
+    measured = {record_key(v.domain, v.split, v.metric): v.value for v in values}
+    record = {"step": spec.steps - 1, **measured, "hparams": dict(hparams), "args": args}
+    line = json.dumps(as_json_values(record), sort_keys=True, allow_nan=False) + "\n"
+    with folder.exclusive():
+        write_text(folder.results, line)
+        write_text(folder.done, "done")

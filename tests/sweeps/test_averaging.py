@@ -238,7 +238,7 @@ def test_what_cannot_be_averaged_is_said(sweep: Path, tmp_path: Path) -> None:
     fails(sweep, "uniform-soup", "--together is for diwa-uniform", together=True)
     fails(tmp_path / "none", "ensemble", "is no folder")
     do(sweep, spec_of("MTL"))
-    fails(sweep, "diwa-uniform", "MTL predicts otherwise", together=True)
+    fails(sweep, "diwa-uniform", "MTL does not predict by its classifier", together=True)
     do(sweep, spec_of(seed=5, hparams={"mlp_width": 5}))
     fails(sweep, "uniform-soup", "has another network than", algorithms=["ERM"])
     do(sweep, spec_of(seed=6, initial_weights="own"))

@@ -70,7 +70,7 @@ class TestManyDomains:
         for name in DATASET_DOMAINS:
             assert configs.test_env_sets(name, get_dataset_class(name), list(SELECTION_METHODS))
 
-    @pytest.mark.parametrize("domains", [[3], [-1], [True], ["0"], 0, []])
+    @pytest.mark.parametrize("domains", [[3], [-1], [True], ["0"], []])
     def test_domains_that_are_not_there(self, domains, tmp_path):
         name = folder_dataset(tmp_path, 3, test_domains=domains)
         with pytest.raises(UserError, match=r"test_domains"):
