@@ -94,7 +94,7 @@ def _refuse_reruns(target: str | None) -> None:
     folder = Path(target or "")
     if "rerun-" not in folder.name:
         return
-    from domainbed.sweeps.reruns import is_rerun
+    from domainbed.sweeps.selected import is_rerun
 
     if is_rerun(folder):
         raise UserError(
@@ -203,7 +203,7 @@ def _rerun_best(args: argparse.Namespace) -> int:
     if args.new_trials < 1:
         raise UserError(f"--trials {args.new_trials}: expected a whole number from 1 on")
     config = _load(args.folder, args)
-    from domainbed.sweeps.reruns import prepare_reruns, rerun_methods
+    from domainbed.sweeps.selected import prepare_reruns, rerun_methods
 
     exit_status = 0
     for method in rerun_methods(config, args.methods):

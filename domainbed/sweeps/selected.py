@@ -1,38 +1,33 @@
-"""What a selection method chose in a sweep, as a model that is ready to predict."""
+"""What selection methods chose in a sweep: as a model that is ready to predict, and in new trials.
+
+Hyper-parameters are tuned first, then trials are added. The new runs have a folder of their own
+within the sweep's, one for each selection method, so that no table takes them for trials of the
+search; their records are marked, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed.core.names import average_in
+from domainbed.core.names import average_in, dataset_label, trained_algorithm
 from domainbed.errors import UserError
 from domainbed.reporting import load_records
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.record_keys import AVERAGES_BY_TITLE
 from domainbed.runs.records import Records
+from domainbed.runs.states import DONE, FAILED
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
+from domainbed.spec import RunSpec
+from domainbed.sweeps.config import SweepConfig
+from domainbed.sweeps.launch import Launch, prepare_runs
+from domainbed.sweeps.store import Store
 from domainbed.training.kept_models import is_final
 from domainbed.training.trained import Model, model_in, read_spec
 
-
-@dataclass(frozen=True)
-class Choice:
-    """A step of a run.
-
-    Attributes:
-        folder: of the run.
-        step: that was chosen.
-        average: of which the weights are; empty for the last ones.
-        is_last: whether the run has no later record.
-    """
-
-    folder: RunFolder
-    step: int
-    average: str
-    is_last: bool
+_PREFIX = "rerun-"
 
 
 def load_selected(
@@ -75,55 +70,144 @@ def load_selected(
     wanted = {"dataset": dataset, "algorithm": algorithm, "test_env": test_env}
     if trial_seed is not None:
         wanted["trial_seed"] = trial_seed
-    method = SELECTION_METHODS[selection]
-    records = load_records(sweep)
+    method, records = SELECTION_METHODS[selection], load_records(sweep)
     runs = records.runs
     records = records.only((runs["dataset"] == dataset) & (runs["algorithm"] == algorithm))
-    found = [] if records.runs.empty else _rows(method.select(records), wanted)
+    rows = [] if records.runs.empty else method.select(records).to_dict("records")
+    found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     if not found:
         cell = ", ".join(f"{name} {value!r}" for name, value in wanted.items())
         raise UserError(
             f"{method.name} chose nothing in {str(sweep)!r} for {cell}: `domainbed collect` shows "
             "the cells, and with --explain what they lack"
         )
-    choice = choice_of(records, min(found, key=lambda row: row["trial_seed"]))
-    return model_in(choice.folder, weights_of(choice, method), device)
+    row = min(found, key=lambda row: row["trial_seed"])
+    run, step = _run_of(records, row), int(row["step"])
+    folder = RunFolder(run["folder"])
+    return model_in(folder, _weights(folder, run, step, algorithm, method), device)
 
 
-def choice_of(records: Records, row: Mapping[str, Any]) -> Choice:
-    """Where the choice of a row, as `SelectionMethod.select` makes it, lies."""
-    runs = records.runs
-    same = runs["test_envs"] == (row["test_env"],)
-    for key in ("dataset", "algorithm", "hparams_seed", "trial_seed"):
-        same &= runs[key] == row[key]
-    run = runs[same].iloc[0]
-    average = AVERAGES_BY_TITLE.get(average_in(row["algorithm"]), "")
-    step = int(row["step"])
-    return Choice(RunFolder(run["folder"]), step, average, step == run["last_step"])
-
-
-def weights_of(choice: Choice, method: SelectionMethod) -> Path:
-    """The file of the weights at the step that was chosen.
+def _weights(
+    folder: RunFolder, run: Any, step: int, algorithm: str, method: SelectionMethod
+) -> Path:
+    """The file of the weights at the step of a run that was chosen.
 
     Raises:
         UserError: they were not kept, or the run is not finished.
     """
-    folder, average = choice.folder, choice.average
-    at_step = folder.model_at(choice.step, average=average)
+    average = AVERAGES_BY_TITLE.get(average_in(algorithm), "")
+    at_step = folder.model_at(step, average=average)
     if at_step.is_file():
         return at_step
     spec = read_spec(folder)
     last = folder.averaged_model(average) if average else folder.model
-    ended = choice.is_last and spec.record_last_step
-    if last.is_file() and is_final(spec, choice.step, ended):
+    ended = step == run["last_step"] and spec.record_last_step
+    if last.is_file() and is_final(spec, step, ended):
         return last
     keep = "all" if method.needs_pairs else "selected"
     raise UserError(
-        f"{folder.path} holds no weights of step {choice.step}, which {method.name} chose: do the "
-        f"sweep in another folder with `keep: {keep}`"
+        f"{folder.path} holds no weights of step {step}, which {method.name} chose: run the sweep "
+        f"in another folder with `keep: {keep}`"
     )
 
 
-def _rows(chosen: Any, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = chosen.to_dict("records")
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+def _run_of(records: Records, row: Mapping[str, Any]) -> Any:
+    """The row of `records.runs` of a choice, as `SelectionMethod.select` makes it."""
+    runs = records.runs
+    same = runs["test_envs"] == (row["test_env"],)
+    for key in ("dataset", "algorithm", "hparams_seed", "trial_seed"):
+        same &= runs[key] == row[key]
+    return runs[same].iloc[0]
+
+
+def is_rerun(folder: Path) -> bool:
+    """Whether a folder is one of reruns."""
+    method = folder.name.removeprefix(_PREFIX)
+    return folder.name.startswith(_PREFIX) and method in SELECTION_METHODS
+
+
+def rerun_methods(config: SweepConfig, names: Sequence[str] = ()) -> list[SelectionMethod]:
+    """The methods whose choices can be run again: the named ones, or those of the sweep.
+
+    Raises:
+        UserError: a method is unknown, chooses with runs on pairs, or there is none.
+    """
+    methods = [SELECTION_METHODS[name] for name in names or config.selection]
+    pairing = [method.name for method in methods if method.needs_pairs]
+    chosen = [method for method in methods if not method.needs_pairs]
+    if (names and pairing) or not chosen:
+        raise UserError(
+            f"{pairing[0]} chooses with runs on pairs of test domains, of which new trials have "
+            "none: give another --selection",
+            "selection",
+        )
+    return chosen
+
+
+def prepare_reruns(
+    config: SweepConfig, method: SelectionMethod, trials: int, retry: bool = False
+) -> Launch:
+    """The launch of new trials of what a method chose in a sweep.
+
+    Of each dataset, algorithm and test domain the run is taken that has the highest validation
+    accuracy of all that the method chose in a trial (of equals that of the first trial). The new
+    trials are numbered on from the sweep's last one.
+
+    Args:
+        config: of the last launch into the sweep's folder.
+        method: that chose.
+        trials: how many new ones.
+        retry: do what failed, rather than what is not done.
+
+    Raises:
+        UserError: the sweep is under way, or nothing was chosen.
+    """
+    # What is chosen should stay chosen.
+    store = Store(config.output_dir)
+    states = Counter(store.states(store.planned()).values())
+    if left := sum(states.values()) - states[DONE] - states[FAILED]:
+        raise UserError(
+            f"{left} of the {sum(states.values())} runs in {str(store.root)!r} are not done: new "
+            f"trials are of what was chosen among all: `domainbed sweep launch {store.root}`"
+        )
+    records = load_records(config.output_dir)
+    first = 1 + max(records.runs["trial_seed"])
+    seeds = tuple(range(first, first + trials))
+    best = _best(config, records, method)
+    if not best:
+        raise UserError(
+            f"{method.name} chose nothing in {config.output_dir!r}: `domainbed collect "
+            f"{config.output_dir} --explain` tells what is missing"
+        )
+    specs = [
+        spec.variant(spec.hparams_seed, seed, spec.hparams).model_copy(
+            update={"rerun": method.name}
+        )
+        for seed in seeds
+        for spec in best
+    ]
+    changes = {
+        "output_dir": str(Path(config.output_dir) / f"{_PREFIX}{method.name}"),
+        "selection": (method.name,),
+        "trials": seeds,
+    }
+    return prepare_runs(config.model_copy(update=changes), specs, retry)
+
+
+def _best(config: SweepConfig, records: Records, method: SelectionMethod) -> list[RunSpec]:
+    """The spec of the best chosen run of each dataset, algorithm and test domain.
+
+    Averages of weights come along with the runs that the last weights choose.
+    """
+    chosen = method.select(records)
+    chosen = chosen[chosen["algorithm"].map(trained_algorithm) == chosen["algorithm"]]
+    ordered = chosen.sort_values(["val_acc", "trial_seed"], ascending=[False, True], kind="stable")
+    rows = ordered.drop_duplicates(["dataset", "algorithm", "test_env"]).sort_index()
+    names = {dataset_label(name): name for name in config.datasets}
+    specs = [
+        read_spec(RunFolder(_run_of(records, row)["folder"])) for row in rows.to_dict("records")
+    ]
+    return [
+        spec.model_copy(update={"dataset": names.get(spec.dataset_label, spec.dataset)})
+        for spec in specs
+    ]

@@ -21,7 +21,7 @@ from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.launch import prepare
-from domainbed.sweeps.reruns import prepare_reruns, rerun_methods
+from domainbed.sweeps.selected import prepare_reruns, rerun_methods
 
 ORACLE, PAIRS = SELECTION_METHODS["oracle"], SELECTION_METHODS["leave-one-domain-out"]
 
