@@ -6,7 +6,6 @@ import contextlib
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from domainbed.runs.folder import Busy, RunFolder
 from domainbed.runs.states import BUSY, DONE, FAILED, RUNNING
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
-from domainbed.sweeps.costs import Costs, finished_costs
 from domainbed.sweeps.following import Display, follow, in_hand
-from domainbed.sweeps.status import Status, status_of
+from domainbed.sweeps.status import Costs, Status, finished_costs, status_of
 from domainbed.sweeps.store import PlannedRun, Store
 from domainbed.training import run
 from domainbed.training.machine import choose_device, require_precision
@@ -36,61 +34,47 @@ class Launch:
     Attributes:
         config: what the user asked for.
         store: where the runs go.
+        launcher: does them.
+        resources: of one run.
         runs: all runs of the sweep, by run id.
+        planned: the same, as plan.json keeps them.
         states: the state of each when this was made.
         in_hand: those that an engine has queued or running.
+        todo: those to do, by their ids.
         left_out: runs that the sweep asks for, and that cannot be; see `SweepConfig.left_out`.
         retried: whether failed runs are to be done again.
     """
 
     config: SweepConfig
     store: Store
+    launcher: Launcher
+    resources: Resources
     runs: Mapping[str, RunSpec]
+    planned: Mapping[str, PlannedRun]
     states: Mapping[str, str]
-    in_hand: Set[str] = frozenset()
-    left_out: Sequence[Mapping[str, Any]] = ()
-    retried: bool = False
-
-    @property
-    def todo(self) -> list[str]:
-        """The runs to do, by their ids: all that are neither done nor failed, or for a retry these.
-
-        One whose pending job its engine has forgotten is to be done again. What another process is
-        at is left to a launcher that waits, which finds out whether it is still at it.
-        """
-        left = {DONE, FAILED} if self.blocking else {DONE, FAILED, RUNNING}
-        wanted = [
-            i for i, s in self.states.items() if (s == FAILED if self.retried else s not in left)
-        ]
-        return [run_id for run_id in wanted if run_id not in self.in_hand]
+    in_hand: Set[str]
+    todo: Sequence[str]
+    left_out: Sequence[Mapping[str, Any]]
+    retried: bool
 
     @property
     def workers(self) -> int:
         """How many runs are done at the same time."""
-        launcher, resources = self._launcher
-        return launcher.parallelism(len(self.todo), resources)
+        return self.launcher.parallelism(len(self.todo), self.resources)
 
     @property
     def gpu_share(self) -> float:
         """The part of a GPU that a run on GPUs has."""
-        launcher, resources = self._launcher
-        return resources.gpus or 1 / getattr(launcher, "runs_per_gpu", 1)
+        return self.resources.gpus or 1 / getattr(self.launcher, "runs_per_gpu", 1)
 
     @property
     def blocking(self) -> bool:
         """Whether the runs are done only while this process waits."""
-        launcher, _ = self._launcher
-        return launcher.blocking
+        return self.launcher.blocking
 
     @property
     def _job(self) -> RunJob:
         return RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
-
-    @cached_property
-    def _launcher(self) -> tuple[Launcher, Resources]:
-        options = dict(self.config.launcher)
-        launcher, resources = create_launcher(options.pop("name"), options)
-        return launcher, resources.model_copy(update={"device": self.config.device})
 
     def costs(self) -> Costs | None:
         """What runs take, from those that are done; None if none is."""
@@ -100,11 +84,6 @@ class Launch:
     def status(self) -> Status:
         """What became of the runs by now."""
         return status_of(self.store, self.planned)
-
-    @cached_property
-    def planned(self) -> dict[str, PlannedRun]:
-        """The runs as plan.json keeps them, by their ids."""
-        return {run_id: run.planned() for run_id, run in self.runs.items()}
 
     def obstacles(self) -> list[str]:
         """What would keep the runs from being done: no such device here, or datasets not there."""
@@ -127,9 +106,8 @@ class Launch:
     @property
     def others(self) -> list[str]:
         """The runs that earlier launches have queued or running, and this one leaves to them."""
-        todo = set(self.todo)
         theirs = [i for i, s in self.states.items() if s == RUNNING or i in self.in_hand]
-        return [run_id for run_id in theirs if run_id not in todo]
+        return [run_id for run_id in theirs if run_id not in self.todo]
 
     def execute(self, with_others: bool = False) -> dict[str, str]:
         """Does the runs, and returns when none is left to do. What fails stops nobody.
@@ -177,20 +155,19 @@ class Launch:
                 launcher refuses.
         """
         self._check_device()  # one error now, not one in each run
-        todo = self.todo
         self.store.write_plan(self.config, self.planned, self.left_out)
-        for run_id in todo if self.retried else ():
+        for run_id in self.todo if self.retried else ():
             # Not where another launch has taken it up already.
             with contextlib.suppress(Busy), self.store.folder(run_id).exclusive():
                 self.store.folder(run_id).errors.unlink(missing_ok=True)
-        launcher, resources = self._launcher
-        tasks = [self.runs[run_id] for run_id in todo]
-        handle = launcher.submit(self._job, tasks, resources, self.store.launcher_folder.absolute())
-        for index, run_id in enumerate(() if self.blocking else todo):
-            folder = self.store.folder(run_id)
-            folder.mark_pending(self.config.launcher["name"], handle.jobs[index])
+        tasks = [self.runs[run_id] for run_id in self.todo]
+        folder = self.store.launcher_folder.absolute()
+        handle = self.launcher.submit(self._job, tasks, self.resources, folder)
+        for index, run_id in enumerate(() if self.blocking else self.todo):
+            run_folder = self.store.folder(run_id)
+            run_folder.mark_pending(self.config.launcher["name"], handle.jobs[index])
             for file in handle.logs(index):
-                folder.link_log(file)
+                run_folder.link_log(file)
         return handle
 
     def _check_device(self) -> None:
@@ -211,22 +188,32 @@ def prepare_runs(
     config: SweepConfig,
     specs: Iterable[RunSpec],
     retry: bool = False,
-    lacking: Sequence[Mapping[str, Any]] = (),
+    left_out: Sequence[Mapping[str, Any]] = (),
 ) -> Launch:
     """As `prepare`, of these runs in place of those that the config asks for.
 
     Raises:
         UserError: the folder holds a sweep with other settings.
     """
-    store = Store(config.output_dir)
-    planned = {spec.run_id: spec for spec in specs}
-    # A folder that is a link is left out, of which `states` warns.
-    runs = {i: spec for i, spec in planned.items() if not (store.root / i).is_symlink()}
-    store.refuse_other_settings(config, {i: spec.planned() for i, spec in runs.items()})
+    store, options = Store(config.output_dir), dict(config.launcher)
+    launcher, resources = create_launcher(options.pop("name"), options)
+    resources = resources.model_copy(update={"device": config.device})
+    # A folder that is a link is left out, of which `statuses` warns.
+    by_id = {spec.run_id: spec for spec in specs}
+    runs = {i: spec for i, spec in by_id.items() if not (store.root / i).is_symlink()}
+    planned = {run_id: spec.planned() for run_id, spec in runs.items()}
+    store.refuse_other_settings(config, planned)
     statuses = store.statuses(runs)
     states = {run_id: status.state for run_id, status in statuses.items()}
-    handed_on = in_hand(statuses, config.launcher)
-    return Launch(config, store, runs, states, handed_on, lacking, retry)
+    taken = in_hand(statuses, config.launcher)
+    # A run whose pending job its engine has forgotten is done again. What another process is at
+    # is left to a launcher that waits, which finds out whether it is still at it.
+    skipped = {DONE, FAILED} if launcher.blocking else {DONE, FAILED, RUNNING}
+    wanted = [i for i, s in states.items() if (s == FAILED if retry else s not in skipped)]
+    todo = [run_id for run_id in wanted if run_id not in taken]
+    return Launch(
+        config, store, launcher, resources, runs, planned, states, taken, todo, left_out, retry
+    )
 
 
 @dataclass(frozen=True)

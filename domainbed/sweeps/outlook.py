@@ -19,9 +19,8 @@ from domainbed.errors import UserError
 from domainbed.runs.states import DONE, FAILED, PENDING, RUNNING
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
-from domainbed.sweeps.costs import Costs, Estimate
 from domainbed.sweeps.launch import Launch
-from domainbed.sweeps.status import count_runs, status_lines
+from domainbed.sweeps.status import Costs, Estimate, count_runs, status_lines
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import process_set_up

@@ -106,7 +106,7 @@ class Store:
                 f"{str(self.root)!r} is the folder of a single run: choose another output_dir",
                 "output_dir",
             )
-        planned = self._planned()
+        planned = self._content()["runs"]
         taken = set(map(_place_in_grid, planned.values()))
         for run_id, run in runs.items():
             if run_id not in planned and _place_in_grid(run) in taken:
@@ -159,10 +159,8 @@ class Store:
                 f"{str(self.root)!r} holds no {self.plan.name}: name the folder of a launched "
                 "sweep, or its config"
             )
-        return self._planned()
-
-    def _planned(self) -> dict[str, PlannedRun]:
-        return dict(self._content()["runs"])
+        runs: dict[str, PlannedRun] = self._content()["runs"]
+        return runs
 
     def _content(self) -> dict[str, Any]:
         """What the plan says: `runs` by run id, and the list `left_out`."""
@@ -183,7 +181,7 @@ class Store:
 
     def run_folders(self) -> list[RunFolder]:
         """The folders of runs that are there, planned or not, by name."""
-        planned = self._planned()
+        planned = self._content()["runs"]
         paths = [self.root / name for name in sorted(self._names())]
         folders = [RunFolder(path) for path in paths if path.is_dir()]
         return [f for f in folders if f.path.name in planned or f.spec.exists()]

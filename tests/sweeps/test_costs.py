@@ -5,11 +5,11 @@ import json
 import pytest
 
 from domainbed.spec import RunSpec
-from domainbed.sweeps import costs, outlook
+from domainbed.sweeps import outlook, status
 from domainbed.sweeps.config import SweepConfig
-from domainbed.sweeps.costs import Estimate, finished_costs
 from domainbed.sweeps.launch import prepare
 from domainbed.sweeps.outlook import RECORD_BYTES, Timing, _hours, measured_costs
+from domainbed.sweeps.status import Estimate, finished_costs
 from domainbed.sweeps.store import Store
 
 
@@ -45,7 +45,7 @@ def test_finished_runs_tell_by_group_and_else_on_average(tmp_path, runs):
 
 
 def test_a_sample_of_finished_runs_is_looked_at(tmp_path, monkeypatch, runs):
-    monkeypatch.setattr(costs, "LOOKED_AT", 1)
+    monkeypatch.setattr(status, "LOOKED_AT", 1)
     store = Store(tmp_path)
     for seconds, run_id in enumerate(runs):
         finish(store.folder(run_id), seconds=float(seconds))
