@@ -1,4 +1,4 @@
-"""Doing the runs of a sweep: the flags of launchers, the question, and what came of it."""
+"""Launching a sweep: the flags of launchers, the question before, and the outcome."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def launch_sweep(
     wait: bool = False,
     skip_confirmation: bool = False,
 ) -> int:
-    """Launches a sweep and tells what came of it.
+    """Launches a sweep and reports the outcome.
 
     Args:
         config: of the sweep.
-        retry: do what failed, rather than what is not done.
+        retry: do the failed runs, rather than those that are not done.
         dry_run: only say what would be done.
-        wait: for runs that an engine does without this process, and for those that earlier
-            launches have queued or running.
+        wait: until runs that an engine does without this process, and those that earlier launches
+            have queued or running, are done.
         skip_confirmation: do not ask on a terminal.
 
     Returns:
@@ -71,7 +71,7 @@ def launch_sweep(
 
 
 def do(launch: Launch, dry_run: bool, wait: bool, skip_confirmation: bool) -> int:
-    """Does what is prepared; the arguments and the result are those of `launch_sweep`."""
+    """Launches a prepared sweep; the arguments and the result are those of `launch_sweep`."""
     from domainbed.sweeps.outlook import outlook, plan_lines
 
     print("\n".join(outlook(launch)), flush=True)
@@ -101,8 +101,8 @@ def _tell_submitted(launch: Launch, handle: Handle) -> int:
         shown = " … ".join(dict.fromkeys([jobs[0], jobs[-1]]))
         print(f"submitted {count_runs(len(handle.jobs))} as {len(jobs)} jobs: {shown}")
     print(
-        f"`domainbed sweep status {root}` tells how they are, `domainbed sweep cancel {root}` "
-        "takes them back."
+        f"`domainbed sweep status {root}` shows their states, `domainbed sweep cancel {root}` "
+        "cancels them."
     )
     return 0
 
@@ -121,10 +121,7 @@ def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
         return 0
     print(f"{done} of {count_runs(len(launch.runs))} are done, {failed} failed.")
     if left:
-        print(
-            f"{count_runs(left)} more: in the hands of another launch, or not to be done by "
-            "this one."
-        )
+        print(f"{count_runs(left)} more: owned by another launch, or not selected by this one.")
     if failed:
         print("\n".join(["Failed:", *failure_lines(failures)]))
         print(f"`domainbed sweep retry {launch.store.root}` does them again.")
@@ -153,12 +150,12 @@ def _interrupted_line(launch: Launch) -> str:
     count, root = count_runs(len(launch.runs)), launch.store.root
     if not launch.blocking:
         return (
-            f"\nno longer waiting: {done} of {count} are done, and the others go on. `domainbed "
-            f"sweep cancel {root}` takes them back."
+            f"\nno longer waiting: {done} of {count} are done, and the others continue. "
+            f"`domainbed sweep cancel {root}` cancels them."
         )
     return (
         f"\nstopped: {done} of {count} are done. The same command, or `domainbed sweep launch "
-        f"{root}`, goes on where this one stopped."
+        f"{root}`, resumes where this one stopped."
     )
 
 

@@ -46,6 +46,6 @@ class DiagnosisOptions(Settings):
     device: Text | None = Field(
         None,
         description="cpu, cuda or mps",
-        json_schema_extra={"default_text": "the best there is"},
+        json_schema_extra={"default_text": "the best available"},
     )
     num_workers: int = Field(0, ge=0, description="processes that read images")

@@ -1,7 +1,7 @@
-"""What a user may set of a run: each field once, with its type, bounds, default and help.
+"""The settings of a run: each field once, with its type, bounds, default and help.
 
-`RunFields` decide a run's numbers, `RunOptions` do not. The flags of the commands, the fields of
-a sweep's config, and the tables of the documentation are made from these declarations.
+`RunFields` decide a run's numbers, `RunOptions` do not. The flags of commands, the fields of a
+sweep's config, and the tables of the documentation follow from these declarations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FeatureSource(Settings):
     )
     views: int = Field(0, ge=0, description="augmented views of each image, beside itself")
     precision: Literal["float32", "bf16"] = Field(
-        "float32", description="what features are computed and kept in"
+        "float32", description="number format that features are computed and kept in"
     )
 
     def describe(self) -> str:
@@ -45,7 +45,7 @@ def _named_backbone(value: Any) -> Any:
 
 
 class RunFields(Settings):
-    """What a run's numbers depend on. A field that nobody sets has its protocol's value."""
+    """What a run's numbers depend on. A field that is not set has its protocol's value."""
 
     protocol: str = Field(
         DEFAULT_PROTOCOL, description="the named protocol, which gives all values that are not set"
@@ -79,7 +79,7 @@ class RunFields(Settings):
         "by-name", description="how random hyper-parameters are drawn"
     )
     shared_draws: bool = Field(
-        False, description="the same random hyper-parameters in all trials (DomainBed draws anew)"
+        False, description="the same random hyper-parameters in all trials (DomainBed redraws them)"
     )
     data_seed: Literal["trial", "run"] = Field(
         "trial", description="whose seed decides shuffle, label and colour noise of MNIST"
@@ -116,13 +116,15 @@ class RunFields(Settings):
         0.999, ge=0, lt=1, description="what the exponential moving average keeps per update"
     )
     sma_start: int = Field(
-        100, ge=0, description="update from which on the simple moving average takes weights in"
+        100, ge=0, description="first update that the simple moving average includes"
     )
     swad_n_converge: int = Field(
-        3, ge=1, description="records of which the first must be the best for SWAD to start"
+        3,
+        ge=1,
+        description="consecutive records of which the first must be the best for SWAD to start",
     )
     swad_n_tolerance: int = Field(
-        6, ge=1, description="records above the limit in a row that end SWAD"
+        6, ge=1, description="consecutive records above the limit that end SWAD"
     )
     swad_ratio: float | None = Field(
         None,
@@ -136,19 +138,19 @@ class RunFields(Settings):
     )
 
     def run_fields(self) -> dict[str, Any]:
-        """Those that were given, without a subclass's own; the others are the protocol's."""
+        """The fields that were given, without a subclass's own; the protocol decides the others."""
         names = [name for name in RunFields.model_fields if name in self.model_fields_set]
         return {name: getattr(self, name) for name in names}
 
 
 class RunOptions(Settings):
-    """Where a run is done and what is kept of it; nothing here changes its numbers."""
+    """Where a run is trained and what is kept of it; nothing here changes its numbers."""
 
     data_dir: Text = Field("data", description="holds the datasets")
     device: Text | None = Field(
         None,
         description="cpu, cuda or mps",
-        json_schema_extra={"default_text": "the best there is"},
+        json_schema_extra={"default_text": "the best available"},
     )
     num_workers: int | None = Field(
         None,
@@ -162,15 +164,15 @@ class RunOptions(Settings):
         "chooses, beside the last), or none",
         json_schema_extra={"default_text": "last"},
     )
-    skip_model_save: bool = Field(False, description="DomainBed's name of keep: none")
-    save_model_every_checkpoint: bool = Field(False, description="DomainBed's name of keep: all")
+    skip_model_save: bool = Field(False, description="DomainBed's name for keep: none")
+    save_model_every_checkpoint: bool = Field(False, description="DomainBed's name for keep: all")
     selection: Items[Text] | None = Field(
         None,
         description="selection methods that `keep: selected` is for",
         json_schema_extra={"default_text": "all"},
     )
     trackers: Items[Text] = Field(
-        (), description="what records are sent to as well: tensorboard, wandb, mlflow"
+        (), description="services that also receive records: tensorboard, wandb, mlflow"
     )
     save_predictions: bool = Field(
         False, description="keep the logits of every image after training, as Parquet"
@@ -186,13 +188,13 @@ class RunOptions(Settings):
 
     @property
     def weights(self) -> str:
-        """What is kept of them, however it was said: "all", "last", "selected" or "none"."""
+        """Which weights are kept, by whichever field: "all", "last", "selected" or "none"."""
         if self.keep or self.skip_model_save:
             return self.keep or "none"
         return "all" if self.save_model_every_checkpoint else "last"
 
     def run_options(self) -> RunOptions:
-        """These alone, of a subclass that has more."""
+        """The options alone, without a subclass's other fields."""
         return RunOptions(**{name: getattr(self, name) for name in RunOptions.model_fields})
 
 
@@ -208,7 +210,7 @@ def add_run_flags(parser: argparse.ArgumentParser, model: type[Settings]) -> Non
     groups = {
         "training and evaluation": {*RunFields.model_fields} - {*own, *_AVERAGING},
         "averages of the weights": {*_AVERAGING},
-        "where runs are done, and what is kept": {*RunOptions.model_fields} - {*own},
+        "where runs are trained, and what is kept": {*RunOptions.model_fields} - {*own},
     }
     add_flags(parser, model, only=own)
     for title, fields in groups.items():

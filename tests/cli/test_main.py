@@ -71,7 +71,7 @@ def test_train_begins_with_what_a_run_is(capsys):
     assert flags[:5] == ["dataset", "algorithm", "test_envs", "hparams", "output_dir"]
     assert re.findall(r"^(\w.*):$", out, re.M) == [
         *("options", "training and evaluation", "averages of the weights"),
-        *("where runs are done, and what is kept", "of every command"),
+        *("where runs are trained, and what is kept", "of every command"),
     ]
 
 

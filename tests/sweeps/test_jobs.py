@@ -128,7 +128,8 @@ def test_a_launch_returns_when_it_has_submitted(config, capsys):
 def test_who_stops_waiting_stops_no_run(config, queued, capsys):
     assert launch_sweep(config, wait=True) == 130
     assert (
-        "no longer waiting: 0 of 3 runs are done, and the others go on" in capsys.readouterr().err
+        "no longer waiting: 0 of 3 runs are done, and the others continue"
+        in capsys.readouterr().err
     )
     assert len(queued) == 2
 

@@ -267,7 +267,7 @@ def test_the_command_is_stopped_by_a_signal_and_goes_on(tmp_path: Path) -> None:
         time.sleep(0.2)
     pieces.send_signal(signal.SIGTERM)
     said = pieces.communicate(timeout=200)[0]
-    assert said.count("Interrupted; the same command goes on from") == 1
+    assert said.count("Interrupted; the same command resumes from") == 1
     assert RunFolder(tmp_path / "pieces").state() == INTERRUPTED
     assert "Finished:" in whole.communicate(timeout=200)[0]
     assert started("pieces").communicate(timeout=200)[0].count("Finished:") == 1
