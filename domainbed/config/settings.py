@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import importlib
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -144,30 +143,19 @@ Seeds = Annotated[
 # ---- from values to a model ----
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where values came from, for errors.
+Places = Mapping[Where, str]
+"""The names of places in errors: of ("steps",) "mine.yaml, line 4" or "--steps", of () the file."""
 
-    Attributes:
-        file: the YAML file.
-        lines: the line of each of its values.
-        flags: the flags that gave values, by the place of the value: {("steps",): "--steps"}.
-    """
 
-    file: str | Path | None = None
-    lines: Mapping[Where, int] = field(default_factory=dict)
-    flags: Mapping[Where, str] = field(default_factory=dict)
-
-    def name(self, where: Where) -> str:
-        """The place of a value: "mine.yaml, line 4, field 'algorithms[1]'", or "--algorithms"."""
-        flag = next((self.flags[part] for part in _outwards(where) if part in self.flags), "")
-        if flag:
-            return flag
-        line = next((self.lines[part] for part in _outwards(where) if part in self.lines), 0)
-        parts = [str(self.file)] if self.file is not None else []
-        parts += [f"line {line}"] if line else []
-        parts += [f"field {dotted(where)!r}"] if where else []
-        return ", ".join(parts)
+def _place(where: Where, places: Places) -> str:
+    """The name of a place: that of a flag, or else of the innermost value around it."""
+    around = [where[:end] for end in range(len(where), -1, -1)]
+    names = [places[part] for part in around if part in places]
+    flags = [name for name in names if name.startswith("--")]
+    name = [*flags, *names, ""][0]
+    if not where or name.startswith("--"):
+        return name
+    return f"{name}, field {dotted(where)!r}".removeprefix(", ")
 
 
 def dotted(where: Where) -> str:
@@ -191,7 +179,7 @@ def make(model: type[M], values: Mapping[str, Any], places: Places | None = None
     except UserError as error:  # of a check of the whole model
         where, said, shown, cause = error.where, str(error), "", error
     if places is not None:
-        message = f"{places.name(where)}: {said}" + (f", found {shown}" if shown else "")
+        message = f"{_place(where, places)}: {said}" + (f", found {shown}" if shown else "")
     else:
         message = f"{dotted(where)}{f' is {shown}' if shown else ''}: {said}"
     raise UserError(message.removeprefix(": "), *where) from cause
@@ -206,13 +194,13 @@ def load(model: type[M], file: str | Path | None, overrides: Mapping[str, Any] |
         UserError: see `make`; or the file cannot be read, see `read_yaml`.
     """
     overrides = overrides or {}
-    values, lines = read_fields(file)
-    places = Places(file, lines, {(name,): f"--{name}" for name in overrides})
+    values, places = read_fields(file)
+    places |= {(name,): f"--{name}" for name in overrides}
     return make(model, given(model, {**values, **overrides}), places)
 
 
-def read_fields(file: str | Path | None) -> tuple[dict[str, Any], dict[Where, int]]:
-    """The fields in a YAML file, and the line of each value; without a file there are none.
+def read_fields(file: str | Path | None) -> tuple[dict[str, Any], dict[Where, str]]:
+    """The fields in a YAML file, and the places of their values; without a file there are none.
 
     Raises:
         UserError: the file does not hold fields with values.
@@ -220,11 +208,10 @@ def read_fields(file: str | Path | None) -> tuple[dict[str, Any], dict[Where, in
     if file is None:
         return {}, {}
     values, lines = read_yaml(file)
-    if values is None:
-        return {}, lines
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise UserError(f"{file}, line 1: expected fields with values, found {found(values)}")
-    return values, lines
+    places = {where: f"{file}, line {line}" for where, line in lines.items()}
+    return values or {}, {**places, (): str(file)}
 
 
 def given(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,10 +225,6 @@ def found(value: Any) -> str:
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = 80
     return shown.repr(list(value) if isinstance(value, tuple) else value)
-
-
-def _outwards(where: Where) -> Iterator[Where]:
-    return (where[:end] for end in range(len(where), 0, -1))
 
 
 def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, str]:

@@ -19,7 +19,6 @@ from domainbed.config.run_fields import RunFields, RunOptions
 from domainbed.config.settings import (
     Items,
     Listed,
-    Places,
     Seeds,
     Text,
     checked,
@@ -32,7 +31,6 @@ from domainbed.config.settings import (
 )
 from domainbed.core.names import dataset_label
 from domainbed.core.registry import import_plugins
-from domainbed.core.yaml_file import Where
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -328,7 +326,7 @@ def load_config(
             `overrides` does not.
     """
     overrides = overrides or {}
-    values, lines = read_fields(file)
+    values, places = read_fields(file)
     if file is not None and Path(file).with_name("plan.json").exists():
         _refuse_plugins(file, values.get("plugins"), overrides.get("plugins"))
         values.pop("on_finish", None)  # which no launch writes there
@@ -337,9 +335,9 @@ def load_config(
     if launcher_options:
         chosen = _chosen(values.get("launcher", {}))
         values["launcher"] = {"name": "local", **chosen, **launcher_options}
-    flags: dict[Where, str] = {(name,): f"--{name}" for name in overrides}
-    flags |= {("launcher", name): f"--{name}" for name in launcher_options}
-    return make(SweepConfig, values, Places(file, lines, flags))
+    places |= {(name,): f"--{name}" for name in overrides}
+    places |= {("launcher", name): f"--{name}" for name in launcher_options}
+    return make(SweepConfig, values, places)
 
 
 def _refuse_plugins(file: str | Path, kept: Any, named: Iterable[str] | None) -> None:

@@ -8,7 +8,6 @@ from pydantic import Field, ValidationError, model_validator
 from domainbed.config.settings import (
     Items,
     Listed,
-    Places,
     Seeds,
     Settings,
     Text,
@@ -100,7 +99,7 @@ def test_what_is_wrong_is_said_with_its_place(field, value, expected, found):
     where = error.value.where
     assert where[0] == field
     assert str(error.value) == f"{dotted(where)} is {found}: {expected}"
-    places = Places("my.yaml", {(field,): 4}, {})
+    places = {(field,): "my.yaml, line 4"}
     with pytest.raises(UserError) as error:
         make(Example, {field: value}, places)
     place = f"my.yaml, line 4, field {dotted(where)!r}"
@@ -121,10 +120,10 @@ def test_the_place_is_where_the_fault_lies():
 
 def test_a_check_of_the_whole_names_its_field():
     with pytest.raises(UserError, match=r"^mine, field 'steps': 13 brings no luck$") as error:
-        make(Example, {"steps": 13}, Places("mine"))
+        make(Example, {"steps": 13}, {(): "mine"})
     assert error.value.where == ("steps",)
     with pytest.raises(UserError, match=r"^--steps: 13 brings no luck$"):
-        make(Example, {"steps": 13}, Places("mine", flags={("steps",): "--steps"}))
+        make(Example, {"steps": 13}, {(): "mine", ("steps",): "--steps"})
 
 
 def test_seeds_are_a_count_or_a_list():
