@@ -1,4 +1,4 @@
-"""How files get to disk safely: written aside and moved into place, by whom they are to be."""
+"""Writing files safely: aside and then moved into place, and only by the owner of the folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _guards: ContextVar[_Guards] = ContextVar("guards", default=MappingProxyType({})
 
 @contextmanager
 def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
-    """Calls `check` before this thread changes a file of `folder`: it raises if it must not."""
+    """Calls `check`, which may raise, before this thread changes a file of `folder`."""
     token = _guards.set({**_guards.get(), folder: check})
     try:
         yield
@@ -34,27 +34,27 @@ def guarded(folder: Path, check: Callable[[], None]) -> Iterator[None]:
 
 
 def check_guard(folder: Path) -> None:
-    """Raises what `guarded` has been told to, for a change that is not made by this module."""
+    """Calls the check that `guarded` set, for a change that is not made by this module."""
     if check := _guards.get().get(folder):
         check()
 
 
 def aside_of(file: Path) -> Path:
-    """A path beside `file` that no other process or thread has."""
+    """A path beside `file` that no other process or thread uses."""
     return file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def remove_asides(folder: Path) -> None:
-    """Removes what processes that were killed have left; one that is not dead fails to write."""
+    """Removes what killed processes left; one that is still alive then fails to write."""
     for name in os.listdir(folder):
         if _ASIDE.fullmatch(name):
             (folder / name).unlink(missing_ok=True)
 
 
 def append_text(file: Path, text: str, to_disk: bool = False) -> None:
-    """Adds text; it is on disk before this returns, if `to_disk`."""
+    """Appends text; with `to_disk` it is on disk before this returns."""
     with naming(file), file.open("a", encoding="utf-8") as stream:
-        # Asked when the file is open: whoever takes the folder over puts another in its place.
+        # Checked once the file is open: a new owner of the folder replaces the file by another.
         check_guard(file.parent)
         stream.write(text)
         if to_disk:
@@ -70,7 +70,7 @@ def write_text(file: Path, text: str, to_disk: bool = True) -> None:
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Gives the errors of writing to `file` its name: a full disk does not say where it is."""
+    """Adds the name of `file` to errors of writing to it: a full disk does not say where it is."""
     try:
         yield
     except OSError as error:
@@ -80,10 +80,10 @@ def naming(file: Path) -> Iterator[None]:
 
 @contextmanager
 def written_aside(file: Path, to_disk: bool = True) -> Iterator[Path]:
-    """A path beside `file` to write to; it takes `file`'s place when all went well.
+    """A path beside `file` to write to; it replaces `file` if all went well.
 
     It is on disk first, unless `to_disk` is false: faster, for what is soon written again.
-    Nothing takes the place of a device or a pipe, such as /dev/null: that itself is written to.
+    A device or a pipe, such as /dev/null, is not replaced but written to.
     """
     if _is_device(file):
         with naming(file):
@@ -104,7 +104,7 @@ def written_aside(file: Path, to_disk: bool = True) -> Iterator[Path]:
 
 
 def _is_device(file: Path) -> bool:
-    """Or a pipe, or one of the system's names for them: /dev/stdout may lead to a plain file."""
+    """Or a pipe, or one of the system's names for them: /dev/stdout may be a plain file."""
     is_other = file.exists() and not file.is_file() and not file.is_dir()
     return is_other or file.parent == Path("/dev")
 
@@ -113,7 +113,7 @@ def regular(file: Path) -> Path:
     """`file`, unless it is a pipe, which would block, or a device, which may never end.
 
     Raises:
-        OSError: it is one, or a folder, or not there.
+        OSError: it is one, or a folder, or missing.
     """
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file", str(file))
@@ -140,9 +140,9 @@ def file_digest(file: Path, kind: str = "sha256") -> str:
 
 @contextmanager
 def locked(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Holds a lock on `file`; the system lets go of it when the process dies.
+    """Holds a lock on `file`, which the system releases when the process dies.
 
-    `on_wait` is called where another process holds it.
+    `on_wait` is called if another process holds it.
     """
     lock = FileLock(file)
     try:
@@ -157,7 +157,7 @@ def locked(file: Path, on_wait: Callable[[], None]) -> Iterator[None]:
 
 
 def cache_folder(data_dir: str | Path) -> Path:
-    """Where what was computed from data is kept, for all runs.
+    """The folder of what was computed from data, for all runs.
 
     Below the data folder, or in the folder that DOMAINBED_CACHE_DIR names.
     """

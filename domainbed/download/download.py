@@ -7,6 +7,7 @@ next call resumes from it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -241,10 +242,9 @@ class _Job:
             target.write_bytes(content)
             return
         if self.partial in content.parents:  # a second name: the first one is removed later
-            try:
-                return os.link(content, target)
-            except OSError:  # not every file system has links
-                pass
+            with contextlib.suppress(OSError):  # not every file system has links
+                os.link(content, target)
+                return
         shutil.copyfile(regular(content), target)
 
     def _move_into_place(self, notes: list[str]) -> None:

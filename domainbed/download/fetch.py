@@ -1,4 +1,4 @@
-"""Fetching the files of a source, and unpacking archives that nobody vouches for.
+"""Fetching the files of a source, and unpacking archives that cannot be trusted.
 
 An interrupted download resumes from the bytes that are there: gdown does this for single files,
 huggingface_hub for the files of a repository.
@@ -34,7 +34,7 @@ _DAMAGED = (
 
 
 class Unusable(Exception):
-    """What a source, or a user, handed over cannot be used; one line that says why."""
+    """What a source, or a user, provided cannot be used; one line that says why."""
 
 
 class BadArchive(Unusable):
@@ -184,7 +184,7 @@ def extract(archive: Path, folder: Path, most: int) -> int:
         raise BadArchive(
             archive, f"is refused: its member {name!r} leads out of the folder"
         ) from error
-    except tarfile.ReadError as error:  # lists what each compression has to say
+    except tarfile.ReadError as error:  # it lists what each compression reports
         raise BadArchive(archive, "is damaged (no zip or tar archive)") from error
     except _DAMAGED as error:
         raise BadArchive(archive, f"is damaged ({one_line(error)})") from error

@@ -1,4 +1,4 @@
-"""Finding a dataset's images in whatever a source, or a user, hands over.
+"""Finding a dataset's images in whatever a source, or a user, provides.
 
 Supported are: image folders at any depth and under any of the names in use, with or without split
 folders; TerraIncognita's camera-trap images with their annotations; DomainNet's raw archives with
@@ -82,9 +82,9 @@ def find_layout(name: str, dataset: Any, origin: Origin, roots: Sequence[Path]) 
 
 
 def _best_folder(roots: Iterable[Path], score: Callable[[Path], int]) -> tuple[Path, int] | None:
-    """The folder at or below `roots` with the highest score, and that; of equals the least deep.
+    """The folder at or below `roots` with the highest score, then the least deep; and its score.
 
-    What lies below a folder with a score is not looked at.
+    What is below a folder with a score is not searched.
 
     Raises:
         Unusable: several are equal.
@@ -103,7 +103,7 @@ def _best_folder(roots: Iterable[Path], score: Callable[[Path], int]) -> tuple[P
     places = [each[2] for each in scored if each[:2] == best]
     if len(places) > 1:
         first, second = map(str, places[:2])
-        raise Unusable(f"the dataset lies in {first!r} and in {second!r}: name one")
+        raise Unusable(f"the dataset is in {first!r} and in {second!r}: name one")
     return (places[0], best[0]) if best else None
 
 
@@ -165,7 +165,7 @@ def _terra_images(
     """Four locations and the ten categories of the Caltech Camera Traps.
 
     Beery, Van Horn, Perona, ECCV 2018, in the subset of Gulrajani and Lopez-Paz 2021, appendix. An
-    image that is annotated with several of the categories lies in the folder of each, as in
+    image that is annotated with several of the categories is in the folder of each, as in
     DomainBed. `notes` gets their number, and that of annotated images without a file.
     """
     labels: dict[tuple[str, str], set[str]] = {}
@@ -182,7 +182,7 @@ def _terra_images(
         for category in sorted(categories):
             yield f"{domain}/{category}/{name}", named[name]
     several = sum(len(categories) > 1 for categories in here.values())
-    notes.append(f"{several:,} images have several of the categories and lie in each folder")
+    notes.append(f"{several:,} images have several of the categories and are in each folder")
     if missing := len(labels) - len(here):
         notes.append(f"{missing:,} annotated images have no file")
 

@@ -1,4 +1,4 @@
-"""Launchers: where the runs of a sweep are done. A new one: its file, and its import here."""
+"""Launchers: where the runs of a sweep are executed. A new one: its file, and its import here."""
 
 from __future__ import annotations
 

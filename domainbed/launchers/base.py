@@ -1,7 +1,7 @@
 """The contract of launchers: a job, its tasks and the resources of one go in, a handle comes back.
 
-A launcher is blocking, and does the tasks while its handle is waited for; or it hands them to an
-engine (a queue, a cluster), which does them whether or not anybody waits.
+A launcher is blocking, and executes the tasks while its handle is waited for; or it submits them to
+an engine (a queue, a cluster), which executes them whether or not anybody waits.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Event:
 
     Attributes:
         kind: STARTED; PROGRESS; and at the end exactly one of DONE, FAILED, INTERRUPTED (it was
-            asked to stop, and can go on) and BUSY (another process is at work on the same task).
-            A task that is begun again, elsewhere or after its worker died, is STARTED again.
+            asked to stop, and can resume) and BUSY (another process is executing the same task).
+            A task that is restarted, elsewhere or after its worker died, is STARTED again.
         index: the task's position in the list.
-        steps: how many steps it has taken, of a PROGRESS.
-        error: why it FAILED.
+        steps: for PROGRESS, how many steps it has taken.
+        error: for FAILED, the reason.
     """
 
     kind: str
@@ -63,25 +63,25 @@ class Event:
 
 
 class Job(ABC):
-    """What is done with each task. It must be picklable."""
+    """What to do with each task. It must be picklable."""
 
     @abstractmethod
     def __call__(self, task: Any, on_step: Callable[[int], None]) -> None:
         """Does one task, and calls `on_step` with the number of steps taken.
 
         Raises:
-            Busy: another process is at work on the task.
+            Busy: another process is executing the task.
             Interrupted: it stopped because `stop_requested`.
         """
 
     def on_failure(self, task: Any, error: str) -> None:  # noqa: B027  # most have nothing to do
-        """Writes down why a task FAILED that could not do so itself: its worker died, say.
+        """Records why a task FAILED that could not do so itself, as when its worker died.
 
-        Whoever decides that it failed calls this, on whatever machine, before telling; and maybe
-        others once more.
+        Called by whoever decides that it failed, on any machine, before the event is sent; it may
+        be called more than once.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be recorded.
         """
 
 
@@ -89,7 +89,7 @@ OnEvent = Callable[[Event], None]
 
 
 class Resources(Settings):
-    """What one task is given. None leaves it to the launcher."""
+    """What one task gets. None leaves it to the launcher."""
 
     cores: int | None = Field(None, ge=1, description="cores of one run")
     gpus: float | None = Field(
@@ -103,10 +103,10 @@ class Resources(Settings):
 
 
 class Handle(ABC):
-    """Tasks that were submitted. It follows their states by their events.
+    """Submitted tasks, whose states follow from their events.
 
     Attributes:
-        jobs: the engine's id of each task's job; several tasks may be of one.
+        jobs: the engine's id of each task's job; several tasks may share one.
     """
 
     def __init__(self, jobs: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ class Handle(ABC):
 
     @abstractmethod
     def wait(self, on_event: OnEvent) -> None:
-        """Returns when no task is left to do; a blocking launcher does them meanwhile.
+        """Returns when all tasks have ended; a blocking launcher executes them meanwhile.
 
         A task that fails, or whose process dies, stops no other.
 
@@ -123,23 +123,23 @@ class Handle(ABC):
             on_event: called in this process and thread; call `noting(on_event)` in its place.
 
         Raises:
-            KeyboardInterrupt: as it came. What a blocking launcher had under way is stopped where
-                it can be taken up again; what an engine does goes on.
+            KeyboardInterrupt: passed on. A blocking launcher's tasks are stopped where they can
+                resume; an engine's continue.
         """
 
     @abstractmethod
     def cancel(self) -> None:
-        """Stops the tasks that are not at their end; also from another thread."""
+        """Stops the tasks that have not ended; may be called from another thread."""
 
     def state(self, index: int) -> str:
-        """PENDING, RUNNING, DONE, FAILED or INTERRUPTED, by what `wait` has been told.
+        """PENDING, RUNNING, DONE, FAILED or INTERRUPTED, by the events that `wait` received.
 
-        A task that another process is at work on is RUNNING.
+        A task that another process is executing is RUNNING.
         """
         return self._states[index]
 
     def logs(self, index: int) -> list[Path]:
-        """The files of what a task's job printed; none where it prints in this process."""
+        """The files with what a task's job printed; none if it prints in this process."""
         return []
 
     def noting(self, on_event: OnEvent) -> OnEvent:
@@ -154,11 +154,11 @@ class Handle(ABC):
 
 
 class Launcher(Settings):
-    """Where tasks are done. A subclass's fields are the launcher's options, and its flags.
+    """Where tasks are executed. A subclass's fields are the launcher's options, and its flags.
 
     Attributes:
-        blocking: whether tasks are done only while the handle is waited for.
-        resource_options: the fields of `Resources` that it can see to; they are its options too.
+        blocking: whether tasks are executed only while the handle is waited for.
+        resource_options: the fields of `Resources` that it supports; they are its options too.
     """
 
     blocking: ClassVar[bool] = True
@@ -166,9 +166,9 @@ class Launcher(Settings):
 
     @abstractmethod
     def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
-        """Takes over all tasks, to be done in their order as far as it can.
+        """Takes over all tasks, and executes them in their order as far as possible.
 
-        They are done in the working directory of this process, and find `ENGINE_VARIABLE` and
+        They are executed in the working directory of this process, with `ENGINE_VARIABLE` and
         `JOB_VARIABLE` set.
 
         Args:
@@ -183,7 +183,7 @@ class Launcher(Settings):
 
     @abstractmethod
     def parallelism(self, tasks: int, resources: Resources) -> int:
-        """How many of `tasks` tasks are done at the same time, at most."""
+        """How many of `tasks` tasks are executed at the same time, at most."""
 
     def known(self, jobs: Iterable[str]) -> set[str]:
         """Those of an engine's jobs that are still queued or running, whoever submitted them.
@@ -194,7 +194,7 @@ class Launcher(Settings):
         return set()
 
     def cancel(self, jobs: Iterable[str]) -> None:
-        """Takes jobs back from the engine, whoever submitted them. What runs is asked to stop.
+        """Withdraws jobs from the engine, whoever submitted them. Running ones are asked to stop.
 
         Where there is no engine, jobs are processes, see `this_process`.
 
@@ -210,7 +210,7 @@ class Launcher(Settings):
 
 
 def this_process() -> str:
-    """The job of tasks that are done by this process, or by workers of it: its machine and id."""
+    """The job of tasks that this process or its workers execute: its machine and process id."""
     return f"{platform.node()}:{os.getpid()}"
 
 
@@ -231,7 +231,7 @@ class Throttle:
 
 
 def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
-    """Does one task and reports on it. All that it raises becomes an event, except Ctrl-C."""
+    """Executes one task and reports on it. All it raises becomes an event, except Ctrl-C."""
     throttle = Throttle(_SECONDS_BETWEEN_REPORTS)
 
     def on_step(steps: int) -> None:
@@ -252,7 +252,7 @@ def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
 
 
 def failed(job: Job, index: int, task: Any, error: str) -> Event:
-    """A FAILED, after the job was told; where it cannot write it down, the launch reports it."""
+    """A FAILED, after the job recorded it; where that is impossible, the launch reports it."""
     with suppress(Exception):
         job.on_failure(task, error)
     return Event(FAILED, index, error=error)
@@ -264,9 +264,9 @@ def time_limit_reached(minutes: float | None) -> str:
 
 
 def engine_variables(engine: str, job: str) -> dict[str, str]:
-    """`ENGINE_VARIABLE` and `JOB_VARIABLE` as tasks of this process are to find them.
+    """`ENGINE_VARIABLE` and `JOB_VARIABLE` for tasks of this process.
 
-    Within another engine's job, that engine and its job.
+    Within another engine's job, they name that engine and its job.
     """
     own = {ENGINE_VARIABLE: engine, JOB_VARIABLE: job}
     return {name: os.environ.get(name, value) for name, value in own.items()}
@@ -274,7 +274,7 @@ def engine_variables(engine: str, job: str) -> dict[str, str]:
 
 @contextmanager
 def environment_set(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets environment variables for a while: a process begun meanwhile has them from the start.
+    """Sets environment variables for a while: a process started meanwhile has them from the start.
 
     PyTorch counts threads and GPUs when it is imported; a worker could only set them too late.
     """

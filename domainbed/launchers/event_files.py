@@ -1,4 +1,4 @@
-"""Events of tasks that are done elsewhere: files on a shared file system, and following them."""
+"""Events of tasks executed elsewhere: files on a shared file system, and following them."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def _job_and_number(file: Path) -> tuple[str, int]:
 
 
 class Following(Handle):
-    """Tasks that an engine does, followed by the events that `reader` finds.
+    """Tasks that an engine executes, followed by the events that `reader` finds.
 
     Args:
         jobs: the engine's id of each task's job.
         reader: of these jobs' events.
-        ends: the events after which nothing more is heard of a task. Where a job may be queued
-            again, INTERRUPTED is none, and is not passed on.
+        ends: the events that end a task. Where a job may be requeued, INTERRUPTED does not, and
+            is not passed on.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class Following(Handle):
 
     @abstractmethod
     def _lost(self) -> list[Event]:
-        """How tasks ended of which the engine knows nothing any more; called again and again."""
+        """How tasks ended that the engine does not know any more; called repeatedly."""
 
     def _follow(self, on_event: OnEvent, end: float) -> None:
         """Passes events on until no task is left, or until `end` of the monotonic clock."""
         while self._left and time.monotonic() < end:
-            lost = self._lost()  # asked first: all that their jobs wrote can be read by then
+            lost = self._lost()  # asked first: what their jobs wrote can be read afterwards
             for event in self._reader.read():
                 if event.kind in self._ends or event.kind not in ENDS:
                     self._pass_on(event, on_event)

@@ -1,4 +1,4 @@
-"""Worker processes on this machine: tasks are given out to them, and those that die replaced."""
+"""Worker processes on this machine, which are given tasks, and replaced when they die."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SECONDS_TO_STOP = 30.0
 """For a task that was asked to stop: a step of a large network, and a checkpoint on a slow disk."""
 _SECONDS_TO_END = 3.0
 _SECONDS_TO_FINISH = 30.0
-"""For what libraries do at the end of a process: the last upload of a tracker, say."""
+"""For what libraries do at the end of a process: the last upload of a tracker, for example."""
 _MOST_DEATHS = 2
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
 # What a terminal sends to all of its processes: the parent decides what it means for workers.
@@ -50,13 +50,13 @@ _OF_THE_TERMINAL = [number for number in SIGNALS if number != signal.SIGTERM]
 
 
 class _Worker:
-    """One process and the task that it is at.
+    """One process and its current task.
 
     Attributes:
         index: of the task; None while it has none.
-        began: when that task did, by the monotonic clock; infinite while it has not.
-        asked_to_stop: when it was, by the monotonic clock.
-        is_leaving: whether it is to get no more tasks.
+        began: when that task started, by the monotonic clock; infinite while it has not.
+        asked_to_stop: when that was, by the monotonic clock.
+        is_leaving: whether it gets no more tasks.
     """
 
     def __init__(self, place: Place) -> None:
@@ -108,7 +108,7 @@ class _Worker:
         return f"exit status {code}"
 
     def end(self) -> None:
-        """Ends the process, whatever it is at, and waits for its end."""
+        """Ends the process, whatever it is doing, and waits for it."""
         if self.index is None:
             self.send(None)
             self.process.join(_SECONDS_TO_FINISH)
@@ -121,7 +121,7 @@ class _Worker:
 class Pool(Handle):
     """The workers and the queue of tasks.
 
-    A worker that dies is replaced, and its task given out again: it resumes from what it wrote.
+    A worker that dies is replaced, and its task given to another: it resumes from what it wrote.
     With `_MOST_DEATHS` workers dead at it, a task is FAILED.
 
     Args:
@@ -147,7 +147,7 @@ class Pool(Handle):
         self._cancelled = threading.Event()
 
     def wait(self, on_event: OnEvent) -> None:
-        """Does all tasks; an interrupt lets those under way write what they can resume from."""
+        """Executes all tasks; an interrupt lets running ones write what they can resume from."""
         noted = self.noting(on_event)
         try:
             self._work(noted)
@@ -170,11 +170,11 @@ class Pool(Handle):
             self._stop(on_event)
 
     def _stop(self, on_event: OnEvent) -> None:
-        """Asks all tasks under way to stop, and waits for it; a further interrupt ends them."""
+        """Asks all running tasks to stop, and waits for them; another interrupt ends them."""
         self._stopping = True
         if busy := self._busy():
             log.warning(
-                "stopping: %d at work may take up to %d seconds to save what they resume from; "
+                "stopping: %d runs may take up to %d seconds to write a checkpoint; "
                 "Ctrl-C ends them at once", len(busy), _SECONDS_TO_STOP,
             )  # fmt: skip
         while busy := self._busy():
@@ -186,12 +186,14 @@ class Pool(Handle):
         return [worker for worker in self._workers if worker.index is not None]
 
     def _look(self, on_event: OnEvent, seconds: float) -> None:
-        """Waits for news of the workers, at most so long, and deals with it."""
+        """Waits for news of the workers, at most so long, and handles it."""
         connection.wait([worker.connection for worker in self._busy()], timeout=seconds)
         for worker in self._busy():
             if self._is_overdue(worker):
                 worker.ask_to_stop()
             self._handle(worker, on_event)
+            if worker.index is None:
+                self._occupy(worker)
 
     def _is_overdue(self, worker: _Worker) -> bool:
         return time.monotonic() - worker.began >= 60 * (self._minutes or math.inf)
@@ -207,8 +209,6 @@ class Pool(Handle):
         if worker.index is not None and worker.is_leaving:
             worker.index = None
             self._judge(index, worker, worker.how_it_died(), on_event)
-        if worker.index is None:
-            self._next(worker)
 
     def _judge(self, index: int, worker: _Worker, death: str, on_event: OnEvent) -> None:
         """Decides what becomes of a task that stopped, or whose worker died, before its end."""
@@ -217,7 +217,7 @@ class Pool(Handle):
         elif self._is_overdue(worker):
             error = time_limit_reached(self._minutes)
             on_event(failed(self._job, index, self._tasks[index], error))
-        elif not death:  # somebody asked the worker to stop, and not this pool
+        elif not death:  # somebody other than this pool asked the worker to stop
             self._queue.appendleft(index)
         elif self._deaths[index] < _MOST_DEATHS - 1:
             self._deaths[index] += 1
@@ -227,14 +227,16 @@ class Pool(Handle):
             error = f"{_MOST_DEATHS} workers died at it, the last with {death}\n"
             on_event(failed(self._job, index, self._tasks[index], error))
 
-    def _next(self, worker: _Worker) -> None:
-        """Gives an idle worker its next task, or replaces it."""
+    def _occupy(self, worker: _Worker) -> None:
+        """Gives an idle worker its next task, ends it, or replaces it."""
         if worker.is_leaving:
             self._workers.remove(worker)
             worker.end()
             self._start_worker(worker.place)
-        else:
+        elif self._queue and not self._stopping:
             self._assign(worker)
+        else:
+            worker.send(None)
 
     def _start_worker(self, place: Place) -> None:
         if self._queue and not self._stopping:
@@ -244,12 +246,9 @@ class Pool(Handle):
             self._assign(worker)
 
     def _assign(self, worker: _Worker) -> None:
-        if self._queue and not self._stopping:
-            index = self._queue.popleft()
-            worker.index, worker.began = index, math.inf
-            worker.send((index, self._tasks[index]))
-        else:
-            worker.send(None)
+        index = self._queue.popleft()
+        worker.index, worker.began = index, math.inf
+        worker.send((index, self._tasks[index]))
 
 
 def _work(pipe: connection.Connection) -> None:
@@ -281,7 +280,7 @@ def _exit_with_parent() -> None:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Blocks Ctrl-C for a while: a process begun meanwhile never sees it, this one afterwards.
+    """Blocks Ctrl-C for a while: a process started meanwhile never sees it, this one afterwards.
 
     Else a worker that is still importing would print a traceback before it can ignore the signal.
     """

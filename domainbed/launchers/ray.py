@@ -1,7 +1,7 @@
 """The launcher for Ray: a running cluster, or one that is started on this machine for the sweep.
 
-On the cluster a coordinator, which is a detached actor, gives out the tasks: they are done whether
-or not the process that submitted them lives. (Ray's own jobs would do so too, but need its
+On the cluster a coordinator, which is a detached actor, submits the tasks: they are executed
+whether or not the process that launched them lives. (Ray's own jobs would do so too, but need its
 dashboard, and end with the node that their entry point runs on.) A connection to Ray is needed to
 submit, to ask and to cancel, but not to follow: the events are in files, see `ray_tasks`.
 """
@@ -110,7 +110,7 @@ class RayLauncher(Launcher):
         return min(tasks, places(nodes, needs_of(nodes, resources)))
 
     def known(self, jobs: Iterable[str]) -> set[str]:
-        """Of a cluster that does not answer, none: they resume from what they wrote elsewhere."""
+        """None of a cluster that does not answer: they resume elsewhere from what they wrote."""
         known: set[str] = set()
         for address, by_coordinator in _grouped(jobs).items():
             try:
@@ -119,7 +119,7 @@ class RayLauncher(Launcher):
                         left = _left(ray, name, indices)
                         known |= {_id(name, index, address) for index in left}
             except UserError as error:
-                log.warning("warning: %s; its runs are taken for lost", error)
+                log.warning("warning: %s; its runs are considered lost", error)
         return known
 
     def cancel(self, jobs: Iterable[str]) -> None:
@@ -218,7 +218,7 @@ class _OnOwnCluster(_OnCluster):
             try:
                 self._follow(noted, math.inf)
             except KeyboardInterrupt:
-                log.warning("stopping: runs write what they can resume from")
+                log.warning("stopping: runs write checkpoints")
                 self.cancel()
                 self._follow(noted, time.monotonic() + SECONDS_TO_STOP)
                 raise
@@ -349,7 +349,7 @@ def _nodes_of(ray: Any) -> list[dict[str, float]]:
 
 
 def needs_of(nodes: Sequence[Mapping[str, float]], resources: Resources) -> dict[str, float]:
-    """What a task takes of a node, by Ray's names. Where there are GPUs, one, unless told."""
+    """What a task takes of a node, by Ray's names; by default one GPU if the cluster has any."""
     gpus = resources.gpus
     if gpus is None:
         wanted = resources.device is None or resources.device.startswith("cuda")

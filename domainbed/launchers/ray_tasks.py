@@ -1,7 +1,7 @@
 """What runs on a Ray cluster: the tasks of a launch, and a coordinator that gives them out.
 
-All that they and the launch tell each other is in a folder of the launch, which all nodes see: the
-tasks, the events, the logs.
+They communicate with the launch through its folder, which all nodes see: the tasks, the events, the
+logs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MOST_DEATHS = 2
 
 
 class PickledJob(Job):
-    """A job and tasks that are unpickled where they are done; others need not import them."""
+    """A job whose tasks are unpickled where they are executed; others need not import them."""
 
     def __init__(self, job: Job) -> None:
         self._job = pickled(job)
@@ -81,7 +81,7 @@ class Plan:
     import_path: list[str]
 
     def work_here(self) -> None:
-        """Makes this process one in which the tasks can be done."""
+        """Prepares this process for executing tasks."""
         sys.path.extend(each for each in self.import_path if each not in sys.path)
         os.chdir(self.directory)
 
@@ -124,12 +124,12 @@ def reader_of(folder: Path) -> EventReader:
 
 @cache
 def _writer(folder: Path) -> EventWriter:
-    """That of this process, which does one task after the other."""
+    """That of this process, which executes one task after another."""
     return EventWriter(folder, _TEAM)
 
 
 class Coordinator:
-    """Has the tasks of a plan done until all have ended. It becomes an actor."""
+    """Has the tasks of a plan executed until all have ended. It becomes an actor."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -170,7 +170,7 @@ class Coordinator:
             self._ray.kill(self._me, no_restart=True)
 
     def _read_events(self) -> bool:
-        """Notes which tasks have begun and ended; whether there was news."""
+        """Notes which tasks have started and ended; returns whether there was any event."""
         events = self._reader.read()
         for event in events:
             if event.kind == STARTED:
@@ -190,7 +190,7 @@ class Coordinator:
                 self._ray.cancel(reference)
 
     async def _see_to(self, index: int, again: bool) -> None:
-        """Has a task done, `again` where it was submitted before, until it has ended."""
+        """Has a task executed, `again` if it was submitted before, until it has ended."""
         deaths = busy = 0
         while index not in self._cancelled:
             self._began.pop(index, None)
@@ -207,7 +207,7 @@ class Coordinator:
             if index in self._stopped:
                 return self._fail(index, time_limit_reached(self._plan.minutes))
             if deaths == _MOST_DEATHS:
-                how = "out of memory, or by a signal that Ray does not tell"
+                how = "out of memory, or by a signal that Ray does not name"
                 said = stopped_by.partition(" Check ")[0]
                 error = f"{_MOST_DEATHS} workers died at it: {how}. Ray says: {said}\n"
                 return self._fail(index, error)
@@ -243,7 +243,7 @@ class Coordinator:
 
 
 def do_task(folder: str, index: int, again: bool) -> str:
-    """Does a task of a plan in a worker process of Ray's.
+    """Executes a task of a plan in a worker process of Ray.
 
     Args:
         folder: of the launch.
@@ -251,8 +251,8 @@ def do_task(folder: str, index: int, again: bool) -> str:
         again: whether it was submitted before.
 
     Returns:
-        "" where it has ended, as an event says. INTERRUPTED where it was asked to stop; BUSY where
-        it is done `again`, and another process is at work on it.
+        "" if it has ended, as an event says. INTERRUPTED if it was asked to stop; BUSY if
+        it is executed `again`, and another process is executing it.
     """
     place = Path(folder)
     plan, events = _plan_of(place), _writer(place)

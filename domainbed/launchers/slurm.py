@@ -1,9 +1,9 @@
 """The launcher for SLURM clusters: job arrays through submitit, with one or several tasks a job.
 
-A job does its tasks with worker processes, as the launcher local does. SLURM warns a job some time
-before its time limit (SIGUSR2), and ends it, or takes its node away, with SIGTERM: on either the
-tasks write what they can go on from. A job that was warned puts itself into the queue again; one
-that was preempted SLURM puts there.
+A job executes its tasks in worker processes, as the launcher local does. SLURM warns a job some
+time before its time limit (SIGUSR2), and ends or preempts it with SIGTERM: on either, the tasks
+write what they can resume from. A job that was warned requeues itself; a preempted one is requeued
+by SLURM.
 """
 
 from __future__ import annotations
@@ -75,19 +75,19 @@ class SlurmLauncher(Launcher):
     setup: Items[Text] = Field(
         (), description="shell commands that a job of SLURM begins with, such as 'module load …'"
     )
-    tasks_per_job: int = Field(1, ge=1, description="runs that one job of SLURM does")
+    tasks_per_job: int = Field(1, ge=1, description="runs in one job of SLURM")
     workers_per_job: int = Field(
-        1, ge=1, description="runs that one job of SLURM does at the same time"
+        1, ge=1, description="runs that one job of SLURM executes at the same time"
     )
     max_jobs: int | None = Field(
         None,
         ge=1,
         description="jobs of SLURM at the same time",
-        json_schema_extra={"default_text": "as many as SLURM lets"},
+        json_schema_extra={"default_text": "as many as SLURM allows"},
     )
 
     def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
-        # A folder for each submission: a cluster that is set up anew numbers its jobs from 1 on.
+        # A folder for each submission: a newly installed cluster numbers its jobs from 1 on.
         folder = folder.absolute() / f"slurm-{uuid.uuid4().hex[:12]}"
         numbered, size = list(enumerate(tasks)), self.tasks_per_job
         packs = [numbered[first : first + size] for first in range(0, len(numbered), size)]
@@ -179,7 +179,7 @@ class Batch:
 
 
 class _Submitted(Following):
-    """Jobs that SLURM has; their events come through files."""
+    """Jobs submitted to SLURM; their events come through files."""
 
     def __init__(self, launcher: SlurmLauncher, jobs: Sequence[str], folder: Path) -> None:
         # An interrupted task has not ended while its job may be queued again.
@@ -223,7 +223,7 @@ class _Submitted(Following):
 
 
 def do_batch(batch: Batch) -> None:
-    """Does the tasks of one job, or after a requeue those that are left; runs on a node."""
+    """Executes the tasks of one job, or after a requeue the remaining ones; runs on a node."""
     name: str = _submitit().JobEnvironment().job_id
     os.environ.update({ENGINE_VARIABLE: "slurm", JOB_VARIABLE: name})
     told = EventReader(batch.folder, [name]).read()
@@ -273,10 +273,10 @@ def _stopped_by_signals(handle: Handle) -> Iterator[set[signal.Signals]]:
 
 
 def _requeue(name: str, told: Iterable[Event]) -> None:
-    """Has SLURM do this job again.
+    """Has SLURM execute this job again.
 
     Raises:
-        UserError: some tries in turn have not taken a step.
+        UserError: several consecutive tries have not taken a step.
     """
     fruitless: Counter[int] = Counter()
     for event in told:
@@ -289,7 +289,7 @@ def _requeue(name: str, told: Iterable[Event]) -> None:
 
 
 def states_of(jobs: Iterable[str]) -> dict[str, str]:
-    """The state of each job that SLURM has heard of lately, as SLURM calls it.
+    """The state of each job that SLURM still knows, in its words.
 
     Raises:
         UserError: SLURM does not answer.
@@ -332,7 +332,7 @@ _ELSEWHERE = "use the launcher slurm where SLURM's commands are, as on a login n
 
 
 def _words(printed: str) -> str:
-    """What a command of SLURM complains of, in one line."""
+    """What a command of SLURM reports as wrong, in one line."""
     lines = [line.partition("error: ")[2] or line for line in printed.splitlines()]
     return "; ".join(line.strip() for line in lines if line.strip()) or "it says nothing"
 

@@ -107,7 +107,7 @@ def test_nothing_and_too_much(pacs, said, tmp_path):
         said("PACS", tmp_path / "bad.zip")
     write(pacs, tmp_path / "two" / "a")
     write(pacs, tmp_path / "two" / "b")
-    with pytest.raises(UserError, match=r"the dataset lies in .* and in .*: name one"):
+    with pytest.raises(UserError, match=r"the dataset is in .* and in .*: name one"):
         said("PACS", tmp_path / "two")
 
 

@@ -115,7 +115,7 @@ class TestDownload:
 def test_two_copies_at_one_depth(said, tmp_path):
     for place in "ab":
         write(COPIES["WILDSCamelyon"](), tmp_path / "mine" / place)
-    with pytest.raises(UserError, match=r"lies in '.*/mine/a' and in '.*/mine/b': name one"):
+    with pytest.raises(UserError, match=r"is in '.*/mine/a' and in '.*/mine/b': name one"):
         said("WILDSCamelyon", tmp_path / "mine")
 
 

@@ -107,7 +107,7 @@ def test_an_interrupt_lets_tasks_stop_where_they_can_go_on(tmp_path, caplog):
         handle.wait(on_event)
     assert ends(events) == {0: INTERRUPTED, 1: INTERRUPTED}
     assert [handle.state(i) for i in range(3)] == [INTERRUPTED, INTERRUPTED, PENDING]
-    assert "stopping: 2 at work" in caplog.text
+    assert "stopping: 2 runs may take" in caplog.text
     assert not [pid for pid in job.pids() if is_alive(pid)]
 
 
