@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +19,7 @@ from domainbed.diagnostics.landscape import Landscape
 
 JSON_VERSION = 1
 
-Rows = list[list[str]]
+Rows = Iterator[list[str]]
 
 
 def to_table(diagnosis: Diagnosis) -> str:
@@ -87,59 +87,52 @@ _STAGES = ("before", "after")
 
 
 def _domain_rows(d: Diagnosis) -> Rows:
-    rows = [["domain", "name", "role", "images", "risk before", "after", "acc before", "after"]]
+    yield ["domain", "name", "role", "images", "risk before", "after", "acc before", "after"]
     for i, domain in enumerate(d.domains):
         role = "training" if domain.is_training else "test"
         risks = [f"{stage.risks[i]:.4f}" for stage in (d.before, d.after)]
         accuracies = [f"{stage.accuracies[i]:.3f}" for stage in (d.before, d.after)]
-        facts = [str(domain.number), domain.name, role, f"{domain.images:,}"]
-        rows.append([*facts, *risks, *accuracies])
-    return rows
+        yield [str(domain.number), domain.name, role, f"{domain.images:,}", *risks, *accuracies]
 
 
 def _score_rows(d: Diagnosis) -> Rows:
-    rows = [["curvature", "training: before", "after", "with test: before", "after", "damped"]]
+    yield ["curvature", "training: before", "after", "with test: before", "after", "damped"]
     for name, after in d.after.inconsistency.items():
         before = d.before.inconsistency[name]
         scores = [before.score, after.score, before.score_with_test, after.score_with_test]
-        rows.append([name, *map(_number, scores), "/".join(map(str, after.damped))])
-    return rows
+        yield [name, *map(_number, scores), "/".join(map(str, after.damped))]
 
 
 def _pair_rows(d: Diagnosis, stage: Stage) -> Rows:
-    rows = [["A", "B", "R_B - R_A", *stage.inconsistency]]
+    yield ["A", "B", "R_B - R_A", *stage.inconsistency]
     for parts in zip(*(found.pairs for found in stage.inconsistency.values())):
         first = parts[0]
         names = [d.domains[first.a].name, d.domains[first.b].name]
         terms = [_number(part.curvature_term) for part in parts]
-        rows.append([*names, f"{first.risk_difference:+.4f}", *terms])
-    return rows
+        yield [*names, f"{first.risk_difference:+.4f}", *terms]
 
 
 def _gradient_rows(d: Diagnosis) -> Rows:
-    rows = [["A", "B", "means: distance", "cosine", "variances: distance", "cosine"]]
+    yield ["A", "B", "means: distance", "cosine", "variances: distance", "cosine"]
     for i, j in combinations(range(len(d.domains)), 2):
         numbers = [
             _change([getattr(getattr(s, quantity), measure)[i][j] for s in (d.before, d.after)])
             for quantity in ("gradient_means", "gradient_variances")
             for measure in ("distances", "cosines")
         ]
-        rows.append([d.domains[i].name, d.domains[j].name, *numbers])
-    return rows
+        yield [d.domains[i].name, d.domains[j].name, *numbers]
 
 
 def _closeness_rows(d: Diagnosis) -> Rows:
-    rows = [["curvature", "domain", "cosine", "correlation", "relative distance"]]
-    for kind in d.after.closeness_to_hessian:
+    yield ["curvature", "domain", "cosine", "correlation", "relative distance"]
+    for kind, after in d.after.closeness_to_hessian.items():
+        stages = (d.before.closeness_to_hessian[kind], after)
         for i, domain in enumerate(d.domains):
             numbers = [
-                _change(
-                    [getattr(s.closeness_to_hessian[kind], measure)[i] for s in (d.before, d.after)]
-                )
+                _change([getattr(stage, measure)[i] for stage in stages])
                 for measure in ("cosine", "correlation", "relative_distance")
             ]
-            rows.append([kind, domain.name, *numbers])
-    return rows
+            yield [kind, domain.name, *numbers]
 
 
 def _change(before_and_after: Sequence[float]) -> str:

@@ -81,34 +81,35 @@ def _difference_notes(
 
 def cautions(unit: str, counts: Sequence[int], frame: pd.DataFrame) -> list[str]:
     """How little the numbers prove: small samples, and dependent observations."""
-    found = []
     trials, datasets = int(frame["trials"].min()), int(frame["datasets"].max())
-    if trials == 1:
-        found.append("one trial: nothing says how much another one would differ")
-    elif trials < FEW_TRIALS:
-        found.append(f"small sample: {trials} trials, so the intervals over trials are too narrow")
-    if datasets == 1:
-        found.append("one dataset: nothing says that the difference is there on others")
-    elif datasets < FEW_DATASETS:
-        found.append(
-            f"small sample: {datasets} datasets, so the intervals over datasets are too narrow"
-        )
-    if unit != "dataset":
-        found.append(
-            "dependent: each test domain of a dataset is a training domain of the others"
-            + (", and trials share their images" if unit == "trial" else "")
-            + ", so the p-values may be far too small"
-        )
+    unpaired = int(frame["unpaired"].max())
+    shared = ", and trials share their images" if unit == "trial" else ""
     tests = int(frame.groupby("dataset").size().max())
-    powerless = [n for n in counts if least_p_value(n) * tests > 0.05]
-    if powerless:
-        found.append(
-            f"shows nothing: with {count(powerless[-1], 'observation')} and "
-            f"{count(tests, 'test')} p (Holm) cannot be below 0.05, whatever the differences"
-        )
-    if (unpaired := int(frame["unpaired"].max())) > 0:
-        found.append(f"up to {unpaired} results have no counterpart and are left out")
-    return found
+    powerless = max((n for n in counts if least_p_value(n) * tests > 0.05), default=0)
+    said = [
+        (trials == 1, "one trial: nothing says how much another one would differ"),
+        (
+            1 < trials < FEW_TRIALS,
+            f"small sample: {trials} trials, so the intervals over trials are too narrow",
+        ),
+        (datasets == 1, "one dataset: nothing says that the difference is there on others"),
+        (
+            1 < datasets < FEW_DATASETS,
+            f"small sample: {datasets} datasets, so the intervals over datasets are too narrow",
+        ),
+        (
+            unit != "dataset",
+            "dependent: each test domain of a dataset is a training domain of the others"
+            f"{shared}, so the p-values may be far too small",
+        ),
+        (
+            powerless > 0,
+            f"shows nothing: with {count(powerless, 'observation')} and {count(tests, 'test')} "
+            "p (Holm) cannot be below 0.05, whatever the differences",
+        ),
+        (unpaired > 0, f"up to {unpaired} results have no counterpart and are left out"),
+    ]
+    return [text for applies, text in said if applies]
 
 
 # ---- mean ranks ----

@@ -52,11 +52,10 @@ def write_predictions(
     import pyarrow as pa  # not at the top: training needs it for predictions alone
     import pyarrow.parquet as pq
 
-    texts = pa.dictionary(pa.int32(), pa.string())
     fields = {
         "image": pa.string(),
         "domain": pa.int32(),
-        "split": texts,
+        "split": pa.dictionary(pa.int32(), pa.string()),
         "label": pa.int32(),
         "logits": pa.list_(pa.float32(), num_classes),
     }
@@ -70,8 +69,7 @@ def write_predictions(
                 "label": part.labels,
                 "logits": list(np.asarray(part.logits, dtype=np.float32)),
             }
-            arrays = [pa.array(columns[name], type=kind) for name, kind in fields.items()]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def read_predictions(

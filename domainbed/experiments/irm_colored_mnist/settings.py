@@ -6,11 +6,10 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from domainbed.config import settings as declared
 from domainbed.config.settings import Listed, Seeds, Text, known_to
-from domainbed.errors import UserError
 
 _Algorithm = Annotated[
     Text, known_to("domainbed.experiments.irm_colored_mnist.restart", "PENALTIES")
@@ -70,20 +69,6 @@ class Config(Settings):
         description="restarts computed at a time",
         json_schema_extra={"default_text": "one per GPU or core"},
     )
-
-    @model_validator(mode="after")
-    def _covariances_fit(self) -> Config:
-        if "Fishr-offdiagonal" in self.algorithms:
-            # The covariances of a layer of d weights and a bias have (d + 1)² entries.
-            from domainbed.gradients import MOST_COVARIANCE_PARAMETERS as MOST
-
-            if self.hidden_dim >= MOST:
-                raise UserError(
-                    f"found {self.hidden_dim}: Fishr-offdiagonal needs less than {MOST}, for its "
-                    "full covariances",
-                    "hidden_dim",
-                )
-        return self
 
     @property
     def settings(self) -> Settings:

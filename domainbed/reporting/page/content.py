@@ -263,7 +263,7 @@ def _runs(report: Report, folders: Folders) -> Part:
         "Runs",
         "How many runs there should be, by test domains, and what became of them."
         + (f" Nothing is missing: {EVERYTHING}." if lines == ["", EVERYTHING] else ""),
-        tables=state_tables(counts, report.records.runs),
+        tables=list(state_tables(counts, report.records.runs)),
         reasons=[] if lines == ["", EVERYTHING] else reasons,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -145,9 +145,8 @@ def _typeset(text: str) -> str:
     return text.replace("+/-", "±")
 
 
-def state_tables(counts: pd.DataFrame, runs: pd.DataFrame) -> list[HtmlTable]:
+def state_tables(counts: pd.DataFrame, runs: pd.DataFrame) -> Iterator[HtmlTable]:
     """One table per dataset: algorithms by test domains, with how many runs are in which state."""
-    tables = []
     for dataset in order_datasets(counts["dataset"]):
         of_dataset = counts[counts["dataset"] == dataset]
         names = domain_names(runs, dataset) if dataset in set(runs["dataset"]) else []
@@ -161,8 +160,7 @@ def state_tables(counts: pd.DataFrame, runs: pd.DataFrame) -> list[HtmlTable]:
             cells = [_state_cell(states.get((name, envs), {})) for envs in columns]
             rows.append(Row([HtmlCell(name), *cells], name))
         header = ["Algorithm", *(_names(envs, names) for envs in columns)]
-        tables.append(HtmlTable(dataset, header, rows, is_open=True))
-    return tables
+        yield HtmlTable(dataset, header, rows, is_open=True)
 
 
 def _names(envs: tuple[int, ...], names: Sequence[str]) -> str:
