@@ -69,7 +69,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _html(args: argparse.Namespace, refresh: int = 0) -> str:
-    """The page, which a browser loads anew after so many seconds; 0 for never."""
+    """The page, which reloads itself after this many seconds; 0 for never."""
     from domainbed.reporting.page import build_page, to_html
     from domainbed.reporting.render import styled
 
@@ -82,7 +82,7 @@ def _html(args: argparse.Namespace, refresh: int = 0) -> str:
 def _read_images(
     data_dir: str, folder: str, env: int, names: Sequence[str]
 ) -> Sequence[Image.Image | None]:
-    """The images that a run's predictions name: of files, or by their positions in memory."""
+    """The images that a run's predictions name, by their files or by their positions in memory."""
     from domainbed.reporting.page.wrong_images import files_below
     from domainbed.runs.folder import RunFolder
 

@@ -24,12 +24,12 @@ def _two_or_none(domains: tuple[int, ...]) -> tuple[int, ...]:
 class DiagnosisOptions(Settings):
     """How to look at a run.
 
-    `landscape` names two domains whose risks are computed around the weights; an empty list stands
-    for the first two training domains, None for no landscape.
+    `landscape` names two domains whose risks are computed around the weights; an empty list means
+    the first two training domains, None no landscape.
     """
 
     curvatures: Listed[_Curvature] = Field(
-        CURVATURES[:-1], description="what stands in place of the Hessian"
+        CURVATURES[:-1], description="used in place of the Hessian"
     )
     landscape: Annotated[tuple[int, ...], Field(strict=False), checked(_two_or_none)] | None = (
         Field(None, description="two domains whose risks are computed around the weights")

@@ -2,9 +2,9 @@
 
     I(A, B) = R_B − R_A + max over ½ θᵀH_Aθ ≤ ε of ½ θᵀH_Bθ
 
-How much worse than A a domain B may fare where A hardly tells the weights apart: its risk is
-higher by the first term, and it rises by the second one on the way through weights that A's risk
-(a quadratic with Hessian H_A) puts within ε of each other. The inner maximum is ε times the
+How much higher B's risk may be at weights that A hardly distinguishes: the first term is the
+difference of the risks, and the second is how much B's risk rises over weights at which A's risk
+(a quadratic with Hessian H_A) rises by at most ε. The inner maximum is ε times the
 largest generalised eigenvalue of (H_B, H_A), for diagonal Hessians ε · max_i h_B,i / h_A,i.
 
 Damping: curvatures below 0 count as 0, and `damping` times the mean curvature of all domains is
@@ -71,7 +71,7 @@ def inconsistency(
     Args:
         risks: (E,).
         ratios: (E, E), at (A, B) the largest ratio of H_B to H_A.
-        damped: (E,), as from `diagonal_ratios`.
+        damped: (E,), see `diagonal_ratios`.
         training: the numbers of the training domains.
         epsilon: ε, in nats.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Figures = dict[str, "Figure"]
-"""Figures of one kind, by what tells them apart: a dataset, an algorithm, or ""."""
+"""Figures of one kind, by dataset or algorithm, or "" for a single one."""
 
 Look = dict[str, Any]
 """How something is drawn: its `color`, `marker` and `linestyle`."""
@@ -32,10 +32,10 @@ FIGURES: Registry[Callable[[Findings], Figures]] = Registry("kind of figure")
 """By kind, functions from findings to figures; empty where there is nothing to draw."""
 
 INK, MUTED, GRID, PAPER = "#1b1b1d", "#66666a", "#d8d8dc", "#fefefe"
-"""Of text and lines, of what is less important, of the grid, and of the ground."""
+"""Of text and lines, of secondary elements, of the grid, and of the background."""
 
 SERIES = ("#0067a8", "#c14a00", "#007d5a", "#a8418c", "#8a6a00", "#5b5bd6", "#b3263a", "#4f6b2f")
-"""Of lines and points; each is told from the next by its marker as well."""
+"""Of lines and points; each also has its own marker."""
 
 MARKERS = "os^DvPX*"
 COLUMNS = 4  # panels beside each other
@@ -45,7 +45,7 @@ ALL_POINTS = 150  # a panel with more is gathered
 
 @contextmanager
 def plain_style() -> Iterator[None]:
-    """Colours and fonts of all figures; text stays text, and no name is read as a formula."""
+    """Colours and fonts of all figures; text stays text, and no name is parsed as a formula."""
     new_figure()  # says what to do where matplotlib is missing
     import matplotlib
 
@@ -106,7 +106,7 @@ def _differences(frame: pd.DataFrame) -> Figure:
 
 @FIGURES.register(name="ranks")
 def rank_figures(findings: Findings) -> Figures:
-    """Mean ranks, the critical difference, and bars over algorithms that are not told apart."""
+    """Mean ranks, the critical difference, and bars over algorithms that cannot be told apart."""
     found = {name: ranks for name, ranks in findings.ranks.items() if len(ranks.mean_ranks) > 1}
     drawn = {name: ranks for name, ranks in found.items() if ranks.count}
     if not drawn:
@@ -256,7 +256,7 @@ def _hparams(frame: pd.DataFrame) -> Figure:
 def _set_scale(axes: Axes, values: pd.Series) -> None:
     """A scale for numbers, with few ticks and no formulas.
 
-    On a logarithmic scale zero has a place of its own, left of the others.
+    On a logarithmic scale zero has its own place, left of the others.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
@@ -273,7 +273,7 @@ def _set_scale(axes: Axes, values: pd.Series) -> None:
 
 
 def _scatter(axes: Axes, x: pd.Series, y: pd.Series, color: str, marker: str) -> None:
-    """Points, or, of many, the cells that hold some: the larger, the more they hold."""
+    """Points; of many points the cells that hold some: the larger, the more they hold."""
     points = pd.DataFrame({"x": x, "y": y, "n": 1})
     if len(points) > ALL_POINTS:
         across = axes.xaxis.get_transform().transform(x.to_numpy())

@@ -31,8 +31,8 @@ class Misclassified:
             name), `trial_seed`, `image`, `label`, for each algorithm the class that it predicts
             (`predicted_NAME`), and `wrong`: "all", "none", the one algorithm that is wrong, or
             "some" of three or more.
-        earlier: how many chosen runs the method chose at an earlier step than the last, which
-            their predictions are of.
+        earlier: how many runs the method chose at a step before the last one, which their
+            predictions are of.
         runs: how many runs were chosen.
         folders: by dataset, test domain and trial a run that predicts its images.
     """
@@ -58,7 +58,7 @@ def error_sections(found: Misclassified, top: int) -> list[Section]:
     counts = found.counts()
     header = [_HEADINGS.get(name, f"only {name} wrong") for name in counts.columns]
     notes = [
-        f"{found.earlier} of {found.runs} runs were chosen at an earlier step than the last, which "
+        f"{found.earlier} of {found.runs} runs were chosen at a step before the last one, which "
         "the predictions are of: the tables' accuracies differ"
     ]
     first = _section("How many images are wrong", header, counts)
@@ -95,7 +95,7 @@ def misclassified(
     """Compares the predictions of the runs that a selection method chooses.
 
     Args:
-        records: as from `load_records`.
+        records: made by `load_records`.
         algorithms: two or more.
         method: chooses one run for each test domain and trial.
         datasets: only these; None for all.

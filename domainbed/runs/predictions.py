@@ -21,12 +21,12 @@ _KEY = b"domainbed"
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model says of some images of one domain and split.
+    """What a model predicts for some images of one domain and split.
 
     Attributes:
         domain: its number.
         split: "in", "out" or "uda".
-        images: (n,) the path of each below the data folder, or else its position in the domain.
+        images: (n,) the path of each below the data folder, or its position in the domain.
         labels: (n,) int.
         logits: (n, C) float32.
     """
@@ -41,12 +41,12 @@ class Predicted:
 def write_predictions(
     file: Path, facts: Mapping[str, Any], parts: Iterable[Predicted], num_classes: int
 ) -> None:
-    """Writes aside, part by part, and moves into place.
+    """Writes a file beside, part by part, and moves it into place.
 
     Args:
         file: ends in .parquet.
-        facts: of the run, as JSON has them; kept in the file's metadata.
-        parts: taken one after the other, so that the memory holds one.
+        facts: of the run, as JSON values; kept in the file's metadata.
+        parts: written one by one, so that memory holds only one.
         num_classes: C.
     """
     import pyarrow as pa  # not at the top: training needs it for predictions alone
@@ -78,7 +78,7 @@ def read_predictions(
     """The rows of a file, and the facts of the run.
 
     Args:
-        file: as from `write_predictions`.
+        file: written by `write_predictions`.
         domain: only this one.
         split: only this one.
 

@@ -147,7 +147,7 @@ def test_the_style_of_tables_is_that_of_the_report(folder):
     assert cells[second][1].text == f"{of_last.mean:.2f} ± {half_interval(of_last.values):.2f}"
     assert [name for name in by_mean if "second" in cells[name][-1].kind] == [second]
     intro = part(page, "results").intro
-    assert "held out, ± half of the 95 % interval over trials; X" in intro
+    assert "held out, ± half of the 95 % interval over trials; X: no result." in intro
     assert "Underlined: the second best." in intro
     assert "second best</span>" in to_html(page)
     plain = result_tables(styled(report, Style(spread="none")))[1]
@@ -311,7 +311,7 @@ def test_a_running_sweep_is_served(served):
     status, text = ask()
     assert (status, made) == (200, [])
     assert "no records in" in text
-    assert "setTimeout" in text
+    assert 'data-refresh="15"' in text
     first, second = random_runs(0, algorithms=["ERM"], pairs=False)[:2]
     write(folder, [first])
     assert ask() == ask() == (200, "a page of 3 records")

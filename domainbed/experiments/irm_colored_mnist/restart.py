@@ -151,12 +151,12 @@ def _color(
 # ---- the penalties ----
 
 PENALTIES: Registry[Callable[[ForwardPass], torch.Tensor | None]] = Registry("algorithm")
-"""By algorithm: a function of a `ForwardPass` to a scalar, or to None where there is none."""
+"""By algorithm: a function from a `ForwardPass` to a scalar, or to None if there is no penalty."""
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What the network made of all training images, one domain after the other.
+    """The network's outputs for all training images, one domain after the other.
 
     Attributes:
         features: (B, d) in all, what the last layer reads, in blocks.

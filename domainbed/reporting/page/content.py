@@ -46,7 +46,7 @@ def build_page(
     """All that the report shows.
 
     Args:
-        report: as from `build_report`.
+        report: made by `build_report`.
         folders: where its records were read.
         baseline: what algorithms are compared with.
         read_images: gives the images that predictions name; None for files below data/.
@@ -92,13 +92,13 @@ def _results(report: Report) -> Part:
 
 
 def _legend(report: Report) -> str:
-    """What stands behind ±, and what the marks of a table of results mean."""
+    """The meaning of ± and of the marks in a table of results."""
     style = report.style
     name = SPREADS[style.spread if style else "se"]
     spread = f", ± {name} over trials" if name else ""
     second = " Underlined: the second best." if style and style.second else ""
     near = "Dotted: within one standard error of the best."
-    return f"{spread}; X where there is none. Bold: the best of a column. {near}{second}"
+    return f"{spread}; X: no result. Bold: the best of a column. {near}{second}"
 
 
 def _single_source(report: Report) -> list[Part]:

@@ -1,6 +1,6 @@
 """From the page's content to its HTML, and from figures to SVG inside it. Nothing is computed here.
 
-Figures are named for those who do not see them, and coloured by the page.
+Figures have a title and a description for screen readers, and take their colours from the page.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import io
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -44,28 +44,20 @@ def to_html(page: Page, refresh: int = 0) -> str:
         page: what it shows.
         refresh: seconds after which it reloads itself; 0 for never.
     """
-    script = Markup((FOLDER / "script.js").read_text(encoding="utf-8"))
-    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    return _rendered("report.html", page=page, script=script, refresh=refresh, made=made)
-
-
-def waiting_html(reason: str, refresh: int) -> str:
-    """What is shown while there is nothing to report, and why."""
-    return _rendered("waiting.html", reason=reason, refresh=refresh)
-
-
-def _rendered(template: str, **content: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["code"] = _with_code
     style = Markup((FOLDER / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(style=style, **content)
+    script = Markup((FOLDER / "script.js").read_text(encoding="utf-8"))
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    template = environment.get_template("report.html")
+    return template.render(page=page, style=style, script=script, refresh=refresh, made=made)
 
 
 def _with_code(text: str) -> Markup:
-    """Escaped text, in which what stands between backticks is code."""
+    """Escaped text, with code in place of what is between backticks."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
@@ -74,9 +66,9 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> Marku
 
     Args:
         figure: drawn in `plain_style`.
-        name: what its ids begin with; unique on the page.
+        name: the prefix of its ids; unique on the page.
         title: what it shows.
-        description: how it is drawn, and where the numbers stand.
+        description: how it is drawn, and where its numbers are.
 
     Returns:
         The element. Colours are the page's variables `--ink`, `--muted`, `--grid`, `--paper` and
@@ -99,7 +91,7 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> Marku
 
 
 def _with_one_style(points: re.Match[str]) -> str:
-    """Points that all look the same, which is said once for their group."""
+    """Moves the style that points share to their group."""
     style = re.search(' style="[^"]*"', points[2])
     shared = style.group() if style else ""
     return f"<g{points[1]}{shared}>{points[2].replace(shared, '') if shared else points[2]}</g>"

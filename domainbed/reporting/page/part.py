@@ -1,4 +1,4 @@
-"""What the template is fed with: a page of parts, with figures, pictures, tables and texts."""
+"""What the template renders: a page of parts, with figures, pictures, tables and texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Drawing(NamedTuple):
 
 
 class Thumbnail(NamedTuple):
-    """A picture: its data URI, the text that stands for it, and the lines below it."""
+    """A picture: its data URI, its alternative text, and the lines below it."""
 
     source: str
     alternative: str
@@ -34,7 +34,7 @@ class HtmlCell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row, and the algorithm that it is about, which the filter goes by; "" for none."""
+    """A row, and the algorithm that it is about, for the filter; "" for none."""
 
     cells: list[HtmlCell]
     algorithm: str = ""
@@ -50,8 +50,8 @@ class HtmlTable:
         rows: as long as the header; the first cell is the row's name.
         groups: names over the columns, each with how many it spans; may be empty.
         texts: the positions of columns that hold no numbers, besides the first.
-        notes: what is said below it.
-        is_open: whether it is seen before somebody opens it.
+        notes: shown below it.
+        is_open: whether it is open at first.
     """
 
     title: str

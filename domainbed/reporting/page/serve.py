@@ -1,4 +1,4 @@
-"""Serving the report of a running sweep, to this machine alone unless somebody says otherwise."""
+"""Serving the report of a running sweep; by default to this machine only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
-from domainbed.reporting.page.html import waiting_html
+from domainbed.reporting.page.html import to_html
+from domainbed.reporting.page.part import Page
 from domainbed.runs.load import Folders, as_paths, record_files
 
 REFRESH = 15
@@ -27,7 +28,7 @@ def serve(render: Callable[[], str], folders: Folders, host: str, port: int) -> 
 
     Args:
         render: makes the page; its `UserError` is shown on a page that waits.
-        folders: what the page is about; it is made again once something in them changed.
+        folders: of the sweeps; the page is rebuilt when something in them has changed.
         host: the address to listen at.
         port: 0 for any that is free.
 
@@ -77,8 +78,8 @@ def is_local(host: str) -> bool:
 class _Server(ThreadingHTTPServer):
     """With a thread for each connection: browsers open some on which they ask for nothing.
 
-    `names` are those by which the server may be called: a page elsewhere whose name was made to
-    lead to this machine must not read it. None for any.
+    `names` are the host names that a request may use: a website whose name was made to resolve to
+    this machine must not read the report (DNS rebinding). None allows all.
     """
 
     daemon_threads = True
@@ -99,7 +100,8 @@ class _Server(ThreadingHTTPServer):
                 try:
                     self._page = self._render()
                 except UserError as error:
-                    self._page = waiting_html(printable(error), REFRESH)
+                    waiting = Page("Nothing to report yet", [], [printable(error)], [], [])
+                    self._page = to_html(waiting, REFRESH)
                 self._state = state
             return self._page
 
@@ -113,7 +115,7 @@ class _Server(ThreadingHTTPServer):
         return sorted(found)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A reader who has gone is no error."""
+        """A closed connection is no error."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 

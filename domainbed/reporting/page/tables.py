@@ -20,13 +20,13 @@ from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table, d
 from domainbed.runs.states import DONE, STATES
 
 MAX_ROWS = 2_000
-"""More rows of a table are left out, which it says."""
+"""A table leaves out further rows, and says so."""
 
 _NUMBERS = {source: number for number, source in enumerate(SOURCES, start=1)}
 
 
 def published_cells(report: Report) -> dict[str, pd.DataFrame]:
-    """By paper that has any of the cells, as from `agreement`."""
+    """The tables of `agreement`, by paper that has any of the cells."""
     found = {}
     for source in SOURCES:
         with suppress(UserError):  # it has none
@@ -85,7 +85,7 @@ def _results(
 
 
 def _key(table: Table, algorithm: str, column: Column) -> tuple[str, ...]:
-    """What tells a cell in the table of `agreement`."""
+    """The keys of a cell in the table of `agreement`."""
     kind = "dataset" if table.dataset else "averages"
     domain = column.label if table.dataset else column.test_env
     return (table.selection, kind, column.dataset, algorithm, domain)
@@ -99,7 +99,7 @@ def _best(table: Table, place: int) -> Cell | None:
 def _mark(cell: Cell, best: Cell | None, column: Column, style: Style | None) -> str:
     """Whether a number is the best of its column, or within its standard error of that.
 
-    And whether it comes second, if the style shows that.
+    Also whether it is the second best, if the style shows that.
     """
     if cell.mean is None or best is None or best.mean is None:
         return ""

@@ -28,7 +28,7 @@ PER_LIST = 6
 ReadImages = Callable[[str, int, Sequence[str]], "Sequence[Image.Image | None]"]
 """From a run's folder, a domain and the names of images in its predictions to the images.
 
-None stands for each that cannot be read.
+None for each that cannot be read.
 """
 
 
@@ -39,9 +39,9 @@ def wrong_images(report: Report, baseline: str, read: ReadImages) -> Part:
     whose runs keep their predictions.
 
     Args:
-        report: as from `build_report`.
-        baseline: an algorithm; another takes its place where it keeps no predictions.
-        read: gives the images that predictions name.
+        report: made by `build_report`.
+        baseline: an algorithm; another one is used if it keeps no predictions.
+        read: reads the images that predictions name.
     """
     part = Part("wrong-images", "Wrongly predicted images", "")
     pair = _pair(report, baseline)
@@ -116,10 +116,10 @@ def _galleries(
 
 
 def _listed(images: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """The images of a domain that these get wrong: in most trials first, the classes by turns.
+    """The images of a domain that these get wrong, those of most trials first, classes alternating.
 
-    One row per image: the last trial in which it is so, in how many it is (`times`), and of how
-    many (`trials`).
+    One row per image, of the last trial in which it is wrong: in how many trials it is (`times`),
+    and of how many (`trials`).
     """
     keys = ["image", "label"]
     images = images.assign(trials=images.groupby(keys)["wrong"].transform("size"))
@@ -133,7 +133,7 @@ def _listed(images: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def _thumbnail(image: Image.Image, row: dict[str, str], algorithms: Sequence[str]) -> Thumbnail:
-    """A picture of at most `SIDE` pixels a side; small images are enlarged, their pixels seen."""
+    """A picture of at most `SIDE` pixels a side; small images are enlarged without smoothing."""
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
     if (factor := SIDE // max(small.size)) > 1:
