@@ -1,4 +1,4 @@
-"""Asking the work of this process to stop where it can be taken up again, and whether it should."""
+"""Requests to stop the work of this process where it can be resumed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-"""Ctrl-C; what a system says that shuts down, or a person; what a terminal says that is closed."""
+"""Of Ctrl-C, of a system that shuts down or a person, and of a terminal that is closed."""
 
 _requested = threading.Event()
 _signal = 0
@@ -20,23 +20,23 @@ _at_once = False
 
 
 class Interrupted(Exception):
-    """The work stopped because it was asked to; what it wrote lets it go on from there."""
+    """The work stopped because it was asked to; it can be resumed from what it wrote."""
 
 
 def stop_requested() -> bool:
-    """Whether this process was asked to stop: work looks at it wherever it could go on from."""
+    """Whether this process was asked to stop: checked wherever work could be resumed."""
     return _requested.is_set()
 
 
 def stop_signal() -> int:
-    """The signal that asked for it; 0 if none did."""
+    """The signal that requested the stop; 0 if none did."""
     return _signal
 
 
 def request_stop() -> None:
-    """Asks what this process is at to stop, and to raise `Interrupted`.
+    """Asks the work of this process to stop and to raise `Interrupted`.
 
-    Called by a signal's handler, it raises that itself where nothing would be lost.
+    In a signal handler it raises that itself where nothing would be lost.
     """
     _requested.set()
     if _at_once and threading.current_thread() is threading.main_thread():
@@ -58,10 +58,10 @@ def stopping_at_once() -> Iterator[None]:
 
 @contextmanager
 def stopping_on(signals: Iterable[signal.Signals]) -> Iterator[None]:
-    """The first of these signals requests a stop; at its repetition, what is under way is dropped.
+    """The first of these signals requests a stop; the same again raises KeyboardInterrupt.
 
-    That raises KeyboardInterrupt, as Ctrl-C does. Signals that this process ignores, as `nohup`
-    makes it, stay ignored. At its end no stop is requested any more.
+    That drops what is under way, as Ctrl-C does. Signals that this process ignores, as under
+    `nohup`, stay ignored. At the end the request is over.
     """
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -92,7 +92,7 @@ def interrupting_on(signals: Iterable[signal.Signals]) -> Iterator[None]:
 
 
 def signal_of(interrupt: KeyboardInterrupt) -> int:
-    """The signal that it came of; Python's own is Ctrl-C's."""
+    """The signal that raised it; Python's own comes from Ctrl-C."""
     return interrupt.args[0] if interrupt.args else signal.SIGINT
 
 

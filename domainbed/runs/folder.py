@@ -44,9 +44,9 @@ class RunFolder:
         predictions: what they say of every image.
         spec: the run's identity.
         environment: versions, device and time.
-        checkpoint: everything a killed run needs to go on; gone when it is done.
+        checkpoint: everything a killed run needs to resume; removed when it is done.
         checkpoint_before: the one before it.
-        pending: the engine that the run was handed to, and its job; gone when it is taken up.
+        pending: the engine that has the run in its queue, and its job; removed when it starts.
         log: a link to what that job prints.
     """
 
@@ -65,18 +65,15 @@ class RunFolder:
         self.pending = self.path / "pending.json"
         self.log = self.path / "job.log"
 
-    def model_at(self, step: int, stage: int = 1, average: str = "") -> Path:
-        """The weights at one record, or their average, where they are kept."""
+    def model_file(self, average: str = "", step: int | None = None, stage: int = 1) -> Path:
+        """The file of the last weights, or of an average; with a `step`, of those at its record."""
         of_stage = f"_stage{stage}" if stage > 1 else ""
+        at_step = "" if step is None else f"{of_stage}_step{step}"
         of_average = f".{average}" if average else ""
-        return self.path / f"model{of_stage}_step{step}{of_average}.pkl"
-
-    def averaged_model(self, average: str) -> Path:
-        """The weights of an average of a training's."""
-        return self.path / f"model.{average}.pkl"
+        return self.path / f"model{at_step}{of_average}.pkl"
 
     def refuse_foreign(self) -> None:
-        """Makes sure that nothing of the user's own lies here.
+        """Refuses a folder with files that are no run's.
 
         Raises:
             UserError: the folder is not empty, and no run's.
@@ -112,19 +109,19 @@ class RunFolder:
             yield
 
     def mark_pending(self, engine: str, job: str) -> None:
-        """Notes that an engine has the run in its queue; makes the folder if need be."""
+        """Notes that an engine has the run in its queue; creates the folder if need be."""
         self.path.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # it has been taken up already, and swept
             write_text(self.pending, json.dumps({"engine": engine, "job": job}) + "\n")
 
     def clear_pending(self) -> None:
-        """Forgets it."""
+        """Removes the note that the run is queued."""
         self.pending.unlink(missing_ok=True)
 
     def link_log(self, file: Path) -> None:
-        """Lets `log` lead to a file, which need not be there yet; not where links cannot be made.
+        """Links `log` to a file, which need not exist yet; does nothing where links are impossible.
 
-        A sweep's folder may be moved: the link goes on to lead to what moves along.
+        The link is relative: a sweep's folder may be moved.
         """
         with suppress(OSError):
             self.log.unlink(missing_ok=True)
@@ -143,7 +140,7 @@ class RunFolder:
         return self.status().state
 
     def status(self) -> RunStatus:
-        """What is known of the run; of one that is done, that it is."""
+        """What is known about the run; only its state if it is done."""
         if self.is_done():  # first: of most folders of a large sweep nothing else is asked
             return RunStatus(DONE)
         last = self._last_owner()
@@ -157,7 +154,7 @@ class RunFolder:
         return replace(last, state=INTERRUPTED if begun else MISSING)
 
     def _last_owner(self) -> RunStatus:
-        """RUNNING, or a status whose state is to be found out, with who was at it last."""
+        """RUNNING, or a status with who worked on it last, whose state remains to be found."""
         found = newest(self.path)
         if found is None:
             return RunStatus(MISSING)
@@ -200,7 +197,7 @@ class RunFolder:
         return printable(text.splitlines()[-1]) if text and has_failed else ""
 
     def has_results(self) -> bool:
-        """Whether there is a record, or a mark that all of them were written."""
+        """Whether there is a record, or a mark that all were written."""
         return self.done.exists() or (self.results.exists() and self.results.stat().st_size > 0)
 
     def read_json(self, file: Path) -> dict[str, Any] | None:

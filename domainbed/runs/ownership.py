@@ -2,14 +2,14 @@
 
 An owner is a file of the folder: owner.1.json, owner.2.json, … The one with the highest number is
 the owner's, and who wants the folder creates the next one. Of several who try, the file system lets
-one succeed. No locks of the system are needed, no clocks are compared, and nothing is concluded
-from a file that is not seen: its number is tried. For the same reason old files stay; a number
-that were free again could be taken by somebody who looks at the folder through an old cache.
+one succeed. No system locks are needed, no clocks are compared, and nothing is concluded from a
+file that is not seen: its number is tried. For the same reason old files stay: a number that
+became free again could be taken by a process that sees the folder through an old cache.
 
-The owner rewrites its file every few seconds, a heartbeat. It has left where its file says so,
-where its process is gone, or where its file stays the same for as long as `silence_seconds` by the
-clock of the process that waits for it. An owner that was only slow finds the next number before
-whatever it writes, see `Ownership.check`, and writes no more.
+The owner rewrites its file every few seconds, a heartbeat. It has left if its file says so, if its
+process is gone, or if its file stays the same for `silence_seconds` by the clock of the process
+that waits for it. An owner that was only slow finds the next number before it writes anything, see
+`Ownership.check`, and writes no more.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from domainbed.errors import UserError
 from domainbed.runs.states import Busy, Lost
 
 ENGINE_VARIABLE, JOB_VARIABLE = "DOMAINBED_ENGINE", "DOMAINBED_JOB"
-"""What a launcher sets where a task runs: its own name, and the engine's id of the job."""
+"""A launcher sets these for a task: its own name, and the engine's id of the job."""
 
 _SECONDS_BETWEEN_TURNS = 0.05
 _NAME = re.compile(r"owner\.([1-9]\d*)\.json")
@@ -49,7 +49,7 @@ def heartbeat_seconds() -> float:
 
 
 def silence_seconds() -> float:
-    """After how long without one an owner is taken for dead."""
+    """After how many seconds without one an owner is taken for dead."""
     return _seconds("DOMAINBED_SILENCE_SECONDS", 60.0)
 
 
@@ -138,7 +138,7 @@ class Owner:
         process: the owner.
         engine, job: what started it, where a launcher said so; else "".
         token: tells it from every other owner.
-        beat: how often it has told that it is there.
+        beat: how many heartbeats it has written.
         released: whether it has left.
     """
 
@@ -157,7 +157,7 @@ class Owner:
 
     @classmethod
     def parse(cls, content: bytes) -> Owner | None:
-        """None of what is damaged, or not whole yet."""
+        """None if the content is damaged, or not complete yet."""
         try:
             values: dict[str, Any] = json.loads(content)
             return cls(**{**values, "process": Process(**values["process"])})
@@ -169,14 +169,14 @@ class Owner:
         return json.dumps(asdict(self)) + "\n"
 
     def has_left(self) -> bool:
-        """Whether it says so, or its process is gone, or is this one and no longer at it."""
+        """Whether it says so, or its process is gone, or is this one and owns it no longer."""
         if self.released or self.process.is_gone():
             return True
         return self.process == Process.here() and self.token not in _held
 
 
 _held: set[str] = set()
-"""The tokens of this process's own."""
+"""The tokens of the owners that this process is."""
 
 
 class Found(NamedTuple):
@@ -205,7 +205,7 @@ def newest(folder: Path) -> Found | None:
 def _read(folder: Path, number: int) -> Found:
     try:
         content = _file(folder, number).read_bytes()
-    except OSError:  # not to be seen yet, say
+    except OSError:  # it cannot be seen yet, say
         content = b""
     return Found(number, content, Owner.parse(content))
 
@@ -414,8 +414,7 @@ class Ownership:
             if self._folder.is_dir():
                 return True
             raise UserError(
-                f"{self._folder} was removed while its run was under way: launch it again to do "
-                "it anew"
+                f"{self._folder} was removed while its run was under way: launch it again"
             ) from None
         owner = Owner.parse(content)
         return owner is None or owner.token != self._owner.token

@@ -1,4 +1,4 @@
-"""What a run can be found to be, and what a launcher tells of a task: each word once."""
+"""The states of runs, and of tasks that a launcher was given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STARTED, PROGRESS, BUSY = "started", "progress", "busy"
 """Of a task that a launcher was given."""
 
 ENDS = (DONE, FAILED, INTERRUPTED, BUSY)
-"""What it is at its end."""
+"""How a task ends."""
 
 
 class Busy(Exception):
@@ -21,19 +21,19 @@ class Busy(Exception):
 
 
 class Lost(Busy):
-    """Another process has taken the folder over from this one, which must write nothing more."""
+    """Another process has taken over the folder from this one, which must write no more."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What is known of a run.
+    """What is known about a run.
 
     Attributes:
         state: one of `STATES`.
-        engine: what it was handed to, "slurm" say; "" where no launcher said so.
+        engine: what it was submitted to, such as "slurm"; "" if no launcher said so.
         job: the engine's name of its job.
-        host, pid: of the process that is at it, or was at last.
-        silent_for: seconds since a process elsewhere last told that it is at work.
+        host, pid: of the process that works on it, or did last.
+        silent_for: seconds since the last sign of life of a process elsewhere.
     """
 
     state: str

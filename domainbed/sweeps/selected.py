@@ -96,11 +96,11 @@ def _weights(
         UserError: they were not kept, or the run is not finished.
     """
     average = AVERAGES_BY_TITLE.get(average_in(algorithm), "")
-    at_step = folder.model_at(step, average=average)
+    at_step = folder.model_file(average, step)
     if at_step.is_file():
         return at_step
     spec = read_spec(folder)
-    last = folder.averaged_model(average) if average else folder.model
+    last = folder.model_file(average)
     ended = step == run["last_step"] and spec.record_last_step
     if last.is_file() and is_final(spec, step, ended):
         return last

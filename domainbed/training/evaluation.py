@@ -101,20 +101,27 @@ class Evaluator:
             on_batch: called after every batch, with the number of images done and of all.
         """
         done, total = 0, sum(len(split.indices) for split in splits)
-        values: list[Value] = []
+        found: list[Value] = []
         algorithm.eval()
         try:
             for split in splits:
                 sums, predict = [], predictor_of(algorithm)
                 for x, labels in self._batches(split, step):
-                    sums.append(self._sums(predict(x), labels))
+                    logits = predict(x)
+                    values = [metric(logits, labels) for metric in self._metrics.values()]
+                    # Left on the device: nothing waits for it.
+                    sums.append(torch.stack([each.float().sum() for each in values]))
                     done += len(labels)
                     if on_batch:
                         on_batch(done, total)
-                values += self._values(split, sums)
+                totals = torch.stack(sums).cpu().double().sum(dim=0).tolist()
+                found += [
+                    Value(split.domain, split.name, metric, total / len(split.indices))
+                    for metric, total in zip(self._metrics, totals)
+                ]
         finally:
             algorithm.train()
-        return values
+        return found
 
     def _batches(self, split: EvaluationSplit, step: int) -> Iterator[Minibatch]:
         draws = evaluation_draws(
@@ -126,16 +133,6 @@ class Evaluator:
             augment=split.domain in self._augmented,
         )
         return self._domains[split.domain].batches(draws, self._workers)
-
-    def _sums(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """(number of metrics,) sums over a batch, left on the device: nothing waits for it."""
-        values = [metric(logits, labels) for metric in self._metrics.values()]
-        return torch.stack([each.float().sum() for each in values])
-
-    def _values(self, split: EvaluationSplit, sums: Sequence[torch.Tensor]) -> Iterator[Value]:
-        totals = torch.stack(list(sums)).cpu().double().sum(dim=0)
-        for metric, total in zip(self._metrics, totals.tolist()):
-            yield Value(split.domain, split.name, metric, total / len(split.indices))
 
 
 class RecordedSplits:

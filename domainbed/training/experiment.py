@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Experiment:
-    """A spec with its data, its algorithm as training begins with it, and what they are fed.
+    """A spec with its data, its algorithm before the first update, and the minibatches.
 
     Attributes:
         spec: what defines it.
@@ -69,7 +69,7 @@ class Experiment:
 
     @property
     def stage(self) -> Stage:
-        """What the stage that is under way trains on."""
+        """What the current stage trains on."""
         return self.algorithm.training_stages()[self.stage_number - 1]
 
     @property
@@ -84,19 +84,19 @@ class Experiment:
         return tuple(dict.fromkeys([*self.stage.validation, *asked]))
 
     def further_stage(self, number: int) -> Experiment:
-        """The same experiment at another stage: with a fresh model, from a seed of its own."""
+        """The same experiment at another stage: with a fresh model, from the stage's seed."""
         domains = len(self.domains)
         algorithm = _new_algorithm(self.spec, self.dataset, domains, self.device, number)
         return replace(self, algorithm=algorithm, stage_number=number)
 
     @property
     def seed(self) -> int:
-        """Of the stage's draws."""
+        """The seed of the stage's draws."""
         return _of_stage(self.spec.seed, self.stage_number)
 
     @cached_property
     def stage_splits(self) -> list[Split]:
-        """Of each domain, as the stage has them."""
+        """The splits of each domain in the current stage."""
         return list(map(undivided, self.splits)) if self.stage.data == "all" else self.splits
 
     @property
@@ -124,10 +124,10 @@ class Experiment:
         return images / self.spec.hparams["batch_size"]
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The context that updates and predictions are computed in."""
+        """The context for updates and predictions."""
         if self.spec.precision == "bf16":
-            # No cache of cast weights: an update that steps several times (Fish) would go on
-            # with the weights from before its first step.
+            # No cache of cast weights: an update with several steps (Fish) would continue with
+            # the weights from before its first step.
             return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         return tf32_products() if self.spec.precision == "tf32" else nullcontext()
 
@@ -285,7 +285,7 @@ def _of_stage(seed: int, stage: int) -> int:
 
 @contextmanager
 def _named(cls: type) -> Iterator[None]:
-    """Says before the traceback of a programming error whose constructor it comes from."""
+    """Logs, before the traceback of a programming error, whose constructor it comes from."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Classifiers that training begins with, where they are not random."""
+"""Classifiers that training starts with, where they are not random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from domainbed.networks import HEAD_OPTIONS
 from domainbed.training.experiment import Experiment
 
 PROBE_L2 = float(LinearProbe.search_space["probe_l2"].default)
-"""Weight of the penalty of a linear probe that runs begin with."""
+"""Weight of the penalty of a linear probe that runs start with."""
 
 
 def set_initial_weights(experiment: Experiment) -> None:
@@ -25,28 +25,42 @@ def set_initial_weights(experiment: Experiment) -> None:
 
     Raises:
         UserError: the algorithm has no linear classifier on features, or the backbone's text
-            encoder is not to be had.
+            encoder is not available.
     """
-    if experiment.spec.initial_weights == "text" or experiment.algorithm.needs_text:
-        _begin_with_text(experiment)
-    elif experiment.spec.initial_weights == "linear-probe":
-        _begin_with_probe(experiment)
+    algorithm, initial = experiment.algorithm, experiment.spec.initial_weights
+    is_text = initial == "text" or algorithm.needs_text
+    if not is_text and initial != "linear-probe":
+        return
+    try:
+        featurizer, classifier = linear_head(experiment)
+    except UserError as error:
+        raise UserError(
+            f"initial_weights is {initial!r}, but {error}: choose 'shared' or 'own'",
+            "initial_weights",
+        ) from error
+    finally:
+        algorithm.train()
+    weight, bias = _text_head(experiment) if is_text else _probe(experiment, featurizer)
+    with torch.no_grad():
+        # Also of the classifier that is trained, where another one predicts.
+        for each in (classifier, getattr(algorithm, "classifier", classifier)):
+            each.weight.copy_(weight)
+            each.bias.copy_(bias)
 
 
-def _begin_with_text(experiment: Experiment) -> None:
+def _text_head(experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:
     spec, folder = experiment.spec, experiment.dataset.features_folder
     assert spec.features is not None
     assert folder is not None
     names = experiment.dataset.class_names
     prompts = with_defaults(HEAD_OPTIONS, spec.hparams)["prompts"]
     head = open_text_head(folder, spec.features, names, prompts)
-    _, classifier = _parts(experiment)
-    _set(experiment, classifier, head.scale * head.weight, torch.zeros(len(names)))
+    return head.scale * head.weight, torch.zeros(len(names))
 
 
 @torch.no_grad()
-def _begin_with_probe(experiment: Experiment) -> None:
-    featurizer, classifier = _parts(experiment)
+def _probe(experiment: Experiment, featurizer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of the logistic regression."""
     experiment.algorithm.eval()
     features, labels = [], []
     for domain in experiment.train_envs:
@@ -56,24 +70,10 @@ def _begin_with_probe(experiment: Experiment) -> None:
             features.append(featurizer(x).float())
             labels.append(y)
     experiment.algorithm.train()
+    z, y = torch.cat(features), torch.cat(labels)
     with torch.enable_grad():
-        weight, bias, _ = logistic_regression(
-            torch.cat(features), torch.cat(labels), classifier.out_features, PROBE_L2
-        )
-    _set(experiment, classifier, weight, bias)
-
-
-def _parts(experiment: Experiment) -> tuple[nn.Module, nn.Linear]:
-    try:
-        return linear_head(experiment)
-    except UserError as error:
-        raise UserError(
-            f"initial_weights is {experiment.spec.initial_weights!r}, but {error}: choose 'shared' "
-            "or 'own'",
-            "initial_weights",
-        ) from error
-    finally:
-        experiment.algorithm.train()
+        weight, bias, _ = logistic_regression(z, y, experiment.dataset.num_classes, PROBE_L2)
+    return weight, bias
 
 
 @torch.no_grad()
@@ -103,14 +103,3 @@ def linear_head(experiment: Experiment) -> tuple[nn.Module, nn.Linear]:
     if algorithm.predicts_batches or not torch.allclose(logits, algorithm.predict(x), atol=1e-4):
         raise UserError(f"{name} predicts by more than a classifier on its features")
     return featurizer, classifier
-
-
-@torch.no_grad()
-def _set(
-    experiment: Experiment, classifier: nn.Linear, weight: torch.Tensor, bias: torch.Tensor
-) -> None:
-    """Also of the classifier that is trained, where another one predicts."""
-    trained = getattr(experiment.algorithm, "classifier", classifier)
-    for each in (classifier, trained):
-        each.weight.copy_(weight)
-        each.bias.copy_(bias)

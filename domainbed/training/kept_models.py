@@ -68,20 +68,19 @@ class KeptModels:
             ended: whether the stage ends there.
         """
         if self._options.weights == "all":
-            file = self._folder.model_at(step, experiment.stage_number)
+            file = self._folder.model_file("", step, experiment.stage_number)
             self._save(experiment, averages, "", file)
         elif self._selects_records and not is_final(self._spec, step, ended):
             for name, chosen in self._chosen(step, ended):
                 if chosen == step:
-                    file = self._folder.model_at(step, average=name)
-                    self._save(experiment, averages, name, file)
+                    self._save(experiment, averages, name, self._folder.model_file(name, step))
 
     def after_checkpoint(self, step: int, ended: bool) -> None:
         """Removes what is no longer chosen: a run resumed from the checkpoint does not need it."""
         if not self._selects_records:
             return
         chosen = self._chosen(step, ended)
-        wanted = {self._folder.model_at(step, average=name) for name, step in chosen}
+        wanted = {self._folder.model_file(name, step) for name, step in chosen}
         for file in self._folder.path.glob("model_step*.pkl"):
             if file not in wanted:
                 _digest_file(file).unlink(missing_ok=True)
@@ -94,8 +93,7 @@ class KeptModels:
         if self._options.weights == "selected" and not self._methods:
             return
         for name in ("", *averages):
-            file = self._folder.averaged_model(name) if name else self._folder.model
-            self._save(experiment, averages, name, file)
+            self._save(experiment, averages, name, self._folder.model_file(name))
 
     def _save(self, experiment: Experiment, averages: Averages, name: str, file: Path) -> None:
         """Writes the last weights, or with a `name` those of an average.

@@ -1,4 +1,4 @@
-"""The table of progress: on the terminal, and kept in out.txt."""
+"""The progress table: on the terminal, and kept in out.txt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from domainbed.core.files import append_text
 from domainbed.core.text_table import duration, text_table
 
 _WIDTH = 10
-_LONG = 3.0  # seconds from which an evaluation is worth a word
+_LONG = 3.0  # seconds after which the time of an evaluation is printed
 
 
 class ProgressTable:
@@ -45,7 +45,7 @@ class ProgressTable:
             print(text, flush=True)
 
     def evaluating(self, done: int, total: int) -> None:
-        """Counts the images of an evaluation, for somebody who watches; says once what it costs."""
+        """Counts the images of an evaluation on a terminal; elsewhere says once what it costs."""
         if not self._echo:
             return
         now = time.monotonic()

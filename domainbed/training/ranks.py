@@ -1,7 +1,7 @@
-"""The processes of one run, where `torchrun` started several: how they meet, agree and end.
+"""The processes of one run, if `torchrun` started several: how they meet, agree and end.
 
-All of them do the same steps on the same minibatches, see `shared_passes`. The first one owns the
-run's folder. Each of the others writes to a folder of its own, which is removed at its end.
+All take the same steps on the same minibatches, see `shared_passes`. The first one owns the run's
+folder. Each of the others writes to a temporary folder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -31,12 +30,12 @@ _number, _count = 0, 1
 
 
 def number() -> int:
-    """Of this process, from 0."""
+    """The number of this process, from 0."""
     return _number
 
 
 def count() -> int:
-    """How many processes do the run."""
+    """How many processes train the run."""
     return _count
 
 
@@ -47,14 +46,14 @@ def is_first() -> bool:
 
 @contextmanager
 def joined(device: str | None) -> Iterator[None]:
-    """Meets the other processes of the run, as the variables of `torchrun` name them, if any.
+    """Joins the other processes of the run, if the variables of `torchrun` name any.
 
     Args:
         device: of the run's options.
 
     Raises:
-        UserError: the machine has no such device for each of them, a variable is not set or
-            wrong, or they cannot meet.
+        UserError: the machine has no such device for each process, a variable is missing or
+            wrong, or the processes cannot meet.
     """
     global _number, _count
     if (processes := os.environ.get("WORLD_SIZE") or "1") == "1":
@@ -82,7 +81,7 @@ def _whole_number(variable: str, least: int, most: int | None = None) -> int:
     """The value of an environment variable.
 
     Raises:
-        UserError: it is no whole number, or not from `least` to `most`.
+        UserError: it is not a whole number, or not between `least` and `most`.
     """
     given = os.environ[variable]
     number = int(given) if given.isdecimal() else -1
@@ -96,7 +95,7 @@ def _whole_number(variable: str, least: int, most: int | None = None) -> int:
 
 
 def _chosen_device(name: str | None) -> torch.device:
-    """That of this process, which is CUDA's current one."""
+    """The device of this process, which becomes CUDA's current one."""
     local = _whole_number("LOCAL_RANK", 0, _count - 1)
     # Before anything is tried on a GPU: that would take memory of the first one.
     if name != "cpu" and local < torch.cuda.device_count():
@@ -119,7 +118,7 @@ def _meet(backend: str) -> None:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """That of this process: of several, each has a GPU of its own.
+    """The device of this process: each of several has its own GPU.
 
     Raises:
         UserError: there are fewer GPUs, a single one was named, or the processes cannot talk.
@@ -128,7 +127,7 @@ def own_device(device: torch.device) -> torch.device:
         return device
     if device.type != "cuda" or device.index is not None:
         raise UserError(
-            f"device is {str(device)!r}, and {_count} processes do the run: choose cuda, which "
+            f"device is {str(device)!r}, and {_count} processes train the run: choose cuda, which "
             "gives each a GPU of its own, or cpu",
             "device",
         )
@@ -142,7 +141,7 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def own_rows(n: int) -> slice:
-    """Those of n rows that this process sees to."""
+    """The part of n rows that this process computes."""
     return slice(_number * n // _count, (_number + 1) * n // _count)
 
 
@@ -150,11 +149,11 @@ def own_rows(n: int) -> slice:
 def own_folder(
     folder: RunFolder, claimed: Callable[[RunFolder], dict[str, Any] | None]
 ) -> Iterator[tuple[RunFolder, dict[str, Any] | None]]:
-    """The folder that this process writes to, and what `claimed` returned in the first one.
+    """The folder that this process writes to, and what `claimed` returned in the first process.
 
     Args:
-        folder: the run's, which the first process owns meanwhile.
-        claimed: called by the first one, when it owns the folder.
+        folder: of the run, owned by the first process meanwhile.
+        claimed: called by the first process once it owns the folder.
     """
     with ExitStack() as stack:
 
@@ -164,24 +163,20 @@ def own_folder(
             return claimed(folder)
 
         told = of_first(together(lambda: taken() if is_first() else None))
-        if not is_first():
-            folder = _copy_of(folder, stack.enter_context(TemporaryDirectory(prefix="domainbed-")))
-        yield folder, told
-
-
-def _copy_of(folder: RunFolder, path: str) -> RunFolder:
-    """Another folder to go on from the same checkpoint, which stays where it is."""
-    copy = RunFolder(path)
-    for file in (folder.checkpoint, folder.checkpoint_before):
-        if file.exists():
-            (Path(path) / file.name).symlink_to(file.absolute())
-    return copy
+        if is_first():
+            yield folder, told
+            return
+        own = RunFolder(stack.enter_context(TemporaryDirectory(prefix="domainbed-")))
+        for file in (folder.checkpoint, folder.checkpoint_before):
+            if file.exists():  # it resumes from the same one
+                (own.path / file.name).symlink_to(file.absolute())
+        yield own, told
 
 
 def together(work: Callable[[], T]) -> T:
-    """What `work` returns, when it is done in all processes.
+    """What `work` returns, after it is done in all processes.
 
-    Where it fails in any process, all end, and one of them says why.
+    If it fails in any process, all end, and one of them says why.
 
     Raises:
         SystemExit: it failed in another process.
@@ -205,12 +200,12 @@ def together(work: Callable[[], T]) -> T:
 
 
 def any_of_them(here: bool) -> bool:
-    """Whether it is so in any process; all get the same answer."""
+    """Whether `here` is true in any process; all get the same answer."""
     return here if _count == 1 else bool(add_up(torch.tensor([float(here)])))
 
 
 def add_up(value: torch.Tensor) -> torch.Tensor:
-    """`value`, which now holds the sum of those of all processes.
+    """`value`, which now holds the sum over all processes.
 
     Raises:
         UserError: another process has ended.
@@ -235,11 +230,11 @@ def of_first(value: T) -> T:
 
 @contextmanager
 def _among_all() -> Iterator[None]:
-    """Where a process waits for the others."""
+    """Wraps what waits for the other processes."""
     try:
         yield
     except RuntimeError as error:
-        # Gloo has no class of errors; each names a file of its source.
+        # Gloo has no error class; its errors name a file of its source.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise UserError(
@@ -251,7 +246,7 @@ def _among_all() -> Iterator[None]:
 def align(network: nn.Module) -> None:
     """Gives all processes the first one's weights.
 
-    They have them already, unless a kernel of a GPU adds up in another order each time.
+    They have these already, unless a GPU kernel sums in another order each time.
     """
     if _count == 1:
         return

@@ -140,6 +140,10 @@ _VALUES: dict[str, Any] = {  # what is replaced, whatever was there
 }
 
 
+_FILLED = ("module", "random", "stateful", "object")
+"""Kinds of objects that only a constructor makes, and that are filled."""
+
+
 class _Restore:
     def __init__(
         self, parameters: dict[str, nn.Parameter], classes: Mapping[str, type], device: torch.device
@@ -158,6 +162,8 @@ class _Restore:
         kind = encoded["kind"]
         if kind == "skip":
             return old
+        if kind in _FILLED and class_name(old) != encoded["class"]:
+            raise _refusal(where, encoded["class"], "was made by an update")
         if kind in _VALUES:
             return _VALUES[kind](encoded["value"])
         return getattr(self, f"_decode_{kind}")(old, encoded, where)
@@ -201,15 +207,13 @@ class _Restore:
         return old
 
     def _decode_optimizer(self, old: Any, encoded: State, where: str) -> Any:
-        optimizer = old if self._fits(old, encoded) else self._new_optimizer(old, encoded, where)
+        fits = isinstance(old, torch.optim.Optimizer) and class_name(old) == encoded["class"]
+        if fits:
+            groups = [[self._names.get(id(p)) for p in g["params"]] for g in old.param_groups]
+            fits = groups == encoded["groups"]
+        optimizer = old if fits else self._new_optimizer(old, encoded, where)
         optimizer.load_state_dict(encoded["value"])
         return optimizer
-
-    def _fits(self, old: Any, encoded: State) -> bool:
-        if not isinstance(old, torch.optim.Optimizer) or class_name(old) != encoded["class"]:
-            return False
-        groups = [[self._names.get(id(p)) for p in g["params"]] for g in old.param_groups]
-        return groups == encoded["groups"]
 
     def _new_optimizer(self, old: Any, encoded: State, where: str) -> torch.optim.Optimizer:
         """One that replaced the constructor's, with other parameters or of another class."""
@@ -222,7 +226,6 @@ class _Restore:
         return cls(groups, lr=encoded["value"]["param_groups"][0]["lr"])
 
     def _decode_module(self, old: Any, encoded: State, where: str) -> Any:
-        _require_class(old, encoded, where)
         modules = dict(old.named_modules())
         _restore_tensors(modules, encoded["tensors"], self._device)
         for path, attributes in encoded["inner"].items():
@@ -238,7 +241,6 @@ class _Restore:
         return generator
 
     def _decode_random(self, old: Any, encoded: State, where: str) -> Any:
-        _require_class(old, encoded, where)
         if isinstance(old, random.Random):
             old.setstate(encoded["value"])
         else:
@@ -256,12 +258,10 @@ class _Restore:
         return old
 
     def _decode_stateful(self, old: Any, encoded: State, where: str) -> Any:
-        _require_class(old, encoded, where)
         old.load_state_dict(self._decode(old.state_dict(), encoded["value"], where))
         return old
 
     def _decode_object(self, old: Any, encoded: State, where: str) -> Any:
-        _require_class(old, encoded, where)
         self.attributes(old, encoded["attributes"], where)
         return old
 
@@ -270,12 +270,6 @@ class _Restore:
         if encoded["fingerprint"] is None or encoded["fingerprint"] != fingerprint(old):
             raise _refusal(where, encoded["class"], "has state that inspection cannot see")
         return old
-
-
-def _require_class(old: Any, encoded: State, where: str) -> None:
-    """Only what the constructor makes can be filled."""
-    if class_name(old) != encoded["class"]:
-        raise _refusal(where, encoded["class"], "was made by an update")
 
 
 def _item(container: Any, key: Any) -> Any:

@@ -92,7 +92,7 @@ def shuffled(n: int, seed: int) -> list[int]:
 
 
 def _adapted(split: Split, fraction: float, seed: int) -> Split:
-    """With a share of the in-split as unlabeled images."""
+    """The split with a share of the in-split as unlabeled images."""
     if not fraction:
         return split
     chosen, kept = split_indices(len(split.inside), fraction, seed)

@@ -34,9 +34,9 @@ Gradients = tuple[torch.Tensor | None, ...]
 
 
 def share_passes(algorithm: nn.Module) -> None:
-    """Lets the featurizers of an algorithm compute their own rows only, where that pays.
+    """Makes each process compute its own rows of the featurizers of an algorithm.
 
-    They are the outermost modules with `n_outputs` and parameters. Their copies do so, too.
+    These are the outermost modules with `n_outputs` and parameters, and their copies.
 
     Raises:
         UserError: one of them has batch norm layers that train, which need the whole batch.

@@ -1,4 +1,4 @@
-"""Trained runs: their experiment as it was before training, and with the weights it came to."""
+"""Trained runs: their experiment, their model and its predictions."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
 def rebuild(
     folder: RunFolder, machine: RunOptions | None = None, dataset: str | None = None
 ) -> Experiment:
-    """The experiment of a finished run, with the weights that its training began with.
+    """The experiment of a finished run, with the weights before training.
 
     The process's random sources stay as they are.
 
@@ -168,7 +168,7 @@ def _model_file(folder: RunFolder, spec: RunSpec, average: str | None) -> Path:
             "--averages, in another folder",
             "average",
         )
-    return folder.averaged_model(average)
+    return folder.model_file(average)
 
 
 def load_model(folder: Path | str, device: str | None = None, average: str | None = None) -> Model:

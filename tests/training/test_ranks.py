@@ -222,7 +222,7 @@ def test_devices_of_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert own_device(torch.device("cuda")) == torch.device("cuda:1")
     assert own_device(torch.device("cpu")) == torch.device("cpu")
-    with pytest.raises(UserError, match="'cuda:0', and 2 processes do the run: choose cuda"):
+    with pytest.raises(UserError, match="'cuda:0', and 2 processes train the run: choose cuda"):
         own_device(torch.device("cuda:0"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="process 1 of this machine has no GPU, as there are 1"):
