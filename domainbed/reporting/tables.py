@@ -134,17 +134,16 @@ def build_report(
     names = list(SELECTION_METHODS) if selection is None else dict.fromkeys(selection)
     methods = [SELECTION_METHODS[name] for name in names]
     records = only(records, datasets, algorithms)
-    gaps = gaps or {}
+    selected = [(method, method.select(records)) for method in methods]
     domains_of = {
         name: tested_domains(records.runs, name)
         for name in order_datasets(records.runs["dataset"].unique())
     }
     tables = []
-    for method in methods:
-        chosen = method.select(records)
+    for method, chosen in selected:
         diverged = _diverged(records.runs, chosen, method)
-        tables += tables_of(records.runs, method, by_cell(chosen), domains_of, diverged, gaps)
-    report = Report(records, methods, tables, datasets, algorithms, gaps)
+        tables += tables_of(records.runs, method, by_cell(chosen), domains_of, diverged, gaps or {})
+    report = Report(records, methods, tables, datasets, algorithms, gaps or {})
     _warn_of_gaps(report)
     _warn_of_mixtures(records.runs)
     return report
