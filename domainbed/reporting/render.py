@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from domainbed.core.registry import Registry
 from domainbed.errors import UserError
 from domainbed.reporting import section
 from domainbed.reporting.section import Section
-from domainbed.reporting.tables import AVERAGE, Cell, Column, Report, Table, mark_best
+from domainbed.reporting.tables import AVERAGE, Cell, Report, Table, mark_best
 
 ORDERS = ("table", "given", "mean")
 SPREADS = {"se": "standard error", "ci95": "half of the 95 % interval", "none": ""}
@@ -159,16 +160,15 @@ def _json_table(table: Table, style: Style | None) -> dict[str, Any]:
     labels = [column.label for column in table.columns]
     rows = {
         name: {
-            label: {**_json_cell(cell), "text": cell_text(cell, style)}
+            label: {
+                **{key: value for key, value in asdict(cell).items() if key != "second"},
+                "text": cell_text(cell, style),
+            }
             for label, cell in zip(labels, cells, strict=True)
         }
         for name, cells in table.rows.items()
     }
     return {"protocol": table.protocol, "columns": labels, "algorithms": rows}
-
-
-def _json_cell(cell: Cell) -> dict[str, Any]:
-    return {name: value for name, value in asdict(cell).items() if name != "second"}
 
 
 @dataclass(frozen=True)
@@ -237,45 +237,39 @@ def styled(report: Report, style: Style) -> Report:
             )
     tables = [_styled(table, style) for table in report.tables]
     if style.order == "given":
-        methods = {method.name: number for number, method in enumerate(report.methods)}
-        tables.sort(key=lambda table: (methods[table.selection], _place(table.dataset, style)))
+        methods = [method.name for method in report.methods]
+        tables.sort(  # the averages come last of a method's tables
+            key=lambda table: (
+                methods.index(table.selection),
+                table.dataset is None,
+                _place(table.dataset, style.datasets),
+            )
+        )
     return replace(report, tables=tables, style=style)
 
 
-def _place(dataset: str | None, style: Style) -> int:
-    """Of a dataset's table among those of its method; the averages come last."""
-    return _rank(dataset, style.datasets) + (dataset is None)
-
-
-def _rank(name: str | None, given: Sequence[str]) -> int:
-    names: list[str | None] = [*given]
-    return names.index(name) if name in names else len(names)
-
-
 def _styled(table: Table, style: Style) -> Table:
-    columns = sorted(range(len(table.columns)), key=lambda i: _column_rank(table, i, style))
-    rows = {
-        name: [table.rows[name][i] for i in columns]
-        for name in sorted(table.rows, key=lambda name: _row_rank(table, name, style))
-    }
-    rows = mark_best(rows, ranks=table.dataset is None, decimals=style.decimals)
-    return replace(table, columns=[table.columns[i] for i in columns], rows=rows)
+    is_dataset, is_given = table.dataset is not None, style.order == "given"
+    names = [column.label if is_dataset else column.dataset for column in table.columns]
+    datasets = style.datasets if is_given else ()
+    first = style.domains if is_dataset else datasets
+    # Columns of averages stay where they are, at the end.
+    columns = sorted(
+        range(len(names)), key=lambda i: (names[i] == AVERAGE, _place(names[i], first))
+    )
+    rows = list(table.rows)
+    if is_given:
+        rows.sort(key=lambda name: _place(name.rpartition(" [")[0] or name, style.algorithms))
+    elif style.order == "mean":
+        average = names.index(AVERAGE)
+        means = {name: cells[average].mean for name, cells in table.rows.items()}
+        found = {name: mean for name, mean in means.items() if mean is not None}
+        rows.sort(key=lambda name: -found.get(name, -math.inf))
+    cells = {name: [table.rows[name][i] for i in columns] for name in rows}
+    marked = mark_best(cells, ranks=not is_dataset, decimals=style.decimals)
+    return replace(table, columns=[table.columns[i] for i in columns], rows=marked)
 
 
-def _column_rank(table: Table, position: int, style: Style) -> int:
-    """Columns of averages stay where they are, at the end."""
-    column: Column = table.columns[position]
-    if table.dataset is not None:
-        return _rank(column.label, style.domains) + (column.label == AVERAGE)
-    given = style.datasets if style.order == "given" else ()
-    return _rank(column.dataset, given) + (column.dataset == AVERAGE)
-
-
-def _row_rank(table: Table, name: str, style: Style) -> float:
-    if style.order == "given":
-        return _rank(name.rpartition(" [")[0] or name, style.algorithms)
-    if style.order == "mean":
-        labels = [column.label for column in table.columns]
-        mean = table.rows[name][labels.index(AVERAGE)].mean
-        return np.inf if mean is None else -mean
-    return 0
+def _place(name: str | None, given: Sequence[str]) -> int:
+    """Where a name comes among those that are given, which the others follow."""
+    return given.index(name) if name in given else len(given)

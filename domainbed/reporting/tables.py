@@ -244,9 +244,8 @@ def _gap(key: CellKey, method: SelectionMethod, gaps: Gaps) -> str:
 def by_cell(chosen: pd.DataFrame) -> Accuracies:
     """The test accuracies in [0, 1] by cell and trial, both ascending."""
     found: Accuracies = defaultdict(dict)
-    columns = [chosen[name].tolist() for name in ("dataset", "algorithm", "test_env")]
-    trials, test_accs = chosen["trial_seed"].tolist(), chosen["test_acc"].tolist()
-    for *key, trial, test_acc in zip(*columns, trials, test_accs, strict=True):
+    columns = ["dataset", "algorithm", "test_env", "trial_seed", "test_acc"]
+    for *key, trial, test_acc in chosen[columns].itertuples(index=False, name=None):
         found[tuple(key)][trial] = test_acc
     return dict(found)
 
@@ -376,30 +375,24 @@ def protocol_of(runs: pd.DataFrame) -> str:
 
 
 def mixtures(runs: pd.DataFrame) -> list[str]:
-    """One line for each condition in which runs of one table differ."""
+    """One line for each condition that differs, as in "precisions: fp32 in 3 runs"."""
     conditions = {
         "protocols": _protocols(runs),
         "major versions of PyTorch": [version.split(".")[0] for version in runs["torch"].tolist()],
         "precisions": runs["precision"].tolist(),
     }
-    return [
-        f"{what}: {_counts(values)}" for what, values in conditions.items() if len(set(values)) > 1
-    ]
+    lines = []
+    for what, values in conditions.items():
+        counts = Counter(values).most_common()
+        said = [f"{value} in {count} run{'s' * (count > 1)}" for value, count in counts]
+        lines += [f"{what}: {', '.join(said)}"] * (len(counts) > 1)
+    return lines
 
 
 def _protocols(runs: pd.DataFrame) -> list[str]:
+    names = []
     columns = runs[["protocol", "protocol_version", "features"]].to_numpy().tolist()
-    return [
-        name if version == NOT_RECORDED else _named(name, version, features)
-        for name, version, features in columns
-    ]
-
-
-def _named(name: str, version: str, features: str) -> str:
-    return f"{name} (version {version})" + (f", {features}" if features else "")
-
-
-def _counts(values: list[str]) -> str:
-    """Each value and how many runs have it, as in "fp32 in 3 runs, bf16 in 1 run"."""
-    counts = Counter(values).most_common()
-    return ", ".join(f"{value} in {count} run{'s' * (count > 1)}" for value, count in counts)
+    for name, version, features in columns:
+        known = f"{name} (version {version})" + (f", {features}" if features else "")
+        names.append(name if version == NOT_RECORDED else known)
+    return names
