@@ -71,8 +71,7 @@ def _probe(experiment: Experiment, featurizer: nn.Module) -> tuple[torch.Tensor,
             labels.append(y)
     experiment.algorithm.train()
     z, y = torch.cat(features), torch.cat(labels)
-    with torch.enable_grad():
-        weight, bias, _ = logistic_regression(z, y, experiment.dataset.num_classes, PROBE_L2)
+    weight, bias, _ = logistic_regression(z, y, experiment.dataset.num_classes, PROBE_L2)
     return weight, bias
 
 
