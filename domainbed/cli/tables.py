@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -309,7 +309,7 @@ def top_hparams(parser: Parser) -> Run:
     )
     parser.add_argument("--top", type=int, metavar="N", help="only the best N of each trial (all)")
     parser.add_argument(
-        "--format", choices=list(_TOP_FORMATS), default="text", help="default: text"
+        "--format", choices=("text", "json", "csv"), default="text", help="default: text"
     )
     return _top_hparams
 
@@ -323,17 +323,24 @@ def _top_hparams(args: argparse.Namespace) -> int:
     methods = [SELECTION_METHODS[name] for name in args.selection or SELECTION_METHODS]
     records = load_records(args.input_dir, progress=show_progress)
     of_cell = _records_of_cell(records, args.dataset, args.algorithm, args.test_env)
-    rankings = [(method, ranking(of_cell, method, args.test_env, args.top)) for method in methods]
-    sys.stdout.write(_TOP_FORMATS[args.format](len(records), rankings))
+    ranked = {each.title: ranking(of_cell, each, args.test_env, args.top) for each in methods}
+    choices = [choice for of_method in ranked.values() for choice in of_method]
+    if args.format == "json":
+        text = json.dumps(choices, indent=2) + "\n"
+    elif args.format == "csv":
+        text = _ranked_csv(choices)
+    else:
+        lines = [f"Total records: {len(records)}"]
+        for title, of_method in ranked.items():
+            lines += ["", f"Model selection: {title}", *_ranked_lines(of_method)]
+        text = "\n".join(lines) + "\n"
+    sys.stdout.write(text)
     return 0
-
-
-RankedRun = dict[str, Any]
 
 
 def ranking(
     records: Records, method: SelectionMethod, test_env: int, top: int | None = None
-) -> list[RankedRun]:
+) -> list[dict[str, Any]]:
     """One method's choices, trial by trial the best `top` hparams seeds from best to worst.
 
     Each has `selection`, `trial_seed`, `rank` (1 is best), `hparams_seed`, `step`, `val_acc`,
@@ -350,7 +357,7 @@ def ranking(
 
 def _choice(
     records: Records, method: SelectionMethod, rank: int, score: dict[Any, Any]
-) -> RankedRun:
+) -> dict[str, Any]:
     runs = records.runs
     runs = runs[
         (runs["trial_seed"] == score["trial_seed"])
@@ -382,36 +389,26 @@ def _records_of_cell(records: Records, dataset: str, algorithm: str, test_env: i
     return records.only([test_env in envs for envs in test_envs])
 
 
-Rankings = Sequence[tuple["SelectionMethod", list[RankedRun]]]
+_NUMBERS = ("hparams_seed", "step", "val_acc", "test_acc")
 
 
-def _top_to_text(total: int, rankings: Rankings) -> str:
-    lines = [f"Total records: {total}"]
-    for method, choices in rankings:
-        lines += ["", f"Model selection: {method.title}"]
-        lines += [*_best(choices), *_ranked_lines(choices)] if choices else [_NO_RESULT]
-    return "\n".join(lines) + "\n"
-
-
-_NO_RESULT = "no result: `domainbed collect --explain` says which runs are missing"
-
-
-def _best(choices: Iterable[RankedRun]) -> list[str]:
-    """The best choice of each trial, as a table; validation accuracies compare within a trial."""
+def _ranked_lines(choices: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The best choice of each trial, as a table, and then all choices."""
+    if not choices:
+        yield "no result: `domainbed collect --explain` says which runs are missing"
+        return
+    # Validation accuracies compare within a trial only.
     columns = ("trial_seed", *_NUMBERS, "hparams")
-    rows = [[_shown(choice[name]) for name in columns] for choice in choices if choice["rank"] == 1]
-    return ["best of each trial:", *text_table([columns, *rows], right=range(5), indent="  ")]
-
-
-def _ranked_lines(choices: Iterable[RankedRun]) -> list[str]:
-    lines = []
+    best = [[_shown(each[name]) for name in columns] for each in choices if each["rank"] == 1]
+    yield "best of each trial:"
+    yield from text_table([columns, *best], right=range(5), indent="  ")
     for choice in choices:
-        lines += [f"trial_seed: {choice['trial_seed']}"] * (choice["rank"] == 1)
+        if choice["rank"] == 1:
+            yield f"trial_seed: {choice['trial_seed']}"
         numbers = ("val_acc", "test_acc", "step", "hparams_seed")
-        lines.append("\t" + ", ".join(f"{name}: {_shown(choice[name])}" for name in numbers))
-        lines.append(f"\t\thparams: {_shown(choice['hparams'])}")
-        lines += [f"\t\toutput_dir: {folder}" for folder in choice["output_dirs"]]
-    return lines
+        yield "\t" + ", ".join(f"{name}: {_shown(choice[name])}" for name in numbers)
+        yield f"\t\thparams: {_shown(choice['hparams'])}"
+        yield from (f"\t\toutput_dir: {folder}" for folder in choice["output_dirs"])
 
 
 def _shown(value: Any) -> str:
@@ -420,24 +417,15 @@ def _shown(value: Any) -> str:
     return f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
-def _top_to_json(_: int, rankings: Rankings) -> str:
-    return json.dumps([choice for _, choices in rankings for choice in choices], indent=2) + "\n"
-
-
-def _top_to_csv(_: int, rankings: Rankings) -> str:
+def _ranked_csv(choices: Sequence[dict[str, Any]]) -> str:
     """One line per choice; hparams and output_dirs as JSON."""
     import pandas as pd
 
-    choices = [choice for _, choices in rankings for choice in choices]
-    table = pd.DataFrame(choices, columns=_COLUMNS)
-    table[_AS_JSON] = table[_AS_JSON].map(partial(json.dumps, sort_keys=True))
+    as_json = ["hparams", "output_dirs"]
+    columns = ["selection", "trial_seed", "rank", *_NUMBERS, *as_json]
+    table = pd.DataFrame(choices, columns=columns)
+    table[as_json] = table[as_json].map(partial(json.dumps, sort_keys=True))
     return table.to_csv(index=False, lineterminator="\n")
-
-
-_NUMBERS = ("hparams_seed", "step", "val_acc", "test_acc")
-_AS_JSON = ["hparams", "output_dirs"]
-_COLUMNS = ["selection", "trial_seed", "rank", *_NUMBERS, *_AS_JSON]
-_TOP_FORMATS = {"text": _top_to_text, "json": _top_to_json, "csv": _top_to_csv}
 
 
 # ---- published ----
