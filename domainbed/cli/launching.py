@@ -67,10 +67,10 @@ def launch_sweep(
     """
     from domainbed.sweeps.launch import prepare
 
-    return do(prepare(config, retry), dry_run, wait, skip_confirmation)
+    return launch_prepared(prepare(config, retry), dry_run, wait, skip_confirmation)
 
 
-def do(launch: Launch, dry_run: bool, wait: bool, skip_confirmation: bool) -> int:
+def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation: bool) -> int:
     """Launches a prepared sweep; the arguments and the result are those of `launch_sweep`."""
     from domainbed.sweeps.outlook import outlook, plan_lines
 

@@ -14,7 +14,7 @@ from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.launching import (
     add_launcher_flags,
     confirmed,
-    do,
+    launch_prepared,
     launch_sweep,
     launcher_flags,
 )
@@ -91,16 +91,13 @@ def _refuse_reruns(target: str | None) -> None:
     Raises:
         UserError: it is the folder of new trials of what was chosen.
     """
-    folder = Path(target or "")
-    if "rerun-" not in folder.name:
-        return
     from domainbed.sweeps.selected import is_rerun
 
-    if is_rerun(folder):
+    if target and is_rerun(Path(target)):
         raise UserError(
-            f"{str(folder)!r} holds new trials of what was chosen: `domainbed sweep rerun-best "
-            f"{folder.parent}`, with the same --trials, resumes them, and with --retry does again "
-            "what failed"
+            f"{target!r} holds new trials of what was chosen: `domainbed sweep rerun-best "
+            f"{Path(target).parent}`, with the same --trials, resumes them, and with --retry does "
+            "again what failed"
         )
 
 
@@ -208,7 +205,7 @@ def _rerun_best(args: argparse.Namespace) -> int:
     exit_status = 0
     for method in rerun_methods(config, args.methods):
         launch = prepare_reruns(config, method, args.new_trials, args.retry)
-        found = do(launch, args.dry_run, args.wait, args.skip_confirmation)
+        found = launch_prepared(launch, args.dry_run, args.wait, args.skip_confirmation)
         exit_status = max(exit_status, found)
         if exit_status >= 128:  # interrupted
             break
