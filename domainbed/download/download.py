@@ -87,8 +87,8 @@ def download_dataset(
         raise UserError(f"--from {str(copy)!r} does not exist: name an archive or a folder")
     folder = Path(data_dir)
     job = _Job(
-        *(name, dataset, info, SOURCES[name], folder, accept_checksum, accept_incomplete, say)
-    )
+        name, dataset, info, SOURCES[name], folder, accept_checksum, accept_incomplete, say
+    )  # fmt: skip
     try:
         if job.is_here():  # asked before locking: the folder may be read-only
             return

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,18 +105,18 @@ def _fetch_repository(name: str, folder: Path) -> None:
 def _fetch_file(archive: Archive, file: Path) -> None:
     import gdown
 
-    options: dict[str, Any] = {
-        **{"resume": True, "quiet": not sys.stderr.isatty()},
-        **{"timeout": _SECONDS_OF_SILENCE, "retries": _RETRIES},
-    }
+    download = partial(
+        gdown.download, archive.url, str(file), resume=True, quiet=not sys.stderr.isatty(),
+        timeout=_SECONDS_OF_SILENCE, retries=_RETRIES,
+    )  # fmt: skip
     try:
-        gdown.download(archive.url, str(file), **options)
+        download()
     except gdown.exceptions.DownloadError as error:
         if _NO_RANGES not in str(error):
             raise
         for part in file.parent.glob(f"{file.name}*.part"):
             part.unlink()
-        gdown.download(archive.url, str(file), **options)
+        download()
     with file.open("rb") as stream:
         start = stream.read(512).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):

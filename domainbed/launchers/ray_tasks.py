@@ -91,10 +91,14 @@ def write_plan(
     minutes: float | None,
 ) -> None:  # fmt: skip
     """For the coordinator of this folder; tasks work in the directory of this process."""
-    path = [os.path.abspath(each) for each in sys.path]
     plan = Plan(
-        *(PickledJob(job), [pickled(task) for task in tasks], list(jobs), options, minutes),
-        *(os.getcwd(), path),
+        job=PickledJob(job),
+        tasks=[pickled(task) for task in tasks],
+        jobs=list(jobs),
+        options=options,
+        minutes=minutes,
+        directory=os.getcwd(),
+        import_path=[os.path.abspath(each) for each in sys.path],
     )
     folder.mkdir(parents=True, exist_ok=True)
     with written_aside(folder / "plan.pkl") as aside:
