@@ -34,20 +34,26 @@ _OBSERVATIONS = {"trial": "test domain and trial", "domain": "test domain", "dat
 def difference_sections(frame: pd.DataFrame, unit: str, rope: float | None) -> list[Section]:
     """The differences to the baseline, one table per selection method."""
     sections = []
+    chances = [] if rope is None else ["P(worse)", "P(equal)", "P(better)"]
     for selection, of_method in frame.groupby("selection", sort=False):
         several = of_method["dataset"].nunique() > 2  # one dataset is its own average
         shown = of_method if several else of_method[of_method["dataset"] == AVERAGE]
         only, baseline = of_method[["dataset", "baseline"]].iloc[0]
-        header = ["Dataset", "Algorithm", "difference", "95 % (trials)", "95 % (datasets)"]
-        header += ["improves", "win/tie/loss", "p", "p (Holm)"]
-        header += [] if rope is None else ["P(worse)", "P(equal)", "P(better)"]
         rows = [
             [row["dataset"] if several else only, row["algorithm"], *_differences(row, rope)]
             for row in shown.to_dict("records")
         ]
-        title = f"Differences to {baseline}, model selection method: {selection}"
-        notes = _difference_notes(shown, unit, baseline, rope)
-        sections.append(Section("differences", title, header, rows, notes, of_method))
+        sections.append(
+            Section(
+                "differences",
+                f"Differences to {baseline}, model selection method: {selection}",
+                ["Dataset", "Algorithm", "difference", "95 % (trials)", "95 % (datasets)",
+                 "improves", "win/tie/loss", "p", "p (Holm)", *chances],
+                rows,
+                _difference_notes(shown, unit, baseline, rope),
+                of_method,
+            )
+        )  # fmt: skip
     return sections
 
 
@@ -166,13 +172,18 @@ def gap_section(frame: pd.DataFrame) -> Section:
          mean_text(row["gap"], row["std_err"], signed=True)]
         for row in frame.to_dict("records")
     ]  # fmt: skip
-    notes = [
-        "oracle minus training-domain, in percentage points +/- standard error over "
-        f"{span(frame['n_trials'])} trials",
-        *_few(frame),
-    ]
-    header = ["Dataset", "Algorithm", "domain", "gap"]
-    return Section("selection_gap", "Selection gap", header, rows, notes, frame)
+    return Section(
+        "selection_gap",
+        "Selection gap",
+        ["Dataset", "Algorithm", "domain", "gap"],
+        rows,
+        [
+            "oracle minus training-domain, in percentage points +/- standard error over "
+            f"{span(frame['n_trials'])} trials",
+            *_few(frame),
+        ],
+        frame,
+    )
 
 
 def tuning_section(frame: pd.DataFrame) -> Section:
@@ -198,10 +209,14 @@ def expected_section(frame: pd.DataFrame) -> Section:
     keys = ["selection", "dataset", "algorithm"]
     wide = frame.pivot(index=keys, columns="draws", values="accuracy")
     shown = [k for k in wide if k in (1, 2, 5, 10, 20) or k == wide.columns[-1]]
-    rows = [[*key, *map(one_decimal, numbers)] for key, numbers in wide[shown].iterrows()]
-    header = ["Selection", "Dataset", "Algorithm", *(f"best of {k}" for k in shown)]
-    notes = ["the accuracy that choosing among k of the draws gives on average", *_few(frame)]
-    return Section("expected_best", "Expected best of k draws", header, rows, notes, frame)
+    return Section(
+        "expected_best",
+        "Expected best of k draws",
+        ["Selection", "Dataset", "Algorithm", *(f"best of {k}" for k in shown)],
+        [[*key, *map(one_decimal, numbers)] for key, numbers in wide[shown].iterrows()],
+        ["the accuracy that choosing among k of the draws gives on average", *_few(frame)],
+        frame,
+    )
 
 
 def worst_section(frame: pd.DataFrame) -> Section:
@@ -211,10 +226,14 @@ def worst_section(frame: pd.DataFrame) -> Section:
          one_decimal(row["worst"]), row["domain"]]
         for row in frame.to_dict("records")
     ]  # fmt: skip
-    header = ["Selection", "Dataset", "Algorithm", "mean", "worst", "domain"]
-    notes = ["the lowest of several uncertain means is on average too low", *_few(frame)]
-    title = "Worst test domain beside the mean"
-    return Section("worst_domains", title, header, rows, notes, frame)
+    return Section(
+        "worst_domains",
+        "Worst test domain beside the mean",
+        ["Selection", "Dataset", "Algorithm", "mean", "worst", "domain"],
+        rows,
+        ["the lowest of several uncertain means is on average too low", *_few(frame)],
+        frame,
+    )
 
 
 def line_section(frame: pd.DataFrame) -> Section:
@@ -225,14 +244,18 @@ def line_section(frame: pd.DataFrame) -> Section:
         + [NOTHING if math.isnan(row[name]) else f"{row[name]:.2f}" for name in numbers]
         for row in frame.to_dict("records")
     ]
-    notes = [
-        "over the last record of all runs: accuracy on the test domain, against that on the "
-        "out-splits of the training domains; of the probits of both",
-        "dependent: runs that differ in draw or algorithm alone share data and weights",
-    ]
-    title = "In-domain against out-of-domain accuracy"
-    header = ["Dataset", "test domain", "runs", *numbers]
-    return Section("accuracy_on_the_line", title, header, rows, notes, frame)
+    return Section(
+        "accuracy_on_the_line",
+        "In-domain against out-of-domain accuracy",
+        ["Dataset", "test domain", "runs", *numbers],
+        rows,
+        [
+            "over the last record of all runs: accuracy on the test domain, against that on the "
+            "out-splits of the training domains; of the probits of both",
+            "dependent: runs that differ only in draw or algorithm share data and weights",
+        ],
+        frame,
+    )
 
 
 def _names(row: dict[Any, Any], *columns: str) -> list[str]:

@@ -168,7 +168,7 @@ def test_text(folder, printed):
         "small sample: 2 datasets, so the intervals over datasets are too narrow",
         "dependent: each test domain of a dataset is a training domain of the others, and trials",
         "dependent: the domains of a dataset train on each other",
-        "dependent: runs that differ in draw or algorithm alone share data and weights",
+        "dependent: runs that differ only in draw or algorithm share data and weights",
     ):
         assert said in text.replace("\n    ", " ")
 

@@ -111,12 +111,15 @@ def _single_source(report: Report) -> list[Part]:
         names = [c.label for table in found.tables for c in table.columns]
         own = [name for name in style.domains if name in names]
         found = styled(found, replace(style, domains=own))
-    intro = (
-        "Accuracy in percent, the mean over all other domains, of runs that train on the one "
-        f"domain of a column{_legend(report)}"
-    )
-    tables = result_tables(found)
-    return [Part("single-source", "Trained on one domain", intro, tables=tables)]
+    return [
+        Part(
+            "single-source",
+            "Trained on one domain",
+            "Accuracy in percent, the mean over all other domains, of runs that train on the one "
+            f"domain of a column{_legend(report)}",
+            tables=result_tables(found),
+        )
+    ]
 
 
 def _differences(findings: Findings) -> Part:
@@ -179,20 +182,25 @@ def _tuning(findings: Findings) -> Part:
         + [str(row[name]) for name in ("choices", "low", "high")]
         for row in frame.to_dict("records")
     ]
-    header = ["Algorithm", "Hyper-parameter", "lowest", "highest", "choices"]
-    header += ["in the lowest tenth", "in the highest tenth"]
-    notes = ["tenths of the logarithm where a range spans a factor of ten; a tenth of the choices "
-             "lies in each by chance, if draws are even"]  # fmt: skip
-    sections = [Section("ranges", "Is a range too narrow?", header, rows, notes, frame)]
+    sections = [
+        Section(
+            "ranges",
+            "Is a range too narrow?",
+            ["Algorithm", "Hyper-parameter", "lowest", "highest", "choices", "in the lowest tenth",
+             "in the highest tenth"],
+            rows,
+            ["tenths of the logarithm if a range spans a factor of ten; by chance a tenth of the "
+             "choices lies in each, if draws are even"],
+            frame,
+        )
+    ]  # fmt: skip
     frames = (
         (compared.tuning_section, comparison.tuning_gain(findings.records, findings.selection)),
         (compared.expected_section, comparison.expected_best(findings.records, findings.selection)),
     )
     sections += [make(frame) for make, frame in frames if len(frame)]
-    figures = _drawn(findings, "hparams", "Accuracy by hyper-parameter")
-    names = order_algorithms(findings.tuning["algorithm"])
-    figures = [each._replace(algorithm=name) for each, name in zip(figures, names, strict=True)]
-    return replace(part, figures=figures, tables=[from_section(each) for each in sections])
+    figures = _drawn(findings, "hparams", part.title)
+    return replace(part, figures=figures, tables=list(map(from_section, sections)))
 
 
 def _curves(findings: Findings) -> Part:
@@ -221,12 +229,19 @@ def _curves(findings: Findings) -> Part:
             [dataset, algorithm, domain, ", ".join(map(str, steps)),
              f"{last['test']:.1f}", f"{top['test']:.1f}", f"{top['step']:.0f}"]
         )  # fmt: skip
-    header = ["Dataset", "Algorithm", "domain", "chosen steps", "test at the end", "highest test"]
     notes = ["the highest of several noisy means is on average too high"]
     if frame["test"].isna().any():
-        notes.append("test accuracies are of the steps where all trials measured them")
-    section = Section("curves", "Where runs were stopped", [*header, "at step"], rows, notes, frame)
-    figures = _drawn(findings, "curves", "Learning curves")
+        notes.append("test accuracies are of the steps at which all trials measured them")
+    section = Section(
+        "curves",
+        "Where runs were stopped",
+        ["Dataset", "Algorithm", "domain", "chosen steps", "test at the end", "highest test",
+         "at step"],
+        rows,
+        notes,
+        frame,
+    )  # fmt: skip
+    figures = _drawn(findings, "curves", part.title)
     return replace(part, figures=figures, tables=[from_section(section)])
 
 
@@ -279,14 +294,21 @@ def _choices(findings: Findings) -> Part:
          f"{row['accuracy']:.1f}", row["hparams"]]
         for row in findings.choices.iloc[: MAX_ROWS + 1].to_dict("records")
     ]  # fmt: skip
-    header = ["Selection", "Dataset", "Algorithm", "domain", "trial", "hparams seed", "step"]
-    notes = ["`domainbed top-hparams` lists all draws of a cell, from best to worst"]
     section = Section(
-        "choices", "Chosen", [*header, "accuracy", "hyper-parameters"], rows, notes,
+        "choices",
+        "Chosen",
+        ["Selection", "Dataset", "Algorithm", "domain", "trial", "hparams seed", "step", "accuracy",
+         "hyper-parameters"],
+        rows,
+        ["`domainbed top-hparams` lists all draws of a cell, from best to worst"],
         findings.choices,
     )  # fmt: skip
-    intro = "What each method took, with the hyper-parameters that differ between draws."
-    return Part("choices", "Chosen hyper-parameters", intro, tables=[from_section(section)])
+    return Part(
+        "choices",
+        "Chosen hyper-parameters",
+        "What each method chose, with the hyper-parameters that differ between draws.",
+        tables=[from_section(section)],
+    )
 
 
 def _environment(folders: Iterable[str]) -> Part:
@@ -294,17 +316,17 @@ def _environment(folders: Iterable[str]) -> Part:
     part = Part("environment", "Environment", "What the runs were made with.")
     read = [_read_environment(RunFolder(folder)) for folder in dict.fromkeys(folders)]
     seconds = [each["seconds"] for each in read if isinstance(each.get("seconds"), (int, float))]
-    of_machines = pd.DataFrame(read).drop(columns=["seconds", "resumed"], errors="ignore")
+    found = pd.DataFrame(read).drop(columns=["seconds", "resumed"], errors="ignore")
     rows = [
         [str(name), value, str(n)]
-        for name, values in of_machines.items()
+        for name, values in found.items()
         for value, n in values.dropna().map(str).value_counts().items()
     ]
     if not rows:
         return replace(part, missing="the runs do not say what they were made with")
     took = f"{sum(seconds) / 3600:.2f} hours in all, of {count(len(seconds), 'run')}"
-    header, notes = ["What", "value", "runs"], [took] if seconds else []
-    section = Section("environment", "Environment", header, rows, notes, of_machines)
+    notes = [took] if seconds else []
+    section = Section("environment", part.title, ["What", "value", "runs"], rows, notes, found)
     return replace(part, tables=[from_section(section, is_open=True)])
 
 
@@ -333,8 +355,12 @@ def _commands(folders: Folders) -> Part:
     named = shlex.join(map(str, roots))
     lines += [f"domainbed {command} {named}" for command in ("collect", "compare", "report")]
     listings.append(("Commands", "\n".join(lines) + "\n"))
-    intro = "The plan of each sweep, and the commands that reproduce it and its tables."
-    return Part("commands", "Commands", intro, listings=listings)
+    return Part(
+        "commands",
+        "Commands",
+        "The plan of each sweep, and the commands that reproduce it and its tables.",
+        listings=listings,
+    )
 
 
 def _drawn(findings: Findings, kind: str, title: str) -> list[Drawing]:
@@ -344,5 +370,6 @@ def _drawn(findings: Findings, kind: str, title: str) -> list[Drawing]:
         place = "over all datasets" if name == AVERAGE else name
         caption = f"{title}: {place}" if name else title
         told = f"{caption}. The tables of this part hold the numbers."
-        drawings.append(Drawing(inline_svg(figure, f"{kind}-{number}", caption, told), caption))
+        svg = inline_svg(figure, f"{kind}-{number}", caption, told)
+        drawings.append(Drawing(svg, caption, name if kind == "hparams" else ""))
     return drawings

@@ -70,8 +70,8 @@ def wrong_images(report: Report, baseline: str, read: ReadImages) -> Part:
                 notes.append(f"{dataset}, {domain}: no pictures, its images cannot be read")
     if not tables:
         return replace(part, missing="; ".join(notes))
-    once = list(dict.fromkeys(notes))
-    return replace(part, intro=intro, notes=once, galleries=galleries, tables=tables)
+    notes = list(dict.fromkeys(notes))
+    return replace(part, intro=intro, notes=notes, galleries=galleries, tables=tables)
 
 
 def _pair(report: Report, baseline: str) -> list[str]:
