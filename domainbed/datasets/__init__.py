@@ -15,7 +15,13 @@ from typing import Any
 
 from domainbed.core import seeding
 from domainbed.config.dataset_info import DatasetInfo
-from domainbed.datasets.base import DATASETS, MultipleDomainDataset
+from domainbed.datasets.base import (
+    DATASETS,
+    MultipleDomainDataset,
+    check_domains,
+    domains_of,
+    require_contract,
+)
 from domainbed.datasets.small_images import (
     ColoredDigits,
     ColoredMNIST,
@@ -42,7 +48,6 @@ from domainbed.datasets.spawrious import (
     SpawriousM2M_hard,
 )
 from domainbed.datasets.debug import Debug28, Debug224
-from domainbed.datasets.foreign import check_domains, domains_of, require_contract
 from domainbed.datasets.image_domains import apply_data_options, apply_features, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.config.dimensions import DatasetFacts

@@ -1,16 +1,23 @@
-"""What a dataset is: a list of domains, and the facts about them."""
+"""What a dataset is: a list of domains, and the facts about them.
+
+Also how one that was written for PyTorch or DomainBed is wrapped, and checked before a run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import Dataset, TensorDataset
 
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.dimensions import Option, refusal
 from domainbed.core.registry import Registry
+from domainbed.core.seeding import global_sources_kept
+from domainbed.datasets.domain import Domain, LoadedDomain, TensorDomain
 from domainbed.errors import UserError
 
 
@@ -104,3 +111,130 @@ def _check_class(entry: Any) -> None:
 DATASETS: Registry[Any] = Registry(
     "dataset", entry_point_group="domainbed.datasets", check=_check_class
 )
+
+
+class ForeignDomain(LoadedDomain):
+    """A `torch.utils.data.Dataset` of (x, y) pairs.
+
+    Args:
+        dataset: with a length. What else it has is used: `augmented(index)`, an augmented pair;
+            `targets`, the labels; `unreadable`, positions of images to leave out.
+        num_classes: of the labels, which are checked as they are read; None if it is not known.
+    """
+
+    def __init__(self, dataset: Any, num_classes: int | None = None) -> None:
+        self._dataset, self._num_classes = dataset, num_classes
+        self._can_augment = hasattr(dataset, "augmented")
+        self.labels_at_hand = hasattr(dataset, "targets")
+        self.unreadable = list(getattr(dataset, "unreadable", ()))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        targets = getattr(self._dataset, "targets", None)
+        if targets is None:
+            with global_sources_kept(gpus=False):
+                targets = [self._dataset[index][1] for index in range(len(self))]
+        return torch.tensor([int(target) for target in targets])
+
+    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, Any]:
+        augmented = augment and self._can_augment
+        x, y = self._dataset.augmented(index) if augmented else self._dataset[index]
+        if self._num_classes is not None and not 0 <= y < self._num_classes:
+            raise _wrong_label(f"image {index}", y, self._num_classes)
+        return x, y
+
+
+def _wrong_label(image: str, label: Any, num_classes: int) -> UserError:
+    return UserError(
+        f"{image} has the label {int(label)}, expected 0 to {num_classes - 1} "
+        f"(num_classes is {num_classes})",
+        "dataset",
+    )
+
+
+def domains_of(dataset: Iterable[Any]) -> list[Domain]:
+    """The domains of any dataset that keeps DomainBed's contract, on the CPU.
+
+    Args:
+        dataset: its elements are a `Domain` each, a `TensorDataset`, or any other dataset of
+            (x, y) pairs. Where it has `out_splits`, these positions validate.
+    """
+    domains: list[Domain] = []
+    for each in dataset:
+        if isinstance(each, Domain):
+            domains.append(each)
+        elif isinstance(each, TensorDataset):
+            domains.append(TensorDomain(*each.tensors))
+        else:
+            domains.append(ForeignDomain(each, getattr(dataset, "num_classes", None)))
+    out_splits = getattr(dataset, "out_splits", None)
+    if out_splits is None:
+        return domains
+    return [domain.with_out_split(out) for domain, out in zip(domains, out_splits)]
+
+
+def require_contract(dataset: Any) -> None:
+    """Raises a UserError where `dataset` lacks an attribute that every dataset sets."""
+    for name in ("datasets", "input_shape", "num_classes"):
+        if not hasattr(dataset, name):
+            raise UserError(
+                f"dataset {type(dataset).__name__} has no {name!r}: set it in the constructor",
+                "dataset",
+            )
+
+
+def check_domains(dataset: Any, domains: Sequence[Domain]) -> None:
+    """Checks the domains' number, all labels that are at hand, and each domain's first image.
+
+    Raises:
+        UserError: the number of domains is not that of their names, a label is not the number of
+            a class, or an input is not as announced.
+    """
+    names = getattr(dataset, "ENVIRONMENTS", ())
+    if names and len(names) != len(domains):
+        raise UserError(
+            f"dataset {type(dataset).__name__} has {len(domains)} domains, but ENVIRONMENTS has "
+            f"{len(names)} names: name each domain once",
+            "dataset",
+        )
+    for number, domain in enumerate(domains):
+        place = f"domain {number} of dataset {type(dataset).__name__}"
+        unreadable = set(domain.unreadable)
+        readable = (index for index in range(len(domain)) if index not in unreadable)
+        for first in readable:
+            _check_image(domain, first, tuple(dataset.input_shape), place)
+            break
+        if domain.labels_at_hand:
+            _check_labels(domain, dataset.num_classes, place)
+
+
+def _check_image(domain: Domain, index: int, shape: tuple[int, ...], place: str) -> None:
+    try:
+        x, y = next(domain.evaluation_batches([index]))
+    except TypeError as error:  # of what makes no batch: images of PIL, say
+        raise UserError(
+            f"{place}: its first element makes no batch ({error}): return pairs of a tensor and a "
+            "whole number",
+            "dataset",
+        ) from error
+    found = {
+        "dtype of its inputs": (x.dtype, torch.float32),
+        "shape of its inputs": (tuple(x.shape[1:]), shape),
+        "dtype of its labels": (y.dtype, torch.int64),
+    }
+    for what, (here, expected) in found.items():
+        if here != expected:
+            raise UserError(f"{place}: the {what} is {here}, expected {expected}", "dataset")
+
+
+def _check_labels(domain: Domain, num_classes: int, place: str) -> None:
+    labels, images = domain.labels, len(domain)
+    if labels.shape != (images,):
+        raise UserError(
+            f"{place}: {images} images, but labels of the shape {tuple(labels.shape)}", "dataset"
+        )
+    for wrong in ((labels < 0) | (labels >= num_classes)).nonzero().flatten().tolist():
+        raise _wrong_label(f"{place}: image {wrong}", labels[wrong], num_classes)

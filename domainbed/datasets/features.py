@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from tqdm import tqdm
 from domainbed.config.run_fields import FeatureSource
 from domainbed.core.files import file_digest, locked, write_text, written_aside
 from domainbed.core.seeding import global_sources_kept, view_seed
-from domainbed.datasets.images.augmentation import Augmentation
 from domainbed.datasets.images.dataset_files import (
     Listing,
     UnreadableImage,
@@ -31,7 +29,7 @@ from domainbed.datasets.images.dataset_files import (
     mapped,
     read_image,
 )
-from domainbed.datasets.images.transforms import Crop, resize
+from domainbed.datasets.images.transforms import Augmentation, Crop, resize
 from domainbed.errors import UserError, one_line
 from domainbed.networks.open_clip_models import PREFIX, prompt_templates, text_classifier
 from domainbed.networks.preprocessing import Preprocessing, preprocessing_of
@@ -42,7 +40,7 @@ INDEX, FEATURES, PROGRESS = "index.json", "features.bin", "progress.json"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 # Inputs of one forward pass: fixed, since another number may round differently.
 _BATCH_OF_A_CORE, _BATCH_OF_A_GPU = 16, 256
-_SAVE_EVERY = 5.0  # seconds
+_SAVE_EVERY = 16  # pieces
 
 
 class FeatureExtractor:
@@ -260,7 +258,7 @@ class _Extraction:
 
     def _write(self, stream: IO[bytes], progress: dict[str, Any]) -> None:
         """Writes the remaining pieces, and notes them in `progress`."""
-        total, saved = len(self.listing.files), time.monotonic()
+        total = len(self.listing.files)
         starts = range(progress["pieces"] * self.per_piece, total, self.per_piece)
         with tqdm(
             None,
@@ -276,9 +274,8 @@ class _Extraction:
                 progress["unreadable"] += failed
                 progress["pieces"] += 1
                 bar.update(len(features))
-                if time.monotonic() - saved > _SAVE_EVERY:
+                if progress["pieces"] % _SAVE_EVERY == 0:
                     self._save(stream, progress)
-                    saved = time.monotonic()
         self._save(stream, progress)
 
     def _save(self, stream: IO[bytes], progress: dict[str, Any]) -> None:

@@ -18,19 +18,17 @@ from domainbed.core.transfer import sent
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.domain import Draw, LoadedDomain, Minibatch, TensorDomain
 from domainbed.datasets.features import StoredFeatures, open_features
-from domainbed.datasets.images.augmentation import (
-    Augmentation,
-    augment,
-    augment_each,
-    preprocess,
-    preprocess_each,
-)
 from domainbed.datasets.images.dataset_files import Listing, in_order, read_image, unreadable_images
 from domainbed.datasets.images.packs import Pack, PackOptions, open_pack
 from domainbed.datasets.images.transforms import (
     IMAGE_SIZE,
+    Augmentation,
     Crop,
+    augment,
+    augment_each,
     evaluation_transform,
+    preprocess,
+    preprocess_each,
     training_transform,
 )
 from domainbed.errors import UserError

@@ -22,8 +22,8 @@ from domainbed.datasets import (
     get_dataset_class,
     load_dataset,
 )
+from domainbed.datasets.base import domains_of
 from domainbed.datasets.domain import Domain, Minibatch
-from domainbed.datasets.foreign import domains_of
 from domainbed.errors import UserError, reason_of
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value, splits_to_evaluate

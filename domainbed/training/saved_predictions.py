@@ -11,8 +11,8 @@ from PIL import Image
 
 from domainbed.core.seeding import global_sources_kept
 from domainbed.datasets import get_dataset_class
+from domainbed.datasets.base import domains_of
 from domainbed.datasets.domain import Draw
-from domainbed.datasets.foreign import domains_of
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import Predicted, write_predictions

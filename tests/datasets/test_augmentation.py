@@ -13,17 +13,20 @@ from torchvision import transforms
 from torchvision.transforms import RandomResizedCrop
 
 from domainbed.datasets.images import transforms as colour
-from domainbed.datasets.images.augmentation import (
+from domainbed.datasets.images.transforms import (
+    CROP_AREA,
+    CROP_RATIO,
     Augmentation,
     augment,
     augment_each,
     draw_crops,
+    evaluation_transform,
     preprocess,
     preprocess_each,
+    resize,
     resize_boxes,
     scale_boxes,
 )
-from domainbed.datasets.images.transforms import CROP_AREA, CROP_RATIO, evaluation_transform, resize
 
 DRAWS = 20_000
 MEAN = torch.tensor((0.485, 0.456, 0.406))[:, None, None]

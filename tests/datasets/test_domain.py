@@ -22,8 +22,8 @@ from domainbed.datasets import (
     domains_of,
     load_dataset,
 )
+from domainbed.datasets.base import ForeignDomain
 from domainbed.datasets.domain import Domain, Draw, LoadedDomain, evaluation_draws
-from domainbed.datasets.foreign import ForeignDomain
 from domainbed.errors import UserError
 
 CPU = torch.device("cpu")

@@ -89,7 +89,7 @@ def test_views_are_augmented_and_each_is_another(folder, tmp_path):
 
 def test_what_a_kill_leaves_is_gone_on_with(folder, tmp_path, monkeypatch):
     """Also if the last piece was written, and not yet noted."""
-    monkeypatch.setattr(extraction, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(extraction, "_SAVE_EVERY", 1)
     whole = computed(folder, tmp_path / "whole", views=3)
     calls: list[int] = []
     usual = FeatureExtractor.features
@@ -115,7 +115,7 @@ def test_what_a_kill_leaves_is_gone_on_with(folder, tmp_path, monkeypatch):
 
 
 def test_progress_with_other_weights_is_not_gone_on_with(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(extraction, "_SAVE_EVERY", 1)
     name = extraction.features_folder(
         listing_of(plain(folder), "images"), tmp_path, FeatureSource(**SMALL)
     ).name

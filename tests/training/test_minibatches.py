@@ -7,8 +7,8 @@ import torch
 from hparams_reference import naive_seed_hash
 from torch.utils.data import Dataset
 
+from domainbed.datasets.base import ForeignDomain
 from domainbed.datasets.domain import TensorDomain
-from domainbed.datasets.foreign import ForeignDomain
 from domainbed.training.sampling import EpochDraws, IndexDraws, minibatches
 
 INDICES = list(range(100, 120))
