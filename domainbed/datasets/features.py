@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,7 +269,8 @@ class _Extraction:
             leave=False,
             initial=min(total, starts.start),
         ) as bar:
-            for features, failed in self._computed(starts):
+            for x, failed in in_order(self._piece, starts, self.threads):
+                features = x if self.on_cpu else self._features(x)
                 stream.write(features.view(torch.uint8).numpy().tobytes())
                 progress["unreadable"] += failed
                 progress["pieces"] += 1
@@ -284,23 +285,17 @@ class _Extraction:
         progress["bytes"] = stream.tell()
         write_text(self.aside / PROGRESS, json.dumps(progress) + "\n")
 
-    def _computed(self, starts: range) -> Iterator[tuple[torch.Tensor, list[int]]]:
-        """Of each piece the features (n, 1 + views, d), and which of its images failed."""
-        for x, failed in in_order(self._piece, starts, self.threads):
-            yield x if self.on_cpu else self._features(x), failed
-
-    def _piece(self, start: int) -> tuple[torch.Tensor, list[int]]:
-        """Computed in a thread: on a CPU the features, and for a GPU the inputs."""
-        x, failed = self._inputs(start)
-        return self._features(x) if self.on_cpu else x, failed
-
     def _features(self, x: torch.Tensor) -> torch.Tensor:
         """(n · (1 + views), 3, size, size) to (n, 1 + views, d)."""
         features = torch.cat([self.extractor.features(part) for part in x.split(self.batch)])
         return features.view(-1, self.per_image, self.extractor.width)
 
-    def _inputs(self, start: int) -> tuple[torch.Tensor, list[int]]:
-        """All inputs of a piece, image by image, and the numbers of images that failed."""
+    def _piece(self, start: int) -> tuple[torch.Tensor, list[int]]:
+        """What a thread does for the images from `start` on.
+
+        Returns:
+            On a CPU their features, for a GPU their inputs; and the numbers of unreadable images.
+        """
         inputs: list[torch.Tensor] = []
         failed: list[int] = []
         for number in range(start, min(start + self.per_piece, len(self.listing.files))):
@@ -317,7 +312,8 @@ class _Extraction:
             seeds = [view_seed(name, view) for view in range(1, self.per_image)]
             inputs.append(self.extractor.image(image))
             inputs += self.extractor.views(image, seeds, self.listing.crops[number])
-        return torch.stack(inputs), failed
+        x = torch.stack(inputs)
+        return self._features(x) if self.on_cpu else x, failed
 
 
 def reads_text(source: FeatureSource) -> bool:

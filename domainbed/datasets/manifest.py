@@ -39,17 +39,16 @@ class Manifest:
 
     Attributes:
         file: the manifest; relative paths of images start at its folder.
-        domains: in name order.
-        classes: in name order, or in numeric order where all are whole numbers.
-        images: per domain, class by class and within a class in the order of the paths.
-        fixes_splits: whether the file says which images validate.
+        contents: domains in name order; classes in name order, or in numeric order where all are
+            whole numbers; images class by class and within a class in the order of the paths.
+        lines: of the images, in the order of the lines.
+        out_splits: per domain the positions of the images that validate, where the file says so.
     """
 
     file: Path
-    domains: tuple[str, ...]
-    classes: tuple[str, ...]
-    images: tuple[tuple[Entry, ...], ...]
-    fixes_splits: bool
+    contents: Contents
+    lines: Mapping[Path, int]
+    out_splits: Sequence[Sequence[int]] | None
 
 
 class ManifestDataset(ImageDataset):
@@ -67,26 +66,26 @@ class ManifestDataset(ImageDataset):
     manifest: ClassVar[Manifest]
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
-        manifest, folder = self.manifest, self.manifest.file.parent
-        entries = [entry for own in manifest.images for entry in own]
-        missing = [entry for entry in entries if not os.path.isfile(folder / entry.path)]
+        folder, lines = self.locate(root), self.manifest.lines
+        missing = [image for image in lines if not os.path.isfile(image)]
         if missing:
-            first = min(missing, key=lambda entry: entry.line)
             raise UserError(
-                f"{manifest.file}, line {first.line}: no file {first.path!r} ({len(missing)} of "
-                f"{len(entries)} images are missing): give paths relative to {str(folder)!r}, or "
-                "absolute ones"
+                f"{self.manifest.file}, line {lines[missing[0]]}: no file {str(missing[0])!r} "
+                f"({len(missing)} of {len(lines)} images are missing): give paths relative to "
+                f"{str(folder)!r}, or absolute ones"
             )
-        label = {name: number for number, name in enumerate(manifest.classes)}
-        images = [
-            [(folder / entry.path, label[entry.label]) for entry in own] for own in manifest.images
-        ]
-        self._take(folder, Contents(manifest.domains, manifest.classes, images))
-        if manifest.fixes_splits:
-            self.out_splits = [
-                [i for i, entry in enumerate(own) if entry.split == "out"]
-                for own in manifest.images
-            ]
+        self._take(folder, self.contents(folder))
+        self.out_splits = self.manifest.out_splits
+
+    @classmethod
+    def locate(cls, root: str) -> Path:
+        """The manifest's folder."""
+        return cls.manifest.file.parent
+
+    @classmethod
+    def contents(cls, folder: Path) -> Contents:
+        """The images that are listed, whether they exist or not."""
+        return cls.manifest.contents
 
 
 def manifest_dataset(name: str) -> type[ManifestDataset]:
@@ -110,7 +109,7 @@ def manifest_dataset(name: str) -> type[ManifestDataset]:
         ) from error
     attributes = {
         "manifest": manifest,
-        "ENVIRONMENTS": manifest.domains,
+        "ENVIRONMENTS": tuple(manifest.contents.domains),
         "__doc__": f"The images that {file} lists.",
     }
     return type(dataset_label(name), (ManifestDataset,), attributes)
@@ -192,15 +191,14 @@ def _entry(row: Mapping[str, Any], file: Path, line: int) -> Entry:
 
 def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
     """The manifest with these images, whatever their order in the file."""
-    lines: dict[str, int] = {}
+    first: dict[str, int] = {}
     for entry in entries:
-        path = os.path.normpath(entry.path)
-        if path in lines:
+        line = first.setdefault(os.path.normpath(entry.path), entry.line)
+        if line != entry.line:
             raise UserError(
-                f"{file}, line {entry.line}: {entry.path!r} is already listed in line "
-                f"{lines[path]}: list each image once"
+                f"{file}, line {entry.line}: {entry.path!r} is already listed in line {line}: "
+                "list each image once"
             )
-        lines[path] = entry.line
     classes = sorted({entry.label for entry in entries})
     if all(re.fullmatch(r"-?\d+", label) for label in classes):
         classes.sort(key=int)
@@ -231,5 +229,13 @@ def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
                 "('in') and images to validate ('out') in every domain, and no others"
             )
         own.sort(key=lambda entry: (number[entry.label], *os.path.split(entry.path)))
-    per_domain = tuple(map(tuple, images.values()))
-    return Manifest(file, tuple(domains), tuple(classes), per_domain, fixes_splits)
+    folder, out_splits = file.parent, None
+    if fixes_splits:
+        out_splits = [
+            [i for i, entry in enumerate(own) if entry.split == "out"] for own in images.values()
+        ]
+    listed = [
+        [(folder / entry.path, number[entry.label]) for entry in own] for own in images.values()
+    ]
+    lines = {folder / entry.path: entry.line for entry in entries}
+    return Manifest(file, Contents(domains, classes, listed), lines, out_splits)

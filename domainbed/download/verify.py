@@ -109,9 +109,7 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
     if info is not None and not info.folder:
         notes = ["comes with the package; nothing to check"]
         return Verification(name, "", "published", notes=notes)
-    if hasattr(cls, "manifest"):
-        root = cls.manifest.file.parent
-    elif hasattr(cls, "locate"):
+    if hasattr(cls, "locate"):
         root = cls.locate(str(data_dir))
     elif info is not None and info.folder == MNIST_FOLDER:
         root = Path(data_dir) / MNIST_FOLDER
@@ -183,20 +181,8 @@ def _mnist_problem(folder: Path) -> str:
     return ""
 
 
-def _listed(manifest: Any) -> ImageFiles:
-    found: ImageFiles = {
-        domain: {name: [] for name in manifest.classes} for domain in manifest.domains
-    }
-    for entries in manifest.images:
-        for entry in entries:
-            found[entry.domain][entry.label].append(manifest.file.parent / entry.path)
-    return found
-
-
 def _look_into(dataset: Any, root: Path) -> tuple[ImageFiles, list[Problem]]:
     """The images in the folder `root` of a dataset's class, and what the folder itself lacks."""
-    if hasattr(dataset, "manifest"):
-        return _listed(dataset.manifest), []
     if not hasattr(dataset, "contents"):
         return scan(root), []
     try:

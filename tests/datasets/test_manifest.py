@@ -102,23 +102,24 @@ def test_absolute_paths_and_changed_files(pets):
 def test_order_of_labels(labels, ordered, tmp_path):
     rows = [f"{domain}/{label}.png,{label},{domain}" for label in labels for domain in ("2", "10")]
     cls = get_dataset_class(written(tmp_path, HEADER, *rows))
-    assert cls.manifest.classes == tuple(ordered)
+    assert cls.manifest.contents.classes == ordered
     assert cls.ENVIRONMENTS == ("10", "2")
 
 
 def test_numbers_in_json_lines(tmp_path):
     rows = [{"path": f"{c}/{d}", "label": c, "domain": d} for c in (2, 10) for d in (1, 0)]
     cls = get_dataset_class(written(tmp_path, *map(json.dumps, rows), name="n.jsonl"))
-    assert (cls.manifest.classes, cls.ENVIRONMENTS) == (("2", "10"), ("0", "1"))
+    assert (cls.manifest.contents.classes, cls.ENVIRONMENTS) == (["2", "10"], ("0", "1"))
 
 
 def test_byte_order_mark_blank_lines_and_quotes(tmp_path):
     text = f'\ufeff{HEADER}\r\n\r\n"a, b.png", cat ,x\r\n"c.png",cat,y\r\n\r\n'
     (tmp_path / "m.csv").write_text(text, encoding="utf-8", newline="")
     manifest = get_dataset_class(str(tmp_path / "m.csv")).manifest
-    assert [own[0].path for own in manifest.images] == ["a, b.png", "c.png"]
-    assert manifest.classes == ("cat",)
-    assert [own[0].line for own in manifest.images] == [3, 4]
+    images = [tmp_path / "a, b.png", tmp_path / "c.png"]
+    assert list(manifest.contents.images) == [[(image, 0)] for image in images]
+    assert manifest.contents.classes == ["cat"]
+    assert manifest.lines == dict(zip(images, (3, 4)))
 
 
 GOOD = ("x.png,cat,a", "y.png,cat,b")
@@ -140,7 +141,7 @@ GOOD = ("x.png,cat,a", "y.png,cat,b")
         ((HEADER, *GOOD, "z.png,dog,b"), "line 4: the domain 'b' has the label 'dog', but 'a' lac"),
         (
             (HEADER, *GOOD),
-            "line 2: no file 'x.png' (2 of 2 images are missing): give path",
+            "x.png' (2 of 2 images are missing): give path",
         ),
         ((HEADER + ",split", "x,c,a,in", "y,c,b,test"), "line 3: 'split' is 'test': expected one"),
         (
@@ -191,7 +192,7 @@ def test_one_missing_file_is_named_by_its_line(pets):
     (pets / "pets" / "b" / "cat" / "2.png").unlink()
     lines = (pets / "pets.csv").read_text().splitlines()
     number = next(i for i, line in enumerate(lines, start=1) if "b/cat/2.png" in line)
-    message = rf"line {number}: no file 'pets/b/cat/2.png' \(1 of 16 images are missing\)"
+    message = rf"line {number}: no file '.*pets/b/cat/2.png' \(1 of 16 images are missing\)"
     with pytest.raises(UserError, match=message):
         load_dataset(str(pets / "pets.csv"), "", [0], {}, 0)
 
