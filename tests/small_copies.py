@@ -112,7 +112,7 @@ def shrink(monkeypatch):
     """Makes the published numbers those of the copies."""
     n, own = SPAWRIOUS_IN_FOLDER, SPAWRIOUS_CORRELATED
     monkeypatch.setattr(spawrious, "IN_FOLDER", n)
-    monkeypatch.setattr(spawrious._OneToOne, "correlated", own)
+    monkeypatch.setattr(spawrious._Spawrious, "correlated", own)
     replaced = {"WILDSCamelyon": CAMELYON_IMAGES}
     replaced |= {f"Spawrious{name}": (8 * n, 4 * n, 4 * n) for name in SPAWRIOUS_SETS}
     for name, images in replaced.items():

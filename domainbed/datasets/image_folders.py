@@ -66,6 +66,7 @@ class ImageDataset(MultipleDomainDataset):
         return Path(root) / cls.info.folder
 
     def _absent(self, folder: Path, found: str, expected: str) -> UserError:
+        found = found if os.path.isdir(folder) else "no such folder"
         return UserError(
             f"dataset {type(self).__name__} is not in {str(folder)!r} ({found}): expected "
             f"{expected}; {self._remedy(folder)}"
@@ -113,9 +114,7 @@ class ImageFolderDataset(ImageDataset):
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
         folder = self.locate(root)
-        if not os.path.isdir(folder):
-            raise self._absent(folder, "no such folder", "<domain>/<class>/<image> below it")
-        domains = folder_names(folder)
+        domains = folder_names(folder) if os.path.isdir(folder) else []
         if len(domains) < 2:
             found = f"found {len(domains)} domain folder(s)"
             raise self._absent(folder, found, "<domain>/<class>/<image> below it")
@@ -175,8 +174,7 @@ class PublishedTree(ImageDataset):
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
         folder = self.locate(root)
         if not self.holds(folder):
-            found = "it holds other files" if folder.is_dir() else "no such folder"
-            raise self._absent(folder, found, self.layout)
+            raise self._absent(folder, "it holds other files", self.layout)
         self._take(folder, self.contents(folder))
 
     @classmethod

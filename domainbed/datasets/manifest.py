@@ -229,13 +229,13 @@ def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
                 "('in') and images to validate ('out') in every domain, and no others"
             )
         own.sort(key=lambda entry: (number[entry.label], *os.path.split(entry.path)))
-    folder, out_splits = file.parent, None
-    if fixes_splits:
-        out_splits = [
-            [i for i, entry in enumerate(own) if entry.split == "out"] for own in images.values()
-        ]
+    folder = file.parent
+    out_splits = [
+        [i for i, entry in enumerate(own) if entry.split == "out"] for own in images.values()
+    ]
     listed = [
         [(folder / entry.path, number[entry.label]) for entry in own] for own in images.values()
     ]
     lines = {folder / entry.path: entry.line for entry in entries}
-    return Manifest(file, Contents(domains, classes, listed), lines, out_splits)
+    contents = Contents(domains, classes, listed)
+    return Manifest(file, contents, lines, out_splits if fixes_splits else None)

@@ -8,6 +8,7 @@ domains; a `data_seed` replaces it where they should change with every run, as i
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import distribution
@@ -135,9 +136,9 @@ class _ShuffledDigits(MultipleDomainDataset):
         self.datasets = self.make_domains(images[order], digits[order])
         self.input_shape = tuple(self.datasets[0][0][0].shape)
 
+    @abstractmethod
     def make_domains(self, images: torch.Tensor, digits: torch.Tensor) -> list[ByteImages]:
         """The domains, from the shuffled images."""
-        raise NotImplementedError
 
 
 class _Colored(_ShuffledDigits):

@@ -11,7 +11,6 @@ that the file system happens to list, which differs from disk to disk.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -57,11 +56,25 @@ class _Spawrious(PublishedTree):
     training: ClassVar[Sequence[str]]
     """The location of each breed."""
     testing: ClassVar[Sequence[str]]
+    common: ClassVar[str | None]
+    """Of the one-to-one sets the location of all other images."""
+    correlated: ClassVar[tuple[int, int]] = (3072, 2756)
+    """Of the one-to-one sets the images of a breed at its own location, in either group."""
 
     @classmethod
-    @abstractmethod
     def parts(cls) -> Sequence[Sequence[Part]]:
         """What each domain is made of, in order."""
+        test: list[Part] = []
+        groups: list[list[Part]] = []
+        for k, own in enumerate(cls.correlated):
+            if cls.common is None:
+                test += _parts(0, _swapped(cls.testing, k), None)
+                groups.append(_parts(0, _swapped(cls.training, k), IN_FOLDER))
+            else:
+                rest = _parts(k, [cls.common] * len(BREEDS), IN_FOLDER - own)
+                test += _parts(k, cls.testing, None)
+                groups.append(_parts(k, cls.training, own) + rest)
+        return [test, *groups]
 
     @classmethod
     def holds(cls, folder: Path) -> bool:
@@ -82,28 +95,6 @@ class _Spawrious(PublishedTree):
         return Contents(cls.ENVIRONMENTS, CLASSES, found, "; ".join(missing[:3]) + more)
 
 
-class _OneToOne(_Spawrious):
-    correlated: ClassVar[tuple[int, int]] = (3072, 2756)
-    """Images of a breed at its location, in either group; the others of it are at `common`."""
-    common: ClassVar[str]
-
-    @classmethod
-    def parts(cls) -> Sequence[Sequence[Part]]:
-        test = [part for k in (0, 1) for part in _parts(k, cls.testing, None)]
-        groups = [
-            _parts(k, cls.training, own) + _parts(k, [cls.common] * 4, IN_FOLDER - own)
-            for k, own in enumerate(cls.correlated)
-        ]
-        return [test, *groups]
-
-
-class _ManyToMany(_Spawrious):
-    @classmethod
-    def parts(cls) -> Sequence[Sequence[Part]]:
-        test = [part for k in (0, 1) for part in _parts(0, _swapped(cls.testing, k), None)]
-        return [test, *(_parts(0, _swapped(cls.training, k), IN_FOLDER) for k in (0, 1))]
-
-
 def _parts(folder: int, locations: Sequence[str], number: int | None) -> list[Part]:
     """Each breed at its location."""
     return [
@@ -117,52 +108,36 @@ def _swapped(locations: Sequence[str], swap: int) -> list[str]:
     return [locations[i ^ swap] for i in range(len(locations))]
 
 
-@DATASETS.register
-class SpawriousO2O_easy(_OneToOne):
-    """Spawrious, one to one, easy."""
-
-    training = ("desert", "jungle", "dirt", "snow")
-    common = "beach"
-    testing = ("dirt", "snow", "desert", "jungle")
-
-
-@DATASETS.register
-class SpawriousO2O_medium(_OneToOne):
-    """Spawrious, one to one, medium."""
-
-    training = ("mountain", "beach", "dirt", "jungle")
-    common = "desert"
-    testing = ("jungle", "dirt", "beach", "snow")
+def _spawrious(
+    name: str, training: str, testing: str, common: str | None = None
+) -> type[_Spawrious]:
+    """Registers one of the sets; locations are separated by spaces, in the order of the breeds."""
+    kind = "many to many" if common is None else "one to one"
+    attributes = {
+        "__doc__": f"Spawrious, {kind}, {name.rpartition('_')[2]}.",
+        "__module__": __name__,
+        "training": training.split(),
+        "testing": testing.split(),
+        "common": common,
+    }
+    return DATASETS.register(type(name, (_Spawrious,), attributes))
 
 
-@DATASETS.register
-class SpawriousO2O_hard(_OneToOne):
-    """Spawrious, one to one, hard."""
-
-    training = ("jungle", "mountain", "snow", "desert")
-    common = "beach"
-    testing = ("mountain", "snow", "desert", "jungle")
-
-
-@DATASETS.register
-class SpawriousM2M_easy(_ManyToMany):
-    """Spawrious, many to many, easy."""
-
-    training = ("desert", "mountain", "dirt", "jungle")
-    testing = ("dirt", "jungle", "mountain", "desert")
-
-
-@DATASETS.register
-class SpawriousM2M_medium(_ManyToMany):
-    """Spawrious, many to many, medium."""
-
-    training = ("beach", "snow", "mountain", "desert")
-    testing = ("desert", "mountain", "beach", "snow")
-
-
-@DATASETS.register
-class SpawriousM2M_hard(_ManyToMany):
-    """Spawrious, many to many, hard."""
-
-    training = ("dirt", "jungle", "snow", "beach")
-    testing = ("snow", "beach", "dirt", "jungle")
+SpawriousO2O_easy = _spawrious(
+    "SpawriousO2O_easy", "desert jungle dirt snow", "dirt snow desert jungle", "beach"
+)
+SpawriousO2O_medium = _spawrious(
+    "SpawriousO2O_medium", "mountain beach dirt jungle", "jungle dirt beach snow", "desert"
+)
+SpawriousO2O_hard = _spawrious(
+    "SpawriousO2O_hard", "jungle mountain snow desert", "mountain snow desert jungle", "beach"
+)
+SpawriousM2M_easy = _spawrious(
+    "SpawriousM2M_easy", "desert mountain dirt jungle", "dirt jungle mountain desert"
+)
+SpawriousM2M_medium = _spawrious(
+    "SpawriousM2M_medium", "beach snow mountain desert", "desert mountain beach snow"
+)
+SpawriousM2M_hard = _spawrious(
+    "SpawriousM2M_hard", "dirt jungle snow beach", "snow beach dirt jungle"
+)

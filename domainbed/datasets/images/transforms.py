@@ -11,7 +11,7 @@ generator, so that every device, and any number of threads, gets the same ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Literal
@@ -336,27 +336,20 @@ def preprocess(images: torch.Tensor) -> torch.Tensor:
 def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
     """As `augment_each`, for (B, H, W, 3) uint8 at once: for GPUs. Both agree up to rounding."""
     device = images.device
+    flip, grey = (
+        sent(flags, device)[:, None, None, None] for flags in (augmentation.flip, augmentation.grey)
+    )
     x = resize_boxes(images, sent(augmentation.boxes, device))
-    x = torch.where(_per_image(augmentation.flip, device), x.flip(-1), x)
+    x = torch.where(flip, x.flip(-1), x)
     factors = sent(augmentation.factors, device)[:, :, None, None, None]
-    for rows_of_operation in _turns(augmentation.order, device):
-        for number, rows in enumerate(rows_of_operation):
+    rows_by_operation = sent(augmentation.order.argsort(dim=0), device)
+    for turn in range(len(JITTER_OPERATIONS)):
+        # Of each operation the images that it is applied to in this turn.
+        counts = augmentation.order[:, turn].bincount(minlength=len(JITTER_OPERATIONS)).tolist()
+        for number, rows in enumerate(rows_by_operation[:, turn].split(counts)):
             part = JITTER_OPERATIONS[number](x[rows], factors[rows, number])
             x.index_copy_(0, rows, part)
-    x = torch.where(_per_image(augmentation.grey, device), luma(x), x)
-    return _finished(x)
-
-
-def _turns(order: torch.Tensor, device: torch.device) -> Iterator[tuple[torch.Tensor, ...]]:
-    """For each of the four turns, the images that each operation is applied to."""
-    rows = sent(order.argsort(dim=0), device)
-    for turn in range(order.size(1)):
-        counts = order[:, turn].bincount(minlength=len(JITTER_OPERATIONS)).tolist()
-        yield rows[:, turn].split(counts)
-
-
-def _per_image(flags: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return sent(flags, device)[:, None, None, None]
+    return _finished(torch.where(grey, luma(x), x))
 
 
 def _finished(x: torch.Tensor) -> torch.Tensor:
