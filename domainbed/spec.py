@@ -22,10 +22,10 @@ from domainbed.config.protocols import (
     of_frozen_features,
 )
 from domainbed.config.run_fields import RunFields
-from domainbed.config.settings import make
 from domainbed.core.files import file_digest
 from domainbed.core.names import dataset_label, describe_run
 from domainbed.core.seeding import hparams_draw_seed, run_seed, shared_initial_seed
+from domainbed.core.settings import make
 from domainbed.core.yaml_file import Where
 from domainbed.datasets import get_dataset_class
 from domainbed.datasets.features import reads_text

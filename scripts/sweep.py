@@ -9,7 +9,7 @@ from typing import Any
 from domainbed.cli.common import Parser, Run, add_shared, run_script
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
 from domainbed.cli.sweep import delete_folders, show_status
-from domainbed.config.flags import add_flags, read_flags
+from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.names import DATASET_DOMAINS, DOMAINBED_ALGORITHMS
 from domainbed.errors import UserError
 from domainbed.sweeps.config import SweepConfig, load_config

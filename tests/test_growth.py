@@ -18,9 +18,9 @@ from domainbed.algorithms import ALGORITHMS, ERM, ForwardPass
 from domainbed.cli import main as command
 from domainbed.config import protocols
 from domainbed.config.dimensions import LogUniform
-from domainbed.config.flags import add_flags, docs_table, json_schema, read_flags
 from domainbed.config.run_fields import RunFields
-from domainbed.config.settings import load
+from domainbed.core.flags import add_flags, docs_table, json_schema, read_flags
+from domainbed.core.settings import load
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.launchers import LAUNCHERS, Handle, Job, Launcher, OnEvent, Resources, perform
 from domainbed.metrics import METRICS

@@ -9,9 +9,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from domainbed.cli.common import Parser, Run, add_shared
-from domainbed.config.flags import add_flags, read_flags
 from domainbed.config.run_fields import FeatureSource
-from domainbed.config.settings import load
+from domainbed.core.flags import add_flags, read_flags
+from domainbed.core.settings import load
 from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
 

@@ -6,8 +6,8 @@ import argparse
 import sys
 
 from domainbed.cli.common import Parser, Run
-from domainbed.config.flags import add_flags, read_flags
-from domainbed.config.settings import load
+from domainbed.core.flags import add_flags, read_flags
+from domainbed.core.settings import load
 from domainbed.experiments.irm_colored_mnist.settings import Config
 
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from domainbed.config.flags import add_flags, read_flags
-from domainbed.config.settings import Settings
+from domainbed.core.flags import add_flags, read_flags
+from domainbed.core.settings import Settings
 from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
 from domainbed.launchers import WITH_FLAGS, Resources
 from domainbed.runs.states import DONE, FAILED

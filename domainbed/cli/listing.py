@@ -117,7 +117,7 @@ def config(parser: Parser) -> Run:
 
 
 def _config(args: argparse.Namespace) -> int:
-    from domainbed.config.flags import docs_table, json_schema
+    from domainbed.core.flags import docs_table, json_schema
     from domainbed.sweeps.config import SweepConfig
 
     if args.what == "table":

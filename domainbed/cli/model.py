@@ -15,9 +15,9 @@ from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.data import computed_features
 from domainbed.cli.launching import launch_sweep
 from domainbed.config.diagnosis_options import CURVATURES, DiagnosisOptions
-from domainbed.config.flags import add_flags, default_text, read_flags
 from domainbed.config.run_fields import FeatureSource, RunOptions
-from domainbed.config.settings import load
+from domainbed.core.flags import add_flags, default_text, read_flags
+from domainbed.core.settings import load
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.record_keys import AVERAGES

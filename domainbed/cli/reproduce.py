@@ -6,7 +6,7 @@ import argparse
 
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
-from domainbed.config.flags import add_flags, read_flags
+from domainbed.core.flags import add_flags, read_flags
 from domainbed.errors import UserError
 from domainbed.sweeps.config import SweepConfig
 

@@ -18,8 +18,8 @@ from domainbed.cli.launching import (
     launch_sweep,
     launcher_flags,
 )
-from domainbed.config.flags import add_flags, read_flags
 from domainbed.config.run_fields import add_run_flags
+from domainbed.core.flags import add_flags, read_flags
 from domainbed.errors import UserError
 from domainbed.runs.states import MISSING
 from domainbed.sweeps.config import SweepConfig, load_config

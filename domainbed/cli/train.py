@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import Field
 
 from domainbed.cli.common import Parser, Run
-from domainbed.config.flags import read_flags
 from domainbed.config.run_fields import RunFields, RunOptions, add_run_flags
-from domainbed.config.settings import Items, Listed, Text, load
+from domainbed.core.flags import read_flags
 from domainbed.core.registry import import_plugins
+from domainbed.core.settings import Items, Listed, Text, load
 from domainbed.errors import UserError
 
 

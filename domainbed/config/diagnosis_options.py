@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from domainbed.config.settings import Listed, Settings, Text, checked
+from domainbed.core.settings import Listed, Settings, Text, checked
 from domainbed.errors import UserError
 
 _Curvature = Literal["variance", "empirical_fisher", "true_fisher", "hessian", "full_hessian"]

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from domainbed.config.flags import add_flags
 from domainbed.config.protocols import DEFAULT_PROTOCOL
-from domainbed.config.settings import Items, Listed, Settings, Text, converted
+from domainbed.core.flags import add_flags
+from domainbed.core.settings import Items, Listed, Settings, Text, converted
 from domainbed.errors import UserError
 
 

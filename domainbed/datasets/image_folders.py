@@ -16,9 +16,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from domainbed.config.dataset_info import DatasetInfo
-from domainbed.config.settings import Listed, Settings, load
 from domainbed.core.image_files import IMAGE_EXTENSIONS, entries, folder_names, ignored, images
 from domainbed.core.names import DATASET_DOMAINS, dataset_label
+from domainbed.core.settings import Listed, Settings, load
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.image_domains import ImageDomain
 from domainbed.datasets.images.transforms import IMAGE_SIZE, Crop

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from domainbed.config.settings import make
+from domainbed.core.settings import make
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,

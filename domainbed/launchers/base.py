@@ -21,8 +21,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from domainbed.config.settings import Settings
 from domainbed.core.registry import Registry
+from domainbed.core.settings import Settings
 from domainbed.core.stopping import Interrupted
 from domainbed.errors import UserError
 from domainbed.runs.folder import Busy

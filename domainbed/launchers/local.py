@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from domainbed.config.settings import Items, Text
 from domainbed.core.cores import usable_cores
+from domainbed.core.settings import Items, Text
 from domainbed.core.stopping import SIGNALS, request_stop, stop_requested, stop_signal, stopping_on
 from domainbed.errors import UserError
 from domainbed.launchers.base import (

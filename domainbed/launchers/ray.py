@@ -27,8 +27,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from domainbed.config.settings import Text
 from domainbed.core.cores import usable_cores
+from domainbed.core.settings import Text
 from domainbed.errors import UserError, one_line
 from domainbed.launchers.base import (
     LAUNCHERS,

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from domainbed.config.settings import Items, Text
+from domainbed.core.settings import Items, Text
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,

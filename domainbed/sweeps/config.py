@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 from pydantic import Field, model_validator
 
 from domainbed.config.run_fields import RunFields, RunOptions
-from domainbed.config.settings import (
+from domainbed.core.names import dataset_label
+from domainbed.core.registry import import_plugins
+from domainbed.core.settings import (
     Items,
     Listed,
     Seeds,
@@ -29,8 +31,6 @@ from domainbed.config.settings import (
     make,
     read_fields,
 )
-from domainbed.core.names import dataset_label
-from domainbed.core.registry import import_plugins
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:

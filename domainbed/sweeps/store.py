@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from domainbed.config.run_fields import RunFields
-from domainbed.config.settings import read_fields
 from domainbed.core.files import write_text
 from domainbed.core.names import describe_run
+from domainbed.core.settings import read_fields
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.runs.folder import Busy, RunFolder, is_done

@@ -11,8 +11,8 @@ from domainbed.cli import main
 from domainbed.cli import model as cli
 from domainbed.cli import run as run_command
 from domainbed.cli.common import Parser, guarded
-from domainbed.config.flags import read_flags
-from domainbed.config.settings import load
+from domainbed.core.flags import read_flags
+from domainbed.core.settings import load
 from domainbed.diagnostics import CURVATURES, DiagnosisOptions, diagnose, rendering
 from domainbed.diagnostics.curvature import DIAGONAL_CURVATURES
 from domainbed.spec import RunSpec

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from domainbed.cli import main
-from domainbed.config.settings import load
+from domainbed.core.settings import load
 from domainbed.experiments.irm_colored_mnist import results
 from domainbed.experiments.irm_colored_mnist.restart import read_images, run_restart
 from domainbed.experiments.irm_colored_mnist.settings import Config

@@ -4,8 +4,8 @@ import pytest
 
 from domainbed.cli.common import Parser
 from domainbed.cli.launching import add_launcher_flags, launcher_flags
-from domainbed.config.flags import add_flags
 from domainbed.config.run_fields import RunOptions
+from domainbed.core.flags import add_flags
 from domainbed.launchers import WITH_FLAGS, create_launcher
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from domainbed.algorithms import ALGORITHMS, get_algorithm_class, register_algorithm
 from domainbed.algorithms.base import Algorithm
-from domainbed.config.settings import load
 from domainbed.core.seeding import seed_everything, seed_hash
+from domainbed.core.settings import load
 from domainbed.datasets import ColoredDigits
 from domainbed.diagnostics import DiagnosisOptions, diagnose
 from domainbed.diagnostics.rendering import to_json, to_table

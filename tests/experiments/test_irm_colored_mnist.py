@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from domainbed.config.settings import load
+from domainbed.core.settings import load
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.experiments.irm_colored_mnist.restart import (

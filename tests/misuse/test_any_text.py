@@ -8,7 +8,7 @@ import json
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from domainbed.config.settings import make
+from domainbed.core.settings import make
 from domainbed.errors import UserError
 from domainbed.reporting import build_report, load_records
 from domainbed.runs.folder import RunFolder

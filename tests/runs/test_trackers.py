@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from vectors import Killed, Vectors, records, run_until
 
 from domainbed.config.run_fields import RunOptions
-from domainbed.config.settings import make
+from domainbed.core.settings import make
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder

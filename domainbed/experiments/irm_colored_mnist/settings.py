@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from domainbed.config import settings as declared
-from domainbed.config.settings import Listed, Seeds, Text, known_to
+from domainbed.core import settings as declared
+from domainbed.core.settings import Listed, Seeds, Text, known_to
 
 _Algorithm = Annotated[
     Text, known_to("domainbed.experiments.irm_colored_mnist.restart", "PENALTIES")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, ValidationError, model_validator
 
-from domainbed.config.settings import (
+from domainbed.core.settings import (
     Items,
     Listed,
     Seeds,

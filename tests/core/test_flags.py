@@ -7,9 +7,9 @@ import pytest
 from test_settings import Example
 
 from domainbed.cli.train import TrainSettings
-from domainbed.config.flags import add_flags, docs_table, json_schema, read_flags
 from domainbed.config.run_fields import RunFields, RunOptions
-from domainbed.config.settings import Settings, Text
+from domainbed.core.flags import add_flags, docs_table, json_schema, read_flags
+from domainbed.core.settings import Settings, Text
 from domainbed.errors import UserError
 from domainbed.runs.record_keys import AVERAGES
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
-from domainbed.config.settings import Schema, Settings, alternatives, describe
+from domainbed.core.settings import Schema, Settings, alternatives, describe
 from domainbed.core.text_table import pipe_table
 from domainbed.core.yaml_file import parse_value
 from domainbed.errors import UserError
