@@ -43,7 +43,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     """Does it all; the status is 1 if a run failed."""
     from domainbed.reporting.published import get_source
     from domainbed.sweeps.launch import prepare
-    from domainbed.sweeps.outlook import time_line
+    from domainbed.sweeps.outlook import measured_costs, todo_line
     from domainbed.sweeps.reproduction import left_out, reproduction
     from domainbed.sweeps.status import status_lines
 
@@ -59,7 +59,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     planned = prepare(config)
     obstacles = planned.obstacles()
     if planned.todo and not obstacles:
-        print(time_line(planned), flush=True)
+        print(todo_line(planned, planned.costs() or measured_costs(planned)), flush=True)
     if args.dry_run:
         warnings = [f"warning: {line}" for line in obstacles]
         print("\n".join([*status_lines(planned.status()), *warnings]))

@@ -83,11 +83,16 @@ def plan_lines(launch: Launch, costs: Costs | None = None) -> list[str]:
             "No run is finished, so there is nothing to estimate time and disk from: `domainbed "
             "sweep plan --measure`, with the same arguments, measures them.",
         ]
+    return [*lines, todo_line(launch, costs)]
+
+
+def todo_line(launch: Launch, costs: Costs) -> str:
+    """What the runs to do will take: hours, time and disk."""
     total, workers = costs.of(launch.todo), max(1, launch.workers)
     basis = f"{count_runs(costs.basis)} that finished" if costs.basis else "a few updates of each"
     took = f"about {duration(total.seconds / workers)} with {workers} at a time"
     hours, disk = _hours(total, launch.gpu_share), _size(total.disk)
-    return [*lines, f"To do: {hours}, {took}; {disk} on disk (from {basis})."]
+    return f"To do: {hours}, {took}; {disk} on disk (from {basis})."
 
 
 def _method_lines(launch: Launch, costs: Costs | None) -> list[str]:
@@ -107,19 +112,6 @@ def _method_lines(launch: Launch, costs: Costs | None) -> list[str]:
         takes = [_hours(costs.of(todo), launch.gpu_share)] if costs else []
         rows.append([method.name, len(needed), len(todo), len(alone), *takes])
     return text_table(rows, right=range(1, 4))
-
-
-def time_line(launch: Launch) -> str:
-    """How long the runs to do will take, from finished ones or from a few updates of the first."""
-    workers, runs = max(1, launch.workers), [launch.runs[run_id] for run_id in launch.todo]
-    if costs := launch.costs():
-        seconds, basis = costs.of(launch.todo).seconds, f"{costs.basis} finished runs"
-    else:
-        options = launch.config.run_options()
-        timing = measure(runs[0], options, max(1, usable_cores() // workers))
-        seconds = sum(timing.estimate(run, options).seconds for run in runs)
-        basis = f"{timing.updates} updates of {runs[0].algorithm}; other algorithms may take longer"
-    return f"time: about {duration(seconds / workers)}, {workers} at a time (from {basis})"
 
 
 def _hours(estimate: Estimate, gpu_share: float) -> str:
@@ -148,7 +140,6 @@ class Timing:
         evaluation: seconds per image of an evaluation.
         train_domains: how many domains an update draws a minibatch of.
         images: that a record evaluates.
-        updates: how many were measured.
         device: "cpu", "cuda" or "mps".
         threads: of PyTorch.
         model_bytes: of the weights.
@@ -158,7 +149,6 @@ class Timing:
     evaluation: float
     train_domains: int
     images: int
-    updates: int
     device: str
     threads: int
     model_bytes: int
@@ -226,7 +216,6 @@ def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
             evaluation=(time.monotonic() - began) / len(part.indices),
             train_domains=train_domains,
             images=sum(len(split.indices) for split in splits),
-            updates=updates,
             device=experiment.device.type,
             threads=threads,
             model_bytes=_weights_bytes(experiment),

@@ -66,7 +66,7 @@ def test_measured_runs(monkeypatch, tmp_path):
 
     def measure(spec, options, threads):
         speed = times[spec.algorithm]
-        return Timing(speed, 0.001, 2, 300, 9, "cpu", threads, model_bytes=4000)
+        return Timing(speed, 0.001, 2, 300, "cpu", threads, model_bytes=4000)
 
     monkeypatch.setattr(outlook, "measure", measure)
     lines = []
