@@ -109,7 +109,7 @@ class Space:
         dataset: its name, without paths.
         shared: the dimensions that every algorithm has.
         own: those that the algorithm declares; they replace shared ones of the same name.
-        options: what may be set besides.
+        options: what else may be set.
         is_complete: whether the algorithm says which hyper-parameters it has.
     """
 
@@ -165,10 +165,10 @@ class Space:
         return drawn
 
     def check(self, fixed: Mapping[str, Any]) -> None:
-        """Makes sure that a user may set these values.
+        """Makes sure that these values may be set.
 
         Raises:
-            UserError: a value that cannot be, or a name that is unknown, if the space is complete.
+            UserError: a wrong value; or an unknown name, if the space is complete.
         """
         known = {**self.options, **self.dimensions}
         for name, value in fixed.items():
@@ -220,7 +220,7 @@ def search_space(algorithm: str, dataset: str, features: bool = False) -> dict[s
 
 
 def options(algorithm: str, dataset: str = "", features: bool = False) -> dict[str, Option]:
-    """What may be set besides the search space: of networks, data, `dataset` and `algorithm`.
+    """The options besides the search space: of networks, data, `dataset` and `algorithm`.
 
     Raises:
         UserError: no such algorithm.

@@ -1,4 +1,4 @@
-"""What defines a run, resolved: names looked up, defaults and draws filled in, once."""
+"""What defines a run, resolved: names looked up, values checked, defaults and draws filled in."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ ALWAYS = (
     *("protocol", "protocol_version", "dataset", "algorithm", "test_envs"),
     *("hparams_seed", "trial_seed", "seed", "steps", "checkpoint_freq", "hparams"),
 )
-"""The fields that every identity holds; of the others, those that the protocol has otherwise."""
+"""The fields of every identity; others are in it if they differ from the protocol's values."""
 
 MOST_SEED = 2**32 - 1  # of NumPy's global source
 
 _WEIGHTS = "features.weights"
 
 _OF_TEXT = "UnitFeatures"
-"""The featurizer below a classifier that begins as one made of text: nothing is trained there."""
+"""The featurizer below a classifier that starts as one made of text: it trains nothing."""
 
 _NEEDS_TEXT = "needs features of a backbone that reads text: set 'features' to open_clip:NAME"
 
 
 class RunSpec(RunFields):
-    """One training, as pure data. `RunSpec.create` makes it of what a user gives.
+    """One training run, as pure data. `RunSpec.create` makes it from what a user gives.
 
     Attributes:
         protocol_version: of the protocol's file.
@@ -108,7 +108,7 @@ class RunSpec(RunFields):
         win over defaults and draws. `fields` are other fields of `RunFields`.
 
         Raises:
-            UserError: a value that cannot be; the message names it and what would be right.
+            UserError: a wrong value; the message names it and what would be right.
         """
         chosen = {"protocol": protocol, "steps": steps, "checkpoint_freq": checkpoint_freq}
         fields |= {name: value for name, value in chosen.items() if value is not None}
@@ -130,14 +130,14 @@ class RunSpec(RunFields):
 
     @property
     def initial_seed(self) -> int:
-        """Of the weights that training begins with, and of what an algorithm draws in updates."""
+        """The seed of the weights that training starts with, and of the draws of updates."""
         if self.initial_weights != "own":
             return shared_initial_seed(self.dataset_label, self.trial_seed)
         return self.seed
 
     @property
     def tolerance_ratio(self) -> float:
-        """SWAD's, for VLCS another one, as published (Cha et al. 2021, section 4.1)."""
+        """SWAD's, which differs for VLCS, as published (Cha et al. 2021, section 4.1)."""
         published = 1.2 if self.dataset_label == "VLCS" else 1.3
         return published if self.swad_ratio is None else self.swad_ratio
 
@@ -168,7 +168,7 @@ class RunSpec(RunFields):
         return hashlib.md5(text.encode("utf-8")).hexdigest()
 
     def planned(self) -> dict[str, Any]:
-        """What tells the run from the others of its sweep, as plan.json keeps it."""
+        """What distinguishes the run from the others of its sweep, as plan.json keeps it."""
         return {
             "dataset": self.dataset_label,
             "algorithm": self.algorithm,
@@ -190,7 +190,7 @@ class RunSpec(RunFields):
 
 @dataclass(frozen=True)
 class Resolver:
-    """Makes the runs of an algorithm on a dataset, whose names are looked up once for all of them.
+    """Makes the runs of an algorithm on a dataset; names are looked up once for all of them.
 
     Attributes:
         data: the dataset's class.
@@ -215,7 +215,7 @@ class Resolver:
         fields: Mapping[str, Any],
         kind: type[RunSpec] = RunSpec,
     ) -> Resolver:
-        """Looks the names up, and checks all but what depends on test domains.
+        """Looks names up, and checks everything that does not depend on test domains.
 
         The arguments are those of `RunSpec.create`; `kind` is the class of the runs.
 
@@ -280,7 +280,7 @@ class Resolver:
         return spec.model_copy(update={"hparams": hparams, "digests": digests})
 
     def hparams(self, hparams_seed: int, trial_seed: int) -> dict[str, Any]:
-        """Those of these seeds: defaults or a draw, the protocol's options, and fixed values."""
+        """All hyper-parameters: defaults or a draw, the protocol's options, and fixed values."""
         draft, protocol, options = self.draft, self.protocol, self.space.options
         if hparams_seed == 0:
             drawn = {**self.space.defaults(), **protocol.defaults.get(draft.algorithm, {})}
@@ -295,10 +295,9 @@ class Resolver:
         return {**drawn, **usual, **draft.fixed_hparams}
 
     def obstacle(self, test_envs: Sequence[int]) -> UserError | None:
-        """Why the algorithm cannot do a run that others could; None where it can.
+        """Why the algorithm cannot do a run that others could; None if it can.
 
-        Test domains that are too many for all algorithms, or of a dataset that does not list its
-        domains, are none.
+        Test domains that are wrong for all algorithms are no obstacle, but an error of `run`.
         """
         cls, name, features = self.algorithm, self.draft.algorithm, self.draft.features
         domains, label = len(self.data.ENVIRONMENTS), self.draft.dataset_label
@@ -329,12 +328,12 @@ class Resolver:
 
     @property
     def _reads_images(self) -> bool:
-        return getattr(self.data, "reads_images", False)  # a class from outside may not say
+        return getattr(self.data, "reads_images", False)  # a class of a plug-in may lack it
 
     def _check_test_envs(self, envs: tuple[int, ...]) -> None:
-        """What depends on the test domains, and whether the algorithm can do the run."""
+        """Checks the test domains, and whether the algorithm can do the run."""
         domains, label = len(self.data.ENVIRONMENTS), self.draft.dataset_label
-        # A dataset from outside may not list its domains; then only loading it can tell.
+        # A class of a plug-in may not list its domains; then only loading it shows them.
         highest = domains - 1 if domains else 10**6
         for holds, expected in (
             (envs, "at least one test domain"),
@@ -351,7 +350,7 @@ class Resolver:
             raise obstacle
 
     def _check(self) -> None:
-        """What depends on several fields, or on the dataset, but not on the test domains."""
+        """Checks what depends on several fields or on the dataset, but not on test domains."""
         draft, label, features = self.draft, self.draft.dataset_label, self.draft.features
         adapts, on_text = draft.task == "domain_adaptation", draft.initial_weights == "text"
         suited, featurizer = of_frozen_features(), draft.fixed_hparams.get("featurizer", _OF_TEXT)
@@ -411,7 +410,7 @@ class Resolver:
         self.space.check(draft.fixed_hparams)
 
 
-@lru_cache  # a sweep asks once per run
+@lru_cache  # a sweep asks for each run
 def _digest(file: str, modified: int) -> str:
     """The SHA-256 of a file, read again if it has been `modified` since."""
     return f"sha256:{file_digest(Path(file))}"

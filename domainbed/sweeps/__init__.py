@@ -1,1 +1,1 @@
-"""Sweeps: from a config to a grid of runs, their folders, and what became of them."""
+"""Sweeps: from a config to a grid of runs, their states, and what is made of finished runs."""

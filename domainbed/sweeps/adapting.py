@@ -21,7 +21,7 @@ from domainbed.training.trained import load_trained_weights, rebuild
 
 
 class Adapted(NamedTuple):
-    """What adaptation of one run came to.
+    """The adaptation of one run.
 
     Attributes:
         supports: M, which validated best; None where the run cannot be adapted.

@@ -1,4 +1,4 @@
-"""Averages over the finished runs of a sweep: weights, or predictions.
+"""Averages of the finished runs of a sweep: of weights, or of predictions.
 
 Runs are averaged that differ in hparams seed, and on request in algorithm: of one dataset, set of
 test domains and trial. What comes of them is written beside the runs, as records that the tables
@@ -73,7 +73,7 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Averaged:
-    """What an average of some runs came to.
+    """An average of some runs.
 
     Attributes:
         name: of its row in the tables.
@@ -111,7 +111,7 @@ def average_runs(
 ) -> Iterator[Averaged]:
     """Averages the finished runs of a sweep, and writes a record of each average beside them.
 
-    An average that is there already is made again.
+    An existing average is made again.
 
     Args:
         root: the folder of the sweep.
@@ -218,7 +218,7 @@ def _groups(
 
 
 def _check(members: Sequence[Member], method: Method) -> None:
-    """Raises where some runs cannot be averaged, as far as their specs tell."""
+    """Raises if some runs cannot be averaged, as far as their specs say."""
     folder, ours = members[0]
     for other, theirs in members:
         if not other.model.is_file():

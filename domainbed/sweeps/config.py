@@ -1,7 +1,6 @@
-"""The config of a sweep: its fields, from a YAML file and from flags.
+"""The config of a sweep: its fields, from a YAML file and from flags, and the runs it asks for.
 
-What looks names up is imported when a config is checked, and not to declare its flags: it takes
-PyTorch along.
+What needs PyTorch is imported when a config is checked, not when its flags are declared.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ TestEnvs = tuple[int, ...]
 _FROM_MOST = get_args(RunFields.model_fields["eval_splits"].annotation)
 _MOST_RUNS = 1_000_000
 _MOST_SETS = 1_000
-"""Sets of test domains that are planned unasked: more are seldom meant."""
+"""Sets of test domains that are planned without being named: more are seldom meant."""
 
 
 def _test_envs(value: Any) -> Any:
-    """A number stands for itself alone; the order of domains means nothing."""
+    """A single number is a set of one domain."""
     envs = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(set(map(repr, envs))) < len(envs):
         raise UserError(f"expected each domain once, found {found(value)}")
@@ -53,7 +52,7 @@ def _test_envs(value: Any) -> Any:
 
 
 def _launcher(chosen: dict[str, Any]) -> dict[str, Any]:
-    """A launcher's name and its options, which it must know."""
+    """A launcher's name and its options, which are checked."""
     from domainbed.launchers import create_launcher
 
     name = chosen.get("name", "local")
@@ -82,7 +81,7 @@ _TestEnvs = Annotated[
 
 @contextmanager
 def _told_of(field: str) -> Iterator[None]:
-    """Names the field in the errors of what is done with its value."""
+    """Gives errors of the block the field as their place."""
     try:
         yield
     except UserError as error:
@@ -104,7 +103,7 @@ class Resolved(NamedTuple):
 
 
 class SweepConfig(RunFields, RunOptions):
-    """A checked sweep. What is not given of a run's fields is left to its protocol."""
+    """A checked sweep. Fields of a run that are not given have their protocol's values."""
 
     plugins: Items[Text] = Field((), description="modules or .py files that register what is yours")
     datasets: Listed[_Dataset] = Field(description="names of datasets")
@@ -152,10 +151,10 @@ class SweepConfig(RunFields, RunOptions):
     @model_validator(mode="before")
     @classmethod
     def _import_plugins(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """What plug-ins register must be there before names are looked up."""
+        """Imports plug-ins first: they register names that other fields look up."""
         named = values.get("plugins", ())
         names = [named] if isinstance(named, str) else named
-        # What is no list of texts is refused when its turn comes.
+        # Anything but a list of texts is refused when the field itself is checked.
         if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
             with _told_of("plugins"):
                 import_plugins(names)
@@ -202,7 +201,7 @@ class SweepConfig(RunFields, RunOptions):
         for dataset in self.datasets:
             resolvers = {}
             for algorithm in dict.fromkeys([*self.algorithms, *own]):
-                # Hyper-parameters may be given for algorithms that are not to run.
+                # A config may set hyper-parameters of algorithms that it does not run.
                 usual = shared if algorithm in self.algorithms else {}
                 hparams = {**usual, **own.get(algorithm, {})}
                 with self._placed(dataset, algorithm):
@@ -210,8 +209,7 @@ class SweepConfig(RunFields, RunOptions):
             sets = self.test_envs or test_env_sets(
                 dataset, resolvers[self.algorithms[0]].data, self.selection
             )
-            of_dataset = [self._with_sets(resolver, sets) for resolver in resolvers.values()]
-            of_dataset = of_dataset[: len(self.algorithms)]
+            of_dataset = [self._with_sets(resolvers[name], sets) for name in self.algorithms]
             if not any(resolved.first for resolved in of_dataset):
                 with self._placed(dataset, self.algorithms[0], sets[0]):
                     of_dataset[0].resolver.run(sets[0])
@@ -223,8 +221,14 @@ class SweepConfig(RunFields, RunOptions):
         draft, first, left_out = resolver.draft, [], []
         for envs in sets:
             if why := resolver.obstacle(envs):
-                place = {"dataset": draft.dataset_label, "algorithm": draft.algorithm}
-                left_out.append({**place, "test_envs": list(envs), "why": str(why)})
+                left_out.append(
+                    {
+                        "dataset": draft.dataset_label,
+                        "algorithm": draft.algorithm,
+                        "test_envs": list(envs),
+                        "why": str(why),
+                    }
+                )
                 continue
             with self._placed(draft.dataset, draft.algorithm, envs):
                 first.append(resolver.run(envs))
@@ -232,7 +236,7 @@ class SweepConfig(RunFields, RunOptions):
 
     @contextmanager
     def _placed(self, dataset: str, algorithm: str, envs: TestEnvs = ()) -> Iterator[None]:
-        """Gives the errors of a run their place in the config."""
+        """Gives errors of the block, which are about a run, their place in the config."""
         try:
             yield
         except UserError as error:
@@ -287,7 +291,7 @@ class SweepConfig(RunFields, RunOptions):
         return [run for resolved in self.resolved for run in resolved.left_out]
 
     def run_fields(self) -> dict[str, Any]:
-        """Those that were given; `eval_splits` "selection" as the sweep's own methods need it."""
+        """The fields that were given, with the `eval_splits` that the sweep's own methods need."""
         from domainbed.selection import SELECTION_METHODS
 
         fields = super().run_fields()
@@ -303,8 +307,8 @@ class SweepConfig(RunFields, RunOptions):
         return fields
 
     def as_yaml_value(self) -> dict[str, Any]:
-        """What a config file would say, for a sweep that is the same."""
-        # A command is the user's own: a folder that is passed on takes none along.
+        """The values of a config file that describes the same sweep."""
+        # A command is the user's own: it is not passed on with the folder.
         unset = {*RunFields.model_fields} - self.model_fields_set | {"on_finish"}
         values = self.model_dump(mode="json", exclude=unset)
         return {name: v for name, v in values.items() if v not in (None, {}, [])}
@@ -318,18 +322,18 @@ def load_config(
     Args:
         file: the path of a YAML file; None takes everything from `overrides`.
         overrides: raw values by field; what the flags of the command line said.
-        launcher_options: options of the launcher to set, whatever the file says of it.
+        launcher_options: options of the launcher, which win over those of the file.
 
     Raises:
         UserError: one line that names the field, and the file and line or the flag; or the file
-            is kept in a sweep's folder, which may be a stranger's, and names plug-ins that
+            lies in a sweep's folder, which may come from somebody else, and names plug-ins that
             `overrides` does not.
     """
     overrides = overrides or {}
     values, places = read_fields(file)
     if file is not None and Path(file).with_name("plan.json").exists():
         _refuse_plugins(file, values.get("plugins"), overrides.get("plugins"))
-        values.pop("on_finish", None)  # which no launch writes there
+        values.pop("on_finish", None)  # no launch writes one there
     values = given(SweepConfig, {**values, **overrides})
     values.setdefault("output_dir", str(Path("results") / (Path(file).stem if file else "sweep")))
     if launcher_options:
@@ -341,7 +345,7 @@ def load_config(
 
 
 def _refuse_plugins(file: str | Path, kept: Any, named: Iterable[str] | None) -> None:
-    """Code that a sweep's folder names is run only if the user names it, too."""
+    """Code that a sweep's folder names is run only if the user names it as well."""
     names = kept if isinstance(kept, list) else [kept] * bool(kept)
     if names and named is None:
         raise UserError(

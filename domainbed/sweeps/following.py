@@ -1,6 +1,6 @@
-"""Runs that engines and other launches have in hand: which, taking them back, following them.
+"""Runs that an engine or another launch is doing: finding, cancelling and following them.
 
-And the progress of all runs, as a bar on a terminal, and as a line now and then in a log.
+And the display of progress: a bar on a terminal, a line now and then in a log.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ Statuses = Mapping[str, RunStatus]
 """What is known of each run, by its id."""
 
 _SECONDS_BETWEEN_LOOKS = 2.0
-_MOST_OF_THE_TIME = 0.1
-"""That is spent on looks: one at thousands of folders keeps a file server busy."""
+_SHARE_OF_LOOKS = 0.1
+"""The most that is spent on reading folders: thousands of them keep a file server busy."""
 _SECONDS_BETWEEN_QUESTIONS = 30.0
-"""To engines; also long enough for a worker that died to be replaced."""
+"""To engines; long enough for a worker that died to be replaced."""
 _SECONDS_BETWEEN_LINES = 10.0
 _BAR = "{desc}  {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 
 
 def in_hand(statuses: Statuses, chosen: Mapping[str, Any]) -> set[str]:
-    """The runs that an engine still has queued or running, by what it says itself.
+    """The runs that an engine still has queued or running, as it says itself.
 
     Args:
         chosen: a config's launcher, whose options say where its engine is.
@@ -65,7 +65,7 @@ def in_hand(statuses: Statuses, chosen: Mapping[str, Any]) -> set[str]:
 
 
 def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Takes the jobs of runs that are pending or running back from their engines.
+    """Cancels the jobs of runs that are pending or running.
 
     Returns:
         The jobs, by engine.
@@ -83,17 +83,17 @@ def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[
 
 
 def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any]) -> Iterator[Event]:
-    """Tells of runs that others do, as the handle of a launcher does of tasks, until all ended.
+    """Events of runs that others do, like those of a launcher's handle, until all have ended.
 
-    A run is INTERRUPTED when nobody is at it and no engine knows its job, two times in a row.
+    A run is INTERRUPTED if no process runs it and no engine knows its job, twice in a row.
 
     Args:
         store: of the runs.
-        runs: by the index by which events tell of each.
+        runs: by their indices in events.
         chosen: a config's launcher, whose options say where its engine is.
     """
     left = {spec.run_id: index for index, spec in runs.items()}
-    at_work: dict[str, RunStatus] = {}  # as each was when somebody last had it in hand
+    at_work: dict[str, RunStatus] = {}  # the last status of each that was pending or running
     gone: set[str] = set()
     asked = time.monotonic()
     while left:
@@ -102,7 +102,7 @@ def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any])
             folder, steps = store.folder(run_id), runs[index].steps
             try:
                 status = folder.status()
-            except OSError:  # a file server may answer at the next look
+            except OSError:  # a file server may answer next time
                 continue
             if status.state in (DONE, FAILED):
                 del left[run_id]
@@ -121,11 +121,11 @@ def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any])
                 yield Event(INTERRUPTED, left.pop(run_id))
             asked = time.monotonic()
         looked = time.monotonic() - began
-        time.sleep(max(_SECONDS_BETWEEN_LOOKS, looked / _MOST_OF_THE_TIME) if left else 0)
+        time.sleep(max(_SECONDS_BETWEEN_LOOKS, looked / _SHARE_OF_LOOKS) if left else 0)
 
 
 def _without_a_job(idle: set[str], at_work: Statuses, chosen: Mapping[str, Any]) -> set[str]:
-    """Those of the runs that no engine knows any more; none where an engine does not answer."""
+    """Those of the runs that no engine knows any more; none if an engine does not answer."""
     try:
         return idle - in_hand({i: at_work[i] for i in idle if i in at_work}, chosen)
     except UserError as error:
@@ -134,7 +134,7 @@ def _without_a_job(idle: set[str], at_work: Statuses, chosen: Mapping[str, Any])
 
 
 def _jobs_by_engine(statuses: Statuses) -> dict[str, dict[str, str]]:
-    """By engine, the job of each run that it was handed."""
+    """By engine, the job of each run that was submitted to it."""
     jobs: dict[str, dict[str, str]] = defaultdict(dict)
     for run_id, status in statuses.items():
         if status.state in (PENDING, RUNNING) and status.engine and status.job:
@@ -172,7 +172,7 @@ class Display:
         )
 
     def on_event(self, event: Event) -> None:
-        """Takes note of an event, and shows it."""
+        """Counts an event, and shows the progress."""
         if event.kind == PROGRESS:
             self._taken[event.index] = event.steps
         else:
@@ -180,7 +180,7 @@ class Display:
             self._at_work.discard(event.index)
         if event.kind == STARTED:
             self._at_work.add(event.index)
-        if event.kind in ENDS:  # what is not left to do counts as behind us
+        if event.kind in ENDS:  # a run that has ended counts as a whole
             self._taken[event.index] = self._steps[event.index]
         summary = (
             f"{self._counts[DONE]} of {len(self._steps)} runs done, "

@@ -1,4 +1,4 @@
-"""Launching a sweep: dropping what is done, doing the rest, and telling what came of it."""
+"""Launches of a sweep: which of its runs are left to do, and doing them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Launch:
     Attributes:
         config: what the user asked for.
         store: where the runs go.
-        launcher: does them.
+        launcher: runs them.
         resources: of one run.
         runs: all runs of the sweep, by run id.
         planned: the same, as plan.json keeps them.
         states: the state of each when this was made.
         in_hand: those that an engine has queued or running.
-        todo: those to do, by their ids.
-        left_out: runs that the sweep asks for, and that cannot be; see `SweepConfig.left_out`.
-        retried: whether failed runs are to be done again.
+        todo: those to do, by id.
+        left_out: runs that the sweep asks for but that are impossible; see `SweepConfig.left_out`.
+        retried: whether this is a retry of failed runs.
     """
 
     config: SweepConfig
@@ -59,7 +59,7 @@ class Launch:
 
     @property
     def workers(self) -> int:
-        """How many runs are done at the same time."""
+        """How many runs there are at a time."""
         return self.launcher.parallelism(len(self.todo), self.resources)
 
     @property
@@ -69,7 +69,7 @@ class Launch:
 
     @property
     def blocking(self) -> bool:
-        """Whether the runs are done only while this process waits."""
+        """Whether runs make progress only while this process waits."""
         return self.launcher.blocking
 
     @property
@@ -77,16 +77,16 @@ class Launch:
         return RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
 
     def costs(self) -> Costs | None:
-        """What runs take, from those that are done; None if none is."""
+        """Estimates from the runs that are done; None if none is."""
         done = [run_id for run_id, state in self.states.items() if state == DONE]
         return finished_costs(self.store, self.planned, done)
 
     def status(self) -> Status:
-        """What became of the runs by now."""
+        """The states of the runs now."""
         return status_of(self.store, self.planned)
 
     def obstacles(self) -> list[str]:
-        """What would keep the runs from being done: no such device here, or datasets not there."""
+        """What stands in the way of the runs: a device or a dataset that is not available."""
         lines = []
         try:
             self._check_device()
@@ -105,23 +105,23 @@ class Launch:
 
     @property
     def others(self) -> list[str]:
-        """The runs that earlier launches have queued or running, and this one leaves to them."""
+        """The runs of earlier launches, queued or running, that this one leaves to them."""
         theirs = [i for i, s in self.states.items() if s == RUNNING or i in self.in_hand]
         return [run_id for run_id in theirs if run_id not in self.todo]
 
     def execute(self, with_others: bool = False) -> dict[str, str]:
-        """Does the runs, and returns when none is left to do. What fails stops nobody.
+        """Does the runs, and returns when none is left to do. A failed run stops no other.
 
         Args:
-            with_others: return when those of other launches have ended as well.
+            with_others: also wait for the runs of other launches.
 
         Returns:
-            By run id, why a run failed of which that could not be written down: on a full disk.
+            By run id, the error of each failed run that could not be written (the disk is full).
 
         Raises:
             UserError: see `submit`.
-            KeyboardInterrupt: what was under way here is stopped, and can be resumed; what was
-                handed to an engine continues.
+            KeyboardInterrupt: the runs of this process are stopped, and can be resumed; those of an
+                engine continue.
         """
         todo, others = self.todo, self.others if with_others else []
         runs = [self.runs[run_id] for run_id in [*todo, *others]]
@@ -171,15 +171,15 @@ class Launch:
         return handle
 
     def _check_device(self) -> None:
-        if self.blocking:  # else it is chosen where a run is done, which this machine is not
+        if self.blocking:  # else it is chosen on the machine of each run
             require_precision(self.config.precision, choose_device(self.config.device))
 
 
 def prepare(config: SweepConfig, retry: bool = False) -> Launch:
-    """Plans a sweep and looks at what is there of it; nothing is written yet.
+    """Plans a sweep and reads the states of its runs; nothing is written yet.
 
     Raises:
-        UserError: a run that cannot be, or the folder holds a sweep with other settings.
+        UserError: the folder holds a sweep with other settings, or an engine cannot be asked.
     """
     return prepare_runs(config, config.plan(), retry, config.left_out)
 
@@ -190,7 +190,7 @@ def prepare_runs(
     retry: bool = False,
     left_out: Sequence[Mapping[str, Any]] = (),
 ) -> Launch:
-    """As `prepare`, of these runs in place of those that the config asks for.
+    """As `prepare`, for these runs in place of those of the config.
 
     Raises:
         UserError: the folder holds a sweep with other settings.
@@ -206,8 +206,8 @@ def prepare_runs(
     statuses = store.statuses(runs)
     states = {run_id: status.state for run_id, status in statuses.items()}
     taken = in_hand(statuses, config.launcher)
-    # A run whose pending job its engine has forgotten is done again. What another process is at
-    # is left to a launcher that waits, which finds out whether it is still at it.
+    # A run whose pending job its engine has forgotten is done again. A run of another process is
+    # left to a launcher that waits, which finds out whether that process is still alive.
     skipped = {DONE, FAILED} if launcher.blocking else {DONE, FAILED, RUNNING}
     wanted = [i for i, s in states.items() if (s == FAILED if retry else s not in skipped)]
     todo = [run_id for run_id in wanted if run_id not in taken]
@@ -218,7 +218,7 @@ def prepare_runs(
 
 @dataclass(frozen=True)
 class RunJob(Job):
-    """What a launcher does with each run. It carries all that a fresh process needs to know.
+    """What a launcher does with each run; it holds all that a new process needs.
 
     Attributes:
         output_dir: the sweep's folder.
@@ -231,29 +231,29 @@ class RunJob(Job):
     plugins: tuple[str, ...] = ()
 
     def __call__(self, spec: RunSpec, on_step: Callable[[int], None]) -> None:
-        """Trains `spec` in its folder; an error is written into it, and raised.
+        """Trains `spec` in its folder; an error is written there and raised.
 
         Raises:
-            Busy: another launch is at work on the run, or has failed at it.
+            Busy: another launch is running it, or it has failed in another launch.
             Interrupted: it was asked to stop.
             UserError: the sweep's folder is gone.
         """
         store = Store(self.output_dir)
         if not store.plan.is_file():
             raise UserError(
-                f"{self.output_dir} was removed while its runs were under way: launch the sweep "
-                "again to do them anew"
+                f"{self.output_dir} was removed while its runs were in progress: launch the "
+                "sweep again"
             )
         folder = store.folder(spec.run_id)
         if folder.last_error() and not folder.done.exists():
-            raise Busy(f"another launch has failed at {folder.path} since this one was planned")
+            raise Busy(f"{folder.path} has failed in another launch since this one was planned")
         try:
             import_plugins(self.plugins)
             run(spec, folder, self.options, on_step=on_step)
         except (Busy, Interrupted):
             raise
         except (Exception, SystemExit) as error:
-            with contextlib.suppress(OSError):  # the launch tells of it, see `Launch.execute`
+            with contextlib.suppress(OSError):  # `Launch.execute` reports it
                 _write_error(folder, _with_summary(error, spec))
             raise
 
@@ -269,12 +269,12 @@ class RunJob(Job):
 
 
 def _write_error(folder: RunFolder, text: str) -> None:
-    folder.path.mkdir(exist_ok=True)  # but not the sweep's, which somebody may have removed
+    folder.path.mkdir(exist_ok=True)  # but not the sweep's folder, which may have been removed
     write_text(folder.errors, text)
 
 
 def _with_summary(error: BaseException, spec: RunSpec) -> str:
-    """The traceback, with a last line that says it all."""
+    """The traceback, with a last line that says what to do."""
     lines = traceback.format_exc().strip().splitlines()
     first, *_ = str(error).strip().splitlines() or [""]
     told = reason_of(error) if isinstance(error, Exception) else ""

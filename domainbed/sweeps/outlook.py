@@ -1,6 +1,6 @@
-"""What a launch would do: how many runs, for which selection methods, how long, how much disk.
+"""What a launch will do: how many runs, for which selection methods, how long, how much disk.
 
-How long is known from finished runs, or measured on a few updates where there are none.
+Costs are those of finished runs, or measured on a few updates.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from domainbed.training.machine import process_set_up
 UPDATES = 10
 IMAGES = 256
 SECONDS = 20.0
-"""After so many seconds no further update is measured."""
+"""No further update is measured after so many seconds."""
 
 RECORD_BYTES = 2_000
-"""What a line of results.jsonl takes, most of it what defines the run."""
+"""The size of a line of results.jsonl."""
 
 
 # ---- for people ----
 
 
 def outlook(launch: Launch) -> list[str]:
-    """What there is and what is to be done, in a line or two."""
+    """The counts of runs, and what is left out or not kept, in a few lines."""
     states, root = list(launch.states.values()), launch.store.root
     failed = states.count(FAILED)
     lines = [
@@ -59,18 +59,18 @@ def outlook(launch: Launch) -> list[str]:
         ]
     if failed and not launch.retried:
         lines.append(
-            f"{count_runs(failed)} failed before and stay as they are: "
+            f"{count_runs(failed)} failed before and are left alone: "
             f"`domainbed sweep retry {root}` runs them again"
         )
     return lines
 
 
 def plan_lines(launch: Launch, costs: Costs | None = None) -> list[str]:
-    """The states of the runs, what selection methods need, and what the runs to do will take.
+    """The states of the runs, what selection methods need, and what the runs to do will cost.
 
     Args:
         launch: the sweep.
-        costs: as measured; by default those of the sweep's finished runs.
+        costs: as measured; None for those of the sweep's finished runs.
     """
     costs = costs or launch.costs()
     lines = [*status_lines(launch.status()), "", *_method_lines(launch, costs)]
@@ -87,7 +87,7 @@ def plan_lines(launch: Launch, costs: Costs | None = None) -> list[str]:
 
 
 def todo_line(launch: Launch, costs: Costs) -> str:
-    """What the runs to do will take: hours, time and disk."""
+    """What the runs to do will cost."""
     total, workers = costs.of(launch.todo), max(1, launch.workers)
     basis = f"{count_runs(costs.basis)} that finished" if costs.basis else "a few updates of each"
     took = f"about {duration(total.seconds / workers)} with {workers} at a time"
@@ -96,7 +96,7 @@ def todo_line(launch: Launch, costs: Costs) -> str:
 
 
 def _method_lines(launch: Launch, costs: Costs | None) -> list[str]:
-    """A row for each selection method: its runs, what is to do of them, and of what cost."""
+    """A row for each selection method: its runs, how many are left to do, and their cost."""
     methods = [SELECTION_METHODS[name] for name in launch.config.selection]
     rows: list[list[object]] = [["selection method", "runs", "to do", "for it alone"]]
     rows[0] += ["takes"] * bool(costs)
@@ -115,7 +115,7 @@ def _method_lines(launch: Launch, costs: Costs | None) -> list[str]:
 
 
 def _hours(estimate: Estimate, gpu_share: float) -> str:
-    """In core hours, GPU hours or both; a run on a GPU takes this share of it."""
+    """Core hours, GPU hours or both; a run on a GPU has this share of it."""
     kinds = (("core", estimate.cores / 3600), ("GPU", estimate.gpus * gpu_share / 3600))
     return " + ".join(f"{hours:.3g} {kind} hours" for kind, hours in kinds if hours) or "nothing"
 
@@ -139,7 +139,7 @@ class Timing:
         update: seconds per image of an update.
         evaluation: seconds per image of an evaluation.
         train_domains: how many domains an update draws a minibatch of.
-        images: that a record evaluates.
+        images: how many a record evaluates.
         device: "cpu", "cuda" or "mps".
         threads: of PyTorch.
         model_bytes: of the weights.
@@ -154,7 +154,7 @@ class Timing:
     model_bytes: int
 
     def estimate(self, run: RunSpec, options: RunOptions) -> Estimate:
-        """What a run takes; of its predictions nothing is known."""
+        """What a run costs, without saved predictions."""
         records = len(range(0, run.steps, run.checkpoint_freq))
         images = run.hparams["batch_size"] * self.train_domains
         seconds = run.steps * images * self.update + records * self.images * self.evaluation
@@ -165,14 +165,14 @@ class Timing:
 
 
 def measured_costs(launch: Launch, tell: Callable[[str], None] = lambda line: None) -> Costs:
-    """What the runs to do take, from a few updates of each dataset and algorithm among them.
+    """Estimates of the runs to do, from a few updates of each dataset and algorithm among them.
 
     Args:
         launch: the sweep.
         tell: called with a line before each measurement, which takes seconds.
 
     Raises:
-        UserError: data or device is not there; see `training.experiment.build`.
+        UserError: data or device is not available; see `training.experiment.build`.
     """
     if obstacles := launch.obstacles():
         raise UserError(obstacles[0])
@@ -190,7 +190,7 @@ def measured_costs(launch: Launch, tell: Callable[[str], None] = lambda line: No
 
 
 def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
-    """Does a few updates of a run, and a part of an evaluation; nothing is written.
+    """Times a few updates of a run and a part of an evaluation; nothing is written.
 
     Args:
         spec: of the run.
@@ -223,7 +223,7 @@ def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
 
 
 def _updates(experiment: Experiment) -> tuple[int, float]:
-    """How many updates were timed, and their seconds; the first, which sets up, is not."""
+    """How many updates were timed, and their seconds; the first, which sets up, is not timed."""
     done, began = 0, time.monotonic()
     steps = range(UPDATES + 1)
     for minibatches, unlabeled in zip(experiment.minibatches(steps), experiment.unlabeled(steps)):
@@ -239,7 +239,7 @@ def _updates(experiment: Experiment) -> tuple[int, float]:
 
 
 def _weights_bytes(experiment: Experiment) -> int:
-    """Of the weights as a file holds them: those that several modules share, once."""
+    """The size of the weights in a file, which holds those that modules share once."""
     state = experiment.algorithm.state_dict().values()
     tensors = [value for value in state if isinstance(value, torch.Tensor)]
     return sum({each.data_ptr(): each.nbytes for each in tensors}.values())

@@ -1,4 +1,4 @@
-"""From a paper's table to the sweep that makes it anew, at full or at a smaller scale."""
+"""From a paper's table to the sweep that reproduces it, at full or at a smaller scale."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ SCALES: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""By name, what a sweep does otherwise than the paper: nothing, or what takes minutes on MNIST.
+"""By name, the settings in which a sweep differs from the paper; small takes minutes on MNIST.
 
-At every other scale than the full one it does the foremost algorithms of the paper only.
+Below full scale a sweep has the paper's foremost algorithms only.
 """
 
 
@@ -48,7 +48,7 @@ def reproduction(
     overrides: Mapping[str, Any] | None = None,
     **launcher_options: Any,
 ) -> SweepConfig:
-    """The sweep that makes a paper's numbers of a dataset anew.
+    """The sweep that reproduces a paper's numbers of a dataset.
 
     Args:
         paper: a name in `published.SOURCES`.
@@ -88,7 +88,7 @@ def reproduction(
 
 
 def left_out(config: SweepConfig, source: Source) -> list[str]:
-    """What a sweep does less of than the paper, and otherwise, in lines; none if it does all."""
+    """What a sweep leaves out of the paper, or does differently, in lines; none if it does all."""
     counts = {
         "trials": (len(config.trials), source.trials),
         "draws of the hyper-parameters": (len(config.hparams_seeds), source.draws),

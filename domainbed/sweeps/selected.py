@@ -1,8 +1,8 @@
-"""What selection methods chose in a sweep: as a model that is ready to predict, and in new trials.
+"""The choices of selection methods in a sweep: as models ready to predict, and in new trials.
 
 Hyper-parameters are tuned first, then trials are added. The new runs have a folder of their own
 within the sweep's, one for each selection method, so that no table takes them for trials of the
-search; their records are marked, too.
+search; their records are marked as well.
 """
 
 from __future__ import annotations
@@ -121,13 +121,13 @@ def _run_of(records: Records, row: Mapping[str, Any]) -> Any:
 
 
 def is_rerun(folder: Path) -> bool:
-    """Whether a folder is one of reruns."""
+    """Whether a folder holds new trials of choices."""
     method = folder.name.removeprefix(_PREFIX)
     return folder.name.startswith(_PREFIX) and method in SELECTION_METHODS
 
 
 def rerun_methods(config: SweepConfig, names: Sequence[str] = ()) -> list[SelectionMethod]:
-    """The methods whose choices can be run again: the named ones, or those of the sweep.
+    """The methods whose choices can be rerun: the named ones, or those of the sweep.
 
     Raises:
         UserError: a method is unknown, chooses with runs on pairs, or there is none.
@@ -157,12 +157,12 @@ def prepare_reruns(
         config: of the last launch into the sweep's folder.
         method: that chose.
         trials: how many new ones.
-        retry: do what failed, rather than what is not done.
+        retry: run the failed ones again, and no others.
 
     Raises:
         UserError: the sweep is under way, or nothing was chosen.
     """
-    # What is chosen should stay chosen.
+    # Further runs could change the choice.
     store = Store(config.output_dir)
     states = Counter(store.states(store.planned()).values())
     if left := sum(states.values()) - states[DONE] - states[FAILED]:
@@ -177,7 +177,7 @@ def prepare_reruns(
     if not best:
         raise UserError(
             f"{method.name} chose nothing in {config.output_dir!r}: `domainbed collect "
-            f"{config.output_dir} --explain` tells what is missing"
+            f"{config.output_dir} --explain` says what is missing"
         )
     specs = [
         spec.variant(spec.hparams_seed, seed, spec.hparams).model_copy(

@@ -1,4 +1,4 @@
-"""What became of a sweep's runs, and what the others will take: time, cores or GPUs, disk."""
+"""The states of a sweep's runs, and what runs cost: time, cores or GPUs, and disk."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Group = tuple[str, str]
 """A dataset's label and an algorithm."""
 
 LOOKED_AT = 20
-"""Finished runs of each group that are looked at; more would tell hardly more."""
+"""Finished runs of each group that estimates rest on; more would change them little."""
 _LISTED = 20
-"""Runs of each state that the lines for people list, and jobs."""
+"""How many running runs, and how many jobs, the lines for people list."""
 _SILENT = 15.0
-"""Seconds of silence of a process elsewhere from which they are worth a word."""
+"""Seconds of silence of a process elsewhere from which the lines for people mention it."""
 _TAIL = 65536
 """Bytes at the end of results.jsonl that hold its last record."""
 _LEFT = (RUNNING, PENDING, INTERRUPTED, MISSING)
@@ -42,13 +42,13 @@ _LEFT = (RUNNING, PENDING, INTERRUPTED, MISSING)
 
 @dataclass(frozen=True)
 class Running:
-    """A run that is under way.
+    """A run in progress.
 
     Attributes:
         run_id: of the run.
-        what: it is, in words.
-        where: as its folder tells.
-        taken: the share of its steps that its last record tells of, in [0, 1].
+        what: its description.
+        where: its process, as its folder says.
+        taken: the share of its steps up to its last record, in [0, 1].
     """
 
     run_id: str
@@ -64,10 +64,10 @@ class Status:
     Attributes:
         counts: runs by state, of each dataset and algorithm.
         failures: run id, description and last line of the error, of each failed run.
-        running: the runs under way.
+        running: the runs in progress.
         pending: runs that wait for an engine, by the engine and its job.
         runs: what is known of each run, by its id.
-        pace: runs an hour, as long as as many are under way; None where none is, or none is done.
+        pace: runs an hour, if as many run as now; None if no run is in progress, or none is done.
         left: seconds until all runs that have not failed are done, at that pace.
     """
 
@@ -93,7 +93,7 @@ class Status:
 def status_of(store: Store, runs: Mapping[str, PlannedRun], before: Status | None = None) -> Status:
     """The states of `runs`, which are given by their ids.
 
-    `before` is an earlier status of the same runs: what was done then is not looked at again.
+    `before` is an earlier status of the same runs: the folders of those done then are not read.
     """
     known = store.statuses(runs, before.runs if before else None)
     counts: dict[Group, Counter[str]] = defaultdict(Counter)
@@ -120,7 +120,7 @@ def status_of(store: Store, runs: Mapping[str, PlannedRun], before: Status | Non
 
 
 def share_taken(folder: RunFolder, steps: int) -> float:
-    """The share of its steps that a run's last record tells of; 0 where it tells nothing."""
+    """The share of its steps that a run had taken at its last record; 0 if there is none."""
     try:
         with folder.results.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, 2) - _TAIL))
@@ -137,7 +137,7 @@ def count_runs(count: int) -> str:
 
 
 def summary_line(status: Status) -> str:
-    """The whole in one line: counts, and where it is known the pace and the time left."""
+    """One line: the counts, and if they are known the pace and the time left."""
     total = status.total
     parts = [f"{total[DONE]} of {sum(total.values())} runs done"]
     parts += [f"{total[state]} {state}" for state in STATES[1:] if total[state]]
@@ -148,7 +148,7 @@ def summary_line(status: Status) -> str:
 
 
 def status_lines(status: Status) -> list[str]:
-    """The status as a table, and lists of the runs that run, wait or failed."""
+    """The status as a table, with lists of the running, pending and failed runs."""
     groups = [*status.counts.items()]
     groups += [(("all", ""), status.total)] if len(groups) > 1 else []
     rows = [[*group, sum(n.values()), *(n.get(s, 0) for s in STATES)] for group, n in groups]
@@ -177,7 +177,7 @@ def _running_row(running: Running) -> list[str]:
 
 
 def _pending_lines(status: Status) -> list[str]:
-    """For each engine how many runs wait for it, and in which jobs."""
+    """For each engine the number of pending runs, and their jobs."""
     lines = []
     for engine in dict.fromkeys(engine for engine, _ in status.pending):
         jobs = {job: n for (of, job), n in status.pending.items() if of == engine}
@@ -190,7 +190,7 @@ def _pending_lines(status: Status) -> list[str]:
 
 
 def failure_lines(failures: Iterable[tuple[str, str, str]]) -> list[str]:
-    """For each failed run its folder, what it is, and the last line of its error."""
+    """For each failed run its folder, its description, and the last line of its error."""
     return [
         line
         for run_id, what, error in failures
@@ -232,18 +232,18 @@ def status_json(status: Status) -> str:
     return json.dumps(content, indent=2)
 
 
-# ---- what runs take ----
+# ---- costs ----
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What runs will take.
+    """What runs cost.
 
     Attributes:
         seconds: of all runs, one after the other.
-        cores: core seconds of those that are done on CPUs.
+        cores: core seconds of those on CPUs.
         gpus: seconds of the others, each of which has a GPU, or a share of one.
-        disk: bytes that they leave.
+        disk: bytes of what they keep.
     """
 
     seconds: float = 0.0
@@ -262,28 +262,28 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the runs of a sweep take.
+    """Estimates of the runs of a sweep.
 
     Attributes:
         of_run: the estimate of each run, by its id.
-        basis: how many finished runs they rest on; 0 where they were measured on a few updates.
+        basis: how many finished runs they rest on; 0 if they were measured on a few updates.
     """
 
     of_run: Mapping[str, Estimate]
     basis: int = 0
 
     def of(self, run_ids: Iterable[str]) -> Estimate:
-        """Of these runs together."""
+        """The sum over these runs."""
         return sum((self.of_run[run_id] for run_id in run_ids), Estimate())
 
 
 def finished_costs(
     store: Store, runs: Mapping[str, PlannedRun], done: Iterable[str]
 ) -> Costs | None:
-    """What each of the `runs` takes, from those that are `done`; None if none of these tells.
+    """Estimates of the `runs` from those that are `done`; None if none of these has its time.
 
-    A step takes as long as it did in finished runs of the same dataset and algorithm; where there
-    are none, as long as it did on average. So does a run as much room on disk.
+    Seconds of a step, and bytes, are means over finished runs of the same dataset and algorithm;
+    where there are none, over all finished runs.
     """
     ids: dict[Group, list[str]] = defaultdict(list)
     for run_id in done:
@@ -311,7 +311,7 @@ def _group(run: PlannedRun) -> Group:
 
 
 def _taken(folder: RunFolder, steps: int) -> list[list[float]]:
-    """Seconds, core seconds and GPU seconds of a step, and bytes; nothing where it does not say."""
+    """Seconds, core seconds and GPU seconds per step, and bytes; nothing if it has no seconds."""
     facts = folder.read_json(folder.environment) or {}
     if facts.get("seconds") is None:
         return []

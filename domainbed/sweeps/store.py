@@ -1,7 +1,6 @@
 """The folder of a sweep: every path in it, its plan, and the states of its runs.
 
-Runs are known here by their ids, and by what plan.json keeps of each; nothing is imported that
-trains.
+Runs are known here by their ids and by what plan.json keeps of each, so that PyTorch is not needed.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _PLAN_VERSION = 1
 _DONE, _MISSING = RunStatus(DONE), RunStatus(MISSING)
 
 PlannedRun = Mapping[str, Any]
-"""What tells a run from the others of its sweep: see `spec.RunSpec.planned`."""
+"""What distinguishes a run from the others of its sweep: see `spec.RunSpec.planned`."""
 
 _GRID_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
 
@@ -43,7 +42,7 @@ class Store:
 
     Attributes:
         root: the sweep's folder; a run's folder in it is called after the run's id.
-        plan: what the launches so far were to do, by run id.
+        plan: the runs of all launches so far, by run id.
         config: the config of the last launch.
         launcher_folder: where the launcher keeps what it needs.
     """
@@ -66,7 +65,7 @@ class Store:
     def statuses(
         self, run_ids: Iterable[str], known: Mapping[str, RunStatus] | None = None
     ) -> dict[str, RunStatus]:
-        """What is known of each run; those that were `known` to be done are not looked at."""
+        """What is known of each run; the folders of those `known` to be done are not read."""
         there, known, root = self._names(), known or {}, os.fspath(self.root)
         done = {run_id for run_id, status in known.items() if status.state == DONE}
 
@@ -80,9 +79,9 @@ class Store:
         return {run_id: status(run_id) for run_id in run_ids}
 
     def _names(self) -> set[str]:
-        """What lies in the root, but for folders that are links, with a warning of each.
+        """The names in the root, without folders that are links, which are warned of.
 
-        Most runs of a large sweep have no folder yet: one look at the root tells all of them.
+        Most runs of a large sweep have no folder yet: one scan of the root shows them all.
         """
         if not self.root.is_dir():
             return set()
@@ -93,13 +92,13 @@ class Store:
         return {name for name, linked in is_link.items() if not linked}
 
     def refuse_other_settings(self, config: SweepConfig, runs: Mapping[str, PlannedRun]) -> None:
-        """Makes sure that `runs` can stand beside those that were planned here before.
+        """Makes sure that `runs` do not contradict those that were planned here before.
 
-        More datasets, algorithms, test domains, seeds or trials can; the same ones with other
-        settings cannot: tables would mix two sweeps.
+        A sweep may grow by datasets, algorithms, test domains, seeds and trials. The same runs with
+        other settings are refused: tables would mix two sweeps.
 
         Raises:
-            UserError: they cannot, with what differs; or this is the folder of a single run.
+            UserError: they do, with what differs; or this is the folder of a single run.
         """
         if (alone := RunFolder(self.root)).spec.exists() or alone.has_results():
             raise UserError(
@@ -123,9 +122,7 @@ class Store:
         runs: Mapping[str, PlannedRun],
         left_out: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        """Writes down what is to be done, beside what earlier launches wrote, and the config.
-
-        With it goes what was left out, and why.
+        """Adds runs to the plan, and those that are left out; writes the config of this launch.
 
         Raises:
             UserError: the folder cannot be written, the plan there is damaged, or has the same
@@ -149,7 +146,7 @@ class Store:
             ) from error
 
     def planned(self) -> dict[str, PlannedRun]:
-        """All runs that launches into this folder were to do, by run id.
+        """The runs of all launches into this folder, by run id.
 
         Raises:
             UserError: there is no plan, or it is damaged.
@@ -191,13 +188,12 @@ class Store:
         return [f for f in self.run_folders() if f.state() not in (DONE, RUNNING)]
 
 
-def _place_in_grid(run: PlannedRun) -> tuple[Any, ...]:
-    dataset, algorithm, envs, *seeds = (run[name] for name in _GRID_FIELDS)
-    return (dataset, algorithm, tuple(envs), *seeds)
+def _place_in_grid(run: PlannedRun) -> tuple[str, ...]:
+    return tuple(str(run[name]) for name in _GRID_FIELDS)
 
 
 def _differences(kept: Path, config: SweepConfig) -> str:
-    """What of a run's settings the config that is kept in a sweep's folder has otherwise."""
+    """The settings of runs in which a config differs from the one kept in a sweep's folder."""
     there = _settings(read_fields(kept)[0] if kept.is_file() else {})
     here = _settings(config.as_yaml_value())
     return (
@@ -211,14 +207,14 @@ def _differences(kept: Path, config: SweepConfig) -> str:
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a config, what runs depend on."""
+    """The values of a config that runs depend on."""
     hparams = values.get("hparams") or {}
     fields = {name: values[name] for name in RunFields.model_fields if name in values}
     return fields | {f"hparams.{name}": value for name, value in hparams.items()}
 
 
 def remove(folder: RunFolder) -> bool:
-    """Removes a run's folder, unless it was finished or taken up meanwhile; says whether."""
+    """Removes a run's folder, unless the run was finished or started meanwhile; says whether."""
     try:
         with folder.exclusive():
             if folder.is_done():

@@ -55,7 +55,7 @@ def launch(monkeypatch, tmp_path):
     monkeypatch.setattr(Board, "jobs", [])
     monkeypatch.setattr(Posted, "waited_for", threading.Event())
     monkeypatch.setattr(following, "_SECONDS_BETWEEN_LOOKS", 0.05)
-    monkeypatch.setattr(following, "_MOST_OF_THE_TIME", 1)
+    monkeypatch.setattr(following, "_SHARE_OF_LOOKS", 1)
     monkeypatch.setattr(following, "_SECONDS_BETWEEN_QUESTIONS", 0.3)
     fields = {
         **{"datasets": ["ColoredDigits"], "algorithms": ["ERM"], "test_envs": [[0], [1], [2]]},

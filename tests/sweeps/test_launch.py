@@ -356,7 +356,7 @@ def test_a_sweep_whose_folder_is_removed_makes_it_no_more(tmp_path, monkeypatch)
     first, *others = unwritten.values()
     assert "was removed while its run was under way: launch it again" in first
     for reason in others:
-        assert f"{launch.store.root} was removed while its runs were under way" in reason
+        assert f"{launch.store.root} was removed while its runs were in progress" in reason
     assert not launch.store.root.exists()
 
 
