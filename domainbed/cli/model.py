@@ -17,10 +17,10 @@ from domainbed.cli.launching import launch_sweep
 from domainbed.config.diagnosis_options import CURVATURES, DiagnosisOptions
 from domainbed.config.run_fields import FeatureSource, RunOptions
 from domainbed.core.flags import add_flags, default_text, read_flags
+from domainbed.core.record_keys import AVERAGES
 from domainbed.core.settings import load
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.record_keys import AVERAGES
 
 if TYPE_CHECKING:
     from domainbed.training.trained import Model

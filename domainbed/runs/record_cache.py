@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from domainbed.core import names
+from domainbed.core import names, record_keys
 from domainbed.core.files import cache_folder, written_aside
-from domainbed.runs import record_keys, results_file
+from domainbed.runs import results_file
 from domainbed.runs.records import NO_DOMAIN, Records
 from domainbed.runs.results_file import Run, describe_run, parse_json, read_results
 

@@ -23,14 +23,14 @@ from domainbed.core.names import (
     rerun_algorithm,
     trained_algorithm,
 )
-from domainbed.errors import UserError
-from domainbed.runs.record_keys import (
+from domainbed.core.record_keys import (
     AVERAGES,
     FULL_DATA,
     parse_average_key,
     parse_record_key,
     record_key,
 )
+from domainbed.errors import UserError
 from domainbed.runs.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
 
 log = logging.getLogger(__name__)

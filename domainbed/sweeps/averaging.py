@@ -22,9 +22,9 @@ from domainbed.algorithms import Algorithm, PooledAlgorithm, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.files import as_json_values, write_text
 from domainbed.core.names import averaged_algorithm, order_algorithms
+from domainbed.core.record_keys import record_key
 from domainbed.errors import UserError, did_you_mean
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.record_keys import record_key
 from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
 from domainbed.sweeps.store import Store

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.core.names import average_in, dataset_label, trained_algorithm
+from domainbed.core.record_keys import AVERAGES_BY_TITLE
 from domainbed.errors import UserError
 from domainbed.reporting import load_records
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.record_keys import AVERAGES_BY_TITLE
 from domainbed.runs.records import Records
 from domainbed.runs.states import DONE, FAILED
 from domainbed.selection import SELECTION_METHODS, SelectionMethod

@@ -13,9 +13,9 @@ import torch
 
 from domainbed.algorithms import Algorithm
 from domainbed.algorithms.base import predictor_of
+from domainbed.core.record_keys import average_key, record_key
 from domainbed.datasets.domain import Domain, Minibatch, evaluation_draws
 from domainbed.metrics import METRICS
-from domainbed.runs.record_keys import average_key, record_key
 from domainbed.spec import RunSpec
 from domainbed.training.sampling import Split
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from domainbed.core.record_keys import parse_average_key, parse_record_key
 from domainbed.errors import UserError
-from domainbed.runs.record_keys import parse_average_key, parse_record_key
 
 _OWN_KEYS = {"step", "stage", "epoch", "step_time", "mem_gb", "hparams", "args", "diverged"}
 

@@ -16,10 +16,10 @@ from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.files import file_digest, write_text, written_aside
 from domainbed.core.names import average_in
+from domainbed.core.record_keys import AVERAGES_BY_TITLE
 from domainbed.errors import UserError
 from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.record_keys import AVERAGES_BY_TITLE
 from domainbed.spec import RunSpec
 from domainbed.training.averages import Averages
 from domainbed.training.experiment import Experiment

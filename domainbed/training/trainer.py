@@ -16,15 +16,15 @@ import numpy as np
 from domainbed.algorithms import Algorithm
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.files import as_json_values, check_guard, write_text
-from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_once
-from domainbed.runs.folder import NOT_WHOLE, RunFolder
-from domainbed.runs.record_keys import (
+from domainbed.core.record_keys import (
     FULL_DATA,
     average_key,
     parse_average_key,
     parse_record_key,
     record_key,
 )
+from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_once
+from domainbed.runs.folder import NOT_WHOLE, RunFolder
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED
 from domainbed.runs.trackers import TrackedRun, Trackers
 from domainbed.spec import RunSpec

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.cli import main
-from domainbed.runs.record_keys import AVERAGES
+from domainbed.core.record_keys import AVERAGES
 
 
 def test_the_help_names_all_averages(capsys: pytest.CaptureFixture[str]) -> None:

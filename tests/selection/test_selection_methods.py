@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from domainbed.core.record_keys import parse_record_key
 from domainbed.errors import UserError
-from domainbed.runs.record_keys import parse_record_key
 from domainbed.runs.records import RUN_KEYS, Records
 from domainbed.selection import CELL_KEYS, SELECTION_METHODS, SelectionMethod
 

@@ -15,11 +15,11 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from domainbed.algorithms import ERM
+from domainbed.core.record_keys import record_key
 from domainbed.errors import UserError
 from domainbed.reporting import collect, load_records, to_frame
 from domainbed.reporting.single_source import single_source_report
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.record_keys import record_key
 from domainbed.selection import SELECTION_METHODS, mean_over_others
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
