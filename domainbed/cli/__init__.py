@@ -38,7 +38,7 @@ _GROUPS = {
         "errors": ("tables", "list the images that algorithms get wrong"),
         "top-hparams": ("tables", "list the best hyper-parameters of a sweep"),
         "published": ("tables", "print the numbers that papers print"),
-        "reproduce": ("reproduce", "compute a paper's table and compare it with the paper"),
+        "reproduce": ("papers", "compute a paper's table and compare it with the paper"),
     },
     "trained models": {
         "model predict": ("model", "predict the classes of images with a trained run"),
@@ -53,7 +53,7 @@ _GROUPS = {
         "list protocols": ("listing", "named protocols, and how they differ from the default"),
         "list hparams": ("listing", "defaults and ranges of an algorithm's hyper-parameters"),
         "config": ("listing", "print what the config of a sweep may say, for editors and people"),
-        "irm-colored-mnist": ("irm_colored_mnist", "Colored MNIST in the setup of IRM"),
+        "irm-colored-mnist": ("papers", "Colored MNIST in the setup of IRM"),
     },
 }
 """By heading, and by the words of a command: its module, which has a function named after the last

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from domainbed.cli import main
-from domainbed.cli.reproduce import SCALES as OFFERED
+from domainbed.cli.papers import SCALES as OFFERED
 from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError

@@ -105,14 +105,3 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
         nested = value if isinstance(value, Mapping) else None
         found |= {name: value} if nested is None else {f"{name}.{k}": v for k, v in nested.items()}
     return found
-
-
-__all__ = [
-    "DEFAULT_PROTOCOL",
-    "FROZEN_FEATURES",
-    "Protocol",
-    "differences",
-    "get_protocol",
-    "of_frozen_features",
-    "protocol_names",
-]
