@@ -217,7 +217,7 @@ FLAGS = {
         "dataset": ("PASC", "", "avg"),
         "selection": ("x", "Oracle", "leave-one-domain-out"),
         "algorithms": ("x", "MLDG"),
-        "format": ("x", "latex"),
+        "format": ("x", "html"),
     },
     "list algorithms": {"plugins": ("missing.py", "broken.py")},
 }
