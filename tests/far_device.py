@@ -72,7 +72,7 @@ def sent_far() -> Iterator[Sent]:
     """Where copies are listed. The device knows no autocast, which is left out."""
     mode = Sent()
     with (
-        patch("domainbed.core.precision.torch.autocast", lambda *args, **kwargs: nullcontext()),
+        patch("domainbed.core.device.torch.autocast", lambda *args, **kwargs: nullcontext()),
         _Made(mode),
         mode,
     ):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import DOMAINBED, Metrics, register_algorithm, two_readings
 from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import Choice, Fixed
-from domainbed.core.precision import full_precision
+from domainbed.core.device import full_precision
 
 BASE_TEMPERATURE = 0.07
 

@@ -29,7 +29,7 @@ from domainbed.config.dimensions import (
     learning_rate,
     weight_decay,
 )
-from domainbed.core.transfer import sent
+from domainbed.core.device import sent
 
 
 def gradient_penalty(total: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from domainbed.algorithms.base import (
     domain_sizes,
     register_algorithm,
 )
-from domainbed.core.precision import full_precision
+from domainbed.core.device import full_precision
 from domainbed.errors import UserError
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from domainbed.algorithms.base import (
     register_algorithm,
 )
 from domainbed.config.dimensions import Choice, LogUniform
-from domainbed.core.precision import full_precision
+from domainbed.core.device import full_precision
 from domainbed.networks import UnitFeatures
 
 _LEAST = -1e4  # the logit of a class without images

@@ -17,7 +17,7 @@ from domainbed.algorithms.base import (
 )
 from domainbed.algorithms.erm import ForwardPass, PooledAlgorithm, trains_batch_norm
 from domainbed.config.dimensions import Choice
-from domainbed.core.transfer import sent
+from domainbed.core.device import sent
 
 
 def beside(features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:

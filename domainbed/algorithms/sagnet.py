@@ -16,8 +16,7 @@ from domainbed.algorithms.base import (
 )
 from domainbed.algorithms.erm import PooledAlgorithm
 from domainbed.config.dimensions import LogUniform
-from domainbed.core.precision import full_precision
-from domainbed.core.transfer import sent
+from domainbed.core.device import full_precision, sent
 from domainbed.errors import UserError
 
 EPSILON = 1e-5

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from domainbed.algorithms.base import Minibatches, register_algorithm
 from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import Choice
-from domainbed.core.precision import full_precision
+from domainbed.core.device import full_precision
 from domainbed.errors import UserError
 
 SUPPORTS = (1, 5, 20, 50, 100, 0)

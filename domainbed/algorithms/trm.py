@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from domainbed.algorithms.base import PAPER, Metrics, register_algorithm, two_readings
 from domainbed.algorithms.erm import AnnealedPenalty, ForwardPass
 from domainbed.config.dimensions import LogUniform
-from domainbed.core.precision import full_precision
+from domainbed.core.device import full_precision
 
 HEAD_STEPS, HEAD_RATE = 30, 0.1
 NEUMANN_TERMS, NEUMANN_BOUND = 10, 10.0

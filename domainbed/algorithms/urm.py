@@ -22,7 +22,7 @@ from domainbed.config.dimensions import (
     LogUniform,
     Uniform,
 )
-from domainbed.core.transfer import sent
+from domainbed.core.device import sent
 
 ACTIVATIONS: dict[str, tuple[type[nn.Module], float, float]] = {
     "tanh": (nn.Tanh, -1.0, 1.0),

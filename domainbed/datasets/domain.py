@@ -17,13 +17,13 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from domainbed.core.device import sent
 from domainbed.core.seeding import (
     augmentation_seed,
     batch_augmentation_seed,
     global_sources_kept,
     seed_everything,
 )
-from domainbed.core.transfer import sent
 from domainbed.errors import UserError
 
 Minibatch = tuple[torch.Tensor, torch.Tensor]

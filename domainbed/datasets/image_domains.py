@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from domainbed.config.dimensions import Option, with_defaults
 from domainbed.config.run_fields import FeatureSource
+from domainbed.core.device import sent
 from domainbed.core.files import cache_folder
-from domainbed.core.transfer import sent
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.domain import Draw, LoadedDomain, Minibatch, TensorDomain
 from domainbed.datasets.features import StoredFeatures, open_features

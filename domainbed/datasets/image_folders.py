@@ -72,20 +72,21 @@ class ImageDataset(MultipleDomainDataset):
             f"{expected}; {self._remedy(folder)}"
         )
 
-    def _take(self, folder: Path, contents: Contents) -> None:
+    def _take(self, folder: Path, contents: Contents, remedy: str = "") -> None:
         """Makes the domains of these images, once they are as many as were published."""
-        place, remedy = f"dataset {type(self).__name__} in {str(folder)!r}", self._remedy(folder)
+        place = f"dataset {type(self).__name__} in {str(folder)!r}"
         if contents.missing:
             raise UserError(f"{place} is incomplete: {contents.missing}; {remedy}")
-        for what, here in (("domains", contents.domains), ("classes", contents.classes)):
-            published = len(here)
-            if self.info is not None:
-                published = len(self.info.domains) if what == "domains" else self.info.num_classes
-            if len(here) != published:
-                raise UserError(
-                    f"{place} has {len(here)} {what} ({', '.join(here[:12])}), but {published} "
-                    f"were published: {remedy}"
-                )
+        if self.info is not None:
+            for what, here, published in (
+                ("domains", contents.domains, len(self.info.domains)),
+                ("classes", contents.classes, self.info.num_classes),
+            ):
+                if len(here) != published:
+                    raise UserError(
+                        f"{place} has {len(here)} {what} ({', '.join(here[:12])}), but {published} "
+                        f"were published: {remedy}"
+                    )
         self.domain_names, self.classes = list(contents.domains), list(contents.classes)
         self.num_classes = len(self.classes)
         self.datasets = [
@@ -120,7 +121,8 @@ class ImageFolderDataset(ImageDataset):
             raise self._absent(folder, found, "<domain>/<class>/<image> below it")
         classes = _common_classes(folder, domains)
         listed = [_listed(folder / name, classes) for name in domains]
-        self._take(folder, Contents(domains, classes, listed))
+        remedy = f"complete it, or use it as --dataset folder:{folder}"
+        self._take(folder, Contents(domains, classes, listed), remedy)
         if self.info is None and (others := ignored(folder)):
             warnings.warn(f"ignored in {str(folder)!r}: {others}", stacklevel=2)
 
@@ -175,7 +177,7 @@ class PublishedTree(ImageDataset):
         folder = self.locate(root)
         if not self.holds(folder):
             raise self._absent(folder, "it holds other files", self.layout)
-        self._take(folder, self.contents(folder))
+        self._take(folder, self.contents(folder), self._remedy(folder))
 
     @classmethod
     @abstractmethod

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from domainbed.core.precision import full_precision
+from domainbed.core.device import full_precision
 from domainbed.gradients import closed_form, per_sample
 from domainbed.gradients.losses import (
     PerSampleLoss,

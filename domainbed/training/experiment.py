@@ -14,7 +14,7 @@ import torch
 
 from domainbed.algorithms import Algorithm, Stage, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.precision import tf32_products
+from domainbed.core.device import tf32_products
 from domainbed.core.seeding import seed_everything, stage_seed
 from domainbed.datasets import (
     MultipleDomainDataset,

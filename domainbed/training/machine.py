@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from domainbed.core.precision import convolutions_in_tf32, products_in_tf32
+from domainbed.core.device import convolutions_in_tf32, products_in_tf32
 from domainbed.errors import UserError
 from domainbed.networks import MNIST_CNN
 

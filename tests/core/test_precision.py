@@ -13,7 +13,7 @@ from domainbed.algorithms.cad import similarities
 from domainbed.algorithms.coral import coral_penalty
 from domainbed.algorithms.mmd import mmd_penalty
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.precision import (
+from domainbed.core.device import (
     convolutions_in_tf32,
     full_precision,
     products_in_tf32,

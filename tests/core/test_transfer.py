@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from domainbed.core.transfer import sent
+from domainbed.core.device import sent
 
 
 class Spy:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.precision import convolutions_in_tf32, products_in_tf32
+from domainbed.core.device import convolutions_in_tf32, products_in_tf32
 from domainbed.errors import UserError
 from domainbed.networks import MNIST_CNN
 from domainbed.spec import RunSpec

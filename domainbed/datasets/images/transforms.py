@@ -19,8 +19,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from domainbed.core.precision import full_precision
-from domainbed.core.transfer import sent
+from domainbed.core.device import full_precision, sent
 
 IMAGE_SIZE = 224
 
