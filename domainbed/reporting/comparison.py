@@ -16,6 +16,7 @@ from scipy import stats
 from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.errors import UserError, did_you_mean
 from domainbed.reporting import statistics
+from domainbed.reporting.render import to_frame
 from domainbed.reporting.statistics import CriticalDifference, PairedCell
 from domainbed.reporting.tables import AVERAGE, Report, domain_names, mean_over_trials
 from domainbed.runs.records import Records
@@ -251,15 +252,15 @@ def worst_domains(report: Report) -> pd.DataFrame:
     Columns: `selection`, `dataset`, `algorithm`, `domain` (name of the worst), `worst` and
     `mean` in percent, and `n_trials` of the worst. A row that lacks a result is left out.
     """
+    cells = to_frame(report)
     rows = []
-    for table in report.tables:
-        for algorithm, cells in table.rows.items() if table.dataset else ():
-            means = [cell.mean for cell in cells]
-            numbers = [mean for mean in means if mean is not None]
-            if len(numbers) == len(means):
-                worst = int(np.argmin(numbers[:-1]))
-                names = (table.selection, table.dataset, algorithm, table.columns[worst].label)
-                rows.append((*names, numbers[worst], numbers[-1], cells[worst].n_trials))
+    for key, of_row in cells[cells["table"] == "dataset"].groupby(
+        ["selection", *_GROUP], sort=False
+    ):
+        if of_row["mean"].notna().all():
+            domains, mean = of_row.iloc[:-1], of_row["mean"].iloc[-1]
+            worst = domains.loc[domains["mean"].idxmin()]
+            rows.append((*key, worst["domain"], worst["mean"], mean, worst["n_trials"]))
     columns = ["selection", *_GROUP, "domain", "worst", "mean", "n_trials"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -271,23 +272,15 @@ def in_and_out(records: Records) -> pd.DataFrame:
     mean accuracy in percent on the out-splits of the training domains; and `out_of_domain`, the
     accuracy in percent on the in-split of the test domain.
     """
+    run = [*_RUN, "hparams_seed"]
     scores = SELECTION_METHODS["oracle"].score(records)  # one row per run, at its last record
-    table = records.accuracies
-    keys = table.keys.assign(row=np.arange(len(table.keys)))
-    single = keys[keys["test_envs"].map(len) == 1]
-    single = single.assign(test_env=[envs[0] for envs in single["test_envs"]])
-    last = scores.merge(single, on=[*_RUN, "hparams_seed", "step"]).drop_duplicates(
-        [*_RUN, "hparams_seed"]
-    )
-    accuracies = table.out_split[last["row"].to_numpy()].copy()
-    accuracies[np.arange(len(last)), last["test_env"].to_numpy()] = np.nan
-    counts = (~np.isnan(accuracies)).sum(axis=1)
-    sums = np.nansum(accuracies, axis=1)
-    in_domain = 100 * np.divide(sums, counts, out=np.full(len(last), np.nan), where=counts > 0)
-    points = last[[*_RUN, "hparams_seed"]].assign(
-        in_domain=in_domain, out_of_domain=100 * last["test_acc"]
-    )
-    return points.reset_index(drop=True)
+    table = records.of_single_domains
+    rows = table.keys[[*run, "step"]].assign(row=np.arange(len(table.keys)))
+    last = scores.merge(rows, on=[*run, "step"]).drop_duplicates(run, ignore_index=True)
+    accuracies = table.out_split[last["row"]].copy()
+    accuracies[np.arange(len(last)), last["test_env"]] = np.nan
+    in_domain = 100 * pd.DataFrame(accuracies).mean(axis=1)
+    return last[run].assign(in_domain=in_domain, out_of_domain=100 * last["test_acc"])
 
 
 def accuracy_on_the_line(records: Records) -> pd.DataFrame:
@@ -300,7 +293,8 @@ def accuracy_on_the_line(records: Records) -> pd.DataFrame:
     rows = []
     for (dataset, env), points in in_and_out(records).groupby(["dataset", "test_env"], sort=False):
         name = domain_names(records.runs, dataset)[env]
-        x, y = (_probit(points[column]) for column in ("in_domain", "out_of_domain"))
+        clipped = np.clip(points[["in_domain", "out_of_domain"]] / 100, _CLIP, 1 - _CLIP)
+        x, y = stats.norm.ppf(clipped.to_numpy().T)
         fit = [np.nan] * 3
         if len(points) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
             line = stats.linregress(x, y)
@@ -308,10 +302,6 @@ def accuracy_on_the_line(records: Records) -> pd.DataFrame:
         rows.append((dataset, name, len(points), *fit))
     columns = ["dataset", "domain", "runs", "slope", "intercept", "correlation"]
     return _in_order(pd.DataFrame(rows, columns=columns))
-
-
-def _probit(percent: pd.Series) -> np.ndarray:
-    return np.asarray(stats.norm.ppf(np.clip(percent.to_numpy() / 100, _CLIP, 1 - _CLIP)))
 
 
 def _gains(both: pd.DataFrame) -> pd.DataFrame:
