@@ -12,12 +12,12 @@ _KEY = re.compile(r"env(\d+)_(in|out|uda)_(\w+)", re.ASCII)
 
 
 AVERAGES = {"ema": "EMA", "sma": "SMA", "swad": "SWAD", "wise": "WiSE"}
-"""Averages of weights that are measured beside the last ones, and what tables call them."""
+"""Averages of the weights that are measured besides the last weights, and their names in tables."""
 
 AVERAGES_BY_TITLE = {title: name for name, title in AVERAGES.items()}
 
 FULL_DATA = "fd_"
-"""What keys begin with in a stage that trains on all images of the training domains."""
+"""Prefix of keys in a stage that trains on all images of the training domains."""
 
 
 def record_key(domain: int, split: str, metric: str, full_data: bool = False) -> str:
@@ -38,7 +38,7 @@ def record_key(domain: int, split: str, metric: str, full_data: bool = False) ->
 
 
 def parse_record_key(key: str) -> tuple[int, str, str] | None:
-    """Domain, split and metric of a key; None of a key that measures no split.
+    """Domain, split and metric of a key; None for a key that measures no split.
 
     Example:
         >>> parse_record_key("env2_out_loss")
@@ -52,7 +52,7 @@ def parse_record_key(key: str) -> tuple[int, str, str] | None:
 
 
 def average_key(average: str, key: str) -> str:
-    """The key of what `key` is of the last weights, of an average of the weights.
+    """The key for an average of the weights, given the key for the last weights.
 
     Example:
         >>> average_key("swad", "env0_in_acc")
@@ -63,7 +63,7 @@ def average_key(average: str, key: str) -> str:
 
 @lru_cache(maxsize=4096)  # asked of each key of each record, and there are few keys
 def parse_average_key(key: str) -> tuple[str, str] | None:
-    """The average that a key is of, and the key that the last weights have; None of other keys.
+    """The average that a key belongs to, and the key for the last weights; None for other keys.
 
     Example:
         >>> parse_average_key("swad_env0_in_acc")

@@ -204,7 +204,7 @@ def selection_gap(
 
 
 def tuning_gain(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
-    """What the search of hyper-parameters is worth, beside their defaults.
+    """What the search for hyper-parameters gains over their defaults.
 
     Columns: `selection`, `dataset`, `algorithm`; `default` and `best`, the accuracies in percent
     of the default hyper-parameters and of the chosen draw; `gain`, the difference in points, with
@@ -247,7 +247,7 @@ def expected_best(records: Records, selection: Sequence[str] | None = None) -> p
 
 
 def worst_domains(report: Report) -> pd.DataFrame:
-    """The lowest accuracy of each row of the tables, beside the mean.
+    """The lowest accuracy in each row of the tables, and the mean.
 
     Columns: `selection`, `dataset`, `algorithm`, `domain` (name of the worst), `worst` and
     `mean` in percent, and `n_trials` of the worst. A row that lacks a result is left out.
@@ -284,7 +284,7 @@ def in_and_out(records: Records) -> pd.DataFrame:
 
 
 def accuracy_on_the_line(records: Records) -> pd.DataFrame:
-    """How far in-domain accuracy tells out-of-domain accuracy, over all runs of a test domain.
+    """How well in-domain accuracy predicts out-of-domain accuracy, over all runs of a test domain.
 
     The line is fitted to the probits of both (Miller et al., "Accuracy on the Line", ICML 2021).
     Columns: `dataset`, `domain` (its name), `runs`, `slope`, `intercept` and `correlation`

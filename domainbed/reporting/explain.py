@@ -41,7 +41,7 @@ class Survey(NamedTuple):
         runs: those that there should be, with the columns `dataset`, `algorithm`, `test_envs`
             (tuple of int, sorted), `trial_seed`, `hparams_seed`, `state` (one of
             `states.STATES`) and `detail`.
-        unnamed: folders of runs without a record, of which nothing says which run they are.
+        unnamed: folders without a record that do not say which run they are.
     """
 
     runs: pd.DataFrame
@@ -66,7 +66,7 @@ def explain(report: Report, folders: Folders, found: Survey | None = None) -> li
     found = found or survey(report.records.runs, folders)
     lines = [*_cells(report, found), *_absent(report, found)]
     if found.unnamed:
-        lines += ["", "folders without a record, of runs that nothing names:"]
+        lines += ["", "folders without a record that name no run:"]
     lines += [f"  {f.path}: {f.last_error() or 'no error is on file'}" for f in found.unnamed]
     return list(map(printable, lines)) or ["", EVERYTHING]
 
@@ -145,7 +145,7 @@ def _reasons_of_cell(
         return ["no runs with two test domains are planned or there, and this method needs them"]
     if needed.empty:
         return ["no runs with this test domain are planned or there"]
-    return ["all its runs are there, but no step is recorded exactly once by all that it needs"]
+    return ["all its runs are there, but no step is recorded exactly once in each of them"]
 
 
 def _absent(report: Report, found: Survey) -> list[str]:
@@ -251,7 +251,7 @@ def _state(folder: RunFolder, progress: str) -> tuple[str, str]:
 
 
 def _own_name(folder: RunFolder) -> Run | None:
-    """The run that a folder says itself to be of; None where it has no file, or a damaged one."""
+    """The run that a folder's run.json names; None where that is missing or damaged."""
     try:
         entry = folder.read_json(folder.spec)
         return _run(entry) if entry is not None else None
@@ -291,7 +291,7 @@ def planned_selection(folders: Folders) -> list[str] | None:
 def planned_gaps(folders: Folders) -> Gaps:
     """The runs that sweeps of this project left out because they cannot be, and why.
 
-    What cannot be read says nothing: `explain` tells of a damaged plan.
+    A plan that cannot be read is skipped: `explain` reports it.
     """
     gaps: Gaps = {}
     for root in as_paths(folders):

@@ -1,4 +1,4 @@
-"""What the figures and tables of a report show, each computed once, when it is first asked for."""
+"""What the figures and tables of a report show, each computed once, on first use."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class Findings:
 
 
 def ranges(tuning: pd.DataFrame) -> pd.DataFrame:
-    """Where in what was drawn of a number the choices lie: do they crowd at an end?
+    """Where the choices lie in the range that was drawn: do they crowd at an end?
 
     Columns: `algorithm`, `name`, `lowest` and `highest` drawn, the number of `choices`, and how
     many of them are `low` and `high`, in the outer tenths of that range (of the logarithms, if
@@ -171,7 +171,7 @@ def is_numeric(values: pd.Series) -> bool:
 def is_logarithmic(values: pd.Series) -> bool:
     """Whether numbers span a factor of ten and more, so that their logarithms tell more.
 
-    Zeros do not count: many a default is 0, and the draws beside it are of a logarithm.
+    Zeros do not count: many defaults are 0 where the draws are logarithmic.
     """
     others = values[values > 0]
     is_wide = len(others) > 0 and others.max() >= 10 * others.min()

@@ -183,11 +183,11 @@ class Style:
         order: of rows and tables: "table", "given" (that of `algorithms` and `datasets`), or
             "mean", in each table the best average first.
         algorithms: for the order "given"; those that are not named follow.
-        datasets: likewise.
+        datasets: as `algorithms`, for tables.
         domains: the names of domains that come first, in this order.
 
     Raises:
-        UserError: a value is none of these.
+        UserError: a value is not allowed.
     """
 
     decimals: int = 1

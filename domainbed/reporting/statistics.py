@@ -163,7 +163,7 @@ class CriticalDifference:
         count: how many observations the ranks are over.
         p_value: of Friedman's test; NaN for fewer than three algorithms or two observations.
         distance: mean ranks that are further apart differ; NaN likewise.
-        groups: the largest sets of neighbours that are not told apart, of two and more.
+        groups: the largest sets of two or more neighbours that do not differ.
     """
 
     mean_ranks: dict[str, float]

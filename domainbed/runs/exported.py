@@ -85,7 +85,7 @@ def _text(file: Path) -> str | None:
 
 
 def unpacked(file: Path) -> Path:
-    """The folder of a sweep that a file holds, as it was; made once, in the cache beside the file.
+    """The folder of the sweep in a file, unpacked once into the cache beside the file.
 
     Raises:
         UserError: the file holds no sweep, or nothing can be written there.

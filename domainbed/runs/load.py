@@ -94,7 +94,7 @@ def record_files(root: Path) -> list[Path]:
     """The files of records in `root`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     files = [folder / RECORDS_FILE for folder in run_folders(root)]
     found = [file for file in files if file.is_file() and _stays(root, file)]

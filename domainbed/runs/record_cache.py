@@ -31,7 +31,7 @@ LEAST_FILES = 500
 _BATCH = 250  # files whose records are in memory as objects
 _SETTLED = 2e9  # ns: a younger file could change again and keep its times
 _CODE = [__file__, *(str(module.__file__) for module in (results_file, record_keys, names))]
-_TOLD = ("args", "hparams", "num_domains", "last_step", "diverged", "num_records")
+_STORED = ("args", "hparams", "num_domains", "last_step", "diverged", "num_records")
 
 _DIGEST = 32  # bytes
 
@@ -71,13 +71,13 @@ class Batch(NamedTuple):
             record_keys.parse_record_key(key) or (NO_DOMAIN, "", key)
             for key in keys.dictionary.to_pylist()
         ]
-        told = pd.DataFrame(measured, columns=["domain", "split", "metric"])
-        told = told.astype({"split": "category", "metric": "category"})
-        told = told.take(keys.indices.to_numpy()).reset_index(drop=True)
+        parsed = pd.DataFrame(measured, columns=["domain", "split", "metric"])
+        parsed = parsed.astype({"split": "category", "metric": "category"})
+        parsed = parsed.take(keys.indices.to_numpy()).reset_index(drop=True)
         for column in ("split", "metric"):
-            told[column] = told[column].cat.remove_unused_categories()
+            parsed[column] = parsed[column].cat.remove_unused_categories()
         others = {name: self.values[name].to_numpy() for name in ("run", "step", "value")}
-        values = told.assign(**others)[["run", "step", "domain", "split", "metric", "value"]]
+        values = parsed.assign(**others)[["run", "step", "domain", "split", "metric", "value"]]
         return Records(pd.DataFrame(self.runs), values)
 
 
@@ -173,8 +173,8 @@ def _stamps(folder: str) -> list[list[int]]:
     found = []
     for name in ("results.jsonl", "run.json"):
         with suppress(FileNotFoundError):
-            told = os.stat(f"{folder}/{name}")
-            found.append([told.st_mtime_ns, told.st_ctime_ns, told.st_size, told.st_ino])
+            status = os.stat(f"{folder}/{name}")
+            found.append([status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino])
     return found
 
 
@@ -195,12 +195,12 @@ def _digest(content: bytes | memoryview) -> bytes:
 def _save(file: Path, root: Path, batch: Batch, stamps: Stamps) -> None:
     """Writes a batch; where that fails, there is no cache."""
     folders = [run["folder"] for run in batch.runs]
-    told = {
+    about = {
         "folders": [os.path.relpath(folder, root) for folder in folders],
         "stamps": [stamps[folder] for folder in folders],
-        "runs": [{name: run[name] for name in _TOLD} for run in batch.runs],
+        "runs": [{name: run[name] for name in _STORED} for run in batch.runs],
     }
-    values = batch.values.replace_schema_metadata({"told": json.dumps(told)})
+    values = batch.values.replace_schema_metadata({"about": json.dumps(about)})
     with pa.BufferOutputStream() as stream, pa.ipc.new_stream(stream, values.schema) as writer:
         writer.write_table(values)
     content = stream.getvalue().to_pybytes()
@@ -217,11 +217,11 @@ def _load(file: Path, root: Path, stamps: Stamps) -> Batch | None:
     if stored[:_DIGEST] != _digest(content):
         return None
     values = pa.ipc.open_stream(pa.py_buffer(content)).read_all()
-    told = parse_json(values.schema.metadata[b"told"])
+    about = parse_json(values.schema.metadata[b"about"])
     runs = [
         {"folder": str(root / folder), **describe_run(kept["args"], kept["hparams"]), **kept}
-        for folder, kept in zip(told["folders"], told["runs"], strict=True)
+        for folder, kept in zip(about["folders"], about["runs"], strict=True)
     ]
-    pairs = zip(runs, told["stamps"], strict=True)
+    pairs = zip(runs, about["stamps"], strict=True)
     same = {run["folder"]: 0 for run, stamp in pairs if stamps.get(run["folder"]) == stamp}
     return Batch(runs, values).only(same)

@@ -46,7 +46,7 @@ class Records:
         return int(self.runs["num_records"].sum())
 
     def only(self, wanted: Any) -> Records:
-        """The records of some runs, numbered anew; `wanted` is a boolean for each run."""
+        """The records of some runs, renumbered; `wanted` is a boolean for each run."""
         wanted = np.asarray(wanted, dtype=bool)
         if wanted.all():
             return self

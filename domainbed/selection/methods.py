@@ -28,8 +28,7 @@ class SelectionMethod:
         name: short name, for the command line.
         title: the name in the paper and in the tables.
         needs_pairs: whether runs with two test domains are needed too.
-        reads: the least `eval_splits` of runs whose records it can choose from; of some test
-            accuracies that are left out there, it reads none.
+        reads: the least `eval_splits` with which runs record everything that it needs.
         score: a function from records to a table with `SCORE_COLUMNS`: for every (trial, dataset,
             algorithm, test domain, hparams seed) that can be scored one row, with the chosen
             step and its validation and test accuracy in [0, 1].

@@ -103,5 +103,5 @@ def left_out(config: SweepConfig, source: Source) -> list[str]:
         for algorithm, own in config.hparams.items()
         for name, value in own.items()
     ]
-    lines = {"left out": less, "done otherwise": other}
+    lines = {"left out": less, "done differently": other}
     return [f"{what}: {', '.join(found)}" for what, found in lines.items() if found]

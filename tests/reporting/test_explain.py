@@ -148,7 +148,7 @@ def test_folders_that_nothing_names(tmp_path):
     (tmp_path / "notes").mkdir()
     lines = lines_of(tmp_path, selection=["oracle"])
     assert lines[-2:] == [
-        "folders without a record, of runs that nothing names:",
+        "folders without a record that name no run:",
         f"  {folders[0]}: RuntimeError: CUDA out of memory",
     ]
 
@@ -171,7 +171,7 @@ def test_a_folder_that_names_itself(tmp_path, damaged):
         f"interrupted: test_envs [0], trial 0, hparams seed 0: no record yet ({folders[0]})" in text
     )
     assert "missing: test_envs [0], trial 1, hparams seeds 0" in text
-    assert f"nothing names:\n  {folders[1]}: no error is on file" in text
+    assert f"name no run:\n  {folders[1]}: no error is on file" in text
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"runs": {"a": {}}}', '{"runs": []}'])

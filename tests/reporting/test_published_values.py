@@ -120,7 +120,7 @@ def test_some_values_as_printed():
         ({"sources": ["fishr-2022"], "algorithms": ["MLDG"]}, "algorithm 'MLDG'"),
         (
             {"sources": ["fishr-2022"], "selection": ["training-domain"], "algorithms": ["IRM"]},
-            "'IRM' beside the rest",
+            "'IRM' with the rest",
         ),
     ],
 )

@@ -52,7 +52,7 @@ def test_what_the_small_scale_leaves_out():
     assert left_out(config, get_source("fishr-2022")) == [
         "left out: 2 of 3 trials, 19 of 20 draws of the hyper-parameters, 4899 of 5001 updates of "
         "each run, CORAL, DANN, IRM, VREx, Fish",
-        "done otherwise: bf16 in place of float32, penalty_anneal_iters of Fishr is 50",
+        "done differently: bf16 in place of float32, penalty_anneal_iters of Fishr is 50",
     ]
 
 

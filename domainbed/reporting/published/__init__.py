@@ -81,7 +81,7 @@ def get_source(name: str) -> Source:
     """The source called `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such source.
     """
     if name not in SOURCES:
         raise UserError(
@@ -117,7 +117,7 @@ def find_values(
     """The rows of `published_values` that are asked for; None asks for all.
 
     Raises:
-        UserError: a name that no source has, or no number is of all that is asked for.
+        UserError: a name is unknown, or no number matches everything that is asked for.
     """
     found = pd.concat([published_values(name) for name in sources or SOURCES], ignore_index=True)
     asked = {"selection": selection, "dataset": datasets, "algorithm": algorithms}
@@ -126,7 +126,7 @@ def find_values(
         for name in names or ():
             if name not in known:
                 raise UserError(
-                    f"no published number of {column} {name!r} beside the rest that is asked for."
+                    f"no published number of {column} {name!r} with the rest of what is asked for."
                     f"{did_you_mean(name, known)} Known: {', '.join(known)}"
                 )
         if names is not None:
