@@ -336,23 +336,12 @@ def _is_over(folder: Path, found: Found) -> bool:
 
 
 def _create(file: Path, text: str) -> None:
-    """Makes a file with its content, for one process alone.
+    """Creates a file with its content, for one process alone.
 
     Raises:
-        FileExistsError: it is there.
+        FileExistsError: it exists.
         OSError: the folder cannot be written to, or is gone.
     """
-    while True:
-        try:
-            return _create_once(file, text)
-        except FileNotFoundError:
-            # Another owner has removed what lay aside, ours too; it is for the next try to tell
-            # whether it owns this number.
-            if not file.parent.is_dir():
-                raise
-
-
-def _create_once(file: Path, text: str) -> None:
     aside = aside_of(file)
     try:
         aside.write_text(text, encoding="utf-8")
@@ -366,6 +355,11 @@ def _create_once(file: Path, text: str) -> None:
                 raise
             with file.open("x", encoding="utf-8") as stream:
                 stream.write(text)
+    except FileNotFoundError:
+        if not file.parent.is_dir():
+            raise
+        # Another owner has removed what was written aside; the next try tells who owns this number.
+        _create(file, text)
     finally:
         with suppress(OSError):
             aside.unlink()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -129,14 +130,6 @@ class Mean:
     weights: Weights
     count: int = 1
 
-    @classmethod
-    def of(cls, weights: Weights) -> Mean:
-        """Of a copy of some weights, which may change."""
-        return cls(copied(weights))
-
-    def copy(self) -> Mean:
-        return Mean(copied(self.weights), self.count)
-
     def add(self, weights: Weights, count: int = 1) -> None:
         """Takes weights, or the mean of `count` of them."""
         self.count += count
@@ -160,7 +153,7 @@ class _Record:
         if self.after:
             self.after[0].add(weights)
         else:
-            self.after.append(Mean.of(weights))
+            self.after.append(Mean(copied(weights)))
 
 
 class SWAD(Average):
@@ -196,13 +189,14 @@ class SWAD(Average):
         self.start = 0
         self.end: int | None = None
         self.limit: float | None = None
-        self.mean = Mean.of(weights)  # since t_s; before it is known, until the first of `window`
+        # Since t_s; before that is known, until the first of `window`.
+        self.mean = Mean(copied(weights))
         self.window: list[_Record] = []
         self.kept = self.mean  # as it was at the record `last_good`
         self.last_good, self.bad = 0, 0
 
     def current(self) -> Weights:
-        mean = self.mean.copy()
+        mean = deepcopy(self.mean)
         mean.add_all(_parts(self.window))
         return mean.weights
 
@@ -216,7 +210,7 @@ class SWAD(Average):
 
     def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
         if self.end is None and self.limit is None:
-            self.window.append(_Record(update, loss, Mean.of(weights)))
+            self.window.append(_Record(update, loss, Mean(copied(weights))))
             self._look_for_start()
         elif self.end is None:
             self.mean.add(weights)
@@ -246,7 +240,7 @@ class SWAD(Average):
         """What one record says; `mean` ends with the weights there."""
         assert self.limit is not None
         if loss <= self.limit:
-            self.kept, self.last_good, self.bad = self.mean.copy(), update, 0
+            self.kept, self.last_good, self.bad = deepcopy(self.mean), update, 0
             return
         self.bad += 1
         if self.bad == self.n_tolerance:

@@ -52,9 +52,15 @@ class KeptModels:
     ) -> None:
         self._folder, self._options, self._last = folder, options, last
         self._spec = experiment.spec
-        selects = options.weights == "selected"
-        self._methods = _choosing(self._spec, options) if selects else []
-        self._selects_records = selects and experiment.stages == 1
+        self._methods: list[SelectionMethod] = []
+        self._selects_records = options.weights == "selected" and experiment.stages == 1
+        if options.weights == "selected":
+            from domainbed.selection import SELECTION_METHODS
+
+            names = SELECTION_METHODS if options.selection is None else options.selection
+            for method in [SELECTION_METHODS[name] for name in names]:
+                if not method.needs_pairs and method.counts(self._spec.test_envs):
+                    self._methods.append(method)
 
     def after_record(
         self, experiment: Experiment, averages: Averages, step: int, ended: bool
@@ -128,15 +134,6 @@ def is_final(spec: RunSpec, step: int, ended: bool = False) -> bool:
     """
     changes = get_algorithm_class(spec.algorithm).on_end is not Algorithm.on_end
     return (ended or step == spec.steps - 1) and not changes
-
-
-def _choosing(spec: RunSpec, options: RunOptions) -> list[SelectionMethod]:
-    """The methods that choose a step of this run, from its records alone."""
-    from domainbed.selection import SELECTION_METHODS
-
-    names = options.selection if options.selection is not None else list(SELECTION_METHODS)
-    methods = [SELECTION_METHODS[name] for name in names]
-    return [m for m in methods if not m.needs_pairs and m.counts(spec.test_envs)]
 
 
 def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> None:

@@ -29,11 +29,6 @@ _LAST_PORT = 2**16 - 1
 _number, _count = 0, 1
 
 
-def number() -> int:
-    """The number of this process, from 0."""
-    return _number
-
-
 def count() -> int:
     """How many processes train the run."""
     return _count

@@ -161,7 +161,9 @@ class IndexDraws:
         """(B,) positions in the domain."""
         number, position = divmod(step, self._steps)
         if number != self._block_number:
-            self._block_number, self._block = number, self._draw(number)
+            source = torch.Generator()
+            source.manual_seed(minibatch_seed(self._seed, self.domain, number))
+            self._block_number, self._block = number, self._indices[self._chosen(source)]
         return self._block[position]
 
     def over(self, steps: range, augment: bool) -> Iterator[Draw]:
@@ -169,13 +171,8 @@ class IndexDraws:
         for step in steps:
             yield Draw(self.at(step), self._seed, self.domain, step, augment=augment)
 
-    def _draw(self, number: int) -> torch.Tensor:
-        """(steps, B) positions in the domain: those of the steps that one seeding serves."""
-        generator = torch.Generator().manual_seed(minibatch_seed(self._seed, self.domain, number))
-        return self._indices[self._chosen(generator)]
-
     def _chosen(self, generator: torch.Generator) -> torch.Tensor:
-        """(steps, B) positions in the split."""
+        """(steps, B) positions in the split, for the steps that one seeding serves."""
         shape = (self._steps, self._batch_size)
         if self._weights is None:
             return torch.randint(len(self._indices), shape, generator=generator)

@@ -95,10 +95,7 @@ def _layout(module: nn.Module) -> State:
 
 
 def class_name(value: Any) -> str:
-    return name_of(type(value))
-
-
-def name_of(cls: type) -> str:
+    cls = type(value)
     # A worker process sees its parent's script under another name.
     module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
     return f"{module}:{cls.__qualname__}"

@@ -28,9 +28,9 @@ from domainbed.datasets.domain import Draw, LoadedDomain
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
-from domainbed.training import checkpoint
+from domainbed.training import checkpoint, ranks
 from domainbed.training.evaluation import Evaluator, Value
-from domainbed.training.ranks import align, joined, number
+from domainbed.training.ranks import align, joined
 from domainbed.training.shared_passes import share_passes, share_reading
 from domainbed.training.trainer import run
 
@@ -155,7 +155,7 @@ def recorded_of(out: Path) -> list[dict[str, Any]]:
     evaluate = Evaluator.evaluate
 
     def differs(self: Evaluator, *arguments: Any) -> list[Value]:
-        return [v._replace(value=v.value + number()) for v in evaluate(self, *arguments)]
+        return [v._replace(value=v.value + ranks._number) for v in evaluate(self, *arguments)]
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Evaluator, "evaluate", differs)
@@ -173,7 +173,7 @@ def next_step_when_stopped(out: Path) -> int:
         save(*arguments)
 
     def stops(taken: int) -> None:
-        if taken == 5 and number() == 1:  # the others are not asked
+        if taken == 5 and ranks._number == 1:  # the others are not asked
             request_stop()
 
     with pytest.MonkeyPatch.context() as patched:
@@ -198,7 +198,7 @@ def do_runs(out: Path) -> dict[str, Any]:
     Labelled.reads = 0
     shared = list(share_reading(reading.to(torch.device("cpu"))).batches(DRAWS))
     network = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
-    nn.init.constant_(network.weight, number() + 1)
+    nn.init.constant_(network.weight, ranks._number + 1)
     align(network)
     return {
         "read": [torch.equal(a, b) for a, b in zip(sum(alone, ()), sum(shared, ()), strict=True)],
@@ -216,7 +216,7 @@ def fail(out: Path) -> dict[str, str]:
     """A run in which the second process alone comes upon an error."""
 
     def fails(taken: int) -> None:
-        if taken == 2 and number() == 1:
+        if taken == 2 and ranks._number == 1:
             raise UserError("no such image")
 
     return {"error": refused(lambda: run(spec_of(), out / "failed", OPTIONS, on_step=fails))}
@@ -229,7 +229,9 @@ def main() -> None:
         said = do_runs(out) if "runs" in chosen else {}
         said |= fail(out) if "fails" in chosen else {}
         found = {name: compared(name) for name in chosen if name in CASES}
-        (out / f"{number()}.json").write_text(json.dumps({"cases": found, "said": said}, indent=1))
+        (out / f"{ranks._number}.json").write_text(
+            json.dumps({"cases": found, "said": said}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def test_several_processes_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="WORLD_SIZE is 2, and RANK is not set"), joined(None):
         pass
-    assert (ranks.number(), ranks.count()) == (0, 1)
+    assert (ranks._number, ranks.count()) == (0, 1)
 
 
 def start_one_of_two(monkeypatch: pytest.MonkeyPatch, **variables: object) -> None:
@@ -169,7 +169,7 @@ def test_variables_that_are_wrong(
     said = f"environment variable {variable} is '{value}': expected {expected}; start several"
     with pytest.raises(UserError, match=said), joined("cpu"):
         pass
-    assert (ranks.number(), ranks.count()) == (0, 1)
+    assert (ranks._number, ranks.count()) == (0, 1)
 
 
 def test_processes_that_cannot_meet(monkeypatch: pytest.MonkeyPatch) -> None:
