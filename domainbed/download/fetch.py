@@ -13,6 +13,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def fetch(source: DataSource, folder: Path, accept_checksum: bool) -> None:
             file = folder / archive.name
             if not file.exists():
                 _fetch_file(archive, file)
-            if not accept_checksum:
+            if archive.md5 and not accept_checksum:
                 _compare_checksum(archive, file)
     except ImportError as error:
         raise UserError(
@@ -118,15 +119,15 @@ def _fetch_file(archive: Archive, file: Path) -> None:
             part.unlink()
         download()
     with file.open("rb") as stream:
-        start = stream.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html")):
+        start = stream.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"<"):  # no archive and no list of images does
         file.unlink()
         raise Unusable(f"the server sent a page in place of {archive.name}")
 
 
 def _compare_checksum(archive: Archive, file: Path) -> None:
     digest = file_digest(file, "md5")
-    if archive.md5 not in ("", digest):
+    if digest != archive.md5:
         raise UserError(
             f"{file} has the MD5 checksum {digest}, expected {archive.md5}: remove it "
             "to fetch it again, or take it as it is with --accept_checksum"
@@ -162,10 +163,11 @@ def extract(archive: Path, folder: Path, most: int) -> int:
         raise BadArchive(archive, "is not a regular file")
     folder.mkdir(parents=True, exist_ok=True)
     is_zip = archive.suffix.lower() == ".zip" or zipfile.is_zipfile(archive)
-    safely: dict[str, Any] = {} if is_zip else {"filter": "data"}
+    open_archive: Callable[[Path], Any] = zipfile.ZipFile if is_zip else tarfile.open
+    safely = {} if is_zip else {"filter": "data"}
     size = 0
     try:
-        with _opened(archive, is_zip) as opened:
+        with open_archive(archive) as opened:
             members = opened.infolist() if is_zip else opened
             for member in tqdm(members, f"unpacking {archive.name}", unit="file", disable=None):
                 # zipfile has no such filter: it bends paths that lead out back into the folder.
@@ -190,10 +192,6 @@ def extract(archive: Path, folder: Path, most: int) -> int:
     except _DAMAGED as error:
         raise BadArchive(archive, f"is damaged ({one_line(error)})") from error
     return size
-
-
-def _opened(archive: Path, is_zip: bool) -> Any:
-    return zipfile.ZipFile(archive) if is_zip else tarfile.open(archive)
 
 
 def _as_tar_member(member: zipfile.ZipInfo | tarfile.TarInfo) -> tarfile.TarInfo:

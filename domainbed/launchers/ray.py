@@ -106,7 +106,7 @@ class RayLauncher(Launcher):
             nodes = [{"CPU": float(usable_cores()), "GPU": float(gpus), "memory": math.inf}]
         else:
             with connected(self._cluster) as ray:
-                nodes = _nodes_of(ray)
+                nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return min(tasks, places(nodes, needs_of(nodes, resources)))
 
     def known(self, jobs: Iterable[str]) -> set[str]:
@@ -241,7 +241,8 @@ def _start(
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    nodes = _nodes_of(ray)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive]
     needs = needs_of(nodes, resources)
     if not places(nodes, needs):
         words = ", ".join(f"{need:g} {what}" for what, need in needs.items() if need)
@@ -250,7 +251,6 @@ def _start(
             "one joins", words,
         )  # fmt: skip
     write_plan(folder, job, tasks, jobs, task_options(needs), resources.minutes)
-    alive = [node for node in ray.nodes() if node["Alive"]]
     head = next((n for n in alive if "node:__internal_head__" in n["Resources"]), alive[0])
     options = {
         **{"name": folder.name, "namespace": NAMESPACE, "lifetime": "detached"},
@@ -343,13 +343,16 @@ def _reachable(cluster: str) -> str:
     return address
 
 
-def _nodes_of(ray: Any) -> list[dict[str, float]]:
-    """What each node of the cluster has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
 def needs_of(nodes: Sequence[Mapping[str, float]], resources: Resources) -> dict[str, float]:
-    """What a task takes of a node, by Ray's names; by default one GPU if the cluster has any."""
+    """What a task takes of a node, by Ray's names; by default one GPU if the cluster has any.
+
+    Args:
+        nodes: what each node of the cluster has.
+        resources: of the task.
+
+    Raises:
+        UserError: part of several GPUs is asked for.
+    """
     gpus = resources.gpus
     if gpus is None:
         wanted = resources.device is None or resources.device.startswith("cuda")
