@@ -18,7 +18,7 @@ from domainbed.algorithms.coral import CORAL
 from domainbed.algorithms.irm import IRM
 from domainbed.algorithms.vrex import VREx
 from domainbed.algorithms.fish import Fish
-from domainbed.algorithms.fishr import Fishr
+from domainbed.algorithms.fishr import PREFIX, Fishr, with_fishr
 from domainbed.algorithms.dann import DANN
 from domainbed.algorithms.erm_plus_plus import ERMPlusPlus
 from domainbed.algorithms.group_dro import GroupDRO
@@ -46,7 +46,6 @@ from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.t3a import T3A
 from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean, ZeroShot
-from domainbed.algorithms.fishr_add_on import PREFIX, with_fishr
 
 
 def get_algorithm_class(name: str) -> type[Algorithm]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -109,17 +111,11 @@ class URM(ERM):
         self.discriminator = new_discriminator(
             width, self.hparams["urm_discriminator_hidden_layers"]
         )
-        self.discriminator_opt = self.new_discriminator_opt()
-
-    def new_discriminator_opt(self) -> torch.optim.Optimizer:
-        """Adam, or SGD with momentum 0.9, over D."""
-        rates = {
-            "lr": self.hparams["urm_discriminator_lr"],
-            "weight_decay": self.hparams["weight_decay"],
-        }
-        if self.hparams["urm_discriminator_optimizer"] == "sgd":
-            return torch.optim.SGD(self.discriminator.parameters(), momentum=0.9, **rates)
-        return torch.optim.Adam(self.discriminator.parameters(), **rates)
+        rate, decay = self.hparams["urm_discriminator_lr"], self.hparams["weight_decay"]
+        adam = self.hparams["urm_discriminator_optimizer"] == "adam"
+        optimizer = torch.optim.Adam if adam else partial(torch.optim.SGD, momentum=0.9)
+        parameters = self.discriminator.parameters()
+        self.discriminator_opt = optimizer(parameters, lr=rate, weight_decay=decay)
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         forward = self.forward_pass(minibatches)

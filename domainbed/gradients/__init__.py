@@ -7,25 +7,41 @@ itself; all give the same values and the same derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.core.device import full_precision
 from domainbed.gradients import closed_form, per_sample
-from domainbed.gradients.losses import (
-    PerSampleLoss,
-    per_sample_binary_cross_entropy,
-    per_sample_cross_entropy,
-    resolve_loss,
-)
+from domainbed.gradients.closed_form import PerSampleLoss
 
 METHODS = ("auto", "closed_form", "backpack", "func", "loop")
 MOST_COVARIANCE_PARAMETERS = 4096
+
+
+def per_sample_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of every sample: (B, C) logits and (B,) labels to (B,) losses."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def per_sample_binary_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The binary cross-entropy of every sample, a mean over its outputs if there are several.
+
+    Logits (B,) or (B, C), and as many labels of 0 or 1 in any shape, to (B,) losses.
+    """
+    targets = labels.reshape(logits.shape).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return losses.reshape(len(logits), -1).mean(dim=1)
+
+
+_LOSSES: dict[str, PerSampleLoss] = {
+    "cross_entropy": per_sample_cross_entropy,
+    "bce_with_logits": per_sample_binary_cross_entropy,
+}
 
 
 def gradient_variances(
@@ -125,6 +141,15 @@ _OF_ROWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+_GRADIENTS: dict[str, Callable[..., torch.Tensor]] = {
+    "closed_form": closed_form.gradients,
+    "backpack": per_sample.backpack_gradients,
+    "func": per_sample.func_gradients,
+    "loop": per_sample.loop_gradients,
+}
+"""The functions that store the gradients of all samples, (B, P)."""
+
+
 def _statistic(
     statistic: str,
     head: nn.Module,
@@ -136,13 +161,24 @@ def _statistic(
     parameters: Sequence[str] | None,
 ) -> torch.Tensor:
     """Checks the arguments, chooses the method and keeps full precision."""
-    sizes, loss = list(domain_sizes), resolve_loss(loss)
-    names = _selected(head, parameters)
+    if not callable(loss):
+        if loss not in _LOSSES:
+            raise ValueError(f"loss is {loss!r}: expected {', '.join(_LOSSES)}, or a function")
+        loss = _LOSSES[loss]
+    sizes, names = list(domain_sizes), _selected(head, parameters)
     _check(statistic, head, features, sizes, names)
     method = _choose(head, features, names, method)
     differentiable = torch.is_grad_enabled()
-    with _differentiating(features.device):
-        features, labels = _ordinary(features), _ordinary(labels)
+    with (
+        # Differentiable twice, whatever mode the caller is in.
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        # Variances are differences of two moments: reduced precision would leave nothing of them.
+        full_precision(features.device),
+        # Fused attention has no second derivative.
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        features, labels = (t.clone() if t.is_inference() else t for t in (features, labels))
         if not differentiable:
             features = features.detach()
         if features.is_floating_point():
@@ -150,40 +186,9 @@ def _statistic(
         if method == "closed_form" and statistic != "covariance":
             result = closed_form.statistic(statistic, head, features, labels, sizes, loss, names)
         else:
-            rows = _gradients(method)(head, features, labels, loss, names)
+            rows = _GRADIENTS[method](head, features, labels, loss, names)
             result = torch.stack([_OF_ROWS[statistic](g) for g in rows.split(sizes)])
     return result if differentiable else result.detach()
-
-
-@contextmanager
-def _differentiating(device: torch.device) -> Iterator[None]:
-    """Where all is differentiable twice, whatever mode the caller is in, and in full precision.
-
-    Variances are differences of two moments, of which reduced precision would leave nothing.
-    Fused attention has no second derivative.
-    """
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        full_precision(device),
-        sdpa_kernel(SDPBackend.MATH),
-    ):
-        yield
-
-
-def _ordinary(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of what was made in inference mode, which autograd refuses."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _gradients(method: str) -> Callable[..., torch.Tensor]:
-    """The function that stores the gradients of all samples, (B, P), by a method."""
-    return {
-        "closed_form": closed_form.gradients,
-        "backpack": per_sample.backpack_gradients,
-        "func": per_sample.func_gradients,
-        "loop": per_sample.loop_gradients,
-    }[method]
 
 
 def _choose(head: nn.Module, features: torch.Tensor, names: list[str], method: str) -> str:

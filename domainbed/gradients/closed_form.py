@@ -8,15 +8,31 @@ backward pass through the head.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from domainbed.gradients.losses import PerSampleLoss, summed
+PerSampleLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From logits and labels of B samples to (B,) losses."""
 
 # Layers that treat every sample alone, element by element, and have no parameters.
 _ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Identity)
+
+
+def summed(losses: torch.Tensor, samples: int) -> torch.Tensor:
+    """The sum of (B,) losses, whose gradient holds the gradient of every sample.
+
+    Raises:
+        ValueError: they are not one number a sample.
+    """
+    if losses.shape != (samples,):
+        raise ValueError(
+            f"the loss has the shape {tuple(losses.shape)} for {samples} sample(s): it must give "
+            "one number a sample"
+        )
+    return losses.sum()
 
 
 def is_linear_stack(head: nn.Module) -> bool:

@@ -16,8 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from domainbed.gradients.closed_form import are_plain, flat_layers
-from domainbed.gradients.losses import PerSampleLoss, summed
+from domainbed.gradients.closed_form import PerSampleLoss, are_plain, flat_layers, summed
 
 # Layers with parameters whose per-sample gradients BackPACK knows. Batch norm mixes samples
 # unless it is in eval mode, where torch.func serves as well.

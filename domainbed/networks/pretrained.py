@@ -149,24 +149,17 @@ def _timm_model(name: str, pretrained: bool) -> tuple[nn.Module, list[str]]:
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        raise UserError(_no_timm_weights(name, config, error)) from error
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        repository, reason = config.hf_hub_id, one_line(error).rstrip(".")
+        fill = f"fill the cache {HF_HUB_CACHE} with `hf download {repository}`, or "
+        raise UserError(
+            f"the published weights of 'timm:{name}' are not available ({reason}): "
+            f"{fill if repository else ''}set the hyper-parameter 'weights' to the path of a state "
+            "dict or to 'none'"
+        ) from error
     heads = config.classifier or ()
     return network, [heads] if isinstance(heads, str) else list(heads)
-
-
-def _no_timm_weights(name: str, config: Any, error: Exception) -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    reason = one_line(error).rstrip(".")
-    remedy = (
-        f"fill the cache {HF_HUB_CACHE} with `hf download {config.hf_hub_id}`, or "
-        if config.hf_hub_id
-        else ""
-    )
-    return (
-        f"the published weights of 'timm:{name}' cannot be had ({reason}): {remedy}set the "
-        "hyper-parameter 'weights' to the path of a state dict or to 'none'"
-    )
 
 
 def _unknown(name: str, known: Sequence[str], listing: str, prefix: str = "") -> str:

@@ -87,7 +87,9 @@ def test_unknown_names(name, message, timm):
 def test_offline_error_names_the_cache(timm, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    message = f"'timm:resnet18' cannot be had .*{tmp_path} with `hf download timm/resnet18.a1_in1k`"
+    message = (
+        f"'timm:resnet18' are not available .*{tmp_path} with `hf download timm/resnet18.a1_in1k`"
+    )
     with pytest.raises(UserError, match=message) as caught:
         backbone("timm:resnet18", weights="imagenet")
     assert "\n" not in str(caught.value)
