@@ -1,4 +1,4 @@
-"""ADRMX: the label's features are what is left of them without the domain's."""
+"""ADRMX: features of the label are what remains without the features of the domain."""
 
 from __future__ import annotations
 
@@ -94,9 +94,10 @@ class ADRMX(PooledAlgorithm):
     `contrastive_loss`. Steps alternate as DANN's. Predictions are c₁(f_l), and there is no weight
     decay, whatever is drawn, as in the authors' code.
 
-    p_c and q_c are to be random samples of class c from two domains, classes without such a pair
-    have no term: `fidelity: paper`. In DomainBed, as in the authors' code, they count within the
-    class, of at least two samples, but index all samples: the first ones, of any class and domain.
+    With `fidelity: paper`, p_c and q_c are random samples of class c from two domains, and classes
+    without such a pair have no term. In DomainBed, as in the authors' code, they are positions
+    within a class of at least two samples, but index all samples: the first ones, of any class and
+    domain.
 
     Attributes:
         featurizer, domain_featurizer: φ_l, φ_d.

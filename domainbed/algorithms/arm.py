@@ -121,12 +121,9 @@ class ARM(ERM):
         self.require_samples(minibatches)
         x, y = concatenate(minibatches)
         sizes = domain_sizes(minibatches)
-        groups = sizes if self.trains_context else self.groups_of(x)
+        groups = sizes if self.trains_context else group_sizes(len(x), self.hparams["batch_size"])
         adapted = self.adapted(x, groups).split(sizes)
         return ForwardPass(list(zip(adapted, y.split(sizes))), self.featurizer, self.classifier)
-
-    def groups_of(self, x: torch.Tensor) -> list[int]:
-        return group_sizes(len(x), self.hparams["batch_size"])
 
     def adapted(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """(N, c, H, W) images in groups to (N, c + 1, H, W)."""
@@ -136,4 +133,4 @@ class ARM(ERM):
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Of a batch of one domain: (B, *input_shape) to (B, C)."""
-        return self.network(self.adapted(x, self.groups_of(x)))
+        return self.network(self.adapted(x, group_sizes(len(x), self.hparams["batch_size"])))

@@ -1,4 +1,4 @@
-"""Conditional DANN: features from which the domain cannot be told where the class is known."""
+"""Conditional DANN: features that hide the domain even if the class is known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from domainbed.algorithms.erm import ForwardPass
 
 
 def class_divisors(y: torch.Tensor, num_classes: int, present_only: bool) -> torch.Tensor:
-    """(N,) n_c · K, by which the loss of a sample of class c is to be divided.
+    """(N,) n_c · K, the divisor of the loss of a sample of class c.
 
     Args:
         y: (N,) labels below `num_classes`; n_c of them are c.
@@ -34,7 +34,7 @@ class CDANN(DANN):
     z: (N, d) features, e: (C, d) an embedding of the classes, trained with D; n_c the samples of
     class c in the update, K the number of classes. Steps, options and the rest are DANN's. The
     paper has a discriminator of each class and one of all, class-prior-normalised; this, as
-    DomainBed's, has one that is told the class. The gradient penalty is not in the paper.
+    DomainBed's, has one that knows the class. The gradient penalty is not in the paper.
 
     DomainBed's K is the largest label in the minibatches and one, so that the loss is the smaller
     the more classes below that are absent; with `fidelity: paper` the weights 1/(n_c · K) sum to

@@ -1,4 +1,4 @@
-"""Domain-adversarial neural networks: features from which the domain cannot be told."""
+"""Domain-adversarial neural networks: features that hide the domain."""
 
 from __future__ import annotations
 

@@ -83,11 +83,11 @@ class EQRM(AnnealedPenalty):
         loss = mean_e L_e for the first eqrm_burnin_iters updates, then F⁻¹(eqrm_quantile; L)
 
     L: (E,) the domains' mean cross-entropies, F: see `quantile_of_risks` (Eastwood et al. 2022,
-    algorithm 1). With the quantile Adam begins anew, with the learning rate `eqrm_lr`. Readings:
-    DomainBed changes Adam where the number of updates equals `eqrm_burnin_iters`, which it never
-    does where that is drawn, no whole number then, and differentiates its bisection; `paper`
-    changes it with the loss, and differentiates the quantile; `mended` changes it with the loss,
-    and differentiates as DomainBed.
+    algorithm 1). When the loss becomes the quantile, Adam is re-created with the learning rate
+    `eqrm_lr`. Readings: DomainBed re-creates it when the number of updates equals
+    `eqrm_burnin_iters`, which never happens where that was drawn and is not a whole number, and
+    differentiates its bisection; `paper` re-creates it when the loss changes, and differentiates
+    the quantile; `mended` re-creates it when the loss changes, and differentiates as DomainBed.
     """
 
     paper = (

@@ -59,7 +59,7 @@ class ForwardPass:
     Args:
         minibatches: one pair of inputs and labels per training domain.
         featurizer: (N, *input_shape) to (N, d); None where the network has no features.
-        classifier: from the features (from the inputs, where there are none) to (N, C) logits.
+        classifier: from the features (the inputs, if there are no features) to (N, C) logits.
         one_by_one: send the domains through the network one after the other, in domain order.
 
     Attributes:

@@ -142,7 +142,7 @@ class ERMPlusPlus(ERM):
         θ̄ = θ_t                                    for t < sma_start
         θ̄ = mean of θ_s, s = sma_start − 1 … t     from t = sma_start on
 
-    x: (N, *input_shape) of all domains, θ the weights and the running statistics of w ∘ φ. The
+    x: (N, *input_shape) of all domains, θ: the weights and the running statistics of w ∘ φ. The
     warm-up is one update longer than its name says, as in DomainBed. θ̄ predicts. Where batch norm
     layers train, θ̄ also sees each minibatch, in training mode, so that its statistics are those
     of its own activations.
@@ -152,10 +152,10 @@ class ERMPlusPlus(ERM):
     decides the rate for the updates that follow, see `PlateauRates`; the third fall ends it. In the
     second a fresh model trains on all images, as long as the first, with the same rates.
 
-    Of DomainBed's: the pass for the statistics needs no gradient, and is left out where no
-    statistics change; the number of updates is saved with the model; LARS can be chosen (there
-    `lars` raises); the second stage ends where the list of rates does (there it raises, unless
-    the rate fell three times, and else stops two records before).
+    Differences from DomainBed: the pass that gathers statistics needs no gradient, and is skipped
+    where no statistics change; the number of updates is saved with the model; LARS can be chosen
+    (in DomainBed `lars` raises); the second stage ends with the list of rates (in DomainBed it
+    raises unless the rate fell three times, and otherwise stops two records earlier).
 
     Attributes:
         network: w ∘ φ.

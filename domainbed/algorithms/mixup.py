@@ -44,9 +44,9 @@ class Mixup(ERM):
         loss = mean_e L_e
 
     x_i: (b, *input_shape), the first b of the domain. All pairs go through the network in one
-    pass. As in DomainBed inputs are mixed and not features, and both domains of a pair keep their
-    labels apart, which is the cross-entropy with the mixed one-hot labels. With one domain it is
-    ERM.
+    pass. As in DomainBed inputs are mixed and not features, and the cross-entropies of both
+    domains' labels are mixed, which is the cross-entropy with mixed one-hot labels. With one
+    domain it is ERM.
 
     Attributes:
         draws: of the orders and the weights.

@@ -45,7 +45,7 @@ def first_adam_step(
     lr: float,
     weight_decay: float,
 ) -> list[torch.Tensor]:
-    """Where a fresh Adam steps to from the parameters, as leaves of their own.
+    """The parameters after one step of a fresh Adam, as new leaves.
 
     That is θ − lr · g / (|g| + 1e-8), g the gradient + weight_decay · θ: along the sign.
     """
@@ -154,7 +154,7 @@ def mean_risk(network: Network, minibatches: Minibatches) -> torch.Tensor:
 
 
 def moved(network: nn.Module, values: Sequence[torch.Tensor]) -> Network:
-    """The network with other values for its trained parameters, and with buffers of its own."""
+    """The network with other values for its trained parameters, and with copies of its buffers."""
     names = [name for name, p in network.named_parameters() if p.requires_grad]
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     state = {**dict(zip(names, values, strict=True)), **buffers}

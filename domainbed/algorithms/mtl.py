@@ -37,10 +37,10 @@ class MTL(PooledAlgorithm):
     through the average that is kept. With `fidelity: paper` that is what is computed: the mean
     feature stands for the paper's kernel mean embedding of a domain's marginal distribution.
 
-    DomainBed, and the default with it, fills the embedding [·, m] with numbers from N(0, 1) just
-    before the classifier, (B, d) of them, in training and in predictions: so predictions are in
-    part random. Those of predictions come from a source that begins anew with every batch:
-    evaluation changes no training, and gives the same result twice.
+    DomainBed, and the default, fills the embedding [·, m] with numbers from N(0, 1) just
+    before the classifier, (B, d) of them, in training and in predictions: so predictions are
+    partly random. The numbers of predictions come from a source that restarts with every batch, so
+    that evaluation changes no training and gives the same result twice.
 
     Attributes:
         embeddings: m, (E, d), a buffer.

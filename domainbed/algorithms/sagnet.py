@@ -66,7 +66,7 @@ class SagNet(PooledAlgorithm):
         adversary: min_φ       sag_w_adv · mean_n −mean_k log softmax_k s(content of π, style of z)
 
     z = φ(x): (N, d); style: mean and variance of a sample's d features, content: the normalised
-    features; π: a random order of the samples, anew in each step; c, s: (N, d) to (N, C).
+    features; π: a random order of the samples, drawn in each step; c, s: (N, d) to (N, C).
     Predictions are c(φ(x)) (Nam et al. 2021, algorithm 1).
 
     As in DomainBed the styles are those of the pooled features and the adversary moves all of φ;
@@ -111,7 +111,7 @@ class SagNet(PooledAlgorithm):
         step(self.optimizer_f, loss_c)
         self.optimizer_c.step()
 
-        with torch.no_grad():  # the style's step is the style network's alone
+        with torch.no_grad():  # this step trains only the style network
             z = self.featurizer(x)
         loss_s = F.cross_entropy(self.style_classifier(self.randomised(z, "content")), y)
         step(self.optimizer_s, loss_s)

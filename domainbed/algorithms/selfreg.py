@@ -88,8 +88,8 @@ class SelfReg(ERM):
     a constant (Kim et al. 2021, section 3).
 
     With `fidelity: paper` the projection P is trained with φ and w. In DomainBed, and by default,
-    no optimizer has it: it stays as it was drawn, but for the statistics of its batch norm. As
-    there, weights are not averaged and the domains not taken up one after the other.
+    no optimizer has it: it keeps its random weights, except for the statistics of its batch norm.
+    As in DomainBed, weights are not averaged, and domains are not added one after the other.
 
     Attributes:
         cdpl: P, under the name that DomainBed gives it.

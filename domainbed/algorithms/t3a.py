@@ -81,8 +81,8 @@ def _entropy(logits: torch.Tensor) -> torch.Tensor:
 class T3A(ERM):
     """ERM that adjusts its classifier at test time, without gradients; see `Templates`.
 
-    It is trained as ERM. The images of a split are predicted as a stream, batch after batch, from
-    the trained classifier on; `predict` alone takes its batch as a whole stream.
+    It is trained as ERM. The images of a split are predicted as a stream, batch after batch,
+    starting from the trained classifier; `predict` by itself takes its batch as the whole stream.
     """
 
     paper = (

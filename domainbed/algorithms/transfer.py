@@ -1,4 +1,4 @@
-"""Transfer: the classifier near ours that tells the domains apart most should not do so."""
+"""Transfer: the risks of the domains should be close even for the worst classifier nearby."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class Transfer(ERM):
     )
     search_space = {
         "t_lambda": LogUniform(1.0, -2, 1, "weight of the gap between risks"),
-        "delta": Uniform(2.0, 0.1, 3, "farthest that the other classifier may be", least=0),
+        "delta": Uniform(2.0, 0.1, 3, "largest distance of the other classifier", least=0),
         "d_steps_per_g": Choice(
             10, (1, 2, 5), "steps of the other classifier for each of the network", least=1
         ),
-        "gda": Choice(False, (True,), "train nothing; read under 'fidelity: domainbed' alone"),
+        "gda": Choice(False, (True,), "train nothing; only read with 'fidelity: domainbed'"),
         "lr_d": LogUniform(1e-3, -4.5, -2.5, "step size of the other classifier", above=0),
         "weight_decay_d": LogUniform(0.0, -6, -2, "not used"),
         "beta1": Choice(0.5, (0.0, 0.5), "not used", least=0, below=1),

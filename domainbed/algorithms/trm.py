@@ -104,7 +104,7 @@ def inverse_hessian_product(
 class TRM(AnnealedPenalty):
     """Transfer risk minimization.
 
-    E linear heads v_e are trained along, each by 30 steps of SGD on its own domain. From update
+    E linear heads v_e are trained as well, each by 30 steps of SGD on its own domain. From update
     `iters` on, with α (E, E) of rows that sum to 1 and α_QQ = 0:
 
         P_Q = Σ_i α_Qi CE(v_Q(z_i), y_i),  q_Q = ∇ CE(v_Q(z_Q), y_Q),  h_Q ≈ H_Q⁻¹ ∇P_Q
@@ -114,7 +114,7 @@ class TRM(AnnealedPenalty):
     z_e: (B, d) features; gradients and H are with respect to v_Q's weights (C, d); h_Q, a sum of
     Neumann's series, is constant (Xu and Jaakkola 2021). DomainBed's sum of that series overwrites
     what it has added up: 2 v_1 + v_2 + … in place of v_0 + v_1 + v_2 + …. With `class_balanced`
-    the heads' weights begin every update at w's. w is linear, whatever `nonlinear_classifier`
+    the heads' weights start every update at w's. w is linear, whatever `nonlinear_classifier`
     says. Before update `iters` it is ERM.
 
     Attributes:

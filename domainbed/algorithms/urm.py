@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, tuple[type[nn.Module], float, float]] = {
     "relu": (nn.ReLU, 0.0, 1.0),
     "sigmoid": (nn.Sigmoid, 0.0, 1.0),
 }
-"""What the features end in, and the interval of the uniform noise that they are to be like."""
+"""The last layer of the featurizer, and the interval of the noise that features should resemble."""
 
 WIDTH = 100  # of the discriminator
 

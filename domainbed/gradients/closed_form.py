@@ -51,10 +51,10 @@ def flat_layers(head: nn.Module) -> list[nn.Module]:
 
 
 def are_plain(layers: list[nn.Module]) -> bool:
-    """Whether layers compute what their types say, each once and with parameters of its own.
+    """Whether layers compute what their types say, each used once and sharing no parameters.
 
-    A layer that works in place would overwrite the output whose gradient is wanted. Weight norm
-    and pruning put their parameters in the place of the weight.
+    A layer that works in place would overwrite the output whose gradient is needed. Weight norm
+    and pruning replace the weight by other parameters.
     """
     parameters = [id(p) for layer in layers for p in layer.parameters()]
     different = len(set(layers)) == len(layers) and len(set(parameters)) == len(parameters)
@@ -109,7 +109,7 @@ def gradients(
     loss: PerSampleLoss,
     names: list[str],
 ) -> torch.Tensor:
-    """(B, P): the gradients themselves, where they are wanted after all."""
+    """(B, P): the gradients themselves, where they are needed after all."""
     columns = []
     for layer in _linear_passes(head, features, labels, loss):
         if layer.weight in names:
@@ -166,7 +166,7 @@ def _layer_second_moments(
 
 
 class _LayerVariances(torch.autograd.Function):
-    """Variances of δ_n ⊗ a_n over each domain's samples, for a weight and, if wanted, a bias.
+    """Variances of δ_n ⊗ a_n over each domain's samples, for a weight and, if there is one, a bias.
 
     What autograd would keep of the formula is several matrices of the size of the weight for
     each domain; all that the backward pass needs is δ and a, with n rows.

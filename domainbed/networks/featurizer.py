@@ -153,8 +153,8 @@ def mlp_featurizer(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> ML
 class Projection(Featurizer):
     """What is trained on frozen features below the classifier: `head_depth` layers with ReLU.
 
-    Dropout comes before each layer. With a depth of 0 it is that dropout alone: the classifier
-    stands on the features as they are.
+    Dropout comes before each layer. With a depth of 0 there is only that dropout, and the
+    classifier works on the features themselves.
 
     Args:
         input_shape: (d,).

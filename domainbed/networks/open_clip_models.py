@@ -17,7 +17,6 @@ from domainbed.errors import UserError, did_you_mean, one_line
 
 PREFIX = "open_clip:"
 _LIST = 'python -c "import open_clip; print(open_clip.list_pretrained())"'
-_USUAL_TAG = "openai"
 
 
 def image_encoder(name: str, weights: str) -> nn.Module:
@@ -99,7 +98,7 @@ def _named(name: str) -> tuple[str, Mapping[str, Any]]:
             f"backbone {name!r}: {model} has no published weights {tag!r}."
             f"{did_you_mean(tag, tags)} Known: {', '.join(tags) or 'none'}"
         )
-    usual = _USUAL_TAG if _USUAL_TAG in tags else next(iter(tags), "")
+    usual = "openai" if "openai" in tags else next(iter(tags), "")
     return model, open_clip.get_pretrained_cfg(model, tag or usual)
 
 
@@ -180,7 +179,6 @@ def _quiet() -> Iterator[None]:
         logging.root.handlers[:] = handlers
 
 
-_TEMPLATES = {"photo": ("a photo of a {}.",)}
 PROMPTS = ("photo", "imagenet-7", "imagenet-80")
 """Sets of templates: one, and OpenAI's seven and eighty for ImageNet, as open_clip has them."""
 
@@ -191,8 +189,8 @@ def prompt_templates(prompts: str) -> tuple[str, ...]:
     Raises:
         UserError: it is neither, or a line has no `{}` for the name of the class.
     """
-    if prompts in _TEMPLATES:
-        return _TEMPLATES[prompts]
+    if prompts == "photo":
+        return ("a photo of a {}.",)
     if prompts in PROMPTS:
         package, few = _package(prompts), prompts == "imagenet-7"
         of_set = package.SIMPLE_IMAGENET_TEMPLATES if few else package.OPENAI_IMAGENET_TEMPLATES
@@ -201,8 +199,7 @@ def prompt_templates(prompts: str) -> tuple[str, ...]:
         lines = Path(prompts).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the prompts {prompts!r} are no file that can be read, and not one of "
-            f"{', '.join(PROMPTS)}",
+            f"the prompts {prompts!r} are neither a readable file nor one of {', '.join(PROMPTS)}",
             *("hparams", "prompts"),
         ) from error
     templates = tuple(line.strip() for line in lines if line.strip())

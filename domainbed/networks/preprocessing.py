@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -76,7 +76,7 @@ def _of_open_clip(name: str) -> Preprocessing:
     found = open_clip_models.preprocess_config(name)
     size = found["size"]
     if not isinstance(size, int):
-        size = _single(dict.fromkeys(size))
+        (size,) = set(size)
     return Preprocessing(
         size,
         size,
@@ -92,17 +92,12 @@ def _of_torchvision(name: str) -> Preprocessing:
 
     found = pretrained.published_weights(models.get_model_weights(name)).transforms()
     return Preprocessing(
-        _single(found.crop_size),
-        _single(found.resize_size),
+        found.crop_size[0],
+        found.resize_size[0],
         _interpolation(found.interpolation.value, name),
         tuple(found.mean),
         tuple(found.std),
     )
-
-
-def _single(size: Iterable[int]) -> int:
-    (side,) = size
-    return side
 
 
 def _interpolation(found: str, name: str) -> Interpolation:

@@ -33,15 +33,15 @@ _AUXILIARY_HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",
 def headless_model(name: str, weights: str) -> nn.Module:
     """A classification model from images to features, (B, C, H, W) to (B, width).
 
-    The last linear layer (SqueezeNet's last convolution) is an identity. What else stands in
-    the head stays, except for its dropout, which is off: dropout on the features is chosen
-    apart. Stochastic depth stays as the model defines it.
+    The last linear layer (SqueezeNet's last convolution) is an identity. The rest of
+    the head stays, except for its dropout, which is off: dropout on the features is a separate
+    choice. Stochastic depth stays as the model defines it.
 
     Args:
         name: a classification model of torchvision, `timm:NAME`, `efficientnet_lite0`, or
             `open_clip:NAME` for its image encoder.
         weights: "imagenet" for the published ones (torchvision's `IMAGENET1K_V1`, or its
-            default where there is no such; timm's default), "none", or a file with a state dict.
+            default where there is none; timm's default), "none", or a file with a state dict.
 
     Raises:
         UserError: no such model, or its weights are not available or do not fit.
@@ -74,7 +74,7 @@ def _classification_model(name: str, weights: str) -> nn.Module:
 
 def _torchvision_model(name: str, pretrained: bool) -> tuple[nn.Module, list[str]]:
     """The model without its head, and the names of the modules that were removed."""
-    from torchvision import models  # 0.6 s, needed by natural images alone
+    from torchvision import models  # 0.6 s, needed only by natural images
 
     known = models.list_models(models)
     if name not in known:
@@ -195,8 +195,8 @@ def _packaged_file() -> Path:
 def load_weights(network: nn.Module, path: str, name: str, removed: Sequence[str]) -> None:
     """Loads a state dict of model `name` from `path`; reading it runs no code from it.
 
-    It may lie under a key "state_dict" or "model", and its names may all begin with "module.".
-    With the layers that were removed from the network or without them: they are left out.
+    It may be stored under a key "state_dict" or "model", and all its names may start with
+    "module.". Layers that were removed from the network are ignored.
 
     Args:
         network: the model without its last layer.

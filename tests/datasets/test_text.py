@@ -230,7 +230,7 @@ def test_prompts(tmp_path):
         file.write_text(text)
         with pytest.raises(UserError, match=said):
             prompt_templates(str(file))
-    with pytest.raises(UserError, match="no file that can be read, and not one of photo"):
+    with pytest.raises(UserError, match="neither a readable file nor one of photo"):
         prompt_templates("imagenet-8")
 
 
