@@ -62,33 +62,30 @@ def _batch_size(facts: DatasetFacts) -> Dimension:
     return LogUniform(32, 3, high, doc, base=2, integer=True, least=1)
 
 
-def _network_space(facts: DatasetFacts) -> dict[str, Dimension]:
-    if facts.features:
-        return {
-            "head_depth": Fixed(1, "trained layers below the classifier", least=0),
-            "head_width": Fixed(256, "their width", least=1),
-            "head_dropout": Choice(
-                0.0, (0.0, 0.1, 0.5), "dropout before each of them", least=0, below=1
-            ),
-        }
-    return {
-        "resnet18": Fixed(False, "ResNet-18 instead of ResNet-50"),
-        "resnet_dropout": Choice(
-            0.0, (0.0, 0.1, 0.5), "dropout on the backbone's features", least=0, below=1
-        ),
-    }
-
-
 def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
     """The dimensions that every algorithm has."""
+    rates = (0.0, 0.1, 0.5)
+    network: dict[str, Dimension] = {
+        "resnet18": Fixed(False, "ResNet-18 instead of ResNet-50"),
+        "resnet_dropout": Choice(
+            0.0, rates, "dropout on the backbone's features", least=0, below=1
+        ),
+    }
+    if facts.features:
+        network = {
+            "head_depth": Fixed(1, "trained layers below the classifier", least=0),
+            "head_width": Fixed(256, "their width", least=1),
+            "head_dropout": Choice(0.0, rates, "dropout before each of them", least=0, below=1),
+        }
+    batch_size = _batch_size(facts)
     return {
         "data_augmentation": Fixed(True, "random crop, flip, colour jitter and greyscale"),
-        **_network_space(facts),
+        **network,
         "class_balanced": Fixed(False, "draw all classes equally often"),
         "nonlinear_classifier": Fixed(False, "three linear layers with ReLU, instead of one"),
         "lr": learning_rate(facts),
         "weight_decay": weight_decay(facts),
-        "batch_size": _batch_size(facts),
+        "batch_size": batch_size,
     }
 
 
@@ -130,13 +127,14 @@ class Space:
         if features:
             usual = {**HEAD_OPTIONS, "corrupt_images": DATA_OPTIONS["corrupt_images"]}
         of_data = DATASETS[dataset].options if dataset in DATASETS else {}
+        own_module = declaring.__module__.startswith("domainbed.")
         return cls(
-            algorithm,
-            dataset,
-            shared_space(facts),
-            declared_space(declaring, facts),
-            {**usual, **of_data, **declared_options(declaring)},
-            declaring.__module__.startswith("domainbed.") or "search_space" in vars(declaring),
+            algorithm=algorithm,
+            dataset=dataset,
+            options={**usual, **of_data, **declared_options(declaring)},
+            own=declared_space(declaring, facts),
+            shared=shared_space(facts),
+            is_complete=own_module or "search_space" in vars(declaring),
         )
 
     @property

@@ -301,6 +301,7 @@ class Resolver:
         """
         cls, name, features = self.algorithm, self.draft.algorithm, self.draft.features
         domains, label = len(self.data.ENVIRONMENTS), self.draft.dataset_label
+        reads_images = getattr(self.data, "reads_images", False)  # a plug-in's may lack it
         obstacles = [
             (
                 features and cls.needs_images,
@@ -313,7 +314,7 @@ class Resolver:
                 "algorithm",
             ),
             (
-                cls.needs_features and self._reads_images and not features,
+                cls.needs_features and reads_images and not features,
                 f"{name} needs features of images: set the field 'features'",
                 "algorithm",
             ),
@@ -325,10 +326,6 @@ class Resolver:
             ),
         ]
         return next((UserError(why, field) for stands, why, field in obstacles if stands), None)
-
-    @property
-    def _reads_images(self) -> bool:
-        return getattr(self.data, "reads_images", False)  # a class of a plug-in may lack it
 
     def _check_test_envs(self, envs: tuple[int, ...]) -> None:
         """Checks the test domains, and whether the algorithm can do the run."""
@@ -352,6 +349,7 @@ class Resolver:
     def _check(self) -> None:
         """Checks what depends on several fields or on the dataset, but not on test domains."""
         draft, label, features = self.draft, self.draft.dataset_label, self.draft.features
+        reads_images = getattr(self.data, "reads_images", False)
         adapts, on_text = draft.task == "domain_adaptation", draft.initial_weights == "text"
         suited, featurizer = of_frozen_features(), draft.fixed_hparams.get("featurizer", _OF_TEXT)
         what = "is set" if features else "is not set"
@@ -388,7 +386,7 @@ class Resolver:
                 ("features",),
             ),
             (
-                self._reads_images or not features,
+                reads_images or not features,
                 f"features are of image files, and {label} has none: leave 'features' out",
                 ("features",),
             ),

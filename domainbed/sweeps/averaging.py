@@ -171,9 +171,6 @@ class Ensemble(Algorithm):
 
         return predict
 
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        return self.predictor()(x)
-
 
 def finished_runs(
     root: Path | str, algorithms: Sequence[str] | None = None, dataset: str | None = None

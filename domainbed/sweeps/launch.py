@@ -106,8 +106,9 @@ class Launch:
     @property
     def others(self) -> list[str]:
         """The runs of earlier launches, queued or running, that this one leaves to them."""
+        todo = set(self.todo)
         theirs = [i for i, s in self.states.items() if s == RUNNING or i in self.in_hand]
-        return [run_id for run_id in theirs if run_id not in self.todo]
+        return [run_id for run_id in theirs if run_id not in todo]
 
     def execute(self, with_others: bool = False) -> dict[str, str]:
         """Does the runs, and returns when none is left to do. A failed run stops no other.
@@ -175,34 +176,28 @@ class Launch:
             require_precision(self.config.precision, choose_device(self.config.device))
 
 
-def prepare(config: SweepConfig, retry: bool = False) -> Launch:
+def prepare(
+    config: SweepConfig, retry: bool = False, specs: Iterable[RunSpec] | None = None
+) -> Launch:
     """Plans a sweep and reads the states of its runs; nothing is written yet.
+
+    Args:
+        config: of the sweep.
+        retry: run the failed ones again, and no others.
+        specs: runs in place of those of the config.
 
     Raises:
         UserError: the folder holds a sweep with other settings, or an engine cannot be asked.
     """
-    return prepare_runs(config, config.plan(), retry, config.left_out)
-
-
-def prepare_runs(
-    config: SweepConfig,
-    specs: Iterable[RunSpec],
-    retry: bool = False,
-    left_out: Sequence[Mapping[str, Any]] = (),
-) -> Launch:
-    """As `prepare`, for these runs in place of those of the config.
-
-    Raises:
-        UserError: the folder holds a sweep with other settings.
-    """
+    left_out = config.left_out if specs is None else []
+    by_id = {spec.run_id: spec for spec in (config.plan() if specs is None else specs)}
     store, options = Store(config.output_dir), dict(config.launcher)
-    launcher, resources = create_launcher(options.pop("name"), options)
-    resources = resources.model_copy(update={"device": config.device})
     # A folder that is a link is left out, of which `statuses` warns.
-    by_id = {spec.run_id: spec for spec in specs}
     runs = {i: spec for i, spec in by_id.items() if not (store.root / i).is_symlink()}
     planned = {run_id: spec.planned() for run_id, spec in runs.items()}
     store.refuse_other_settings(config, planned)
+    launcher, resources = create_launcher(options.pop("name"), options)
+    resources = resources.model_copy(update={"device": config.device})
     statuses = store.statuses(runs)
     states = {run_id: status.state for run_id, status in statuses.items()}
     taken = in_hand(statuses, config.launcher)

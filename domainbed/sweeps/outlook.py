@@ -101,8 +101,8 @@ def _method_lines(launch: Launch, costs: Costs | None) -> list[str]:
     rows: list[list[object]] = [["selection method", "runs", "to do", "for it alone"]]
     rows[0] += ["takes"] * bool(costs)
     for method in methods:
-        needed = [run_id for run_id, run in launch.runs.items() if method.counts(run.test_envs)]
-        todo = [run_id for run_id in launch.todo if run_id in set(needed)]
+        needed = {run_id for run_id, run in launch.runs.items() if method.counts(run.test_envs)}
+        todo = [run_id for run_id in launch.todo if run_id in needed]
         others = [other for other in methods if other is not method]
         alone = [
             run_id

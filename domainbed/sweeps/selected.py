@@ -22,7 +22,7 @@ from domainbed.runs.states import DONE, FAILED
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
-from domainbed.sweeps.launch import Launch, prepare_runs
+from domainbed.sweeps.launch import Launch, prepare
 from domainbed.sweeps.store import Store
 from domainbed.training.kept_models import is_final
 from domainbed.training.trained import Model, model_in, read_spec
@@ -191,7 +191,7 @@ def prepare_reruns(
         "selection": (method.name,),
         "trials": seeds,
     }
-    return prepare_runs(config.model_copy(update=changes), specs, retry)
+    return prepare(config.model_copy(update=changes), retry, specs)
 
 
 def _best(config: SweepConfig, records: Records, method: SelectionMethod) -> list[RunSpec]:

@@ -120,7 +120,7 @@ def test_a_launch_returns_when_it_has_submitted(config, capsys):
     root = config.output_dir
     said = capsys.readouterr().out.splitlines()[-2:]
     assert said[0] == "submitted 3 runs as 2 jobs: 0_0 … 0_1"
-    assert said[1].startswith(f"`domainbed sweep status {root}` tells how they are")
+    assert said[1].startswith(f"`domainbed sweep status {root}` shows their states")
     assert launch_sweep(config) == 0
     assert "submitted" not in capsys.readouterr().out
 
