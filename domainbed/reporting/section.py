@@ -109,6 +109,11 @@ def p_value_text(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+SECTION_RENDERERS: Registry[Callable[[Sequence[Section]], str]] = Registry("format")
+"""By name, functions from sections to a text."""
+
+
+@SECTION_RENDERERS.register(name="text")
 def to_text(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     """Plain text: lines, then each table as aligned columns under its title, and its notes."""
     lines = [printable(line) for line in head]
@@ -121,6 +126,7 @@ def to_text(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
+@SECTION_RENDERERS.register(name="markdown")
 def to_markdown(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     """Paragraphs, then Markdown tables, the best in bold, and their notes as lists."""
     marks = {BEST: "**{}**", SECOND: "<u>{}</u>"}
@@ -135,6 +141,7 @@ def to_markdown(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+@SECTION_RENDERERS.register(name="latex")
 def to_latex(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     """A document that pdflatex compiles: booktabs tables, the best in bold, and their notes."""
     lines = [*(f"% {printable(line)}" for line in head), _PREAMBLE]
@@ -146,12 +153,14 @@ def to_latex(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     return "\n".join([*lines, "", r"\end{document}"]) + "\n"
 
 
+@SECTION_RENDERERS.register(name="csv")
 def to_csv(sections: Sequence[Section]) -> str:
     """The numbers of the first kind of table, unrounded."""
     first = [section.frame for section in sections if section.name == sections[0].name]
     return pd.concat(first).sort_index().to_csv(index=False, lineterminator="\n")
 
 
+@SECTION_RENDERERS.register(name="json")
 def to_json(sections: Sequence[Section]) -> str:
     """The numbers of all tables, unrounded, with their notes."""
     whole: dict[str, list[Any]] = {}
@@ -160,19 +169,6 @@ def to_json(sections: Sequence[Section]) -> str:
         entry = {"title": section.title, "rows": rows, "notes": section.notes}
         whole.setdefault(section.name, []).append(entry)
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-
-
-SECTION_RENDERERS: Registry[Callable[[Sequence[Section]], str]] = Registry("format")
-"""By name, functions from sections to a text."""
-
-for _name, _render in {
-    "text": to_text,
-    "markdown": to_markdown,
-    "latex": to_latex,
-    "csv": to_csv,
-    "json": to_json,
-}.items():
-    SECTION_RENDERERS.register(_render, name=_name)
 
 
 def _in_markdown(text: str) -> str:

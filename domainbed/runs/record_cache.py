@@ -23,7 +23,7 @@ from domainbed.core import names, record_keys
 from domainbed.core.files import cache_folder, written_aside
 from domainbed.runs import results_file
 from domainbed.runs.records import NO_DOMAIN, Records
-from domainbed.runs.results_file import Run, describe_run, parse_json, read_results
+from domainbed.runs.results_file import Run, parse_json, read_results
 
 LEAST_FILES = 500
 """Of a folder whose runs are cached: fewer are read quickly."""
@@ -31,7 +31,6 @@ LEAST_FILES = 500
 _BATCH = 250  # files whose records are in memory as objects
 _SETTLED = 2e9  # ns: a younger file could change again and keep its times
 _CODE = [__file__, *(str(module.__file__) for module in (results_file, record_keys, names))]
-_STORED = ("args", "hparams", "num_domains", "last_step", "diverged", "num_records")
 
 _DIGEST = 32  # bytes
 
@@ -198,7 +197,7 @@ def _save(file: Path, root: Path, batch: Batch, stamps: Stamps) -> None:
     about = {
         "folders": [os.path.relpath(folder, root) for folder in folders],
         "stamps": [stamps[folder] for folder in folders],
-        "runs": [{name: run[name] for name in _STORED} for run in batch.runs],
+        "runs": batch.runs,
     }
     values = batch.values.replace_schema_metadata({"about": json.dumps(about)})
     with pa.BufferOutputStream() as stream, pa.ipc.new_stream(stream, values.schema) as writer:
@@ -219,8 +218,8 @@ def _load(file: Path, root: Path, stamps: Stamps) -> Batch | None:
     values = pa.ipc.open_stream(pa.py_buffer(content)).read_all()
     about = parse_json(values.schema.metadata[b"about"])
     runs = [
-        {"folder": str(root / folder), **describe_run(kept["args"], kept["hparams"]), **kept}
-        for folder, kept in zip(about["folders"], about["runs"], strict=True)
+        {**run, "folder": str(root / folder), "test_envs": tuple(run["test_envs"])}
+        for folder, run in zip(about["folders"], about["runs"], strict=True)
     ]
     pairs = zip(runs, about["stamps"], strict=True)
     same = {run["folder"]: 0 for run, stamp in pairs if stamps.get(run["folder"]) == stamp}
