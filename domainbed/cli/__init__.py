@@ -56,7 +56,7 @@ _GROUPS = {
         "irm-colored-mnist": ("papers", "Colored MNIST in the setup of IRM"),
     },
 }
-"""By heading, and by the words of a command: its module, which has a function named after the last
+"""By heading and by the words of a command: the module, whose function is named after the last
 word, and a summary."""
 
 _ABOUT = ("Domain generalization: reproduce tables, launch sweeps, compare algorithms.", "")
@@ -89,7 +89,7 @@ def run(words: Sequence[str]) -> int:
     """Runs a command; returns its exit status.
 
     Raises:
-        UserError: what is asked for cannot be done.
+        UserError: the command cannot do what is asked.
         SystemExit: after the help, or for wrong words.
     """
     words = [word for word in words if word != "--debug"]

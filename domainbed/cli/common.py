@@ -1,7 +1,7 @@
-"""What all commands share: their parser, flags of several of them, and errors as one line.
+"""What commands share: the parser, arguments of several commands, and errors in one line.
 
-A command is a function that declares its arguments and returns what does it; its docstring is the
-command's description.
+A command is a function that declares its arguments and returns the function that runs it; its
+docstring is the description that `--help` prints.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ BASELINE = "ERM"
 """What algorithms are compared with, unless another is named."""
 
 Run = Callable[[argparse.Namespace], int]
-"""What does a command; it returns the exit status."""
+"""Runs a command with its arguments; returns the exit status."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes flags as they are written, and no beginnings of them: a new flag breaks no command.
+    """Accepts whole flags only, so that a new flag breaks no abbreviation in use.
 
-    A flag `--some_name` may also be written `--some-name`. What is wrong is told in one line,
-    without the usage, and the usage does not list the flags, which may be more than fit a screen.
+    A flag `--some_name` may also be written `--some-name`. Errors take one line, without the usage.
+    The usage does not list optional flags, since there may be more than fit a screen.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -119,7 +119,7 @@ def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> int:
-    """Does a command; returns the exit status.
+    """Parses the arguments of a command and runs it; returns the exit status.
 
     Args:
         declare: the command.
@@ -127,7 +127,7 @@ def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> 
         prog: its name; None for the script's.
 
     Raises:
-        UserError: what is asked for cannot be done.
+        UserError: the command cannot do what is asked.
     """
     parser = Parser(prog=prog, description=inspect.getdoc(declare))
     do = declare(parser)
@@ -137,15 +137,15 @@ def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> 
 
 
 def run_script(declare: Declare) -> NoReturn:
-    """The whole of a script: does a command, and exits with its status."""
+    """The whole of a script: runs a command and exits with its status."""
     run_and_exit(lambda: execute(declare, sys.argv[1:]), sys.argv[1:])
 
 
 def run_and_exit(command: Callable[[], int], words: Sequence[str]) -> NoReturn:
-    """Runs the whole of a command, guarded, and ends this process with its status.
+    """Runs a command, guarded, and ends this process with its status.
 
     Args:
-        command: from reading `words` on.
+        command: all of it, from parsing its arguments on.
         words: of the command line.
     """
     _replace_closed_streams()
@@ -157,7 +157,7 @@ def run_and_exit(command: Callable[[], int], words: Sequence[str]) -> NoReturn:
 
 
 def _replace_closed_streams() -> None:
-    """Python has None for a stream that was closed before it began: by `>&-`, or by a service."""
+    """Python has None for a stream that was closed at its start: by `>&-`, or by a service."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  # until the end
@@ -166,7 +166,7 @@ def _replace_closed_streams() -> None:
 
 
 def _drop_what_cannot_be_written() -> None:
-    """Python would try again at its end, and exit with a status of its own."""
+    """Otherwise Python would try again when it ends, and exit with a status of its own."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -178,7 +178,7 @@ def guarded(command: Callable[[], int], debug: bool = False) -> int:
     """Runs a command: bad input, or too small a machine, becomes one line and status 2.
 
     So does output that cannot be written. An interrupt becomes status 130; a programming error
-    keeps its traceback. What `argparse` exits for is exited for.
+    keeps its traceback. Exits of `argparse` pass through.
     """
     if logging.lastResort is not None:  # what shows warnings where nobody set up logging
         logging.lastResort.setFormatter(_Printable())
@@ -200,7 +200,7 @@ def guarded(command: Callable[[], int], debug: bool = False) -> int:
 
 
 def _with_all_output(command: Callable[[], int]) -> int:
-    """Its status, after all that it printed was written."""
+    """Runs a command and writes all its output; returns its status."""
     try:
         status = command()
     except SystemExit:  # `argparse` has printed the help, or what is wrong

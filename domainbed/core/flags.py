@@ -1,4 +1,4 @@
-"""What follows from the declarations of settings: flags, their help, documentation and a schema."""
+"""Flags, their help, tables for the documentation and a schema, from declarations of settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from domainbed.errors import UserError
 def add_flags(parser: Any, model: type[Settings], only: Iterable[str] | None = None) -> None:
     """Declares a flag --some_name for each field.
 
-    What is not given is not in the namespace; `read_flags` reads what is.
+    Flags that are not given are absent from the namespace, which `read_flags` reads.
 
     Args:
         parser: an `argparse` parser or group.
@@ -30,12 +30,13 @@ def add_flags(parser: Any, model: type[Settings], only: Iterable[str] | None = N
 def read_flags(
     arguments: argparse.Namespace, model: type[Settings], only: Iterable[str] | None = None
 ) -> dict[str, Any]:
-    """The values that flags gave, by field; a text stands for what it means in YAML.
+    """The values of the flags that were given, by field; words are read as YAML.
 
     Raises:
         UserError: a text is no YAML.
     """
-    names = [name for name in only or _fields(model) if name in arguments]
+    fields = _fields(model) if only is None else only
+    names = [name for name in fields if name in arguments]
     return {name: _meant(model, name, getattr(arguments, name)) for name in names}
 
 
@@ -46,7 +47,7 @@ def _fields(model: type[Settings]) -> dict[str, Schema]:
 
 @cache
 def _schema(model: type[Settings]) -> dict[str, Any]:
-    """To make it takes longer than to read all flags from it. It is not to be changed."""
+    """The JSON schema, made once: that takes longer than reading all flags from it."""
     return model.model_json_schema()
 
 
@@ -82,7 +83,7 @@ def _alternatives(model: type[Settings], name: str) -> list[Schema]:
 
 
 def _words(model: type[Settings], name: str) -> list[Schema]:
-    """What a word may be: the field's value, or an item of it where that is a list."""
+    """The schemas of one word of the command line: of the value, or of a list's items."""
     definitions = _schema(model).get("$defs", {})
     return [
         one
@@ -96,7 +97,7 @@ def _is_text(words: Iterable[Schema]) -> bool:
 
 
 def _is_list(model: type[Settings], name: str) -> bool:
-    """Whether words of the command line are items; else one word is the whole value, in YAML."""
+    """Whether each word is an item; otherwise one word is the whole value, in YAML."""
     words, are_lists = _words(model, name), ["items" in each for each in _alternatives(model, name)]
     if _is_text(words):
         return any(are_lists)

@@ -1,4 +1,4 @@
-"""Settings: each declared once, from which checks of YAML files follow, and `flags` and docs.
+"""Settings, declared once: checks of YAML files, flags and documentation follow from that.
 
 A model is a subclass of `Settings`. A field's type, bounds, default and help are its declaration:
 
@@ -7,7 +7,7 @@ A model is a subclass of `Settings`. A field's type, bounds, default and help ar
             None, ge=1, description="updates", json_schema_extra={"default_text": "the dataset's"}
         )
 
-`json_schema_extra` may hold `default_text`: what help and docs show in place of the default.
+`json_schema_extra` may hold `default_text`, which help and docs show instead of the default.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Schema = Mapping[str, Any]
 
 
 class Settings(BaseModel):
-    """Frozen; nothing unknown is taken, and no value is quietly turned into another type."""
+    """Frozen; refuses unknown fields, and converts no value to another type."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
@@ -53,21 +53,21 @@ Text = Annotated[str, Field(min_length=1)]
 def checked(check: Callable[[Any], Any]) -> AfterValidator:
     """A check of a value, for `Annotated`: `check` returns the value, or raises `UserError`.
 
-    The error's `where` is a place inside the value; the place of the value is put before it.
+    The error's `where` is a place inside the value; the value's own place is prepended.
     """
     return AfterValidator(_placed(check))
 
 
 def converted(convert: Callable[[Any], Any], accepts: Any) -> BeforeValidator:
-    """As `checked`, but before the type is looked at: from a value that is one of `accepts`."""
+    """As `checked`, but before the type is checked; `accepts` is the type of the raw value."""
     return BeforeValidator(_placed(convert), json_schema_input_type=accepts)
 
 
 def known_to(module: str, registry: str) -> AfterValidator:
-    """A check that `registry`, imported from `module` when a name is checked, has the name.
+    """A check that a registry has a name; its module is imported when the first name is checked.
 
     Args:
-        module: "domainbed.selection"; to declare a field it is not imported.
+        module: "domainbed.selection"; declaring a field does not import it.
         registry: the name of a mapping in it, which raises `UserError` for unknown names, or of
             a function that does.
     """
@@ -81,7 +81,7 @@ def known_to(module: str, registry: str) -> AfterValidator:
 
 
 class _OneOrMore:
-    """Says in the JSON schema of a list that one item may stand alone."""
+    """Adds to a list's JSON schema that one item may be given without a list."""
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -101,7 +101,7 @@ Items = Annotated[
     BeforeValidator(_as_tuple),
     _OneOrMore(),
 ]
-"""A list without repetitions, kept as a tuple; an item may stand alone: `Items[Text]`."""
+"""A tuple without repetitions; one item may be given without a list: `Items[Text]`."""
 
 Listed = Annotated[Items[T], Field(min_length=1)]
 """`Items`, of which there is at least one."""
@@ -118,7 +118,7 @@ def _placed(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _counted(value: Any) -> Any:
-    """A count n stands for the seeds 0 … n-1."""
+    """Replaces a count n by the seeds 0 … n-1."""
     if isinstance(value, (list, tuple)):
         return tuple(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -137,7 +137,7 @@ Seeds = Annotated[
     AfterValidator(lambda seeds: tuple(dict.fromkeys(seeds))),
     converted(_counted, accepts=Annotated[int, Field(ge=1)] | list[_Seed]),
 ]
-"""How many seeds, or a list of them; kept as a tuple without repetitions."""
+"""A tuple of seeds without repetitions, given as their number or as a list."""
 
 
 # ---- from values to a model ----
@@ -188,7 +188,7 @@ def make(model: type[M], values: Mapping[str, Any], places: Places | None = None
 def load(model: type[M], file: str | Path | None, overrides: Mapping[str, Any] | None = None) -> M:
     """The model with the values of a YAML file, and `overrides`, from flags, over them.
 
-    A value of None leaves the field to its default.
+    None leaves a field at its default.
 
     Raises:
         UserError: see `make`; or the file cannot be read, see `read_yaml`.
@@ -215,20 +215,20 @@ def read_fields(file: str | Path | None) -> tuple[dict[str, Any], dict[Where, st
 
 
 def given(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without those that are None, which leave a field to its default."""
+    """The values without None, which leaves a field at its default."""
     known = model.model_fields
     return {name: value for name, value in values.items() if value is not None or name not in known}
 
 
 def found(value: Any) -> str:
-    """A value as errors show it, on one line that is not too long."""
+    """A value as errors show it, on one short line."""
     shown = reprlib.Repr()
     shown.maxstring = shown.maxother = 80
     return shown.repr(list(value) if isinstance(value, tuple) else value)
 
 
 def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, str]:
-    """Of the first of Pydantic's errors: where it is, what was expected there, what was found."""
+    """Pydantic's first error: its place, what was expected there, and what was found."""
     errors = error.errors(include_url=False)
     one = min(errors, key=lambda one: one["type"] != "extra_forbidden")  # it explains others
     where, context = one["loc"], one.get("ctx", {})
@@ -244,7 +244,7 @@ def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, 
     if one["type"] == "too_short" and context["min_length"] == 1:
         return where, "expected at least one", found(one["input"])
     expected = describe(_schema_at(schema, where), schema.get("$defs", {}))
-    # Where the schema says nothing of a value, Pydantic's own words are the best there are.
+    # If the schema does not describe the value, Pydantic's own message is used.
     return where, f"expected {expected}" if expected else one["msg"], found(one["input"])
 
 
@@ -252,7 +252,7 @@ def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, 
 
 
 def describe(schema: Schema, definitions: Schema | None = None) -> str:
-    """What a JSON schema expects, in words: "a whole number from 1 on"."""
+    """Describes what a JSON schema expects: "a whole number from 1 on"."""
     kinds = [_kind(each) for each in alternatives(schema, definitions or {})]
     return " or ".join(dict.fromkeys(kind for kind in kinds if kind))
 
@@ -279,7 +279,7 @@ def _kind(schema: Schema) -> str:
 
 
 def alternatives(schema: Schema, definitions: Schema) -> list[Schema]:
-    """The schemas of which a value need fulfil one; None is left out: it means "not given"."""
+    """The schemas of which a value must match one, without null, which means "not given"."""
     if "$ref" in schema:
         return alternatives(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     several = schema.get("anyOf", schema.get("oneOf"))
@@ -289,7 +289,7 @@ def alternatives(schema: Schema, definitions: Schema) -> list[Schema]:
 
 
 def _schema_at(schema: Schema, where: Where) -> Schema:
-    """The schema of a value inside; one without alternatives where nothing is said of it."""
+    """The schema of a nested value; without alternatives if the schema does not describe it."""
     definitions = schema.get("$defs", {})
     schemas = [schema]
     for part in where:
@@ -306,6 +306,6 @@ def _inside(schema: Schema, part: str | int) -> Schema:
 
 
 def _names_at(schema: Schema, where: Where) -> list[str]:
-    """The names of the fields that a value inside has."""
+    """The names of the fields of a nested value."""
     schemas = alternatives(_schema_at(schema, where), schema.get("$defs", {}))
     return [name for each in schemas for name in each.get("properties", {})]

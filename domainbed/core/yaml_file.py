@@ -1,4 +1,4 @@
-"""Reading YAML such that every value's line is known, and no file can do harm."""
+"""Reads YAML with the line of each value, and refuses files that could do harm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MISLEADING = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+")
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 1e-3 as the number that everybody means by it; YAML 1.1 wants 1.0e-3."""
+    """Reads 1e-3 as a number, which YAML 1.1 would write 1.0e-3."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if isinstance(node, yaml.ScalarNode) and node.style is None:
@@ -52,10 +52,10 @@ def _refusal(node: yaml.Node, reason: str) -> yaml.MarkedYAMLError:
 
 
 def parse_value(text: str) -> Any:
-    """The value that `text` stands for in YAML.
+    """The value of a text in YAML.
 
     Raises:
-        UserError: `text` is no YAML, or not plainly data.
+        UserError: `text` is no YAML, or is more than plain data.
     """
     try:
         return _parse(text)[0]
@@ -67,8 +67,8 @@ def read_yaml(file: str | Path) -> tuple[Any, dict[Where, int]]:
     """A YAML file's value, and the line of each value in it.
 
     Raises:
-        UserError: the file cannot be read, or is no YAML, or gives a field twice, or what it says
-            is not plainly data: it refers to itself, say.
+        UserError: the file cannot be read, is no YAML, gives a field twice, or holds more than
+            plain data, such as a reference to itself.
     """
     text = _read(Path(file))
     try:

@@ -1,7 +1,7 @@
-"""Named protocols: what a run does where its spec says nothing, as data. One small file each.
+"""Named protocols: the values of all that a run's spec leaves open, one small file each.
 
 A run's identity holds its protocol's name and version, so a change of a file that gives other
-numbers raises that file's `version`, and old and new runs are told apart. `docs/protocol.md`
+numbers raises that file's `version`, so that old and new runs differ. `docs/protocol.md`
 shows the differences.
 """
 
@@ -29,13 +29,13 @@ class Protocol:
     """One way to run the benchmark.
 
     Attributes:
-        name: what a spec names it by.
+        name: as specs name it.
         version: raised whenever a change makes the same spec give other numbers.
         title: in a few words.
         source: where it is written down.
-        fields: values of fields of a run that nobody set.
-        options: values of options of networks, datasets and algorithms that nobody set; one
-            that a run's parts do not declare is left out.
+        fields: values of a run's fields that are not set.
+        options: values of options of networks, datasets and algorithms that are not set; options
+            that a run's parts do not declare are left out.
         defaults: by algorithm, values of hyper-parameters at hparams seed 0, where they are not
             those of the search space; draws stay what they are.
         ranges: by algorithm, low and high of hyper-parameters that are drawn from another range
@@ -85,7 +85,7 @@ def of_frozen_features() -> list[str]:
 
 
 def differences(one: Protocol, other: Protocol) -> list[tuple[str, Any, Any]]:
-    """What two protocols do differently: names, and the value in each (None: nothing is said)."""
+    """Where two protocols differ: names, and the value in each (None if it has none)."""
     rows = []
     for part in ("fields", "options", "defaults", "ranges", "steps", "checkpoint_freq"):
         ours, theirs = (_flat(getattr(protocol, part)) for protocol in (one, other))
@@ -99,7 +99,7 @@ def differences(one: Protocol, other: Protocol) -> list[tuple[str, Any, Any]]:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of mappings in it the single values, as "outer.inner"."""
+    """The values, those of nested mappings as "outer.inner"."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         nested = value if isinstance(value, Mapping) else None
