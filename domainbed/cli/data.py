@@ -44,8 +44,8 @@ def download(parser: Parser) -> Run:
     parser.add_argument(
         "--accept_incomplete",
         action="store_true",
-        help="take a dataset whose "
-        "domains, classes or numbers of images are not the published ones",
+        help="take a dataset whose domains, classes or numbers of images are not the published "
+        "ones",
     )
     return _download
 
@@ -153,8 +153,8 @@ def pack(parser: Parser) -> Run:
         "--size",
         type=int,
         default=256,
-        help="height and width to squeeze images "
-        "to, unless all have one size and are no larger (default: 256)",
+        help="height and width to squeeze images to, unless all have one size and are no larger "
+        "(default: 256)",
     )
     parser.add_argument(
         "--format",

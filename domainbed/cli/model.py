@@ -46,8 +46,8 @@ def predict(parser: Parser) -> Run:
     parser.add_argument(
         "--save_predictions",
         action="store_true",
-        help="instead: keep the logits "
-        "of every image of the dataset in the run's folder, as Parquet",
+        help="instead: keep the logits of every image of the dataset in the run's folder, as "
+        "Parquet",
     )
     parser.add_argument(
         "--average",
@@ -215,8 +215,7 @@ def adapt(parser: Parser) -> Run:
         nargs="+",
         type=int,
         metavar="M",
-        help="images kept of each "
-        "class, 0 for all; the best in validation is taken (the paper's "
+        help="images kept of each class, 0 for all; the best in validation is taken (the paper's "
         "values)",
     )
     add_shared(parser, "--algorithms", "--data_dir", "--dataset", "--device", "--plugins")
@@ -254,9 +253,8 @@ def zero_shot(parser: Parser) -> Run:
     parser.add_argument(
         "--prompts",
         default="photo",
-        help="templates: photo (default), "
-        "imagenet-7, imagenet-80, or a file with one in each line, {} for the "
-        "class",
+        help="templates: photo (default), imagenet-7, imagenet-80, or a file with one in each "
+        "line, {} for the class",
     )
     parser.add_argument(
         "--output_dir",

@@ -37,9 +37,8 @@ def add_style(parser: Parser) -> None:
         "--order",
         metavar="NAME",
         default="table",
-        help="of rows: table (default), "
-        "given (as --algorithms and --datasets name them), mean (the best average "
-        "first)",
+        help="of rows: table (default), given (as --algorithms and --datasets name them), mean "
+        "(the best average first)",
     )
     group.add_argument("--domains", nargs="+", metavar="NAME", help="the domains that come first")
     group.add_argument("--decimals", type=int, default=1, metavar="N", help="of numbers (1)")
