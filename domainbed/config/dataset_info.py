@@ -15,12 +15,12 @@ class DatasetInfo:
         num_classes: C.
         images: images per domain, in order; empty where that was not published.
         source: where it comes from.
-        licence: under which terms it may be used.
+        licence: the terms of use.
         citation: who to cite.
         folder: where it lies below `data_dir`; empty if it needs none.
-        note: what users of it stumble over.
+        note: what surprises its users.
         sparse: whether a domain may lack images of some classes.
-        fetched: whether a run downloads it where it is missing.
+        fetched: whether a run downloads it if it is missing.
     """
 
     domains: tuple[str, ...]

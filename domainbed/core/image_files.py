@@ -100,7 +100,7 @@ def rgb_pixels(data: bytes) -> tuple[np.ndarray, str]:
 
     Raises:
         Exception: `data` is not an image, is truncated, or has 32 bits per value. PIL raises
-            other exceptions for each format; see `why_unreadable`.
+            different exceptions for each format; see `why_unreadable`.
     """
     with Image.open(io.BytesIO(data)) as image:
         if image.mode in ("I", "F"):

@@ -1,4 +1,4 @@
-"""Names and orders that tables, data and plans share: any module may import them."""
+"""Names and orders that tables, datasets and plans share; any module may import them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DOMAINBED_ALGORITHMS: tuple[str, ...] = (
     *("SD", "ANDMask", "SANDMask", "IGA", "SelfReg", "TRM", "IB_ERM", "IB_IRM", "CAD", "CondCAD"),
     *("Transfer", "CausIRL_CORAL", "CausIRL_MMD", "EQRM", "RDM", "ADRMX", "URM"),
 )
-"""Those that DomainBed has too; the first seven lead the tables."""
+"""Those that DomainBed has, too; the first seven lead the tables."""
 
 BASELINES: tuple[str, ...] = ("T3A", "LinearProbe", "NearestMean", "KNN", "ZeroShot")
-"""Those that a sweep does only where it names them."""
+"""Those that a sweep runs only where it names them."""
 
 ALGORITHM_ORDER = (*DOMAINBED_ALGORITHMS, *BASELINES)
 """The order of rows in the results tables."""
@@ -51,11 +51,11 @@ DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
 """Each dataset's domains, numbered by their position; the keys are the order of the tables."""
 
 TEST_DOMAINS: dict[str, tuple[int, ...]] = dict.fromkeys(SPAWRIOUS, (0,))
-"""The domains that a dataset is evaluated on, where that is not each of them."""
+"""The domains that a dataset is evaluated on, where that is not all of them."""
 
 
 def order_algorithms(seen: Iterable[str]) -> list[str]:
-    """The names of `seen`, once each: the known ones in table order, then the rest as they came.
+    """The names of `seen`, once each: the known ones in table order, then the rest in their order.
 
     An algorithm with averaged weights, or rerun, follows the algorithm itself.
     """
@@ -119,7 +119,7 @@ MANIFESTS = (".csv", ".jsonl")
 def dataset_label(name: str) -> str:
     """The name of a dataset in records, seeds and tables, free of any machine's paths.
 
-    `folder:PATH` is called after its last folder, a YAML file and a manifest after themselves.
+    `folder:PATH` is named after its last folder, a YAML file or a manifest after itself.
     """
     if name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser().resolve().name

@@ -43,7 +43,7 @@ def shared_initial_seed(dataset: str, trial_seed: int) -> int:
 
 
 def stage_seed(seed: int, stage: int) -> int:
-    """The seed of a run's further stage for everything but its split and its data."""
+    """The seed of a later stage of a run for everything but its split and its data."""
     return seed_hash(seed, "stage", stage)
 
 

@@ -1,4 +1,4 @@
-"""The datasets. A new one: its class in a file here, and its import below.
+"""The datasets. To add one, put its class into a file here, and its import below.
 
 The order of the imports is the order of every list of datasets.
 """
@@ -88,7 +88,7 @@ def dataset_facts(name: str, features: bool = False) -> DatasetFacts:
         features: whether inputs are features of its images.
     """
     label = dataset_label(name)
-    # A class made for DomainBed may not say of which kind its images are.
+    # A class made for DomainBed may not declare the kind of its images.
     small = bool(getattr(DATASETS.get(label), "small_images", False))
     return DatasetFacts(label, small, features)
 
@@ -102,7 +102,7 @@ def load_dataset(
     data_seed: int | None = None,
     features: FeatureSource | None = None,
 ) -> MultipleDomainDataset:
-    """Builds a dataset, or hands out the one that an earlier run of this process built.
+    """Builds a dataset, or returns the one that an earlier run of this process built.
 
     A class whose constructor takes no `trial_seed` may draw from the global sources, as
     DomainBed's do; they are seeded, so that its domains stay the same.
@@ -113,8 +113,8 @@ def load_dataset(
         test_envs: the test domains.
         hparams: the run's; datasets read their `options` and how image files are read.
         trial_seed: decides what the dataset itself draws: shuffle, label and colour noise.
-        data_seed: decides that in place of the trial seed; in DomainBed it is the run's seed.
-        features: give features of the images in their place, computed now unless they are there.
+        data_seed: replaces the trial seed there; in DomainBed it is the run's seed.
+        features: replace the images by features of them, which are computed unless they exist.
     """
     cls = get_dataset_class(name)
 
@@ -128,7 +128,7 @@ def load_dataset(
             apply_features(dataset, dataset_label(name), cache_folder(root), features, skip)
         return dataset
 
-    # Not inherited by others' subclasses, whose constructors may read what ours do not.
+    # Not inherited by the subclasses of plug-ins, whose constructors may read other things.
     if not (vars(cls).get("shareable") or (cls.__module__.startswith(__name__) and cls.shareable)):
         return build()
     options = {option: cls.option(option, hparams) for option in cls.options}

@@ -1,6 +1,6 @@
 """What a dataset is: a list of domains, and the facts about them.
 
-Also how one that was written for PyTorch or DomainBed is wrapped, and checked before a run.
+Datasets written for PyTorch or DomainBed are wrapped and checked here.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class MultipleDomainDataset:
 
     Attributes:
         datasets: one `torch.utils.data.Dataset` of (x, y) pairs per domain. A `TensorDataset`
-            is kept on the device as it is, a `Domain` says itself how it is read, and anything
-            else is read by worker processes.
+            is kept on the device, a `Domain` defines how it is read, and any other dataset is
+            read by worker processes.
         input_shape: shape of x.
         num_classes: C.
         classes: their names, where the data has them.
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
-        features_folder: where the features lie that are the inputs; None where those are images.
+        features_folder: of the features that are the inputs; None where these are images.
     """
 
     ENVIRONMENTS: ClassVar[Sequence[str]] = ()
@@ -49,11 +49,11 @@ class MultipleDomainDataset:
     """Whether the object depends on root and trial seed alone, so that runs may share it."""
     info: ClassVar[DatasetInfo | None] = None
     test_domains: ClassVar[Sequence[int] | None] = None
-    """The domains that it is evaluated on, which is what sweeps plan; None for each of them."""
+    """The domains that it is evaluated on, which sweeps plan; None for all of them."""
     augmented_domains: ClassVar[Sequence[int] | None] = None
-    """The domains whose images are augmented, whatever is tested; None for the training domains."""
+    """The domains whose images are always augmented; None for the training domains."""
     options: ClassVar[Mapping[str, Option]] = {}
-    """What hyper-parameters may change of the data; see `option`."""
+    """What hyper-parameters may change about the data; see `option`."""
 
     reads_images: ClassVar[bool] = False
     """Whether inputs are files of natural images, with their published preprocessing."""
@@ -67,7 +67,7 @@ class MultipleDomainDataset:
 
     @property
     def class_names(self) -> list[str]:
-        """Of the data, or as published, or else the classes' numbers."""
+        """As in the data, or as published, or else the classes' numbers."""
         published = self.info.classes if self.info else None
         return list(self.classes or published or map(str, range(self.num_classes)))
 
@@ -202,11 +202,9 @@ def check_domains(dataset: Any, domains: Sequence[Domain]) -> None:
         )
     for number, domain in enumerate(domains):
         place = f"domain {number} of dataset {type(dataset).__name__}"
-        unreadable = set(domain.unreadable)
-        readable = (index for index in range(len(domain)) if index not in unreadable)
-        for first in readable:
-            _check_image(domain, first, tuple(dataset.input_shape), place)
-            break
+        readable = set(range(len(domain))).difference(domain.unreadable)
+        if readable:
+            _check_image(domain, min(readable), tuple(dataset.input_shape), place)
         if domain.labels_at_hand:
             _check_labels(domain, dataset.num_classes, place)
 
@@ -214,7 +212,7 @@ def check_domains(dataset: Any, domains: Sequence[Domain]) -> None:
 def _check_image(domain: Domain, index: int, shape: tuple[int, ...], place: str) -> None:
     try:
         x, y = next(domain.evaluation_batches([index]))
-    except TypeError as error:  # of what makes no batch: images of PIL, say
+    except TypeError as error:  # of what cannot be collated: images of PIL, say
         raise UserError(
             f"{place}: its first element makes no batch ({error}): return pairs of a tensor and a "
             "whole number",

@@ -1,4 +1,4 @@
-"""Random numbers in place of images, to try out code: nothing can be learned from them."""
+"""Random numbers instead of images, to try out code: nothing can be learned from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PER_DOMAIN = 16
 class _Debug(MultipleDomainDataset):
     """Three domains of 16 standard normal inputs, with random labels.
 
-    DomainBed draws them anew in each process; here they come from the trial seed (or a
+    DomainBed draws other ones in each process; here they come from the trial seed (or a
     `data_seed`), so that a run can be repeated.
     """
 
@@ -67,6 +67,6 @@ class Debug28(_Debug):
 
 @DATASETS.register
 class Debug224(_Debug):
-    """Random inputs of (3, 224, 224), for those of natural images."""
+    """Random inputs of (3, 224, 224), for the search spaces of natural images."""
 
     size = 224

@@ -1,4 +1,4 @@
-"""Domains: the contract that training, evaluation and diagnostics need, and two ways to keep it.
+"""Domains: what training, evaluation and diagnostics need of them, and two ways to store them.
 
 Inputs lie on the device as tensors, or are read one at a time by worker processes.
 """
@@ -42,7 +42,7 @@ AnyTensorDomain = TypeVar("AnyTensorDomain", bound="TensorDomain")
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """Which images of a domain one batch holds, and what decides all that is random about them.
+    """Which images of a domain one batch holds, and the seeds of all that is random about them.
 
     Attributes:
         indices: (B,) positions in the domain, on the CPU.
@@ -80,7 +80,7 @@ def evaluation_draws(
     step: int = 0,
     augment: bool = False,
 ) -> Iterator[Draw]:
-    """Draws that together hold the images at `indices` once, in that order."""
+    """Draws that together hold each image at `indices` once, in that order."""
     for number, chosen in enumerate(torch.tensor(indices, dtype=torch.long).split(batch_size)):
         use = f"{split} {number * batch_size}"
         yield Draw(chosen, seed, domain, step, use, augment)
@@ -119,8 +119,8 @@ class Domain(ABC):
 
         Args:
             draws: taken when needed, or a little ahead.
-            workers: threads or processes that read ahead, where images are read; 0 reads here.
-                Their number changes no image.
+            workers: threads or processes that read images ahead; 0 reads here. Their number
+                changes no image.
 
         Raises:
             UserError: an image cannot be read.
@@ -146,7 +146,7 @@ class Domain(ABC):
 
 
 def on_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device; images channels-last, which convolutions prefer."""
+    """Moves x to the device; images become channels-last, which convolutions prefer."""
     layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
     return x.to(device, non_blocking=True, memory_format=layout)
 
@@ -198,8 +198,8 @@ class Sharing(Protocol):
 class LoadedDomain(Domain):
     """Images that `read` reads one at a time.
 
-    What is random about an image (its augmentation, above all) does not depend on who reads it:
-    the global sources of Python, NumPy and PyTorch are seeded for each image.
+    What is random about an image, such as its augmentation, does not depend on the process that
+    reads it: the global sources of Python, NumPy and PyTorch are seeded for each image.
 
     Attributes:
         sharing: the processes that read batches together; None where this one reads alone.
@@ -243,7 +243,7 @@ class LoadedDomain(Domain):
 def _leave_group(worker: int) -> None:
     """Leaves the group of processes to which Ctrl-C and torchrun send their signals.
 
-    They ask the run to stop, and it still needs its readers to finish a step: they end with it.
+    The signals ask the run to stop, which still needs its readers to finish a step.
     """
     if hasattr(os, "setpgrp"):
         os.setpgrp()

@@ -85,7 +85,7 @@ class FeatureExtractor:
         wanted = self.preprocessing
         height, width = image.shape[1:]
         shorter = (height, width) if wanted.squash else [min(height, width)] * 2
-        # Cut off and rounded as in torchvision.
+        # Truncated and rounded as in torchvision.
         height, width = (wanted.resized * s // by for s, by in zip((height, width), shorter))
         resized = resize(image, height, width, wanted.interpolation)
         top, left = (round((side - wanted.size) / 2) for side in (height, width))
@@ -147,7 +147,7 @@ class StoredFeatures:
 
 
 def features_folder(listing: Listing, cache: Path, source: FeatureSource) -> Path:
-    """Where the features of exactly these files lie: its name depends on all that they depend on.
+    """The folder of the features of exactly these files; its name changes with anything they use.
 
     A file of weights counts by its content.
 
@@ -247,7 +247,7 @@ class _Extraction:
         self.aside.replace(self.folder)
 
     def _progress(self) -> dict[str, Any]:
-        """What a killed process wrote; nothing if with other weights or another PyTorch."""
+        """What a killed process wrote; nothing if it had other weights or another PyTorch."""
         facts = json.loads(json.dumps(self.facts))
         with suppress(OSError, ValueError, KeyError):  # missing, or damaged
             kept = json.loads((self.aside / PROGRESS).read_text(encoding="utf-8"))
@@ -317,7 +317,7 @@ class _Extraction:
 
 
 def reads_text(source: FeatureSource) -> bool:
-    """Whether the backbone has a text encoder beside that of images."""
+    """Whether the backbone also has a text encoder."""
     return source.backbone.startswith(PREFIX)
 
 
@@ -351,7 +351,7 @@ def open_text_head(
     """
     if not reads_text(source):
         raise UserError(
-            f"the backbone {source.backbone!r} reads no text: name one of open_clip "
+            f"the backbone {source.backbone!r} has no text encoder: name one of open_clip "
             "('open_clip:ViT-B-16')",
             "features",
         )

@@ -82,9 +82,6 @@ class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
 class PackedDomain(ImageDomain):
     """Images that lie in a pack: threads read ahead, the device augments.
 
-    Attributes:
-        pack: where they are.
-
     Args:
         pack: of all domains.
         start: the number of the first image.
@@ -126,7 +123,7 @@ class PackedDomain(ImageDomain):
     def _gathered(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, Augmentation | None]:
         images, drawn = self._images(draw)
         together = torch.stack(images)
-        if self.device.type == "cuda":  # in this thread, and not where the batch is waited for
+        if self.device.type == "cuda":  # in this thread, since the batch is awaited in another
             together = together.pin_memory()
         return together, self.labels[draw.indices], drawn
 
@@ -159,7 +156,7 @@ class FeatureDomain(TensorDomain):
 
 
 def _own(numbers: Iterable[int], start: int, n: int) -> list[int]:
-    """Those of the numbers that lie in a domain of n images, as positions in it."""
+    """The numbers that lie in a domain of n images, as positions in it."""
     return [number - start for number in numbers if start <= number < start + n]
 
 

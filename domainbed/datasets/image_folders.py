@@ -1,6 +1,6 @@
 """Datasets of natural images in a folder: the published ones, and any folder of a user's own.
 
-Most lie as `<folder>/<domain>/<class>/<image>`.
+Most are stored as `<folder>/<domain>/<class>/<image>`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Contents:
         domains: names, in order.
         classes: names, in order.
         images: per domain the files that are there, and their labels.
-        missing: what should be there and is not, in one line; "" for nothing.
+        missing: what is missing, in one line; "" for nothing.
     """
 
     domains: Sequence[str]
@@ -73,7 +73,7 @@ class ImageDataset(MultipleDomainDataset):
         )
 
     def _take(self, folder: Path, contents: Contents, remedy: str = "") -> None:
-        """Makes the domains of these images, once they are as many as were published."""
+        """Makes the domains, if there are as many of them, and of classes, as were published."""
         place = f"dataset {type(self).__name__} in {str(folder)!r}"
         if contents.missing:
             raise UserError(f"{place} is incomplete: {contents.missing}; {remedy}")
@@ -163,10 +163,10 @@ def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:
 
 
 class PublishedTree(ImageDataset):
-    """Images in the folders in which they were published: a subclass knows which, and where.
+    """Images in the folders in which they were published; a subclass knows this structure.
 
     Raises:
-        UserError: the dataset is not there, or images are missing, or it has more or fewer
+        UserError: the dataset or some of its images are missing, or it has more or fewer
             domains or classes than were published.
     """
 
@@ -340,7 +340,7 @@ class DomainNet(ImageFolderDataset):
 
 @DATASETS.register
 class SVIRO(ImageFolderDataset):
-    """Synthetic greyscale images of rear seats in ten cars: who or what sits there."""
+    """Synthetic greyscale images of the rear seats of ten cars: who or what sits there."""
 
     ENVIRONMENTS = DATASET_DOMAINS["SVIRO"]
     info = DatasetInfo(

@@ -105,7 +105,7 @@ def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _digits(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     """scikit-learn's 1,797 digits: (1797, 8, 8) uint8, and digits."""
-    # From its file: to import scikit-learn takes as long as to import PyTorch.
+    # From its file: importing scikit-learn takes as long as importing PyTorch.
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     # A line has 64 levels from 0 to 16, and the digit.
     table = torch.from_numpy(np.loadtxt(str(file), delimiter=","))
@@ -239,7 +239,7 @@ class RotatedMNIST(_Rotated):
 
     def rotated(self, images: torch.Tensor) -> torch.Tensor:
         rotation = self.option("rotation", self.hparams)
-        # Named after what is rotated: other images, or in another order, are another file.
+        # Named after the images and their order.
         digest = hashlib.md5(images.numpy().tobytes()).hexdigest()
         how = "" if rotation == self.options["rotation"].default else f"_{rotation}"
         file = cache_folder(self.root) / f"rotated_mnist_{digest}{how}.npy"

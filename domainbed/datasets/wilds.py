@@ -21,7 +21,7 @@ _WILDS = "Koh et al., WILDS, ICML 2021"
 
 
 def _table(file: Path, columns: Mapping[str, type]) -> Any:
-    """Some columns of a CSV file, without a guess which texts mean that there is no value."""
+    """Some columns of a CSV file; no text is taken for a missing value."""
     import pandas
 
     try:
@@ -31,7 +31,7 @@ def _table(file: Path, columns: Mapping[str, type]) -> Any:
     except (OSError, ValueError) as error:  # pandas' errors are ValueErrors
         raise UserError(
             f"{file} cannot be read as a table with the columns {', '.join(columns)} "
-            f"({one_line(error)}): get it anew"
+            f"({one_line(error)}): get it again"
         ) from error
 
 
@@ -82,7 +82,7 @@ class WILDSCamelyon(PublishedTree):
 
     @classmethod
     def contents(cls, folder: Path) -> Contents:
-        # Patients have leading zeros, which count.
+        # The numbers of patients have leading zeros, which are part of the file names.
         columns = {"patient": str, "node": int, "x_coord": int, "y_coord": int}
         columns |= {"tumor": int, "center": int}
         table = _table(folder / "metadata.csv", columns)
@@ -130,7 +130,7 @@ class WILDSFMoW(PublishedTree):
         regions = [region_of.get(code) or "Other" for code in table["country_code"]]
         classes = sorted(set(table["category"]))
         label = {name: number for number, name in enumerate(classes)}
-        # An image is called after its row, and sequestered rows count, too.
+        # An image is named after its row, and sequestered rows are counted, too.
         rows = [
             (f"images/rgb_img_{row}.png", label[category], region)
             for row, (split, category, region) in enumerate(

@@ -61,7 +61,7 @@ def decode_image(data: bytes, name: str) -> torch.Tensor:
     """
     try:
         pixels, _ = rgb_pixels(data)
-    except Exception as error:  # PIL raises other exceptions for each format
+    except Exception as error:  # PIL raises different exceptions for each format
         raise UnreadableImage(
             f"image {name} cannot be read ({why_unreadable(error, data)}): replace or remove it, "
             "or set the hyper-parameter corrupt_images to 'skip'"
@@ -167,7 +167,7 @@ def say(line: str) -> None:
 def mapped(file: Path) -> torch.Tensor:
     """A file's bytes, mapped into memory that all processes share; to be read only."""
     array = np.memmap(file, dtype=np.uint8, mode="r")
-    with warnings.catch_warnings():  # that it cannot be written to is intended
+    with warnings.catch_warnings():  # it is meant to be read-only
         warnings.simplefilter("ignore")
         return torch.from_numpy(array)
 

@@ -228,7 +228,7 @@ def _encoded(file: Path, shape: tuple[int, int], options: PackOptions) -> tuple[
     _, height, width = image.shape
     fits = (height, width) == shape
     if options.form == JPEG and fits and len(data) <= image.numel():
-        return data, height, width  # nothing can be more faithful than the file itself
+        return data, height, width  # the file itself is the most faithful
     pixels = (image if fits else resize(image, *shape)).permute(1, 2, 0).contiguous().numpy()
     if options.form == RAW:
         return pixels.tobytes(), height, width
