@@ -107,8 +107,11 @@ def _differences(frame: pd.DataFrame) -> Figure:
 @FIGURES.register(name="ranks")
 def rank_figures(findings: Findings) -> Figures:
     """Mean ranks, the critical difference, and bars over algorithms that cannot be told apart."""
-    found = {name: ranks for name, ranks in findings.ranks.items() if len(ranks.mean_ranks) > 1}
-    drawn = {name: ranks for name, ranks in found.items() if ranks.count}
+    drawn = {
+        name: ranks
+        for name, ranks in findings.ranks.items()
+        if len(ranks.mean_ranks) > 1 and ranks.count
+    }
     if not drawn:
         return {}
     size = max(len(ranks.mean_ranks) for ranks in drawn.values())

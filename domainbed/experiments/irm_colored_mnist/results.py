@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,16 +199,6 @@ def published_values(label_flip: float) -> pd.DataFrame | None:
     return renamed if len(renamed) else None
 
 
-def to_text(results: Sequence[dict[str, Any]]) -> str:
-    """Aligned columns, and below them what the numbers are."""
-    return "\n".join([*text_table(_grid(results, "+/-")), "", *_notes(results)]) + "\n"
-
-
-def to_markdown(results: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table, and below it what the numbers are."""
-    return "\n".join([*pipe_table(_grid(results, "±")), "", *_notes(results)]) + "\n"
-
-
 def to_csv(results: Sequence[dict[str, Any]]) -> str:
     """The columns of `table`, unrounded."""
     return table(results).to_csv(index=False, lineterminator="\n")
@@ -217,14 +208,6 @@ def to_json(results: Sequence[dict[str, Any]]) -> str:
     """The rows of `table`, unrounded, and every restart's result."""
     rows = json.loads(table(results).to_json(orient="records", double_precision=15))
     return json.dumps({"table": rows, "results": list(results)}, indent=2) + "\n"
-
-
-FORMATS: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
-    "text": to_text,
-    "markdown": to_markdown,
-    "csv": to_csv,
-    "json": to_json,
-}
 
 
 def _grid(results: Sequence[dict[str, Any]], plus_minus: str) -> list[list[str]]:
@@ -263,3 +246,21 @@ def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
         values = ", ".join(f"{number}: {of[name]}" for number, of in sorted(seeds.items()))
         lines.append(f"Seeds ({name}) by restart: {values}.")
     return lines
+
+
+def _lines(
+    table_lines: Callable[[list[list[str]]], list[str]],
+    plus_minus: str,
+    results: Sequence[dict[str, Any]],
+) -> str:
+    """A table of rounded numbers, and below it what the numbers are."""
+    lines = [*table_lines(_grid(results, plus_minus)), "", *_notes(results)]
+    return "\n".join(lines) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
+    "text": partial(_lines, text_table, "+/-"),
+    "markdown": partial(_lines, pipe_table, "±"),
+    "csv": to_csv,
+    "json": to_json,
+}
