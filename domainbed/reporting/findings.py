@@ -114,15 +114,13 @@ class Findings:
     @cached_property
     def choices(self) -> pd.DataFrame:
         """Each choice: `chosen`, with its hyper-parameters that differ between draws, as text."""
-        texts = self._hparams.assign(hparams=self._hparams["name"] + "=" + self._texts())
+        values = self._hparams["value"].map(
+            lambda v: f"{v:.4g}" if isinstance(v, float) else str(v)
+        )
+        texts = self._hparams.assign(hparams=self._hparams["name"] + "=" + values)
         joined = texts.groupby(_RUN, sort=False)["hparams"].agg(", ".join).reset_index()
         both = self.chosen.merge(joined, on=_RUN, how="left")
         return both.assign(hparams=both["hparams"].fillna("as all draws"))
-
-    def _texts(self) -> pd.Series:
-        return self._hparams["value"].map(
-            lambda value: f"{value:.4g}" if isinstance(value, float) else str(value)
-        )
 
     @cached_property
     def _hparams(self) -> pd.DataFrame:
