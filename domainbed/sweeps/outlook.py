@@ -210,7 +210,9 @@ def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
         began = time.monotonic()
         with experiment.precision():
             evaluator.evaluate(experiment.algorithm, [part], 0)
-        train_domains = len(experiment.train_envs)
+        train_domains, state = len(experiment.train_envs), experiment.algorithm.state_dict()
+        # A file holds weights that several modules share once.
+        size_of = {v.data_ptr(): v.nbytes for v in state.values() if isinstance(v, torch.Tensor)}
         return Timing(
             update=seconds / (updates * spec.hparams["batch_size"] * train_domains),
             evaluation=(time.monotonic() - began) / len(part.indices),
@@ -218,7 +220,7 @@ def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
             images=sum(len(split.indices) for split in splits),
             device=experiment.device.type,
             threads=threads,
-            model_bytes=_weights_bytes(experiment),
+            model_bytes=sum(size_of.values()),
         )
 
 
@@ -236,10 +238,3 @@ def _updates(experiment: Experiment) -> tuple[int, float]:
         if done > 1 and time.monotonic() - began > SECONDS:
             break
     return done - 1, time.monotonic() - began
-
-
-def _weights_bytes(experiment: Experiment) -> int:
-    """The size of the weights in a file, which holds those that modules share once."""
-    state = experiment.algorithm.state_dict().values()
-    tensors = [value for value in state if isinstance(value, torch.Tensor)]
-    return sum({each.data_ptr(): each.nbytes for each in tensors}.values())
