@@ -237,7 +237,7 @@ class SWAD(Average):
             before = record
 
     def _look_for_end(self, update: int, loss: float) -> None:
-        """What one record says; `mean` ends with the weights there."""
+        """Takes the loss of a record; `mean` ends with the weights there."""
         assert self.limit is not None
         if loss <= self.limit:
             self.kept, self.last_good, self.bad = deepcopy(self.mean), update, 0
@@ -399,7 +399,7 @@ def estimate_statistics(experiment: Experiment) -> None:
 
 
 def _training_batch_norms(network: nn.Module) -> list[_BatchNorm]:
-    """Those that normalise by the batch, and keep running statistics to predict with."""
+    """The layers that normalise by the batch, and keep running statistics to predict with."""
     layers = [each for each in network.modules() if isinstance(each, _BatchNorm)]
     return [each for each in layers if each.training and each.track_running_stats]
 

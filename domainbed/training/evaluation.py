@@ -228,7 +228,7 @@ class RecordedSplits:
 
 
 def _filled(splits: Sequence[EvaluationSplit], values: Sequence[Value]) -> list[Value]:
-    """The values of the splits, NaN of those that were not evaluated."""
+    """The values of the splits; NaN for those that were not evaluated."""
     found = {(v.domain, v.split, v.metric): v.value for v in values}
     metrics = dict.fromkeys(v.metric for v in values)
     return [

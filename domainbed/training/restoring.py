@@ -141,7 +141,7 @@ _VALUES: dict[str, Any] = {  # what is replaced, whatever was there
 
 
 _FILLED = ("module", "random", "stateful", "object")
-"""Kinds of objects that only a constructor makes, and that are filled."""
+"""Kinds of objects that only their constructor can make: their state is put into them."""
 
 
 class _Restore:
@@ -216,7 +216,7 @@ class _Restore:
         return optimizer
 
     def _new_optimizer(self, old: Any, encoded: State, where: str) -> torch.optim.Optimizer:
-        """One that replaced the constructor's, with other parameters or of another class."""
+        """An optimizer that replaced the constructor's: of another class, or other parameters."""
         name = encoded["class"]
         if any(p not in self._parameters for group in encoded["groups"] for p in group):
             raise _refusal(where, name, "was made by an update, over parameters without a name")

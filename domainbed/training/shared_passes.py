@@ -110,7 +110,7 @@ class _AllRows(Function):
 
 
 class _Copied(Function):
-    """Of any number of tensors at once, whose gradients then travel together."""
+    """Any number of tensors at once, so that their gradients are sent together."""
 
     @staticmethod
     def forward(ctx: Any, *values: torch.Tensor | None) -> Gradients:
@@ -139,7 +139,7 @@ class _Summed(Function):
 
 
 class _DrawsOfAll(TorchDispatchMode):
-    """What is drawn at random for own rows (dropout, stochastic depth) is drawn for all n.
+    """Random draws for a process's own rows (dropout, stochastic depth) are made for all n.
 
     So it is what one process draws, and the sources of all processes stay the same.
     """
@@ -166,7 +166,7 @@ class _DrawsOfAll(TorchDispatchMode):
         )
 
     def _like(self, own: torch.Tensor) -> torch.Tensor:
-        """Of all rows, in the same layout, by which it is filled."""
+        """An empty tensor for all rows, in the same layout, by which it is filled."""
         shape, nhwc = (self._n, *own.shape[1:]), torch.channels_last
         of_images = own.dim() == 4 and own.is_contiguous(memory_format=nhwc)
         layout = nhwc if of_images and not own.is_contiguous() else torch.contiguous_format

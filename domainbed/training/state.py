@@ -81,7 +81,7 @@ def below(where: str, name: str) -> str:
 
 
 def _tensors(module: nn.Module) -> dict[str, Any]:
-    """The state dict, and the buffers that are not meant to be saved but decide the next step."""
+    """The state dict, and buffers that it leaves out but that the next step depends on."""
     return {**dict(module.named_buffers()), **module.state_dict()}
 
 
@@ -211,7 +211,7 @@ def _is_plain(key: Any) -> bool:
 
 
 def _hides(value: Any) -> bool:
-    """Whether an object has state beside its `__dict__`."""
+    """Whether an object has state outside its `__dict__`."""
     slots = any(vars(cls).get("__slots__") for cls in type(value).__mro__)
     return slots or not hasattr(value, "__dict__") or isinstance(value, _CONTAINERS)
 

@@ -239,12 +239,12 @@ class Trainer:
         return metric in self.spec.metrics and not (is_in_accuracy and is_training)
 
     def _resume(self) -> Progress:
-        check_guard(self.folder.path)  # building takes its time
+        check_guard(self.folder.path)  # building took a while
         if self.folder.done.exists():
             self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
         load = partial(checkpoint.load, self.folder, self.spec.run_id, self._enter_stage)
-        # Before what it reads is replaced or removed.
+        # In all processes, before the first one replaces or removes what it reads.
         progress = ranks.together(partial(load, self.averages.restore, self.table.line))
         if progress.has_begun:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
@@ -256,7 +256,7 @@ class Trainer:
             set_initial_weights(self.experiment)
             self.averages = Averages(self.experiment)  # which start with these
             self.algorithm.on_start()
-        # A kill may have come between a record and its checkpoint, or within the record's line.
+        # The run may have been killed between a record and its checkpoint, or within the line.
         write_text(self.folder.results, "".join(progress.records))
         write_environment(self.folder, self.experiment, self.began, progress)
         self.trackers.begin(self._tracked(progress))
@@ -269,7 +269,7 @@ class Trainer:
         return TrackedRun(spec.run_id, words, path.parent.name, path, spec.as_json(), next_step)
 
     def _announce(self) -> None:
-        """Prints what a new run is; keeps records whose checkpoint is gone."""
+        """Prints what a new run is; keeps earlier records whose checkpoint is gone."""
         self.table.line(self.spec.describe())
         self.table.line(f"Hyper-parameters: {json.dumps(self.spec.hparams, sort_keys=True)}")
         if skipped := sum(len(domain.unreadable) for domain in self.experiment.domains):
