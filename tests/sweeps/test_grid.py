@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -187,3 +188,15 @@ def test_a_dataset_on_which_nothing_can_run_is_refused():
         config(datasets=["ColoredDigits"], algorithms=["TRM"], test_envs=[[0, 1]])
     asked = config(datasets=["ColoredDigits"], algorithms=["TRM", "ERM"], test_envs=[[0, 1]])
     assert {run.algorithm for run in asked.plan()} == {"ERM"}
+
+
+def test_planning_looks_no_name_up_again():
+    asked = config(algorithms=["ERM", "Fishr", "DANN"], trials=3, hparams_seeds=4)
+    called = set()
+    sys.setprofile(lambda frame, event, argument: called.add(frame.f_code.co_name))
+    try:
+        asked.plan()
+    finally:
+        sys.setprofile(None)
+    assert {"plan", "variant"} <= called
+    assert not {"get_algorithm_class", "get_dataset_class", "get_protocol"} & called
