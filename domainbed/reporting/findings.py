@@ -176,16 +176,11 @@ def is_logarithmic(values: pd.Series) -> bool:
     return bool(is_wide and values.min() >= 0)
 
 
-def without_zeros(values: pd.Series) -> pd.Series:
-    """Numbers that have logarithms: zeros become a tenth of the lowest other number."""
-    others = values[values > 0]
-    return values.where(values > 0, others.min() / 10)
-
-
 def position(values: pd.Series) -> np.ndarray:
     """Where each number lies between the lowest, 0, and the highest, 1."""
-    is_log = is_logarithmic(values)
-    numbers = np.log(without_zeros(values).to_numpy()) if is_log else values.to_numpy()
+    numbers = values.to_numpy()
+    if is_logarithmic(values):  # zeros become a tenth of the lowest other number
+        numbers = np.log(np.where(numbers > 0, numbers, numbers[numbers > 0].min() / 10))
     spread = np.ptp(numbers)
     return (numbers - numbers.min()) / spread if spread else np.full(len(numbers), 0.5)
 
