@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
@@ -37,28 +38,25 @@ class CausIRL(FeatureMatching):
         "Matching, arXiv 2206.11646"
     )
 
+    distance: ClassVar[staticmethod[[Sequence[torch.Tensor]], torch.Tensor]]
+    """Of A and B, a scalar."""
+
     def penalty_of(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         mixtures = two_mixtures(features, [self.draws.integer(len(z)) for z in features])
         if min(map(len, mixtures)) < 2:
             return features[0].new_zeros(())
         return self.distance(mixtures).nan_to_num()
 
-    def distance(self, mixtures: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Of A and B, a scalar."""
-        raise NotImplementedError
-
 
 @register_algorithm
 class CausIRL_CORAL(CausIRL):
     """CausIRL with CORAL's distance, of means and covariances; see `CausIRL`."""
 
-    def distance(self, mixtures: Sequence[torch.Tensor]) -> torch.Tensor:
-        return coral_penalty(mixtures)
+    distance = staticmethod(coral_penalty)
 
 
 @register_algorithm
 class CausIRL_MMD(CausIRL):
     """CausIRL with MMD's distance, of kernel means; see `CausIRL`."""
 
-    def distance(self, mixtures: Sequence[torch.Tensor]) -> torch.Tensor:
-        return mmd_penalty(mixtures)
+    distance = staticmethod(mmd_penalty)

@@ -142,7 +142,7 @@ class GradientMatching(nn.Module):
         ema: float,
         differentiable: bool = True,
     ) -> torch.Tensor:
-        """The penalty, a scalar; moves the average on.
+        """The penalty, a scalar; updates the average.
 
         Args:
             featurizer, classifier: the networks of the pass.
@@ -156,13 +156,9 @@ class GradientMatching(nn.Module):
         statistic = _STATISTICS[self.statistic]
         with nullcontext() if differentiable else torch.no_grad():
             values = statistic(head, inputs, forward_pass.y, forward_pass.sizes, parameters=names)
-            return fishr_penalty(self._smoothed(values, ema), self.reduction)
-
-    def _smoothed(self, values: torch.Tensor, ema: float) -> torch.Tensor:
-        """Moves the average on by `values`, and returns it divided by 1 − ema."""
-        average = ema * self.variance_ema + (1 - ema) * values
-        self.variance_ema = average.detach()
-        return average / (1 - ema)
+            average = ema * self.variance_ema + (1 - ema) * values
+            self.variance_ema = average.detach()
+            return fishr_penalty(average / (1 - ema), self.reduction)
 
     def _count(self, featurizer: nn.Module, classifier: nn.Module) -> int:
         """P, the number of parameters whose gradients are matched."""

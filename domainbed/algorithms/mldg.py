@@ -24,17 +24,14 @@ from domainbed.algorithms.base import (
 from domainbed.algorithms.erm import ERM, Network
 from domainbed.config.dimensions import Choice, LogUniform, Option
 
-Pair = tuple[int, int]
-"""A meta-train domain and a meta-test domain."""
 
-
-def split_pairs(order: Sequence[int], meta_test: int) -> list[Pair]:
+def split_pairs(order: Sequence[int], meta_test: int) -> list[tuple[int, int]]:
     """The last `meta_test` domains of `order` in turn beside each of the others."""
     held_out = order[-meta_test:]
     return [(e, held_out[i % meta_test]) for i, e in enumerate(order[:-meta_test])]
 
 
-def cyclic_pairs(order: Sequence[int]) -> list[Pair]:
+def cyclic_pairs(order: Sequence[int]) -> list[tuple[int, int]]:
     """Each domain of `order` with the next one, the last with the first."""
     return list(zip(order, [*order[1:], order[0]]))
 
@@ -122,8 +119,10 @@ class MLDG(ERM):
         transferred = mean_risk(moved(self.network, stepped), test)
         return risk + self.hparams["mldg_beta"] * transferred
 
-    def update_by_pairs(self, minibatches: Minibatches, pairs: Sequence[Pair]) -> Metrics:
-        """One step on the first-order gradients of all pairs."""
+    def update_by_pairs(
+        self, minibatches: Minibatches, pairs: Sequence[tuple[int, int]]
+    ) -> Metrics:
+        """One step on the first-order gradients of all pairs (meta-train, meta-test domain)."""
         parameters, domains = trained_parameters(self.network), len(minibatches)
         beta, rates = self.hparams["mldg_beta"], (self.hparams["lr"], self.hparams["weight_decay"])
         losses = []

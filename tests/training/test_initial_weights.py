@@ -139,7 +139,7 @@ def test_diwa_of_such_runs_is_the_mean_of_their_weights(tmp_path: Path) -> None:
 
     other = spec_of(seed=2, initial_weights="shared")
     run(other, tmp_path / other.run_id, CPU)
-    with pytest.raises(UserError, match="began with different weights"):
+    with pytest.raises(UserError, match="started with different weights"):
         list(average_runs(tmp_path, "diwa-uniform", ["ERM"], machine=CPU))
 
 
