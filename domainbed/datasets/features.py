@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -321,22 +320,9 @@ def reads_text(source: FeatureSource) -> bool:
     return source.backbone.startswith(PREFIX)
 
 
-@dataclass(frozen=True)
-class TextHead:
-    """A classifier of features that have length 1.
-
-    Attributes:
-        weight: (C, d), of length 1.
-        scale: the factor of the products.
-    """
-
-    weight: torch.Tensor
-    scale: float
-
-
 def open_text_head(
     folder: Path, source: FeatureSource, class_names: Sequence[str], prompts: str
-) -> TextHead:
+) -> tuple[torch.Tensor, float]:
     """The classifier of some classes, computed unless it already lies beside the features.
 
     Args:
@@ -344,6 +330,10 @@ def open_text_head(
         source: what computed them; see `reads_text`.
         class_names: underscores in them are read as spaces.
         prompts: see `prompt_templates`.
+
+    Returns:
+        Of a classifier of features of length 1: the weights (C, d), of length 1, and the factor of
+        their products with the features.
 
     Raises:
         UserError: the backbone has no text encoder, its weights are not available, or there
@@ -366,4 +356,4 @@ def open_text_head(
                 kept = {"classes": classes, "templates": list(templates)}
                 torch.save({**kept, "weight": weight, "scale": scale}, aside)
     found = load_plain(file)
-    return TextHead(found["weight"], found["scale"])
+    return found["weight"], found["scale"]

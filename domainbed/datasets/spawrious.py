@@ -67,9 +67,10 @@ class _Spawrious(PublishedTree):
         test: list[Part] = []
         groups: list[list[Part]] = []
         for k, own in enumerate(cls.correlated):
-            if cls.common is None:
-                test += _parts(0, _swapped(cls.testing, k), None)
-                groups.append(_parts(0, _swapped(cls.training, k), IN_FOLDER))
+            if cls.common is None:  # the second time, neighbours change places
+                order = [number ^ k for number in range(len(BREEDS))]
+                test += _parts(0, [cls.testing[i] for i in order], None)
+                groups.append(_parts(0, [cls.training[i] for i in order], IN_FOLDER))
             else:
                 rest = _parts(k, [cls.common] * len(BREEDS), IN_FOLDER - own)
                 test += _parts(k, cls.testing, None)
@@ -101,11 +102,6 @@ def _parts(folder: int, locations: Sequence[str], number: int | None) -> list[Pa
         (f"{folder}/{location}/{breed}", breed, number)
         for location, breed in zip(locations, BREEDS)
     ]
-
-
-def _swapped(locations: Sequence[str], swap: int) -> list[str]:
-    """The locations, or with neighbours in each other's place."""
-    return [locations[i ^ swap] for i in range(len(locations))]
 
 
 def _spawrious(

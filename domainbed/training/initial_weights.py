@@ -54,8 +54,8 @@ def _text_head(experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:
     assert folder is not None
     names = experiment.dataset.class_names
     prompts = with_defaults(HEAD_OPTIONS, spec.hparams)["prompts"]
-    head = open_text_head(folder, spec.features, names, prompts)
-    return head.scale * head.weight, torch.zeros(len(names))
+    weight, scale = open_text_head(folder, spec.features, names, prompts)
+    return scale * weight, torch.zeros(len(names))
 
 
 @torch.no_grad()

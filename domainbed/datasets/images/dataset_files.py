@@ -148,7 +148,7 @@ def make_once(folder: Path, make: Callable[[], None]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(
             folder.with_name(f"{folder.name}.lock"),
-            lambda: say(f"Another process makes {folder.name}: waiting for it"),
+            lambda: print(f"Another process makes {folder.name}: waiting for it", file=sys.stderr),
         ):
             if not folder.exists():
                 make()
@@ -157,11 +157,6 @@ def make_once(folder: Path, make: Callable[[], None]) -> None:
             f"{folder.name} cannot be written in {str(folder.parent)!r} ({error.strerror}): name "
             "another folder in the variable DOMAINBED_CACHE_DIR"
         ) from error
-
-
-def say(line: str) -> None:
-    """Prints a line that is no result."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def mapped(file: Path) -> torch.Tensor:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,6 @@ from domainbed.datasets.images.dataset_files import (
     in_order,
     make_once,
     mapped,
-    say,
 )
 from domainbed.datasets.images.transforms import resize
 from domainbed.errors import UserError
@@ -204,12 +204,13 @@ def _announce(listing: Listing, folder: Path, shape: tuple[int, int], options: P
             f"{str(folder)!r}, where {_gb(free)} are free: choose the format jpeg ({sizes[JPEG]}) "
             "or a smaller size, or name another folder in the variable DOMAINBED_CACHE_DIR"
         )
-    say(
+    message = (
         f"Packing {listing.name}, once for all runs: {len(listing.files):,} images of {shape[1]} × "
         f"{shape[0]} ({options.form}), {sizes[options.form]} in {folder}"
     )
     if options.form == RAW and needed > _LARGE:
-        say(f"(as jpeg {sizes[JPEG]}, and more work for the processor)")
+        message += f"\n(as jpeg {sizes[JPEG]}, and more work for the processor)"
+    print(message, file=sys.stderr, flush=True)
 
 
 def _gb(size: float) -> str:

@@ -329,7 +329,8 @@ def augment_each(images: Sequence[torch.Tensor], augmentation: Augmentation) -> 
 def preprocess(images: torch.Tensor) -> torch.Tensor:
     """As `preprocess_each`, for (B, H, W, 3) uint8 at once: for GPUs."""
     boxes = torch.tensor([[0, 0, images.size(1), images.size(2)]])
-    return _finished(resize_boxes(images, sent(boxes, images.device)))
+    x = normalised(resize_boxes(images, sent(boxes, images.device)))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
@@ -348,11 +349,8 @@ def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
         for number, rows in enumerate(rows_by_operation[:, turn].split(counts)):
             part = JITTER_OPERATIONS[number](x[rows], factors[rows, number])
             x.index_copy_(0, rows, part)
-    return _finished(torch.where(grey, luma(x), x))
-
-
-def _finished(x: torch.Tensor) -> torch.Tensor:
-    return normalised(x).contiguous(memory_format=torch.channels_last)
+    x = normalised(torch.where(grey, luma(x), x))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def resize_boxes(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
