@@ -42,7 +42,7 @@ def sweep(parser: Parser) -> Run:
     parser.add_argument("--command_launcher", default="local", help="a registered launcher (local)")
     parser.add_argument("--single_test_envs", action="store_true", help="no pairs of test domains")
     parser.add_argument("--dry_run", action="store_true", help="say what would be done")
-    add_shared(parser, "skip_confirmation")
+    add_shared(parser, "--skip_confirmation")
     add_launcher_flags(parser)
     return _sweep
 
