@@ -59,8 +59,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """The flag --device: by itself a GPU where there is one; refused where it is not there."""
     import torch
 
+    from domainbed.core.device import choose_device
     from domainbed.errors import UserError
-    from domainbed.training.machine import choose_device
 
     def there(name: str) -> str:
         try:

@@ -54,14 +54,6 @@ __all__ = [
 ]
 
 
-def _batch_size(facts: DatasetFacts) -> Dimension:
-    doc = "images per training domain and step"
-    if facts.from_scratch:
-        return LogUniform(64, 3, 9, doc, base=2, integer=True, least=1)
-    high = 5 if facts.name == "DomainNet" else 5.5
-    return LogUniform(32, 3, high, doc, base=2, integer=True, least=1)
-
-
 def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
     """The dimensions that every algorithm has."""
     rates = (0.0, 0.1, 0.5)
@@ -77,7 +69,9 @@ def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
             "head_width": Fixed(256, "their width", least=1),
             "head_dropout": Choice(0.0, rates, "dropout before each of them", least=0, below=1),
         }
-    batch_size = _batch_size(facts)
+    size, high = (64, 9.0) if facts.from_scratch else (32, 5.5)
+    if facts.name == "DomainNet" and not facts.from_scratch:
+        high = 5.0
     return {
         "data_augmentation": Fixed(True, "random crop, flip, colour jitter and greyscale"),
         **network,
@@ -85,7 +79,9 @@ def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
         "nonlinear_classifier": Fixed(False, "three linear layers with ReLU, instead of one"),
         "lr": learning_rate(facts),
         "weight_decay": weight_decay(facts),
-        "batch_size": batch_size,
+        "batch_size": LogUniform(
+            size, 3, high, "images per training domain and step", base=2, integer=True, least=1
+        ),
     }
 
 

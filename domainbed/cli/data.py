@@ -224,12 +224,12 @@ def computed_features(
         UserError: no such dataset or backbone, no image files, or a corrupt image.
     """
     from domainbed.core.cores import usable_cores
+    from domainbed.core.device import choose_device
     from domainbed.core.files import cache_folder
     from domainbed.core.names import dataset_label
     from domainbed.datasets import load_dataset
     from domainbed.datasets.features import open_features
     from domainbed.datasets.image_domains import listing_of
-    from domainbed.training.machine import choose_device
 
     dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)
     listing = listing_of(dataset, dataset_label(args.dataset))

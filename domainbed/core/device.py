@@ -1,4 +1,4 @@
-"""What a GPU needs: copies that nothing waits for, and float32 products in TF32 or not.
+"""The device of a run: which one, copies that nothing waits for, and products in TF32 or not.
 
 TF32 keeps 10 of the 23 bits of a number that is multiplied; sums stay float32. PyTorch uses it
 for convolutions by default, and not for matrix products. Only NVIDIA GPUs from Ampere on have it.
@@ -11,6 +11,50 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from domainbed.errors import UserError
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device; None means CUDA, else MPS, else the CPU.
+
+    Raises:
+        UserError: the machine has no such device.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kinds = ("cpu", "cuda", "mps")
+    if name.partition(":")[0] not in kinds:
+        raise UserError(f"device {name!r}: expected one of {', '.join(kinds)}", "device")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        # Of a device that it was built without, PyTorch says paragraphs about its internals.
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        said = f" ({reason})" if len(reason) < 80 else ""
+        raise UserError(
+            f"device {name!r} cannot be used on this machine{said}: try --device cpu", "device"
+        ) from error
+    return device
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Refuses a precision that the device does not have.
+
+    Raises:
+        UserError: it has no TF32.
+    """
+    on_gpu = device.type == "cuda"
+    if precision == "tf32" and not (on_gpu and torch.cuda.get_device_capability(device) >= (8, 0)):
+        here = torch.cuda.get_device_name(device) if on_gpu else device.type
+        raise UserError(
+            f"precision is 'tf32', which NVIDIA GPUs have from Ampere on, and the device is {here}:"
+            " choose float32 or bf16",
+            "precision",
+        )
 
 
 @contextmanager

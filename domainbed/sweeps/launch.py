@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from domainbed.config.run_fields import RunOptions
+from domainbed.core.device import choose_device, require_precision
 from domainbed.core.files import write_text
 from domainbed.core.registry import import_plugins
 from domainbed.core.stopping import Interrupted
@@ -24,7 +25,6 @@ from domainbed.sweeps.following import Display, follow, in_hand
 from domainbed.sweeps.status import Costs, Status, finished_costs, status_of
 from domainbed.sweeps.store import PlannedRun, Store
 from domainbed.training import run
-from domainbed.training.machine import choose_device, require_precision
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Launch:
         runs = [self.runs[run_id] for run_id in [*todo, *others]]
         theirs = dict(enumerate(runs[len(todo) :], len(todo)))
         unwritten: dict[str, str] = {}
-        handle = self.submit()
         display = Display([spec.steps for spec in runs])
+        handle = self.submit()
 
         def on_event(event: Event) -> None:
             if event.kind == BUSY and with_others:

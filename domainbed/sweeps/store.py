@@ -128,6 +128,7 @@ class Store:
             UserError: the folder cannot be written, the plan there is damaged, or has the same
                 runs with other settings.
         """
+        settings = yaml.safe_dump(config.as_yaml_value(), sort_keys=False)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with owning(self._plan_owners, in_turn=True):
@@ -138,7 +139,7 @@ class Store:
                 lacking = [e for e in before["left_out"] if e not in lacking] + lacking
                 content = {"version": _PLAN_VERSION, "runs": merged, "left_out": lacking}
                 write_text(self.plan, json.dumps(content) + "\n")
-                write_text(self.config, yaml.safe_dump(config.as_yaml_value(), sort_keys=False))
+                write_text(self.config, settings)
         except OSError as error:
             raise UserError(
                 f"output_dir {str(self.root)!r} cannot be written ({error.strerror}): choose "

@@ -14,7 +14,7 @@ import torch
 
 from domainbed.algorithms import Algorithm, Stage, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.device import tf32_products
+from domainbed.core.device import choose_device, tf32_products
 from domainbed.core.seeding import seed_everything, stage_seed
 from domainbed.datasets import (
     MultipleDomainDataset,
@@ -27,7 +27,7 @@ from domainbed.datasets.domain import Domain, Minibatch
 from domainbed.errors import UserError, reason_of
 from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value, splits_to_evaluate
-from domainbed.training.machine import choose_device, to_device
+from domainbed.training.machine import to_device
 from domainbed.training.ranks import align, of_first, own_device
 from domainbed.training.sampling import (
     EpochDraws,
@@ -219,6 +219,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     domains = domains_of(dataset)
     _check_data(spec, dataset, len(domains))
     check_domains(dataset, domains)
+    domains = [domain.to(device) for domain in domains]
     splits = split_domains(
         domains,
         spec.test_envs,
@@ -234,7 +235,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         spec,
         device,
         dataset,
-        [share_reading(domain.to(device)) for domain in domains],
+        list(map(share_reading, domains)),
         splits,
         _new_algorithm(spec, dataset, len(domains), device),
         workers,

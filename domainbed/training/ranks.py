@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from domainbed.core.device import choose_device
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
-from domainbed.training.machine import choose_device
 
 T = TypeVar("T")
 

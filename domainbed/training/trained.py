@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.run_fields import FeatureSource, RunOptions
+from domainbed.core.device import choose_device
 from domainbed.core.names import dataset_label
 from domainbed.core.seeding import global_sources_kept, seed_everything
 from domainbed.datasets import DATASETS
@@ -27,7 +28,6 @@ from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.kept_models import read_model
-from domainbed.training.machine import choose_device
 from domainbed.training.sampling import shuffled
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from domainbed.algorithms import Algorithm
 from domainbed.config.run_fields import RunOptions
+from domainbed.core.device import choose_device, require_precision
 from domainbed.core.files import as_json_values, check_guard, write_text
 from domainbed.core.record_keys import (
     FULL_DATA,
@@ -36,12 +37,7 @@ from domainbed.training.experiment import Experiment, build
 from domainbed.training.history import History
 from domainbed.training.initial_weights import set_initial_weights
 from domainbed.training.kept_models import KeptModels
-from domainbed.training.machine import (
-    choose_device,
-    peak_memory,
-    process_set_up,
-    require_precision,
-)
+from domainbed.training.machine import peak_memory, process_set_up
 from domainbed.training.progress import ProgressTable
 from domainbed.training.provenance import args_of, claim, write_environment
 from domainbed.training.saved_predictions import save_predictions

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.device import convolutions_in_tf32, products_in_tf32
+from domainbed.core.device import convolutions_in_tf32, products_in_tf32, require_precision
 from domainbed.errors import UserError
 from domainbed.networks import MNIST_CNN
 from domainbed.spec import RunSpec
-from domainbed.training.machine import process_set_up, require_precision, to_device
+from domainbed.training.machine import process_set_up, to_device
 from domainbed.training.trainer import run
 
 GPU = torch.device("cuda")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from domainbed.core.device import choose_device
 from domainbed.core.files import write_text
 from domainbed.core.stopping import Interrupted, stop_requested
 from domainbed.core.text_table import pipe_table, text_table
@@ -29,7 +30,6 @@ from domainbed.launchers.base import environment_set
 from domainbed.reporting.published import irm_colored_mnist_values
 from domainbed.runs.states import FAILED
 from domainbed.sweeps.following import Display
-from domainbed.training.machine import choose_device
 from domainbed.training.provenance import describe
 
 Restart = tuple[int, str]
