@@ -356,7 +356,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["file", "file/below"])
 def test_an_output_dir_that_cannot_be(path: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         train(digits(), tmp_path / path)
 
 
