@@ -31,8 +31,12 @@ from domainbed.datasets.images.dataset_files import (
 from domainbed.datasets.images.transforms import Augmentation, Crop, resize
 from domainbed.errors import UserError, one_line
 from domainbed.networks.open_clip_models import PREFIX, prompt_templates, text_classifier
-from domainbed.networks.preprocessing import Preprocessing, preprocessing_of
-from domainbed.networks.pretrained import headless_model, load_plain
+from domainbed.networks.pretrained import (
+    Preprocessing,
+    headless_model,
+    load_plain,
+    preprocessing_of,
+)
 
 VERSION = 1
 INDEX, FEATURES, PROGRESS = "index.json", "features.bin", "progress.json"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from domainbed.config.dimensions import Option
-from domainbed.networks.backbone import BACKBONE_OPTIONS, Backbone
 from domainbed.networks.featurizer import (
+    BACKBONE_OPTIONS,
     CHOICE_OPTIONS,
     MLP,
     MLP_OPTIONS,
     MNIST_CNN,
     NETWORKS,
+    Backbone,
     Classifier,
     Featurizer,
     Projection,

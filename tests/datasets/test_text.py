@@ -22,8 +22,7 @@ from domainbed.datasets.images.dataset_files import read_image
 from domainbed.errors import UserError
 from domainbed.networks import open_clip_models
 from domainbed.networks.open_clip_models import prompt_templates
-from domainbed.networks.preprocessing import preprocessing_of
-from domainbed.networks.pretrained import headless_model
+from domainbed.networks.pretrained import headless_model, preprocessing_of
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.training import build, load_model, run

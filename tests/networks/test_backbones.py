@@ -256,7 +256,7 @@ def test_the_resnet_50_of_augmix(monkeypatch):
         chosen.append((name, weights))
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
-    monkeypatch.setattr("domainbed.networks.backbone.headless_model", built)
+    monkeypatch.setattr("domainbed.networks.featurizer.headless_model", built)
     augmix = {**SCRATCH, "resnet50_augmix": True}
     networks.Backbone((3, 32, 32), augmix)
     networks.Backbone((3, 32, 32), {**augmix, "weights": "imagenet"})
