@@ -155,12 +155,20 @@ def _csv_rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[Any, Any]]
         ) from error
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, none of whose keys may be given twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key is given twice")
+    return row
+
+
 def _json_rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_repeats)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{file}, line {number}: not valid JSON ({error}): write one object a line"

@@ -166,6 +166,10 @@ def test_bad_csv(lines, message, tmp_path):
     ("lines", "message"),
     [
         (("{", "{}"), "line 1: not valid JSON"),
+        (
+            ('{"path": "x", "label": 1, "label": 2, "domain": "a"}',),
+            "line 1: not valid JSON (a key",
+        ),
         (("", "[1]"), "line 2: not a JSON object: expected path, label and domain"),
         (('{"path": "x", "label": 1}',), "line 1: 'domain' is missing"),
         (('{"path": "x", "label": [1], "domain": "a"}',), "line 1: 'label' is [1]: expected text"),
