@@ -7,7 +7,6 @@ domains; a `data_seed` replaces it where they should change with every run, as i
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,14 +16,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch.utils.data import TensorDataset
 
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.dimensions import Option
 from domainbed.core import seeding
-from domainbed.core.files import cache_folder, regular, written_aside
+from domainbed.core.files import regular
 from domainbed.core.names import DATASET_DOMAINS
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.domain import Draw, TensorDomain
@@ -129,7 +127,7 @@ class _ShuffledDigits(MultipleDomainDataset):
         data_seed: int | None = None,
     ) -> None:
         seed = seeding.data_seed(trial_seed) if data_seed is None else data_seed
-        self.root, self.hparams = root, hparams
+        self.hparams = hparams
         self.generator = torch.Generator().manual_seed(seed)
         images, digits = self.read(root)
         order = torch.randperm(len(images), generator=self.generator)
@@ -175,17 +173,13 @@ class _Rotated(_ShuffledDigits):
     }
 
     def make_domains(self, images: torch.Tensor, digits: torch.Tensor) -> list[ByteImages]:
-        n, rotated = len(self.angles), self.rotated(images)
-        return [ByteImages(rotated[i::n].contiguous(), digits[i::n]) for i in range(n)]
-
-    def rotated(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, H, W) uint8; image k is rotated by angle k mod N."""
         resampling = Image.Resampling[self.option("rotation", self.hparams).upper()]
-        turned = [
-            np.asarray(Image.fromarray(image).rotate(self.angles[k % len(self.angles)], resampling))
-            for k, image in enumerate(images.numpy())
-        ]
-        return torch.from_numpy(np.stack(turned))
+        domains, n = [], len(self.angles)
+        for i, angle in enumerate(self.angles):
+            upright = map(Image.fromarray, images[i::n].numpy())
+            turned = [np.asarray(image.rotate(angle, resampling)) for image in upright]
+            domains.append(ByteImages(torch.from_numpy(np.stack(turned)), digits[i::n]))
+        return domains
 
 
 _MNIST_TERMS: dict[str, Any] = {
@@ -221,11 +215,7 @@ class ColoredMNIST(_Colored):
 
 @DATASETS.register
 class RotatedMNIST(_Rotated):
-    """MNIST rotated: (1, 28, 28) in [0, 1], 10 classes, domains 0 to 75 degrees.
-
-    The rotated images of a trial (55 MB) are computed once and cached on disk, below `root` or
-    in the folder named by the variable DOMAINBED_CACHE_DIR.
-    """
+    """MNIST rotated: (1, 28, 28) in [0, 1], 10 classes, domains 0 to 75 degrees."""
 
     ENVIRONMENTS = DATASET_DOMAINS["RotatedMNIST"]
     info = DatasetInfo(
@@ -236,22 +226,6 @@ class RotatedMNIST(_Rotated):
         citation="Ghifary et al., Domain Generalization for Object Recognition, ICCV 2015",
         **_MNIST_TERMS,
     )
-
-    def rotated(self, images: torch.Tensor) -> torch.Tensor:
-        rotation = self.option("rotation", self.hparams)
-        # Named after the images and their order.
-        digest = hashlib.md5(images.numpy().tobytes()).hexdigest()
-        how = "" if rotation == self.options["rotation"].default else f"_{rotation}"
-        file = cache_folder(self.root) / f"rotated_mnist_{digest}{how}.npy"
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{file}.lock"):  # one of several runs computes, the others wait
-                if not file.exists():
-                    with written_aside(file) as aside, aside.open("wb") as stream:
-                        np.save(stream, super().rotated(images).numpy())
-                return torch.from_numpy(np.load(file))
-        except (OSError, ValueError, EOFError):  # read-only, or damaged: this only costs time
-            return super().rotated(images)
 
 
 @DATASETS.register
