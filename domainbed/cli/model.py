@@ -73,8 +73,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _save_predictions(args: argparse.Namespace) -> int:
-    from domainbed.training.saved_predictions import save_predictions
-    from domainbed.training.trained import load_trained_weights, rebuild
+    from domainbed.training.trained import load_trained_weights, rebuild, save_predictions
 
     folder = RunFolder(args.folder)
     experiment = rebuild(folder, _machine(args), args.dataset)

@@ -88,7 +88,7 @@ def _read_images(
 
     if not all(name.isdigit() for name in names):
         return files_below(data_dir, folder, env, names)
-    from domainbed.training.saved_predictions import pictures  # imports PyTorch
+    from domainbed.training.trained import pictures  # imports PyTorch
 
     try:
         return pictures(RunFolder(folder), data_dir, env, list(map(int, names)))

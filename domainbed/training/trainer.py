@@ -40,8 +40,8 @@ from domainbed.training.kept_models import KeptModels
 from domainbed.training.machine import peak_memory, process_set_up
 from domainbed.training.progress import ProgressTable
 from domainbed.training.provenance import args_of, claim, write_environment
-from domainbed.training.saved_predictions import save_predictions
 from domainbed.training.state import unseen
+from domainbed.training.trained import save_predictions
 
 OnStep = Callable[[int], None]
 

@@ -18,7 +18,7 @@ from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import read_predictions
 from domainbed.spec import RunSpec
 from domainbed.training import run
-from domainbed.training.saved_predictions import pictures
+from domainbed.training.trained import pictures
 
 
 @pytest.fixture(scope="module")
