@@ -38,25 +38,28 @@ class MultipleDomainDataset:
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
         features_folder: of the features that are the inputs; None where these are images.
+        small_images: whether the search spaces of small images apply (protocol of the MNIST
+            datasets).
+        shareable: whether the object depends on root and trial seed alone, so that runs may
+            share it.
+        test_domains: the domains that it is evaluated on, which sweeps plan; None for all of them.
+        augmented_domains: the domains whose images are always augmented; None for the training
+            domains.
+        options: what hyper-parameters may change about the data; see `option`.
+        reads_images: whether inputs are files of natural images, with their published
+            preprocessing.
     """
 
     ENVIRONMENTS: ClassVar[Sequence[str]] = ()
     N_STEPS: ClassVar[int] = 5001
     CHECKPOINT_FREQ: ClassVar[int] = 100
     small_images: ClassVar[bool] = False
-    """Whether the search spaces of small images apply (protocol of the MNIST datasets)."""
     shareable: ClassVar[bool] = False
-    """Whether the object depends on root and trial seed alone, so that runs may share it."""
     info: ClassVar[DatasetInfo | None] = None
     test_domains: ClassVar[Sequence[int] | None] = None
-    """The domains that it is evaluated on, which sweeps plan; None for all of them."""
     augmented_domains: ClassVar[Sequence[int] | None] = None
-    """The domains whose images are always augmented; None for the training domains."""
     options: ClassVar[Mapping[str, Option]] = {}
-    """What hyper-parameters may change about the data; see `option`."""
-
     reads_images: ClassVar[bool] = False
-    """Whether inputs are files of natural images, with their published preprocessing."""
 
     datasets: Sequence[Dataset[Any]]
     input_shape: Sequence[int]

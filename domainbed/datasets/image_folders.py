@@ -51,13 +51,16 @@ class Contents:
 
 
 class ImageDataset(MultipleDomainDataset):
-    """A dataset of image files, with their published preprocessing."""
+    """A dataset of image files, with their published preprocessing.
+
+    Attributes:
+        crop: what the training augmentation crops.
+    """
 
     shareable = True
     reads_images = True
     input_shape = (3, IMAGE_SIZE, IMAGE_SIZE)
     crop: ClassVar[Crop] = "image"
-    """What the training augmentation crops."""
 
     @classmethod
     def locate(cls, root: str) -> Path:
@@ -165,13 +168,15 @@ def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:
 class PublishedTree(ImageDataset):
     """Images in the folders in which they were published; a subclass knows this structure.
 
+    Attributes:
+        layout: what its folder holds, in words.
+
     Raises:
         UserError: the dataset or some of its images are missing, or it has more or fewer
             domains or classes than were published.
     """
 
     layout: ClassVar[str]
-    """What its folder holds, in words."""
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
         folder = self.locate(root)

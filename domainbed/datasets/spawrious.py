@@ -35,7 +35,15 @@ Part = tuple[str, str, int | None]
 
 
 class _Spawrious(PublishedTree):
-    """What the six sets share."""
+    """What the six sets share.
+
+    Attributes:
+        training: the location of each breed in the training groups.
+        testing: the location of each breed in the test domain.
+        common: of the one-to-one sets the location of all other images.
+        correlated: of the one-to-one sets the images of a breed at its own location, in either
+            group.
+    """
 
     crop = "none"
     layout = "the folders 0 and 1 with <location>/<breed>/<image>"
@@ -54,12 +62,9 @@ class _Spawrious(PublishedTree):
         note="only the domain Test is a test: the groups differ in what misleads, not in the task",
     )
     training: ClassVar[Sequence[str]]
-    """The location of each breed."""
     testing: ClassVar[Sequence[str]]
     common: ClassVar[str | None]
-    """Of the one-to-one sets the location of all other images."""
     correlated: ClassVar[tuple[int, int]] = (3072, 2756)
-    """Of the one-to-one sets the images of a breed at its own location, in either group."""
 
     @classmethod
     def parts(cls) -> Sequence[Sequence[Part]]:

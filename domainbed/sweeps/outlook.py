@@ -21,7 +21,7 @@ from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 from domainbed.sweeps.launch import Launch
 from domainbed.sweeps.status import Costs, Estimate, count_runs, status_lines
-from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
+from domainbed.training.evaluation import EvaluationSplit, splits_to_evaluate
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import process_set_up
 
@@ -205,11 +205,9 @@ def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
         updates, seconds = _updates(experiment)
         everything = spec.eval_splits == "all"
         splits = splits_to_evaluate(experiment.splits, spec.test_envs, everything)
-        evaluator = Evaluator(experiment.domains, experiment.workers, metrics=spec.metrics)
         part = EvaluationSplit(splits[0].domain, splits[0].name, splits[0].indices[:IMAGES])
         began = time.monotonic()
-        with experiment.precision():
-            evaluator.evaluate(experiment.algorithm, [part], 0)
+        experiment.evaluate(0, [part])
         train_domains, state = len(experiment.train_envs), experiment.algorithm.state_dict()
         # A file holds weights that several modules share once.
         size_of = {v.data_ptr(): v.nbytes for v in state.values() if isinstance(v, torch.Tensor)}

@@ -11,7 +11,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,13 @@ def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any] | None:
         checkpoint.remove(folder)  # the run may have been killed before it did
         return None
     began = folder.read_json(folder.environment) or {}
-    _refuse_other_torch(folder, began)
+    then, now = began.get("torch"), _versions()["torch"]
+    # Numbers of two major versions are not mixed within one run.
+    if then and str(then).split(".")[0] != now.split(".")[0]:
+        raise UserError(
+            f"the run in {folder.path} was started with PyTorch {then}, and this is {now}: resume "
+            "it with that version, or start it again in another folder"
+        )
     return began
 
 
@@ -68,16 +74,6 @@ def _first_difference(owner: dict[str, Any], identity: dict[str, Any]) -> str:
     return f"{names[0]} is {theirs.get(names[0])!r} there and {identity.get(names[0])!r} here"
 
 
-def _refuse_other_torch(folder: RunFolder, began: dict[str, Any]) -> None:
-    """Numbers of two major versions of PyTorch are not mixed within one run."""
-    then, now = began.get("torch"), package_version("torch")
-    if then and now and str(then).split(".")[0] != now.split(".")[0]:
-        raise UserError(
-            f"the run in {folder.path} was started with PyTorch {then}, and this is {now}: resume "
-            "it with that version, or start it again in another folder"
-        )
-
-
 def args_of(experiment: Experiment, folder: RunFolder, options: RunOptions) -> dict[str, Any]:
     """What defines the run, and where it ran, under DomainBed's names and some more."""
     values = experiment.spec.as_json()
@@ -86,7 +82,7 @@ def args_of(experiment: Experiment, folder: RunFolder, options: RunOptions) -> d
         **values,
         "hparams": json.dumps(fixed) if fixed else None,
         "run_id": experiment.spec.run_id,
-        "torch": package_version("torch"),
+        "torch": _versions()["torch"],
         "environments": experiment.domain_names,
         "data_dir": options.data_dir,
         "output_dir": str(folder.path),
@@ -131,19 +127,16 @@ def describe(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
-        **{package: package_version(package) for package in _PACKAGES},
+        **_versions(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
     }
 
 
 @cache
-def package_version(package: str) -> str | None:
-    """The installed version, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _versions() -> dict[str, str]:
+    """Of the packages that numbers depend on."""
+    return {package: version(package) for package in _PACKAGES}
 
 
 @cache
