@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from domainbed import networks
@@ -121,19 +120,12 @@ class ADRMX(PooledAlgorithm):
         self.classifier = networks.Classifier(width, self.num_classes, is_nonlinear=True)
         self.final_classifier = networks.Classifier(width, self.num_classes, is_nonlinear=True)
         self.domain_classifier = networks.Classifier(width, self.num_domains, is_nonlinear=True)
-        self.disc_opt = self.new_adam(self.discriminator)
-        self.gen_opt = self.new_adam(
-            self.featurizer,
-            self.domain_featurizer,
+        settings = {"weight_decay": 0.0, "betas": (self.hparams["beta1"], 0.9)}
+        self.disc_opt = self.new_optimizer(self.discriminator, **settings)
+        self.gen_opt = self.new_optimizer(
+            *(self.featurizer, self.domain_featurizer),
             *(self.classifier, self.final_classifier, self.domain_classifier),
-        )
-
-    def new_adam(self, *modules: nn.Module) -> torch.optim.Adam:
-        """An Adam over `modules`."""
-        return torch.optim.Adam(
-            [parameter for module in modules for parameter in module.parameters()],
-            lr=self.hparams["lr"],
-            betas=(self.hparams["beta1"], 0.9),
+            **settings,
         )
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
@@ -162,13 +154,12 @@ class ADRMX(PooledAlgorithm):
             "loss_disc": F.cross_entropy(self.discriminator(f), forward.domains),
             "loss_remixed": self.remix_loss(f, f_d, forward),
         }
-        contrast = parts["loss_cnt_int"] + parts["loss_cnt_final"]
         total = (
             parts["loss_clf_int"]
             + parts["loss_clf_fin"]
             + self.hparams["dclf_lambda"] * parts["loss_dmn"]
             + self.hparams["rmxd_lambda"] * parts["loss_remixed"]
-            + self.hparams["cnt_lambda"] * contrast
+            + self.hparams["cnt_lambda"] * (parts["loss_cnt_int"] + parts["loss_cnt_final"])
             - self.hparams["disc_lambda"] * parts["loss_disc"]
         )
         return {"loss_total": total, **parts}

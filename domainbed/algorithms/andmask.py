@@ -61,11 +61,6 @@ class MaskedGradients(ERM):
         return as_numbers({"loss": torch.stack(risks).mean()})
 
 
-def sign_agreement(gradients: torch.Tensor) -> torch.Tensor:
-    """|mean_e sign g_e|, from 0 to 1: (E, *shape) to (*shape)."""
-    return gradients.sign().mean(dim=0).abs()
-
-
 def and_mask(gradients: torch.Tensor, tau: float) -> torch.Tensor:
     """1 where |mean_e sign g_e| ≥ tau, else 0: (E, *shape) to (*shape).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -22,27 +23,22 @@ from domainbed.config.dimensions import DatasetFacts, Dimension, Fixed
 from domainbed.errors import UserError
 
 
-class ContextNet(nn.Module):
+def new_context_net(channels: int) -> nn.Sequential:
     """κ: three 5×5 convolutions with batch norm and ReLU between, (B, c, H, W) to (B, 1, H, W).
 
     Zhang et al. 2021 (arXiv 2007.02931). Parameter names are those of DomainBed's class, so that
     its saved models load.
     """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.context_net = nn.Sequential(
-            nn.Conv2d(channels, 64, 5, padding=2),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 5, padding=2),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Conv2d(64, 1, 5, padding=2),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.context_net(x)
+    layers = nn.Sequential(
+        nn.Conv2d(channels, 64, 5, padding=2),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 5, padding=2),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 1, 5, padding=2),
+    )
+    return nn.Sequential(OrderedDict(context_net=layers))
 
 
 def with_context(x: torch.Tensor, maps: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
@@ -111,10 +107,10 @@ class ARM(ERM):
         channels, height, width = self.input_shape
         self.input_shape = (channels + 1, height, width)  # of the images with their context
         super().build()
-        self.context_net = ContextNet(channels)
+        self.context_net = new_context_net(channels)
         self.trains_context = self.option("fidelity") == PAPER
         if self.trains_context:
-            self.optimizer = self.new_optimizer(nn.ModuleList([self.network, self.context_net]))
+            self.optimizer = self.new_optimizer(self.network, self.context_net)
 
     def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
         """Of the images with their context."""

@@ -386,8 +386,7 @@ def domain_sizes(minibatches: Minibatches) -> list[int]:
 
 def domain_labels(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
     """(Σ sizes,) the number of each sample's domain, where the samples come domain by domain."""
-    filled = [torch.full((size,), e, device=device) for e, size in enumerate(sizes)]
-    return torch.cat(filled)
+    return torch.cat([torch.full((size,), e, device=device) for e, size in enumerate(sizes)])
 
 
 def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:

@@ -46,24 +46,9 @@ def masked_log_softmax(
     return kept - total
 
 
-def log_probability(
-    scores: torch.Tensor, support: torch.Tensor, event: torch.Tensor
-) -> torch.Tensor:
-    """(N,) log Σ_{j in event_i} p_ij, with p of `masked_log_softmax`; event is in support.
-
-    A row with an empty event has a finite number without meaning, and no gradient.
-    """
-    return outside(masked_log_softmax(scores, support), event).logsumexp(dim=1)
-
-
 def outside(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """`values` with the lowest finite number wherever `kept` does not hold."""
     return values.masked_fill(~kept, torch.finfo(values.dtype).min)
-
-
-def mean_over(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """The mean of the values (N,) where `kept` (N,) holds; 0 where it holds nowhere."""
-    return values.where(kept, 0.0).sum() / kept.sum().clamp(min=1)
 
 
 def same(labels: torch.Tensor) -> torch.Tensor:
@@ -98,7 +83,10 @@ def domain_bottleneck(
     # In DomainBed's order, rounding included: Adam makes large steps of small gradients.
     scores = scores - scores.detach().clone().fill_diagonal_(0).amax(dim=1, keepdim=True)
     scale = (-1 if is_flipped else 1) * temperature / BASE_TEMPERATURE
-    return mean_over(scale * log_probability(scores, support, event), event.any(dim=1))
+    # Of a row with an empty event this is a finite number without meaning, and no gradient.
+    logarithms = outside(masked_log_softmax(scores, support), event).logsumexp(dim=1)
+    counted = event.any(dim=1)
+    return (scale * logarithms).where(counted, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 class DomainBottleneck(ERM):
@@ -129,14 +117,15 @@ class DomainBottleneck(ERM):
         if self.hparams["is_project"]:
             width = self.featurizer.n_outputs
             self.project = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 128))
-            self.optimizer = self.new_optimizer(nn.ModuleList([self.network, self.project]))
+            self.optimizer = self.new_optimizer(self.network, self.project)
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         z = self.project(forward.features) if self.hparams["is_project"] else forward.features
         scores = similarities(z, self.hparams["temperature"], self.hparams["is_normalized"])
         pairs = self.support_and_event(forward.y, forward.domains)
-        settings = self.hparams["temperature"], self.hparams["is_flipped"]
-        penalty = domain_bottleneck(scores, *pairs, *settings)
+        penalty = domain_bottleneck(
+            scores, *pairs, self.hparams["temperature"], self.hparams["is_flipped"]
+        )
         risk = forward.pooled_risk()
         loss = risk + self.hparams["lmbda"] * penalty
         return loss, {"clf_loss": risk, "bn_loss": penalty, "total_loss": loss}

@@ -117,7 +117,7 @@ class DANN(PooledAlgorithm):
         """An Adam over `modules`, with the rate and the decay of the discriminator (d) or of the
         network (g)."""
         return torch.optim.Adam(
-            [parameter for module in modules for parameter in module.parameters()],
+            nn.ModuleList(modules).parameters(),
             lr=self.hparams[f"lr_{which}"],
             weight_decay=self.hparams[f"weight_decay_{which}"],
             betas=(self.hparams["beta1"], 0.9),

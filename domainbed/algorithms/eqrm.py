@@ -33,11 +33,12 @@ def quantile_of_risks(risks: torch.Tensor, quantile: float, implicit: bool = Fal
     if quantile < 0:
         return (risks + width * math.sqrt(-2 * quantile)).mean()
     shift = width * NormalDist().inv_cdf(quantile)
-    position = _bisected(risks.detach(), width.detach(), shift.detach(), quantile)
+    bandwidth = width.detach().clamp_min(torch.finfo(width.dtype).tiny)  # above 0
+    position = _bisected(risks.detach(), bandwidth, shift.detach(), quantile)
     found = torch.lerp(risks.min(), risks.max(), position) + shift
     if not implicit:
         return found
-    scores = ((found - risks) / _above_zero(width)).detach()
+    scores = ((found - risks) / bandwidth).detach()
     kernels = torch.softmax(-0.5 * scores.square(), dim=0)
     return (kernels * (risks + scores * width)).sum()  # each term's value is `found`
 
@@ -55,13 +56,9 @@ def _bisected(
     position = torch.zeros_like(low)
     for size in [_PARTS**-k for k in range(1, _ROUNDS + 1)]:
         points = low + (position + steps * size) * length
-        below = torch.special.ndtr((points.unsqueeze(1) - risks) / _above_zero(width)).mean(dim=1)
+        below = torch.special.ndtr((points.unsqueeze(1) - risks) / width).mean(dim=1)
         position = position + (below <= quantile).sum() * size
     return position + _PARTS**-_ROUNDS / 2
-
-
-def _above_zero(width: torch.Tensor) -> torch.Tensor:
-    return width.clamp_min(torch.finfo(width.dtype).tiny)
 
 
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
@@ -115,9 +112,8 @@ class EQRM(AnnealedPenalty):
         return self.updates_done() == (burnin if self.fidelity == DOMAINBED else math.ceil(burnin))
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
-        burning_in = self.updates_done() < self.hparams["eqrm_burnin_iters"]
         risks = forward.domain_risks()
-        if burning_in:
+        if self.updates_done() < self.hparams["eqrm_burnin_iters"]:
             return risks.mean(), {}
-        quantile, implicit = self.hparams["eqrm_quantile"], self.fidelity == PAPER
-        return quantile_of_risks(risks, quantile, implicit), {}
+        implicit = self.fidelity == PAPER
+        return quantile_of_risks(risks, self.hparams["eqrm_quantile"], implicit), {}

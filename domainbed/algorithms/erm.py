@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -109,8 +109,7 @@ class ForwardPass:
     def domain_logits(self) -> Sequence[torch.Tensor]:
         """E tensors (B, C), whose graphs are separate if the domains go one by one."""
         if self._one_by_one:
-            direct = self._featurizer is None
-            inputs = self.by_domain(self.x) if direct else self.domain_features
+            inputs = self.by_domain(self.x) if self._featurizer is None else self.domain_features
             return list(map(self._classifier, inputs))
         return self.by_domain(self.logits)
 
@@ -184,19 +183,16 @@ class PooledAlgorithm(Algorithm):
             UserError: a domain has too few samples for the method.
         """
         self.require_samples(minibatches)
-        one_by_one = self.passes_by_domain and trains_batch_norm(self)
-        one_by_one = one_by_one or self.separates_domains
+        one_by_one = self.separates_domains or (self.passes_by_domain and trains_batch_norm(self))
         if type(self).predict is not PooledAlgorithm.predict:
             return ForwardPass(minibatches, None, self.predict, one_by_one)
         return ForwardPass(minibatches, self.featurizer, self.classifier, one_by_one)
 
-    def new_optimizer(self, network: nn.Module, lr: float | None = None) -> torch.optim.Adam:
-        """A fresh Adam over `network`, with the run's weight decay and, unless given, its rate."""
-        return torch.optim.Adam(
-            network.parameters(),
-            lr=self.hparams["lr"] if lr is None else lr,
-            weight_decay=self.hparams["weight_decay"],
-        )
+    def new_optimizer(self, *networks: nn.Module, **settings: Any) -> torch.optim.Adam:
+        """A fresh Adam over the networks, with the run's rate and weight decay where `settings`
+        have no others."""
+        usual = {name: self.hparams[name] for name in ("lr", "weight_decay")}
+        return torch.optim.Adam(nn.ModuleList(networks).parameters(), **{**usual, **settings})
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.featurizer(x))
@@ -285,7 +281,7 @@ class AnnealedPenalty(ERM):
     ) -> Metrics:
         """Starts with a fresh Adam at a switch."""
         if self.switches_now():
-            self.optimizer = self.new_optimizer(self.network, self.hparams[self.lr_after])
+            self.optimizer = self.new_optimizer(self.network, lr=self.hparams[self.lr_after])
         return super().update_on(objective, minibatches, unlabeled)
 
     def descend(self, loss: torch.Tensor) -> None:

@@ -52,9 +52,13 @@ class LARS(torch.optim.Optimizer):
         momentum: float = 0.9,
         trust_coefficient: float = 0.001,
     ) -> None:
-        rates = {"lr": lr, "momentum": momentum}
-        adaptation = {"weight_decay": weight_decay, "trust_coefficient": trust_coefficient}
-        super().__init__(params, {**rates, **adaptation})
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -70,11 +74,9 @@ class LARS(torch.optim.Optimizer):
             own, other = weight.norm(), gradient.norm()
             trusted = group["trust_coefficient"] * own / other
             gradient = gradient * torch.where((own > 0) & (other > 0), trusted, 1.0)
-        state = self.state[weight]
-        if "mu" not in state:
-            state["mu"] = torch.zeros_like(weight)
-        state["mu"].mul_(group["momentum"]).add_(gradient)
-        weight.add_(state["mu"], alpha=-group["lr"])
+        mu = self.state[weight].setdefault("mu", torch.zeros_like(weight))
+        mu.mul_(group["momentum"]).add_(gradient)
+        weight.add_(mu, alpha=-group["lr"])
 
 
 FALLS = 3
@@ -184,9 +186,9 @@ class ERMPlusPlus(ERM):
         self.network_sma = copy.deepcopy(self.network).requires_grad_(False).eval()
 
     def _optimizer_over(self, network: nn.Module, rate: str) -> torch.optim.Optimizer:
+        settings = {"lr": self.hparams[rate], "weight_decay": self.hparams["weight_decay"]}
         optimizer = LARS if self.option("lars") else torch.optim.Adam
-        decay = self.hparams["weight_decay"]
-        return optimizer(network.parameters(), lr=self.hparams[rate], weight_decay=decay)
+        return optimizer(network.parameters(), **settings)
 
     def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
         """Through the network that is trained, and not the one that predicts."""

@@ -27,11 +27,9 @@ def move_towards(network: nn.Module, target: nn.Module, rate: float) -> None:
     """
     destination = target.state_dict()
     for name, value in network.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        if rate == 1:
+        if value.is_floating_point() and rate == 1:
             value.copy_(destination[name])
-        else:
+        elif value.is_floating_point():
             value += rate * (destination[name] - value)
 
 

@@ -153,9 +153,10 @@ class GradientMatching(nn.Module):
         """
         head, names = self._scope(featurizer, classifier)
         inputs = forward_pass.features if head is classifier else forward_pass.x
-        statistic = _STATISTICS[self.statistic]
         with nullcontext() if differentiable else torch.no_grad():
-            values = statistic(head, inputs, forward_pass.y, forward_pass.sizes, parameters=names)
+            values = _STATISTICS[self.statistic](
+                head, inputs, forward_pass.y, forward_pass.sizes, parameters=names
+            )
             average = ema * self.variance_ema + (1 - ema) * values
             self.variance_ema = average.detach()
             return fishr_penalty(average / (1 - ema), self.reduction)
@@ -169,8 +170,7 @@ class GradientMatching(nn.Module):
                 "batch norm layers that train mix the images, which have no gradients of their "
                 "own then: set 'freeze_bn' to true, or choose 'classifier'"
             )
-        sizes = {name: parameter.numel() for name, parameter in head.named_parameters()}
-        count = sum(sizes[name] for name in names)
+        count = sum(p.numel() for name, p in head.named_parameters() if name in names)
         if self.statistic == "covariance" and count > MOST_COVARIANCE_PARAMETERS:
             raise UserError(
                 "hyper-parameter 'fishr_statistic' is 'covariance', of "
@@ -188,9 +188,8 @@ class GradientMatching(nn.Module):
             return classifier, [name for name, _ in classifier.named_parameters()]
         network = nn.Sequential(OrderedDict(featurizer=featurizer, classifier=classifier))
         known = [name for name, _ in network.named_parameters()]
-        everything = ["featurizer", "classifier"]
-        layers = everything if self.parameters_of == "all" else self.parameters_of.split(",")
-        names = _below([layer.strip() for layer in layers], known)
+        layers = [layer.strip() for layer in self.parameters_of.split(",")]
+        names = known if layers == ["all"] else _below(layers, known)
         if all(name.startswith("classifier.") for name in names):
             return classifier, [name.removeprefix("classifier.") for name in names]
         return network, names
@@ -251,8 +250,9 @@ class Fishr(AnnealedPenalty):
         risk = forward.pooled_risk()
         # While λ = 0 the variances feed the average only: no need to differentiate them.
         wanted = any(self.penalty_weights())
-        ema = self.hparams["ema"]
-        penalty = self.matching(self.featurizer, self.classifier, forward, ema, wanted)
+        penalty = self.matching(
+            self.featurizer, self.classifier, forward, self.hparams["ema"], wanted
+        )
         return self.penalised(risk, penalty)
 
 
@@ -397,7 +397,7 @@ def _obstacle(base: type[Algorithm]) -> str | None:
         return f"whose own {overridden[0]!r} would leave the penalty out: it needs 'objective_of'"
     if base.objective_of is PooledAlgorithm.objective_of:
         return "it has no 'objective_of', to whose loss the penalty could be added"
-    own_pass = base.forward_pass is not PooledAlgorithm.forward_pass
-    if base.predict is not PooledAlgorithm.predict and not own_pass:
+    predicts_otherwise = base.predict is not PooledAlgorithm.predict
+    if predicts_otherwise and base.forward_pass is PooledAlgorithm.forward_pass:
         return "whose own 'predict' hides the classifier's inputs: it needs 'forward_pass' as well"
     return None

@@ -18,8 +18,7 @@ def gradient_spread(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     ḡ, the mean over domains, is taken as a constant: deviations sum to 0, so the derivative is
     the same.
     """
-    terms = [(g - g.mean(dim=0).detach()).square().sum() for g in gradients]
-    return torch.stack(terms).sum()
+    return torch.stack([(g - g.mean(dim=0).detach()).square().sum() for g in gradients]).sum()
 
 
 @register_algorithm

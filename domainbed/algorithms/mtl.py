@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from domainbed import networks
 from domainbed.algorithms.base import (
@@ -66,7 +65,7 @@ class MTL(PooledAlgorithm):
         self.classifier = networks.Classifier(
             2 * width, self.num_classes, self.hparams["nonlinear_classifier"]
         )
-        self.optimizer = self.new_optimizer(nn.ModuleList([self.featurizer, self.classifier]))
+        self.optimizer = self.new_optimizer(self.featurizer, self.classifier)
         self.register_buffer("embeddings", torch.zeros(self.num_domains, width))
         self.is_noisy = self.option("fidelity") == DOMAINBED
 

@@ -81,6 +81,11 @@ class RSC(ERM):
     }
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
-        shares = self.hparams["rsc_f_drop_factor"], self.hparams["rsc_b_drop_factor"]
-        kept = kept_features(forward.features, forward.y, self.classifier, *shares)
+        kept = kept_features(
+            forward.features,
+            forward.y,
+            self.classifier,
+            f_drop=self.hparams["rsc_f_drop_factor"],
+            b_drop=self.hparams["rsc_b_drop_factor"],
+        )
         return F.cross_entropy(self.classifier(forward.features * kept), forward.y), {}

@@ -27,11 +27,6 @@ def statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return z.mean(dim=1, keepdim=True), z.var(dim=1, keepdim=True)
 
 
-def with_statistics(content: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
-    """Normalised features (N, d) scaled and shifted to given means and variances (N, 1)."""
-    return content * (var + EPSILON).sqrt() + mean
-
-
 def normalised(z: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
     """Features (N, d) with mean 0 and variance 1 in each sample, given what they are (N, 1)."""
     return (z - mean) / (var + EPSILON).sqrt()
@@ -47,14 +42,14 @@ def with_mixed_style(z: torch.Tensor, other: torch.Tensor, weights: torch.Tensor
     """
     style = statistics(z)
     content = normalised(z, *style)
-    mixed = [weights * own + (1 - weights) * own[other] for own in style]
-    return with_statistics(content, *mixed)
+    mean, var = (weights * own + (1 - weights) * own[other] for own in style)
+    return content * (var + EPSILON).sqrt() + mean
 
 
 def with_other_content(z: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The content of `other` samples (N,), constant, in each sample's own style; z: (N, d)."""
-    style = statistics(z)
-    return with_statistics(normalised(z, *style)[other].detach(), *style)
+    mean, var = statistics(z)
+    return normalised(z, mean, var)[other].detach() * (var + EPSILON).sqrt() + mean
 
 
 @register_algorithm

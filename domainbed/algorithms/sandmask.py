@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from domainbed.algorithms.andmask import MaskedGradients, sign_agreement
+from domainbed.algorithms.andmask import MaskedGradients
 from domainbed.algorithms.base import register_algorithm
 from domainbed.config.dimensions import LogUniform, Uniform
 
@@ -24,7 +24,8 @@ def sand_mask(gradients: torch.Tensor, tau: float, k: float) -> torch.Tensor:
     variances = torch.full_like(gradients[0], _TINY)
     if len(gradients) > 1:
         variances = gradients.var(dim=0)
-    mask = torch.tanh(k * (sign_agreement(gradients) - tau) / variances)
+    agreement = gradients.sign().mean(dim=0).abs()  # from 0 to 1
+    mask = torch.tanh(k * (agreement - tau) / variances)
     return mask.clamp(min=0).nan_to_num(nan=_TINY)
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed import networks
 from domainbed.algorithms.base import (
     DOMAINBED,
     PAPER,
@@ -101,13 +100,12 @@ class SelfReg(ERM):
         "Generalization, ICCV 2021, arXiv 2104.09841"
     )
     options = two_readings(DOMAINBED, "DomainBed: the projection is random, never trained")
-    featurizer: networks.Featurizer
 
     def build(self) -> None:
         super().build()
         self.cdpl = projection(self.featurizer.n_outputs)
         if self.option("fidelity") == PAPER:
-            self.optimizer = self.new_optimizer(nn.ModuleList([self.network, self.cdpl]))
+            self.optimizer = self.new_optimizer(self.network, self.cdpl)
 
     def require_samples(self, minibatches: Minibatches) -> None:
         """As in the base class; and there must be two, of whatever domains, for P's batch norm."""
@@ -122,9 +120,8 @@ class SelfReg(ERM):
         weight = self.draws.beta(_BETA, _BETA)
         partners = partners_in_class(forward.y.cpu(), self.draws).to(forward.y.device)
         projected = self.cdpl(forward.features)
-        penalty = dissimilarity(forward.logits, forward.logits, partners, weight)
-        penalty = penalty + _SHARE_OF_FEATURES * dissimilarity(
-            forward.features, projected, partners, weight
-        )
+        of_logits = dissimilarity(forward.logits, forward.logits, partners, weight)
+        of_features = dissimilarity(forward.features, projected, partners, weight)
+        penalty = of_logits + _SHARE_OF_FEATURES * of_features
         risk = forward.pooled_risk()
         return risk + risk.detach().clamp(max=1) * penalty, {"nll": risk, "penalty": penalty}

@@ -97,22 +97,18 @@ class Transfer(ERM):
         self.descend(risk)
         # w has no gradient here, and so Adam leaves it alone.
         self.descend(self.gap(self.forward_pass(minibatches).features, minibatches))
-        features = self.constant_features(minibatches)
-        drops = any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in self.modules())
-        differ = drops or trains_batch_norm(self)
+        differ = trains_batch_norm(self) or any(
+            isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in self.modules()
+        )
         self.adv_classifier.load_state_dict(self.classifier.state_dict())
         for done in range(self.hparams["d_steps_per_g"]):
-            if done and differ:
-                features = self.constant_features(minibatches)
+            if differ or not done:
+                with torch.no_grad():
+                    features = self.forward_pass(minibatches).features
             gap = self.gap(features, minibatches)
             step(self.adv_opt, -gap)
             project(self.adv_classifier, self.classifier, self.hparams["delta"])
         return as_numbers({"loss": risk, "gap": gap})
-
-    @torch.no_grad()
-    def constant_features(self, minibatches: Minibatches) -> torch.Tensor:
-        """(N, d) features of all domains, without a graph."""
-        return self.forward_pass(minibatches).features
 
     def gap(self, features: torch.Tensor, minibatches: Minibatches) -> torch.Tensor:
         """t_lambda · gap(a) on features (N, d) of all domains, a scalar."""

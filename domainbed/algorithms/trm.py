@@ -69,8 +69,8 @@ def cross_risks(
     columns = []
     for z, y in zip(features, labels, strict=True):
         logits = (z @ heads.weights.mT + heads.biases.unsqueeze(1)).mT  # (E, C, B)
-        repeated = y.expand(len(logits), -1)
-        columns.append(F.cross_entropy(logits, repeated, reduction="none").mean(dim=1))
+        losses = F.cross_entropy(logits, y.expand(len(logits), -1), reduction="none")
+        columns.append(losses.mean(dim=1))
     return torch.stack(columns, dim=1)
 
 
@@ -161,8 +161,7 @@ class TRM(AnnealedPenalty):
         risks = cross_risks(heads, features, labels)  # (E, E)
         weighted = self.alpha * risks
         (vectors,) = torch.autograd.grad(weighted.sum(), heads.weights, retain_graph=True)
-        by_paper = self.option("fidelity") == PAPER
-        h = inverse_hessian_product(vectors, heads, by_paper)
+        h = inverse_hessian_product(vectors, heads, by_paper=self.option("fidelity") == PAPER)
         q = DomainHeads(heads.weights, heads.biases, features, labels).risk_gradients()
         self.alpha = self.alpha * (self.hparams["groupdro_eta"] * weighted.detach()).exp()
         alignment = (h * q).sum(dim=(1, 2))

@@ -104,18 +104,19 @@ class URM(ERM):
 
     def build(self) -> None:
         super().build()
-        width = self.featurizer.n_outputs
+        self.discriminator = new_discriminator(
+            self.featurizer.n_outputs, self.hparams["urm_discriminator_hidden_layers"]
+        )
         activation, *self.interval = ACTIVATIONS[self.hparams["urm_generator_output"]]
         self.featurizer = nn.Sequential(self.featurizer, activation())  # type: ignore[assignment]
         self.network = nn.Sequential(self.featurizer, self.classifier)
-        self.discriminator = new_discriminator(
-            width, self.hparams["urm_discriminator_hidden_layers"]
-        )
-        rate, decay = self.hparams["urm_discriminator_lr"], self.hparams["weight_decay"]
         adam = self.hparams["urm_discriminator_optimizer"] == "adam"
         optimizer = torch.optim.Adam if adam else partial(torch.optim.SGD, momentum=0.9)
-        parameters = self.discriminator.parameters()
-        self.discriminator_opt = optimizer(parameters, lr=rate, weight_decay=decay)
+        self.discriminator_opt = optimizer(
+            self.discriminator.parameters(),
+            lr=self.hparams["urm_discriminator_lr"],
+            weight_decay=self.hparams["weight_decay"],
+        )
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         forward = self.forward_pass(minibatches)
@@ -128,8 +129,7 @@ class URM(ERM):
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """Of the network's step."""
         risk = forward.pooled_risk()
-        logits = self.discriminator(forward.features)
-        adversarial = noise_loss(logits, torch.ones_like(forward.y))
+        adversarial = noise_loss(self.discriminator(forward.features), torch.ones_like(forward.y))
         return risk + self.hparams["urm_adv_lambda"] * adversarial, {"nll": risk}
 
     def discriminator_loss(self, z: torch.Tensor) -> torch.Tensor:
