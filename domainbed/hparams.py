@@ -123,14 +123,14 @@ class Space:
         if features:
             usual = {**HEAD_OPTIONS, "corrupt_images": DATA_OPTIONS["corrupt_images"]}
         of_data = DATASETS[dataset].options if dataset in DATASETS else {}
-        own_module = declaring.__module__.startswith("domainbed.")
         return cls(
             algorithm=algorithm,
             dataset=dataset,
             options={**usual, **of_data, **declared_options(declaring)},
             own=declared_space(declaring, facts),
             shared=shared_space(facts),
-            is_complete=own_module or "search_space" in vars(declaring),
+            is_complete=declaring.__module__.startswith("domainbed.")
+            or "search_space" in vars(declaring),
         )
 
     @property

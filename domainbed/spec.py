@@ -120,8 +120,14 @@ class RunSpec(RunFields):
         seed = run_seed(
             self.dataset_label, self.algorithm, self.test_envs, hparams_seed, trial_seed
         )
-        changes = {"hparams_seed": hparams_seed, "trial_seed": trial_seed, "seed": seed}
-        return self.model_copy(update={**changes, "hparams": dict(hparams)})
+        return self.model_copy(
+            update={
+                "hparams_seed": hparams_seed,
+                "trial_seed": trial_seed,
+                "seed": seed,
+                "hparams": dict(hparams),
+            }
+        )
 
     @property
     def dataset_label(self) -> str:
@@ -260,13 +266,14 @@ class Resolver:
         """
         draft, envs = self.draft, tuple(sorted(test_envs))
         derived = run_seed(draft.dataset_label, draft.algorithm, envs, hparams_seed, trial_seed)
-        changes = {
+        values = {
+            **dict(draft),
             "test_envs": envs,
             "hparams_seed": hparams_seed,
             "trial_seed": trial_seed,
             "seed": derived if seed is None else seed,
         }
-        spec = make(type(draft), {**dict(draft), **changes})
+        spec = make(type(draft), values)
         self._check_test_envs(spec.test_envs)
         hparams, options = self.hparams(hparams_seed, trial_seed), self.space.options
         files = {name: hparams[name] for name in hparams if name in options and options[name].file}

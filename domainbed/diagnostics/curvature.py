@@ -23,7 +23,7 @@ from domainbed.gradients import (
     gradient_variances,
     per_sample_cross_entropy,
 )
-from domainbed.gradients.closed_form import flat_layers, is_linear_stack
+from domainbed.gradients.methods import flat_layers, is_linear_stack
 
 Curvature = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -1,8 +1,8 @@
 """Statistics of per-sample gradients: means, second moments, variances, covariances by domain.
 
-What Fishr and the diagnostics share. For linear layers no gradient of a sample is ever stored
-(`closed_form`); for other networks all of them are (`per_sample`). One method is chosen by
-itself; all give the same values and the same derivatives.
+What Fishr and the diagnostics share. For linear layers no gradient of a sample is ever stored;
+for other networks all of them are. One of the `methods` is chosen by itself; all give the same
+values and the same derivatives.
 """
 
 from __future__ import annotations
@@ -16,8 +16,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.core.device import full_precision
-from domainbed.gradients import closed_form, per_sample
-from domainbed.gradients.closed_form import PerSampleLoss
+from domainbed.gradients.methods import (
+    PerSampleLoss,
+    backpack_gradients,
+    backpack_suits,
+    closed_form_gradients,
+    closed_form_statistic,
+    func_gradients,
+    is_linear_stack,
+    loop_gradients,
+)
 
 METHODS = ("auto", "closed_form", "backpack", "func", "loop")
 MOST_COVARIANCE_PARAMETERS = 4096
@@ -142,10 +150,10 @@ _OF_ROWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 _GRADIENTS: dict[str, Callable[..., torch.Tensor]] = {
-    "closed_form": closed_form.gradients,
-    "backpack": per_sample.backpack_gradients,
-    "func": per_sample.func_gradients,
-    "loop": per_sample.loop_gradients,
+    "closed_form": closed_form_gradients,
+    "backpack": backpack_gradients,
+    "func": func_gradients,
+    "loop": loop_gradients,
 }
 """The functions that store the gradients of all samples, (B, P)."""
 
@@ -184,7 +192,7 @@ def _statistic(
         if features.is_floating_point():
             features = features.to(torch.promote_types(features.dtype, torch.float32))
         if method == "closed_form" and statistic != "covariance":
-            result = closed_form.statistic(statistic, head, features, labels, sizes, loss, names)
+            result = closed_form_statistic(statistic, head, features, labels, sizes, loss, names)
         else:
             rows = _GRADIENTS[method](head, features, labels, loss, names)
             result = torch.stack([_OF_ROWS[statistic](g) for g in rows.split(sizes)])
@@ -195,7 +203,7 @@ def _choose(head: nn.Module, features: torch.Tensor, names: list[str], method: s
     if method not in METHODS:
         raise ValueError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
     vectors = features.dim() == 2 and features.is_floating_point()
-    closed = vectors and closed_form.is_linear_stack(head)
+    closed = vectors and is_linear_stack(head)
     if method == "closed_form" and not closed:
         raise ValueError(
             "method 'closed_form' needs features (B, d) and a sequence of different linear and "
@@ -205,7 +213,7 @@ def _choose(head: nn.Module, features: torch.Tensor, names: list[str], method: s
         return method
     if closed:
         return "closed_form"
-    suited = features.is_floating_point() and per_sample.backpack_suits(head, names)
+    suited = features.is_floating_point() and backpack_suits(head, names)
     return "backpack" if suited else "func"
 
 

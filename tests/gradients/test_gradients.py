@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from domainbed.gradients import gradient_variances
-from domainbed.gradients.closed_form import is_linear_stack
-from domainbed.gradients.per_sample import backpack_suits
+from domainbed.gradients.methods import backpack_suits, is_linear_stack
 
 SIZES, WIDTH, CLASSES = [4, 3, 5], 6, 3
 
