@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from domainbed.config.dataset_info import DatasetInfo
 
 _SHOWN = 4  # problems in one line
+_MARK = "made-by-domainbed.txt"  # in the hidden folder, which is not touched without it
 _UNPACKED = 1.1  # bytes of images per byte of an archive: images hardly shrink when packed
 _MOST_UNPACKED = 4  # times the size of the largest source: more is not the dataset
 _LEAST_REFUSED = 10**8  # bytes
@@ -151,7 +152,19 @@ class _Job:
         return True
 
     def get(self, copy: Path | None) -> None:
-        """Makes the dataset from a copy, or from the first source that delivers."""
+        """Makes the dataset from a copy, or from the first source that delivers.
+
+        Raises:
+            UserError: it cannot, or the hidden folder is not this command's own.
+        """
+        mark = self.partial / _MARK
+        if self.partial.exists() and not mark.exists():
+            raise UserError(
+                f"{str(self.partial)!r} exists and was not made by this command, which needs a "
+                "folder of that name: move it away"
+            )
+        self.partial.mkdir(exist_ok=True)
+        mark.write_text("Removed when the dataset is complete.\n", encoding="utf-8")
         self._clear()
         try:
             if copy is None:
@@ -162,12 +175,17 @@ class _Job:
             raise UserError(f"--from {str(copy)!r}: {error}") from error
         finally:
             self._clear()
+            if not self._downloads():
+                shutil.rmtree(self.partial, ignore_errors=True)
         shutil.rmtree(self.partial, ignore_errors=True)  # with what an earlier download left
 
     def _clear(self) -> None:
         """Leaves of the hidden folder what was downloaded."""
         for name in ("extracted", "ready"):
             shutil.rmtree(self.partial / name, ignore_errors=True)
+
+    def _downloads(self) -> list[Path]:
+        return [path for path in (self.partial / "downloads").rglob("*") if path.is_file()]
 
     def _from_sources(self) -> None:
         reasons = []
@@ -179,17 +197,16 @@ class _Job:
                 reasons.append(f"{source.title}: {error}")
                 self.say(f"{self.name}: {source.title} failed: {error}")
                 self._clear()
-        kept = any(path.is_file() for path in self.partial.rglob("*"))
         raise UserError(
             f"{self.name} is not available from any source ({'; '.join(reasons)})"
-            + (f"; what was downloaded is kept in {self.partial}" if kept else "")
+            + (f"; what was downloaded is kept in {self.partial}" if self._downloads() else "")
             + ": if you have a copy, give it with "
             f"`domainbed data download {self.name} --from PATH`"
         )
 
     def _from_source(self, source: DataSource) -> None:
         folder = self.partial / "downloads" / plain(source.title)
-        here = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        here = sum(file.stat().st_size for file in self._downloads() if folder in file.parents)
         needed = int(source.size * (1 + _UNPACKED)) - here
         require_space(self.data_dir, needed, f"{self.name} from {source.title}")
         fetch(source, folder, self.accept_checksum)
