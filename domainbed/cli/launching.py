@@ -13,7 +13,7 @@ from domainbed.core.settings import Settings
 from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
 from domainbed.launchers import WITH_FLAGS, Resources
 from domainbed.runs.states import DONE, FAILED
-from domainbed.sweeps.status import count_runs
+from domainbed.sweeps.status import count_runs, failure_lines, status_of
 
 if TYPE_CHECKING:
     from domainbed.launchers import Handle
@@ -82,7 +82,7 @@ def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation
     question = f"Launch {count_runs(todo)}, {launch.workers} at a time?" if todo else ""
     if question and sys.stdin.isatty() and not skip_confirmation and not confirmed(question):
         return 0
-    if not launch.blocking and not wait:
+    if not launch.launcher.blocking and not wait:
         return _tell_submitted(launch, launch.submit())
     try:
         with interrupting_on(SIGNALS):
@@ -108,9 +108,7 @@ def _tell_submitted(launch: Launch, handle: Handle) -> int:
 
 
 def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
-    from domainbed.sweeps.status import failure_lines
-
-    status = launch.status()
+    status = status_of(launch.store, launch.planned)
     failures = [*status.failures]
     failures += [(i, launch.runs[i].describe(), error) for i, error in unwritten.items()]
     done, failed = status.total[DONE], len(failures)
@@ -133,7 +131,7 @@ def _on_finish(launch: Launch) -> None:
     command = launch.config.on_finish
     if not command:
         return
-    total = launch.status().total
+    total = status_of(launch.store, launch.planned).total
     told = {
         "DOMAINBED_SWEEP": str(launch.store.root.absolute()),
         "DOMAINBED_DONE": str(total[DONE]),
@@ -148,7 +146,7 @@ def _on_finish(launch: Launch) -> None:
 def _interrupted_line(launch: Launch) -> str:
     done = list(launch.store.states(launch.runs).values()).count(DONE)
     count, root = count_runs(len(launch.runs)), launch.store.root
-    if not launch.blocking:
+    if not launch.launcher.blocking:
         return (
             f"\nno longer waiting: {done} of {count} are done, and the others continue. "
             f"`domainbed sweep cancel {root}` cancels them."

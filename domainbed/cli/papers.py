@@ -48,7 +48,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     from domainbed.sweeps.launch import prepare
     from domainbed.sweeps.outlook import measured_costs, todo_line
     from domainbed.sweeps.reproduction import left_out, reproduction
-    from domainbed.sweeps.status import status_lines
+    from domainbed.sweeps.status import status_lines, status_of
 
     config = reproduction(
         *(args.paper, args.dataset, args.scale, args.algorithms, args.selection),
@@ -64,9 +64,9 @@ def _reproduce(args: argparse.Namespace) -> int:
         print(todo_line(planned, planned.costs() or measured_costs(planned)), flush=True)
     if args.dry_run:
         warnings = [f"warning: {line}" for line in obstacles]
-        print("\n".join([*status_lines(planned.status()), *warnings]))
+        print("\n".join([*status_lines(status_of(planned.store, planned.planned)), *warnings]))
         return 0
-    if obstacles and planned.blocking:
+    if obstacles and planned.launcher.blocking:
         raise UserError(obstacles[0])
     status = launch_sweep(config, wait=True, skip_confirmation=args.skip_confirmation)
     if status in (0, 1) and any(planned.store.root.glob("*/done")):

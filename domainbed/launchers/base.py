@@ -214,28 +214,14 @@ def this_process() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
-class Throttle:
-    """Lets one report of a task pass in so many seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._passed: dict[int, float] = {}
-
-    def is_due(self, index: int) -> bool:
-        """Whether a report of this task may pass now."""
-        now = time.monotonic()
-        due = now >= self._passed.get(index, -math.inf) + self._seconds
-        if due:
-            self._passed[index] = now
-        return due
-
-
 def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
     """Executes one task and reports on it. All it raises becomes an event, except Ctrl-C."""
-    throttle = Throttle(_SECONDS_BETWEEN_REPORTS)
+    reported = -math.inf
 
     def on_step(steps: int) -> None:
-        if throttle.is_due(index):
+        nonlocal reported
+        if time.monotonic() >= reported + _SECONDS_BETWEEN_REPORTS:
+            reported = time.monotonic()
             send(Event(PROGRESS, index, steps))
 
     send(Event(STARTED, index))

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
-from domainbed.launchers.base import Event, Handle, OnEvent, Throttle
+from domainbed.launchers.base import Event, Handle, OnEvent
 from domainbed.runs.states import ENDS, PROGRESS
 
 _ENDING = ".events.jsonl"
@@ -37,12 +37,14 @@ class EventWriter:
                     file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666
                 )
                 break
-        self._throttle = Throttle(_SECONDS_BETWEEN_REPORTS)
+        self._next_report: dict[int, float] = {}  # by task, by the monotonic clock
 
     def send(self, event: Event) -> None:
         """Appends an event; where that fails, on a full disk for example, the task continues."""
-        if event.kind == PROGRESS and not self._throttle.is_due(event.index):
-            return
+        if event.kind == PROGRESS:
+            if time.monotonic() < self._next_report.get(event.index, -math.inf):
+                return
+            self._next_report[event.index] = time.monotonic() + _SECONDS_BETWEEN_REPORTS
         with contextlib.suppress(OSError):
             # Between line ends: a line that was torn by a full disk spoils no other.
             os.write(self._stream, f"\n{json.dumps(asdict(event))}\n".encode())

@@ -143,14 +143,18 @@ class Pool(Handle):
         self._queue = deque(range(len(tasks)))
         self._workers: list[_Worker] = []
         self._deaths: Counter[int] = Counter()
-        self._stopping = False
-        self._cancelled = threading.Event()
+        self._cancelled = False
 
     def wait(self, on_event: OnEvent) -> None:
         """Executes all tasks; an interrupt lets running ones write what they can resume from."""
         noted = self.noting(on_event)
         try:
-            self._work(noted)
+            for place in self._places:
+                self._start_worker(place)
+            while self._busy() and not self._cancelled:
+                self._look(noted, min(_SECONDS_BETWEEN_CHECKS, (self._minutes or 1) * 60 / 10))
+            if self._cancelled:
+                self._stop(noted)
         except KeyboardInterrupt:
             self._stop(noted)
             raise
@@ -159,19 +163,11 @@ class Pool(Handle):
                 worker.end()
 
     def cancel(self) -> None:
-        self._cancelled.set()
-
-    def _work(self, on_event: OnEvent) -> None:
-        for place in self._places:
-            self._start_worker(place)
-        while self._busy() and not self._cancelled.is_set():
-            self._look(on_event, min(_SECONDS_BETWEEN_CHECKS, (self._minutes or 1) * 60 / 10))
-        if self._cancelled.is_set():
-            self._stop(on_event)
+        self._cancelled = True
 
     def _stop(self, on_event: OnEvent) -> None:
         """Asks all running tasks to stop, and waits for them; another interrupt ends them."""
-        self._stopping = True
+        self._cancelled = True
         if busy := self._busy():
             log.warning(
                 "stopping: %d runs may take up to %d seconds to write a checkpoint; "
@@ -212,7 +208,7 @@ class Pool(Handle):
 
     def _judge(self, index: int, worker: _Worker, death: str, on_event: OnEvent) -> None:
         """Decides what becomes of a task that stopped, or whose worker died, before its end."""
-        if self._stopping or self._cancelled.is_set():
+        if self._cancelled:
             on_event(Event(INTERRUPTED, index))
         elif self._is_overdue(worker):
             error = time_limit_reached(self._minutes)
@@ -233,13 +229,13 @@ class Pool(Handle):
             self._workers.remove(worker)
             worker.end()
             self._start_worker(worker.place)
-        elif self._queue and not self._stopping:
+        elif self._queue and not self._cancelled:
             self._assign(worker)
         else:
             worker.send(None)
 
     def _start_worker(self, place: Place) -> None:
-        if self._queue and not self._stopping:
+        if self._queue and not self._cancelled:
             worker = _Worker(place)
             self._workers.append(worker)
             worker.send(self._job)

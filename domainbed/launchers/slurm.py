@@ -92,7 +92,26 @@ class SlurmLauncher(Launcher):
         numbered, size = list(enumerate(tasks)), self.tasks_per_job
         packs = [numbered[first : first + size] for first in range(0, len(numbered), size)]
         batches = [Batch(job, pack, self.workers_per_job, resources, folder) for pack in packs]
-        jobs = self._submit(batches, resources, folder) if batches else []
+        jobs: list[str] = []
+        if batches:
+            # `exec`, and no `srun`: SLURM's signals reach the Python process itself, and it alone
+            # is warned, not the processes that it started.
+            executor = _submitit().SlurmExecutor(
+                folder, python=f"exec {shlex.quote(sys.executable)}"
+            )
+            executor.update_parameters(**self._parameters(len(batches), resources))
+            try:
+                with redirect_stderr(StringIO()):  # submitit prints a refusal itself, and raises it
+                    jobs = [each.job_id for each in executor.map_array(do_batch, batches)]
+            except RuntimeError as error:  # of submitit, about the exit status of `sbatch`
+                shutil.rmtree(folder, ignore_errors=True)
+                words = _words(str(error))
+                if "job array" in words:
+                    words += (
+                        f": {len(batches)} jobs may be too many; --tasks_per_job puts several runs "
+                        "into one"
+                    )
+                raise UserError(f"SLURM refuses the jobs: {words}", "launcher") from error
         job_of_task = [name for name, pack in zip(jobs, packs) for _ in pack]
         return _Submitted(self, job_of_task, folder)
 
@@ -109,24 +128,6 @@ class SlurmLauncher(Launcher):
         there = sorted(self.known(jobs))
         for first in range(0, len(there), _MOST_JOBS_A_COMMAND):
             _answer("scancel", "--quiet", *there[first : first + _MOST_JOBS_A_COMMAND])
-
-    def _submit(self, batches: Sequence[Batch], resources: Resources, folder: Path) -> list[str]:
-        """Gives SLURM a job for each batch; returns their ids.
-
-        Raises:
-            UserError: SLURM refuses, with what it says.
-        """
-        submitit = _submitit()
-        # `exec`, and no `srun`: SLURM's signals reach the Python process itself, and it alone is
-        # warned, not the processes that it started.
-        executor = submitit.SlurmExecutor(folder, python=f"exec {shlex.quote(sys.executable)}")
-        executor.update_parameters(**self._parameters(len(batches), resources))
-        try:
-            with redirect_stderr(StringIO()):  # submitit prints a refusal itself, and raises it
-                return [job.job_id for job in executor.map_array(do_batch, batches)]
-        except RuntimeError as error:  # of submitit, about the exit status of `sbatch`
-            shutil.rmtree(folder, ignore_errors=True)
-            raise UserError(_refusal(str(error), len(batches)), "launcher") from error
 
     def _parameters(self, jobs: int, resources: Resources) -> dict[str, Any]:
         """What a job asks SLURM for, as submitit calls it."""
@@ -297,20 +298,16 @@ def states_of(jobs: Iterable[str]) -> dict[str, str]:
     arrays = sorted({job.partition("_")[0] for job in jobs if _JOB.fullmatch(job)})
     if not arrays:
         return {}
-    asked = (
-        "--noheader",
-        "--array",
-        "--states=all",
-        "--format=%i %T",
-        f"--jobs={','.join(arrays)}",
-    )
+    asked = f"--jobs={','.join(arrays)}"
     try:
-        lines = _answer("squeue", *asked).splitlines()
+        printed = _answer(
+            "squeue", "--noheader", "--array", "--states=all", "--format=%i %T", asked
+        )
     except UserError as error:
         if "Invalid job id" in str(error):  # what it says where it knows none of them any more
             return {}
         raise
-    return dict(line.split() for line in lines)
+    return dict(line.split() for line in printed.splitlines())
 
 
 def _answer(*command: str) -> str:
@@ -335,13 +332,6 @@ def _words(printed: str) -> str:
     """What a command of SLURM reports as wrong, in one line."""
     lines = [line.partition("error: ")[2] or line for line in printed.splitlines()]
     return "; ".join(line.strip() for line in lines if line.strip()) or "it says nothing"
-
-
-def _refusal(printed: str, jobs: int) -> str:
-    words = _words(printed)
-    if "job array" in words:
-        words += f": {jobs} jobs may be too many; --tasks_per_job puts several runs into one"
-    return f"SLURM refuses the jobs: {words}"
 
 
 def _submitit() -> Any:

@@ -100,10 +100,6 @@ class Trackers:
             with self._given_up_if_it_fails(name):
                 self._active[name] = cls()
 
-    def begin(self, run: TrackedRun) -> None:
-        """Tells each tracker about the run."""
-        self._each(lambda tracker: tracker.begin(run))
-
     def record(self, step: int, record: Mapping[str, Any]) -> None:
         """Sends the finite numbers of a record."""
         values = {
@@ -111,13 +107,10 @@ class Trackers:
             for name, value in record.items()
             if isinstance(value, (int, float)) and math.isfinite(value) and name != "step"
         }
-        self._each(lambda tracker: tracker.record(step, values))
+        self.each(lambda tracker: tracker.record(step, values))
 
-    def end(self, state: str) -> None:
-        """Tells each tracker how the run ended."""
-        self._each(lambda tracker: tracker.end(state))
-
-    def _each(self, call: Callable[[Tracker], object]) -> None:
+    def each(self, call: Callable[[Tracker], object]) -> None:
+        """Calls a method of each tracker; one that fails gets no further calls."""
         for name, tracker in [*self._active.items()]:
             with self._given_up_if_it_fails(name):
                 call(tracker)

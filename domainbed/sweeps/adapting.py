@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,18 +17,6 @@ from domainbed.errors import UserError
 from domainbed.sweeps.averaging import finished_runs, write_beside
 from domainbed.training.initial_weights import linear_head
 from domainbed.training.trained import load_trained_weights, rebuild
-
-
-class Adapted(NamedTuple):
-    """The adaptation of one run.
-
-    Attributes:
-        supports: M, which validated best; None where the run cannot be adapted.
-        told: one line for people.
-    """
-
-    supports: int | None
-    told: str
 
 
 class AdaptedHead(Algorithm):
@@ -52,8 +39,8 @@ def adapt_runs(
     supports: Sequence[int] = SUPPORTS,
     machine: RunOptions | None = None,
     dataset: str | None = None,
-) -> Iterator[Adapted]:
-    """Adapts each finished run with T3A, and writes a record of it beside the run.
+) -> Iterator[str]:
+    """Adapts each finished run with T3A, writes a record of it beside the run, and yields a line.
 
     M is the one of `supports` that validates best, on the out-splits of the training domains; of
     equal ones the first. A run that does not predict by a linear classifier is left out.
@@ -66,15 +53,16 @@ def adapt_runs(
         dataset: see `trained.read_spec`.
 
     Raises:
-        UserError: no finished runs, or weights that were not kept.
+        UserError: no finished runs, none that can be adapted, or weights that were not kept.
     """
+    adapted_runs = 0
     for member in finished_runs(root, algorithms, dataset):
         spec, experiment = member.spec, rebuild(member.folder, machine, dataset)
         load_trained_weights(experiment, member.folder)
         try:
             parts = linear_head(experiment)
         except UserError as error:
-            yield Adapted(None, f"{spec.describe()}: left out: {error}")
+            yield f"{spec.describe()}: left out: {error}"
             continue
         adapted = {m: replace(experiment, algorithm=AdaptedHead(*parts, m)) for m in supports}
         accuracies = {m: each.validation_accuracy() for m, each in adapted.items()}
@@ -89,4 +77,7 @@ def adapt_runs(
             hparams={**spec.hparams, "t3a_supports": best},
         )
         accuracy = f"validation {100 * accuracies[best]:.1f}"
-        yield Adapted(best, f"{spec.describe()}: M {best or 'all'}, {accuracy}")
+        yield f"{spec.describe()}: M {best or 'all'}, {accuracy}"
+        adapted_runs += 1
+    if not adapted_runs:
+        raise UserError(f"no run in {str(root)!r} predicts by a linear classifier on features")

@@ -5,7 +5,7 @@ What needs PyTorch is imported when a config is checked, not when its flags are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import product
@@ -332,7 +332,15 @@ def load_config(
     overrides = overrides or {}
     values, places = read_fields(file)
     if file is not None and Path(file).with_name("plan.json").exists():
-        _refuse_plugins(file, values.get("plugins"), overrides.get("plugins"))
+        kept = values.get("plugins")
+        names = kept if isinstance(kept, list) else [kept] * bool(kept)
+        if names and overrides.get("plugins") is None:
+            raise UserError(
+                f"{file}: the sweep needs code that its folder names, "
+                f"{', '.join(map(repr, names))}: if you trust it, add --plugins "
+                f"{' '.join(map(str, names))}",
+                "plugins",
+            )
         values.pop("on_finish", None)  # no launch writes one there
     values = given(SweepConfig, {**values, **overrides})
     values.setdefault("output_dir", str(Path("results") / (Path(file).stem if file else "sweep")))
@@ -342,17 +350,6 @@ def load_config(
     places |= {(name,): f"--{name}" for name in overrides}
     places |= {("launcher", name): f"--{name}" for name in launcher_options}
     return make(SweepConfig, values, places)
-
-
-def _refuse_plugins(file: str | Path, kept: Any, named: Iterable[str] | None) -> None:
-    """Code that a sweep's folder names is run only if the user names it as well."""
-    names = kept if isinstance(kept, list) else [kept] * bool(kept)
-    if names and named is None:
-        raise UserError(
-            f"{file}: the sweep needs code that its folder names, {', '.join(map(repr, names))}: "
-            f"if you trust it, add --plugins {' '.join(map(str, names))}",
-            "plugins",
-        )
 
 
 def test_env_sets(dataset: str, data: Any, selection: Sequence[str]) -> list[TestEnvs]:

@@ -22,7 +22,7 @@ from domainbed.runs.states import BUSY, DONE, FAILED, RUNNING
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.following import Display, follow, in_hand
-from domainbed.sweeps.status import Costs, Status, finished_costs, status_of
+from domainbed.sweeps.status import Costs, finished_costs
 from domainbed.sweeps.store import PlannedRun, Store
 from domainbed.training import run
 
@@ -68,11 +68,6 @@ class Launch:
         return self.resources.gpus or 1 / getattr(self.launcher, "runs_per_gpu", 1)
 
     @property
-    def blocking(self) -> bool:
-        """Whether runs make progress only while this process waits."""
-        return self.launcher.blocking
-
-    @property
     def _job(self) -> RunJob:
         return RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
 
@@ -80,10 +75,6 @@ class Launch:
         """Estimates from the runs that are done; None if none is."""
         done = [run_id for run_id, state in self.states.items() if state == DONE]
         return finished_costs(self.store, self.planned, done)
-
-    def status(self) -> Status:
-        """The states of the runs now."""
-        return status_of(self.store, self.planned)
 
     def obstacles(self) -> list[str]:
         """What stands in the way of the runs: a device or a dataset that is not available."""
@@ -164,7 +155,7 @@ class Launch:
         tasks = [self.runs[run_id] for run_id in self.todo]
         folder = self.store.launcher_folder.absolute()
         handle = self.launcher.submit(self._job, tasks, self.resources, folder)
-        for index, run_id in enumerate(() if self.blocking else self.todo):
+        for index, run_id in enumerate(() if self.launcher.blocking else self.todo):
             run_folder = self.store.folder(run_id)
             run_folder.mark_pending(self.config.launcher["name"], handle.jobs[index])
             for file in handle.logs(index):
@@ -172,7 +163,7 @@ class Launch:
         return handle
 
     def _check_device(self) -> None:
-        if self.blocking:  # else it is chosen on the machine of each run
+        if self.launcher.blocking:  # else it is chosen on the machine of each run
             require_precision(self.config.precision, choose_device(self.config.device))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.cores import usable_cores
@@ -20,7 +21,7 @@ from domainbed.runs.states import DONE, FAILED, PENDING, RUNNING
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 from domainbed.sweeps.launch import Launch
-from domainbed.sweeps.status import Costs, Estimate, count_runs, status_lines
+from domainbed.sweeps.status import Costs, Estimate, count_runs, status_lines, status_of
 from domainbed.training.evaluation import EvaluationSplit, splits_to_evaluate
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import process_set_up
@@ -73,7 +74,11 @@ def plan_lines(launch: Launch, costs: Costs | None = None) -> list[str]:
         costs: as measured; None for those of the sweep's finished runs.
     """
     costs = costs or launch.costs()
-    lines = [*status_lines(launch.status()), "", *_method_lines(launch, costs)]
+    lines = [
+        *status_lines(status_of(launch.store, launch.planned)),
+        "",
+        *_method_lines(launch, costs),
+    ]
     lines += [f"warning: {line}" for line in launch.obstacles()]
     if not launch.todo:
         return [*lines, "Nothing to do."]
@@ -91,7 +96,7 @@ def todo_line(launch: Launch, costs: Costs) -> str:
     total, workers = costs.of(launch.todo), max(1, launch.workers)
     basis = f"{count_runs(costs.basis)} that finished" if costs.basis else "a few updates of each"
     took = f"about {duration(total.seconds / workers)} with {workers} at a time"
-    hours, disk = _hours(total, launch.gpu_share), _size(total.disk)
+    hours, disk = _hours(total, launch.gpu_share), tqdm.format_sizeof(total.disk, "B")
     return f"To do: {hours}, {took}; {disk} on disk (from {basis})."
 
 
@@ -118,14 +123,6 @@ def _hours(estimate: Estimate, gpu_share: float) -> str:
     """Core hours, GPU hours or both; a run on a GPU has this share of it."""
     kinds = (("core", estimate.cores / 3600), ("GPU", estimate.gpus * gpu_share / 3600))
     return " + ".join(f"{hours:.3g} {kind} hours" for kind, hours in kinds if hours) or "nothing"
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 # ---- measured ----
@@ -224,15 +221,14 @@ def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
 
 def _updates(experiment: Experiment) -> tuple[int, float]:
     """How many updates were timed, and their seconds; the first, which sets up, is not timed."""
-    done, began = 0, time.monotonic()
-    steps = range(UPDATES + 1)
-    for minibatches, unlabeled in zip(experiment.minibatches(steps), experiment.unlabeled(steps)):
+    steps, began = range(UPDATES + 1), time.monotonic()
+    pairs = zip(experiment.minibatches(steps), experiment.unlabeled(steps))
+    for done, (minibatches, unlabeled) in enumerate(pairs):
         with experiment.precision():
             metrics = experiment.algorithm.update(minibatches, unlabeled)
         list(map(float, metrics.values()))  # waits for a GPU
         if done == 0:
             began = time.monotonic()
-        done += 1
-        if done > 1 and time.monotonic() - began > SECONDS:
+        elif time.monotonic() - began > SECONDS:
             break
-    return done - 1, time.monotonic() - began
+    return done, time.monotonic() - began

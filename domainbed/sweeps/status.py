@@ -200,31 +200,28 @@ def failure_lines(failures: Iterable[tuple[str, str, str]]) -> list[str]:
 
 def status_json(status: Status) -> str:
     """The status for programs."""
-    groups = [
-        {"dataset": dataset, "algorithm": algorithm, **{s: n.get(s, 0) for s in STATES}}
-        for (dataset, algorithm), n in status.counts.items()
-    ]
-    running = [
-        {
-            "run": each.run_id,
-            "what": each.what,
-            "taken": each.taken,
-            "host": each.where.host,
-            "pid": each.where.pid,
-            "engine": each.where.engine,
-            "job": each.where.job,
-            "silent_for": each.where.silent_for,
-        }
-        for each in status.running
-    ]
-    pending = [
-        {"engine": engine, "job": job, "runs": n} for (engine, job), n in status.pending.items()
-    ]
     content = {
         "total": {state: status.total[state] for state in STATES},
-        "groups": groups,
-        "running": running,
-        "pending": pending,
+        "groups": [
+            {"dataset": dataset, "algorithm": algorithm, **{s: n.get(s, 0) for s in STATES}}
+            for (dataset, algorithm), n in status.counts.items()
+        ],
+        "running": [
+            {
+                "run": each.run_id,
+                "what": each.what,
+                "taken": each.taken,
+                "host": each.where.host,
+                "pid": each.where.pid,
+                "engine": each.where.engine,
+                "job": each.where.job,
+                "silent_for": each.where.silent_for,
+            }
+            for each in status.running
+        ],
+        "pending": [
+            {"engine": engine, "job": job, "runs": n} for (engine, job), n in status.pending.items()
+        ],
         "failures": [{"run": i, "what": what, "error": e} for i, what, e in status.failures],
         "runs_per_hour": status.pace,
         "seconds_left": status.left,

@@ -141,7 +141,7 @@ class Trainer:
             state = INTERRUPTED
             raise
         finally:
-            self.trackers.end(state)
+            self.trackers.each(lambda tracker: tracker.end(state))
 
     def _train_stage(self, progress: Progress) -> Progress:
         """All steps that are left, with a record and a checkpoint at every interval."""
@@ -255,7 +255,8 @@ class Trainer:
         # The run may have been killed between a record and its checkpoint, or within the line.
         write_text(self.folder.results, "".join(progress.records))
         write_environment(self.folder, self.experiment, self.began, progress)
-        self.trackers.begin(self._tracked(progress))
+        tracked = self._tracked(progress)
+        self.trackers.each(lambda tracker: tracker.begin(tracked))
         return progress
 
     def _tracked(self, progress: Progress) -> TrackedRun:
