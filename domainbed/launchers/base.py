@@ -254,8 +254,10 @@ def engine_variables(engine: str, job: str) -> dict[str, str]:
 
     Within another engine's job, they name that engine and its job.
     """
-    own = {ENGINE_VARIABLE: engine, JOB_VARIABLE: job}
-    return {name: os.environ.get(name, value) for name, value in own.items()}
+    return {
+        ENGINE_VARIABLE: os.environ.get(ENGINE_VARIABLE, engine),
+        JOB_VARIABLE: os.environ.get(JOB_VARIABLE, job),
+    }
 
 
 @contextmanager

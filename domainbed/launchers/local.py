@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import logging
+import math
+import multiprocessing
 import os
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -15,6 +26,7 @@ from domainbed.core.stopping import SIGNALS, request_stop, stop_requested, stop_
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,
+    Event,
     Handle,
     Job,
     Launcher,
@@ -22,10 +34,29 @@ from domainbed.launchers.base import (
     Resources,
     engine_variables,
     environment_set,
+    failed,
     perform,
     this_process,
+    time_limit_reached,
 )
-from domainbed.launchers.pool import Place, Pool
+from domainbed.runs.states import INTERRUPTED, PROGRESS, STARTED
+
+log = logging.getLogger(__name__)
+
+Place = Mapping[str, str]
+"""The environment variables that make a worker's share of the machine."""
+
+_SPAWN = multiprocessing.get_context("spawn")
+_SECONDS_BETWEEN_CHECKS = 1.0
+_SECONDS_TO_STOP = 30.0
+"""For a task that was asked to stop: a step of a large network, and a checkpoint on a slow disk."""
+_SECONDS_TO_END = 3.0
+_SECONDS_TO_FINISH = 30.0
+"""For what libraries do at the end of a process: the last upload of a tracker, for example."""
+_MOST_DEATHS = 2
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
+# What a terminal sends to all of its processes: the parent decides what it means for workers.
+_OF_THE_TERMINAL = [number for number in SIGNALS if number != signal.SIGTERM]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -137,3 +168,245 @@ def visible_gpus(device: str | None) -> list[str]:
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
+class _Worker:
+    """One process and its current task.
+
+    Attributes:
+        index: of the task; None while it has none.
+        began: when that task started, by the monotonic clock; infinite while it has not.
+        asked_to_stop: when that was, by the monotonic clock.
+        is_leaving: whether it gets no more tasks.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.connection, theirs = _SPAWN.Pipe()
+        self.index: int | None = None
+        self.began = math.inf
+        self.asked_to_stop: float | None = None
+        self.is_leaving = False
+        # Not daemonic: a daemon may not start the processes that read images.
+        self.process = _SPAWN.Process(target=_work, args=(theirs,), daemon=False)
+        with environment_set(place), _signals_held_back():
+            self.process.start()
+        theirs.close()
+
+    def send(self, message: Any) -> None:
+        with contextlib.suppress(OSError):  # it is dead: found out at the next look
+            self.connection.send(message)
+
+    def events(self) -> Iterator[Event]:
+        """What it has sent; `is_leaving` afterwards if it died."""
+        alive = self.process.is_alive()  # asked first: its last events may still be in the pipe
+        try:
+            while self.connection.poll():
+                event: Event = self.connection.recv()
+                if event.kind == STARTED:
+                    self.began = time.monotonic()
+                elif event.kind != PROGRESS:
+                    self.index = None
+                self.is_leaving |= event.kind == INTERRUPTED  # it would stop at the next task, too
+                yield event
+        except (EOFError, OSError):
+            self.process.join(_SECONDS_TO_END)
+            alive = False
+        self.is_leaving |= not alive
+
+    def ask_to_stop(self) -> None:
+        if self.asked_to_stop is None:
+            self.asked_to_stop = time.monotonic()
+            self.process.terminate()
+        elif time.monotonic() - self.asked_to_stop > _SECONDS_TO_STOP:
+            self.process.kill()
+
+    def how_it_died(self) -> str:
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            return f"signal {-code} ({name})" + (": out of memory?" if name == "SIGKILL" else "")
+        return f"exit status {code}"
+
+    def end(self) -> None:
+        """Ends the process, whatever it is doing, and waits for it."""
+        if self.index is None:
+            self.send(None)
+            self.process.join(_SECONDS_TO_FINISH)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+class Pool(Handle):
+    """The workers and the queue of tasks.
+
+    A worker that dies is replaced, and its task given to another: it resumes from what it wrote.
+    With `_MOST_DEATHS` workers dead at it, a task is FAILED.
+
+    Args:
+        job: what to do with a task.
+        tasks: picklable.
+        places: one for each worker.
+        minutes: after which a task is asked to stop, and FAILED; None for no limit.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        tasks: Sequence[Any],
+        places: Sequence[Place],
+        minutes: float | None = None,
+    ) -> None:
+        super().__init__([this_process()] * len(tasks))
+        self._job, self._tasks, self._places, self._minutes = job, tasks, places, minutes
+        self._queue = deque(range(len(tasks)))
+        self._workers: list[_Worker] = []
+        self._deaths: Counter[int] = Counter()
+        self._cancelled = False
+
+    def wait(self, on_event: OnEvent) -> None:
+        """Executes all tasks; an interrupt lets running ones write what they can resume from."""
+        noted = self.noting(on_event)
+        try:
+            for place in self._places:
+                self._start_worker(place)
+            while self._busy() and not self._cancelled:
+                self._look(noted, min(_SECONDS_BETWEEN_CHECKS, (self._minutes or 1) * 60 / 10))
+            if self._cancelled:
+                self._stop(noted)
+        except KeyboardInterrupt:
+            self._stop(noted)
+            raise
+        finally:
+            for worker in self._workers:
+                worker.end()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def _stop(self, on_event: OnEvent) -> None:
+        """Asks all running tasks to stop, and waits for them; another interrupt ends them."""
+        self._cancelled = True
+        if busy := self._busy():
+            log.warning(
+                "stopping: %d runs may take up to %d seconds to write a checkpoint; "
+                "Ctrl-C ends them at once", len(busy), _SECONDS_TO_STOP,
+            )  # fmt: skip
+        while busy := self._busy():
+            for worker in busy:
+                worker.ask_to_stop()
+            self._look(on_event, _SECONDS_BETWEEN_CHECKS)
+
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.index is not None]
+
+    def _look(self, on_event: OnEvent, seconds: float) -> None:
+        """Waits for news of the workers, at most so long, and handles it."""
+        connection.wait([worker.connection for worker in self._busy()], timeout=seconds)
+        for worker in self._busy():
+            if self._is_overdue(worker):
+                worker.ask_to_stop()
+            self._handle(worker, on_event)
+            if worker.index is None:
+                self._occupy(worker)
+
+    def _is_overdue(self, worker: _Worker) -> bool:
+        return time.monotonic() - worker.began >= 60 * (self._minutes or math.inf)
+
+    def _handle(self, worker: _Worker, on_event: OnEvent) -> None:
+        index = worker.index
+        assert index is not None
+        for event in worker.events():
+            if event.kind == INTERRUPTED:
+                self._judge(index, worker, "", on_event)
+            else:
+                on_event(event)
+        if worker.index is not None and worker.is_leaving:
+            worker.index = None
+            self._judge(index, worker, worker.how_it_died(), on_event)
+
+    def _judge(self, index: int, worker: _Worker, death: str, on_event: OnEvent) -> None:
+        """Decides what becomes of a task that stopped, or whose worker died, before its end."""
+        if self._cancelled:
+            on_event(Event(INTERRUPTED, index))
+        elif self._is_overdue(worker):
+            error = time_limit_reached(self._minutes)
+            on_event(failed(self._job, index, self._tasks[index], error))
+        elif not death:  # somebody other than this pool asked the worker to stop
+            self._queue.appendleft(index)
+        elif self._deaths[index] < _MOST_DEATHS - 1:
+            self._deaths[index] += 1
+            log.warning("warning: a worker died with %s: it is replaced", death)
+            self._queue.appendleft(index)
+        else:
+            error = f"{_MOST_DEATHS} workers died at it, the last with {death}\n"
+            on_event(failed(self._job, index, self._tasks[index], error))
+
+    def _occupy(self, worker: _Worker) -> None:
+        """Gives an idle worker its next task, ends it, or replaces it."""
+        if worker.is_leaving:
+            self._workers.remove(worker)
+            worker.end()
+            self._start_worker(worker.place)
+        elif self._queue and not self._cancelled:
+            self._assign(worker)
+        else:
+            worker.send(None)
+
+    def _start_worker(self, place: Place) -> None:
+        if self._queue and not self._cancelled:
+            worker = _Worker(place)
+            self._workers.append(worker)
+            worker.send(self._job)
+            self._assign(worker)
+
+    def _assign(self, worker: _Worker) -> None:
+        index = self._queue.popleft()
+        worker.index, worker.began = index, math.inf
+        worker.send((index, self._tasks[index]))
+
+
+def _work(pipe: connection.Connection) -> None:
+    """What a worker process runs: a job and its tasks come in, events go out, None ends it."""
+    for number in _OF_THE_TERMINAL:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: request_stop())
+    _be_killed_with_parent()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        job: Job = pipe.recv()
+        while (message := pipe.recv()) is not None:
+            index, task = message
+            perform(job, index, task, pipe.send)
+
+
+def _be_killed_with_parent() -> None:
+    """Where the system can: no thread of this process runs while native code holds its lock."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Blocks Ctrl-C for a while: a process started meanwhile never sees it, this one afterwards.
+
+    Else a worker that is still importing would print a traceback before it can ignore the signal.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks the signal when it is first started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

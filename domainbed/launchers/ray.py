@@ -40,14 +40,14 @@ from domainbed.launchers.base import (
     Resources,
     this_process,
 )
-from domainbed.launchers.event_files import Following
+from domainbed.launchers.event_files import EventReader, Following
 from domainbed.launchers.local import THREAD_VARIABLES, visible_gpus
 from domainbed.launchers.ray_tasks import (
+    ALIVE,
     SECONDS_TO_STOP,
+    TEAM,
     Coordinator,
-    life_file,
     log_file,
-    reader_of,
     write_plan,
 )
 from domainbed.runs.states import INTERRUPTED
@@ -102,8 +102,8 @@ class RayLauncher(Launcher):
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         if self.blocking:
-            gpus = len(visible_gpus(resources.device))
-            nodes = [{"CPU": float(usable_cores()), "GPU": float(gpus), "memory": math.inf}]
+            gpus = float(len(visible_gpus(resources.device)))
+            nodes = [{"CPU": float(usable_cores()), "GPU": gpus, "memory": math.inf}]
         else:
             with connected(self._cluster) as ray:
                 nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -173,7 +173,7 @@ class _OnCluster(Following):
     """
 
     def __init__(self, folder: Path, jobs: Sequence[str]) -> None:
-        super().__init__(jobs, reader_of(folder))
+        super().__init__(jobs, EventReader(folder, [TEAM]))
         self._folder, self._ids = folder, list(jobs)
         self._sign, self._heard = 0, time.monotonic()
 
@@ -186,7 +186,7 @@ class _OnCluster(Following):
     def _lost(self) -> list[Event]:
         """Tasks that the cluster does not know any more: it was shut down, for example."""
         with contextlib.suppress(OSError):
-            sign = life_file(self._folder).stat().st_mtime_ns
+            sign = (self._folder / ALIVE).stat().st_mtime_ns
             if sign != self._sign:
                 self._sign, self._heard = sign, time.monotonic()
         if time.monotonic() - self._heard < _SECONDS_OF_SILENCE:
@@ -276,7 +276,15 @@ def connected(cluster: str | None) -> Iterator[Any]:
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached, or refuses.
     """
-    ray = _imported()
+    # Before it is imported: it reads them then.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # else it announces a change
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError(
+            f"the launcher 'ray' needs Ray ({error}): pip install 'domainbed[ray]'", "name"
+        ) from error
     if ray.is_initialized():
         yield ray
         return
@@ -306,18 +314,6 @@ def connected(cluster: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
-
-
-def _imported() -> Any:
-    # Before it is imported: it reads them then.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # else it announces a change
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise UserError(
-            f"the launcher 'ray' needs Ray ({error}): pip install 'domainbed[ray]'", "name"
-        ) from error
 
 
 def _reachable(cluster: str) -> str:

@@ -30,7 +30,10 @@ from domainbed.launchers.event_files import EventReader, EventWriter
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import BUSY, ENDS, FAILED, INTERRUPTED, STARTED
 
-_TEAM = "tasks"  # whose events these are
+TEAM = "tasks"
+"""The name under which the coordinator and the tasks send events."""
+ALIVE = "alive"
+"""A file that a coordinator touches while it lives."""
 _SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_STOP = 30.0
 """For a task that was asked to stop, before its process is killed."""
@@ -111,25 +114,15 @@ def _plan_of(folder: Path) -> Plan:
     return plan
 
 
-def life_file(folder: Path) -> Path:
-    """A file that a coordinator touches while it lives."""
-    return folder / "alive"
-
-
 def log_file(folder: Path, index: int) -> Path:
     """What a task's job printed."""
     return folder / f"{index}.txt"
 
 
-def reader_of(folder: Path) -> EventReader:
-    """Of what the coordinator and the tasks report."""
-    return EventReader(folder, [_TEAM])
-
-
 @cache
 def _writer(folder: Path) -> EventWriter:
     """That of this process, which executes one task after another."""
-    return EventWriter(folder, _TEAM)
+    return EventWriter(folder, TEAM)
 
 
 class Coordinator:
@@ -138,7 +131,7 @@ class Coordinator:
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
         self._plan = _plan_of(self._folder)
-        self._reader = reader_of(self._folder)
+        self._reader = EventReader(self._folder, [TEAM])
         self._left = set(range(len(self._plan.tasks)))
         self._began: dict[int, float] = {}
         self._under_way: dict[int, Any] = {}
@@ -164,7 +157,7 @@ class Coordinator:
         try:
             while self._left:
                 with contextlib.suppress(OSError):  # a full disk ends nothing
-                    life_file(self._folder).touch()
+                    (self._folder / ALIVE).touch()
                 self._read_events()
                 self._stop_tasks()
                 await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)

@@ -22,7 +22,8 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -91,29 +92,28 @@ class SlurmLauncher(Launcher):
         folder = folder.absolute() / f"slurm-{uuid.uuid4().hex[:12]}"
         numbered, size = list(enumerate(tasks)), self.tasks_per_job
         packs = [numbered[first : first + size] for first in range(0, len(numbered), size)]
-        batches = [Batch(job, pack, self.workers_per_job, resources, folder) for pack in packs]
         jobs: list[str] = []
-        if batches:
+        if packs:
+            do = partial(do_batch, job, self.workers_per_job, resources, folder)
             # `exec`, and no `srun`: SLURM's signals reach the Python process itself, and it alone
             # is warned, not the processes that it started.
             executor = _submitit().SlurmExecutor(
                 folder, python=f"exec {shlex.quote(sys.executable)}"
             )
-            executor.update_parameters(**self._parameters(len(batches), resources))
+            executor.update_parameters(**self._parameters(len(packs), resources))
             try:
                 with redirect_stderr(StringIO()):  # submitit prints a refusal itself, and raises it
-                    jobs = [each.job_id for each in executor.map_array(do_batch, batches)]
+                    jobs = [each.job_id for each in executor.map_array(do, packs)]
             except RuntimeError as error:  # of submitit, about the exit status of `sbatch`
                 shutil.rmtree(folder, ignore_errors=True)
                 words = _words(str(error))
                 if "job array" in words:
                     words += (
-                        f": {len(batches)} jobs may be too many; --tasks_per_job puts several runs "
+                        f": {len(packs)} jobs may be too many; --tasks_per_job puts several runs "
                         "into one"
                     )
                 raise UserError(f"SLURM refuses the jobs: {words}", "launcher") from error
-        job_of_task = [name for name, pack in zip(jobs, packs) for _ in pack]
-        return _Submitted(self, job_of_task, folder)
+        return _Submitted(self, [name for name, pack in zip(jobs, packs) for _ in pack], folder)
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         jobs = math.ceil(tasks / self.tasks_per_job)
@@ -131,8 +131,13 @@ class SlurmLauncher(Launcher):
 
     def _parameters(self, jobs: int, resources: Resources) -> dict[str, Any]:
         """What a job asks SLURM for, as submitit calls it."""
-        workers, warning = self.workers_per_job, _SECONDS_OF_WARNING
-        parameters: dict[str, Any] = {
+        workers, warning, minutes = self.workers_per_job, _SECONDS_OF_WARNING, None
+        if resources.minutes:
+            minutes = math.ceil(resources.minutes * math.ceil(self.tasks_per_job / workers))
+            # Of a short time a part: SLURM warns up to a minute early.
+            warning = min(warning, minutes * 15)
+        memory = math.ceil((resources.memory_gb or 0) * workers * 1024)
+        return {
             "job_name": "domainbed",
             "partition": self.partition,
             "account": self.account,
@@ -140,43 +145,15 @@ class SlurmLauncher(Launcher):
             "constraint": self.constraint,
             "setup": list(self.setup) or None,
             "array_parallelism": self.max_jobs or jobs,
-            "time": None,  # SLURM's own default, not submitit's
+            "cpus_per_task": (resources.cores or 0) * workers or None,
+            "gpus_per_node": math.ceil((resources.gpus or 0) * workers) or None,
+            "mem": f"{memory}M" if memory else None,
+            "time": minutes,  # None: SLURM's own default, not submitit's
             "wckey": None,
             "use_srun": False,
             "stderr_to_stdout": True,
+            "additional_parameters": {"signal": f"B:USR2@{warning}", "requeue": True},
         }
-        if resources.cores:
-            parameters["cpus_per_task"] = resources.cores * workers
-        if resources.gpus:
-            parameters["gpus_per_node"] = math.ceil(resources.gpus * workers)
-        if resources.memory_gb:
-            parameters["mem"] = f"{math.ceil(resources.memory_gb * workers * 1024)}M"
-        if resources.minutes:
-            rounds = math.ceil(self.tasks_per_job / workers)
-            parameters["time"] = math.ceil(resources.minutes * rounds)
-            # Of a short time a part: SLURM warns up to a minute early.
-            warning = min(warning, parameters["time"] * 15)
-        parameters["additional_parameters"] = {"signal": f"B:USR2@{warning}", "requeue": True}
-        return parameters
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one job does.
-
-    Attributes:
-        job: what to do with a task.
-        tasks: with their positions in the list of all.
-        workers: how many are done at the same time.
-        resources: of one task.
-        folder: where events go.
-    """
-
-    job: Job
-    tasks: Sequence[tuple[int, Any]]
-    workers: int
-    resources: Resources
-    folder: Path
 
 
 class _Submitted(Following):
@@ -219,31 +196,38 @@ class _Submitted(Following):
         (file,) = self.logs(index)
         lines = file.read_text(errors="replace").split("\n") if file.exists() else []
         last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
-        job = self.jobs[index]
-        return Event(FAILED, index, error=f"the job {job} of SLURM ended as {state} ({last})\n")
+        error = f"the job {self.jobs[index]} of SLURM ended as {state} ({last})\n"
+        return Event(FAILED, index, error=error)
 
 
-def do_batch(batch: Batch) -> None:
-    """Executes the tasks of one job, or after a requeue the remaining ones; runs on a node."""
+def do_batch(
+    job: Job, workers: int, resources: Resources, folder: Path, tasks: Sequence[tuple[int, Any]]
+) -> None:
+    """Executes the tasks of one job, or after a requeue the remaining ones; runs on a node.
+
+    Args:
+        job: what to do with a task.
+        workers: how many tasks are done at the same time.
+        resources: of one task.
+        folder: where events go.
+        tasks: with their positions in the list of all.
+    """
     name: str = _submitit().JobEnvironment().job_id
     os.environ.update({ENGINE_VARIABLE: "slurm", JOB_VARIABLE: name})
-    told = EventReader(batch.folder, [name]).read()
-    writer = EventWriter(batch.folder, name)
+    told = EventReader(folder, [name]).read()
+    writer = EventWriter(folder, name)
     ended = {event.index for event in told if event.kind in (DONE, FAILED)}
-    left = [(index, task) for index, task in batch.tasks if index not in ended]
+    left = {index: task for index, task in tasks if index not in ended}
+    indices = list(left)
 
     def tell(event: Event) -> None:
-        told.append(replace(event, index=left[event.index][0]))
+        told.append(replace(event, index=indices[event.index]))
         writer.send(told[-1])
 
     # By SLURM's own word: where it binds jobs to no cores, the system names all of the node.
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
-    resources = Resources(
-        cores=batch.resources.cores or max(1, cores // batch.workers),
-        device=batch.resources.device,
-    )
-    tasks = [task for _, task in left]
-    handle = LocalLauncher(workers=batch.workers).submit(batch.job, tasks, resources, batch.folder)
+    share = Resources(cores=resources.cores or max(1, cores // workers), device=resources.device)
+    handle = LocalLauncher(workers=workers).submit(job, list(left.values()), share, folder)
     with _stopped_by_signals(handle) as signals:
         handle.wait(tell)
     interrupted = [n for n in range(len(left)) if handle.state(n) in (INTERRUPTED, PENDING)]
@@ -252,7 +236,7 @@ def do_batch(batch: Batch) -> None:
             _requeue(name, told)
         except UserError as error:
             for number in interrupted:
-                tell(failed(batch.job, number, tasks[number], f"{error}\n"))
+                tell(failed(job, number, left[indices[number]], f"{error}\n"))
             raise
 
 

@@ -74,7 +74,7 @@ def test_a_task_over_its_time_limit_is_stopped_and_fails(tmp_path):
 
 
 def test_a_task_that_does_not_heed_its_time_limit_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("domainbed.launchers.pool._SECONDS_TO_STOP", 0.5)
+    monkeypatch.setattr("domainbed.launchers.local._SECONDS_TO_STOP", 0.5)
     resources = Resources(device="cpu", minutes=0.01)
     began = time.monotonic()
     events, lines = launch(LocalLauncher(workers=1), tmp_path, ["sleep"], resources)

@@ -206,7 +206,7 @@ def test_the_tasks_of_a_job_that_is_not_queued_again_have_failed(monkeypatch, tm
     warning = threading.Thread(target=warn)
     warning.start()
     with pytest.raises(UserError, match="too short"):
-        engine.do_batch(engine.Batch(job, [(3, "wait"), (5, "ok")], 1, CPU, tmp_path))
+        engine.do_batch(job, 1, CPU, tmp_path, [(3, "wait"), (5, "ok")])
     warning.join()
     assert job.failures() == [
         "wait: the time limit is too short",
