@@ -183,9 +183,8 @@ def extract(archive: Path, folder: Path, most: int) -> int:
                     )
                 opened.extract(member, folder, **safely)
     except tarfile.FilterError as error:
-        name = error.tarinfo.name
         raise BadArchive(
-            archive, f"is refused: its member {name!r} leads out of the folder"
+            archive, f"is refused: its member {error.tarinfo.name!r} leads out of the folder"
         ) from error
     except tarfile.ReadError as error:  # it lists what each compression reports
         raise BadArchive(archive, "is damaged (no zip or tar archive)") from error

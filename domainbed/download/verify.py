@@ -107,8 +107,9 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
     cls = get_dataset_class(name)
     info = cls.info
     if info is not None and not info.folder:
-        notes = ["comes with the package; nothing to check"]
-        return Verification(name, "", "published", notes=notes)
+        return Verification(
+            name, "", "published", notes=["comes with the package; nothing to check"]
+        )
     if hasattr(cls, "locate"):
         root = cls.locate(str(data_dir))
     elif info is not None and info.folder == MNIST_FOLDER:

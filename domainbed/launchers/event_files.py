@@ -32,9 +32,10 @@ class EventWriter:
         folder.mkdir(parents=True, exist_ok=True)
         for number in count(1):
             with contextlib.suppress(FileExistsError):
-                file = folder / f"{job}.{number}{_ENDING}"
                 self._stream = os.open(
-                    file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o666
+                    folder / f"{job}.{number}{_ENDING}",
+                    os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND,
+                    0o666,
                 )
                 break
         self._next_report: dict[int, float] = {}  # by task, by the monotonic clock

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domainbed.core.files import append_text, write_text
+from domainbed.core.files import write_text
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.runs.ownership import is_owners, newest, owning, seems_at_work, silent_for
@@ -105,7 +105,7 @@ class RunFolder:
                     raise UserError(
                         f"{file} is a link, and a run writes to no file elsewhere: remove it"
                     )
-            self.clear_pending()
+            self.pending.unlink(missing_ok=True)
             yield
 
     def mark_pending(self, engine: str, job: str) -> None:
@@ -113,10 +113,6 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # it has been taken up already, and swept
             write_text(self.pending, json.dumps({"engine": engine, "job": job}) + "\n")
-
-    def clear_pending(self) -> None:
-        """Removes the note that the run is queued."""
-        self.pending.unlink(missing_ok=True)
 
     def link_log(self, file: Path) -> None:
         """Links `log` to a file, which need not exist yet; does nothing where links are impossible.
@@ -126,10 +122,6 @@ class RunFolder:
         with suppress(OSError):
             self.log.unlink(missing_ok=True)
             self.log.symlink_to(os.path.relpath(file, self.path))
-
-    def append_result(self, line: str) -> None:
-        """Adds a record, on disk before this returns."""
-        append_text(self.results, line, to_disk=True)
 
     def is_done(self) -> bool:
         """Whether the run is marked as done, and its last record is there to its end."""

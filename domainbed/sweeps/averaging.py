@@ -265,8 +265,8 @@ def _average(
         taken, device = list(members), str(experiment.device)
         models = [load_model(member.folder.path, device).module for member in members]
         experiment = replace(experiment, algorithm=Ensemble(models))
-    names = order_algorithms(member.spec.algorithm for member in members)
-    name = averaged_algorithm(", ".join(names), method.title)
+    names = ", ".join(order_algorithms(member.spec.algorithm for member in members))
+    name = averaged_algorithm(names, method.title)
     write_beside(root, name, experiment, runs=[member.spec.run_id for member in taken])
     return Averaged(name, taken, len(members), experiment.validation_accuracy())
 

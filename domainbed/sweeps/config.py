@@ -345,8 +345,11 @@ def load_config(
     values = given(SweepConfig, {**values, **overrides})
     values.setdefault("output_dir", str(Path("results") / (Path(file).stem if file else "sweep")))
     if launcher_options:
-        chosen = _chosen(values.get("launcher", {}))
-        values["launcher"] = {"name": "local", **chosen, **launcher_options}
+        values["launcher"] = {
+            "name": "local",
+            **_chosen(values.get("launcher", {})),
+            **launcher_options,
+        }
     places |= {(name,): f"--{name}" for name in overrides}
     places |= {("launcher", name): f"--{name}" for name in launcher_options}
     return make(SweepConfig, values, places)

@@ -78,7 +78,7 @@ def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[
         cancelled[engine] = set(job_of.values())
         _launcher(engine, chosen).cancel(cancelled[engine])
         for run_id in job_of:
-            store.folder(run_id).clear_pending()
+            store.folder(run_id).pending.unlink(missing_ok=True)
     return cancelled
 
 

@@ -153,8 +153,9 @@ class Launch:
             with contextlib.suppress(Busy), self.store.folder(run_id).exclusive():
                 self.store.folder(run_id).errors.unlink(missing_ok=True)
         tasks = [self.runs[run_id] for run_id in self.todo]
-        folder = self.store.launcher_folder.absolute()
-        handle = self.launcher.submit(self._job, tasks, self.resources, folder)
+        handle = self.launcher.submit(
+            self._job, tasks, self.resources, self.store.launcher_folder.absolute()
+        )
         for index, run_id in enumerate(() if self.launcher.blocking else self.todo):
             run_folder = self.store.folder(run_id)
             run_folder.mark_pending(self.config.launcher["name"], handle.jobs[index])

@@ -200,8 +200,9 @@ def measure(spec: RunSpec, options: RunOptions, threads: int) -> Timing:
     with process_set_up(threads):
         experiment = build(spec, options)
         updates, seconds = _updates(experiment)
-        everything = spec.eval_splits == "all"
-        splits = splits_to_evaluate(experiment.splits, spec.test_envs, everything)
+        splits = splits_to_evaluate(
+            experiment.splits, spec.test_envs, everything=spec.eval_splits == "all"
+        )
         part = EvaluationSplit(splits[0].domain, splits[0].name, splits[0].indices[:IMAGES])
         began = time.monotonic()
         experiment.evaluate(0, [part])

@@ -16,7 +16,7 @@ import numpy as np
 from domainbed.algorithms import Algorithm
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, require_precision
-from domainbed.core.files import as_json_values, check_guard, write_text
+from domainbed.core.files import append_text, as_json_values, check_guard, write_text
 from domainbed.core.record_keys import (
     FULL_DATA,
     average_key,
@@ -306,7 +306,7 @@ class Trainer:
         if self.history.diverged:
             record["diverged"] = True
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
-        self.folder.append_result(line)
+        append_text(self.folder.results, line, to_disk=True)
         self.trackers.record((self.experiment.stage_number - 1) * self.spec.steps + step, record)
         return line, ended
 

@@ -70,7 +70,7 @@ def test_a_pending_run_names_its_job_until_it_is_taken_up(folder):
     folder.mark_pending("slurm", "18")
     folder.pending.write_text("{")
     assert folder.status() == RunStatus(PENDING)
-    folder.clear_pending()
+    folder.pending.unlink()
     folder.spec.write_text("{}")
     assert folder.state() == INTERRUPTED
 

@@ -451,7 +451,7 @@ def own_and_write(folder: Path, pipe: Any) -> None:
         with run.exclusive():
             while True:
                 turn += 1
-                run.append_result(f'{{"of": "first", "turn": {turn}}}\n')
+                append_text(run.results, f'{{"of": "first", "turn": {turn}}}\n')
                 write_text(run.checkpoint, f"first {turn}")
                 append_text(run.out, f"first {turn}\n")
                 if turn == 5:
@@ -476,7 +476,7 @@ def test_an_owner_that_wakes_after_a_takeover_writes_nothing(tmp_path: Path) -> 
             assert "has taken over" in pipe.recv()
             child.join()
         with stack:
-            run.append_result("second\n")
+            append_text(run.results, "second\n")
             assert run.results.read_text() == "second\n"
             assert run.checkpoint.read_text() == before
             assert sorted(os.listdir(run.path)) == [
@@ -531,7 +531,7 @@ def test_a_folder_that_is_removed_is_told_of(tmp_path: Path) -> None:
             for file in folder.path.iterdir():
                 file.unlink()
             folder.path.rmdir()
-            folder.append_result("{}\n")
+            append_text(folder.results, "{}\n")
 
     with pytest.raises(UserError, match="was removed while its run was under way"):
         work()
