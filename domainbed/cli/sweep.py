@@ -21,7 +21,7 @@ from domainbed.cli.launching import (
 from domainbed.config.run_fields import add_run_flags
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.errors import UserError
-from domainbed.runs.states import MISSING
+from domainbed.runs.states import DONE, FAILED, MISSING
 from domainbed.sweeps.config import SweepConfig, load_config
 from domainbed.sweeps.status import (
     Status,
@@ -265,7 +265,7 @@ def _watch(store: Store, runs: dict[str, PlannedRun], every: float | None) -> in
                 print(_screen(found), end="", flush=True)
             else:
                 print(time.strftime("%H:%M:%S"), summary_line(found), flush=True)
-            if found.is_over:
+            if set(found.total) <= {DONE, FAILED}:
                 return int(bool(found.failures))
             time.sleep(pause)
     except KeyboardInterrupt:  # the usual end of watching

@@ -73,7 +73,7 @@ def stopping_on(signals: Iterable[signal.Signals]) -> Iterator[None]:
 
     global _signal
     try:
-        with _handled(signals, on_signal):
+        with handled(signals, on_signal):
             yield
     finally:
         _requested.clear()
@@ -87,7 +87,7 @@ def interrupting_on(signals: Iterable[signal.Signals]) -> Iterator[None]:
     def on_signal(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
 
-    with _handled(signals, on_signal):
+    with handled(signals, on_signal):
         yield
 
 
@@ -97,10 +97,13 @@ def signal_of(interrupt: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def _handled(
+def handled(
     signals: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:
-    """In a thread other than the main one, which signals never reach, this does nothing."""
+    """Calls `handler` for these signals, but for those that this process ignores.
+
+    In a thread other than the main one, which signals never reach, this does nothing.
+    """
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         heeded = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]

@@ -72,7 +72,13 @@ def fetch(source: DataSource, folder: Path, accept_checksum: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if source.hub:
-            _fetch_repository(source.hub, folder)
+            from huggingface_hub import HfApi, snapshot_download
+
+            # By its commit: without a connection, files of an earlier call would pass for all.
+            commit = HfApi().dataset_info(source.hub).sha
+            snapshot_download(
+                source.hub, repo_type="dataset", revision=commit, local_dir=str(folder)
+            )
         if source.torchvision:
             import torchvision.datasets
 
@@ -93,14 +99,6 @@ def fetch(source: DataSource, folder: Path, accept_checksum: bool) -> None:
         if isinstance(error, OSError) and (error.errno in DISK_FULL or error.filename is not None):
             raise  # the disk is to blame, not the source
         raise Unusable(_reason(error)) from error
-
-
-def _fetch_repository(name: str, folder: Path) -> None:
-    from huggingface_hub import HfApi, snapshot_download
-
-    # Asked for by its commit: without a connection, files of an earlier call would pass for all.
-    commit = HfApi().dataset_info(name).sha
-    snapshot_download(name, repo_type="dataset", revision=commit, local_dir=str(folder))
 
 
 def _fetch_file(archive: Archive, file: Path) -> None:

@@ -111,14 +111,9 @@ class Following(Handle):
         """Passes events on until no task is left, or until `end` of the monotonic clock."""
         while self._left and time.monotonic() < end:
             lost = self._lost()  # asked first: what their jobs wrote can be read afterwards
-            for event in self._reader.read():
-                if event.kind in self._ends or event.kind not in ENDS:
-                    self._pass_on(event, on_event)
-            for event in lost:
-                self._pass_on(event, on_event)
+            events = [e for e in self._reader.read() if e.kind in self._ends or e.kind not in ENDS]
+            for event in events + lost:
+                if event.index in self._left:
+                    self._left -= {event.index} if event.kind in ENDS else set()
+                    on_event(event)
             time.sleep(_SECONDS_BETWEEN_READS if self._left else 0)
-
-    def _pass_on(self, event: Event, on_event: OnEvent) -> None:
-        if event.index in self._left:
-            self._left -= {event.index} if event.kind in ENDS else set()
-            on_event(event)

@@ -20,17 +20,19 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from domainbed.core.settings import Items, Text
+from domainbed.core.stopping import handled
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,
@@ -228,33 +230,22 @@ def do_batch(
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
     share = Resources(cores=resources.cores or max(1, cores // workers), device=resources.device)
     handle = LocalLauncher(workers=workers).submit(job, list(left.values()), share, folder)
-    with _stopped_by_signals(handle) as signals:
+    came: set[int] = set()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        came.add(number)
+        handle.cancel()
+
+    with handled([signal.SIGTERM, signal.SIGUSR2], on_signal):
         handle.wait(tell)
     interrupted = [n for n in range(len(left)) if handle.state(n) in (INTERRUPTED, PENDING)]
-    if signal.SIGUSR2 in signals and interrupted:
+    if signal.SIGUSR2 in came and interrupted:
         try:
             _requeue(name, told)
         except UserError as error:
             for number in interrupted:
                 tell(failed(job, number, left[indices[number]], f"{error}\n"))
             raise
-
-
-@contextmanager
-def _stopped_by_signals(handle: Handle) -> Iterator[set[signal.Signals]]:
-    """While this lasts, SLURM's signals stop the tasks; yields those that came."""
-    came: set[signal.Signals] = set()
-
-    def on_signal(number: int, frame: Any) -> None:
-        came.add(signal.Signals(number))
-        handle.cancel()
-
-    before = {each: signal.signal(each, on_signal) for each in (signal.SIGTERM, signal.SIGUSR2)}
-    try:
-        yield came
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 def _requeue(name: str, told: Iterable[Event]) -> None:

@@ -84,11 +84,6 @@ class Status:
         """Runs by state."""
         return sum((Counter(counts) for counts in self.counts.values()), Counter())
 
-    @property
-    def is_over(self) -> bool:
-        """Whether all runs are done or have failed."""
-        return set(self.total) <= {DONE, FAILED}
-
 
 def status_of(store: Store, runs: Mapping[str, PlannedRun], before: Status | None = None) -> Status:
     """The states of `runs`, which are given by their ids.
