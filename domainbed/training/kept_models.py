@@ -112,7 +112,7 @@ class KeptModels:
 
     def _chosen(self, step: int, ended: bool) -> set[tuple[str, int]]:
         """What to keep after the record of a step: steps of each average, and of the last, ""."""
-        from domainbed.runs.record_cache import read_batch  # it imports pandas, half a second
+        from domainbed.runs.load import read_batch  # it imports pandas, half a second
 
         at_end = ended or step == self._last
         # What always chooses the last step will not stay with one before it.

@@ -11,7 +11,7 @@ from fake_sweep import random_runs, write
 
 from domainbed.errors import UserError
 from domainbed.reporting import load_records
-from domainbed.runs import record_cache
+from domainbed.runs import load
 
 RUNS = 2 * (4 + 3) * 2 * 2
 
@@ -19,8 +19,8 @@ RUNS = 2 * (4 + 3) * 2 * 2
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     """Finished runs of several datasets and algorithms, not changed for a while."""
-    monkeypatch.setattr(record_cache, "LEAST_FILES", 2)
-    monkeypatch.setattr(record_cache, "_BATCH", 7)
+    monkeypatch.setattr(load, "LEAST_FILES", 2)
+    monkeypatch.setattr(load, "_BATCH", 7)
     runs = random_runs(1, ("PACS", "ColoredMNIST"), n_hparams=2, pairs=False)
     runs[3][1]["a_text"], runs[4][0]["only_here"] = "x", 3
     runs[5][0]["hparams"]["lr"] = math.inf  # which is not JSON
@@ -38,7 +38,7 @@ def settle(file, seconds=100):
 
 @pytest.fixture(autouse=True)
 def settled_at_once(monkeypatch):
-    monkeypatch.setattr(record_cache, "_SETTLED", -1e12)
+    monkeypatch.setattr(load, "_SETTLED", -1e12)
 
 
 def cached():
@@ -48,7 +48,7 @@ def cached():
 def read(monkeypatch, folder):
     """The records, and how many files were parsed for them."""
     parsed = []
-    read_batch = record_cache.read_batch
+    read_batch = load.read_batch
 
     def counting(files, on_file):
         found = list(files)
@@ -56,13 +56,13 @@ def read(monkeypatch, folder):
         return read_batch(found, on_file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(record_cache, "read_batch", counting)
+        patch.setattr(load, "read_batch", counting)
         return load_records(folder), len(parsed)
 
 
 def anew(monkeypatch, folder):
     with monkeypatch.context() as patch:
-        patch.setattr(record_cache, "LEAST_FILES", 10**9)
+        patch.setattr(load, "LEAST_FILES", 10**9)
         return load_records(folder)
 
 
@@ -148,7 +148,7 @@ def test_unfinished_and_torn_runs_are_never_kept(sweep, monkeypatch, caplog):
 
 
 def test_files_that_changed_a_moment_ago_are_not_kept(sweep, monkeypatch):
-    monkeypatch.setattr(record_cache, "_SETTLED", 2e9)
+    monkeypatch.setattr(load, "_SETTLED", 2e9)
     assert [read(monkeypatch, sweep)[1] for _ in range(2)] == [RUNS, RUNS]
     assert cached() == []
 
@@ -174,7 +174,7 @@ def test_a_damaged_cache_counts_as_none(sweep, monkeypatch, damage):
 
 def test_another_version_counts_as_none(sweep, monkeypatch):
     read(monkeypatch, sweep)
-    monkeypatch.setattr(record_cache, "_CODE", record_cache._CODE[1:])
+    monkeypatch.setattr(load, "_CODE", load._CODE[1:])
     assert read(monkeypatch, sweep)[1] == RUNS
 
 
