@@ -73,8 +73,8 @@ def published_name(name: str, published: Iterable[str], aliases: Mapping[str, st
 
 
 def _drive(file_id: str, name: str, size: int, md5: str) -> DataSource:
-    url = f"https://drive.google.com/uc?id={file_id}"
-    return DataSource("Google Drive", size, (Archive(url, name, md5),))
+    archive = Archive(f"https://drive.google.com/uc?id={file_id}", name, md5)
+    return DataSource("Google Drive", size, (archive,))
 
 
 def _hub(repository: str, size: int) -> DataSource:
@@ -83,8 +83,8 @@ def _hub(repository: str, size: int) -> DataSource:
 
 def _codalab(bundle: str, size: int) -> Origin:
     url = f"https://worksheets.codalab.org/rest/bundles/{bundle}/contents/blob/"
-    archives = (Archive(url, "archive.tar.gz"),)  # the name that the package `wilds` uses
-    return Origin(sources=(DataSource("worksheets.codalab.org", size, archives),))
+    archive = Archive(url, "archive.tar.gz")  # the name that the package `wilds` uses
+    return Origin(sources=(DataSource("worksheets.codalab.org", size, (archive,)),))
 
 
 _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps/"
@@ -111,27 +111,6 @@ def _domain_net_files() -> tuple[Archive, ...]:
 
 
 _MNIST = Origin(sources=(DataSource("torchvision's mirrors", 70 * _MB, torchvision="MNIST"),))
-_SVIRO = DataSource(
-    "sviro.kl.dfki.de",
-    8 * _GB,  # not published: 56,000 uncompressed images of 250 × 550 grey values
-    (
-        Archive(
-            "https://sviro.kl.dfki.de/?wpdmdl=1731",
-            "sviro_grayscale_rectangle_classification.zip",
-        ),
-    ),
-)
-_SPAWRIOUS = DataSource(
-    "dropbox.com",
-    15 * _GB,  # not published: 152,064 images of 100 KB
-    (
-        Archive(
-            "https://www.dropbox.com/s/e40j553480h3f3s/spawrious224.tar.gz?dl=1",
-            "spawrious224.tar.gz",
-        ),
-    ),
-)
-
 SOURCES: dict[str, Origin] = {
     "ColoredMNIST": _MNIST,
     "RotatedMNIST": _MNIST,
@@ -194,8 +173,37 @@ SOURCES: dict[str, Origin] = {
             _hub("wltjr1007/DomainNet", 19 * _GB),
         ),
     ),
-    "SVIRO": Origin(sources=(_SVIRO,)),
+    "SVIRO": Origin(
+        sources=(
+            DataSource(
+                "sviro.kl.dfki.de",
+                8 * _GB,  # not published: 56,000 uncompressed images of 250 × 550 grey values
+                (
+                    Archive(
+                        "https://sviro.kl.dfki.de/?wpdmdl=1731",
+                        "sviro_grayscale_rectangle_classification.zip",
+                    ),
+                ),
+            ),
+        )
+    ),
     "WILDSCamelyon": _codalab("0xe45e15f39fb54e9d9e919556af67aabe", 10_658_709_504),
     "WILDSFMoW": _codalab("0xaec91eb7c9d548ebb15e1b5e60f966ab", 53_893_324_800),
-    **dict.fromkeys(SPAWRIOUS, Origin(sources=(_SPAWRIOUS,))),
+    **dict.fromkeys(
+        SPAWRIOUS,
+        Origin(
+            sources=(
+                DataSource(
+                    "dropbox.com",
+                    15 * _GB,  # not published: 152,064 images of 100 KB
+                    (
+                        Archive(
+                            "https://www.dropbox.com/s/e40j553480h3f3s/spawrious224.tar.gz?dl=1",
+                            "spawrious224.tar.gz",
+                        ),
+                    ),
+                ),
+            )
+        ),
+    ),
 }

@@ -237,8 +237,8 @@ def _other_classes(
         for name in () if sparse else sorted(expected - set(classes)):
             yield Problem("classes", domain, f"domain {domain!r} lacks class {name!r}")
         for name in sorted(set(classes) - expected):
-            where = f"{domain}/{name}"
-            yield Problem("classes", where, f"class {name!r} of {domain!r} was not published")
+            message = f"class {name!r} of {domain!r} was not published"
+            yield Problem("classes", f"{domain}/{name}", message)
         for name in sorted(name for name, number_here in classes.items() if not number_here):
             yield Problem("classes", f"{domain}/{name}", f"class {name!r} of {domain!r} is empty")
 

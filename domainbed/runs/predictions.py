@@ -52,14 +52,16 @@ def write_predictions(
     import pyarrow as pa  # not at the top: training needs it for predictions alone
     import pyarrow.parquet as pq
 
-    fields = {
-        "image": pa.string(),
-        "domain": pa.int32(),
-        "split": pa.dictionary(pa.int32(), pa.string()),
-        "label": pa.int32(),
-        "logits": pa.list_(pa.float32(), num_classes),
-    }
-    schema = pa.schema(list(fields.items()), metadata={_KEY: json.dumps(dict(facts)).encode()})
+    schema = pa.schema(
+        {
+            "image": pa.string(),
+            "domain": pa.int32(),
+            "split": pa.dictionary(pa.int32(), pa.string()),
+            "label": pa.int32(),
+            "logits": pa.list_(pa.float32(), num_classes),
+        },
+        metadata={_KEY: json.dumps(dict(facts)).encode()},
+    )
     with written_aside(file) as aside, pq.ParquetWriter(aside, schema) as writer:
         for part in parts:
             columns = {
