@@ -87,8 +87,12 @@ def fetch(source: DataSource, folder: Path, accept_checksum: bool) -> None:
             file = folder / archive.name
             if not file.exists():
                 _fetch_file(archive, file)
-            if archive.md5 and not accept_checksum:
-                _compare_checksum(archive, file)
+            digest = file_digest(file, "md5") if archive.md5 and not accept_checksum else ""
+            if digest and digest != archive.md5:
+                raise UserError(
+                    f"{file} has the MD5 checksum {digest}, expected {archive.md5}: remove it "
+                    "to fetch it again, or take it as it is with --accept_checksum"
+                )
     except ImportError as error:
         raise UserError(
             f"downloading needs {error.name}, which is not installed: pip install 'domainbed[hub]'"
@@ -121,15 +125,6 @@ def _fetch_file(archive: Archive, file: Path) -> None:
     if start.startswith(b"<"):  # no archive and no list of images does
         file.unlink()
         raise Unusable(f"the server sent a page in place of {archive.name}")
-
-
-def _compare_checksum(archive: Archive, file: Path) -> None:
-    digest = file_digest(file, "md5")
-    if digest != archive.md5:
-        raise UserError(
-            f"{file} has the MD5 checksum {digest}, expected {archive.md5}: remove it "
-            "to fetch it again, or take it as it is with --accept_checksum"
-        )
 
 
 def _reason(error: BaseException) -> str:

@@ -99,12 +99,11 @@ def _best_folder(roots: Iterable[Path], score: Callable[[Path], int]) -> tuple[P
             else:
                 below += folders(folder)
         level = below
-    best = max((each[:2] for each in scored), default=None)
-    places = [each[2] for each in scored if each[:2] == best]
-    if len(places) > 1:
-        first, second = map(str, places[:2])
+    scored.sort(key=lambda each: each[:2], reverse=True)
+    if len(scored) > 1 and scored[0][:2] == scored[1][:2]:
+        first, second = (str(folder) for _, _, folder in scored[:2])
         raise Unusable(f"the dataset is in {first!r} and in {second!r}: name one")
-    return (places[0], best[0]) if best else None
+    return (scored[0][2], scored[0][0]) if scored else None
 
 
 def _domains_in(folder: Path, info: DatasetInfo, origin: Origin) -> set[str]:

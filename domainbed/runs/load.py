@@ -101,8 +101,7 @@ def as_paths(folders: Folders) -> list[Path]:
     several = [folders] if isinstance(folders, (str, Path)) else list(folders)
     if "" in several:
         raise UserError("the name of a folder is empty: name a sweep folder or a run folder")
-    paths = map(Path, several)
-    return [unpacked(path) if path.suffix == SUFFIX else path for path in paths]
+    return [unpacked(path) if path.suffix == SUFFIX else path for path in map(Path, several)]
 
 
 def run_folders(root: Path) -> list[Path]:

@@ -233,8 +233,7 @@ class MLflow(Tracker):
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                created: str = self._client.create_experiment(name)
-                return created
+                return str(self._client.create_experiment(name))
             except Exception:  # each of MLflow's stores has its own
                 found = self._client.get_experiment_by_name(name)
                 if found is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -308,8 +307,7 @@ def _taken(folder: RunFolder, steps: int) -> list[list[float]]:
     if facts.get("seconds") is None:
         return []
     seconds, on_cpu = facts["seconds"] / steps, facts.get("device", "cpu") == "cpu"
-    with os.scandir(folder.path) as entries:
-        files = [entry for entry in entries if entry.is_file(follow_symlinks=False)]
-        disk = sum(file.stat(follow_symlinks=False).st_size for file in files)
+    files = [file for file in folder.path.iterdir() if file.is_file() and not file.is_symlink()]
+    disk = sum(file.stat().st_size for file in files)
     cores = facts.get("threads", 1) if on_cpu else 0
     return [[seconds, seconds * cores, seconds * (not on_cpu), disk]]

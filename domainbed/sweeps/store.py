@@ -157,8 +157,7 @@ class Store:
                 f"{str(self.root)!r} holds no {self.plan.name}: name the folder of a launched "
                 "sweep, or its config"
             )
-        runs: dict[str, PlannedRun] = self._content()["runs"]
-        return runs
+        return dict(self._content()["runs"])
 
     def _content(self) -> dict[str, Any]:
         """What the plan says: `runs` by run id, and the list `left_out`."""
