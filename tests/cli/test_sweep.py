@@ -145,7 +145,7 @@ def test_launch_status_retry_relaunch_and_delete(config, tmp_path, sweep):
     assert "domainbed sweep retry" in said
     assert "holds another run" in sweep("status", root)
     assert re.search(
-        r"To do: \S+ core hours, about \d+s with 1 at a time; \S+ \wB on disk \(from 3 runs",
+        r"To do: \S+ core hours, about \d+s with 1 at a time; \S+B on disk \(from 3 runs",
         sweep("retry", root, "--dry_run"),
     )
     assert "give --skip_confirmation" in sweep("delete-incomplete", root, status=2)
