@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed.cli.common import BASELINE, Parser, Run, add_shared
+from domainbed.cli.common import BASELINE, Parser, Run, add_shared, tell
 from domainbed.core.files import write_text
 from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
     from domainbed.reporting import Report
-    from domainbed.reporting.render import Style
     from domainbed.reporting.section import Section
+    from domainbed.reporting.tables import Style
     from domainbed.runs.records import Records
     from domainbed.selection import SelectionMethod
 
@@ -61,7 +61,7 @@ def style_of(args: argparse.Namespace) -> Style:
     Raises:
         UserError: a value is unknown.
     """
-    from domainbed.reporting.render import Style
+    from domainbed.reporting.tables import Style
 
     return Style(
         *(args.decimals, args.spread, args.underline_second, args.order),
@@ -145,7 +145,7 @@ def _collect(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace, records: Records) -> Report:
     from domainbed.reporting import build_report, only, planned_gaps, planned_selection
     from domainbed.reporting.explain import by_folder
-    from domainbed.reporting.single_source import single_source_report, warn_of_single_source
+    from domainbed.reporting.single_source import count_single_source, single_source_report
 
     folders, gaps = args.folders, planned_gaps(args.folders)
     records = only(records, args.datasets, args.algorithms)
@@ -153,7 +153,11 @@ def _report(args: argparse.Namespace, records: Records) -> Report:
         records, gaps = by_folder(records, folders)
     if args.single_source:
         return single_source_report(records, args.selection)
-    warn_of_single_source(records)
+    if count := count_single_source(records):
+        tell(
+            f"warning: {count} runs train on one domain alone and are in no table: --single_source "
+            "makes theirs"
+        )
     report = build_report(records, args.selection or planned_selection(folders), gaps=gaps)
     return replace(report, datasets=args.datasets, algorithms=args.algorithms)
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from domainbed.core.registry import Registry
 from domainbed.errors import UserError
 from domainbed.reporting import section
 from domainbed.reporting.section import Section
-from domainbed.reporting.tables import AVERAGE, Cell, Report, Table, mark_best
-
-ORDERS = ("table", "given", "mean")
-SPREADS = {"se": "standard error", "ci95": "half of the 95 % interval", "none": ""}
-"""What may stand behind ±, and what it is called."""
-
+from domainbed.reporting.tables import (
+    AVERAGE,
+    DOMAINBED_STYLE,
+    Cell,
+    Report,
+    Style,
+    Table,
+    mark_best,
+)
 
 JSON_VERSION = 1
 TEXT_WIDTH = 20  # of a column of a dataset's table
@@ -30,22 +33,13 @@ RENDERERS: Registry[Callable[[Report], str]] = Registry("format")
 """By name, functions from a report to a text."""
 
 
-@RENDERERS.register(name="text")
-def to_text(report: Report) -> str:
-    """Plain text in the published layout: a headed block of aligned columns for each table."""
-    return section.to_text(result_sections(report), head(report))
+def _as_sections(render: Callable[..., str], report: Report) -> str:
+    """Lines about the report, and each table as a section."""
+    return render([_section(table, report.style) for table in report.tables], head(report))
 
 
-@RENDERERS.register(name="markdown")
-def to_markdown(report: Report) -> str:
-    """Markdown tables, the best of each column in bold."""
-    return section.to_markdown(result_sections(report), head(report))
-
-
-@RENDERERS.register(name="latex")
-def to_latex(report: Report) -> str:
-    """A complete LaTeX document with booktabs tables, the best of each column in bold."""
-    return section.to_latex(result_sections(report), head(report))
+for _name in ("text", "markdown", "latex"):
+    RENDERERS.register(partial(_as_sections, section.SECTION_RENDERERS[_name]), name=_name)
 
 
 @RENDERERS.register(name="csv")
@@ -99,11 +93,10 @@ def to_frame(report: Report) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"mean": float, "std_err": float})
 
 
-def cell_text(cell: Cell, style: Style | None = None) -> str:
+def cell_text(cell: Cell, style: Style = DOMAINBED_STYLE) -> str:
     """The cell as in "63.1 +/- 0.4"; X without a number, * if a run diverged."""
     if cell.mean is None:
         return "X"
-    style = style or Style()
     spread, decimals = style.spread_of(cell), style.decimals
     error = "" if spread is None else f" +/- {spread:.{decimals}f}"
     return f"{cell.mean:.{decimals}f}{error}{'*' * bool(cell.diverged)}"
@@ -115,29 +108,24 @@ def head(report: Report) -> list[str]:
     named = [f"{dataset}: {protocol}" for dataset, protocol in protocols.items()]
     shared = list(protocols.values())[:1] if len(set(protocols.values())) == 1 else named
     head = [f"Total records: {len(report.records)}", f"Protocol: {'; '.join(shared)}"]
-    if report.style and report.style.spread == "ci95":
+    if report.style.spread == "ci95":
         head.append("+/-: half of the 95 % interval over trials (Student's t)")
     return head
 
 
-def result_sections(report: Report) -> list[Section]:
-    """The tables as they are printed."""
-    return [_section(table, report.style or Style()) for table in report.tables]
-
-
 def _section(table: Table, style: Style) -> Section:
+    """The table as it is printed."""
     subject = (table.dataset or "Averages") + (f", {table.setting}" if table.setting else "")
     title = f"{'Dataset: ' * bool(table.dataset)}{subject}, model selection method: {table.title}"
     rows = [
         [name, *(cell_text(cell, style) for cell in cells)] for name, cells in table.rows.items()
     ]
-    marks = {}
-    for row, cells in enumerate(table.rows.values()):
-        for column, cell in enumerate(cells, start=1):
-            if cell.best:
-                marks[row, column] = section.BEST
-            elif cell.second and style.second:
-                marks[row, column] = section.SECOND
+    marks = {
+        (row, column): section.BEST if cell.best else section.SECOND
+        for row, cells in enumerate(table.rows.values())
+        for column, cell in enumerate(cells, start=1)
+        if cell.best or (cell.second and style.second)
+    }
     header = ["Algorithm", *(column.label for column in table.columns)]
     least = TEXT_WIDTH if table.dataset else TEXT_WIDTH_AVERAGES
     return Section("results", title, header, rows, _notes(table), pd.DataFrame(), marks, least)
@@ -156,7 +144,7 @@ def _notes(table: Table) -> list[str]:
     return [*notes, *(f"X, not available: {why}" for why in whys)]
 
 
-def _json_table(table: Table, style: Style | None) -> dict[str, Any]:
+def _json_table(table: Table, style: Style) -> dict[str, Any]:
     labels = [column.label for column in table.columns]
     rows = {
         name: {
@@ -169,57 +157,6 @@ def _json_table(table: Table, style: Style | None) -> dict[str, Any]:
         for name, cells in table.rows.items()
     }
     return {"protocol": table.protocol, "columns": labels, "algorithms": rows}
-
-
-@dataclass(frozen=True)
-class Style:
-    """What a paper wants its tables to look like; the default is DomainBed's.
-
-    Attributes:
-        decimals: of every number; the best of a column is the best of what is printed.
-        spread: what stands behind ±: "se", the standard error, "ci95", half of a 95 % interval of
-            Student's t over trials, or "none".
-        second: whether the second best of each column is underlined, where a format can.
-        order: of rows and tables: "table", "given" (that of `algorithms` and `datasets`), or
-            "mean", in each table the best average first.
-        algorithms: for the order "given"; those that are not named follow.
-        datasets: as `algorithms`, for tables.
-        domains: the names of domains that come first, in this order.
-
-    Raises:
-        UserError: a value is not allowed.
-    """
-
-    decimals: int = 1
-    spread: str = "se"
-    second: bool = False
-    order: str = "table"
-    algorithms: Sequence[str] = field(default=())
-    datasets: Sequence[str] = field(default=())
-    domains: Sequence[str] = field(default=())
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decimals <= 9:
-            raise UserError(f"--decimals {self.decimals}: give a number from 0 to 9")
-        for name, known in (("spread", SPREADS), ("order", ORDERS)):
-            if getattr(self, name) not in known:
-                raise UserError(f"--{name} {getattr(self, name)}: choose {', '.join(known)}")
-
-    def spread_of(self, cell: Cell) -> float | None:
-        """What stands behind ±, in percent; None for nothing."""
-        if self.spread == "none" or cell.std_err is None:
-            return None
-        return half_interval(cell.values) if self.spread == "ci95" else cell.std_err
-
-
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half of the 95 % interval of a mean, by Student's t; None of fewer than two values."""
-    from scipy.special import stdtrit  # `scipy.stats` would take a second to import
-
-    n = len(values)
-    if n < 2:
-        return None
-    return float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n))
 
 
 def styled(report: Report, style: Style) -> Report:

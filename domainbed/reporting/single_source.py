@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -14,8 +13,6 @@ from domainbed.errors import UserError
 from domainbed.reporting.tables import Accuracies, Report, by_cell, only, tables_of
 from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS
-
-log = logging.getLogger(__name__)
 
 SETTING = "trained on the one domain of a column and tested on the others"
 
@@ -32,21 +29,8 @@ def is_single_source(runs: pd.DataFrame) -> pd.Series:
     )
 
 
-def warn_of_single_source(records: Records) -> None:
-    """Says that such runs are in no other table, where they are not pairs."""
-    if count := _count(records):
-        log.warning(
-            "warning: %d runs train on one domain alone and are in no table: --single_source "
-            "makes theirs", count,
-        )  # fmt: skip
-
-
-def has_single_source(records: Records) -> bool:
-    """Whether there are such runs that are not pairs."""
-    return _count(records) > 0
-
-
-def _count(records: Records) -> int:
+def count_single_source(records: Records) -> int:
+    """How many such runs are no pairs, and so in no other table."""
     return int((is_single_source(records.runs) & (records.runs["num_domains"] > 3)).sum())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,14 @@ from domainbed.errors import UserError
 from domainbed.runs.records import NOT_RECORDED, Records
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 
-if TYPE_CHECKING:
-    from domainbed.reporting.render import Style
-
 log = logging.getLogger(__name__)
 
 AVERAGE = "Avg"
 MEAN_RANK = "Mean rank"
+ORDERS = ("table", "given", "mean")
+SPREADS = {"se": "standard error", "ci95": "half of the 95 % interval", "none": ""}
+"""What may stand behind ±, and what it is called."""
+
 
 CellKey = tuple[str, str, int]  # dataset, algorithm, test domain
 Gaps = dict[tuple[str, str, tuple[int, ...]], str]  # by dataset, algorithm and test domains, why
@@ -54,6 +55,57 @@ class Cell:
     diverged: tuple[tuple[int, int], ...] = ()
     gap: str = ""
     second: bool = False
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a paper wants its tables to look like; the default is DomainBed's.
+
+    Attributes:
+        decimals: of every number; the best of a column is the best of what is printed.
+        spread: what stands behind ±: "se", the standard error, "ci95", half of a 95 % interval of
+            Student's t over trials, or "none".
+        second: whether the second best of each column is underlined, where a format can.
+        order: of rows and tables: "table", "given" (that of `algorithms` and `datasets`), or
+            "mean", in each table the best average first.
+        algorithms: for the order "given"; those that are not named follow.
+        datasets: as `algorithms`, for tables.
+        domains: the names of domains that come first, in this order.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
+
+    decimals: int = 1
+    spread: str = "se"
+    second: bool = False
+    order: str = "table"
+    algorithms: Sequence[str] = field(default=())
+    datasets: Sequence[str] = field(default=())
+    domains: Sequence[str] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decimals <= 9:
+            raise UserError(f"--decimals {self.decimals}: give a number from 0 to 9")
+        for name, known in (("spread", SPREADS), ("order", ORDERS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"--{name} {getattr(self, name)}: choose {', '.join(known)}")
+
+    def spread_of(self, cell: Cell) -> float | None:
+        """What stands behind ±, in percent; None for nothing, as an interval of fewer than two."""
+        if self.spread == "none" or cell.std_err is None:
+            return None
+        if self.spread == "se":
+            return cell.std_err
+        from scipy.special import stdtrit  # `scipy.stats` would take a second to import
+
+        n = len(cell.values)
+        if n < 2:
+            return None
+        return float(stdtrit(n - 1, 0.975) * np.std(cell.values, ddof=1) / np.sqrt(n))
+
+
+DOMAINBED_STYLE = Style()
 
 
 @dataclass(frozen=True)
@@ -92,7 +144,7 @@ class Report:
         tables: for each method one per dataset, then the averages.
         datasets, algorithms: the names that were asked for; None for all.
         gaps: runs that cannot be, and why.
-        style: how it is printed, a `style.Style`; None for DomainBed's.
+        style: how it is printed.
     """
 
     records: Records
@@ -101,7 +153,7 @@ class Report:
     datasets: Sequence[str] | None = None
     algorithms: Sequence[str] | None = None
     gaps: Gaps = field(default_factory=dict)
-    style: Style | None = None
+    style: Style = DOMAINBED_STYLE
 
     def wants(self, dataset: str, algorithm: str) -> bool:
         """Whether the report was asked for this dataset and algorithm."""
@@ -145,7 +197,8 @@ def build_report(
         tables += tables_of(records.runs, method, by_cell(chosen), domains_of, diverged, gaps or {})
     report = Report(records, methods, tables, datasets, algorithms, gaps or {})
     _warn_of_gaps(report)
-    _warn_of_mixtures(records.runs)
+    for mixture in mixtures(records.runs):
+        log.warning("warning: %s", mixture)
     return report
 
 
@@ -357,12 +410,6 @@ def _warn_of_gaps(report: Report) -> None:
         )  # fmt: skip
 
 
-def _warn_of_mixtures(runs: pd.DataFrame) -> None:
-    for dataset in order_datasets(runs["dataset"].unique()):
-        for mixture in mixtures(runs[runs["dataset"] == dataset]):
-            log.warning("warning: the tables of %s mix %s", dataset, mixture)
-
-
 def trials_of(runs: pd.DataFrame, dataset: str) -> list[int]:
     """The trial seeds that a dataset's runs have, ascending."""
     return sorted(set(runs.loc[runs["dataset"] == dataset, "trial_seed"].tolist()))
@@ -375,17 +422,17 @@ def protocol_of(runs: pd.DataFrame) -> str:
 
 
 def mixtures(runs: pd.DataFrame) -> list[str]:
-    """One line for each condition that differs, as in "precisions: fp32 in 3 runs"."""
-    conditions = {
-        "protocols": _protocols(runs),
-        "major versions of PyTorch": [version.split(".")[0] for version in runs["torch"].tolist()],
-        "precisions": runs["precision"].tolist(),
-    }
+    """What differs between a dataset's runs: "the tables of PACS mix precisions: …"."""
+    conditions = runs.assign(
+        protocols=_protocols(runs), versions=runs["torch"].str.partition(".")[0]
+    ).rename(columns={"versions": "major versions of PyTorch", "precision": "precisions"})
     lines = []
-    for what, values in conditions.items():
-        counts = Counter(values).most_common()
-        said = [f"{value} in {count} run{'s' * (count > 1)}" for value, count in counts]
-        lines += [f"{what}: {', '.join(said)}"] * (len(counts) > 1)
+    for dataset in order_datasets(runs["dataset"]):
+        of_dataset = conditions[conditions["dataset"] == dataset]
+        for what in ("protocols", "major versions of PyTorch", "precisions"):
+            counts = Counter(of_dataset[what]).most_common()
+            said = [f"{value} in {count} run{'s' * (count > 1)}" for value, count in counts]
+            lines += [f"the tables of {dataset} mix {what}: {', '.join(said)}"] * (len(said) > 1)
     return lines
 
 

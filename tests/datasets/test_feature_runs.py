@@ -230,13 +230,15 @@ def test_the_config_of_make_laptop_has_all_algorithms():
 
 def test_mixtures_are_told():
     def row(protocol: str, features: Any) -> dict[str, Any]:
-        facts = {"protocol_version": "1", "torch": "2.4", "precision": "float32"}
+        facts = {"dataset": "PACS", "protocol_version": "1", "torch": "2.4", "precision": "float32"}
         return {"protocol": protocol, "features": features_of({"features": features}), **facts}
 
     other = {"backbone": "resnet50", "weights": "imagenet", "views": 4, "precision": "float32"}
     rows = [row("frozen-features", SMALL), row("frozen-features", other), row("default", None)]
     (told,) = mixtures(pd.DataFrame(rows))
-    assert told.startswith("protocols: frozen-features (version 1), features of squeezenet1_1")
+    assert told.startswith(
+        "the tables of PACS mix protocols: frozen-features (version 1), features of squeezenet1_1"
+    )
     assert "features of resnet50, 4 views in 1 run" in told
     assert told.endswith("default (version 1) in 1 run")
     assert mixtures(pd.DataFrame(rows[:1] * 2)) == []

@@ -30,10 +30,10 @@ from domainbed.reporting.page.tables import (
     result_tables,
     state_tables,
 )
-from domainbed.reporting.render import Style, half_interval, styled
+from domainbed.reporting.render import styled
 from domainbed.reporting.section import Section
 from domainbed.reporting.single_source import single_source_report
-from domainbed.reporting.tables import AVERAGE
+from domainbed.reporting.tables import AVERAGE, Style
 from domainbed.runs.states import DONE, INTERRUPTED, PENDING, RUNNING, STATES
 
 HOSTILE = "<script>alert('x')</script>"
@@ -144,7 +144,7 @@ def test_the_style_of_tables_is_that_of_the_report(folder):
     cells = results(page, "ColoredMNIST")
     assert list(cells) == by_mean
     second, of_last = by_mean[1], table.rows[by_mean[1]][2]
-    assert cells[second][1].text == f"{of_last.mean:.2f} ± {half_interval(of_last.values):.2f}"
+    assert cells[second][1].text == f"{of_last.mean:.2f} ± {style.spread_of(of_last):.2f}"
     assert [name for name in by_mean if "second" in cells[name][-1].kind] == [second]
     intro = part(page, "results").intro
     assert "held out, ± half of the 95 % interval over trials; X: no result." in intro

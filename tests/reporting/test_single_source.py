@@ -10,7 +10,7 @@ from fake_sweep import random_run, write
 from domainbed.cli import main
 from domainbed.errors import UserError
 from domainbed.reporting import build_report, load_records
-from domainbed.reporting.single_source import single_source_report, warn_of_single_source
+from domainbed.reporting.single_source import count_single_source, single_source_report
 
 SEEDS, TRIALS = (0, 1, 2), (0, 1)
 
@@ -65,21 +65,22 @@ def test_cells_equal_plain_loops(runs, folder):
             assert averages.rows[algorithm][0].mean == pytest.approx(np.mean(means))
 
 
-def test_the_usual_tables_do_not_count_them(folder, caplog):
+def test_the_usual_tables_do_not_count_them(folder, capsys):
     records = load_records(folder)
-    warn_of_single_source(records)
-    assert "48 runs train on one domain alone and are in no table" in caplog.text
+    assert count_single_source(records) == 48
+    with pytest.raises(SystemExit):
+        main(["collect", str(folder), "--selection", "oracle"])
+    assert "48 runs train on one domain alone and are in no table" in capsys.readouterr().err
     (table, _) = build_report(records, selection=["oracle"]).tables
     assert [cell.n_trials for cell in table.rows["ERM"]] == [1, 0, 0, 0, 0]
 
 
-def test_pairs_of_three_domains_count_without_a_warning(tmp_path, caplog):
+def test_pairs_of_three_domains_are_not_counted(tmp_path):
     rng = random.Random(0)
     runs = [random_run(rng, "ColoredMNIST", "ERM", envs, 0, 0) for envs in ([0, 1], [0, 2], [1, 2])]
     write(tmp_path, runs, done=True)
     records = load_records(tmp_path)
-    warn_of_single_source(records)
-    assert caplog.text == ""
+    assert count_single_source(records) == 0
     table = single_source_report(records, ["training-domain"]).tables[0]
     assert [cell.n_trials for cell in table.rows["ERM"]] == [1, 1, 1, 1]
 

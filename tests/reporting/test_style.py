@@ -10,7 +10,8 @@ from scipy import stats
 from domainbed.cli import main
 from domainbed.errors import UserError
 from domainbed.reporting import RENDERERS, build_report, load_records, to_frame
-from domainbed.reporting.render import Style, half_interval, styled
+from domainbed.reporting.render import styled
+from domainbed.reporting.tables import Cell, Style
 
 ACCURACIES = {  # by algorithm, of each domain in each of three trials
     "ERM": (0.5012, 0.5024, 0.5030),
@@ -67,8 +68,9 @@ def test_decimals_decide_what_is_printed_and_what_is_best(report):
 def test_the_interval_is_students(report):
     values = [100 * value for value in ACCURACIES["ERM"]]
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
-    assert half_interval(values) == pytest.approx((high - low) / 2)
-    assert half_interval(values[:1]) is None
+    half = Style(spread="ci95").spread_of
+    assert half(Cell(std_err=0.0, values=values)) == pytest.approx((high - low) / 2)
+    assert half(Cell(std_err=0.0, values=values[:1])) is None
     shown = styled(report, Style(spread="ci95", decimals=3))
     assert rows(shown)[0][1] == f"50.220 +/- {(high - low) / 2:.3f}"
     assert "95 % interval over trials (Student's t)" in RENDERERS["text"](shown)

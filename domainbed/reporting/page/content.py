@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed.core.names import order_algorithms, order_datasets
+from domainbed.core.names import order_algorithms
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.reporting import comparison
@@ -29,10 +29,10 @@ from domainbed.reporting.page.tables import (
 )
 from domainbed.reporting.page.wrong_images import ReadImages, files_below, wrong_images
 from domainbed.reporting.published.agreement import agreement_sections
-from domainbed.reporting.render import SPREADS, head, styled
+from domainbed.reporting.render import head, styled
 from domainbed.reporting.section import Section, count
-from domainbed.reporting.single_source import has_single_source, single_source_report
-from domainbed.reporting.tables import AVERAGE, Report, domain_names, mixtures
+from domainbed.reporting.single_source import count_single_source, single_source_report
+from domainbed.reporting.tables import AVERAGE, SPREADS, Report, domain_names, mixtures
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.load import Folders, as_paths
 
@@ -56,11 +56,6 @@ def build_page(
     """
     runs = report.records.runs
     findings = Findings(report.records, [method.name for method in report.methods], baseline)
-    mixed = [
-        f"the tables of {dataset} mix {mixture}"
-        for dataset in order_datasets(runs["dataset"])
-        for mixture in mixtures(runs[runs["dataset"] == dataset])
-    ]
     of_findings = (_differences, _ranks, _tuning, _curves, _on_the_line)
     with plain_style():
         parts = [
@@ -74,7 +69,7 @@ def build_page(
     names = ", ".join(root.name or str(root) for root in as_paths(folders))
     facts = [f"{len(runs):,} runs", *head(report)]
     algorithms = order_algorithms(runs["algorithm"])
-    return Page(f"Report of {names}", facts, mixed, algorithms, parts)
+    return Page(f"Report of {names}", facts, mixtures(runs), algorithms, parts)
 
 
 def _results(report: Report) -> Part:
@@ -93,24 +88,22 @@ def _results(report: Report) -> Part:
 
 def _legend(report: Report) -> str:
     """The meaning of ± and of the marks in a table of results."""
-    style = report.style
-    name = SPREADS[style.spread if style else "se"]
+    name = SPREADS[report.style.spread]
     spread = f", ± {name} over trials" if name else ""
-    second = " Underlined: the second best." if style and style.second else ""
+    second = " Underlined: the second best." if report.style.second else ""
     near = "Dotted: within one standard error of the best."
     return f"{spread}; X: no result. Bold: the best of a column. {near}{second}"
 
 
 def _single_source(report: Report) -> list[Part]:
     """The tables of runs that train on one domain, where a sweep has any."""
-    if not has_single_source(report.records):
+    if not count_single_source(report.records):
         return []
     names = [method.name for method in report.methods if not method.needs_pairs]
     found = single_source_report(report.records, names or None)
-    if style := report.style:
-        names = [c.label for table in found.tables for c in table.columns]
-        own = [name for name in style.domains if name in names]
-        found = styled(found, replace(style, domains=own))
+    labels = {column.label for table in found.tables for column in table.columns}
+    own = [name for name in report.style.domains if name in labels]
+    found = styled(found, replace(report.style, domains=own))
     return [
         Part(
             "single-source",

@@ -14,9 +14,17 @@ from domainbed.errors import UserError
 from domainbed.reporting.page.part import HtmlCell, HtmlTable, Row
 from domainbed.reporting.published import SOURCES
 from domainbed.reporting.published.agreement import agreement
-from domainbed.reporting.render import Style, cell_text
+from domainbed.reporting.render import cell_text
 from domainbed.reporting.section import Section
-from domainbed.reporting.tables import MEAN_RANK, Cell, Column, Report, Table, domain_names
+from domainbed.reporting.tables import (
+    MEAN_RANK,
+    Cell,
+    Column,
+    Report,
+    Style,
+    Table,
+    domain_names,
+)
 from domainbed.runs.states import DONE, STATES
 
 MAX_ROWS = 2_000
@@ -58,7 +66,7 @@ def _results(
     tables: Sequence[Table],
     printed: Mapping[tuple[str, ...], list[HtmlCell]],
     note: str,
-    style: Style | None,
+    style: Style,
 ) -> HtmlTable:
     """The tables of one dataset beside each other, with what papers print below the numbers."""
     rows = {algorithm: [HtmlCell(algorithm)] for algorithm in tables[0].rows}
@@ -96,7 +104,7 @@ def _best(table: Table, place: int) -> Cell | None:
     return max(marked, key=lambda cell: cell.mean or 0.0, default=None)
 
 
-def _mark(cell: Cell, best: Cell | None, column: Column, style: Style | None) -> str:
+def _mark(cell: Cell, best: Cell | None, column: Column, style: Style) -> str:
     """Whether a number is the best of its column, or within its standard error of that.
 
     Also whether it is the second best, if the style shows that.
@@ -107,7 +115,7 @@ def _mark(cell: Cell, best: Cell | None, column: Column, style: Style | None) ->
         return "best"
     is_near = best.std_err is not None and best.mean - cell.mean <= best.std_err
     marks = ["near"] if is_near and column.test_env != MEAN_RANK else []
-    return " ".join([*marks, *(["second"] if cell.second and style and style.second else [])])
+    return " ".join([*marks, *(["second"] if cell.second and style.second else [])])
 
 
 def _below(cell: Cell) -> list[HtmlCell]:
