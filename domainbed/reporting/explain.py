@@ -53,22 +53,30 @@ class Survey(NamedTuple):
         return runs[(runs["dataset"] == dataset) & (runs["algorithm"] == algorithm)]
 
 
-def explain(report: Report, folders: Folders, found: Survey | None = None) -> list[str]:
+def explain(report: Report, folders: Folders) -> list[str]:
     """Lines that say, for every cell that lacks runs, what became of them.
 
     What should be there is read from the folders' plan.json. Without one it is every combination
-    of the datasets, algorithms, test domains, hparams seeds and trials that are there. `found` is
-    the `survey` of the folders, where it was made already.
+    of the datasets, algorithms, test domains, hparams seeds and trials that are there.
 
     Raises:
         UserError: a plan.json is damaged.
     """
-    found = found or survey(report.records.runs, folders)
-    lines = [*_cells(report, found), *_absent(report, found)]
+    lines = [
+        line
+        for place, reasons in lacking(report, survey(report.records.runs, folders))
+        for line in ("", place, *(f"  {reason}" for reason in reasons))
+    ]
+    return lines or ["", EVERYTHING]
+
+
+def lacking(report: Report, found: Survey) -> list[tuple[str, list[str]]]:
+    """Each place where runs are lacking, and what became of them, as printable text."""
+    lacks = [*_cells(report, found), *_absent(report, found)]
     if found.unnamed:
-        lines += ["", "folders without a record that name no run:"]
-    lines += [f"  {f.path}: {f.last_error() or 'no error is on file'}" for f in found.unnamed]
-    return list(map(printable, lines)) or ["", EVERYTHING]
+        errors = [f"{f.path}: {f.last_error() or 'no error is on file'}" for f in found.unnamed]
+        lacks.append(("folders without a record that name no run:", errors))
+    return [(printable(place), list(map(printable, reasons))) for place, reasons in lacks]
 
 
 def survey(runs: pd.DataFrame, folders: Folders) -> Survey:
@@ -108,7 +116,7 @@ def count_states(report: Report, found: Survey) -> pd.DataFrame:
     return found.runs.loc[wanted, columns].value_counts(sort=False).reset_index(name="runs")
 
 
-def _cells(report: Report, found: Survey) -> list[str]:
+def _cells(report: Report, found: Survey) -> list[tuple[str, list[str]]]:
     """The incomplete cells; methods with the same reasons share their lines."""
     titles: dict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
     methods = {method.name: method for method in report.methods}
@@ -126,9 +134,8 @@ def _cells(report: Report, found: Survey) -> list[str]:
                     place = f"{dataset}, {algorithm}, {domain}"
                     titles[place, tuple(reasons)].append(f"{table.title} ({shown})")
     return [
-        line
-        for (place, why), found_titles in titles.items()
-        for line in ("", f"{place}; {', '.join(found_titles)}:", *(f"  {reason}" for reason in why))
+        (f"{place}; {', '.join(of_place)}:", list(reasons))
+        for (place, reasons), of_place in titles.items()
     ]
 
 
@@ -148,20 +155,20 @@ def _reasons_of_cell(
     return ["all its runs are there, but no step is recorded exactly once in each of them"]
 
 
-def _absent(report: Report, found: Survey) -> list[str]:
+def _absent(report: Report, found: Survey) -> list[tuple[str, list[str]]]:
     """What is planned and asked for, but has no row or table because it has no record at all."""
     shown = {(table.dataset, name) for table in report.tables for name in table.rows}
-    lines: list[str] = []
+    lacks = []
     planned = list(dict.fromkeys(zip(found.runs["dataset"], found.runs["algorithm"])))
     for dataset, algorithm in planned:
         if (dataset, algorithm) not in shown and report.wants(dataset, algorithm):
-            lines += ["", f"{dataset}, {algorithm}; no record of any run:"]
-            lines += [f"  {reason}" for reason in _reasons(found.of(dataset, algorithm))]
+            reasons = _reasons(found.of(dataset, algorithm))
+            lacks.append((f"{dataset}, {algorithm}; no record of any run:", reasons))
     for (dataset, algorithm), why in {gap[:2]: why for gap, why in report.gaps.items()}.items():
         known = (dataset, algorithm) in {*shown, *planned}
         if not known and report.wants(dataset, algorithm):
-            lines += ["", f"{dataset}, {algorithm}; left out of the plan:", f"  {why}"]
-    return lines
+            lacks.append((f"{dataset}, {algorithm}; left out of the plan:", [why]))
+    return lacks
 
 
 def _reasons(needed: pd.DataFrame) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,7 +75,7 @@ def single_source_report(
         table
         for method in methods
         for table in tables_of(
-            runs, method, _accuracies(by_cell(method.select(views))), domains, setting=SETTING
+            runs, method, _accuracies(method.select(views)), domains, setting=SETTING
         )
     ]
     return Report(records, methods, tables, datasets, algorithms)
@@ -104,16 +103,10 @@ def _views(records: Records) -> Records:
     return Records(views, found.assign(run=found["view"], domain=domain)[values.columns])
 
 
-def _accuracies(by_view: Accuracies) -> Accuracies:
+def _accuracies(chosen: pd.DataFrame) -> Accuracies:
     """By dataset, algorithm and source, for each trial the mean over targets."""
-    found: dict[tuple[str, str, int], dict[int, list[float]]] = defaultdict(
-        lambda: defaultdict(list)
-    )
-    for (label, algorithm, _), trials in by_view.items():
-        dataset, source, _target = label.rsplit("/", 2)
-        for trial, accuracy in trials.items():
-            found[dataset, algorithm, int(source)][trial].append(accuracy)
-    return {
-        key: {trial: float(np.mean(trials[trial])) for trial in sorted(trials)}
-        for key, trials in found.items()
-    }
+    labels = chosen["dataset"].str.extract(r"(.*)/(\d+)/\d+")
+    of_views = chosen.assign(dataset=labels[0], test_env=labels[1].astype(int))
+    keys = ["dataset", "algorithm", "test_env", "trial_seed"]
+    means = of_views.groupby(keys)["test_acc"].agg(lambda accuracies: accuracies.to_numpy().mean())
+    return by_cell(means.reset_index())

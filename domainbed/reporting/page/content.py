@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.reporting import comparison
 from domainbed.reporting import comparison_sections as compared
-from domainbed.reporting.explain import EVERYTHING, count_states, explain, survey
+from domainbed.reporting.explain import EVERYTHING, count_states, lacking, survey
 from domainbed.reporting.figures import FIGURES, plain_style
 from domainbed.reporting.findings import RANKED, Findings, ranges
 from domainbed.reporting.page.html import inline_svg
@@ -255,24 +256,18 @@ def _on_the_line(findings: Findings) -> Part:
 
 def _runs(report: Report, folders: Folders) -> Part:
     found = survey(report.records.runs, folders)
-    counts = count_states(report, found)
-    lines = explain(report, folders, found)
-    reasons: list[tuple[str, list[str]]] = []
-    for line in lines[:MAX_ROWS]:
-        if line.startswith("  "):
-            reasons[-1][1].append(line.strip())
-        elif line:
-            reasons.append((line, []))
-    if len(lines) > MAX_ROWS:
-        more = f"{len(lines) - MAX_ROWS:,} more lines: `domainbed collect --explain` prints all"
-        reasons.append((more, []))
+    lacks = lacking(report, found)
+    lines = accumulate(1 + len(reasons) for _, reasons in lacks)
+    shown = [lack for lack, line in zip(lacks, lines) if line <= MAX_ROWS]
+    if left_out := len(lacks) - len(shown):
+        shown.append((f"{left_out:,} more: `domainbed collect --explain` prints all", []))
     return Part(
         "runs",
         "Runs",
         "How many runs there should be, by test domains, and what became of them."
-        + (f" Nothing is missing: {EVERYTHING}." if lines == ["", EVERYTHING] else ""),
-        tables=list(state_tables(counts, report.records.runs)),
-        reasons=[] if lines == ["", EVERYTHING] else reasons,
+        + ("" if lacks else f" Nothing is missing: {EVERYTHING}."),
+        tables=list(state_tables(count_states(report, found), report.records.runs)),
+        reasons=shown,
     )
 
 
