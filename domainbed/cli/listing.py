@@ -46,19 +46,19 @@ def _datasets(_: argparse.Namespace) -> Rows:
     from domainbed.datasets import DATASETS
 
     header = ["dataset", "domains", "tested on", "classes", "images", "steps"]
-    header += ["folder", "licence", "citation"]
-    return [header, *[_dataset_row(name, DATASETS[name]) for name in DATASETS]]
-
-
-def _dataset_row(name: str, dataset: Any) -> list[str]:
-    domains, steps, info = ", ".join(dataset.ENVIRONMENTS), str(dataset.N_STEPS), dataset.info
-    chosen = dataset.test_domains
-    tested = "each" if chosen is None else ", ".join(dataset.ENVIRONMENTS[i] for i in chosen)
-    if info is None:
-        return [name, domains, tested, "?", "?", steps, "", "", ""]
-    images = f"{sum(info.images):,}" if info.images else "not stated"
-    facts = [info.folder or "(none)", info.licence, info.citation]
-    return [name, domains, tested, str(info.num_classes), images, steps, *facts]
+    rows = [[*header, "folder", "licence", "citation"]]
+    for name, dataset in DATASETS.items():
+        names, chosen, info = dataset.ENVIRONMENTS, dataset.test_domains, dataset.info
+        tested = "each" if chosen is None else ", ".join(names[i] for i in chosen)
+        classes = images = "?"
+        facts = ["", "", ""]
+        if info is not None:
+            classes = str(info.num_classes)
+            images = f"{sum(info.images):,}" if info.images else "not stated"
+            facts = [info.folder or "(none)", info.licence, info.citation]
+        steps = str(dataset.N_STEPS)
+        rows.append([name, ", ".join(names), tested, classes, images, steps, *facts])
+    return rows
 
 
 def protocols(parser: Parser) -> Run:

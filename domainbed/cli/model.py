@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.data import computed_features
 from domainbed.cli.launching import launch_sweep
-from domainbed.config.diagnosis_options import CURVATURES, DiagnosisOptions
-from domainbed.config.run_fields import FeatureSource, RunOptions
+from domainbed.config.run_fields import CURVATURES, DiagnosisOptions, FeatureSource, RunOptions
 from domainbed.core.flags import add_flags, default_text, read_flags
 from domainbed.core.record_keys import AVERAGES
 from domainbed.core.settings import load

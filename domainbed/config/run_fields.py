@@ -1,4 +1,4 @@
-"""The settings of a run: each field once, with its type, bounds, default and help.
+"""The settings of a run and of its diagnosis: each once, with type, bounds, default and help.
 
 `RunFields` decide a run's numbers, `RunOptions` do not. The flags of commands, the fields of a
 sweep's config, and the tables of the documentation follow from these declarations.
@@ -7,13 +7,13 @@ sweep's config, and the tables of the documentation follow from these declaratio
 from __future__ import annotations
 
 import argparse
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from domainbed.config.protocols import DEFAULT_PROTOCOL
 from domainbed.core.flags import add_flags
-from domainbed.core.settings import Items, Listed, Settings, Text, converted
+from domainbed.core.settings import Items, Listed, Settings, Text, checked, converted
 from domainbed.errors import UserError
 
 
@@ -196,6 +196,48 @@ class RunOptions(Settings):
     def run_options(self) -> RunOptions:
         """The options alone, without a subclass's other fields."""
         return RunOptions(**{name: getattr(self, name) for name in RunOptions.model_fields})
+
+
+_Curvature = Literal["variance", "empirical_fisher", "true_fisher", "hessian", "full_hessian"]
+
+CURVATURES: tuple[_Curvature, ...] = get_args(_Curvature)
+"""The names of curvatures; all but the last, which takes the longest, are computed by default."""
+
+
+def _two_or_none(domains: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(domains)) not in (0, 2):
+        raise UserError(f"expected two domains, found {list(domains)}")
+    return domains
+
+
+class DiagnosisOptions(Settings):
+    """How to look at a run.
+
+    `landscape` names two domains whose risks are computed around the weights; an empty list means
+    the first two training domains, None no landscape.
+    """
+
+    curvatures: Listed[_Curvature] = Field(
+        CURVATURES[:-1], description="used in place of the Hessian"
+    )
+    landscape: Annotated[tuple[int, ...], Field(strict=False), checked(_two_or_none)] | None = (
+        Field(None, description="two domains whose risks are computed around the weights")
+    )
+    epsilon: float = Field(0.1, gt=0, description="how much the risk of A may rise, in nats")
+    damping: float = Field(
+        1e-3, gt=0, description="added to all curvatures, relative to their mean"
+    )
+    samples: int = Field(2000, ge=0, description="images per domain, of its in-split; 0 for all")
+    data_dir: Text = Field("data", description="holds the datasets")
+    dataset: Text | None = Field(
+        None, description="where the run's own images are now: folder:PATH or a YAML file"
+    )
+    device: Text | None = Field(
+        None,
+        description="cpu, cuda or mps",
+        json_schema_extra={"default_text": "the best available"},
+    )
+    num_workers: int = Field(0, ge=0, description="processes that read images")
 
 
 _AVERAGING = (

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.config.diagnosis_options import DiagnosisOptions
-from domainbed.config.run_fields import RunOptions
+from domainbed.config.run_fields import DiagnosisOptions, RunOptions
 from domainbed.core.seeding import split_seed
 from domainbed.datasets.domain import Minibatch
 from domainbed.diagnostics.curvature import (

@@ -6,7 +6,7 @@ Differences are paired by dataset, test domain and trial.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -333,13 +333,12 @@ def _over_trials(frame: pd.DataFrame, value: str, runs: pd.DataFrame) -> pd.Data
 
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows in the order of the tables: by method, dataset, algorithm, and else as they are."""
-    orders: dict[str, Callable[[Iterable[str]], list[str]]] = {
-        "algorithm": order_algorithms,
-        "dataset": order_datasets,
-        "selection": lambda names: [name for name in SELECTION_METHODS if name in set(names)],
+    names = {
+        "selection": list(SELECTION_METHODS),
+        "dataset": order_datasets(frame["dataset"]),
+        "algorithm": order_algorithms(frame.get("algorithm", ())),
     }
-    for column in [column for column in orders if column in frame]:
-        names = orders[column](frame[column])
-        places = frame[column].map({name: place for place, name in enumerate(names)})
-        frame = frame.iloc[np.argsort(places.to_numpy(), kind="stable")]
-    return frame.reset_index(drop=True)
+    columns = [column for column in names if column in frame]
+    return frame.sort_values(
+        columns, key=lambda column: column.map(names[column.name].index), ignore_index=True
+    )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
@@ -126,17 +125,16 @@ class Findings:
     def _hparams(self) -> pd.DataFrame:
         """Of each run with one test domain the hyper-parameters that not all draws share."""
         runs = self.records.runs[self.records.runs["test_envs"].map(len) == 1]
-        rows: list[tuple[Any, ...]] = []
-        for (dataset, algorithm), of_group in runs.groupby(["dataset", "algorithm"], sort=False):
-            names = _varied(of_group["hparams"])
-            keys = zip(of_group["test_envs"], of_group["trial_seed"], of_group["hparams_seed"])
-            for (envs, trial, seed), hparams in zip(keys, of_group["hparams"]):
-                rows += [
-                    (dataset, algorithm, envs[0], trial, seed, name, hparams[name])
-                    for name in names
-                    if name in hparams
-                ]
-        return pd.DataFrame(rows, columns=[*_RUN, "name", "value"])
+        runs = runs.assign(test_env=runs["test_envs"].str[0])
+        rows = [
+            (*key, name, value)
+            for *key, hparams in runs[[*_RUN, "hparams"]].itertuples(index=False, name=None)
+            for name, value in sorted(hparams.items())
+        ]
+        found = pd.DataFrame(rows, columns=[*_RUN, "name", "value"], dtype=object)
+        texts = found["value"].map(partial(json.dumps, sort_keys=True, default=str))
+        shared_by = [found[column] for column in ("dataset", "algorithm", "name")]
+        return found[texts.groupby(shared_by).transform("nunique") > 1].infer_objects()
 
 
 def ranges(tuning: pd.DataFrame) -> pd.DataFrame:
@@ -183,12 +181,3 @@ def position(values: pd.Series) -> np.ndarray:
         numbers = np.log(np.where(numbers > 0, numbers, numbers[numbers > 0].min() / 10))
     spread = np.ptp(numbers)
     return (numbers - numbers.min()) / spread if spread else np.full(len(numbers), 0.5)
-
-
-def _varied(hparams: pd.Series) -> list[str]:
-    """The names whose values are not the same in all of these."""
-    seen: dict[str, set[str]] = {}
-    for one in hparams:
-        for name, value in one.items():
-            seen.setdefault(name, set()).add(json.dumps(value, sort_keys=True, default=str))
-    return sorted(name for name, values in seen.items() if len(values) > 1)

@@ -112,7 +112,13 @@ def misclassified(
     folders = folders.reindex(columns=names).dropna()
     if folders.empty:
         raise UserError(f"{' and '.join(names)} have no test domain and trial in common")
-    _refuse_without_predictions(folders.to_numpy().ravel())
+    named = folders.to_numpy().ravel()
+    if lacking := [folder for folder in named if not RunFolder(folder).predictions.is_file()]:
+        raise UserError(
+            f"{len(lacking)} of {len(named)} chosen runs have no predictions, such as "
+            f"{lacking[0]}: train them with --save_predictions, or, if they kept their weights, "
+            f"use `domainbed model predict {lacking[0]} --save_predictions`"
+        )
     steps = chosen.set_index("folder")["step"]
     images, earlier = [], 0
     for (dataset, env, trial), of_names in folders.iterrows():
@@ -132,16 +138,6 @@ def _chosen(records: Records, method: SelectionMethod) -> pd.DataFrame:
     runs = runs.assign(test_env=[envs[0] for envs in runs["test_envs"]])
     keys = [*_KEYS, "algorithm", "hparams_seed"]
     return method.select(records).merge(runs[[*keys, "folder"]], on=keys)
-
-
-def _refuse_without_predictions(folders: Sequence[str]) -> None:
-    lacking = [folder for folder in folders if not RunFolder(folder).predictions.is_file()]
-    if lacking:
-        raise UserError(
-            f"{len(lacking)} of {len(folders)} chosen runs have no predictions, such as "
-            f"{lacking[0]}: train them with --save_predictions, or, if they kept their weights, "
-            f"use `domainbed model predict {lacking[0]} --save_predictions`"
-        )
 
 
 def _read(folder: str, env: int) -> tuple[pd.DataFrame, int]:

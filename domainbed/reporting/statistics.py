@@ -96,10 +96,11 @@ def probability_of_improvement(cells: Sequence[PairedCell]) -> float:
 
 def win_tie_loss(differences: np.ndarray) -> dict[str, int]:
     """How many of the differences are `wins`, `ties` (see `TIE`) and `losses`."""
-    is_tie = np.abs(differences) < TIE
-    found = {"wins": (differences > 0) & ~is_tie, "ties": is_tie}
-    found["losses"] = (differences < 0) & ~is_tie
-    return {name: int(each.sum()) for name, each in found.items()}
+    return {
+        "wins": int((differences >= TIE).sum()),
+        "ties": int((np.abs(differences) < TIE).sum()),
+        "losses": int((differences <= -TIE).sum()),
+    }
 
 
 def wilcoxon(differences: np.ndarray) -> float:

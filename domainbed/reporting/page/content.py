@@ -19,8 +19,7 @@ from domainbed.reporting import comparison_sections as compared
 from domainbed.reporting.explain import EVERYTHING, count_states, lacking, survey
 from domainbed.reporting.figures import FIGURES, plain_style
 from domainbed.reporting.findings import RANKED, Findings, ranges
-from domainbed.reporting.page.html import inline_svg
-from domainbed.reporting.page.part import Drawing, Page, Part
+from domainbed.reporting.page.html import Drawing, Page, Part, inline_svg
 from domainbed.reporting.page.tables import (
     MAX_ROWS,
     from_section,

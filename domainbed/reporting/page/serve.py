@@ -12,8 +12,7 @@ from typing import Any
 
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
-from domainbed.reporting.page.html import to_html
-from domainbed.reporting.page.part import Page
+from domainbed.reporting.page.html import Page, to_html
 from domainbed.runs.load import Folders, as_paths, record_files
 
 REFRESH = 15

@@ -11,7 +11,7 @@ import pandas as pd
 
 from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.errors import UserError
-from domainbed.reporting.page.part import HtmlCell, HtmlTable, Row
+from domainbed.reporting.page.html import HtmlCell, HtmlTable, Row
 from domainbed.reporting.published import SOURCES
 from domainbed.reporting.published.agreement import agreement
 from domainbed.reporting.render import cell_text
@@ -73,7 +73,8 @@ def _results(
     notes: list[str] = []
     for table in tables:
         for place, column in enumerate(table.columns):
-            best = _best(table, place)
+            marked = [cells[place] for cells in table.rows.values() if cells[place].best]
+            best = max(marked, key=lambda cell: cell.mean or 0.0, default=None)
             for algorithm, cells in table.rows.items():
                 cell = cells[place]
                 published = printed.get(_key(table, algorithm, column), [])
@@ -97,11 +98,6 @@ def _key(table: Table, algorithm: str, column: Column) -> tuple[str, ...]:
     kind = "dataset" if table.dataset else "averages"
     domain = column.label if table.dataset else column.test_env
     return (table.selection, kind, column.dataset, algorithm, domain)
-
-
-def _best(table: Table, place: int) -> Cell | None:
-    marked = [cells[place] for cells in table.rows.values() if cells[place].best]
-    return max(marked, key=lambda cell: cell.mean or 0.0, default=None)
 
 
 def _mark(cell: Cell, best: Cell | None, column: Column, style: Style) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.errors import UserError
 from domainbed.reporting.misclassified import ALL, Misclassified, error_sections, misclassified
-from domainbed.reporting.page.part import Part, Thumbnail
+from domainbed.reporting.page.html import Part, Thumbnail
 from domainbed.reporting.page.tables import from_section
 from domainbed.reporting.tables import AVERAGE, Report
 from domainbed.runs.folder import RunFolder
