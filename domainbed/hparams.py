@@ -29,7 +29,7 @@ from domainbed.config.dimensions import (
     weight_decay,
     with_defaults,
 )
-from domainbed.core.seeding import hparam_seed
+from domainbed.core.seeding import seed_hash
 from domainbed.datasets import DATASETS, dataset_facts
 from domainbed.datasets.image_domains import DATA_OPTIONS
 from domainbed.errors import UserError, did_you_mean
@@ -154,7 +154,7 @@ class Space:
             return drawn | {name: dimension.draw(source) for name, dimension in own.items()}
         drawn = {}
         for name, dimension in {**self.shared, **own}.items():
-            source.seed(hparam_seed(seed, name))  # as a new one, at a hundredth of the time
+            source.seed(seed_hash(seed, name))  # as a new one, at a hundredth of the time
             drawn[name] = dimension.draw(source)
         return drawn
 

@@ -24,7 +24,7 @@ from domainbed.config.protocols import (
 from domainbed.config.run_fields import RunFields
 from domainbed.core.files import file_digest
 from domainbed.core.names import dataset_label, describe_run
-from domainbed.core.seeding import hparams_draw_seed, run_seed, shared_initial_seed
+from domainbed.core.seeding import hparams_draw_seed, run_seed, seed_hash
 from domainbed.core.settings import make
 from domainbed.core.yaml_file import Where
 from domainbed.datasets import get_dataset_class
@@ -138,7 +138,7 @@ class RunSpec(RunFields):
     def initial_seed(self) -> int:
         """The seed of the weights that training starts with, and of the draws of updates."""
         if self.initial_weights != "own":
-            return shared_initial_seed(self.dataset_label, self.trial_seed)
+            return seed_hash(self.dataset_label, self.trial_seed, "initial weights")
         return self.seed
 
     @property

@@ -19,7 +19,7 @@ from domainbed.config.dimensions import (
     with_defaults,
 )
 from domainbed.core.registry import Registry
-from domainbed.core.seeding import prediction_draws_seed, update_draws_seed
+from domainbed.core.seeding import seed_hash
 from domainbed.errors import UserError
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -84,13 +84,13 @@ class Draws:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._seed = update_draws_seed(torch.initial_seed()) if seed is None else seed
+        self._seed = seed_hash(torch.initial_seed(), "update") if seed is None else seed
         self._generator = torch.Generator().manual_seed(self._seed)
         self._random_state = RandomState(self._seed)
 
     def of_a_prediction(self) -> Draws:
         """A separate source, the same each time, so that a prediction changes no later update."""
-        return Draws(prediction_draws_seed(self._seed))
+        return Draws(seed_hash(self._seed, "prediction"))
 
     def permutation(self, size: int) -> torch.Tensor:
         """(size,) the whole numbers below `size` in random order."""

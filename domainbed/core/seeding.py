@@ -1,4 +1,16 @@
-"""Every seed of the benchmark is derived here, and nowhere else."""
+"""Every seed of the benchmark is a `seed_hash`, whose arguments say what it is for.
+
+Beside the functions below, with `seed` the seed of a run:
+
+    (draws' seed, name)                               the draw of one hyper-parameter
+    (dataset, trial, "initial weights")               weights that all runs of a trial start with
+    (seed, "stage", stage)                            a later stage of a run
+    (seed, "minibatch", domain, block)                a block of a domain's minibatches
+    (seed, "update"); (that, "prediction")            what an algorithm draws
+    (seed, "augmentation", domain, step, place)       the augmentation of one image
+    (seed, "augmentation", domain, step, use)         of all images of a minibatch at once
+    ("view", file, view)                              an augmented view with stored features
+"""
 
 from __future__ import annotations
 
@@ -32,21 +44,6 @@ def hparams_draw_seed(hparams_seed: int, trial_seed: int, shared_draws: bool = F
     return seed_hash(hparams_seed, 0 if shared_draws else trial_seed)
 
 
-def hparam_seed(random_seed: int, name: str) -> int:
-    """The seed of one hyper-parameter's draw: it depends on nothing but its own name."""
-    return seed_hash(random_seed, name)
-
-
-def shared_initial_seed(dataset: str, trial_seed: int) -> int:
-    """The seed of the initial weights that all runs of a trial share."""
-    return seed_hash(dataset, trial_seed, "initial weights")
-
-
-def stage_seed(seed: int, stage: int) -> int:
-    """The seed of a later stage of a run for everything but its split and its data."""
-    return seed_hash(seed, "stage", stage)
-
-
 def split_seed(trial_seed: int, domain: int) -> int:
     """The seed that cuts one domain into out-split and in-split."""
     return seed_hash(trial_seed, domain)
@@ -55,39 +52,6 @@ def split_seed(trial_seed: int, domain: int) -> int:
 def data_seed(trial_seed: int) -> int:
     """The seed of a dataset's own randomness (MNIST's shuffle, label and colour noise)."""
     return seed_hash(trial_seed, "data")
-
-
-def minibatch_seed(seed: int, domain: int, block: int) -> int:
-    """The seed of one block of minibatch draws of one training domain."""
-    return seed_hash(seed, "minibatch", domain, block)
-
-
-def update_draws_seed(seed: int) -> int:
-    """The seed of what an algorithm draws inside its updates."""
-    return seed_hash(seed, "update")
-
-
-def prediction_draws_seed(seed: int) -> int:
-    """The seed of what an algorithm draws to predict a batch; `seed` is that of its updates."""
-    return seed_hash(seed, "prediction")
-
-
-def augmentation_seed(seed: int, domain: int, step: int, position: int) -> int:
-    """The seed of the augmentation of one image, whichever worker process loads it."""
-    return seed_hash(seed, "augmentation", domain, step, position)
-
-
-def batch_augmentation_seed(seed: int, domain: int, step: int, use: str) -> int:
-    """The seed of the augmentation of all of a domain's images in a step, drawn at once.
-
-    `use` keeps the draws of training and of evaluation apart.
-    """
-    return seed_hash(seed, "augmentation", domain, step, use)
-
-
-def view_seed(file: str, view: int) -> int:
-    """The seed of one of an image's augmented views, whose features are computed once."""
-    return seed_hash("view", file, view)
 
 
 def seed_everything(seed: int, gpus: bool = True) -> None:

@@ -18,12 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from domainbed.core.device import sent
-from domainbed.core.seeding import (
-    augmentation_seed,
-    batch_augmentation_seed,
-    global_sources_kept,
-    seed_everything,
-)
+from domainbed.core.seeding import global_sources_kept, seed_everything, seed_hash
 from domainbed.errors import UserError
 
 Minibatch = tuple[torch.Tensor, torch.Tensor]
@@ -63,11 +58,12 @@ class Draw:
     def image_seeds(self) -> list[int]:
         """A seed for each image: by its place in the minibatch, or in the domain if evaluated."""
         places = range(len(self.indices)) if self.use == TRAINING else self.indices.tolist()
-        return [augmentation_seed(self.seed, self.domain, self.step, place) for place in places]
+        seed = (self.seed, "augmentation", self.domain, self.step)
+        return [seed_hash(*seed, place) for place in places]
 
     def batch_seed(self) -> int:
         """The seed of what is drawn for all images at once."""
-        return batch_augmentation_seed(self.seed, self.domain, self.step, self.use)
+        return seed_hash(self.seed, "augmentation", self.domain, self.step, self.use)
 
 
 def evaluation_draws(

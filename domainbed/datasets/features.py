@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from domainbed.config.run_fields import FeatureSource
 from domainbed.core.files import file_digest, locked, write_text, written_aside
-from domainbed.core.seeding import global_sources_kept, view_seed
+from domainbed.core.seeding import global_sources_kept, seed_hash
 from domainbed.datasets.images.dataset_files import (
     Listing,
     UnreadableImage,
@@ -312,7 +312,7 @@ class _Extraction:
                 inputs += [torch.zeros(3, size, size)] * self.per_image
                 continue
             name = self.listing.relative[number]
-            seeds = [view_seed(name, view) for view in range(1, self.per_image)]
+            seeds = [seed_hash("view", name, view) for view in range(1, self.per_image)]
             inputs.append(self.extractor.image(image))
             inputs += self.extractor.views(image, seeds, self.listing.crops[number])
         x = torch.stack(inputs)

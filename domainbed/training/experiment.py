@@ -15,7 +15,7 @@ import torch
 from domainbed.algorithms import Algorithm, Stage, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, tf32_products
-from domainbed.core.seeding import seed_everything, stage_seed
+from domainbed.core.seeding import seed_everything, seed_hash
 from domainbed.datasets import (
     MultipleDomainDataset,
     check_domains,
@@ -281,7 +281,7 @@ def _new_algorithm(
 
 
 def _of_stage(seed: int, stage: int) -> int:
-    return seed if stage == 1 else stage_seed(seed, stage)
+    return seed if stage == 1 else seed_hash(seed, "stage", stage)
 
 
 @contextmanager

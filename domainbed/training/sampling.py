@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from domainbed.core.seeding import minibatch_seed, split_seed
+from domainbed.core.seeding import seed_hash, split_seed
 from domainbed.datasets.domain import Domain, Draw, Minibatch
 from domainbed.errors import UserError
 
@@ -162,7 +162,7 @@ class IndexDraws:
         number, position = divmod(step, self._steps)
         if number != self._block_number:
             source = torch.Generator()
-            source.manual_seed(minibatch_seed(self._seed, self.domain, number))
+            source.manual_seed(seed_hash(self._seed, "minibatch", self.domain, number))
             self._block_number, self._block = number, self._indices[self._chosen(source)]
         return self._block[position]
 

@@ -48,9 +48,9 @@ def test_derived_seeds_differ():
     seeds = {
         seeding.data_seed(0),
         *(seeding.split_seed(0, domain) for domain in range(4)),
-        *(seeding.minibatch_seed(0, domain, block) for domain in range(4) for block in range(4)),
+        *(seeding.seed_hash(0, "minibatch", d, block) for d in range(4) for block in range(4)),
         *(
-            seeding.augmentation_seed(0, d, s, p)
+            seeding.seed_hash(0, "augmentation", d, s, p)
             for d in range(3)
             for s in range(3)
             for p in (0, 1)
@@ -59,8 +59,8 @@ def test_derived_seeds_differ():
     assert len(seeds) == 1 + 4 + 16 + 18
 
 
-def test_hparam_seed():
-    actual = np.random.RandomState(seeding.hparam_seed(5, "lr")).uniform()
+def test_the_seed_of_a_hyper_parameter():
+    actual = np.random.RandomState(seeding.seed_hash(5, "lr")).uniform()
     assert actual == np.random.RandomState(90576525).uniform()
 
 

@@ -14,7 +14,7 @@ from far_device import FAR, sent_far
 from image_files import write_folder
 from torch.utils.data import Dataset, TensorDataset
 
-from domainbed.core.seeding import augmentation_seed, batch_augmentation_seed
+from domainbed.core.seeding import seed_hash
 from domainbed.datasets import (
     DATASETS,
     MultipleDomainDataset,
@@ -216,11 +216,13 @@ def test_evaluation_draws_hold_every_image_once(n: int) -> None:
 
 def test_seeds_of_draws() -> None:
     trained = Draw(torch.tensor([4, 9]), seed=1, domain=2, step=3)
-    assert trained.image_seeds() == [augmentation_seed(1, 2, 3, place) for place in (0, 1)]
-    assert trained.batch_seed() == batch_augmentation_seed(1, 2, 3, "training")
+    assert trained.image_seeds() == [seed_hash(1, "augmentation", 2, 3, place) for place in (0, 1)]
+    assert trained.batch_seed() == seed_hash(1, "augmentation", 2, 3, "training")
     (evaluated,) = evaluation_draws([4, 9], split="in", seed=1, domain=2, step=3)
-    assert evaluated.image_seeds() == [augmentation_seed(1, 2, 3, index) for index in (4, 9)]
-    assert evaluated.batch_seed() == batch_augmentation_seed(1, 2, 3, "in 0")
+    assert evaluated.image_seeds() == [
+        seed_hash(1, "augmentation", 2, 3, index) for index in (4, 9)
+    ]
+    assert evaluated.batch_seed() == seed_hash(1, "augmentation", 2, 3, "in 0")
 
 
 def test_tensors_stay_channels_last(tmp_path: Path) -> None:
