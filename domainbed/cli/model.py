@@ -193,7 +193,7 @@ def average(parser: Parser) -> Run:
 
 
 def _average(args: argparse.Namespace) -> int:
-    from domainbed.sweeps.averaging import average_runs
+    from domainbed.sweeps.finished import average_runs
 
     for averaged in average_runs(
         args.folder, args.method, args.algorithms, args.together, _machine(args), args.dataset
@@ -222,7 +222,7 @@ def adapt(parser: Parser) -> Run:
 
 def _adapt(args: argparse.Namespace) -> int:
     from domainbed.algorithms.t3a import SUPPORTS
-    from domainbed.sweeps.adapting import adapt_runs
+    from domainbed.sweeps.finished import adapt_runs
 
     supports = args.supports or SUPPORTS
     if min(supports) < 0:

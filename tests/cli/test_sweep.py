@@ -126,7 +126,7 @@ def test_launch_status_retry_relaunch_and_delete(config, tmp_path, sweep):
         assert re.search(rf"\n{row}\n", said), row
     measured = sweep("plan", config, "--measure")
     assert "measuring ERM on ColoredDigits (1 of 1)\n" in measured
-    assert re.search(r"To do: \S+ core hours, about \S+ with \d at a time; 16 kB", measured)
+    assert re.search(r"To do: \S+ core hours, about \S+ with \d at a time; 16\.0kB", measured)
     assert not root.exists()
     assert json.loads(sweep("status", config, "--json"))["total"]["missing"] == 4
     debug = ("--launcher", "debug")

@@ -378,18 +378,18 @@ MUTANTS = (
     ),
     # launchers
     Mutant(
-        *("launchers/pool.py", "a worker's first death taken for the run's failure"),
+        *("launchers/local.py", "a worker's first death taken for the run's failure"),
         *("_MOST_DEATHS = 2", "_MOST_DEATHS = 1", "tests/launchers/test_local.py"),
     ),
     Mutant(
-        *("launchers/pool.py", "a task of a dead worker that is lost"),
+        *("launchers/local.py", "a task of a dead worker that is lost"),
         '            log.warning("warning: a worker died with %s: it is replaced", death)\n'
         "            self._queue.appendleft(index)\n",
         '            log.warning("warning: a worker died with %s: it is replaced", death)\n',
         "tests/launchers/test_local.py",
     ),
     Mutant(
-        *("launchers/pool.py", "no time limit"),
+        *("launchers/local.py", "no time limit"),
         "        elif self._is_overdue(worker):",
         *(
             "        elif not index and self._is_overdue(worker) and False:",
@@ -409,7 +409,7 @@ MUTANTS = (
     ),
     Mutant(
         *("download/layouts.py", "the first of two equal folders"),
-        *("    if len(places) > 1:", "    if len(places) > 2:", _TREES),
+        *("    if len(scored) > 1 and", "    if len(scored) > 2 and", _TREES),
     ),
     # sweeps
     Mutant(
@@ -429,7 +429,7 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        *("sweeps/averaging.py", "the sum of weights instead of their mean"),
+        *("sweeps/finished.py", "the sum of weights instead of their mean"),
         "(value / count).to(first[name].dtype)",
         *("value.to(first[name].dtype)", "tests/sweeps/test_averaging.py"),
     ),

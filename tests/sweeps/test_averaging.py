@@ -23,8 +23,8 @@ from domainbed.errors import UserError
 from domainbed.reporting import build_report, load_records
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
-from domainbed.sweeps import averaging
-from domainbed.sweeps.averaging import METHODS, average_runs, mean_of
+from domainbed.sweeps import finished
+from domainbed.sweeps.finished import METHODS, average_runs, mean_of
 from domainbed.training import build, load_model, run
 
 CPU = RunOptions(device="cpu")
@@ -129,8 +129,8 @@ def validation(state: dict[str, torch.Tensor]) -> float:
 def assert_loaded(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """A list that each set of averaged weights is added to, when it is put into the network."""
     seen: list[dict[str, torch.Tensor]] = []
-    load = averaging._load
-    monkeypatch.setattr(averaging, "_load", lambda e, s: (seen.append(s), load(e, s)))
+    load = finished._load
+    monkeypatch.setattr(finished, "_load", lambda e, s: (seen.append(s), load(e, s)))
     return seen
 
 
@@ -260,8 +260,8 @@ def test_statistics_of_batch_norm_are_estimated_anew(tmp_path: Path) -> None:
         do(tmp_path, spec_of("Normalised", seed))
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        load = averaging._load
-        patch.setattr(averaging, "_load", lambda e, s: (load(e, s), seen.append(e)))
+        load = finished._load
+        patch.setattr(finished, "_load", lambda e, s: (load(e, s), seen.append(e)))
         list(average_runs(tmp_path, "uniform-soup", machine=CPU))
     pairs = build(spec_of("Normalised"), CPU).minibatches(range(12))
     mean = torch.stack([torch.cat([x for x, _ in each]).mean(dim=0) for each in pairs]).mean(dim=0)

@@ -15,7 +15,7 @@ from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
-from domainbed.sweeps.averaging import average_runs
+from domainbed.sweeps.finished import average_runs
 from domainbed.training import build, load_model, run
 from domainbed.training.initial_weights import PROBE_L2, set_initial_weights
 

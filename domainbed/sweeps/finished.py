@@ -1,8 +1,8 @@
-"""Averages of the finished runs of a sweep: of weights, or of predictions.
+"""What is made of a sweep's finished runs: averages of weights or predictions, and T3A on each.
 
 Runs are averaged that differ in hparams seed, and on request in algorithm: of one dataset, set of
-test domains and trial. What comes of them is written beside the runs, as records that the tables
-read like any run's.
+test domains and trial. T3A adapts runs one by one. What comes of either is written beside the runs,
+as records that the tables read like any run's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from domainbed.algorithms import Algorithm, PooledAlgorithm, get_algorithm_class
+from domainbed.algorithms.t3a import SUPPORTS, Templates
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.files import as_json_values, write_text
 from domainbed.core.names import averaged_algorithm, order_algorithms
@@ -30,8 +32,9 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps.store import Store
 from domainbed.training.averages import estimate_statistics
 from domainbed.training.experiment import Experiment
+from domainbed.training.initial_weights import linear_head
 from domainbed.training.kept_models import read_model
-from domainbed.training.trained import load_model, read_spec, rebuild
+from domainbed.training.trained import load_model, load_trained_weights, read_spec, rebuild
 
 Weights = dict[str, torch.Tensor]
 
@@ -159,8 +162,8 @@ class Ensemble(Algorithm):
     """Algorithms that predict together: logits are the logarithm of their mean probabilities."""
 
     def __init__(self, members: Sequence[Algorithm]) -> None:
-        torch.nn.Module.__init__(self)
-        self.members = torch.nn.ModuleList(members)
+        nn.Module.__init__(self)
+        self.members = nn.ModuleList(members)
 
     def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
         predictors = [member.predictor() for member in self.members]  # type: ignore[operator]
@@ -382,3 +385,70 @@ def write_beside(
     with folder.exclusive():
         write_text(folder.results, line)
         write_text(folder.done, "done")
+
+
+# ---- adaptation ----
+
+
+class AdaptedHead(Algorithm):
+    """A trained featurizer with a linear classifier that T3A adjusts."""
+
+    predicts_batches = True
+
+    def __init__(self, featurizer: nn.Module, head: nn.Linear, supports: int) -> None:
+        nn.Module.__init__(self)
+        self.featurizer, self.head, self.supports = featurizer, head, supports
+
+    def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        templates = Templates(self.head, self.supports)
+        return lambda x: templates(self.featurizer(x))
+
+
+def adapt_runs(
+    root: Path | str,
+    algorithms: Sequence[str] | None = None,
+    supports: Sequence[int] = SUPPORTS,
+    machine: RunOptions | None = None,
+    dataset: str | None = None,
+) -> Iterator[str]:
+    """Adapts each finished run with T3A, writes a record of it beside the run, and yields a line.
+
+    M is the one of `supports` that validates best, on the out-splits of the training domains; of
+    equal ones the first. A run that does not predict by a linear classifier is left out.
+
+    Args:
+        root: the folder of the sweep.
+        algorithms: only their runs; None for all.
+        supports: values of M.
+        machine: where the data lies and what computes.
+        dataset: see `trained.read_spec`.
+
+    Raises:
+        UserError: no finished runs, none that can be adapted, or weights that were not kept.
+    """
+    adapted_runs = 0
+    for member in finished_runs(root, algorithms, dataset):
+        spec, experiment = member.spec, rebuild(member.folder, machine, dataset)
+        load_trained_weights(experiment, member.folder)
+        try:
+            parts = linear_head(experiment)
+        except UserError as error:
+            yield f"{spec.describe()}: left out: {error}"
+            continue
+        adapted = {m: replace(experiment, algorithm=AdaptedHead(*parts, m)) for m in supports}
+        accuracies = {m: each.validation_accuracy() for m, each in adapted.items()}
+        best = max(accuracies, key=lambda m: accuracies[m])
+        write_beside(
+            Path(root),
+            averaged_algorithm(spec.algorithm, "T3A"),
+            adapted[best],
+            runs=[spec.run_id],
+            kind="adapted",
+            hparams_seed=spec.hparams_seed,
+            hparams={**spec.hparams, "t3a_supports": best},
+        )
+        accuracy = f"validation {100 * accuracies[best]:.1f}"
+        yield f"{spec.describe()}: M {best or 'all'}, {accuracy}"
+        adapted_runs += 1
+    if not adapted_runs:
+        raise UserError(f"no run in {str(root)!r} predicts by a linear classifier on features")
