@@ -30,10 +30,10 @@ from domainbed.runs.folder import RunFolder
 from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
 from domainbed.sweeps.store import Store
+from domainbed.training.artifacts import read_model
 from domainbed.training.averages import estimate_statistics
 from domainbed.training.experiment import Experiment
 from domainbed.training.initial_weights import linear_head
-from domainbed.training.kept_models import read_model
 from domainbed.training.trained import load_model, load_trained_weights, read_spec, rebuild
 
 Weights = dict[str, torch.Tensor]

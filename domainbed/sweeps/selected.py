@@ -24,7 +24,7 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.launch import Launch, prepare
 from domainbed.sweeps.store import Store
-from domainbed.training.kept_models import is_final
+from domainbed.training.artifacts import is_final
 from domainbed.training.trained import Model, model_in, read_spec
 
 _PREFIX = "rerun-"

@@ -30,9 +30,9 @@ from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import Predicted, write_predictions
 from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
+from domainbed.training.artifacts import read_model
 from domainbed.training.evaluation import EvaluationSplit, splits_to_evaluate
 from domainbed.training.experiment import Experiment, build, dataset_of
-from domainbed.training.kept_models import read_model
 from domainbed.training.sampling import shuffled
 
 

@@ -30,16 +30,15 @@ from domainbed.runs.states import DONE, FAILED, INTERRUPTED
 from domainbed.runs.trackers import TrackedRun, Trackers
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint, ranks
+from domainbed.training.artifacts import KeptModels, args_of, claim, write_environment
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
 from domainbed.training.evaluation import EvaluationSplit, RecordedSplits, Value
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.history import History
 from domainbed.training.initial_weights import set_initial_weights
-from domainbed.training.kept_models import KeptModels
 from domainbed.training.machine import peak_memory, process_set_up
 from domainbed.training.progress import ProgressTable
-from domainbed.training.provenance import args_of, claim, write_environment
 from domainbed.training.state import unseen
 from domainbed.training.trained import save_predictions
 

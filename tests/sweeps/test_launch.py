@@ -317,7 +317,7 @@ def test_a_full_disk_fails_runs_and_stops_no_launch(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         write_text(file, text)
 
-    for module in ("domainbed.sweeps.launch", "domainbed.training.provenance"):
+    for module in ("domainbed.sweeps.launch", "domainbed.training.artifacts"):
         monkeypatch.setattr(f"{module}.write_text", full)
     unwritten = launch.execute()
     assert list(unwritten) == [first]

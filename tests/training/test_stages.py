@@ -17,7 +17,7 @@ from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.datasets import DATASETS
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, build, checkpoint, run
-from domainbed.training.kept_models import read_model
+from domainbed.training.artifacts import read_model
 from domainbed.training.sampling import Split, undivided
 
 STEPS, EVERY = 7, 2

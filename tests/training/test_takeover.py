@@ -64,7 +64,7 @@ def test_nothing_is_written_after_a_takeover_at_any_step(tmp_path: Path) -> None
         "domainbed.training.trainer.build",  # then another may even finish the run
         "domainbed.training.trainer.peak_memory",  # a record is about to be written
         "domainbed.training.checkpoint.capture",
-        "domainbed.training.kept_models.save_model",
+        "domainbed.training.artifacts.save_model",
         "domainbed.training.trainer.write_text",
     ],
 )

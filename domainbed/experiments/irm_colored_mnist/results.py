@@ -30,7 +30,7 @@ from domainbed.launchers.base import environment_set
 from domainbed.reporting.published import irm_colored_mnist_values
 from domainbed.runs.states import FAILED
 from domainbed.sweeps.following import Display
-from domainbed.training.provenance import describe
+from domainbed.training.artifacts import describe
 
 Restart = tuple[int, str]
 """Its number and its algorithm."""
