@@ -117,7 +117,7 @@ def write_environment(
     now = {**describe(experiment.device), "processes": count()}
     first = {name: began.get(name, value) for name, value in now.items()}
     resumed = [*began.get("resumed", [])]
-    if progress.has_begun and began and now != first and now not in resumed:
+    if progress.records and began and now != first and now not in resumed:
         resumed.append(now)
     facts = {
         **first,

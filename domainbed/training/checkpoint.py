@@ -35,7 +35,8 @@ class Progress:
     Attributes:
         stage: the number of the stage under way, from 1.
         next_step: the first of its steps not yet taken; the number of steps if it has ended.
-        records: the lines of results.jsonl so far, so that a file torn by a crash is replaced.
+        records: the lines of results.jsonl so far, so that a file torn by a crash is replaced;
+            without any there is nothing to resume from.
         seconds: time spent, over all sessions of the run.
         history: by name, what each update since the last record returned.
     """
@@ -45,11 +46,6 @@ class Progress:
     records: tuple[str, ...] = ()
     seconds: float = 0.0
     history: Mapping[str, Sequence[float]] = field(default_factory=dict)
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there is anything to resume from."""
-        return bool(self.records)
 
 
 def save(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,12 +14,10 @@ import torch
 from domainbed.algorithms import Algorithm
 from domainbed.algorithms.base import predictor_of
 from domainbed.core.record_keys import average_key, record_key
-from domainbed.datasets.domain import Domain, Minibatch, evaluation_draws
+from domainbed.datasets.domain import Domain, evaluation_draws
 from domainbed.metrics import METRICS
 from domainbed.spec import RunSpec
 from domainbed.training.sampling import Split
-
-OnBatch = Callable[[int, int], None]
 
 
 class Value(NamedTuple):
@@ -58,9 +56,6 @@ def splits_to_evaluate(
     return chosen
 
 
-Evaluate = Callable[[Sequence[EvaluationSplit]], list[Value]]
-
-
 class Evaluator:
     """Computes metrics, in batches of one domain and one split.
 
@@ -90,7 +85,7 @@ class Evaluator:
         algorithm: Any,
         splits: Sequence[EvaluationSplit],
         step: int,
-        on_batch: OnBatch | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
     ) -> list[Value]:
         """The metrics of each split.
 
@@ -106,7 +101,16 @@ class Evaluator:
         try:
             for split in splits:
                 sums, predict = [], predictor_of(algorithm)
-                for x, labels in self._batches(split, step):
+                draws = evaluation_draws(
+                    split.indices,
+                    split=split.name,
+                    seed=self._seed,
+                    domain=split.domain,
+                    step=step,
+                    augment=split.domain in self._augmented,
+                )
+                batches = self._domains[split.domain].batches(draws, self._workers)
+                for x, labels in batches:
                     logits = predict(x)
                     values = [metric(logits, labels) for metric in self._metrics.values()]
                     # Left on the device: nothing waits for it.
@@ -122,17 +126,6 @@ class Evaluator:
         finally:
             algorithm.train()
         return found
-
-    def _batches(self, split: EvaluationSplit, step: int) -> Iterator[Minibatch]:
-        draws = evaluation_draws(
-            split.indices,
-            split=split.name,
-            seed=self._seed,
-            domain=split.domain,
-            step=step,
-            augment=split.domain in self._augmented,
-        )
-        return self._domains[split.domain].batches(draws, self._workers)
 
 
 class RecordedSplits:
@@ -183,7 +176,11 @@ class RecordedSplits:
         self._highest: dict[str, float] = {}
 
     def measure(
-        self, splits: Sequence[Split], step: int, evaluate: Evaluate, average: str = ""
+        self,
+        splits: Sequence[Split],
+        step: int,
+        evaluate: Callable[[Sequence[EvaluationSplit]], list[Value]],
+        average: str = "",
     ) -> list[Value]:
         """The values of one record, in the order of domains and splits.
 

@@ -33,12 +33,11 @@ from domainbed.training import checkpoint, ranks
 from domainbed.training.artifacts import KeptModels, args_of, claim, write_environment
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
-from domainbed.training.evaluation import EvaluationSplit, RecordedSplits, Value
+from domainbed.training.evaluation import RecordedSplits, Value
 from domainbed.training.experiment import Experiment, build
-from domainbed.training.history import History
 from domainbed.training.initial_weights import set_initial_weights
 from domainbed.training.machine import peak_memory, process_set_up
-from domainbed.training.progress import ProgressTable
+from domainbed.training.progress import History, ProgressTable
 from domainbed.training.state import unseen
 from domainbed.training.trained import save_predictions
 
@@ -241,7 +240,7 @@ class Trainer:
         load = partial(checkpoint.load, self.folder, self.spec.run_id, self._enter_stage)
         # In all processes, before the first one replaces or removes what it reads.
         progress = ranks.together(partial(load, self.averages.restore, self.table.line))
-        if progress.has_begun:
+        if progress.records:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
             told = (json.loads(line).get("diverged") for line in progress.records)
             self.history.diverged = any(told)
@@ -310,9 +309,7 @@ class Trainer:
         return line, ended
 
     def _measured(self, step: int, average: str = "") -> list[Value]:
-        def evaluate(splits: Sequence[EvaluationSplit]) -> list[Value]:
-            return self.experiment.evaluate(step, splits, self.table.evaluating)
-
+        evaluate = partial(self.experiment.evaluate, step, on_batch=self.table.evaluating)
         return self.splits.measure(self.experiment.stage_splits, step, evaluate, average)
 
     def _of_averages(self, step: int, loss: float) -> dict[str, float]:

@@ -11,7 +11,7 @@ import torch
 
 from domainbed.errors import UserError
 from domainbed.training import history
-from domainbed.training.history import History
+from domainbed.training.progress import History
 
 
 @pytest.fixture
