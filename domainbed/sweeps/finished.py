@@ -32,8 +32,7 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps.store import Store
 from domainbed.training.artifacts import read_model
 from domainbed.training.averages import estimate_statistics
-from domainbed.training.experiment import Experiment
-from domainbed.training.initial_weights import linear_head
+from domainbed.training.experiment import Experiment, linear_head
 from domainbed.training.trained import load_model, load_trained_weights, read_spec, rebuild
 
 Weights = dict[str, torch.Tensor]

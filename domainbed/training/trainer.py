@@ -34,8 +34,7 @@ from domainbed.training.artifacts import KeptModels, args_of, claim, write_envir
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
 from domainbed.training.evaluation import RecordedSplits, Value
-from domainbed.training.experiment import Experiment, build
-from domainbed.training.initial_weights import set_initial_weights
+from domainbed.training.experiment import Experiment, build, set_initial_weights
 from domainbed.training.machine import peak_memory, process_set_up
 from domainbed.training.progress import History, ProgressTable
 from domainbed.training.state import unseen

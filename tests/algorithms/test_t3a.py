@@ -13,7 +13,7 @@ from torch import nn
 from domainbed.algorithms.t3a import SUPPORTS, Templates
 from domainbed.errors import UserError
 from domainbed.training.evaluation import EvaluationSplit, Evaluator
-from domainbed.training.initial_weights import linear_head
+from domainbed.training.experiment import linear_head
 
 C, D = 3, 5
 

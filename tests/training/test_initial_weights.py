@@ -17,7 +17,7 @@ from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.sweeps.finished import average_runs
 from domainbed.training import build, load_model, run
-from domainbed.training.initial_weights import PROBE_L2, set_initial_weights
+from domainbed.training.experiment import PROBE_L2, set_initial_weights
 
 CPU = RunOptions(device="cpu")
 
