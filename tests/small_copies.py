@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from domainbed.datasets import DATASETS, spawrious
+from domainbed.datasets import DATASETS, published_trees
 
 BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
 LOCATIONS = ("beach", "desert", "dirt", "jungle", "mountain", "snow")
@@ -111,8 +111,8 @@ def spawrious_tree():
 def shrink(monkeypatch):
     """Makes the published numbers those of the copies."""
     n, own = SPAWRIOUS_IN_FOLDER, SPAWRIOUS_CORRELATED
-    monkeypatch.setattr(spawrious, "IN_FOLDER", n)
-    monkeypatch.setattr(spawrious._Spawrious, "correlated", own)
+    monkeypatch.setattr(published_trees, "IN_FOLDER", n)
+    monkeypatch.setattr(published_trees._Spawrious, "correlated", own)
     replaced = {"WILDSCamelyon": CAMELYON_IMAGES}
     replaced |= {f"Spawrious{name}": (8 * n, 4 * n, 4 * n) for name in SPAWRIOUS_SETS}
     for name, images in replaced.items():

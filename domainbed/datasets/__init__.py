@@ -38,8 +38,9 @@ from domainbed.datasets.image_folders import (
     ImageFolderDataset,
     folder_dataset,
 )
-from domainbed.datasets.wilds import WILDSCamelyon, WILDSFMoW
-from domainbed.datasets.spawrious import (
+from domainbed.datasets.published_trees import (
+    WILDSCamelyon,
+    WILDSFMoW,
     SpawriousO2O_easy,
     SpawriousO2O_medium,
     SpawriousO2O_hard,

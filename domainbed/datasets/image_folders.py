@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -16,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from domainbed.config.dataset_info import DatasetInfo
-from domainbed.core.image_files import IMAGE_EXTENSIONS, entries, folder_names, ignored, images
+from domainbed.core.image_files import IMAGE_EXTENSIONS, folder_names, ignored, images
 from domainbed.core.names import DATASET_DOMAINS, dataset_label
 from domainbed.core.settings import Listed, Settings, load
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
@@ -163,47 +162,6 @@ def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:
             f"no class folders in {root / domains[0]}: expected <domain>/<class>/<image>"
         )
     return classes
-
-
-class PublishedTree(ImageDataset):
-    """Images in the folders in which they were published; a subclass knows this structure.
-
-    Attributes:
-        layout: what its folder holds, in words.
-
-    Raises:
-        UserError: the dataset or some of its images are missing, or it has more or fewer
-            domains or classes than were published.
-    """
-
-    layout: ClassVar[str]
-
-    def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
-        folder = self.locate(root)
-        if not self.holds(folder):
-            raise self._absent(folder, "it holds other files", self.layout)
-        self._take(folder, self.contents(folder), self._remedy(folder))
-
-    @classmethod
-    @abstractmethod
-    def holds(cls, folder: Path) -> bool:
-        """Whether `folder` looks like the dataset, complete or not."""
-
-    @classmethod
-    @abstractmethod
-    def contents(cls, folder: Path) -> Contents:
-        """What lies in `folder`.
-
-        Raises:
-            UserError: it cannot be read, or a file that describes the images is damaged.
-        """
-
-
-def absent(folder: Path, paths: Collection[str]) -> set[str]:
-    """The paths below `folder` where there is no file; lists folders, as files may be many."""
-    parents = {path.rpartition("/")[0] for path in paths}
-    names = {each: entries(folder / each)[1] for each in parents if (folder / each).is_dir()}
-    return set(paths).difference(f"{each}/{name}" for each in names for name in names[each])
 
 
 class _Folder(Settings):
