@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from domainbed.errors import UserError
-from domainbed.training import history
+from domainbed.training import progress
 from domainbed.training.progress import History
 
 
@@ -18,7 +18,7 @@ from domainbed.training.progress import History
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors are taken for ones of another device."""
     monkeypatch.setattr(
-        history, "_is_far", lambda value: isinstance(value, torch.Tensor) and value.numel() == 1
+        progress, "_is_far", lambda value: isinstance(value, torch.Tensor) and value.numel() == 1
     )
 
 
@@ -52,7 +52,7 @@ def test_means_are_those_of_numbers_to_the_last_bit(far: None) -> None:
 def test_late_and_early_means_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     early = means(losses())
     monkeypatch.setattr(
-        history, "_is_far", lambda value: isinstance(value, torch.Tensor) and value.numel() == 1
+        progress, "_is_far", lambda value: isinstance(value, torch.Tensor) and value.numel() == 1
     )
     assert means(losses()) == early
 
