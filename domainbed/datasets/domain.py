@@ -8,11 +8,11 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -181,16 +181,6 @@ class TensorDomain(Domain):
         return self.x[chosen]
 
 
-class Sharing(Protocol):
-    """Several processes that all need the same batches, and each read a part of them."""
-
-    def own_rows(self, n: int) -> slice:
-        """The rows of a batch of n that this process reads; at least one."""
-
-    def all_rows(self, own: torch.Tensor, n: int) -> torch.Tensor:
-        """All n rows, given this process's own; called by all processes in the same order."""
-
-
 class LoadedDomain(Domain):
     """Images that `read` reads one at a time.
 
@@ -198,10 +188,13 @@ class LoadedDomain(Domain):
     reads it: the global sources of Python, NumPy and PyTorch are seeded for each image.
 
     Attributes:
-        sharing: the processes that read batches together; None where this one reads alone.
+        own_rows: the rows of a batch of n that this process reads, at least one, where several
+            processes need the same batches; None where this one reads alone.
+        all_rows: all n rows, given this process's own; called by all processes in the same order.
     """
 
-    sharing: Sharing | None = None
+    own_rows: Callable[[int], slice] | None = None
+    all_rows: Callable[[torch.Tensor, int], torch.Tensor] | None = None
 
     @abstractmethod
     def read(self, index: int, augment: bool) -> tuple[torch.Tensor, Any]:
@@ -222,9 +215,9 @@ class LoadedDomain(Domain):
         for batch, draw in zip(loader, drawn):
             if isinstance(batch, UserError):
                 raise batch
-            if self.sharing is not None:
+            if self.all_rows is not None:
                 own = [each.to(self.device, non_blocking=True) for each in batch]
-                batch = [self.sharing.all_rows(each, len(draw.indices)) for each in own]
+                batch = [self.all_rows(each, len(draw.indices)) for each in own]
             x, y = batch
             if self.device.type == "cpu":  # its first convolution chooses the memory format
                 yield x, y
@@ -232,7 +225,7 @@ class LoadedDomain(Domain):
                 yield on_device(x, self.device), y.to(self.device, non_blocking=True)
 
     def _request(self, draw: Draw) -> _Request:
-        rows = self.sharing.own_rows(len(draw.indices)) if self.sharing else slice(None)
+        rows = self.own_rows(len(draw.indices)) if self.own_rows else slice(None)
         return draw.indices.tolist()[rows], draw.image_seeds()[rows], draw.augment
 
 

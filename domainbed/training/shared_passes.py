@@ -183,19 +183,19 @@ def _drops_nothing(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
 def share_reading(domain: AnyDomain) -> AnyDomain:
     """The domain; if images are read one by one, each process reads its own part of every batch."""
     if count() > 1 and isinstance(domain, LoadedDomain):
-        domain.sharing = _AmongRanks()
+        domain.own_rows, domain.all_rows = _rows_to_read, _rows_of_all
     return domain
 
 
-class _AmongRanks:
-    def own_rows(self, n: int) -> slice:
-        return own_rows(n) if n >= count() else slice(None)
+def _rows_to_read(n: int) -> slice:
+    return own_rows(n) if n >= count() else slice(None)
 
-    def all_rows(self, own: torch.Tensor, n: int) -> torch.Tensor:
-        if n < count():
-            return own
-        # As bytes, which add up to what was read, whatever its type.
-        part = own.reshape(len(own), -1).contiguous().view(torch.uint8)
-        rows = part.new_zeros(n, part.shape[1])
-        rows[own_rows(n)] = part
-        return add_up(rows).view(own.dtype).view(n, *own.shape[1:])
+
+def _rows_of_all(own: torch.Tensor, n: int) -> torch.Tensor:
+    if n < count():
+        return own
+    # As bytes, which add up to what was read, whatever its type.
+    part = own.reshape(len(own), -1).contiguous().view(torch.uint8)
+    rows = part.new_zeros(n, part.shape[1])
+    rows[own_rows(n)] = part
+    return add_up(rows).view(own.dtype).view(n, *own.shape[1:])
