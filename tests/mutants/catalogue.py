@@ -93,9 +93,9 @@ MUTANTS = (
         "tests/core/test_seeding.py tests/training/test_splits.py",
     ),
     Mutant(
-        *("core/seeding.py", "the same minibatches in each block of steps"),
-        'return seed_hash(seed, "minibatch", domain, block)',
-        'return seed_hash(seed, "minibatch", domain, 0)',
+        *("training/sampling.py", "the same minibatches in each block of steps"),
+        'seed_hash(self._seed, "minibatch", self.domain, number)',
+        'seed_hash(self._seed, "minibatch", self.domain, 0)',
         "tests/training/test_minibatches.py",
     ),
     Mutant(
@@ -139,9 +139,8 @@ MUTANTS = (
         "tests/datasets/test_digits.py",
     ),
     Mutant(
-        *("datasets/small_images.py", "angles that do not belong to their domain"),
-        "self.angles[k % len(self.angles)]",
-        "self.angles[(k + 1) % len(self.angles)]",
+        *("datasets/small_images.py", "images rotated the other way"),
+        *("image.rotate(angle, resampling)", "image.rotate(-angle, resampling)"),
         "tests/datasets/test_digits.py",
     ),
     # training: splits, minibatches
@@ -330,7 +329,7 @@ MUTANTS = (
     ),
     Mutant(
         *("hparams.py", "one source for all names"),
-        "            source.seed(hparam_seed(seed, name))",
+        "            source.seed(seed_hash(seed, name))",
         *("            source.seed(seed)", _DRAWS),
     ),
     Mutant(
@@ -345,9 +344,9 @@ MUTANTS = (
     ),
     Mutant(
         *("spec.py", "a shared start that depends on the run"),
-        "return shared_initial_seed(self.dataset_label, self.trial_seed)",
+        'return seed_hash(self.dataset_label, self.trial_seed, "initial weights")',
         *(
-            "return shared_initial_seed(self.dataset_label, self.seed)",
+            'return seed_hash(self.dataset_label, self.seed, "initial weights")',
             "tests/training/test_initial_weights.py",
         ),
     ),
