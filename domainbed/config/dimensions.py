@@ -54,14 +54,13 @@ class _Setting:
         examples, texts = self._examples(), self._texts()
         if texts and isinstance(value, str):
             return value in texts
-        if _is_number(value, integer=False) and not self._within(value):
+        if _is_number(value, integer=False) and not (
+            self.least <= value <= self.most and self.above < value < self.below
+        ):
             return False
         if all(_is_number(example, integer=False) for example in examples):
             return _is_number(value, all(isinstance(example, int) for example in examples))
         return any(type(value) is type(example) for example in examples)
-
-    def _within(self, value: float) -> bool:
-        return self.least <= value <= self.most and self.above < value < self.below
 
     def expected(self) -> str:
         """What `accepts` takes, in words."""

@@ -83,7 +83,8 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._entries:
             self._import_plugin(name)
         if name not in self._entries:
-            raise UserError(self._unknown(name))
+            known, hint = ", ".join(self) or "none", did_you_mean(name, self)
+            raise UserError(f"unknown {self.kind} {name!r}.{hint} Known: {known}")
         return self._entries[name]
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -120,10 +121,6 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"{self.kind} {name!r} comes from the plug-in {point.value!r}, which cannot be "
                 f"imported ({type(error).__name__}: {error}): repair or uninstall that package"
             ) from error
-
-    def _unknown(self, name: str) -> str:
-        names, hint = list(self), did_you_mean(name, self)
-        return f"unknown {self.kind} {name!r}.{hint} Known: {', '.join(names) or 'none'}"
 
 
 def _origin(entry: Any) -> str:

@@ -25,8 +25,13 @@ class _Loader(yaml.SafeLoader):
     """Reads 1e-3 as a number, which YAML 1.1 would write 1.0e-3."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        if isinstance(node, yaml.ScalarNode) and node.style is None:
-            _refuse_misleading(node)
+        is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        if is_plain and _MISLEADING.fullmatch(node.value):
+            raise _refusal(
+                node,
+                f"{node.value} can be read in two ways: write a number without leading zeros and "
+                f"colons, or the text '{node.value}' in quotes",
+            )
         try:
             return super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:  # a 13th month, a number of 5000 digits
@@ -36,15 +41,6 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+$"), list("-+0123456789")
 )
-
-
-def _refuse_misleading(node: yaml.ScalarNode) -> None:
-    if _MISLEADING.fullmatch(node.value):
-        raise _refusal(
-            node,
-            f"{node.value} can be read in two ways: write a number without leading zeros and "
-            f"colons, or the text '{node.value}' in quotes",
-        )
 
 
 def _refusal(node: yaml.Node, reason: str) -> yaml.MarkedYAMLError:

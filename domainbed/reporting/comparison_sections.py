@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -168,7 +169,7 @@ def rank_notes(ranks: CriticalDifference, unit: str) -> list[str]:
 def gap_section(frame: pd.DataFrame) -> Section:
     """What knowing the test domain is worth."""
     rows = [
-        [*_names(row, "dataset", "algorithm", "domain"),
+        [*itemgetter("dataset", "algorithm", "domain")(row),
          mean_text(row["gap"], row["std_err"], signed=True)]
         for row in frame.to_dict("records")
     ]  # fmt: skip
@@ -189,7 +190,7 @@ def gap_section(frame: pd.DataFrame) -> Section:
 def tuning_section(frame: pd.DataFrame) -> Section:
     """What the search of hyper-parameters is worth."""
     rows = [
-        [*_names(row, "selection", "dataset", "algorithm"), one_decimal(row["default"]),
+        [*itemgetter("selection", "dataset", "algorithm")(row), one_decimal(row["default"]),
          one_decimal(row["best"]), mean_text(row["gain"], row["std_err"], signed=True)]
         for row in frame.to_dict("records")
     ]  # fmt: skip
@@ -222,7 +223,7 @@ def expected_section(frame: pd.DataFrame) -> Section:
 def worst_section(frame: pd.DataFrame) -> Section:
     """Worst domain beside mean."""
     rows = [
-        [*_names(row, "selection", "dataset", "algorithm"), one_decimal(row["mean"]),
+        [*itemgetter("selection", "dataset", "algorithm")(row), one_decimal(row["mean"]),
          one_decimal(row["worst"]), row["domain"]]
         for row in frame.to_dict("records")
     ]  # fmt: skip
@@ -256,10 +257,6 @@ def line_section(frame: pd.DataFrame) -> Section:
         ],
         frame,
     )
-
-
-def _names(row: dict[Any, Any], *columns: str) -> list[str]:
-    return [row[column] for column in columns]
 
 
 def _few(frame: pd.DataFrame) -> list[str]:

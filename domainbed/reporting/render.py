@@ -57,10 +57,22 @@ def to_json(report: Report) -> str:
     selections: dict[str, Any] = {}
     for table in report.tables:
         entry = selections.setdefault(table.selection, {"title": table.title, "datasets": {}})
+        labels = [column.label for column in table.columns]
+        rows = {
+            name: {
+                label: {
+                    **{key: value for key, value in asdict(cell).items() if key != "second"},
+                    "text": cell_text(cell, report.style),
+                }
+                for label, cell in zip(labels, cells, strict=True)
+            }
+            for name, cells in table.rows.items()
+        }
+        content = {"protocol": table.protocol, "columns": labels, "algorithms": rows}
         if table.dataset:
-            entry["datasets"][table.dataset] = _json_table(table, report.style)
+            entry["datasets"][table.dataset] = content
         else:
-            entry["averages"] = _json_table(table, report.style)
+            entry["averages"] = content
     whole = {"version": JSON_VERSION, "total_records": len(report.records)}
     return json.dumps({**whole, "selections": selections}, indent=2, ensure_ascii=False) + "\n"
 
@@ -142,21 +154,6 @@ def _notes(table: Table) -> list[str]:
     notes = [f"* diverged: {', '.join(found)}"] if found else []
     whys = dict.fromkeys(cell.gap for cells in table.rows.values() for cell in cells if cell.gap)
     return [*notes, *(f"X, not available: {why}" for why in whys)]
-
-
-def _json_table(table: Table, style: Style) -> dict[str, Any]:
-    labels = [column.label for column in table.columns]
-    rows = {
-        name: {
-            label: {
-                **{key: value for key, value in asdict(cell).items() if key != "second"},
-                "text": cell_text(cell, style),
-            }
-            for label, cell in zip(labels, cells, strict=True)
-        }
-        for name, cells in table.rows.items()
-    }
-    return {"protocol": table.protocol, "columns": labels, "algorithms": rows}
 
 
 def styled(report: Report, style: Style) -> Report:

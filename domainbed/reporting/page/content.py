@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from typing import Any
 
 import pandas as pd
 
@@ -301,7 +301,10 @@ def _choices(findings: Findings) -> Part:
 def _environment(folders: Iterable[str]) -> Part:
     """The machines and versions of the runs in these folders, and the time that they took."""
     part = Part("environment", "Environment", "What the runs were made with.")
-    read = [_read_environment(RunFolder(folder)) for folder in dict.fromkeys(folders)]
+    read = []
+    for folder in map(RunFolder, dict.fromkeys(folders)):
+        with suppress(UserError):  # a report is not the place to fail about it
+            read.append(folder.read_json(folder.environment) or {})
     seconds = [each["seconds"] for each in read if isinstance(each.get("seconds"), (int, float))]
     found = pd.DataFrame(read).drop(columns=["seconds", "resumed"], errors="ignore")
     rows = [
@@ -315,13 +318,6 @@ def _environment(folders: Iterable[str]) -> Part:
     notes = [took] if seconds else []
     section = Section("environment", part.title, ["What", "value", "runs"], rows, notes, found)
     return replace(part, tables=[from_section(section, is_open=True)])
-
-
-def _read_environment(folder: RunFolder) -> dict[str, Any]:
-    try:
-        return folder.read_json(folder.environment) or {}
-    except UserError:  # a report is not the place to fail about it
-        return {}
 
 
 def _commands(folders: Folders) -> Part:

@@ -35,7 +35,6 @@ _LEFT_OUT = re.compile(
     r"| *font-family:[^;\"]*;?|xlink:(?=href)|(?<=<g) id=\"[^\"]*\"|(?<=>)\s+(?=<)",
     re.DOTALL,
 )
-_POINTS = re.compile(r"<g([^>]*)>((?:<use[^>]*/>)+)</g>")
 
 
 # ---- what the template renders ----
@@ -181,15 +180,7 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> Marku
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True)
     drawn = re.sub("<[^>]+>", adapted, _LEFT_OUT.sub("", stream.getvalue().rstrip()))
-    drawn = _POINTS.sub(_with_one_style, drawn)
     names = f'role="img" aria-labelledby="{name}-title {name}-text"'
     told = f'<title id="{name}-title">{escape(title)}</title>'
     told += f'<desc id="{name}-text">{escape(description)}</desc>'
     return Markup(re.sub("<svg([^>]*)>", lambda tag: f"<svg{tag[1]} {names}>{told}", drawn))
-
-
-def _with_one_style(points: re.Match[str]) -> str:
-    """Moves the style that points share to their group."""
-    style = re.search(' style="[^"]*"', points[2])
-    shared = style.group() if style else ""
-    return f"<g{points[1]}{shared}>{points[2].replace(shared, '') if shared else points[2]}</g>"

@@ -80,12 +80,8 @@ def _pair(report: Report, baseline: str) -> list[str]:
     names = order_algorithms(runs.loc[keeps, "algorithm"])
     averages = next(table for table in report.tables if table.dataset is None)
     place = [column.label for column in averages.columns].index(AVERAGE)
-
-    def rank(name: str) -> tuple[bool, float]:
-        mean = averages.rows[name][place].mean
-        return name != baseline, -(mean or 0.0)
-
-    return sorted(names, key=rank)[:2]
+    means = {name: averages.rows[name][place].mean or 0.0 for name in names}
+    return sorted(names, key=lambda name: (name != baseline, -means[name]))[:2]
 
 
 def _galleries(
