@@ -72,12 +72,15 @@ def _results(
     rows = {algorithm: [HtmlCell(algorithm)] for algorithm in tables[0].rows}
     notes: list[str] = []
     for table in tables:
+        kind = "dataset" if table.dataset else "averages"
         for place, column in enumerate(table.columns):
+            domain = column.label if table.dataset else column.test_env
             marked = [cells[place] for cells in table.rows.values() if cells[place].best]
             best = max(marked, key=lambda cell: cell.mean or 0.0, default=None)
             for algorithm, cells in table.rows.items():
                 cell = cells[place]
-                published = printed.get(_key(table, algorithm, column), [])
+                key = (table.selection, kind, column.dataset, algorithm, domain)
+                published = printed.get(key, [])
                 notes = [note] if published else notes
                 text, mark = _typeset(cell_text(cell, style)), _mark(cell, best, column, style)
                 rows[algorithm].append(HtmlCell(text, mark, [*_below(cell), *published]))
@@ -91,13 +94,6 @@ def _results(
         notes=notes,
         is_open=True,
     )
-
-
-def _key(table: Table, algorithm: str, column: Column) -> tuple[str, ...]:
-    """The keys of a cell in the table of `agreement`."""
-    kind = "dataset" if table.dataset else "averages"
-    domain = column.label if table.dataset else column.test_env
-    return (table.selection, kind, column.dataset, algorithm, domain)
 
 
 def _mark(cell: Cell, best: Cell | None, column: Column, style: Style) -> str:
