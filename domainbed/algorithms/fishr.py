@@ -130,7 +130,20 @@ class GradientMatching(nn.Module):
         self.parameters_of: str = chosen["fishr_parameters"]
         self.statistic: str = chosen["fishr_statistic"]
         self.reduction: str = chosen["fishr_reduction"]
-        count = self._count(featurizer, classifier)
+        head, names = self._scope(featurizer, classifier)
+        if trains_batch_norm(head):
+            raise UserError(
+                f"hyper-parameter 'fishr_parameters' is {self.parameters_of!r}, but "
+                "batch norm layers that train mix the images, which have no gradients of their "
+                "own then: set 'freeze_bn' to true, or choose 'classifier'"
+            )
+        count = sum(p.numel() for name, p in head.named_parameters() if name in names)
+        if self.statistic == "covariance" and count > MOST_COVARIANCE_PARAMETERS:
+            raise UserError(
+                "hyper-parameter 'fishr_statistic' is 'covariance', of "
+                f"{count:,} parameters: at most {MOST_COVARIANCE_PARAMETERS:,} fit; choose "
+                "'variance', or fewer layers in 'fishr_parameters'"
+            )
         width = (count, count) if self.statistic == "covariance" else (count,)
         self.register_buffer("variance_ema", torch.zeros(num_domains, *width))
 
@@ -160,24 +173,6 @@ class GradientMatching(nn.Module):
             average = ema * self.variance_ema + (1 - ema) * values
             self.variance_ema = average.detach()
             return fishr_penalty(average / (1 - ema), self.reduction)
-
-    def _count(self, featurizer: nn.Module, classifier: nn.Module) -> int:
-        """P, the number of parameters whose gradients are matched."""
-        head, names = self._scope(featurizer, classifier)
-        if trains_batch_norm(head):
-            raise UserError(
-                f"hyper-parameter 'fishr_parameters' is {self.parameters_of!r}, but "
-                "batch norm layers that train mix the images, which have no gradients of their "
-                "own then: set 'freeze_bn' to true, or choose 'classifier'"
-            )
-        count = sum(p.numel() for name, p in head.named_parameters() if name in names)
-        if self.statistic == "covariance" and count > MOST_COVARIANCE_PARAMETERS:
-            raise UserError(
-                "hyper-parameter 'fishr_statistic' is 'covariance', of "
-                f"{count:,} parameters: at most {MOST_COVARIANCE_PARAMETERS:,} fit; choose "
-                "'variance', or fewer layers in 'fishr_parameters'"
-            )
-        return count
 
     def _scope(self, featurizer: nn.Module, classifier: nn.Module) -> tuple[nn.Module, list[str]]:
         """The network whose gradients are needed, and the names of its parameters.
@@ -315,15 +310,13 @@ class FishrAddOn(Algorithm):
         self.require_samples(minibatches)
         forward = self.base.forward_pass(minibatches)
         loss, metrics = self.base.objective_of(forward)
-        weight, ema = self.penalty_weight(), self.hparams["fishr_ema"]
-        penalty = self.matching(self.featurizer, self.classifier, forward, ema, bool(weight))
+        annealed = self.fishr_update_count.item() >= self.hparams["fishr_penalty_anneal_iters"]
+        weight = self.hparams["fishr_lambda"] if annealed else 0.0
+        penalty = self.matching(
+            self.featurizer, self.classifier, forward, self.hparams["fishr_ema"], bool(weight)
+        )
         self.fishr_update_count += 1
         return loss + weight * penalty, {"loss": loss, **metrics, "fishr_penalty": penalty}
-
-    def penalty_weight(self) -> float:
-        """The weight in the loss that comes next."""
-        annealed = self.fishr_update_count.item() >= self.hparams["fishr_penalty_anneal_iters"]
-        return self.hparams["fishr_lambda"] if annealed else 0.0
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.base.predict(x)

@@ -89,13 +89,9 @@ class MTL(PooledAlgorithm):
     def embedding(self, z: torch.Tensor, domain: int) -> torch.Tensor:
         """m_e (d,), or noise (B, d) in its place, for features (B, d); moves the average on."""
         ema = self.hparams["mtl_ema"]
-        mean = ema * self.mean_of(z) + (1 - ema) * self.embeddings[domain]
+        mean = ema * z.to(self.embeddings.dtype).mean(dim=0) + (1 - ema) * self.embeddings[domain]
         self.embeddings[domain] = mean.detach()
         return self.noise(z, self.draws) if self.is_noisy else mean
-
-    def mean_of(self, z: torch.Tensor) -> torch.Tensor:
-        """(d,) of features (B, d), in the precision of the average."""
-        return z.to(self.embeddings.dtype).mean(dim=0)
 
     def noise(self, z: torch.Tensor, draws: Draws) -> torch.Tensor:
         """Numbers from N(0, 1) in the shape of features (B, d)."""
@@ -104,5 +100,6 @@ class MTL(PooledAlgorithm):
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Of a batch of one domain: (B, *input_shape) to (B, C)."""
         z = self.featurizer(x)
-        m = self.noise(z, self.draws.of_a_prediction()) if self.is_noisy else self.mean_of(z)
-        return self.classifier(beside(z, m))
+        if self.is_noisy:
+            return self.classifier(beside(z, self.noise(z, self.draws.of_a_prediction())))
+        return self.classifier(beside(z, z.to(self.embeddings.dtype).mean(dim=0)))

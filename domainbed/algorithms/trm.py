@@ -139,8 +139,10 @@ class TRM(AnnealedPenalty):
     def build(self) -> None:
         self.hparams = {**self.hparams, "nonlinear_classifier": False}
         super().build()
-        sizes = self.classifier.in_features, self.num_classes
-        self.heads = nn.ModuleList(nn.Linear(*sizes) for _ in range(self.num_domains))
+        self.heads = nn.ModuleList(
+            nn.Linear(self.classifier.in_features, self.num_classes)
+            for _ in range(self.num_domains)
+        )
         self.register_buffer("alpha", 1 - torch.eye(self.num_domains))
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:

@@ -132,18 +132,16 @@ def _linear_passes(
 ) -> list[_LinearPass]:
     """Forward, and back to the output of every linear layer."""
     names = {id(parameter): name for name, parameter in head.named_parameters()}
-    linears, inputs, outputs = [], [], []
+    passes: list[tuple[nn.Linear, torch.Tensor, torch.Tensor]] = []
     x = features if features.requires_grad else features.detach().requires_grad_()
     for layer in flat_layers(head):
+        output = layer(x)
         if isinstance(layer, nn.Linear):
-            linears.append(layer)
-            inputs.append(x)
-        x = layer(x)
-        if isinstance(layer, nn.Linear):
-            outputs.append(x)
+            passes.append((layer, x, output))
+        x = output
     # Samples do not mix, so the gradient of the sum holds the gradient of every sample.
     total = summed(loss(x, labels), len(features))
-    deltas = torch.autograd.grad(total, outputs, create_graph=True)
+    deltas = torch.autograd.grad(total, [output for *_, output in passes], create_graph=True)
     return [
         _LinearPass(
             names[id(linear.weight)],
@@ -151,7 +149,7 @@ def _linear_passes(
             a,
             delta,
         )
-        for linear, a, delta in zip(linears, inputs, deltas)
+        for (linear, a, _), delta in zip(passes, deltas)
     ]
 
 
@@ -281,8 +279,7 @@ def backpack_gradients(
     tensors = [*head.parameters(), *head.buffers()]
     twin = extend(copy.deepcopy(head, {id(tensor): tensor for tensor in tensors}))
     # A view: the hooks that users have on the features are not for this pass.
-    x = features.view_as(features) if features.requires_grad else features.detach()
-    x = x if x.requires_grad else x.requires_grad_()
+    x = features.view_as(features) if features.requires_grad else features.detach().requires_grad_()
     chosen: list[Any] = [p for name, p in head.named_parameters() if name in names]
     try:
         with backpack(BatchGrad()):

@@ -72,9 +72,6 @@ class Featurizer(nn.Module, metaclass=_Choosing):
 
     n_outputs: int
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
 
 NETWORKS: Registry[Callable[[Sequence[int], Mapping[str, Any]], nn.Module]] = Registry("network")
 """Featurizers: called with `(input_shape, hparams)`, they have `n_outputs`."""

@@ -56,11 +56,10 @@ def text_classifier(
         UserError: see `image_encoder`; or the model's tokenizer is not available.
     """
     model, rows = _model(name, weights).eval(), []
-    import open_clip
-
+    open_clip, architecture, _ = _named(name)
     with _quiet():
         try:
-            tokenize = open_clip.get_tokenizer(_named(name)[0])
+            tokenize = open_clip.get_tokenizer(architecture)
         except Exception as error:  # of a package that is missing, or of the network
             said = f"the tokenizer of {name!r} is not available ({one_line(error)})"
             raise UserError(said) from error
@@ -76,16 +75,14 @@ def preprocess_config(name: str) -> Mapping[str, Any]:
     Raises:
         UserError: no such model.
     """
-    model, published = _named(name)
-    import open_clip
-
+    open_clip, model, published = _named(name)
     config = open_clip.get_model_config(model)
     usual = vars(open_clip.transform.PreprocessCfg())
     return {**usual, **published, "size": config["vision_cfg"]["image_size"]}
 
 
-def _named(name: str) -> tuple[str, Mapping[str, Any]]:
-    """The model, and what open_clip knows of its published weights; empty where there are none."""
+def _named(name: str) -> tuple[Any, str, Mapping[str, Any]]:
+    """The package, the model, and what is known of its published weights; empty without any."""
     open_clip = _package(name)
     model, _, tag = name.removeprefix(PREFIX).partition(".")
     known = open_clip.list_models()
@@ -99,7 +96,7 @@ def _named(name: str) -> tuple[str, Mapping[str, Any]]:
             f"{did_you_mean(tag, tags)} Known: {', '.join(tags) or 'none'}"
         )
     usual = "openai" if "openai" in tags else next(iter(tags), "")
-    return model, open_clip.get_pretrained_cfg(model, tag or usual)
+    return open_clip, model, open_clip.get_pretrained_cfg(model, tag or usual)
 
 
 def _package(user: str) -> Any:
@@ -114,9 +111,7 @@ def _package(user: str) -> Any:
 
 def _model(name: str, weights: str) -> Any:
     """Both encoders."""
-    model, published = _named(name)
-    import open_clip
-
+    open_clip, model, published = _named(name)
     file = _published_file(name, published) if weights == "imagenet" else weights
     try:
         with _quiet():
