@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import nn
 from torch.nn import functional as F
 
@@ -82,6 +81,8 @@ def logistic_regression(
     Returns:
         W (C, d), b (C,), and the largest of the absolute derivatives there.
     """
+    from scipy.optimize import minimize  # which most runs need not wait for
+
     exact = torch.float32 if x.device.type == "mps" else torch.float64  # which has no float64
     x = x.detach().to(exact)
 
