@@ -41,8 +41,9 @@ def coral_distance(z_i: torch.Tensor, z_j: torch.Tensor) -> torch.Tensor:
     Returns:
         a scalar; μ: (d,) means, C: (d, d) covariances with divisor n − 1.
     """
+    mean_difference = z_i.mean(0) - z_j.mean(0)
     c_i, c_j = (z.T @ z / (len(z) - 1) for z in (z_i - z_i.mean(0), z_j - z_j.mean(0)))
-    return (z_i.mean(0) - z_j.mean(0)).square().mean() + (c_i - c_j).square().mean()
+    return mean_difference.square().mean() + (c_i - c_j).square().mean()
 
 
 @in_full_precision
