@@ -72,7 +72,7 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     for method in ("ERM", "DANN", "CORAL", "Fishr", "ARM"):
         yield f"adaptation {method}", _case(method, **UNLABELLED)
     for method in ("CORAL", "IRM", "GroupDRO"):
-        yield f"Fishr+{method}", _case(f"Fishr+{method}", hparams={"penalty_anneal_iters": 5})
+        yield f"Fishr+{method}", _case(f"Fishr+{method}", hparams={"fishr_penalty_anneal_iters": 5})
     for weights in ("shared", "linear-probe"):
         yield f"weights {weights}", _case("ERM", initial_weights=weights)
     for protocol in ("domainbed-2020", "domainbed-2024", "fishr-2022"):
