@@ -62,7 +62,8 @@ def wrong_images(report: Report, baseline: str, read: ReadImages) -> Part:
         except UserError as error:
             notes.append(f"{dataset}: {error}")
             continue
-        tables.append(from_section(error_sections(found, top=0)[0]))
+        title = f"{dataset}: how many images are wrong"  # each region of the page has its name
+        tables.append(from_section(error_sections(found, top=0)[0]._replace(title=title)))
         for domain, title, thumbnails in _galleries(found, read):
             if thumbnails:
                 galleries.append((f"{dataset}, {domain}: {title}", thumbnails))
