@@ -203,7 +203,7 @@ def test_stages_of_a_method_with_the_penalty_of_fishr_on_top(tmp_path: Path) -> 
 
 
 def test_a_stage_on_all_images_has_none_for_a_validation() -> None:
-    with pytest.raises(ValueError, match="none left for a validation"):
+    with pytest.raises(ValueError, match="none left for validation"):
         Stage("all", validation=("loss",))
 
 
