@@ -35,7 +35,10 @@ MARKER = re.compile(r"<!-- (file|shortened|not run): (.+) -->\n+$")
 TEXT_ONLY = {"", "csv", "toml"}
 
 
-SLOW = {"add_a_dataset", "backbones", "clusters", "data_path", "diagnostics", "sweeps"}
+SLOW = {
+    *("add_a_dataset", "backbones", "clusters", "data_path", "diagnostics", "irm_colored_mnist"),
+    "sweeps",
+}
 """Pages whose commands take minutes in all."""
 
 

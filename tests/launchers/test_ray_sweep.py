@@ -51,6 +51,7 @@ def has_recorded(folder):
     return folder.results.exists() and folder.results.read_text().count("\n") >= 2
 
 
+@pytest.mark.slow
 def test_a_sweep_that_loses_a_node_ends_as_an_undisturbed_one(ray_nodes, tmp_path):
     undisturbed = prepared(tmp_path / "debug", "debug")
     assert undisturbed.execute() == {}
