@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from domainbed.core.files import write_text
+from domainbed.core.files import as_json_values, write_text
 
 
 def test_a_pipe_is_written_to_and_stays(tmp_path):
@@ -31,3 +31,9 @@ def test_the_systems_name_of_the_output_stays_a_link(tmp_path):
     assert (tmp_path / "out").read_text() == "x"
     assert os.readlink("/dev/stdout") == before
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_json_does_not_have_is_null():
+    inf, nan = float("inf"), float("nan")
+    values = {"loss": nan, "norms": (inf, -inf, 1.5), "step": 3}
+    assert as_json_values(values) == {"loss": None, "norms": [None, None, 1.5], "step": 3}

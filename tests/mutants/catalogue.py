@@ -69,17 +69,17 @@ MUTANTS = (
     Mutant(
         *("gradients/methods.py", "a term of the variance lost"),
         *("            variance.sub_((d_c.T @ (x_c / n)).square_())\n", ""),
-        "tests/gradients/test_gradients.py",
+        "tests/gradients/test_gradients.py tests/gradients/test_methods.py",
     ),
     Mutant(
         *("gradients/methods.py", "the bias's variance not centred"),
         *("row[weights:] = d_c.square().mean(dim=0)", "row[weights:] = d.square().mean(dim=0)"),
-        "tests/gradients/test_gradients.py",
+        "tests/gradients/test_gradients.py tests/gradients/test_methods.py",
     ),
     Mutant(
         *("gradients/methods.py", "means by the size of the batch of all domains"),
         *("weight = (d.T @ x / len(x)).flatten()", "weight = (d.T @ x / len(a)).flatten()"),
-        "tests/gradients/test_gradients.py",
+        "tests/gradients/test_gradients.py tests/gradients/test_methods.py",
     ),
     # core: seeds and files
     Mutant(
