@@ -277,7 +277,11 @@ MUTANTS = (
     ),
     Mutant(
         *("reporting/tables.py", "the best marked before rounding"),
-        *("else round(cell.mean, decimals) for", "else cell.mean for", _TABLES),
+        *(
+            "else round(cell.mean, decimals) for",
+            "else cell.mean for",
+            "tests/reporting/test_style.py",
+        ),
     ),
     Mutant(
         *("reporting/tables.py", "a mean over the cells that there are"),

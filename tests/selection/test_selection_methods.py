@@ -255,6 +255,26 @@ def test_leave_one_domain_out_by_hand():
     assert choice[["val_acc", "test_acc", "step"]].to_numpy().tolist() == [[0.375, 0.1, 0]]
 
 
+def test_leave_one_domain_out_chooses_from_whole_runs():
+    """What a run measured at some records only are steps that it chose itself."""
+    method, nothing = SELECTION_METHODS["leave-one-domain-out"], [0, 0, 0]
+
+    def chosen(single=0.2, pair=0.5):
+        rows = [
+            record([0], 0, [0.1, None, None], nothing),
+            record([0], 10, [single, None, None], nothing),
+            record([0, 1], 0, [0.9, 0.25, None], nothing),
+            record([0, 1], 10, [0.9, pair, None], nothing),
+            record([2, 0], 0, [0.9, None, 0.5], nothing),
+            record([2, 0], 10, [0.9, None, 1.0], nothing),
+        ]
+        return method.select(as_records(rows))["step"].tolist()
+
+    assert chosen() == [10]
+    assert chosen(single=None) == []
+    assert chosen(pair=None) == []
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_nothing_to_choose_from(name):
     method = SELECTION_METHODS[name]

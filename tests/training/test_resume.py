@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from helpers import switching_at
 
 from domainbed.algorithms import ALGORITHMS
@@ -355,3 +357,13 @@ def test_a_checkpoint_beside_a_done_run_is_removed(tmp_path: Path) -> None:
     run(spec_of("ERM"), tmp_path)
     assert not folder.checkpoint.exists()
     assert not folder.checkpoint_before.exists()
+
+
+def test_all_random_sources_come_back():
+    def drawn() -> list[float]:
+        return [random.random(), np.random.rand(), torch.rand(()).item()]
+
+    before = checkpoint._random_state()
+    first = drawn()
+    checkpoint._set_random_state(before)
+    assert drawn() == first
