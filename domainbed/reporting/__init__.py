@@ -76,11 +76,11 @@ def compare(
         algorithms: only these, and the baseline; None for all that have records.
         baseline: what the others are compared with.
         unit: what wins and tests count as one observation: "trial", "domain" or "dataset".
-        rope: differences up to it, in points of percent, are practically none: adds a Bayesian
+        rope: differences up to it, in percentage points, are practically none: adds a Bayesian
             test of that.
 
     Returns:
-        The table that `comparison.differences` describes, in points of percent, unrounded.
+        The table that `comparison.differences` describes, in percentage points, unrounded.
 
     Raises:
         UserError: a folder or a record is damaged, a name is unknown, or nothing can be compared.

@@ -99,7 +99,7 @@ def cautions(unit: str, counts: Sequence[int], frame: pd.DataFrame) -> list[str]
             1 < trials < FEW_TRIALS,
             f"small sample: {trials} trials, so the intervals over trials are too narrow",
         ),
-        (datasets == 1, "one dataset: nothing says that the difference is there on others"),
+        (datasets == 1, "one dataset: the difference may not hold on others"),
         (
             1 < datasets < FEW_DATASETS,
             f"small sample: {datasets} datasets, so the intervals over datasets are too narrow",

@@ -64,7 +64,7 @@ def run(
             if all of them together had the steps of one.
 
     Raises:
-        Busy: another process is at work in the folder.
+        Busy: another process owns the folder.
         Interrupted: a stop was requested; the run resumes when this is called again.
         UserError: the folder holds something else, or the spec does not fit the data.
     """
