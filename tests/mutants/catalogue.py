@@ -110,16 +110,16 @@ MUTANTS = (
     ),
     # metrics
     Mutant(
-        *("metrics.py", "logits that are not finite count as predictions"),
+        *("metrics/__init__.py", "logits that are not finite count as predictions"),
         *("(predicted == labels) & logits.isfinite().all(dim=1)", "predicted == labels"),
         _EVALUATION,
     ),
     Mutant(
-        *("metrics.py", "a single logit decided at one half"),
+        *("metrics/__init__.py", "a single logit decided at one half"),
         *("logits.squeeze(1) > 0 if", "logits.squeeze(1) > 0.5 if", _EVALUATION),
     ),
     Mutant(
-        *("metrics.py", "the mean of the losses instead of each"),
+        *("metrics/__init__.py", "the mean of the losses instead of each"),
         'F.cross_entropy(logits.float(), labels, reduction="none")',
         "F.cross_entropy(logits.float(), labels).expand(len(labels))",
         f"{_EVALUATION} tests/training/test_recorded_splits.py",
