@@ -66,6 +66,7 @@ class RunSpec(RunFields):
         fixed_hparams: those of them that the user set.
         digests: of hyper-parameters that name a file, the SHA-256 of its content.
         rerun: of a run that repeats in a new trial what a selection method chose, the method.
+        revision: of the algorithm's updates, see `Algorithm.revision`.
 
     The other attributes are those of `RunFields`.
     """
@@ -83,6 +84,7 @@ class RunSpec(RunFields):
     fixed_hparams: dict[str, Any] = Field(default_factory=dict)
     digests: dict[str, str] = Field(default_factory=dict)
     rerun: str = ""
+    revision: int = 1
 
     @classmethod
     def create(
@@ -164,7 +166,7 @@ class RunSpec(RunFields):
         return {
             name: value
             for name, value in values.items()
-            if name in (*ALWAYS, "rerun") or (name in usual and value != usual[name])
+            if name in (*ALWAYS, "rerun", "revision") or (name in usual and value != usual[name])
         }
 
     @property
@@ -187,7 +189,8 @@ class RunSpec(RunFields):
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, with the dataset's label in place of any path."""
         values = {**self.model_dump(mode="json"), "dataset": self.dataset_label}
-        return values if self.rerun else {n: v for n, v in values.items() if n != "rerun"}
+        usual = {"rerun": "", "revision": 1}
+        return {name: v for name, v in values.items() if name not in usual or v != usual[name]}
 
     def describe(self) -> str:
         """One line for people: "Fishr on PACS, test domain 0, hparams seed 3, trial 1"."""
@@ -284,7 +287,9 @@ class Resolver:
             for name, file in files.items()
             if os.path.isfile(file)
         }
-        return spec.model_copy(update={"hparams": hparams, "digests": digests})
+        revision = self.algorithm.revision(hparams)
+        resolved = {"hparams": hparams, "digests": digests, "revision": revision}
+        return spec.model_copy(update=resolved)
 
     def hparams(self, hparams_seed: int, trial_seed: int) -> dict[str, Any]:
         """All hyper-parameters: defaults or a draw, the protocol's options, and fixed values."""

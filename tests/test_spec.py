@@ -160,6 +160,7 @@ def test_every_field_is_part_of_the_identity():
             "swad_ratio": 1.2,
         },
         **{"swad_n_converge": 2, "swad_n_tolerance": 7, "wise_alpha": 0.1, "rerun": "oracle"},
+        **{"revision": 2},
         **{"protocol": "domainbed-2020", "digests": {"weights": "sha256:0"}},
         **{"features": FeatureSource()},
     }

@@ -191,6 +191,14 @@ class Algorithm(nn.Module):
             self.register_buffer(name, torch.tensor([0]))
         self.build()
 
+    @classmethod
+    def revision(cls, hparams: Mapping[str, Any]) -> int:
+        """Of its updates with these hyper-parameters, from 1; a run's identity has it.
+
+        A correction that changes numbers counts it up, so that runs from before do not count.
+        """
+        return 1
+
     def build(self) -> None:
         """Makes the networks and the optimizers, at the end of the constructor."""
 

@@ -366,6 +366,7 @@ def with_fishr(base: type[Algorithm], base_name: str) -> type[FishrAddOn]:
         "paper": f"{base.paper}; with Ramé, Dancette, Cord, Fishr, ICML 2022",
         "search_space": staticmethod(search_space),
         "options": {**declared_options(base), **GradientMatching.options},
+        "revision": base.revision,
         "__doc__": f"{base_name} with Fishr's penalty added, see `FishrAddOn`.",
         "__module__": base.__module__,
     }

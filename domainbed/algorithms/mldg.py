@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,7 +73,8 @@ class MLDG(ERM):
     `mldg_pairs: cyclic`, as before 2022-04-28, each domain of a random order with the next one.
     Both minibatches are cut to the shorter one's length. In every reading a domain is left to
     train on: where `n_meta_test` leaves none, DomainBed's loss is 0 and nothing is learned. Batch
-    norm layers that train gather their statistics from the passes at θ.
+    norm layers that train gather their statistics from the passes at θ; in DomainBed, where every
+    pass is one of a clone, they never move.
 
     Attributes:
         draws: the source of the orders.
@@ -97,6 +99,12 @@ class MLDG(ERM):
         ),
     }
     least_domains = 2
+
+    @classmethod
+    def revision(cls, hparams: Mapping[str, Any]) -> int:
+        """2: the statistics of batch norm that trains do not move in the reading domainbed."""
+        trains = not hparams.get("freeze_bn", True)
+        return 2 if trains and hparams["fidelity"] == DOMAINBED else 1
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         order = self.draws.permutation(len(minibatches)).tolist()
@@ -132,7 +140,8 @@ class MLDG(ERM):
             (x_i, y_i), (x_j, y_j) = (
                 (x[:size], y[:size]) for x, y in (minibatches[i], minibatches[j])
             )
-            risk_i = F.cross_entropy(self.network(x_i), y_i)
+            # Only clones see data in DomainBed: the statistics of batch norm never move.
+            risk_i = F.cross_entropy(moved(self.network, parameters)(x_i), y_i)
             g_i = gradients_of(risk_i, parameters)
             stepped = first_adam_step(parameters, g_i, *rates)
             risk_j = F.cross_entropy(moved(self.network, stepped)(x_j), y_j)

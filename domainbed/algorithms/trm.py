@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from domainbed.algorithms.base import PAPER, Metrics, register_algorithm, two_readings
+from domainbed.algorithms.base import (
+    DOMAINBED,
+    PAPER,
+    Metrics,
+    register_algorithm,
+    two_readings,
+)
 from domainbed.algorithms.erm import AnnealedPenalty, ForwardPass
 from domainbed.config.dimensions import LogUniform
 from domainbed.core.device import full_precision
@@ -113,7 +120,8 @@ class TRM(AnnealedPenalty):
 
     z_e: (B, d) features; gradients and H are with respect to v_Q's weights (C, d); h_Q, a sum of
     Neumann's series, is constant (Xu and Jaakkola 2021). DomainBed's sum of that series overwrites
-    what it has added up: 2 v_1 + v_2 + … in place of v_0 + v_1 + v_2 + …. With `class_balanced`
+    what it has added up: 2 v_1 + v_2 + … in place of v_0 + v_1 + v_2 + …; and the gradient of the
+    loss is weighted by the α after its step, which is not normalised yet. With `class_balanced`
     the heads' weights start every update at w's. w is linear, whatever `nonlinear_classifier`
     says. Before update `iters` it is ERM.
 
@@ -132,9 +140,16 @@ class TRM(AnnealedPenalty):
         "groupdro_eta": LogUniform(1e-2, -3, -1, "step size of the domains' weights"),
     }
     classifier: nn.Linear
-    options = two_readings(PAPER, "the sum of Neumann's series is overwritten while it is added up")
+    options = two_readings(
+        PAPER, "Neumann's series is overwritten while it is added up, α before the backward pass"
+    )
     alpha: torch.Tensor
     least_domains = 2
+
+    @classmethod
+    def revision(cls, hparams: Mapping[str, Any]) -> int:
+        """2: the reading domainbed weights the gradient by the α after its step."""
+        return 2 if hparams["fidelity"] == DOMAINBED else 1
 
     def build(self) -> None:
         self.hparams = {**self.hparams, "nonlinear_classifier": False}
@@ -166,6 +181,11 @@ class TRM(AnnealedPenalty):
         h = inverse_hessian_product(vectors, heads, by_paper=self.option("fidelity") == PAPER)
         q = DomainHeads(heads.weights, heads.biases, features, labels).risk_gradients()
         self.alpha = self.alpha * (self.hparams["groupdro_eta"] * weighted.detach()).exp()
+        if self.option("fidelity") != PAPER:
+            # Its α is moved in place before the backward pass: the value is that of the old α, the
+            # gradient that of the new one.
+            moved = self.alpha * risks
+            weighted = moved + (weighted - moved).detach()
         alignment = (h * q).sum(dim=(1, 2))
         return (weighted.sum(dim=1) - self.hparams["cos_lambda"] * alignment).mean()
 

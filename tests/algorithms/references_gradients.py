@@ -133,7 +133,7 @@ class NaiveTRM(NaiveERM):
     def twin(cls, algorithm, num_domains):
         naive = super().twin(algorithm, num_domains)
         naive.heads = copy.deepcopy(algorithm.heads)
-        naive.alpha = [[float(i != j) for j in range(num_domains)] for i in range(num_domains)]
+        naive.alpha = 1 - torch.eye(num_domains, dtype=torch.float64)
         return naive
 
     def update(self, minibatches):
@@ -160,17 +160,18 @@ class NaiveTRM(NaiveERM):
 
     def term(self, own, z, labels):
         head, row = self.heads[own], self.alpha[own]
-        row[:] = [share / sum(row) for share in row]
+        row /= row.sum()
         others = [i for i in range(len(z)) if i != own]
         risks = {i: mean_loss(head(z[i]), labels[i]) for i in others}
-        transfer = sum(row[i] * risks[i] for i in others)
+        # DomainBed multiplies by views that the steps below change before the backward pass.
+        views = self.hparams.get("fidelity") == "domainbed"
+        transfer = sum(risks[i] * (row[i].data if views else row[i].clone()) for i in others)
         (slope,) = torch.autograd.grad(transfer, head.weight, retain_graph=True)
         loss = mean_loss(head(z[own]), labels[own])
         (own_slope,) = torch.autograd.grad(loss, head.weight, create_graph=True)
         inverse = self.neumann(slope, head, z[own].detach(), labels[own])
         for i in others:
-            factor = self.hparams["groupdro_eta"] * row[i] * risks[i].detach()
-            row[i] *= torch.exp(factor).item()
+            row[i] *= (self.hparams["groupdro_eta"] * row[i] * risks[i].detach()).exp()
         return transfer - self.hparams["cos_lambda"] * (inverse * own_slope).sum()
 
     def neumann(self, vector, head, z, y):
