@@ -32,6 +32,7 @@ from domainbed.datasets.features import reads_text
 from domainbed.errors import UserError
 from domainbed.hparams import Space
 from domainbed.metrics import METRICS
+from domainbed.metrics.labels import label_type
 
 ALWAYS = (
     *("protocol", "protocol_version", "dataset", "algorithm", "test_envs"),
@@ -236,6 +237,7 @@ class Resolver:
         data, declaring = get_dataset_class(dataset), get_algorithm_class(algorithm)
         label = dataset_label(dataset)
         values = {
+            "labels": getattr(data, "labels", "classes"),
             **published.fields,
             "steps": published.steps.get(label, data.N_STEPS),
             "checkpoint_freq": published.checkpoint_freq.get(label, data.CHECKPOINT_FREQ),
@@ -249,7 +251,8 @@ class Resolver:
             "hparams": {},
             "fixed_hparams": dict(hparams or {}),
         }
-        draft = make(kind, values)
+        usual_metrics = label_type(values["labels"]).default_metrics
+        draft = make(kind, {"metrics": usual_metrics, **values})
         space = Space.of(algorithm, declaring, label, draft.features is not None)
         resolver = cls(data, declaring, published, space, draft)
         resolver._check()
@@ -314,7 +317,14 @@ class Resolver:
         cls, name, features = self.algorithm, self.draft.algorithm, self.draft.features
         domains, label = len(self.data.ENVIRONMENTS), self.draft.dataset_label
         reads_images = getattr(self.data, "reads_images", False)  # a plug-in's may lack it
+        has_classes = label_type(self.draft.labels).kind == "classes"
         obstacles = [
+            (
+                cls.needs_classes and not has_classes,
+                f"{name} needs classes, and labels are {self.draft.labels!r}: choose an algorithm "
+                "whose loss is that of the labels, such as ERM or CORAL",
+                "algorithm",
+            ),
             (
                 features and cls.needs_images,
                 f"{name} needs images, and does not work on features of them",

@@ -162,7 +162,7 @@ def test_every_field_is_part_of_the_identity():
         **{"swad_n_converge": 2, "swad_n_tolerance": 7, "wise_alpha": 0.1, "rerun": "oracle"},
         **{"revision": 2},
         **{"protocol": "domainbed-2020", "digests": {"weights": "sha256:0"}},
-        **{"features": FeatureSource()},
+        **{"features": FeatureSource(), "labels": "binary"},
     }
     assert set(changed) == set(RunSpec.model_fields) - {"fixed_hparams"}
     ids = {spec.model_copy(update={k: v}).run_id for k, v in changed.items()}

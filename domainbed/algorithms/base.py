@@ -21,6 +21,7 @@ from domainbed.config.dimensions import (
 from domainbed.core.registry import Registry
 from domainbed.core.seeding import seed_hash
 from domainbed.errors import UserError
+from domainbed.metrics.labels import LabelType, label_type
 
 Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
 """One pair of inputs (B, *input_shape) and labels (B,) per training domain, in domain order."""
@@ -154,6 +155,10 @@ class Algorithm(nn.Module):
     needs_features: ClassVar[bool] = False
     """Whether natural images are too large for it, so that its inputs must be their features."""
 
+    needs_classes: ClassVar[bool] = True
+    """Whether labels must be the numbers of classes. One whose losses are all those of its
+    `label_type` says False; a class that was written for DomainBed computes cross-entropies."""
+
     needs_text: ClassVar[bool] = False
     """Whether its classifier is made of the classes' names, by a backbone that reads text."""
 
@@ -201,6 +206,12 @@ class Algorithm(nn.Module):
 
     def build(self) -> None:
         """Makes the networks and the optimizers, at the end of the constructor."""
+
+    @property
+    def label_type(self) -> LabelType:
+        """What labels are, and the loss that is learned by: see `LabelType`."""
+        facts = getattr(self.hparams, "facts", None)
+        return label_type(facts.labels if facts else "classes")
 
     def option(self, name: str) -> Any:
         """The value of one of `options`: what the user set, or its default."""

@@ -75,6 +75,11 @@ class RunFields(Settings):
     task: Literal["domain_generalization", "domain_adaptation"] = Field(
         "domain_generalization", description="domain_adaptation also gives unlabelled test images"
     )
+    labels: Text = Field(
+        "classes",
+        description="what labels are: classes, binary, multilabel, regression, or a registered one",
+        json_schema_extra={"default_text": "the dataset's, most often classes"},
+    )
     draws: Literal["by-name", "in-sequence"] = Field(
         "by-name", description="how random hyper-parameters are drawn"
     )

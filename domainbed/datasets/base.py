@@ -33,7 +33,9 @@ class MultipleDomainDataset:
             is kept on the device, a `Domain` defines how it is read, and any other dataset is
             read by worker processes.
         input_shape: shape of x.
-        num_classes: C.
+        num_classes: C, the number of classes or of properties, or the numbers per sample that are
+            regressed.
+        labels: what labels are, by the name of a label type (`domainbed.metrics.labels`).
         classes: their names, where the data has them.
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
@@ -60,6 +62,7 @@ class MultipleDomainDataset:
     augmented_domains: ClassVar[Sequence[int] | None] = None
     options: ClassVar[Mapping[str, Option]] = {}
     reads_images: ClassVar[bool] = False
+    labels: ClassVar[str] = "classes"
 
     datasets: Sequence[Dataset[Any]]
     input_shape: Sequence[int]
