@@ -18,15 +18,19 @@ from domainbed.config.dimensions import (
     SpaceOf,
     with_defaults,
 )
+from domainbed.core.minibatch import Nest, joined
 from domainbed.core.registry import Registry
 from domainbed.core.seeding import seed_hash
 from domainbed.errors import UserError
 from domainbed.metrics.labels import LabelType, label_type
 
-Minibatches = Sequence[tuple[torch.Tensor, torch.Tensor]]
-"""One pair of inputs (B, *input_shape) and labels (B,) per training domain, in domain order."""
+Minibatches = Sequence[tuple[Nest, torch.Tensor]]
+"""One pair of inputs (B, *input_shape) and labels (B,) per training domain, in domain order.
 
-Unlabeled = Sequence[torch.Tensor] | None
+In a run each is a `Minibatch`, which also has extras, positions and the domain's number. Inputs of
+a dataset whose samples are no single tensor are nests."""
+
+Unlabeled = Sequence[Nest] | None
 """Inputs (B, *input_shape) of the test domains, in the task "domain_adaptation" only."""
 
 Metrics = Mapping[str, torch.Tensor | float]
@@ -393,9 +397,13 @@ def _declared(algorithm: type, name: str, kind: Any, *facts: DatasetFacts) -> di
     return found
 
 
-def concatenate(minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
-    """All domains' inputs and labels in one tensor each, in domain order."""
-    return torch.cat([x for x, _ in minibatches]), torch.cat([y for _, y in minibatches])
+def concatenate(minibatches: Minibatches) -> tuple[Nest, torch.Tensor]:
+    """All domains' inputs and labels in one tensor each (or one nest of inputs), in domain order.
+
+    Inputs are joined as their dataset says, else by `domainbed.core.minibatch.joined`.
+    """
+    join = getattr(minibatches[0], "join", None) or joined
+    return join([x for x, _ in minibatches]), torch.cat([y for _, y in minibatches])
 
 
 def domain_sizes(minibatches: Minibatches) -> list[int]:
