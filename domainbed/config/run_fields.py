@@ -138,6 +138,9 @@ class RunFields(Settings):
         json_schema_extra={"default_text": "1.3, on VLCS 1.2"},
     )
 
+    swad_rule: Literal["paper", "authors"] = Field(
+        "paper", description="SWAD's range: algorithm 1 of the paper, or that of its authors' code"
+    )
     wise_alpha: float = Field(
         0.5, ge=0, le=1, description="WiSE-FT's share of the trained weights; the rest is initial"
     )
@@ -247,7 +250,7 @@ class DiagnosisOptions(Settings):
 
 _AVERAGING = (
     *("averages", "ema_decay", "sma_start", "wise_alpha"),
-    *("swad_n_converge", "swad_n_tolerance", "swad_ratio"),
+    *("swad_n_converge", "swad_n_tolerance", "swad_ratio", "swad_rule"),
 )
 
 

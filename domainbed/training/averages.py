@@ -85,7 +85,8 @@ class EMA(Average):
 class SMA(Average):
     """The simple moving average from update t₀ on (Arpit et al. 2022, arXiv 2110.10832, eq. 1).
 
-    θ̄_t = θ_t for t ≤ t₀, and the mean of θ_{t₀} … θ_t from there on.
+    θ̄_t = θ_t for t ≤ t₀, and the mean of θ_{t₀} … θ_t from there on. The code of its authors
+    begins one update earlier, with t₀ − 1.
     """
 
     stored = ("average", "updates")
@@ -264,6 +265,125 @@ class SWAD(Average):
         ]
 
 
+@dataclass
+class _Segment:
+    """The updates from `first` to the record at `last`: their mean weights, and its loss."""
+
+    first: int
+    last: int
+    loss: float
+    weights: Weights
+
+
+class AuthorsSWAD(Average):
+    """SWAD as its authors' code has it (khanrc/swad 252190e, domainbed/swad.py, LossValley).
+
+    A segment is the updates since the record before, and θ̄ is the mean of segments' means. With
+    N_s, N_e, r and E⁽ⁱ⁾ as in `SWAD`, at the record k where E⁽ⁱ⁾ is the lowest of the last N_s for
+    i = k − N_s + 1:
+
+    - l = r · mean of these. The oldest N_e − N_s + 1 of the last N_e segments are taken, but for
+      the first of them, and only after the one that follows the last of them above l.
+    - At each later record the oldest of the last N_e segments is taken, unless it ends before
+      segment i, until all of them are above l. So a segment may be taken more than once.
+    - Where training ends before that, the others follow in turn as long as one is not above l.
+
+    Before there is such a record, θ̄ is the last segment's mean; afterwards and until a segment is
+    taken, segment i's.
+
+    The arguments are those of `SWAD`.
+    """
+
+    stored = ("limit", "dead", "converged")
+
+    def __init__(self, weights: Weights, n_converge: int, n_tolerance: int, ratio: float) -> None:
+        self.n_converge, self.n_tolerance, self.ratio = n_converge, n_tolerance, ratio
+        self.limit: float | None = None
+        self.dead, self.converged = False, 0
+        self.running = Mean(copied(weights), 0)  # since the last record
+        self.segments: list[_Segment] = []  # the last N_e
+        self.taken = _Segments(Mean(copied(weights), 0))
+
+    def current(self) -> Weights:
+        return self._final().mean.weights
+
+    def add(self, weights: Weights) -> None:
+        self.running.add(weights)
+
+    def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
+        self.add(weights)
+        if not self.dead:
+            first = self.segments[-1].last + 1 if self.segments else 1
+            self.segments.append(_Segment(first, update, loss, self.running.weights))
+            self.segments = self.segments[-self.n_tolerance :]
+            self.running = Mean(copied(weights), 0)
+            if self.limit is None:
+                self._look_for_start()
+            elif self.segments[0].last >= self.converged:
+                self._walk(self.limit)
+        final = self._final()
+        return {"start": final.first, "end": final.last}
+
+    def _look_for_start(self) -> None:
+        window = self.segments[-self.n_converge :]
+        losses = [segment.loss for segment in window]
+        if len(losses) < self.n_converge or losses[0] > min(losses):
+            self.taken = _Segments.of(self.segments[-1])
+            return
+        self.limit = self.ratio * sum(losses) / len(losses)
+        self.converged, self.taken = window[0].last, _Segments.of(window[0])
+        oldest = self.segments[: self.n_tolerance - self.n_converge + 1]
+        above = [place for place, segment in enumerate(oldest) if segment.loss > self.limit]
+        for segment in oldest[above[-1] + 2 if above else 1 :]:
+            self.taken.add(segment)
+
+    def _walk(self, limit: float) -> None:
+        self.dead = min(segment.loss for segment in self.segments) > limit
+        if not self.dead:
+            self.taken.add(self.segments[0])
+
+    def _final(self) -> _Segments:
+        """What is taken if training ends here."""
+        final, others = deepcopy(self.taken), self.segments[1:]
+        while self.limit is not None and not self.dead and others:
+            if min(segment.loss for segment in others) > self.limit:
+                break
+            final.add(others.pop(0))
+        return final
+
+    def state(self) -> State:
+        parts = {"running": asdict(self.running), "taken": asdict(self.taken)}
+        return {**super().state(), **parts, "segments": [asdict(each) for each in self.segments]}
+
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self.running = Mean(**state["running"])
+        self.segments = [_Segment(**each) for each in state["segments"]]
+        self.taken = _Segments(**{**state["taken"], "mean": Mean(**state["taken"]["mean"])})
+
+
+@dataclass
+class _Segments:
+    """The mean of segments' means, and the updates from `first` to `last` that they span.
+
+    One without a count stands for a segment that the first that is taken replaces.
+    """
+
+    mean: Mean
+    first: int = 0
+    last: int = 0
+
+    @classmethod
+    def of(cls, segment: _Segment) -> _Segments:
+        return cls(Mean(copied(segment.weights), 0), segment.first, segment.last)
+
+    def add(self, segment: _Segment) -> None:
+        if self.mean.count == 0:
+            self.first = segment.first
+        self.last = segment.last
+        self.mean.add(segment.weights)
+
+
 def _parts(records: Sequence[_Record]) -> Iterator[Mean]:
     for record in records:
         yield record.at
@@ -304,7 +424,7 @@ class Averages:
         kinds: dict[str, Callable[[Weights], Average]] = {
             "ema": lambda theta: EMA(theta, spec.ema_decay),
             "sma": lambda theta: SMA(theta, spec.sma_start),
-            "swad": lambda theta: SWAD(
+            "swad": lambda theta: (SWAD if spec.swad_rule == "paper" else AuthorsSWAD)(
                 theta, spec.swad_n_converge, spec.swad_n_tolerance, spec.tolerance_ratio
             ),
             "wise": lambda theta: WiSE(theta, spec.wise_alpha),

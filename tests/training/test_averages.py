@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.training import build, load_model, run
-from domainbed.training.averages import EMA, SMA, SWAD, Averages
+from domainbed.training.averages import EMA, SMA, SWAD, AuthorsSWAD, Averages
 
 ALL = ("ema", "sma", "swad")
 FIELDS: dict[str, Any] = {
@@ -101,6 +102,36 @@ def test_swad_with_the_published_parameters() -> None:
         told = swad.add_recorded([torch.tensor([float(update)])], update, loss)
     assert told == {"start": 3, "end": 6}
     assert swad.current()[0].item() == pytest.approx((3 + 4 + 5 + 6) / 4)
+
+
+@pytest.mark.parametrize(
+    ("losses", "n_s", "n_e", "r", "taken", "span"),
+    [
+        # The third is the lowest of two, l = 2.52. The second is above l, so the third is the
+        # first; three above l end the range, at once or when training ends before.
+        ([5, 3, 2, 2.2, 2.1, 4, 4, 4], 2, 3, 1.2, [3, 4, 5], (3, 5)),
+        ([5, 3, 2, 2.2, 2.1, 4], 2, 3, 1.2, [3, 4, 5], (3, 5)),
+        # The second is not above l either: the range begins one segment before the lowest loss.
+        ([5, 2.4, 2.2, 2, 2.1, 2.2, 4, 4, 4, 4], 2, 4, 1.2, [3, 4, 4, 5, 6], (3, 6)),
+        # Fewer records than N_e: the first segment counts again until there are as many.
+        ([1, 1.1, 1.1, 1.2, 1.2], 2, 4, 1.3, [2, 1, 1, 2, 3, 4, 5], (2, 5)),
+        # No start: the last segment alone.
+        ([3, 2, 1], 2, 3, 1.3, [3], (3, 3)),
+    ],
+)
+def test_swad_of_its_authors(
+    losses: list[float], n_s: int, n_e: int, r: float, taken: list[int], span: tuple[int, int]
+) -> None:
+    """Segments of two updates with weights that their number times, worked out by hand."""
+    swad = AuthorsSWAD([torch.zeros(1)], n_s, n_e, r)
+    for number, loss in enumerate(losses, start=1):
+        swad.add([torch.tensor([number - 0.25])])
+        told = swad.add_recorded([torch.tensor([number + 0.25])], 2 * number, loss)
+        state = copy.deepcopy(swad.state())
+        swad = AuthorsSWAD([torch.ones(1)], n_s, n_e, r)
+        swad.restore(state)
+    assert swad.current()[0].item() == pytest.approx(np.mean(taken))
+    assert told == {"start": 2 * span[0] - 1, "end": 2 * span[1]}
 
 
 def test_losses_that_are_no_numbers_start_nothing() -> None:
