@@ -25,7 +25,9 @@ from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.launchers import LAUNCHERS, Handle, Job, Launcher, OnEvent, Resources, perform
 from domainbed.metrics import METRICS
 from domainbed.reporting import RENDERERS, Report
+from domainbed.reporting.section import SECTION_RENDERERS
 from domainbed.runs.trackers import TRACKERS
+from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare
@@ -189,6 +191,14 @@ def test_a_renderer(
 
 def test_the_groups_of_entry_points_stay():
     """Installed packages advertise what they add under these names."""
-    registries = (ALGORITHMS, DATASETS, LAUNCHERS, TRACKERS)
-    groups = [f"domainbed.{kind}" for kind in ("algorithms", "datasets", "launchers", "trackers")]
-    assert [registry._group for registry in registries] == groups
+    groups = {
+        "algorithms": ALGORITHMS,
+        "datasets": DATASETS,
+        "launchers": LAUNCHERS,
+        "trackers": TRACKERS,
+        "metrics": METRICS,
+        "selection_methods": SELECTION_METHODS,
+        "renderers": SECTION_RENDERERS,
+    }
+    for kind, registry in groups.items():
+        assert registry._group == f"domainbed.{kind}"

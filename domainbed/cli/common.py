@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from domainbed.core.registry import import_plugins
+from domainbed.core.plugins import import_plugins
 from domainbed.core.text_table import printable
 from domainbed.errors import did_you_mean, reason_of
 
@@ -98,7 +98,6 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": "what to do about images that cannot be read (default: error)",
     },
     "--plugins": {
-        "dest": "modules",
         "nargs": "+",
         "default": [],
         "metavar": "MODULE",
@@ -132,7 +131,7 @@ def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> 
     parser = Parser(prog=prog, description=inspect.getdoc(declare))
     do = declare(parser)
     args = parser.read(words)
-    import_plugins(getattr(args, "modules", ()))
+    import_plugins(getattr(args, "plugins", ()))
     return do(args)
 
 

@@ -29,7 +29,7 @@ def download(parser: Parser) -> Run:
     An interrupted download resumes when the same command is given again.
     """
     parser.add_argument("names", nargs="+", metavar="NAME", help="datasets, or all")
-    add_shared(parser, "--data_dir")
+    add_shared(parser, "--data_dir", "--plugins")
     parser.add_argument(
         "--from",
         dest="copy",
@@ -86,7 +86,7 @@ def verify(parser: Parser) -> Run:
         metavar="NAME",
         help="datasets, folder:PATH, manifests; or all that are there (default)",
     )
-    add_shared(parser, "--data_dir")
+    add_shared(parser, "--data_dir", "--plugins")
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="(default: text)"
     )

@@ -291,7 +291,7 @@ def _zero_shot(args: argparse.Namespace) -> int:
             "output_dir": args.output_dir,
             "data_dir": args.data_dir,
             "device": args.device,
-            "plugins": args.modules,
+            "plugins": args.plugins,
         },
     )
     status = launch_sweep(config, skip_confirmation=True)

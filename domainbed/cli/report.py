@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from domainbed.reporting import Report
 
-_WHICH = ("folders", "--datasets", "--algorithms", "--selection", "--baseline")
+_WHICH = ("folders", "--datasets", "--algorithms", "--selection", "--baseline", "--plugins")
 
 FILE = "report.html"
 PORT = 8000

@@ -105,6 +105,7 @@ def collect(parser: Parser) -> Run:
 def collect_of_folders(parser: Parser) -> Run:
     """As `collect`, where the folders are declared already."""
     add_shared(parser, "--datasets", "--algorithms", "--selection", "--format", "--output")
+    add_shared(parser, "--plugins")
     add_style(parser)
     parser.add_argument(
         "--by_folder",
@@ -123,13 +124,13 @@ def collect_of_folders(parser: Parser) -> Run:
 
 
 def _collect(args: argparse.Namespace) -> int:
-    from domainbed.reporting import RENDERERS, explain, load_records
-    from domainbed.reporting.render import styled
+    from domainbed.reporting import explain, load_records
+    from domainbed.reporting.render import renderer, styled
 
     for flag in ("by_folder", "single_source"):
         if args.explain and getattr(args, flag):
             raise UserError(f"--explain explains the usual tables: give it without --{flag}")
-    render = RENDERERS[args.format]
+    render = renderer(args.format)
     style = style_of(args)
     report = styled(_report(args, load_records(args.folders, progress=show_progress)), style)
     text = render(report)
@@ -188,7 +189,7 @@ def compare(parser: Parser) -> Run:
         metavar="POINTS",
         help="also test whether differences are within this many percentage points",
     )
-    add_shared(parser, "--format", "--output")
+    add_shared(parser, "--format", "--output", "--plugins")
     return _compare
 
 
@@ -248,7 +249,7 @@ def errors(parser: Parser) -> Run:
 
     The runs are those that the selection method chooses, trained with --save_predictions.
     """
-    add_shared(parser, "folders", "--datasets", "--output")
+    add_shared(parser, "folders", "--datasets", "--output", "--plugins")
     parser.add_argument(
         "--algorithms", nargs="+", required=True, metavar="NAME", help="two or more"
     )
@@ -314,6 +315,7 @@ def top_hparams(parser: Parser) -> Run:
     parser.add_argument(
         "--format", choices=("text", "json", "csv"), default="text", help="default: text"
     )
+    add_shared(parser, "--plugins")
     return _top_hparams
 
 
@@ -447,7 +449,7 @@ def published(parser: Parser) -> Run:
         help="only these datasets; Avg: the averages over all",
     )
     parser.add_argument("--selection", nargs="+", metavar="NAME", help="only these methods")
-    add_shared(parser, "--algorithms", "--format")
+    add_shared(parser, "--algorithms", "--format", "--plugins")
     return _published
 
 

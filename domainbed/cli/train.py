@@ -12,7 +12,6 @@ from pydantic import Field
 from domainbed.cli.common import Parser, Run
 from domainbed.config.run_fields import RunFields, RunOptions, add_run_flags
 from domainbed.core.flags import read_flags
-from domainbed.core.registry import import_plugins
 from domainbed.core.settings import Items, Listed, Text, load
 from domainbed.errors import UserError
 
@@ -82,7 +81,6 @@ def _train(args: argparse.Namespace) -> int:
     from domainbed.spec import RunSpec
     from domainbed.training import ranks, run
 
-    import_plugins(settings.plugins)
     own = {name: getattr(settings, name) for name in _OF_THE_RUN}
     spec = RunSpec.create(**own, **settings.run_fields())
     folder = RunFolder(settings.output_dir)

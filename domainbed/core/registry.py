@@ -1,17 +1,15 @@
-"""One registry for everything that has a name, and the import of plug-ins that register more."""
+"""One registry for everything that has a name; installed packages may advertise more."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, overload
 
+from domainbed.core import plugins
 from domainbed.errors import UserError, did_you_mean
 
 T = TypeVar("T")
@@ -112,11 +110,18 @@ class Registry(Mapping[str, T], Generic[T]):
         point = self._plugins().get(name)
         if point is None:
             return
+        values = {p.value for p in entry_points(group=self._group or "", name=name)}
+        if len(values) > 1:
+            raise UserError(
+                f"{self.kind} {name!r} comes from several installed packages "
+                f"({', '.join(sorted(values))}): uninstall all but one"
+            )
         try:
             entry = point.load()
+            plugins.note(sys.modules[point.module])
             if name not in self._entries:  # the module may have registered itself on import
                 self.register(entry, name=name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"{self.kind} {name!r} comes from the plug-in {point.value!r}, which cannot be "
                 f"imported ({type(error).__name__}: {error}): repair or uninstall that package"
@@ -124,45 +129,11 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def _origin(entry: Any) -> str:
+    """Where a class or function is defined; of an object the first that is among its attributes."""
+    if not hasattr(entry, "__qualname__"):
+        inside = [each for each in vars(entry).values() if hasattr(each, "__qualname__")]
+        entry = inside[0] if inside else getattr(entry, "func", type(entry))
     module = getattr(entry, "__module__", "?")
     if module in ("__main__", "__mp_main__"):  # a worker sees its parent's script under a new name
         module = getattr(sys.modules.get("__main__"), "__file__", None) or "__main__"
-    return f"{module}.{getattr(entry, '__qualname__', repr(entry))}"
-
-
-def import_plugins(names: Iterable[str]) -> None:
-    """Imports modules by name, and `.py` files by path.
-
-    Raises:
-        UserError: one cannot be imported; the message has the reason.
-    """
-    for name in names:
-        try:
-            _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise UserError(
-                f"plug-in {name!r} cannot be imported ({type(error).__name__}: {error}): give an "
-                "importable module or the path of a .py file"
-            ) from error
-
-
-def _import_file(path: Path) -> None:
-    module_name = f"domainbed_plugin_{path.stem}"
-    loaded = sys.modules.get(module_name)
-    if loaded is not None and Path(str(loaded.__file__)) == path.resolve():
-        return
-    if not path.is_file():
-        raise UserError(f"plug-in {str(path)!r} does not exist: give the path of a .py file")
-    path = path.resolve()
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"plug-in {str(path)!r} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[module_name]
-        raise
+    return f"{module}.{entry.__qualname__}"

@@ -15,7 +15,7 @@ from domainbed.core.registry import Registry
 
 Metric = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", entry_point_group="domainbed.metrics")
 
 
 @METRICS.register

@@ -30,7 +30,18 @@ TEXT_WIDTH = 20  # of a column of a dataset's table
 TEXT_WIDTH_AVERAGES = 10
 
 RENDERERS: Registry[Callable[[Report], str]] = Registry("format")
-"""By name, functions from a report to a text."""
+"""By name, functions from a report to a text, which win over the format of all tables."""
+
+
+def renderer(name: str) -> Callable[[Report], str]:
+    """What makes a report a text in a format: its own function, or the format of all tables.
+
+    Raises:
+        UserError: no such format.
+    """
+    if name in RENDERERS:
+        return RENDERERS[name]
+    return partial(_as_sections, section.SECTION_RENDERERS[name])
 
 
 def _as_sections(render: Callable[..., str], report: Report) -> str:

@@ -109,8 +109,10 @@ def p_value_text(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-SECTION_RENDERERS: Registry[Callable[[Sequence[Section]], str]] = Registry("format")
-"""By name, functions from sections to a text."""
+SECTION_RENDERERS: Registry[Callable[..., str]] = Registry(
+    "format", entry_point_group="domainbed.renderers"
+)
+"""By name, functions from sections, and lines that come first where there are any, to a text."""
 
 
 @SECTION_RENDERERS.register(name="text")

@@ -17,7 +17,15 @@ SEED_KEYS = [*CELL_KEYS, "hparams_seed"]
 STEP_KEYS = [*SEED_KEYS, "step"]
 SCORE_COLUMNS = [*STEP_KEYS, "val_acc", "test_acc"]
 
-SELECTION_METHODS: Registry[SelectionMethod] = Registry("selection method")
+
+def _check(entry: Any) -> None:
+    if not isinstance(entry, SelectionMethod):
+        raise ValueError(f"{entry!r} is no domainbed.selection.SelectionMethod")
+
+
+SELECTION_METHODS: Registry[SelectionMethod] = Registry(
+    "selection method", entry_point_group="domainbed.selection_methods", check=_check
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from domainbed.config.run_fields import RunFields, RunOptions
 from domainbed.core.names import dataset_label
-from domainbed.core.registry import import_plugins
+from domainbed.core.plugins import import_plugins
 from domainbed.core.settings import (
     Items,
     Listed,

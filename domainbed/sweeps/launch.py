@@ -12,7 +12,7 @@ from typing import Any
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, require_precision
 from domainbed.core.files import write_text
-from domainbed.core.registry import import_plugins
+from domainbed.core.plugins import import_plugins
 from domainbed.core.stopping import Interrupted
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, is_out_of_memory, reason_of

@@ -11,7 +11,8 @@ import pytest
 
 import domainbed
 from domainbed.algorithms import ALGORITHMS, ERM, Algorithm, get_algorithm_class, register_algorithm
-from domainbed.core.registry import Registry, import_plugins
+from domainbed.core.plugins import import_plugins
+from domainbed.core.registry import Registry
 from domainbed.datasets import DATASETS, PACS, get_dataset_class
 from domainbed.errors import UserError
 from domainbed.hparams import Fixed, search_space

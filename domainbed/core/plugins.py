@@ -1,0 +1,141 @@
+"""Plug-ins: code from outside that registers more names, and the digests that tell its versions.
+
+A plug-in is a `.py` file, a module that can be imported, or an installed package that advertises
+entry points. A file is known by its name and the SHA-256 of its content; a module by its outermost
+package, and the SHA-256 of all Python files in that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from domainbed.core.files import file_digest
+from domainbed.errors import UserError, one_line
+
+
+class Plugin(NamedTuple):
+    """A plug-in as it was imported.
+
+    Attributes:
+        name: of the file, or of the outermost package.
+        digest: "sha256:…" of what was imported, whatever the files hold by now.
+    """
+
+    name: str
+    digest: str
+
+
+_imported: dict[str, Plugin] = {}
+"""By the name of the outermost module."""
+
+_OF_FILES = "domainbed_plugin_"
+
+
+def import_plugins(names: Iterable[str]) -> None:
+    """Imports modules by name, and `.py` files by path; a changed file is imported again.
+
+    Raises:
+        UserError: one cannot be imported, with the reason; or two files have the same name.
+    """
+    files: dict[str, str] = {}
+    for name in names:
+        if name.endswith(".py") and files.setdefault(Path(name).name, name) != name:
+            raise UserError(
+                f"plug-ins {files[Path(name).name]!r} and {name!r} are files of the same name: "
+                "rename one"
+            )
+        try:
+            if name.endswith(".py"):
+                _import_file(Path(name))
+            else:
+                note(importlib.import_module(name))
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(
+                f"{error.name}."
+            )
+            remedy = "give an importable module or the path of a .py file"
+            raise UserError(
+                f"plug-in {name!r} cannot be imported ({reason}): "
+                f"{remedy if missing else 'repair it'}"
+            ) from error
+
+
+def _import_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"plug-in {str(path)!r} does not exist: give the path of a .py file")
+    path, module_name = path.resolve(), _OF_FILES + path.stem
+    plugin = Plugin(path.name, f"sha256:{file_digest(path)}")
+    loaded = sys.modules.get(module_name)
+    is_same = loaded is not None and Path(str(loaded.__file__)) == path
+    if is_same and _imported.get(module_name) == plugin:
+        return
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"plug-in {str(path)!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    _imported[module_name] = plugin
+
+
+def note(module: ModuleType) -> None:
+    """Notes that a module is a plug-in's, once it is imported."""
+    root = module.__name__.partition(".")[0]
+    if root not in _imported:
+        _imported[root] = Plugin(root, f"sha256:{_digest(sys.modules[root])}")
+
+
+def _digest(module: ModuleType) -> str:
+    """Of a module's file, or of the names and contents of all Python files of a package."""
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    files = sorted((file, folder) for folder in folders for file in folder.rglob("*.py"))
+    if not files:
+        return file_digest(Path(str(module.__file__)))
+    whole = hashlib.sha256()
+    for file, folder in files:
+        whole.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def digest_of(name: str) -> Plugin:
+    """The plug-in that `import_plugins` imported by this name."""
+    if name.endswith(".py"):
+        return _imported[_OF_FILES + Path(name).stem]
+    return _imported[name.partition(".")[0]]
+
+
+def imported() -> dict[str, str]:
+    """The digests of all plug-ins of this process, by name."""
+    return {plugin.name: plugin.digest for plugin in _imported.values()}
+
+
+def plugins_of(objects: Iterable[Any]) -> dict[str, str]:
+    """The digests of the plug-ins that define these objects, by name.
+
+    Of an object it counts who defines its class, its base classes, and the classes and functions
+    among its attributes.
+    """
+    roots = {module.partition(".")[0] for each in objects for module in _modules(each)}
+    found = [_imported[root] for root in sorted(roots & _imported.keys())]
+    return {plugin.name: plugin.digest for plugin in found}
+
+
+def _modules(thing: Any) -> Iterator[str]:
+    """The names of the modules that define an object and its attributes."""
+    for each in (thing, *getattr(thing, "__dict__", {}).values()):
+        for definition in getattr(each, "__mro__", (each, *type(each).__mro__)):
+            yield str(getattr(definition, "__module__", ""))
