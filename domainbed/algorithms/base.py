@@ -18,6 +18,7 @@ from domainbed.config.dimensions import (
     SpaceOf,
     with_defaults,
 )
+from domainbed.config.run_facts import RunFacts
 from domainbed.core.minibatch import Nest, joined
 from domainbed.core.registry import Registry
 from domainbed.core.seeding import seed_hash
@@ -128,10 +129,11 @@ class Algorithm(nn.Module):
         input_shape: shape of one input, without the batch.
         num_classes: C.
         num_domains: E, the number of *training* domains.
-        hparams: name to value, as drawn from the search space.
+        hparams: name to value, as drawn from the search space; in a run, `HParams` with its facts.
 
     Attributes:
         input_shape, num_classes, num_domains, hparams: the arguments.
+        facts: how long the run is, how far it is, and what it is on.
         draws: the source of the random numbers of its updates.
 
     Raises:
@@ -195,6 +197,7 @@ class Algorithm(nn.Module):
             )
         self.input_shape, self.hparams = input_shape, hparams
         self.num_classes, self.num_domains = num_classes, num_domains
+        self.facts: RunFacts = getattr(hparams, "facts", RunFacts())
         self.draws = Draws()
         for name in self.counters:
             self.register_buffer(name, torch.tensor([0]))

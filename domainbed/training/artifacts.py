@@ -12,6 +12,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -281,6 +282,7 @@ def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> N
                 "model_num_classes": experiment.dataset.num_classes,
                 "model_num_domains": len(experiment.train_envs),
                 "model_hparams": experiment.spec.hparams,
+                "model_facts": asdict(experiment.facts),
                 "model_dict": experiment.algorithm.state_dict(),
                 "model_classes": list(experiment.dataset.class_names),
                 "model_reads_images": experiment.dataset.reads_images,

@@ -16,6 +16,7 @@ from torch import nn
 from domainbed.algorithms import Algorithm, LinearProbe, Stage, get_algorithm_class
 from domainbed.algorithms.fitted import logistic_regression
 from domainbed.config.dimensions import with_defaults
+from domainbed.config.run_facts import HParams, RunFacts
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, tf32_products
 from domainbed.core.seeding import seed_everything, seed_hash
@@ -63,6 +64,7 @@ class Experiment:
         splits: of each domain.
         algorithm: on the device, in training mode.
         workers: processes that read images, in all.
+        facts: what the algorithm knows of the run.
         stage_number: of the run's stages, from 1.
     """
 
@@ -73,6 +75,7 @@ class Experiment:
     splits: list[Split]
     algorithm: Algorithm
     workers: int
+    facts: RunFacts
     stage_number: int = 1
 
     @property
@@ -93,9 +96,11 @@ class Experiment:
 
     def further_stage(self, number: int) -> Experiment:
         """The same experiment at another stage: with a fresh model, from the stage's seed."""
-        domains = len(self.domains)
-        algorithm = _new_algorithm(self.spec, self.dataset, domains, self.device, number)
-        return replace(self, algorithm=algorithm, stage_number=number)
+        is_undivided = self.algorithm.training_stages()[number - 1].data == "all"
+        splits = list(map(undivided, self.splits)) if is_undivided else self.splits
+        facts = _facts(self.spec, self.dataset, splits)
+        algorithm = _new_algorithm(self.spec, self.dataset, facts, self.device, number)
+        return replace(self, algorithm=algorithm, facts=facts, stage_number=number)
 
     @property
     def seed(self) -> int:
@@ -123,7 +128,7 @@ class Experiment:
     @property
     def domain_names(self) -> list[str]:
         """As the dataset calls them, or else their numbers."""
-        return list(self.dataset.ENVIRONMENTS) or [str(e) for e in range(len(self.domains))]
+        return _domain_names(self.dataset, len(self.domains))
 
     @property
     def batches_per_epoch(self) -> float:
@@ -239,14 +244,34 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     # In all, whatever the number of domains; by default one per core that PyTorch may use.
     cores = min(8, torch.get_num_threads())
     workers = cores if machine.num_workers is None else machine.num_workers
+    facts = _facts(spec, dataset, splits)
     return Experiment(
         spec,
         device,
         dataset,
         list(map(share_reading, domains)),
         splits,
-        _new_algorithm(spec, dataset, len(domains), device),
+        _new_algorithm(spec, dataset, facts, device),
         workers,
+        facts,
+    )
+
+
+def _domain_names(dataset: MultipleDomainDataset, domains: int) -> list[str]:
+    return list(dataset.ENVIRONMENTS) or [str(e) for e in range(domains)]
+
+
+def _facts(spec: RunSpec, dataset: MultipleDomainDataset, splits: Sequence[Split]) -> RunFacts:
+    """What an algorithm may know before its first update."""
+    names = _domain_names(dataset, len(splits))
+    trained = [e for e in range(len(splits)) if e not in spec.test_envs]
+    return RunFacts(
+        steps=spec.steps,
+        class_names=tuple(dataset.class_names),
+        domain_names=tuple(names[e] for e in trained),
+        test_domains=tuple(names[e] for e in spec.test_envs),
+        group_sizes=tuple(len(splits[e].inside) for e in trained),
+        dataset=spec.dataset_label,
     )
 
 
@@ -271,15 +296,16 @@ def dataset_of(spec: RunSpec, data_dir: str) -> MultipleDomainDataset:
 def _new_algorithm(
     spec: RunSpec,
     dataset: MultipleDomainDataset,
-    domains: int,
+    facts: RunFacts,
     device: torch.device,
     stage: int = 1,
 ) -> Algorithm:
     """In training mode; seeds the global random sources, from which it draws its weights."""
-    cls, train_domains = get_algorithm_class(spec.algorithm), domains - len(spec.test_envs)
+    cls, train_domains = get_algorithm_class(spec.algorithm), len(facts.domain_names)
+    hparams = HParams(spec.hparams, facts)
     seed_everything(_of_stage(spec.initial_seed, stage))
     with _named(cls):
-        algorithm = cls(dataset.input_shape, dataset.num_classes, train_domains, spec.hparams)
+        algorithm = cls(dataset.input_shape, dataset.num_classes, train_domains, hparams)
     to_device(algorithm, device, spec.precision)
     if spec.initial_seed != spec.seed:  # what is drawn in training is the run's own
         seed_everything(_of_stage(spec.seed, stage))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from domainbed.config.run_facts import HParams
 from domainbed.errors import UserError
 from domainbed.training.state import (
     MAPPINGS,
@@ -200,7 +201,7 @@ class _Restore:
             key: self._decode(_item(old, key), item, f"{where}[{key!r}]")
             for key, item in zip(encoded["keys"], encoded["items"])
         }
-        if type(old) is not kind:
+        if type(old) is not kind and not isinstance(old, HParams):
             return kind(items)
         old.clear()
         old.update(items)

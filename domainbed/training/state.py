@@ -31,6 +31,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from domainbed.config.run_facts import HParams, RunFacts
+
 State = dict[str, Any]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -47,7 +49,7 @@ _CODE = (
 )
 _CONSTANTS = (
     *(torch.device, torch.dtype, torch.Size, torch.layout, torch.memory_format, np.dtype),
-    *(range, slice, enum.Enum, PurePath),
+    *(range, slice, enum.Enum, PurePath, RunFacts),
 )
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque, bytearray, memoryview, Iterator)
 _MODULE_INTERNALS = set(vars(nn.Module()))
@@ -132,6 +134,8 @@ class _Capture:
             return {"kind": "tensor", "value": value.detach().clone(), "trained": trained}
         if isinstance(value, np.ndarray):
             return {"kind": "array", "value": torch.from_numpy(value.copy())}
+        if isinstance(value, HParams):
+            value = dict(value)
         # Containers may be shared; anything else is captured where it is met first.
         if type(value) in SEQUENCES.values():
             return self._encode_sequence(value, where)

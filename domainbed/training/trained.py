@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.config.run_facts import HParams, RunFacts
 from domainbed.config.run_fields import FeatureSource, RunOptions
 from domainbed.core.device import choose_device
 from domainbed.core.names import dataset_label
@@ -111,6 +112,7 @@ def load_trained_weights(
             has no such average.
     """
     content = read_model(_model_file(folder, experiment.spec, average), experiment.spec.run_id)
+    experiment.facts.begin(_facts_in(content, experiment.spec).step)
     _load(experiment.algorithm, content["model_dict"], folder)
 
 
@@ -156,6 +158,20 @@ class Model:
             return [[position] for position in range(n)]
         order = shuffled(n, self.spec.seed)
         return [order[i : i + EVALUATION_BATCH] for i in range(0, n, EVALUATION_BATCH)]
+
+
+def _facts_in(content: dict[str, Any], spec: RunSpec) -> RunFacts:
+    """What an algorithm knew of its run when its weights were written.
+
+    Earlier versions kept less: what they kept, and what follows from the spec.
+    """
+    known = {
+        "steps": spec.steps,
+        "step": spec.steps - 1,
+        "class_names": tuple(content["model_classes"]),
+        "dataset": spec.dataset_label,
+    }
+    return RunFacts(**{**known, **content.get("model_facts", {})})
 
 
 def _model_file(folder: RunFolder, spec: RunSpec, average: str | None) -> Path:
@@ -210,7 +226,7 @@ def model_in(run: RunFolder, file: Path, device: str | None = None) -> Model:
             content["model_input_shape"],
             content["model_num_classes"],
             content["model_num_domains"],
-            {**content["model_hparams"], "weights": "none"},
+            HParams({**content["model_hparams"], "weights": "none"}, _facts_in(content, spec)),
         )
     _load(module, content["model_dict"], run)
     return Model(

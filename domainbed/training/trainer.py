@@ -143,11 +143,13 @@ class Trainer:
     def _train_stage(self, progress: Progress) -> Progress:
         """All steps that are left, with a record and a checkpoint at every interval."""
         self.history.restore(progress.history)
+        self.experiment.facts.begin(max(progress.next_step - 1, 0))
         steps = range(progress.next_step, self.spec.steps)
         began = step_began = time.monotonic()
         for step, minibatches, unlabeled in zip(
             steps, self.experiment.minibatches(steps), self.experiment.unlabeled(steps)
         ):
+            self.experiment.facts.begin(step)
             self.history.add(self._updated(minibatches, unlabeled), step)
             if self._is_recorded(step):
                 self.history.settle()

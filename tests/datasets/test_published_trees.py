@@ -158,7 +158,9 @@ class TestAugmentation:
         splits = split_domains(dataset.datasets, test_envs, 0.2, 0)
         cpu = torch.device("cpu")
         algorithm = Algorithm(dataset.input_shape, dataset.num_classes, 2, {})
-        return Experiment(spec, cpu, dataset, list(dataset), splits, algorithm, workers=0)
+        return Experiment(
+            spec, cpu, dataset, list(dataset), splits, algorithm, workers=0, facts=algorithm.facts
+        )
 
     @pytest.mark.parametrize(("test_env", "training"), [(0, (1, 2)), (1, (0, 2)), (2, (0, 1))])
     def test_groups_always_and_the_test_domain_never(self, test_env, training, tmp_path):

@@ -1,0 +1,65 @@
+"""What an algorithm may know of the run that it is part of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """How long a run is, how far it is, and what it is on.
+
+    Nothing changes but the step, which the trainer sets before each update. A class that is made
+    by hand, outside a run, has the defaults, and may be given others.
+
+    Attributes:
+        steps: updates of the run, or of each stage of a run with several.
+        class_names: in the order of the outputs.
+        domain_names: of the training domains, in the order of the minibatches.
+        test_domains: the names of the test domains.
+        group_sizes: training samples of each training domain.
+        labels: the name of the label type.
+        dataset: its name, without paths.
+        step: of the current update, from 0; of predictions, that of the last update before.
+    """
+
+    steps: int = 5001
+    class_names: tuple[str, ...] = ()
+    domain_names: tuple[str, ...] = ()
+    test_domains: tuple[str, ...] = ()
+    group_sizes: tuple[int, ...] = ()
+    labels: str = "classes"
+    dataset: str = ""
+    step: int = 0
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's updates that are done, in [0, 1]."""
+        return self.step / self.steps
+
+    def begin(self, step: int) -> None:
+        """Sets the step, for everything that holds these facts."""
+        object.__setattr__(self, "step", step)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RunFacts:
+        """Itself: a copy of a network is part of the same run."""
+        return self
+
+
+class HParams(dict[str, Any]):
+    """Hyper-parameters with the facts of their run.
+
+    It equals a plain dict, and its copies and pickles are plain dicts.
+
+    Attributes:
+        facts: of the run.
+    """
+
+    def __init__(self, hparams: Mapping[str, Any], facts: RunFacts) -> None:
+        super().__init__(hparams)
+        self.facts = facts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
