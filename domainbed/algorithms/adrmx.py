@@ -111,6 +111,7 @@ class ADRMX(PooledAlgorithm):
     search_space = staticmethod(_search_space)
     options = two_readings(DOMAINBED, "domainbed: remixes the first samples, of any class")
     counters = ("update_count",)
+    needs_classes = True  # it draws together and remixes samples of a class
 
     def build(self) -> None:
         self.featurizer = networks.Featurizer(self.input_shape, self.hparams)

@@ -46,6 +46,7 @@ class MaskedGradients(ERM):
     """
 
     separates_domains = True
+    needs_classes = False
 
     def mask_of(self, gradients: torch.Tensor) -> torch.Tensor:
         """From (E, *shape) gradients to a mask (*shape) in [0, 1]."""

@@ -97,6 +97,7 @@ class ARM(ERM):
     options = two_readings(DOMAINBED, "DomainBed: the contextual network is random, never trained")
     needs_images = True
     predicts_batches = True
+    needs_classes = False
 
     def build(self) -> None:
         if len(self.input_shape) != 3:
@@ -119,7 +120,8 @@ class ARM(ERM):
         sizes = domain_sizes(minibatches)
         groups = sizes if self.trains_context else group_sizes(len(x), self.hparams["batch_size"])
         adapted = self.adapted(x, groups).split(sizes)
-        return ForwardPass(list(zip(adapted, y.split(sizes))), self.featurizer, self.classifier)
+        pairs = list(zip(adapted, y.split(sizes)))
+        return ForwardPass(pairs, self.featurizer, self.classifier, label_type=self.label_type)
 
     def adapted(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """(N, c, H, W) images in groups to (N, c + 1, H, W)."""

@@ -130,6 +130,8 @@ class DomainBottleneck(ERM):
         loss = risk + self.hparams["lmbda"] * penalty
         return loss, {"clf_loss": risk, "bn_loss": penalty, "total_loss": loss}
 
+    needs_classes = True  # which pairs count depends on them, but for CAD in the reading `paper`
+
     def support_and_event(
         self, y: torch.Tensor, domains: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

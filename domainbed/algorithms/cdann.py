@@ -53,6 +53,8 @@ class CDANN(DANN):
         **two_readings(DOMAINBED, "domainbed: absent classes below the largest label count"),
     }
 
+    needs_classes = True  # so that its discriminator can know them
+
     def build(self) -> None:
         super().build()
         width = self.featurizer.n_outputs

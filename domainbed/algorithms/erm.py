@@ -12,7 +12,6 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed import networks
@@ -29,6 +28,7 @@ from domainbed.algorithms.base import (
 )
 from domainbed.core.device import full_precision
 from domainbed.errors import UserError
+from domainbed.metrics.labels import Classes, LabelType
 
 T = TypeVar("T")
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -50,6 +50,9 @@ def in_full_precision(
     return computed
 
 
+CLASSES = Classes()
+
+
 class ForwardPass:
     """All domains' inputs, one after the other, on their way through featurizer and classifier.
 
@@ -61,6 +64,7 @@ class ForwardPass:
         featurizer: (N, *input_shape) to (N, d); None where the network has no features.
         classifier: from the features (the inputs, if there are no features) to (N, C) logits.
         one_by_one: send the domains through the network one after the other, in domain order.
+        label_type: of the labels, whose loss the risks are.
 
     Attributes:
         x: (N, *input_shape) inputs; N is the sum of the domains' B.
@@ -74,7 +78,9 @@ class ForwardPass:
         featurizer: Network | None,
         classifier: Network,
         one_by_one: bool = False,
+        label_type: LabelType = CLASSES,
     ) -> None:
+        self.label_type = label_type
         self.x, self.y = concatenate(minibatches)
         self.sizes = domain_sizes(minibatches)
         self._featurizer, self._classifier = featurizer, classifier
@@ -131,16 +137,16 @@ class ForwardPass:
         return values.split(self.sizes)
 
     def pooled_risk(self) -> torch.Tensor:
-        """The mean cross-entropy of all samples, a scalar."""
-        return F.cross_entropy(self.logits, self.y)
+        """The mean loss of all samples, a scalar."""
+        return self.label_type.risk(self.logits, self.y)
 
     def separate_risks(self) -> list[torch.Tensor]:
-        """E mean cross-entropies, scalars, whose graphs are separate where the logits' are."""
+        """E mean losses, scalars, whose graphs are separate where the logits' are."""
         pairs = zip(self.domain_logits, self.by_domain(self.y))
-        return [F.cross_entropy(logits_e, y_e) for logits_e, y_e in pairs]
+        return [self.label_type.risk(logits_e, y_e) for logits_e, y_e in pairs]
 
     def domain_risks(self) -> torch.Tensor:
-        """(E,) mean cross-entropies."""
+        """(E,) mean losses."""
         return torch.stack(self.separate_risks())
 
 
@@ -157,6 +163,10 @@ class PooledAlgorithm(Algorithm):
     featurizer: networks.Featurizer
     classifier: nn.Module
 
+    needs_classes = False
+    """A subclass that overrides `update`, `objective` or `forward_pass`, where it may compute
+    cross-entropies of its own, says by this that it does not."""
+
     passes_by_domain: ClassVar[bool] = False
     """Whether DomainBed sends each domain through the network by itself. It makes a difference
     only where batch norm layers train, and is done only there."""
@@ -164,6 +174,12 @@ class PooledAlgorithm(Algorithm):
     separates_domains: ClassVar[bool] = False
     """Whether each domain goes through the network by itself in any case, because gradients of
     single domains are wanted: one backward pass of its own graph each."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        own = vars(cls)
+        if "needs_classes" not in own and {"update", "objective", "forward_pass"} & {*own}:
+            cls.needs_classes = True
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """The loss and the metrics of a forward pass, see `objective`."""
@@ -185,8 +201,10 @@ class PooledAlgorithm(Algorithm):
         self.require_samples(minibatches)
         one_by_one = self.separates_domains or (self.passes_by_domain and trains_batch_norm(self))
         if type(self).predict is not PooledAlgorithm.predict:
-            return ForwardPass(minibatches, None, self.predict, one_by_one)
-        return ForwardPass(minibatches, self.featurizer, self.classifier, one_by_one)
+            return ForwardPass(minibatches, None, self.predict, one_by_one, self.label_type)
+        return ForwardPass(
+            minibatches, self.featurizer, self.classifier, one_by_one, self.label_type
+        )
 
     def new_optimizer(self, *networks: nn.Module, **settings: Any) -> torch.optim.Adam:
         """A fresh Adam over the networks, with the run's rate and weight decay where `settings`

@@ -177,6 +177,7 @@ class ERMPlusPlus(ERM):
         "auto_lr": Option(False, "two stages: rates by plateau, then all images with these rates"),
     }
     counters = ("update_count",)
+    needs_classes = False
 
     def build(self) -> None:
         super().build()
@@ -193,7 +194,9 @@ class ERMPlusPlus(ERM):
     def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
         """Through the network that is trained, and not the one that predicts."""
         self.require_samples(minibatches)
-        return ForwardPass(minibatches, self.featurizer, self.classifier)
+        return ForwardPass(
+            minibatches, self.featurizer, self.classifier, label_type=self.label_type
+        )
 
     def update_on(
         self,

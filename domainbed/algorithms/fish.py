@@ -6,7 +6,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from domainbed.algorithms.base import (
     Metrics,
@@ -53,6 +52,8 @@ class Fish(ERM):
         "meta_lr": Choice(0.5, (0.05, 0.1, 0.5), "step from the network towards its clone", least=0)
     }
 
+    needs_classes = False
+
     def build(self) -> None:
         super().build()
         self.network_inner = copy.deepcopy(self.network)
@@ -62,7 +63,7 @@ class Fish(ERM):
         self.network_inner.load_state_dict(self.network.state_dict())
         losses = []
         for x, y in minibatches:
-            loss = F.cross_entropy(self.network_inner(x), y)
+            loss = self.label_type.risk(self.network_inner(x), y)
             self.descend(loss)
             losses.append(loss.detach())
         move_towards(self.network, self.network_inner, self.hparams["meta_lr"])

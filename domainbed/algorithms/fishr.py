@@ -168,7 +168,12 @@ class GradientMatching(nn.Module):
         inputs = forward_pass.features if head is classifier else forward_pass.x
         with nullcontext() if differentiable else torch.no_grad():
             values = _STATISTICS[self.statistic](
-                head, inputs, forward_pass.y, forward_pass.sizes, parameters=names
+                head,
+                inputs,
+                forward_pass.y,
+                forward_pass.sizes,
+                forward_pass.label_type.losses,
+                parameters=names,
             )
             average = ema * self.variance_ema + (1 - ema) * values
             self.variance_ema = average.detach()
@@ -362,6 +367,7 @@ def with_fishr(base: type[Algorithm], base_name: str) -> type[FishrAddOn]:
         "least_domains": base.least_domains,
         "least_samples": max(base.least_samples, Fishr.least_samples),
         "needs_images": base.needs_images,
+        "needs_classes": base.needs_classes,
         "predicts_batches": base.predicts_batches,
         "paper": f"{base.paper}; with Ramé, Dancette, Cord, Fishr, ICML 2022",
         "search_space": staticmethod(search_space),

@@ -38,6 +38,7 @@ class FittedOnce(Algorithm):
     """
 
     needs_features: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = True  # all that is fitted are scores of classes
 
     def build(self) -> None:
         self.width = math.prod(self.input_shape)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from domainbed.algorithms.base import Metrics, Minibatches, register_algorithm
-from domainbed.algorithms.erm import ERM, ForwardPass
+from domainbed.algorithms.erm import CLASSES, ERM, ForwardPass
 from domainbed.config.dimensions import LogUniform
+from domainbed.metrics.labels import LabelType
 
 Minibatch = tuple[torch.Tensor, torch.Tensor]
 
@@ -27,10 +27,15 @@ def cyclic_pairs(
 
 
 def mixed_risk(
-    logits: torch.Tensor, first: torch.Tensor, second: torch.Tensor, weight: float
+    logits: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    weight: float,
+    label_type: LabelType = CLASSES,
 ) -> torch.Tensor:
-    """λ CE(logits, first) + (1 − λ) CE(logits, second): (B, C) and labels (B,) to a scalar."""
-    return weight * F.cross_entropy(logits, first) + (1 - weight) * F.cross_entropy(logits, second)
+    """λ L(logits, first) + (1 − λ) L(logits, second): (B, C) and labels (B, …) to a scalar."""
+    risk = label_type.risk
+    return weight * risk(logits, first) + (1 - weight) * risk(logits, second)
 
 
 @register_algorithm
@@ -75,7 +80,7 @@ class Mixup(ERM):
         ]
         through = self.forward_pass(mixed)
         risks = [
-            mixed_risk(logits, y_i, y_j, weight)
+            mixed_risk(logits, y_i, y_j, weight, self.label_type)
             for logits, weight, ((_, y_i), (_, y_j)) in zip(
                 through.by_domain(through.logits), weights, pairs
             )

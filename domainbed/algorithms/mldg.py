@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from domainbed.algorithms.base import (
     DOMAINBED,
@@ -99,6 +98,7 @@ class MLDG(ERM):
         ),
     }
     least_domains = 2
+    needs_classes = False
 
     @classmethod
     def revision(cls, hparams: Mapping[str, Any]) -> int:
@@ -120,12 +120,16 @@ class MLDG(ERM):
 
     def paper_loss(self, train: Minibatches, test: Minibatches) -> torch.Tensor:
         """F(θ) + mldg_beta · G(θ − lr · ∇F(θ)) of meta-train and meta-test domains, a scalar."""
-        risk = mean_risk(self.network, train)
+        risk = self.mean_risk(self.network, train)
         parameters = trained_parameters(self.network)
         gradients = gradients_of(risk, parameters, create_graph=True)
         stepped = [p - self.hparams["lr"] * g for p, g in zip(parameters, gradients, strict=True)]
-        transferred = mean_risk(moved(self.network, stepped), test)
+        transferred = self.mean_risk(moved(self.network, stepped), test)
         return risk + self.hparams["mldg_beta"] * transferred
+
+    def mean_risk(self, network: Network, minibatches: Minibatches) -> torch.Tensor:
+        """The mean over domains of their mean losses, a scalar."""
+        return torch.stack([self.label_type.risk(network(x), y) for x, y in minibatches]).mean()
 
     def update_by_pairs(
         self, minibatches: Minibatches, pairs: Sequence[tuple[int, int]]
@@ -141,10 +145,10 @@ class MLDG(ERM):
                 (x[:size], y[:size]) for x, y in (minibatches[i], minibatches[j])
             )
             # Only clones see data in DomainBed: the statistics of batch norm never move.
-            risk_i = F.cross_entropy(moved(self.network, parameters)(x_i), y_i)
+            risk_i = self.label_type.risk(moved(self.network, parameters)(x_i), y_i)
             g_i = gradients_of(risk_i, parameters)
             stepped = first_adam_step(parameters, g_i, *rates)
-            risk_j = F.cross_entropy(moved(self.network, stepped)(x_j), y_j)
+            risk_j = self.label_type.risk(moved(self.network, stepped)(x_j), y_j)
             g_j = gradients_of(risk_j, stepped)
             for parameter, first, second in zip(parameters, g_i, g_j, strict=True):
                 # Added up as DomainBed does it, rounding included: Adam makes large steps of
@@ -154,11 +158,6 @@ class MLDG(ERM):
             losses.append((risk_i + beta * risk_j).detach())
         self.optimizer.step()
         return {"loss": torch.stack(losses).sum().item() / domains}
-
-
-def mean_risk(network: Network, minibatches: Minibatches) -> torch.Tensor:
-    """The mean over domains of their mean cross-entropies, a scalar."""
-    return torch.stack([F.cross_entropy(network(x), y) for x, y in minibatches]).mean()
 
 
 def moved(network: nn.Module, values: Sequence[torch.Tensor]) -> Network:

@@ -57,6 +57,7 @@ class MTL(PooledAlgorithm):
     options = two_readings(DOMAINBED, "DomainBed: noise in place of the domain's mean features")
     predicts_batches = True
     passes_by_domain = True
+    needs_classes = False
     embeddings: torch.Tensor
 
     def build(self) -> None:
@@ -84,7 +85,7 @@ class MTL(PooledAlgorithm):
                 z = self.featurizer(x).split(sizes)
             return torch.cat([beside(z_e, self.embedding(z_e, e)) for e, z_e in enumerate(z)])
 
-        return ForwardPass(minibatches, embedded, self.classifier)
+        return ForwardPass(minibatches, embedded, self.classifier, label_type=self.label_type)
 
     def embedding(self, z: torch.Tensor, domain: int) -> torch.Tensor:
         """m_e (d,), or noise (B, d) in its place, for features (B, d); moves the average on."""

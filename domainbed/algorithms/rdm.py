@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F
 
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.erm import AnnealedPenalty, AnnealedWeight, ForwardPass, in_full_precision
@@ -65,7 +64,7 @@ class RDM(AnnealedPenalty):
 
         loss = mean_e L_e + rdm_lambda · MMD²(r_worst, r) + variance_weight · (var r + var r_worst)
 
-    r: (N,) the samples' cross-entropies, L_e their mean in domain e, worst = argmax_e L_e
+    r: (N,) the samples' losses, L_e their mean in domain e, worst = argmax_e L_e
     (Nguyen et al. 2024, equation 6). The kernel is that of MMD with one wider Gaussian. Both
     weights are 0 for the first `rdm_penalty_anneal_iters` updates; after them Adam is re-created
     with the learning rate `rdm_lr`. DomainBed needs a CUDA device and batches of one size; here
@@ -87,7 +86,7 @@ class RDM(AnnealedPenalty):
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         matching_weight, variance_weight = self.penalty_weights()
-        each = F.cross_entropy(forward.logits, forward.y, reduction="none")
+        each = forward.label_type.losses(forward.logits, forward.y)
         risk = forward.domain_risks().mean()
         matching, variance = risk_penalties(forward.by_domain(each))
         loss = risk + matching_weight * matching + variance_weight * variance

@@ -80,6 +80,8 @@ class RSC(ERM):
         ),
     }
 
+    needs_classes = True  # it mutes what the score of the own class relies on
+
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         kept = kept_features(
             forward.features,

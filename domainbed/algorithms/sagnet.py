@@ -81,6 +81,8 @@ class SagNet(PooledAlgorithm):
         "sag_w_adv": LogUniform(0.1, -2, 1, "weight of the adversary's loss on the style")
     }
 
+    needs_classes = True  # its adversary seeks a style that all classes share evenly
+
     def build(self) -> None:
         self.featurizer = networks.Featurizer(self.input_shape, self.hparams)
         width = self.featurizer.n_outputs

@@ -101,6 +101,8 @@ class SelfReg(ERM):
     )
     options = two_readings(DOMAINBED, "DomainBed: the projection is random, never trained")
 
+    needs_classes = True  # its pairs are of one class
+
     def build(self) -> None:
         super().build()
         self.cdpl = projection(self.featurizer.n_outputs)

@@ -93,6 +93,7 @@ class T3A(ERM):
         "t3a_supports": Choice(20, SUPPORTS, "images kept of each class; 0 keeps all", least=0)
     }
     predicts_batches = True
+    needs_classes = True  # each has its templates
 
     def build(self) -> None:
         super().build()

@@ -6,7 +6,6 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from domainbed.algorithms.base import (
@@ -81,6 +80,7 @@ class Transfer(ERM):
     }
     options = two_readings(PAPER, "its random draws of 'gda' leave the network untrained")
     passes_by_domain = True
+    needs_classes = False
 
     def build(self) -> None:
         super().build()
@@ -93,7 +93,7 @@ class Transfer(ERM):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         self.zero_grad()
         x, y = concatenate(minibatches)
-        risk = F.cross_entropy(self.predict(x), y)
+        risk = self.label_type.risk(self.predict(x), y)
         self.descend(risk)
         # w has no gradient here, and so Adam leaves it alone.
         self.descend(self.gap(self.forward_pass(minibatches).features, minibatches))
@@ -114,5 +114,5 @@ class Transfer(ERM):
         """t_lambda · gap(a) on features (N, d) of all domains, a scalar."""
         labels = [y for _, y in minibatches]
         logits = self.adv_classifier(features).split([len(y) for y in labels])
-        risks = [F.cross_entropy(logits_e, y_e) for logits_e, y_e in zip(logits, labels)]
+        risks = [self.label_type.risk(logits_e, y_e) for logits_e, y_e in zip(logits, labels)]
         return self.hparams["t_lambda"] * risk_gap(torch.stack(risks))

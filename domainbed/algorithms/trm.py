@@ -145,6 +145,7 @@ class TRM(AnnealedPenalty):
     )
     alpha: torch.Tensor
     least_domains = 2
+    needs_classes = True  # the heads' rate and Neumann's series suit the cross-entropy's Hessian
 
     @classmethod
     def revision(cls, hparams: Mapping[str, Any]) -> int:

@@ -101,6 +101,7 @@ class URM(ERM):
         "Robust Learning, TMLR 2024, openreview.net/forum?id=PgLbS5yp8n"
     )
     search_space = staticmethod(_search_space)
+    needs_classes = False
 
     def build(self) -> None:
         super().build()
@@ -129,19 +130,21 @@ class URM(ERM):
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         """Of the network's step."""
         risk = forward.pooled_risk()
-        adversarial = noise_loss(self.discriminator(forward.features), torch.ones_like(forward.y))
+        adversarial = noise_loss(
+            self.discriminator(forward.features), forward.features.new_ones(len(forward.y))
+        )
         return risk + self.hparams["urm_adv_lambda"] * adversarial, {"nll": risk}
 
     def discriminator_loss(self, z: torch.Tensor) -> torch.Tensor:
         """Of the discriminator's step, on features (N, d)."""
         low, high = self.interval
         noise = (high - low) * sent(self.draws.uniform(*z.shape).to(z.dtype), z.device) + low
-        ones, zeros = self.labels(z)
+        ones, zeros = self.noise_labels(z)
         of_noise = noise_loss(self.discriminator(noise), ones)
         of_features = noise_loss(self.discriminator(z), zeros)
         return of_noise + self.hparams["urm_adv_lambda"] * of_features
 
-    def labels(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def noise_labels(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The discriminator's (N,) labels of noise and of features z (N, d)."""
         smoothing = self.hparams["urm_discriminator_label_smoothing"]
         if not smoothing:
