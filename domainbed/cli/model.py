@@ -17,6 +17,7 @@ from domainbed.cli.launching import launch_sweep
 from domainbed.config.run_fields import CURVATURES, DiagnosisOptions, FeatureSource, RunOptions
 from domainbed.core.flags import add_flags, default_text, read_flags
 from domainbed.core.record_keys import AVERAGES
+from domainbed.core.safe_text import in_csv
 from domainbed.core.settings import load
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
@@ -67,7 +68,9 @@ def _predict(args: argparse.Namespace) -> int:
         return _save_predictions(args)
     rows = _of_files(args) if args.images else _of_domain(args)
     begun = list(islice(rows, 2))  # the header is not printed where no line can follow it
-    csv.writer(sys.stdout, lineterminator="\n").writerows(chain(begun, rows))
+    csv.writer(sys.stdout, lineterminator="\n").writerows(
+        [in_csv(value) for value in row] for row in chain(begun, rows)
+    )
     return 0
 
 

@@ -20,6 +20,7 @@ from domainbed.cli.launching import (
 )
 from domainbed.config.run_fields import add_run_flags
 from domainbed.core.flags import add_flags, read_flags
+from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.runs.states import DONE, FAILED, MISSING
 from domainbed.sweeps.config import SweepConfig, load_config
@@ -298,7 +299,7 @@ def _cancel(args: argparse.Namespace) -> int:
     cancelled = cancel(store, store.statuses(store.planned()), config.launcher)
     for engine, jobs in cancelled.items():
         shown = ", ".join(sorted(jobs)[:10]) + (", …" if len(jobs) > 10 else "")
-        print(f"{engine}: cancelled {len(jobs)} job{'s' * (len(jobs) != 1)} ({shown})")
+        print(printable(f"{engine}: cancelled {len(jobs)} job{'s' * (len(jobs) != 1)} ({shown})"))
     if not cancelled:
         print("nothing of this sweep is queued or running")
     return 0

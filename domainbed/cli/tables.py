@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import BASELINE, Parser, Run, add_shared, tell
 from domainbed.core.files import write_text
-from domainbed.core.text_table import text_table
+from domainbed.core.safe_text import csv_text, json_text
+from domainbed.core.text_table import printable, text_table
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -287,7 +288,7 @@ def _errors(args: argparse.Namespace) -> int:
     method = SELECTION_METHODS[args.selection or planned[0]]
     found = misclassified(records, args.algorithms, method, args.datasets)
     if args.format == "csv":
-        write_output(found.images.to_csv(index=False, lineterminator="\n"), args.output)
+        write_output(csv_text(found.images), args.output)
         return 0
     lines = [f"Model selection: {method.title}; images of the in-split of the test domain"]
     write_output(to_text(error_sections(found, args.top), lines), args.output)
@@ -331,7 +332,7 @@ def _top_hparams(args: argparse.Namespace) -> int:
     ranked = {each.title: ranking(of_cell, each, args.test_env, args.top) for each in methods}
     choices = [choice for of_method in ranked.values() for choice in of_method]
     if args.format == "json":
-        text = json.dumps(choices, indent=2) + "\n"
+        text = json_text(choices)
     elif args.format == "csv":
         text = _ranked_csv(choices)
     else:
@@ -413,13 +414,13 @@ def _ranked_lines(choices: Sequence[dict[str, Any]]) -> Iterator[str]:
         numbers = ("val_acc", "test_acc", "step", "hparams_seed")
         yield "\t" + ", ".join(f"{name}: {_shown(choice[name])}" for name in numbers)
         yield f"\t\thparams: {_shown(choice['hparams'])}"
-        yield from (f"\t\toutput_dir: {folder}" for folder in choice["output_dirs"])
+        yield from (f"\t\toutput_dir: {printable(folder)}" for folder in choice["output_dirs"])
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True)
-    return f"{value:.6f}" if isinstance(value, float) else str(value)
+    return f"{value:.6f}" if isinstance(value, float) else printable(value)
 
 
 def _ranked_csv(choices: Sequence[dict[str, Any]]) -> str:
@@ -430,7 +431,7 @@ def _ranked_csv(choices: Sequence[dict[str, Any]]) -> str:
     columns = ["selection", "trial_seed", "rank", *_NUMBERS, *as_json]
     table = pd.DataFrame(choices, columns=columns)
     table[as_json] = table[as_json].map(partial(json.dumps, sort_keys=True))
-    return table.to_csv(index=False, lineterminator="\n")
+    return csv_text(table)
 
 
 # ---- published ----

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from domainbed.core.registry import Registry
+from domainbed.core.safe_text import csv_text, json_text
 from domainbed.errors import UserError
 from domainbed.reporting import section
 from domainbed.reporting.section import Section
@@ -56,7 +56,7 @@ for _name in ("text", "markdown", "latex"):
 @RENDERERS.register(name="csv")
 def to_csv(report: Report) -> str:
     """One line per cell, with unrounded numbers; the columns are those of `to_frame`."""
-    return to_frame(report).to_csv(index=False, lineterminator="\n")
+    return csv_text(to_frame(report))
 
 
 @RENDERERS.register(name="json")
@@ -85,7 +85,7 @@ def to_json(report: Report) -> str:
         else:
             entry["averages"] = content
     whole = {"version": JSON_VERSION, "total_records": len(report.records)}
-    return json.dumps({**whole, "selections": selections}, indent=2, ensure_ascii=False) + "\n"
+    return json_text({**whole, "selections": selections})
 
 
 def to_frame(report: Report) -> pd.DataFrame:

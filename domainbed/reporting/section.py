@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from domainbed.core.registry import Registry
+from domainbed.core.safe_text import csv_text, in_latex, in_markdown, json_text, latex_comment
 from domainbed.core.text_table import pipe_table, printable, text_table
 
 BEST, SECOND = "best", "second"
@@ -24,11 +25,6 @@ NOTHING = "-"
 _TEXT_WIDTH = 100
 _ROWS_OF_A_PAGE = 40
 _NUMBER = re.compile(r"[<\[]?[+-]?\d|-$|X$")
-_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
-_LATEX = {char: "\\" + char for char in "&%$#_{}"}
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
-_LATEX |= {"[": "{[}", "]": "{]}"}  # a row that begins with one would be an option of \\
 _PREAMBLE = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
@@ -132,25 +128,25 @@ def to_text(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
 def to_markdown(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     """Paragraphs, then Markdown tables, the best in bold, and their notes as lists."""
     marks = {BEST: "**{}**", SECOND: "<u>{}</u>"}
-    blocks = [_in_markdown(line) for line in head]
+    blocks = [in_markdown(line) for line in head]
     for section in sections:
-        blocks.append(f"### {_in_markdown(section.title)}")
+        blocks.append(f"### {in_markdown(section.title)}")
         if section.rows:
-            grid = [[*map(_in_markdown, section.header)], *section.formatted(_in_markdown, marks)]
+            grid = [[*map(in_markdown, section.header)], *section.formatted(in_markdown, marks)]
             blocks.append("\n".join(pipe_table(grid)))
         if section.notes:
-            blocks.append("\n".join(f"- {_in_markdown(note)}" for note in section.notes))
+            blocks.append("\n".join(f"- {in_markdown(note)}" for note in section.notes))
     return "\n\n".join(blocks) + "\n"
 
 
 @SECTION_RENDERERS.register(name="latex")
 def to_latex(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     """A document that pdflatex compiles: booktabs tables, the best in bold, and their notes."""
-    lines = [*(f"% {printable(line)}" for line in head), _PREAMBLE]
+    lines = [*(latex_comment(line) for line in head), _PREAMBLE]
     for section in sections:
-        lines += ["", rf"\subsection*{{\raggedright {_in_latex(section.title)}}}"]
+        lines += ["", rf"\subsection*{{\raggedright {in_latex(section.title)}}}"]
         lines += _tabulars(section)
-        notes = [rf"\item {_in_latex(note)}" for note in section.notes]
+        notes = [rf"\item {in_latex(note)}" for note in section.notes]
         lines += [r"\begin{itemize}", *notes, r"\end{itemize}"] if notes else []
     return "\n".join([*lines, "", r"\end{document}"]) + "\n"
 
@@ -159,7 +155,7 @@ def to_latex(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
 def to_csv(sections: Sequence[Section]) -> str:
     """The numbers of the first kind of table, unrounded."""
     first = [section.frame for section in sections if section.name == sections[0].name]
-    return pd.concat(first).sort_index().to_csv(index=False, lineterminator="\n")
+    return csv_text(pd.concat(first).sort_index())
 
 
 @SECTION_RENDERERS.register(name="json")
@@ -170,26 +166,16 @@ def to_json(sections: Sequence[Section]) -> str:
         rows = json.loads(section.frame.to_json(orient="records", double_precision=15))
         entry = {"title": section.title, "rows": rows, "notes": section.notes}
         whole.setdefault(section.name, []).append(entry)
-    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
-
-
-def _in_markdown(text: str) -> str:
-    escaped = "".join("\\" + char if char in r"\|*_`<[" else char for char in printable(text))
-    return escaped.replace("+/-", "±")
-
-
-def _in_latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(char, char) for char in printable(text))
-    return _MINUS.sub("$-$", escaped.replace("+/-", r"$\pm$"))
+    return json_text(whole)
 
 
 def _tabulars(section: Section) -> list[str]:
     """The lines of a table, page by page, shrunk to the page where it is wider."""
     shrink = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
     alignment = "".join("c" if of_numbers else "l" for of_numbers in section.of_numbers())
-    header = " & ".join(rf"\textbf{{{_in_latex(name)}}}" for name in section.header)
+    header = " & ".join(rf"\textbf{{{in_latex(name)}}}" for name in section.header)
     marks = {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"}
-    rows = [" & ".join(row) + r" \\" for row in section.formatted(_in_latex, marks)]
+    rows = [" & ".join(row) + r" \\" for row in section.formatted(in_latex, marks)]
     lines: list[str] = []
     for begin in range(0, len(rows), _ROWS_OF_A_PAGE):
         lines += [r"\begin{center}", shrink, rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]

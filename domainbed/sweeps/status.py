@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from domainbed.core.names import describe_run
+from domainbed.core.safe_text import json_text
 from domainbed.core.text_table import duration, printable, text_table
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.states import (
@@ -220,7 +221,7 @@ def status_json(status: Status) -> str:
         "runs_per_hour": status.pace,
         "seconds_left": status.left,
     }
-    return json.dumps(content, indent=2)
+    return json_text(content).rstrip()
 
 
 # ---- costs ----

@@ -20,6 +20,7 @@ import pandas as pd
 
 from domainbed.core.device import choose_device
 from domainbed.core.files import write_text
+from domainbed.core.safe_text import csv_text
 from domainbed.core.stopping import Interrupted, stop_requested
 from domainbed.core.text_table import pipe_table, text_table
 from domainbed.errors import UserError
@@ -201,7 +202,7 @@ def published_values(label_flip: float) -> pd.DataFrame | None:
 
 def to_csv(results: Sequence[dict[str, Any]]) -> str:
     """The columns of `table`, unrounded."""
-    return table(results).to_csv(index=False, lineterminator="\n")
+    return csv_text(table(results))
 
 
 def to_json(results: Sequence[dict[str, Any]]) -> str:
