@@ -54,6 +54,7 @@ setup(
         "pyyaml>=6",
         "scikit-learn>=1.4",
         "scipy>=1.11",
+        "torchmetrics>=1.4",  # metrics of whole splits
         "filelock>=3.12",
         "jinja2>=3.1",  # the report's page; PyTorch needs it too
         "tqdm>=4.66",

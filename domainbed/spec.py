@@ -31,7 +31,7 @@ from domainbed.datasets import get_dataset_class
 from domainbed.datasets.features import reads_text
 from domainbed.errors import UserError
 from domainbed.hparams import Space
-from domainbed.metrics import METRICS
+from domainbed.metrics import check_metrics
 from domainbed.metrics.labels import label_type
 
 ALWAYS = (
@@ -378,8 +378,7 @@ class Resolver:
         others = f"name one of frozen features ({', '.join(suited)})"
         remedy = f"leave 'protocol' out, or {others}" if features else "set 'features'"
         held_out = f"uda_holdout_fraction is {draft.uda_holdout_fraction}"
-        for metric in draft.metrics:
-            METRICS[metric]
+        check_metrics(draft.metrics, label_type(draft.labels))
         rules: list[tuple[Any, str, Where]] = [
             (
                 len(self.data.ENVIRONMENTS) != 1,

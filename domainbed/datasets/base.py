@@ -36,6 +36,7 @@ class MultipleDomainDataset:
         num_classes: C, the number of classes or of properties, or the numbers per sample that are
             regressed.
         labels: what labels are, by the name of a label type (`domainbed.metrics.labels`).
+        group: the key of a sample's group in its extras, for metrics by group.
         classes: their names, where the data has them.
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
@@ -63,6 +64,7 @@ class MultipleDomainDataset:
     options: ClassVar[Mapping[str, Option]] = {}
     reads_images: ClassVar[bool] = False
     labels: ClassVar[str] = "classes"
+    group: ClassVar[str] = "group"
 
     datasets: Sequence[Dataset[Any]]
     input_shape: Sequence[int]

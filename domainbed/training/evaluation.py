@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 
 from domainbed.algorithms import Algorithm
 from domainbed.algorithms.base import predictor_of
+from domainbed.core.minibatch import Minibatch, joined_extras, mapped
 from domainbed.core.record_keys import average_key, record_key
 from domainbed.datasets.domain import Domain, evaluation_draws
-from domainbed.metrics import METRICS
+from domainbed.metrics import Value, describe_metric, get_metric
+from domainbed.metrics.accumulators import values_of_samples
+from domainbed.metrics.labels import LabelType, label_type
 from domainbed.spec import RunSpec
+from domainbed.training.ranks import is_first
 from domainbed.training.sampling import Split
 
-
-class Value(NamedTuple):
-    """One row of a record: a metric's mean over a domain's split."""
-
-    domain: int
-    split: str
-    metric: str
-    value: float
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,9 @@ class Evaluator:
         workers: that read images.
         augmented: the domains to augment when they are evaluated (DomainBed's behaviour).
         seed: the run's seed, for that augmentation.
-        metrics: registered names.
+        metrics: names, as in the field `metrics`.
+        labels: the type of the labels; None for classes.
+        group: the key of the samples' group in their extras.
     """
 
     def __init__(
@@ -74,10 +75,19 @@ class Evaluator:
         augmented: Sequence[int] = (),
         seed: int = 0,
         metrics: Sequence[str] = ("accuracy",),
+        labels: LabelType | None = None,
+        group: str = "group",
     ) -> None:
         self._domains, self._workers = domains, workers
-        self._augmented, self._seed = augmented, seed
-        self._metrics = {name: METRICS[name] for name in metrics}
+        self._augmented, self._seed, self._group = augmented, seed, group
+        self._labels = labels or label_type("classes")
+        self._metrics = [get_metric(name) for name in metrics]
+        self._of_samples = {
+            metric.name: metric.per_sample(self._labels)
+            for metric in self._metrics
+            if metric.per_sample
+        }
+        self._of_splits = [metric for metric in self._metrics if metric.per_sample is None]
 
     @torch.no_grad()
     def evaluate(
@@ -94,13 +104,16 @@ class Evaluator:
             splits: none empty.
             step: of training.
             on_batch: called after every batch, with the number of images done and of all.
+
+        Raises:
+            UserError: a metric has a value of another shape than it should.
         """
         done, total = 0, sum(len(split.indices) for split in splits)
         found: list[Value] = []
         algorithm.eval()
         try:
             for split in splits:
-                sums, predict = [], predictor_of(algorithm)
+                sums, kept, predict = [], [], predictor_of(algorithm)
                 draws = evaluation_draws(
                     split.indices,
                     split=split.name,
@@ -110,22 +123,63 @@ class Evaluator:
                     augment=split.domain in self._augmented,
                 )
                 batches = self._domains[split.domain].batches(draws, self._workers)
-                for x, labels in batches:
-                    logits = predict(x)
-                    values = [metric(logits, labels) for metric in self._metrics.values()]
-                    # Left on the device: nothing waits for it.
-                    sums.append(torch.stack([each.float().sum() for each in values]))
+                for batch in batches:
+                    x, labels = batch
+                    outputs = predict(x)
+                    values = [
+                        values_of_samples(name, function, outputs, labels)
+                        for name, function in self._of_samples.items()
+                    ]
+                    if values:  # left on the device: nothing waits for it
+                        sums.append(torch.stack([each.float().sum() for each in values]))
+                    if self._of_splits:
+                        kept.append(_on_cpu(outputs, labels, getattr(batch, "extras", None)))
                     done += len(labels)
                     if on_batch:
                         on_batch(done, total)
-                totals = torch.stack(sums).cpu().double().sum(dim=0).tolist()
+                of_split = self._measured(kept)
+                if sums:
+                    totals = torch.stack(sums).cpu().double().sum(dim=0).tolist()
+                    means = [each / len(split.indices) for each in totals]
+                    of_split |= dict(zip(self._of_samples, means))
                 found += [
-                    Value(split.domain, split.name, metric, total / len(split.indices))
-                    for metric, total in zip(self._metrics, totals)
+                    Value(split.domain, split.name, name, of_split[name])
+                    for metric in self._metrics
+                    for name in metric.recorded
                 ]
         finally:
             algorithm.train()
+        for value in found:
+            if math.isnan(value.value) and value.metric not in self._of_samples and is_first():
+                _warn_undefined(value.metric, value.domain, value.split)
         return found
+
+    def _measured(self, kept: Sequence[Minibatch]) -> dict[str, float]:
+        """The metrics of a whole split, by their names in records."""
+        found: dict[str, float] = {}
+        if kept:
+            outputs, targets = (torch.cat(part) for part in zip(*kept))
+            extras = joined_extras(kept)
+            if extras and self._group in extras:
+                extras["group"] = extras[self._group]
+            for metric in self._of_splits:
+                accumulator = metric.new(self._labels)
+                accumulator.update(outputs, targets, extras)
+                found |= metric.values(accumulator)
+        return found
+
+
+def _on_cpu(outputs: torch.Tensor, targets: torch.Tensor, extras: Any) -> Minibatch:
+    on_cpu = mapped(torch.Tensor.cpu, extras)
+    return Minibatch(outputs.float().cpu(), targets.cpu(), on_cpu)
+
+
+@cache  # once, however often a run is evaluated
+def _warn_undefined(metric: str, domain: int, split: str) -> None:
+    log.warning(
+        "warning: %s is not defined on the %s-split of domain %d: recorded without a value",
+        *(metric, split, domain),
+    )
 
 
 class RecordedSplits:
@@ -133,10 +187,10 @@ class RecordedSplits:
 
     With `eval_splits` "all" they are all; with "needed" all but the training domains' in-splits,
     which the last step has. "selection" and "best" leave out what no selection method can read.
-    Let v be the mean accuracy on the training domains' out-splits:
+    Let v be the mean, over the training domains' out-splits, of the metric to select by:
 
     - Training-domain selection reads v at each record, and the test domain's in-split where v is
-      higher than before (of equal ones the first is chosen). So do the tables of runs that train
+      better than before (of equal ones the first is chosen). So do the tables of runs that train
       on one domain.
     - The oracle reads both splits of the test domain at the last record.
     - Leave-one-domain-out cross-validation reads both test domains' in-splits of a run on a pair
@@ -153,6 +207,7 @@ class RecordedSplits:
         train_envs: the numbers of the training domains.
         validates: whether a metric on the training domains' out-splits is needed at each record.
         last: the last step that has a record.
+        metric: to select by, by its name in records.
     """
 
     def __init__(
@@ -162,7 +217,9 @@ class RecordedSplits:
         train_envs: Sequence[int],
         validates: bool,
         last: int,
+        metric: str = "accuracy",
     ) -> None:
+        self._metric, self._sign = metric, 1 if describe_metric(metric).higher_is_better else -1
         self._test_envs, self._train_envs = spec.test_envs, train_envs
         self._all_records = spec.eval_splits == "all"
         ends_anywhere = type(algorithm).on_record is not Algorithm.on_record
@@ -173,7 +230,7 @@ class RecordedSplits:
         self._reads_tests = cross_validates and len(spec.test_envs) <= 2
         is_pair = cross_validates and len(spec.test_envs) == 2
         self._reads_validation = not is_pair or len(train_envs) == 1 or validates
-        self._highest: dict[str, float] = {}
+        self._best: dict[str, float] = {}
 
     def measure(
         self,
@@ -195,33 +252,36 @@ class RecordedSplits:
         if everything or not self._leaves_out:
             return evaluate(chosen)
         values = evaluate([split for split in chosen if self._is_always_read(split)])
-        validation = [v.value for v in values if (v.split, v.metric) == ("out", "accuracy")]
-        if not self._reads_tests and self._is_highest(average, validation):
+        validation = [v.value for v in values if (v.split, v.metric) == ("out", self._metric)]
+        if not self._reads_tests and self._is_best(average, validation):
             values += evaluate([split for split in chosen if split.name == "in"])
         return _filled(chosen, values)
 
     def restore(self, lines: Iterable[str], averages: Iterable[str]) -> None:
         """Continues after the records of these lines."""
         records = [json.loads(line) for line in lines] if self._leaves_out else []
-        keys = [record_key(domain, "out", "accuracy") for domain in self._train_envs]
+        keys = [record_key(domain, "out", self._metric) for domain in self._train_envs]
         for record in records:
             for name in ("", *averages):
-                found = [record.get(average_key(name, key) if name else key) for key in keys]
-                self._is_highest(name, [value for value in found if value is not None])
+                own = [average_key(name, key) if name else key for key in keys]
+                found = [record[key] for key in own if key in record]
+                self._is_best(name, [math.nan if value is None else value for value in found])
 
     def _is_always_read(self, split: EvaluationSplit) -> bool:
         if split.domain in self._test_envs:
             return split.name == "in" and self._reads_tests
         return self._reads_validation
 
-    def _is_highest(self, average: str, accuracies: Sequence[float]) -> bool:
-        """Notes v of a record; returns whether it is higher than at all records before."""
-        # As selection computes it, so that ties are ties to the last bit.
-        mean = float(np.mean(accuracies)) if accuracies else math.nan
-        is_highest = not mean <= self._highest.get(average, -math.inf)
-        if is_highest:
-            self._highest[average] = mean
-        return is_highest
+    def _is_best(self, average: str, values: Sequence[float]) -> bool:
+        """Notes v of a record; returns whether it is better than at all records before."""
+        if not values:
+            return True
+        # As selection computes it, so that ties are ties to the last bit; it takes NaN as worst.
+        mean, best = self._sign * float(np.mean(values)), self._best.get(average)
+        is_best = best is None or mean > best or (math.isnan(best) and not math.isnan(mean))
+        if is_best:
+            self._best[average] = mean
+        return is_best
 
 
 def _filled(splits: Sequence[EvaluationSplit], values: Sequence[Value]) -> list[Value]:

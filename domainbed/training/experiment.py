@@ -30,9 +30,12 @@ from domainbed.datasets.base import domains_of
 from domainbed.datasets.domain import Domain, Minibatch
 from domainbed.datasets.features import open_text_head
 from domainbed.errors import UserError, reason_of
+from domainbed.metrics import Value
+from domainbed.metrics.labels import label_type
+from domainbed.metrics.names import BY_GROUP
 from domainbed.networks import HEAD_OPTIONS
 from domainbed.spec import RunSpec
-from domainbed.training.evaluation import EvaluationSplit, Evaluator, Value, splits_to_evaluate
+from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
 from domainbed.training.machine import to_device
 from domainbed.training.ranks import align, of_first, own_device
 from domainbed.training.sampling import (
@@ -186,6 +189,8 @@ class Experiment:
             self.augmented_envs if spec.augment_validation else (),
             self.seed,
             tuple(dict.fromkeys([*spec.metrics, *self.validation])),
+            label_type(spec.labels),
+            self.dataset.group,
         )
         align(self.algorithm)
         with self.precision():
@@ -241,6 +246,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         spec.uda_holdout_fraction,
         mixed=get_algorithm_class(spec.algorithm).predicts_batches,
     )
+    _check_groups(spec, dataset, domains, splits)
     # In all, whatever the number of domains; by default one per core that PyTorch may use.
     cores = min(8, torch.get_num_threads())
     workers = cores if machine.num_workers is None else machine.num_workers
@@ -344,6 +350,22 @@ def _check_data(spec: RunSpec, dataset: MultipleDomainDataset, domains: int) -> 
             "tell apart; add images of a second class",
             "dataset",
         )
+
+
+def _check_groups(
+    spec: RunSpec, dataset: MultipleDomainDataset, domains: list[Domain], splits: list[Split]
+) -> None:
+    """Raises a UserError where a metric by group is asked of samples without a group."""
+    wanted = [name for name in spec.metrics if name.endswith(BY_GROUP)]
+    for domain, split in zip(domains, splits) if wanted else ():
+        (batch,) = domain.evaluation_batches(split.inside[:1])
+        if dataset.group not in (getattr(batch, "extras", None) or {}):
+            raise UserError(
+                f"metric {wanted[0]!r} needs the group of each sample, and those of "
+                f"{spec.dataset_label} have no {dataset.group!r} in their extras: leave it out, or "
+                "choose a dataset whose samples are (x, y, extras)",
+                "metrics",
+            )
 
 
 def set_initial_weights(experiment: Experiment) -> None:

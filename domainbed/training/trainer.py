@@ -25,6 +25,7 @@ from domainbed.core.record_keys import (
     record_key,
 )
 from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_once
+from domainbed.metrics import Value, recorded_names
 from domainbed.runs.folder import NOT_WHOLE, RunFolder
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED
 from domainbed.runs.trackers import TrackedRun, Trackers
@@ -33,7 +34,7 @@ from domainbed.training import checkpoint, ranks
 from domainbed.training.artifacts import KeptModels, args_of, claim, write_environment
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
-from domainbed.training.evaluation import RecordedSplits, Value
+from domainbed.training.evaluation import RecordedSplits
 from domainbed.training.experiment import Experiment, build, set_initial_weights
 from domainbed.training.machine import peak_memory, process_set_up
 from domainbed.training.progress import History, ProgressTable
@@ -231,7 +232,7 @@ class Trainer:
         is_in_accuracy = (split, metric) == ("in", "accuracy")
         if average:
             return is_in_accuracy and not is_training
-        return metric in self.spec.metrics and not (is_in_accuracy and is_training)
+        return metric in recorded_names(self.spec.metrics) and not (is_in_accuracy and is_training)
 
     def _resume(self) -> Progress:
         check_guard(self.folder.path)  # building took a while

@@ -110,18 +110,17 @@ MUTANTS = (
     ),
     # metrics
     Mutant(
-        *("metrics/__init__.py", "logits that are not finite count as predictions"),
-        *("(predicted == labels) & logits.isfinite().all(dim=1)", "predicted == labels"),
-        _EVALUATION,
+        *("metrics/ready.py", "logits that are not finite count as predictions"),
+        *("return right & finite if", "return right if", _EVALUATION),
     ),
     Mutant(
-        *("metrics/__init__.py", "a single logit decided at one half"),
-        *("logits.squeeze(1) > 0 if", "logits.squeeze(1) > 0.5 if", _EVALUATION),
+        *("metrics/labels.py", "a single logit decided at one half"),
+        *("(outputs > 0).long()", "(outputs > 0.5).long()", _EVALUATION),
     ),
     Mutant(
-        *("metrics/__init__.py", "the mean of the losses instead of each"),
-        'F.cross_entropy(logits.float(), labels, reduction="none")',
-        "F.cross_entropy(logits.float(), labels).expand(len(labels))",
+        *("metrics/ready.py", "the mean of the losses instead of each"),
+        "return labels.losses(outputs.float(), targets)",
+        "return labels.risk(outputs.float(), targets).expand(len(targets))",
         f"{_EVALUATION} tests/training/test_recorded_splits.py",
     ),
     # datasets
@@ -182,8 +181,8 @@ MUTANTS = (
     ),
     Mutant(
         *("training/evaluation.py", "equal validation read again"),
-        "is_highest = not mean <= self._highest.get(average, -math.inf)",
-        "is_highest = not mean < self._highest.get(average, -math.inf)",
+        "is_best = best is None or mean > best",
+        "is_best = best is None or mean >= best",
         "tests/training/test_recorded_splits.py",
     ),
     # training: checkpoints, averages, the loop

@@ -16,7 +16,7 @@ from domainbed.datasets import load_dataset
 from domainbed.datasets.domain import Domain, LoadedDomain, TensorDomain
 from domainbed.datasets.image_domains import PackedDomain
 from domainbed.errors import UserError
-from domainbed.metrics import METRICS
+from domainbed.metrics import get_metric, label_type
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
 from domainbed.training.sampling import Split
 
@@ -24,11 +24,20 @@ LOGITS = torch.tensor([[1.0, 2.0, 0.0], [3.0, 2.0, 0.0], [0.0, 0.5, -1.0], [0.0,
 LABELS = torch.tensor([1, 1, 0, 2])
 
 
+def of_samples(metric: str, labels: str, *data: torch.Tensor) -> torch.Tensor:
+    per_sample = get_metric(metric).per_sample
+    assert per_sample is not None
+    return per_sample(label_type(labels))(*data)
+
+
 def test_accuracy() -> None:
-    assert METRICS["accuracy"](LOGITS, LABELS).tolist() == [True, False, False, True]
+    assert of_samples("accuracy", "classes", LOGITS, LABELS).tolist() == [True, False, False, True]
     single = torch.tensor([[0.5], [-0.5], [0.5], [0.0]])
     binary = torch.tensor([1, 1, 0, 0])
-    assert METRICS["accuracy"](single, binary).tolist() == [True, False, False, True]
+    assert of_samples("accuracy", "binary", single, binary).tolist() == [True, False, False, True]
+    several = torch.tensor([[2.0, -1.0, 3.0], [math.inf, -1.0, 1.0]])
+    shares = of_samples("accuracy", "multilabel", several, torch.tensor([[1, 0, 0], [1, 0, 1]]))
+    assert shares.tolist() == pytest.approx([2 / 3, 0])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -36,7 +45,8 @@ def test_accuracy() -> None:
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_prediction_that_is_no_number_is_wrong(bad: float, classes: int, label: int) -> None:
     logits = torch.full((2, classes), bad)
-    assert not METRICS["accuracy"](logits, torch.tensor([label] * 2)).any()
+    labels = "binary" if classes == 1 else "classes"
+    assert not of_samples("accuracy", labels, logits, torch.tensor([label] * 2)).any()
 
 
 def test_loss() -> None:
@@ -44,9 +54,11 @@ def test_loss() -> None:
         math.log(sum(math.exp(v) for v in row)) - row[label]
         for row, label in zip(LOGITS.tolist(), LABELS.tolist())
     ]
-    assert METRICS["loss"](LOGITS, LABELS).tolist() == pytest.approx(expected, rel=1e-5)
-    single = METRICS["loss"](torch.tensor([[2.0], [2.0]]), torch.tensor([1, 0])).tolist()
-    assert single == pytest.approx([math.log1p(math.exp(-2)), math.log1p(math.exp(2))])
+    assert of_samples("loss", "classes", LOGITS, LABELS).tolist() == pytest.approx(
+        expected, rel=1e-5
+    )
+    single = of_samples("loss", "binary", torch.tensor([[2.0], [2.0]]), torch.tensor([1, 0]))
+    assert single.tolist() == pytest.approx([math.log1p(math.exp(-2)), math.log1p(math.exp(2))])
 
 
 def test_unknown_metric() -> None:

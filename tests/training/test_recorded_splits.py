@@ -146,8 +146,8 @@ def test_the_mean_is_that_of_selection_to_the_last_bit() -> None:
         theirs = mean_over_others(out, keys)
         for row, mean in zip(out, theirs, strict=True):
             recorded = recorded_splits("best", (1,), domains, 9)
-            recorded._is_highest("", [value for e, value in enumerate(row.tolist()) if e != 1])
-            assert recorded._highest[""] == mean
+            recorded._is_best("", [value for e, value in enumerate(row.tolist()) if e != 1])
+            assert recorded._best[""] == mean
 
 
 def real(eval_splits: str, **changes: Any) -> RunSpec:

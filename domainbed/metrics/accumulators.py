@@ -1,0 +1,139 @@
+"""What sums a metric up over one split: means of samples, functions of the whole split, groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from domainbed.errors import UserError
+from domainbed.metrics.contract import GROUP_PARTS, Accumulator, Metric, number_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from domainbed.metrics.labels import LabelType
+
+    PerSample = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    OfSplit = Callable[[torch.Tensor, torch.Tensor, LabelType], float]
+
+
+def values_of_samples(
+    name: str, function: PerSample, outputs: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """(B,) the values of a metric that is a mean over samples.
+
+    Raises:
+        UserError: the function returns something else.
+    """
+    values = function(outputs, targets)
+    found = getattr(values, "shape", None)
+    if found is None or tuple(found) != (len(targets),):
+        said = f"{values!r}" if found is None else f"a tensor of shape {tuple(found)}"
+        raise UserError(
+            f"metric {name!r} returned {said} for a batch of {len(targets)}: a function returns "
+            f"one value per sample, shape ({len(targets)},); what needs the whole split is a class "
+            "with update and compute",
+            "metrics",
+        )
+    return values
+
+
+def of_samples(name: str, per_sample: Callable[[LabelType], PerSample], **facts: Any) -> Metric:
+    """A metric that is the mean over the samples of a split; `facts` are fields of `Metric`."""
+
+    def new(labels: LabelType) -> Accumulator:
+        return SampleMean(name, per_sample(labels))
+
+    return Metric(name, new, per_sample=per_sample, **facts)
+
+
+class SampleMean(Accumulator):
+    """The mean of a function's values, which are added up in float64."""
+
+    def __init__(self, name: str, function: PerSample) -> None:
+        self._name, self._function = name, function
+        self._sum, self._count = 0.0, 0
+
+    def update(
+        self, outputs: torch.Tensor, targets: torch.Tensor, extras: Mapping[str, Any] | None
+    ) -> None:
+        values = values_of_samples(self._name, self._function, outputs, targets)
+        self._sum += values.double().sum().item()
+        self._count += len(targets)
+
+    def compute(self) -> float:
+        return self._sum / self._count if self._count else math.nan
+
+
+class WholeSplit(Accumulator):
+    """A function of the outputs, in float64, and the labels of the whole split.
+
+    Its value is NaN where an output is infinite or no number.
+    """
+
+    def __init__(self, labels: LabelType, function: OfSplit) -> None:
+        self._labels, self._function = labels, function
+        self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(
+        self, outputs: torch.Tensor, targets: torch.Tensor, extras: Mapping[str, Any] | None
+    ) -> None:
+        self._parts.append((outputs, targets))
+
+    def compute(self) -> float:
+        import torch
+
+        outputs, targets = (torch.cat(part) for part in zip(*self._parts))
+        if not outputs.isfinite().all():
+            return math.nan
+        return self._function(outputs.double(), targets, self._labels)
+
+
+def by_group(metric: Metric) -> Metric:
+    """The metric's worst value of all groups, its mean over them, and the gap of best and worst.
+
+    Raises:
+        UserError: it has several values.
+    """
+    if metric.parts:
+        raise UserError(f"metric {metric.name!r} has several values: none by group", "metrics")
+
+    def new(labels: LabelType) -> Accumulator:
+        return ByGroup(metric, labels)
+
+    return replace(metric, new=new, parts=GROUP_PARTS, per_sample=None)
+
+
+class ByGroup(Accumulator):
+    """A metric of each group of a split, and what is recorded of them.
+
+    Groups without a value, such as the AUROC of a group with one class, are left out.
+    """
+
+    def __init__(self, metric: Metric, labels: LabelType) -> None:
+        self._metric, self._labels = metric, labels
+        self._groups: dict[Any, Accumulator] = {}
+
+    def update(
+        self, outputs: torch.Tensor, targets: torch.Tensor, extras: Mapping[str, Any] | None
+    ) -> None:
+        if extras is None or "group" not in extras:
+            raise UserError("metrics by group need samples with a group in their extras", "metrics")
+        names, of_samples = np.unique(np.asarray(extras["group"]), return_inverse=True)
+        for number, name in enumerate(names.tolist()):
+            rows = np.flatnonzero(of_samples == number)
+            group = self._groups.setdefault(name, self._metric.new(self._labels))
+            group.update(outputs[rows], targets[rows], {"group": [name] * len(rows)})
+
+    def compute(self) -> Mapping[str, float]:
+        values = [number_of(self._metric.name, group.compute()) for group in self._groups.values()]
+        defined = [value for value in values if not math.isnan(value)]
+        if not defined:
+            return dict.fromkeys(GROUP_PARTS, math.nan)
+        lowest, highest = min(defined), max(defined)
+        worst = lowest if self._metric.higher_is_better else highest
+        return dict(zip(GROUP_PARTS, (worst, float(np.mean(defined)), highest - lowest)))

@@ -1,0 +1,113 @@
+"""Names of metrics: those in a run's field `metrics`, and those of their values in records.
+
+A field names a registered metric, `torchmetrics:CLASS`, or one of these with `_by_group` behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from domainbed.errors import UserError
+from domainbed.metrics import foreign
+from domainbed.metrics.accumulators import by_group, of_samples
+from domainbed.metrics.contract import GROUP_PARTS, METRICS, Metric, MetricFacts
+
+if TYPE_CHECKING:
+    from domainbed.metrics.labels import LabelType
+
+BY_GROUP = "_by_group"
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of this name in a run's field `metrics`.
+
+    Raises:
+        UserError: there is none, or its name cannot be that of a value in records.
+    """
+    if name.endswith(BY_GROUP):
+        return by_group(get_metric(name.removesuffix(BY_GROUP)))
+    if name.startswith(foreign.PREFIX):
+        return foreign.metric(name)
+    entry = METRICS[name]
+    if isinstance(entry, Metric):
+        return entry
+    if not re.fullmatch(r"\w+", name, re.ASCII) or name == "acc":
+        raise UserError(
+            f"metric {name!r} cannot be recorded under this name: register it under one of "
+            "letters, digits and underscores, other than acc",
+            "metrics",
+        )
+    facts = {
+        fact: getattr(entry, fact)
+        for fact in ("higher_is_better", "percent", "label_kinds", "parts")
+        if hasattr(entry, fact)
+    }
+    if isinstance(entry, type):
+        return Metric(name, lambda labels: entry(), **facts)
+    return of_samples(name, lambda labels: entry, **facts)
+
+
+def check_metrics(names: Iterable[str], labels: LabelType) -> None:
+    """Checks that a run can record these metrics of labels of a type.
+
+    Raises:
+        UserError: one is unknown, is not defined for such labels, cannot be made, or has the name
+            of another in records.
+    """
+    taken: dict[str, str] = {}
+    for name in names:
+        metric = get_metric(name)
+        if not metric.suits(labels):
+            suited = ", ".join(n for n in METRICS if get_metric(n).suits(labels))
+            raise UserError(
+                f"metric {name!r} is not defined for labels of the type {labels.name!r}, but for "
+                f"{' and '.join(metric.label_kinds)}: choose among {suited}",
+                "metrics",
+            )
+        for key in metric.recorded:
+            if key in taken:
+                raise UserError(
+                    f"metrics {taken[key]!r} and {name!r} are both recorded as {key!r}: leave one "
+                    "out",
+                    "metrics",
+                )
+            taken[key] = name
+        metric.new(labels)
+
+
+def recorded_names(metrics: Iterable[str]) -> tuple[str, ...]:
+    """The names in records of the values of these metrics.
+
+    Example:
+        >>> recorded_names(["accuracy", "auroc_by_group"])
+        ('accuracy', 'auroc_worst_group', 'auroc_mean_group', 'auroc_group_gap')
+    """
+    return tuple(key for name in metrics for key in get_metric(name).recorded)
+
+
+def describe_metric(name: str) -> MetricFacts:
+    """Direction and unit of a value, by its name in records.
+
+    Raises:
+        UserError: no such metric is known.
+
+    Example:
+        >>> describe_metric("rmse_worst_group")
+        MetricFacts(name='rmse_worst_group', higher_is_better=False, percent=False)
+    """
+    for part in GROUP_PARTS:
+        if name.endswith(f"_{part}"):
+            of_all = describe_metric(name.removesuffix(f"_{part}"))
+            higher = of_all.higher_is_better and part != "group_gap"
+            return MetricFacts(name, higher, of_all.percent)
+    if name.startswith(foreign.RECORDED_PREFIX):
+        return MetricFacts(name, foreign.higher_is_better(name.split("_")[1]), percent=False)
+    if name not in METRICS:
+        for known in METRICS:
+            if name.startswith(f"{known}_") and name in get_metric(known).recorded:
+                metric = get_metric(known)
+                return MetricFacts(name, metric.higher_is_better, metric.percent)
+    metric = get_metric(name)
+    return MetricFacts(name, metric.higher_is_better, metric.percent)
