@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from domainbed.core.digests import CHANGED, digest_of, read_sealed_json
 from domainbed.core.files import write_text
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
@@ -31,13 +33,16 @@ __all__ = ["NOT_WHOLE", "Busy", "RunFolder"]
 _FORMER_LOCK = "lock"  # as earlier versions left one
 NOT_WHOLE = "it is marked as done, but its records are not whole"
 
+_BARE_MARKS = (b"", b"done")  # of DomainBed and of earlier versions
+_RECORDS = re.compile(rb"results\.jsonl: (\d+) bytes, sha256 [0-9a-f]{64}$")
+
 
 class RunFolder:
     """Every path of a run. The layout of results, `done` and `out.txt` is DomainBed's.
 
     Attributes:
         results: one JSON record a line.
-        done: exists when the run is finished.
+        done: exists when the run is finished, with the digest of its records.
         out: what was printed.
         errors: the traceback of a run that failed.
         model: the trained weights.
@@ -123,8 +128,15 @@ class RunFolder:
             self.log.unlink(missing_ok=True)
             self.log.symlink_to(os.path.relpath(file, self.path))
 
+    def mark_done(self, records: str) -> None:
+        """Marks the run as finished; `records` are those that results.jsonl has to hold."""
+        write_text(self.done, f"done\n{seal_of(records.encode())}\n")
+
     def is_done(self) -> bool:
-        """Whether the run is marked as done, and its last record is there to its end."""
+        """Whether the run is marked as done, and its records have the size that they had then.
+
+        Of a mark without a digest, the last record is there to its end.
+        """
         return is_done(os.fspath(self.path))
 
     def state(self) -> str:
@@ -201,10 +213,7 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("no JSON object")
-            return content
+            return read_sealed_json(file)
         except (ValueError, RecursionError, OSError) as error:
             raise UserError(
                 f"{file} is damaged ({error}): repair it, or remove its folder"
@@ -213,11 +222,57 @@ class RunFolder:
 
 def is_done(path: str) -> bool:
     """As `RunFolder.is_done`, of a path: a look at 100,000 folders makes no object for each."""
-    if not os.path.exists(f"{path}/done"):
-        return False
     try:
+        with open(f"{path}/done", "rb", buffering=0) as stream:
+            mark = stream.read().strip()
+        if sealed := _RECORDS.search(mark):
+            return os.stat(f"{path}/results.jsonl").st_size == int(sealed[1])
         with open(f"{path}/results.jsonl", "rb", buffering=0) as stream:
             stream.seek(-1, os.SEEK_END)
-            return stream.read(1) == b"\n"
-    except OSError:  # there is none, or it is empty
+            return mark in _BARE_MARKS and stream.read(1) == b"\n"
+    except OSError:  # there is no mark, or there are no records
         return False
+
+
+def seal_of(records: bytes) -> str:
+    """What the mark of a finished run, and the first line of a checkpoint, say of the records."""
+    return f"results.jsonl: {len(records)} bytes, sha256 {digest_of(records)}"
+
+
+def read_records(folder: Path) -> tuple[bytes, bool]:
+    """The content of a run's results.jsonl, and whether there was a digest to compare it with.
+
+    That of a finished run is compared with its mark, that of an unfinished one with the first line
+    of its checkpoint, which knows all but records that were written after it.
+
+    Raises:
+        UserError: it has another digest, or the mark of the finished run is damaged.
+        OSError: it cannot be read.
+    """
+    results, done = folder / "results.jsonl", folder / "done"
+    # The mark first: of a run under way the records may grow meanwhile.
+    is_finished = done.exists()
+    mark = done.read_bytes().strip() if is_finished else _checkpoint_title(folder)
+    content, sealed = results.read_bytes(), _RECORDS.search(mark)
+    if sealed is None:
+        if mark not in _BARE_MARKS:
+            raise UserError(f"{done} is damaged: remove {folder}, and do the run again")
+        return content, False
+    known = content if is_finished else content[: int(sealed[1])]
+    if sealed[0].decode() != seal_of(known):
+        remedy = (
+            f"remove {folder}, and do the run again"
+            if is_finished
+            else "resume the run, which writes its records again from its checkpoint"
+        )
+        raise UserError(f"{results} is damaged ({CHANGED}): {remedy}")
+    return content, True
+
+
+def _checkpoint_title(folder: Path) -> bytes:
+    """The first line of an unfinished run's checkpoint, if it says anything of the records."""
+    for name in ("checkpoint.pt", "checkpoint.before.pt"):
+        with suppress(OSError), open(folder / name, "rb") as stream:
+            title = stream.readline(300).strip()
+            return title if _RECORDS.search(title) else b""
+    return b""

@@ -23,13 +23,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from domainbed.core import names, record_keys
+from domainbed.core import digests, names, record_keys
 from domainbed.core.files import cache_folder, written_aside
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
+from domainbed.runs import folder as run_folder
 from domainbed.runs import results_file
 from domainbed.runs.exported import SUFFIX, unpacked
-from domainbed.runs.folder import RunFolder
+from domainbed.runs.folder import RunFolder, read_records
 from domainbed.runs.records import NO_DOMAIN, RUN_KEYS, Records
 from domainbed.runs.results_file import Run, parse_json, read_results
 
@@ -44,9 +45,11 @@ Progress = Callable[[int, int], None]
 LEAST_FILES = 500
 """Of a folder whose runs are cached: fewer are read quickly."""
 
+_NAMED = 5  # of the runs that are left out
 _BATCH = 250  # files whose records are in memory as objects
 _SETTLED = 2e9  # ns: a younger file could change again and keep its times
-_CODE = [__file__, *(str(module.__file__) for module in (results_file, record_keys, names))]
+_MODULES = (digests, run_folder, results_file, record_keys, names)
+_CODE = [__file__, *(str(module.__file__) for module in _MODULES)]
 
 _DIGEST = 32  # bytes
 
@@ -65,10 +68,13 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
         The runs in the order of their folders' names, and their numbers. Links that lead out of
         a folder are not followed, and sweeps in a folder of sweeps not read, with a warning.
 
+    A run is left out, with a warning, whose records do not have the digest that they were written
+    with, or cannot be what a run recorded: a line is damaged, lacks a key or holds an accuracy
+    outside [0, 1], or a run.json names another run. A last line that is cut off is skipped, with
+    a warning, where the run is not finished.
+
     Raises:
-        UserError: a folder does not exist or holds no records; a line is damaged, lacks a key or
-            holds an accuracy outside [0, 1]; a run.json names another run; the last line of a
-            finished run is cut off. That of an unfinished run is skipped, with a warning.
+        UserError: a folder does not exist or holds no records, or every run is left out.
     """
     roots = as_paths(folders)
     files_of: dict[Path, Path] = {}
@@ -81,11 +87,17 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
             progress(next(counted) + 1, len(files))
 
     by_root = groupby(files, key=files_of.__getitem__)
-    batch = joined([read_files(root, list(of_root), on_file) for root, of_root in by_root])
+    damages: list[UserError] = []
+    parts = [read_files(root, list(of_root), on_file, damages) for root, of_root in by_root]
+    batch = joined(parts)
     if not batch.runs:
+        if damages:
+            raise damages[0]
         why = _failures(roots) or "wait for the first checkpoint"
         raise UserError(f"no complete record in {_join(roots)}: {why}")
     records = batch.as_records()
+    _warn_of_damages(damages)
+    _warn_of_unsealed(records)
     _warn_of_duplicates(records)
     _warn_of_unfinished(files)
     _warn_of_sweeps_inside(roots, files)
@@ -185,6 +197,23 @@ def _join(paths: Iterable[str | Path]) -> str:
     return ", ".join(repr(str(path)) for path in paths)
 
 
+def _warn_of_damages(damages: Sequence[UserError]) -> None:
+    for damage in damages[:_NAMED]:
+        log.warning("warning: %s; the run is left out", printable(damage))
+    if len(damages) > _NAMED:
+        more = len(damages) - _NAMED
+        log.warning("warning: %d more runs are left out, for such reasons", more)
+
+
+def _warn_of_unsealed(records: Records) -> None:
+    if unsealed := int((~records.runs["has_digest"]).sum()):
+        log.warning(
+            "warning: %d of %d runs have no digest, as those of DomainBed and of earlier versions: "
+            "damage to their records may not be noticed",
+            unsealed, len(records.runs),
+        )  # fmt: skip
+
+
 def _warn_of_unfinished(files: Sequence[Path]) -> None:
     unfinished = sum(not os.path.exists(f"{file.parent}/done") for file in files)
     # Records of other programs may come without any mark of the end.
@@ -277,26 +306,45 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(runs, pa.concat_tables(parts).unify_dictionaries())
 
 
-def read_batch(files: Iterable[tuple[Path, bytes]], on_file: Callable[[], None]) -> Batch:
-    """Parses files, given with their contents, and calls `on_file` after each.
+def read_batch(
+    files: Iterable[Path],
+    on_file: Callable[[], None] = lambda: None,
+    damages: list[UserError] | None = None,
+) -> Batch:
+    """Reads files that are named results.jsonl, and calls `on_file` after each.
+
+    Args:
+        files: to read.
+        on_file: called without arguments.
+        damages: takes the error of each file that cannot be read, which is left out; None raises
+            it.
 
     Raises:
-        UserError: see `read_results`.
+        UserError: see `read_records` and `read_results`.
     """
     runs: list[Run] = []
     records: list[tuple[int, int]] = []
     counts: list[int] = []
     keys: list[str] = []
     values: list[float] = []
-    for path, content in files:
-        for run, step, numbers in read_results(path, content):
+    for path in files:
+        on_file()
+        try:
+            content, has_digest = read_records(path.parent)
+            found = list(read_results(path, content))
+        except UserError as error:
+            if damages is None:
+                raise
+            damages.append(error)
+            continue
+        for run, step, numbers in found:
             if not runs or run is not runs[-1]:
+                run["has_digest"] = has_digest
                 runs.append(run)
             records.append((len(runs) - 1, step))
             counts.append(len(numbers))
             keys.extend(numbers)
             values.extend(numbers.values())
-        on_file()
     run_and_step = np.repeat(np.array(records, dtype=int).reshape(-1, 2), counts, axis=0)
     columns = {
         "run": run_and_step[:, 0],
@@ -314,13 +362,19 @@ def _as_floats(numbers: Sequence[float]) -> np.ndarray:
         return np.array([float(str(number)) for number in numbers])
 
 
-def read_files(root: Path, files: Sequence[Path], on_file: Callable[[], None]) -> Batch:
+def read_files(
+    root: Path,
+    files: Sequence[Path],
+    on_file: Callable[[], None],
+    damages: list[UserError] | None = None,
+) -> Batch:
     """The records of a folder's files, from its cache where that has them.
 
     Args:
         root: the folder.
         files: named results.jsonl, in it.
         on_file: called for each file.
+        damages: see `read_batch`.
 
     Raises:
         UserError: see `read_batch`.
@@ -335,10 +389,10 @@ def read_files(root: Path, files: Sequence[Path], on_file: Callable[[], None]) -
         on_file()
     new = [file for file, folder in zip(files, folders, strict=True) if folder not in known]
     for start in range(0, len(new), _BATCH):
-        some = ((file, file.read_bytes()) for file in new[start : start + _BATCH])
-        batches.append(read_batch(some, on_file))
+        batches.append(read_batch(new[start : start + _BATCH], on_file, damages))
     whole = joined(batches).only(folders)
-    finished = {f for f, stamp in stamps.items() if f not in known and _is_finished(f, stamp)}
+    read = {run["folder"] for run in whole.runs} - known
+    finished = {f for f in read if cache and _is_finished(f, stamps[f])}
     if cache and finished:
         _save(cache, root, whole.only({f: folders[f] for f in known | finished}), stamps)
     return whole

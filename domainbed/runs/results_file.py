@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from domainbed.config.run_fields import FeatureSource
+from domainbed.core.digests import read_sealed_json
 from domainbed.core.names import (
     averaged_algorithm,
     dataset_label,
@@ -327,8 +328,8 @@ def _check_run_json(path: Path, run: Run) -> None:
     """Raises where the folder's run.json names another run than the records of `path` do."""
     spec = path.with_name("run.json")
     try:
-        named = dict(json.loads(spec.read_bytes())) if spec.is_file() else {}
-    except (ValueError, TypeError) as error:
+        named = read_sealed_json(spec) if spec.is_file() else {}
+    except _NOT_JSON as error:
         raise UserError(f"{spec} is damaged ({error}): repair or remove it") from error
     for key in [key for key in RUN_KEYS if key in named]:
         ours, theirs = _comparable(key, run[key]), _comparable(key, named[key])

@@ -382,8 +382,9 @@ def write_beside(
     record = {"step": spec.steps - 1, **measured, "hparams": dict(hparams), "args": args}
     line = json.dumps(as_json_values(record), sort_keys=True, allow_nan=False) + "\n"
     with folder.exclusive():
+        folder.done.unlink(missing_ok=True)
         write_text(folder.results, line)
-        write_text(folder.done, "done")
+        folder.mark_done(line)
 
 
 # ---- adaptation ----

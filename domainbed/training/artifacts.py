@@ -22,6 +22,7 @@ import torch
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
+from domainbed.core.digests import sealed_json
 from domainbed.core.files import file_digest, write_text, written_aside
 from domainbed.core.names import average_in
 from domainbed.core.record_keys import AVERAGES_BY_TITLE
@@ -54,7 +55,7 @@ def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any] | None:
     owner = folder.read_json(folder.spec)
     if not folder.has_results():  # nothing to lose: it failed at its start, say
         content = {**spec.as_json(), "run_id": spec.run_id, "identity": identity}
-        write_text(folder.spec, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        write_text(folder.spec, sealed_json(content, indent=2, sort_keys=True))
         return {}
     if owner is None:
         raise UserError(
@@ -127,7 +128,7 @@ def write_environment(
         "resumed": resumed,
         "seconds": progress.seconds,
     }
-    write_text(folder.environment, json.dumps(facts, indent=2) + "\n")
+    write_text(folder.environment, sealed_json(facts, indent=2))
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -250,8 +251,7 @@ class KeptModels:
         at_end = ended or step == self._last
         # What always chooses the last step will not stay with one before it.
         methods = [method for method in self._methods if at_end or not method.chooses_last]
-        file = self._folder.results
-        records = read_batch([(file, file.read_bytes())], lambda: None).as_records()
+        records = read_batch([self._folder.results]).as_records()
         chosen = set()
         for method in methods:
             for row in method.score(records).to_dict("records"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from domainbed.core.digests import CHANGED, digest_of
 from domainbed.core.files import check_guard, written_aside
 from domainbed.errors import UserError
 from domainbed.networks.pretrained import load_plain
-from domainbed.runs.folder import RunFolder
+from domainbed.runs.folder import RunFolder, seal_of
 from domainbed.training.ranks import count, is_first
 from domainbed.training.restoring import restore
 from domainbed.training.state import capture, plain_numpy_state
@@ -74,7 +74,8 @@ def save(
     torch.save(contents, stream)
     payload = stream.getvalue()
     with written_aside(folder.checkpoint) as aside:
-        aside.write_bytes(_TITLE + _digest(payload) + b"\n" + payload)
+        seal = seal_of("".join(progress.records).encode()).encode()
+        aside.write_bytes(_TITLE + _digest(payload) + b"; " + seal + b"\n" + payload)
         _payload(aside)  # raises if the disk does not hold what was written
         check_guard(folder.path)
         with suppress(FileNotFoundError):
@@ -137,7 +138,7 @@ def remove(folder: RunFolder) -> None:
 
 
 def _digest(payload: bytes) -> bytes:
-    return hashlib.sha256(payload).hexdigest().encode()
+    return digest_of(payload).encode()
 
 
 def _payload(file: Path) -> bytes:
@@ -147,9 +148,8 @@ def _payload(file: Path) -> bytes:
         OSError: it cannot be read, or does not have the digest in the first line.
     """
     title, _, payload = file.read_bytes().partition(b"\n")
-    if title != _TITLE + _digest(payload):
-        reason = "its content does not have the digest that it was written with"
-        raise OSError(errno.EIO, reason, str(file))
+    if title.partition(b"; ")[0] != _TITLE + _digest(payload):
+        raise OSError(errno.EIO, CHANGED, str(file))
     return payload
 
 

@@ -354,5 +354,5 @@ class Trainer:
         write_environment(self.folder, self.experiment, self.began, progress)
         check_guard(self.folder.path)
         self.folder.errors.unlink(missing_ok=True)
-        write_text(self.folder.done, "done")
+        self.folder.mark_done("".join(progress.records))
         checkpoint.remove(self.folder)

@@ -13,6 +13,7 @@ import pytest
 from domainbed.cli import run as run_command
 from domainbed.errors import UserError
 from domainbed.reporting import RENDERERS
+from domainbed.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +44,7 @@ def write_run(folder, env, seed, trial):
         lines.append(json.dumps(record) + "\n")
     folder.mkdir(parents=True)
     (folder / "results.jsonl").write_text("".join(lines))
-    (folder / "done").touch()
+    RunFolder(folder).mark_done("".join(lines))
 
 
 def run(command, *words):

@@ -8,12 +8,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers import edit_json
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms import ALGORITHMS, get_algorithm_class, register_algorithm
 from domainbed.algorithms.base import Algorithm
+from domainbed.core.digests import read_sealed_json
 from domainbed.core.seeding import seed_everything, seed_hash
 from domainbed.core.settings import load
 from domainbed.datasets import ColoredDigits
@@ -158,7 +160,7 @@ def assert_inconsistency(measured, expected):
 
 def test_facts_of_a_run(folder, found):
     assert found["run"] == "Fishr on ColoredDigits, test domain 1, hparams seed 0, trial 0"
-    written = json.loads((folder / "run.json").read_text())
+    written = read_sealed_json(folder / "run.json")
     assert {**found["spec"], "run_id": written["run_id"]} == {
         name: value for name, value in written.items() if name != "identity"
     }
@@ -345,9 +347,7 @@ def damage(name):
         "training diverged": lambda folder: change_model(
             folder, lambda weights: weights["classifier.bias"].fill_(float("nan"))
         ),
-        "of another version": lambda folder: (folder / "run.json").write_text(
-            json.dumps({**json.loads((folder / "run.json").read_text()), "later": 1})
-        ),
+        "of another version": lambda folder: edit_json(folder / "run.json", later=1),
     }[name]
 
 

@@ -4,6 +4,8 @@ import itertools
 import json
 import random
 
+from domainbed.runs.folder import RunFolder
+
 DOMAINS = {"ColoredMNIST": 3, "PACS": 4, "Birds": 3}
 
 
@@ -64,6 +66,6 @@ def write(root, runs, seed=0, done=False):
         lines = [json.dumps(record, sort_keys=True) + "\n" for record in records]
         (folder / "results.jsonl").write_text("".join(lines))
         if done:
-            (folder / "done").write_text("done")
+            RunFolder(folder).mark_done("".join(lines))
         folders.append(folder)
     return folders

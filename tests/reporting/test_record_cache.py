@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from fake_sweep import random_runs, write
 
-from domainbed.errors import UserError
 from domainbed.reporting import load_records
 from domainbed.runs import load
+from domainbed.runs.folder import RunFolder
 
 RUNS = 2 * (4 + 3) * 2 * 2
 
@@ -50,10 +50,9 @@ def read(monkeypatch, folder):
     parsed = []
     read_batch = load.read_batch
 
-    def counting(files, on_file):
-        found = list(files)
-        parsed.extend(found)
-        return read_batch(found, on_file)
+    def counting(files, on_file, damages):
+        parsed.extend(files)
+        return read_batch(files, on_file, damages)
 
     with monkeypatch.context() as patch:
         patch.setattr(load, "read_batch", counting)
@@ -104,7 +103,9 @@ def replaced(folder):
 @pytest.mark.parametrize("change", [rewrite, same_size, replaced])
 def test_a_changed_run_is_parsed_anew_and_alone(sweep, monkeypatch, change):
     before, _ = read(monkeypatch, sweep)
-    change(sorted(sweep.iterdir())[5])
+    folder = sorted(sweep.iterdir())[5]
+    change(folder)
+    RunFolder(folder).mark_done((folder / "results.jsonl").read_text())
     after, parsed = read(monkeypatch, sweep)
     assert parsed == 1
     assert not before.values.equals(after.values)
@@ -126,12 +127,23 @@ def test_runs_that_come_and_go(sweep, monkeypatch):
     assert_same(after, anew(monkeypatch, sweep))
 
 
-def test_a_wrong_run_json_is_noticed(sweep, monkeypatch):
+def test_a_wrong_run_json_is_noticed(sweep, monkeypatch, caplog):
     read(monkeypatch, sweep)
     folder = sorted(sweep.iterdir())[2]
     (folder / "run.json").write_text(json.dumps({"trial_seed": 77}))
-    with pytest.raises(UserError, match=r"run\.json names"):
-        read(monkeypatch, sweep)
+    found, _ = read(monkeypatch, sweep)
+    assert len(found.runs) == RUNS - 1
+    assert "run.json names" in caplog.text
+
+
+def test_a_damaged_run_is_noticed_whatever_is_cached(sweep, monkeypatch, caplog):
+    """It is read, and left out, each time; what is cached of the others stays."""
+    folder = sorted(sweep.iterdir())[5]
+    same_size(folder)
+    for files in (RUNS, 1):
+        found, parsed = read(monkeypatch, sweep)
+        assert (len(found.runs), parsed) == (RUNS - 1, files)
+    assert caplog.text.count(f"{folder}/results.jsonl is damaged") == 2
 
 
 def test_unfinished_and_torn_runs_are_never_kept(sweep, monkeypatch, caplog):

@@ -2,13 +2,16 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from fake_sweep import random_run, random_runs, write
 
 from domainbed.errors import UserError
 from domainbed.reporting import load_records
+from domainbed.runs.folder import seal_of
 
 
 @pytest.fixture
@@ -124,15 +127,26 @@ def test_a_torn_last_line_of_a_finished_run_is_an_error(run, cut, end):
 
 
 def test_whole_files_raise_no_warning(tmp_path, caplog):
-    write(tmp_path, random_runs(0))
+    write(tmp_path, random_runs(0), done=True)
     load_records(tmp_path)
     assert caplog.text == ""
+
+
+def test_records_without_a_digest_are_told_once(tmp_path, caplog):
+    """Those of DomainBed, and of this project's earlier versions."""
+    write(tmp_path, random_runs(0), done=True)
+    whole = load_records(tmp_path)
+    for folder in sorted(tmp_path.iterdir())[:5]:
+        (folder / "done").write_text("done")
+    pd.testing.assert_frame_equal(load_records(tmp_path).values, whole.values)
+    (message,) = caplog.messages
+    assert "5 of 24 runs have no digest" in message
 
 
 def test_blank_lines_are_no_damage(run, caplog):
     run.write_text(run.read_text().replace("\n", "\n\n"))
     assert steps_of(load_records(run.parent)) == [0, 10, 20]
-    assert caplog.text == ""
+    assert all("no digest" in message for message in caplog.messages)
 
 
 def damaged(lines, number, change):
@@ -336,3 +350,77 @@ def test_a_sweep_whose_runs_all_failed_says_so(tmp_path, with_empty_records):
             (tmp_path / name / "results.jsonl").touch()
     with pytest.raises(UserError, match=r"2 runs failed, such as .*a: a has no data$"):
         load_records(tmp_path)
+
+
+def flipped(content, place, bit):
+    """The same bytes but for one bit."""
+    changed = bytearray(content)
+    changed[place] ^= 1 << bit
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "done"])
+def test_a_finished_run_is_left_out_after_any_flip(tmp_path, caplog, name):
+    folder, *others = write(tmp_path, random_runs(3)[:3], done=True)
+    expected, file = load_records(tmp_path), folder / name
+    kept = expected.only(expected.runs["folder"] != str(folder))
+    whole, rng = file.read_bytes(), random.Random(0)
+    for _ in range(40):
+        place = rng.randrange(len(whole))
+        file.write_bytes(flipped(whole, place, rng.randrange(8)))
+        caplog.clear()
+        found = load_records(tmp_path)
+        if len(found.runs) == 3:  # the mark's first word, and its end
+            assert name == "done"
+            assert place < 5 or place == len(whole) - 1
+            pd.testing.assert_frame_equal(found.values, expected.values)
+            continue
+        pd.testing.assert_frame_equal(found.runs, kept.runs)
+        pd.testing.assert_frame_equal(found.values, kept.values)
+        (message,) = caplog.messages
+        assert f"{file} is damaged" in message
+        assert message.endswith("the run is left out")
+    for other in others:
+        shutil.rmtree(other)
+    with pytest.raises(UserError, match=f"{file} is damaged"):
+        load_records(tmp_path)
+
+
+def test_records_of_an_unfinished_run_are_compared_with_its_checkpoint(run, caplog):
+    """But for the last line, which may have been written after it."""
+    whole = run.read_bytes()
+    first, second, _ = whole.splitlines(keepends=True)
+    title = f"domainbed checkpoint, sha256 {'0' * 64}; {seal_of(first + second)}\n"
+    run.with_name("checkpoint.pt").write_bytes(title.encode() + b"anything")
+    run.with_name("run.json").write_text("{}")
+    assert steps_of(load_records(run.parent)) == [0, 10, 20]
+    assert "no digest" not in caplog.text
+    for place in (0, 100, len(first + second) - 1):
+        run.write_bytes(flipped(whole, place, 0))
+        with pytest.raises(UserError, match=r"results\.jsonl is damaged .*: resume the run"):
+            load_records(run.parent)
+    run.write_bytes(first)
+    with pytest.raises(UserError, match=r"results\.jsonl is damaged"):
+        load_records(run.parent)
+
+
+def test_what_no_run_recorded_is_left_out(tmp_path, caplog):
+    """A NaN, a text in place of a seed, an accuracy above 1, in folders without digests."""
+    folders = write(tmp_path, random_runs(4)[:6])
+    changes = {
+        "not a number in": lambda record: record.update(env1_in_acc=float("nan")),
+        "not an integer": lambda record: record["args"].update(trial_seed="0"),
+        "is 1.5": lambda record: record.update(env0_out_acc=1.5),
+        "lacks the key": lambda record: record.pop(f"env{record['args']['test_envs'][0]}_in_acc"),
+    }
+    for folder, change in zip(folders, changes.values()):
+        file = folder / "results.jsonl"
+        records = list(map(json.loads, file.read_text().splitlines()))
+        change(records[-1])
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = load_records(tmp_path)
+    assert sorted(found.runs["folder"]) == sorted(map(str, folders[4:]))
+    left_out = [message for message in caplog.messages if "left out" in message]
+    assert len(left_out) == len(changes)
+    for folder, reason in zip(folders, changes):
+        assert any(f"{folder}/results.jsonl, line 3" in m and reason in m for m in left_out)

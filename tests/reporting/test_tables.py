@@ -151,7 +151,7 @@ def test_warning_counts_what_is_missing(tmp_path, caplog):
 
 
 def test_whole_sweeps_raise_no_warning(tmp_path, caplog):
-    write(tmp_path, random_runs(0))
+    write(tmp_path, random_runs(0), done=True)
     build_report(load_records(tmp_path))
     assert caplog.text == ""
 

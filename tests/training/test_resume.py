@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import switching_at
+from helpers import edit_json, switching_at
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.core.stopping import Interrupted, request_stop, stopping_on
@@ -302,8 +302,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_another_major_version_of_pytorch_is_refused(tmp_path: Path) -> None:
     run_until(spec_of("ERM"), tmp_path, 6)
-    file = tmp_path / "environment.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "torch": "1.12.0"}))
+    edit_json(tmp_path / "environment.json", torch="1.12.0")
     with pytest.raises(UserError, match=r"was started with PyTorch 1\.12\.0"):
         run(spec_of("ERM"), tmp_path)
 
@@ -311,9 +310,7 @@ def test_another_major_version_of_pytorch_is_refused(tmp_path: Path) -> None:
 def test_another_version_of_the_protocol_is_refused(tmp_path: Path) -> None:
     run_until(spec_of("ERM"), tmp_path, 6)
     file = tmp_path / "run.json"
-    content = json.loads(file.read_text())
-    content["identity"]["protocol_version"] = 0
-    file.write_text(json.dumps(content))
+    edit_json(file, identity={**json.loads(file.read_text())["identity"], "protocol_version": 0})
     with pytest.raises(UserError, match="protocol_version is 0 there and 1 here"):
         run(spec_of("ERM"), tmp_path)
 
@@ -322,7 +319,7 @@ def test_a_resumed_run_keeps_its_threads_and_its_first_environment(tmp_path: Pat
     run_until(spec_of("ERM"), tmp_path, 6)
     file = tmp_path / "environment.json"
     first = json.loads(file.read_text())
-    file.write_text(json.dumps({**first, "threads": 2, "host": "elsewhere"}))
+    edit_json(file, threads=2, host="elsewhere")
     run(spec_of("ERM"), tmp_path)
     after = json.loads(file.read_text())
     assert (after["threads"], after["host"]) == (2, "elsewhere")
