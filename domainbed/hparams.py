@@ -33,7 +33,7 @@ from domainbed.core.seeding import seed_hash
 from domainbed.datasets import DATASETS, dataset_facts
 from domainbed.datasets.image_domains import DATA_OPTIONS
 from domainbed.errors import UserError, did_you_mean
-from domainbed.networks import HEAD_OPTIONS, NETWORK_OPTIONS
+from domainbed.networks import HEAD_OPTIONS, NETWORK_OPTIONS, named_network
 
 __all__ = [
     "Choice",
@@ -69,6 +69,8 @@ def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
             "head_width": Fixed(256, "their width", least=1),
             "head_dropout": Choice(0.0, rates, "dropout before each of them", least=0, below=1),
         }
+    if facts.network:
+        network = {"featurizer": Fixed(facts.network, "registered network; the dataset's own")}
     size, high = (64, 9.0) if facts.from_scratch else (32, 5.5)
     if facts.name == "DomainNet" and not facts.from_scratch:
         high = 5.0
@@ -115,20 +117,38 @@ class Space:
 
     @classmethod
     def of(
-        cls, algorithm: str, declaring: type[Algorithm], dataset: str, features: bool = False
+        cls,
+        algorithm: str,
+        declaring: type[Algorithm],
+        dataset: str,
+        features: bool = False,
+        featurizer: str = "",
     ) -> Space:
-        """The space of `algorithm`, which is the class `declaring`; see `search_space`."""
+        """The space of `algorithm`, which is the class `declaring`; see `search_space`.
+
+        With a `featurizer`, this network takes the place of the dataset's own.
+
+        Raises:
+            UserError: there is no such network.
+        """
         facts = dataset_facts(dataset, features)
-        usual = {**NETWORK_OPTIONS, **DATA_OPTIONS}
+        if featurizer and featurizer != facts.network:
+            facts = replace(facts, network="")
+        usual = {**({} if facts.network else NETWORK_OPTIONS), **DATA_OPTIONS}
         if features:
             usual = {**HEAD_OPTIONS, "corrupt_images": DATA_OPTIONS["corrupt_images"]}
-        of_data = DATASETS[dataset].options if dataset in DATASETS else {}
+        if network := featurizer or facts.network:
+            usual |= getattr(named_network(network), "options", {})
+        of_data, shared = {}, shared_space(facts)
+        if dataset in DATASETS:
+            of_data = DATASETS[dataset].options
+            shared |= {} if features else declared_space(DATASETS[dataset], facts)
         return cls(
             algorithm=algorithm,
             dataset=dataset,
             options={**usual, **of_data, **declared_options(declaring)},
             own=declared_space(declaring, facts),
-            shared=shared_space(facts),
+            shared=shared,
             is_complete=declaring.__module__.startswith("domainbed.")
             or "search_space" in vars(declaring),
         )
@@ -150,7 +170,8 @@ class Space:
             # The shared ones that there were in 2020, then the algorithm's as it declares them.
             # One that the algorithm replaces (`batch_size` of ARM) is drawn all the same.
             drawn = {name: dimension.default for name, dimension in self.shared.items()}
-            drawn |= {name: self.shared[name].draw(source) for name in _FIRST_IN_SEQUENCE}
+            first = [name for name in _FIRST_IN_SEQUENCE if name in self.shared]
+            drawn |= {name: self.shared[name].draw(source) for name in first}
             return drawn | {name: dimension.draw(source) for name, dimension in own.items()}
         drawn = {}
         for name, dimension in {**self.shared, **own}.items():

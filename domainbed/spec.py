@@ -253,7 +253,8 @@ class Resolver:
         }
         usual_metrics = label_type(values["labels"]).default_metrics
         draft = make(kind, {"metrics": usual_metrics, **values})
-        space = Space.of(algorithm, declaring, label, draft.features is not None)
+        featurizer = str(draft.fixed_hparams.get("featurizer", ""))
+        space = Space.of(algorithm, declaring, label, draft.features is not None, featurizer)
         resolver = cls(data, declaring, published, space, draft)
         resolver._check()
         return resolver
@@ -318,6 +319,7 @@ class Resolver:
         domains, label = len(self.data.ENVIRONMENTS), self.draft.dataset_label
         reads_images = getattr(self.data, "reads_images", False)  # a plug-in's may lack it
         has_classes = label_type(self.draft.labels).kind == "classes"
+        shape = getattr(self.data, "input_shape", ())  # many have none before they are loaded
         obstacles = [
             (
                 cls.needs_classes and not has_classes,
@@ -328,6 +330,12 @@ class Resolver:
             (
                 features and cls.needs_images,
                 f"{name} needs images, and does not work on features of them",
+                "algorithm",
+            ),
+            (
+                (cls.needs_tensor or cls.needs_images) and shape is None,
+                f"{name} computes with the inputs themselves, and those of {label} have no one "
+                "shape: choose another algorithm",
                 "algorithm",
             ),
             (

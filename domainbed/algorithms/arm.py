@@ -21,6 +21,7 @@ from domainbed.algorithms.base import (
 from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import DatasetFacts, Dimension, Fixed
 from domainbed.errors import UserError
+from domainbed.networks import is_shape
 
 
 def new_context_net(channels: int) -> nn.Sequential:
@@ -100,10 +101,10 @@ class ARM(ERM):
     needs_classes = False
 
     def build(self) -> None:
-        if len(self.input_shape) != 3:
+        if not is_shape(self.input_shape) or len(self.input_shape) != 3:
             raise UserError(
                 f"{type(self).__name__} needs images, (channels, height, width), but the inputs "
-                f"have the shape {tuple(self.input_shape)}: choose another algorithm"
+                f"have the shape {self.input_shape}: choose another algorithm"
             )
         channels, height, width = self.input_shape
         self.input_shape = (channels + 1, height, width)  # of the images with their context

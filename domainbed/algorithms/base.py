@@ -158,6 +158,10 @@ class Algorithm(nn.Module):
     needs_images: ClassVar[bool] = False
     """Whether inputs must be images, and not features that a backbone computed from them."""
 
+    needs_tensor: ClassVar[bool] = False
+    """Whether it computes with the inputs themselves (mixes or perturbs them), which must then be
+    one tensor of numbers: no tokens, and no nest of tensors."""
+
     needs_features: ClassVar[bool] = False
     """Whether natural images are too large for it, so that its inputs must be their features."""
 

@@ -27,6 +27,7 @@ from domainbed.algorithms.base import (
     register_algorithm,
 )
 from domainbed.core.device import full_precision
+from domainbed.core.minibatch import Nest, joined_extras, split
 from domainbed.errors import UserError
 from domainbed.metrics.labels import Classes, LabelType
 
@@ -67,7 +68,8 @@ class ForwardPass:
         label_type: of the labels, whose loss the risks are.
 
     Attributes:
-        x: (N, *input_shape) inputs; N is the sum of the domains' B.
+        minibatches: as they were given.
+        x: (N, *input_shape) inputs, or a nest of them; N is the sum of the domains' B.
         y: (N,) labels.
         sizes: B of each of the E domains.
     """
@@ -81,6 +83,7 @@ class ForwardPass:
         label_type: LabelType = CLASSES,
     ) -> None:
         self.label_type = label_type
+        self.minibatches = minibatches
         self.x, self.y = concatenate(minibatches)
         self.sizes = domain_sizes(minibatches)
         self._featurizer, self._classifier = featurizer, classifier
@@ -132,9 +135,14 @@ class ForwardPass:
         """(N,) the number of each sample's domain."""
         return domain_labels(self.sizes, self.y.device)
 
-    def by_domain(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
-        """(N, …), such as the features, to E tensors (B, …)."""
-        return values.split(self.sizes)
+    @cached_property
+    def extras(self) -> dict[str, Any] | None:
+        """By name what else each domain's samples have, of all N; None where there is nothing."""
+        return joined_extras(self.minibatches)
+
+    def by_domain(self, values: Nest) -> Sequence[Any]:
+        """(N, …), such as the features, to E tensors (B, …); a nest to E nests."""
+        return split(values, self.sizes)
 
     def pooled_risk(self) -> torch.Tensor:
         """The mean loss of all samples, a scalar."""

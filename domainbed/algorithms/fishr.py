@@ -166,6 +166,13 @@ class GradientMatching(nn.Module):
         """
         head, names = self._scope(featurizer, classifier)
         inputs = forward_pass.features if head is classifier else forward_pass.x
+        if not isinstance(inputs, torch.Tensor):
+            raise UserError(
+                f"hyper-parameter 'fishr_parameters' is {self.parameters_of!r}, and gradients of "
+                "single samples below the classifier need inputs of one tensor, not a "
+                f"{type(inputs).__name__} of them: choose 'classifier'",
+                *("hparams", "fishr_parameters"),
+            )
         with nullcontext() if differentiable else torch.no_grad():
             values = _STATISTICS[self.statistic](
                 head,
@@ -367,6 +374,7 @@ def with_fishr(base: type[Algorithm], base_name: str) -> type[FishrAddOn]:
         "least_domains": base.least_domains,
         "least_samples": max(base.least_samples, Fishr.least_samples),
         "needs_images": base.needs_images,
+        "needs_tensor": base.needs_tensor,
         "needs_classes": base.needs_classes,
         "predicts_batches": base.predicts_batches,
         "paper": f"{base.paper}; with Ramé, Dancette, Cord, Fishr, ICML 2022",

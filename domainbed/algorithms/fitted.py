@@ -22,7 +22,8 @@ from domainbed.algorithms.base import (
 )
 from domainbed.config.dimensions import Choice, LogUniform
 from domainbed.core.device import full_precision
-from domainbed.networks import UnitFeatures
+from domainbed.errors import UserError
+from domainbed.networks import UnitFeatures, is_shape
 
 _LEAST = -1e4  # the logit of a class without images
 
@@ -38,9 +39,15 @@ class FittedOnce(Algorithm):
     """
 
     needs_features: ClassVar[bool] = True
+    needs_tensor = True
     needs_classes: ClassVar[bool] = True  # all that is fitted are scores of classes
 
     def build(self) -> None:
+        if not is_shape(self.input_shape):
+            raise UserError(
+                f"{type(self).__name__} needs inputs of one shape, and the dataset's is "
+                f"{self.input_shape}: choose another algorithm"
+            )
         self.width = math.prod(self.input_shape)
 
     def training_stages(self) -> Sequence[Stage]:

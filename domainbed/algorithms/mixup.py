@@ -11,12 +11,10 @@ from domainbed.algorithms.erm import CLASSES, ERM, ForwardPass
 from domainbed.config.dimensions import LogUniform
 from domainbed.metrics.labels import LabelType
 
-Minibatch = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def cyclic_pairs(
-    minibatches: Minibatches, order: Sequence[int]
-) -> list[tuple[Minibatch, Minibatch]]:
+def cyclic_pairs(minibatches: Minibatches, order: Sequence[int]) -> list[tuple[Pair, Pair]]:
     """Each domain with the one after it in `order`, the last with the first, cut to one length."""
     pairs = []
     for i, j in zip(order, [*order[1:], order[0]]):
@@ -68,6 +66,7 @@ class Mixup(ERM):
         )
     }
     passes_by_domain = True
+    needs_tensor = True
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         domains = list(zip(forward.by_domain(forward.x), forward.by_domain(forward.y)))

@@ -23,6 +23,7 @@ from domainbed.algorithms.base import (
 )
 from domainbed.algorithms.erm import ERM, Network
 from domainbed.config.dimensions import Choice, LogUniform, Option
+from domainbed.core.minibatch import taken
 
 
 def split_pairs(order: Sequence[int], meta_test: int) -> list[tuple[int, int]]:
@@ -142,7 +143,7 @@ class MLDG(ERM):
         for i, j in pairs:
             size = min(len(minibatches[i][1]), len(minibatches[j][1]))
             (x_i, y_i), (x_j, y_j) = (
-                (x[:size], y[:size]) for x, y in (minibatches[i], minibatches[j])
+                (taken(x, slice(size)), y[:size]) for x, y in (minibatches[i], minibatches[j])
             )
             # Only clones see data in DomainBed: the statistics of batch norm never move.
             risk_i = self.label_type.risk(moved(self.network, parameters)(x_i), y_i)

@@ -17,6 +17,7 @@ from domainbed.algorithms.base import (
 from domainbed.algorithms.erm import ForwardPass, PooledAlgorithm, trains_batch_norm
 from domainbed.config.dimensions import Choice
 from domainbed.core.device import sent
+from domainbed.core.minibatch import Nest, split
 
 
 def beside(features: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
@@ -78,9 +79,9 @@ class MTL(PooledAlgorithm):
         self.require_samples(minibatches)
         sizes, one_by_one = domain_sizes(minibatches), trains_batch_norm(self)
 
-        def embedded(x: torch.Tensor) -> torch.Tensor:
+        def embedded(x: Nest) -> torch.Tensor:
             if one_by_one:
-                z = [self.featurizer(x_e) for x_e in x.split(sizes)]
+                z = [self.featurizer(x_e) for x_e in split(x, sizes)]
             else:
                 z = self.featurizer(x).split(sizes)
             return torch.cat([beside(z_e, self.embedding(z_e, e)) for e, z_e in enumerate(z)])

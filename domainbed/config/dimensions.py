@@ -226,13 +226,16 @@ class DatasetFacts:
 
     Attributes:
         name: the dataset's, without paths.
-        small_images: whether it is one of MNIST's kind, which the protocol treats apart.
+        small_images: whether its search space is the "small" one, which the protocol has for
+            images of MNIST's kind.
         features: whether inputs are features of its images, which a backbone computed before.
+        network: the name of the dataset's own network; empty where inputs' shape decides.
     """
 
     name: str
     small_images: bool = False
     features: bool = False
+    network: str = ""
 
     @property
     def from_scratch(self) -> bool:

@@ -48,11 +48,13 @@ from domainbed.datasets.published_trees import (
     SpawriousM2M_medium,
     SpawriousM2M_hard,
 )
+from domainbed.datasets.domain import TensorDomain
 from domainbed.datasets.debug import Debug28, Debug224
 from domainbed.datasets.image_domains import apply_data_options, apply_features, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.config.dimensions import DatasetFacts
 from domainbed.errors import UserError
+from domainbed.networks import NETWORKS
 from domainbed.core.files import cache_folder
 from domainbed.core.names import MANIFESTS, dataset_label
 from domainbed.config.run_fields import FeatureSource
@@ -87,11 +89,23 @@ def dataset_facts(name: str, features: bool = False) -> DatasetFacts:
     Args:
         name: a dataset's, or its label. One that is not registered counts as natural images.
         features: whether inputs are features of its images.
+
+    Raises:
+        UserError: the dataset has a search space that does not exist.
     """
     label = dataset_label(name)
     # A class made for DomainBed may not declare the kind of its images.
-    small = bool(getattr(DATASETS.get(label), "small_images", False))
-    return DatasetFacts(label, small, features)
+    cls = DATASETS.get(label)
+    space, network = getattr(cls, "space", ""), getattr(cls, "network", "")
+    if space not in ("", "small", "large"):
+        raise UserError(f"dataset {label} has the space {space!r}: expected small or large")
+    small = space == "small" if space else bool(getattr(cls, "small_images", False))
+    if not isinstance(network, str):
+        try:
+            network = NETWORKS.register(network).__name__
+        except ValueError as error:
+            raise UserError(f"the network of dataset {label}: {error}", "dataset") from error
+    return DatasetFacts(label, small, features, "" if features else network)
 
 
 def load_dataset(
@@ -192,6 +206,7 @@ __all__ = [
     "SpawriousO2O_easy",
     "SpawriousO2O_hard",
     "SpawriousO2O_medium",
+    "TensorDomain",
     "TerraIncognita",
     "WILDSCamelyon",
     "WILDSFMoW",

@@ -5,7 +5,8 @@ Datasets written for PyTorch or DomainBed are wrapped and checked here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +16,12 @@ from torch.utils.data import Dataset, TensorDataset
 
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.dimensions import Option, refusal
+from domainbed.core.minibatch import Join, tensors_of
 from domainbed.core.registry import Registry
 from domainbed.core.seeding import global_sources_kept
-from domainbed.datasets.domain import Domain, LoadedDomain, TensorDomain
+from domainbed.datasets.domain import Batch, Domain, LoadedDomain, TensorDomain
 from domainbed.errors import UserError
+from domainbed.networks import is_shape
 
 
 class MultipleDomainDataset:
@@ -29,10 +32,14 @@ class MultipleDomainDataset:
     `num_classes`.
 
     Attributes:
-        datasets: one `torch.utils.data.Dataset` of (x, y) pairs per domain. A `TensorDataset`
-            is kept on the device, a `Domain` defines how it is read, and any other dataset is
-            read by worker processes.
-        input_shape: shape of x.
+        datasets: one `torch.utils.data.Dataset` of (x, y) or (x, y, extras) per domain. A
+            `TensorDataset` is kept on the device, a `Domain` defines how it is read, and any other
+            dataset is read by worker processes.
+        input_shape: shape of x. Where x has no one shape, whatever plain values tell the network
+            what it needs (a vocabulary's size, say), or None.
+        collate: from a list of what `datasets` return to a batch (x, y) or (x, y, extras), as a
+            `DataLoader` takes it; None for PyTorch's own.
+        join: from a list of the domains' x to one x; None for zeros where lengths differ.
         num_classes: C, the number of classes or of properties, or the numbers per sample that are
             regressed.
         labels: what labels are, by the name of a label type (`domainbed.metrics.labels`).
@@ -41,8 +48,13 @@ class MultipleDomainDataset:
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
         features_folder: of the features that are the inputs; None where these are images.
-        small_images: whether the search spaces of small images apply (protocol of the MNIST
-            datasets).
+        network: what turns x into features: a name in `NETWORKS`, or a class or function, which
+            is registered by its own name; empty where the shape of x decides.
+        space: "small" for the search spaces of networks that start from random weights (the
+            protocol's for the MNIST datasets), "large" for those of pretrained ones; where it is
+            empty, `small_images` decides, true for "small".
+        search_space: dimensions of its own, also in place of those that all algorithms share, as
+            an algorithm declares them.
         shareable: whether the object depends on root and trial seed alone, so that runs may
             share it.
         test_domains: the domains that it is evaluated on, which sweeps plan; None for all of them.
@@ -56,6 +68,9 @@ class MultipleDomainDataset:
     ENVIRONMENTS: ClassVar[Sequence[str]] = ()
     N_STEPS: ClassVar[int] = 5001
     CHECKPOINT_FREQ: ClassVar[int] = 100
+    network: ClassVar[Any] = ""
+    space: ClassVar[str] = ""
+    search_space: ClassVar[Any] = {}
     small_images: ClassVar[bool] = False
     shareable: ClassVar[bool] = False
     info: ClassVar[DatasetInfo | None] = None
@@ -67,8 +82,10 @@ class MultipleDomainDataset:
     group: ClassVar[str] = "group"
 
     datasets: Sequence[Dataset[Any]]
-    input_shape: Sequence[int]
+    input_shape: Any
     num_classes: int
+    collate: Callable[[list[Any]], Batch] | None = None
+    join: Join | None = None
     classes: Sequence[str] = ()
     out_splits: Sequence[Sequence[int]] | None = None
     features_folder: Path | None = None
@@ -122,16 +139,22 @@ DATASETS: Registry[Any] = Registry(
 
 
 class ForeignDomain(LoadedDomain):
-    """A `torch.utils.data.Dataset` of (x, y) pairs.
+    """A `torch.utils.data.Dataset` of (x, y) or (x, y, extras).
 
     Args:
-        dataset: with a length. What else it has is used: `augmented(index)`, an augmented pair;
+        dataset: with a length. What else it has is used: `augmented(index)`, an augmented one;
             `targets`, the labels; `unreadable`, positions of images to leave out.
         num_classes: of the labels, which are checked as they are read; None if it is not known.
+        collate: see `LoadedDomain`.
     """
 
-    def __init__(self, dataset: Any, num_classes: int | None = None) -> None:
-        self._dataset, self._num_classes = dataset, num_classes
+    def __init__(
+        self,
+        dataset: Any,
+        num_classes: int | None = None,
+        collate: Callable[[list[Any]], Batch] | None = None,
+    ) -> None:
+        self._dataset, self._num_classes, self.collate = dataset, num_classes, collate
         self._can_augment = hasattr(dataset, "augmented")
         self.labels_at_hand = hasattr(dataset, "targets")
         self.unreadable = list(getattr(dataset, "unreadable", ()))
@@ -147,12 +170,13 @@ class ForeignDomain(LoadedDomain):
                 targets = [self._dataset[index][1] for index in range(len(self))]
         return torch.tensor([int(target) for target in targets])
 
-    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, Any]:
+    def read(self, index: int, augment: bool) -> tuple[Any, ...]:
         augmented = augment and self._can_augment
-        x, y = self._dataset.augmented(index) if augmented else self._dataset[index]
+        sample = self._dataset.augmented(index) if augmented else self._dataset[index]
+        _, y, *_ = sample
         if self._num_classes is not None and not 0 <= y < self._num_classes:
             raise _wrong_label(f"image {index}", y, self._num_classes)
-        return x, y
+        return sample
 
 
 def _wrong_label(image: str, label: Any, num_classes: int) -> UserError:
@@ -168,16 +192,30 @@ def domains_of(dataset: Iterable[Any]) -> list[Domain]:
 
     Args:
         dataset: its elements are a `Domain` each, a `TensorDataset`, or any other dataset of
-            (x, y) pairs. Where it has `out_splits`, these positions validate.
+            (x, y) or (x, y, extras). Where it has `out_splits`, these positions validate.
+
+    Raises:
+        UserError: a `TensorDataset` of other than two tensors.
     """
+    num_classes, collate = (getattr(dataset, name, None) for name in ("num_classes", "collate"))
     domains: list[Domain] = []
     for each in dataset:
         if isinstance(each, Domain):
             domains.append(each)
         elif isinstance(each, TensorDataset):
+            if len(each.tensors) != 2:
+                raise UserError(
+                    f"a TensorDataset has {len(each.tensors)} tensors, expected inputs and labels: "
+                    "give more as domainbed.datasets.TensorDomain(x, y, extras)",
+                    "dataset",
+                )
             domains.append(TensorDomain(*each.tensors))
         else:
-            domains.append(ForeignDomain(each, getattr(dataset, "num_classes", None)))
+            domains.append(ForeignDomain(each, num_classes, collate))
+    if join := getattr(dataset, "join", None):
+        domains = [copy.copy(domain) for domain in domains]
+        for domain in domains:
+            domain.join = join
     out_splits = getattr(dataset, "out_splits", None)
     if out_splits is None:
         return domains
@@ -194,8 +232,14 @@ def require_contract(dataset: Any) -> None:
             )
 
 
-def check_domains(dataset: Any, domains: Sequence[Domain]) -> None:
-    """Checks the domains' number, all labels that are at hand, and each domain's first image.
+def check_domains(dataset: Any, domains: Sequence[Domain], network: str = "") -> None:
+    """Checks the domains' number, all labels that are at hand, and each domain's first sample.
+
+    Args:
+        dataset: see `domains_of`.
+        domains: of it.
+        network: what turns inputs into features; empty where their shape decides, so that they
+            must be float32 tensors of `input_shape`.
 
     Raises:
         UserError: the number of domains is not that of their names, a label is not the number of
@@ -210,30 +254,45 @@ def check_domains(dataset: Any, domains: Sequence[Domain]) -> None:
         )
     for number, domain in enumerate(domains):
         place = f"domain {number} of dataset {type(dataset).__name__}"
-        readable = set(range(len(domain))).difference(domain.unreadable)
-        if readable:
-            _check_image(domain, min(readable), tuple(dataset.input_shape), place)
+        try:
+            sample = domain.first_sample()
+        except UserError as error:
+            raise UserError(f"{place}: {error}", *error.where) from error
+        if sample:
+            x, y = sample
+            _check_inputs(x, dataset.input_shape, bool(network), place)
+            if not isinstance(y, torch.Tensor) or y.dtype != torch.int64:
+                found = getattr(y, "dtype", type(y).__name__)
+                raise UserError(
+                    f"{place}: the dtype of its labels is {found}, expected torch.int64", "dataset"
+                )
         if domain.labels_at_hand:
             _check_labels(domain, dataset.num_classes, place)
 
 
-def _check_image(domain: Domain, index: int, shape: tuple[int, ...], place: str) -> None:
-    try:
-        x, y = next(domain.evaluation_batches([index]))
-    except TypeError as error:  # of what cannot be collated: images of PIL, say
+def _check_inputs(x: Any, shape: Any, has_network: bool, place: str) -> None:
+    """Checks the inputs of one sample."""
+    tensors, by_shape = tensors_of(x), is_shape(shape) and not has_network
+    remedy = "; for a network of its own, the dataset names it as 'network'" if by_shape else ""
+    if not tensors or (by_shape and not isinstance(x, torch.Tensor)):
+        nest = "" if by_shape else ", or a dict, list or tuple of tensors"
         raise UserError(
-            f"{place}: its first element makes no batch ({error}): return pairs of a tensor and a "
-            "whole number",
+            f"{place}: its inputs are a {type(x).__name__}, expected a tensor{nest}{remedy}",
             "dataset",
-        ) from error
-    found = {
-        "dtype of its inputs": (x.dtype, torch.float32),
-        "shape of its inputs": (tuple(x.shape[1:]), shape),
-        "dtype of its labels": (y.dtype, torch.int64),
-    }
-    for what, (here, expected) in found.items():
-        if here != expected:
-            raise UserError(f"{place}: the {what} is {here}, expected {expected}", "dataset")
+        )
+    for each in tensors:
+        checks: list[tuple[str, Any, Any]] = [
+            ("number of its inputs for 1 label", tuple(each.shape[:1]), (1,))
+        ]
+        if by_shape or each.is_floating_point():
+            checks.append(("dtype of its inputs", each.dtype, torch.float32))
+        if each is x and is_shape(shape):
+            checks.append(("shape of its inputs", tuple(each.shape[1:]), tuple(shape)))
+        for what, here, expected in checks:
+            if here != expected:
+                raise UserError(
+                    f"{place}: the {what} is {here}, expected {expected}{remedy}", "dataset"
+                )
 
 
 def _check_labels(domain: Domain, num_classes: int, place: str) -> None:

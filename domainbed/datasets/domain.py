@@ -8,26 +8,30 @@ from __future__ import annotations
 import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from domainbed.core.device import sent
+from domainbed.core.minibatch import Join, Minibatch, Nest, mapped, taken, tensors_of
 from domainbed.core.seeding import global_sources_kept, seed_everything, seed_hash
-from domainbed.errors import UserError
+from domainbed.errors import UserError, one_line
 
-Minibatch = tuple[torch.Tensor, torch.Tensor]
-"""x (B, …) and the labels y (B,)."""
+Batch = Sequence[Any]
+"""x (B, …), or a nest of inputs, and labels y (B,); and extras where there are any."""
 
 EVALUATION_BATCH = 64
 """Images per forward pass without training, however the images are stored."""
 
 TRAINING = "training"
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 _Request = tuple[list[int], list[int], bool]  # indices, a seed for each, whether to augment
 
@@ -42,7 +46,7 @@ class Draw:
     Attributes:
         indices: (B,) positions in the domain, on the CPU.
         seed: the run's.
-        domain: the domain's number.
+        domain: the domain's number, where it is known.
         step: of training.
         use: "training", or what is evaluated, and from which position on: "out 64".
         augment: whether to augment the images, where the domain can.
@@ -50,7 +54,7 @@ class Draw:
 
     indices: torch.Tensor
     seed: int = 0
-    domain: int = 0
+    domain: int | None = None
     step: int = 0
     use: str = TRAINING
     augment: bool = False
@@ -58,12 +62,12 @@ class Draw:
     def image_seeds(self) -> list[int]:
         """A seed for each image: by its place in the minibatch, or in the domain if evaluated."""
         places = range(len(self.indices)) if self.use == TRAINING else self.indices.tolist()
-        seed = (self.seed, "augmentation", self.domain, self.step)
+        seed = (self.seed, "augmentation", self.domain or 0, self.step)
         return [seed_hash(*seed, place) for place in places]
 
     def batch_seed(self) -> int:
         """The seed of what is drawn for all images at once."""
-        return seed_hash(self.seed, "augmentation", self.domain, self.step, self.use)
+        return seed_hash(self.seed, "augmentation", self.domain or 0, self.step, self.use)
 
 
 def evaluation_draws(
@@ -72,7 +76,7 @@ def evaluation_draws(
     *,
     split: str = "",
     seed: int = 0,
-    domain: int = 0,
+    domain: int | None = None,
     step: int = 0,
     augment: bool = False,
 ) -> Iterator[Draw]:
@@ -92,6 +96,7 @@ class Domain(ABC):
             where the trial does.
         files: of the images, by position; empty where they are not files.
         labels_at_hand: whether `labels` is known without reading all images.
+        join: how inputs of several domains are joined; None for zeros where lengths differ.
     """
 
     device: torch.device = torch.device("cpu")
@@ -99,6 +104,7 @@ class Domain(ABC):
     out_split: Sequence[int] | None = None
     files: Sequence[Path] = ()
     labels_at_hand: bool = True
+    join: Join | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -110,8 +116,8 @@ class Domain(ABC):
         """(n,) int64, on the CPU."""
 
     @abstractmethod
-    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
-        """The images and labels of each draw, in their order, on the device.
+    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Batch]:
+        """(x, y) or (x, y, extras) of each draw, in their order, on the device.
 
         Args:
             draws: taken when needed, or a little ahead.
@@ -121,6 +127,12 @@ class Domain(ABC):
         Raises:
             UserError: an image cannot be read.
         """
+
+    def minibatches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
+        """As `batches`, with the positions in the domain and its number."""
+        drawn, asked = tee(draws)
+        for batch, draw in zip(self.batches(asked, workers), drawn):
+            yield Minibatch(*batch, index=draw.indices, domain=draw.domain, join=self.join)
 
     def to(self: AnyDomain, device: torch.device) -> AnyDomain:
         """The same images, delivered on `device`."""
@@ -138,25 +150,47 @@ class Domain(ABC):
         self, indices: Sequence[int], batch_size: int = EVALUATION_BATCH, workers: int = 0
     ) -> Iterator[Minibatch]:
         """The images at `indices` in that order, not augmented, at most `batch_size` at a time."""
-        return self.batches(evaluation_draws(indices, batch_size), workers)
+        return self.minibatches(evaluation_draws(indices, batch_size), workers)
+
+    def first_sample(self) -> Minibatch | None:
+        """The first one that can be read, as a batch of one; None if there is none."""
+        readable = set(range(len(self))).difference(self.unreadable)
+        return next(self.evaluation_batches([min(readable)])) if readable else None
 
 
-def on_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+def on_device(x: Nest, device: torch.device) -> Nest:
     """Moves x to the device; images become channels-last, which convolutions prefer."""
-    layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
-    return x.to(device, non_blocking=True, memory_format=layout)
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+        return tensor.to(device, non_blocking=True, memory_format=layout)
+
+    return mapped(moved, x)
 
 
 class TensorDomain(Domain):
     """Inputs that fit in memory, on the device; they are never augmented.
 
     Args:
-        x: (n, …).
+        x: (n, …), or a nest of such tensors.
         y: (n,) labels.
+        extras: by name a tensor (n, …), or a list of n values.
+
+    Raises:
+        UserError: an input or an extra has another number of samples.
     """
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        self.x, self.y, self._labels = x, y, y.cpu()
+    def __init__(
+        self, x: Nest, y: torch.Tensor, extras: Mapping[str, torch.Tensor | Sequence[Any]] = _NONE
+    ) -> None:
+        self.x, self.y, self.extras, self._labels = x, y, extras, y.cpu()
+        for values in (*tensors_of(x), *extras.values()):
+            if len(values) != len(y):
+                raise UserError(
+                    f"there are {len(y)} labels, and {len(values)} samples of an input or an "
+                    "extra: give one of each per sample",
+                    "dataset",
+                )
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -168,17 +202,27 @@ class TensorDomain(Domain):
     def to(self: AnyTensorDomain, device: torch.device) -> AnyTensorDomain:
         moved = super().to(device)
         moved.x, moved.y = on_device(self.x, device), self.y.to(device)
+        moved.extras = on_device(self.extras, device)
         return moved
 
-    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
+    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Batch]:
         for draw in draws:
             chosen = sent(draw.indices, self.device)
             # Gathering may lose channels-last.
-            yield on_device(self.inputs(draw, chosen), self.device), self.y[chosen]
+            pair = on_device(self.inputs(draw, chosen), self.device), self.y[chosen]
+            yield (*pair, self._extras(draw, chosen)) if self.extras else pair
 
-    def inputs(self, draw: Draw, chosen: torch.Tensor) -> torch.Tensor:
+    def inputs(self, draw: Draw, chosen: torch.Tensor) -> Nest:
         """x of the images at `chosen`, which are the draw's indices on the device."""
-        return self.x[chosen]
+        return taken(self.x, chosen)
+
+    def _extras(self, draw: Draw, chosen: torch.Tensor) -> dict[str, Any]:
+        return {
+            name: values[chosen]
+            if isinstance(values, torch.Tensor)
+            else [values[index] for index in draw.indices.tolist()]
+            for name, values in self.extras.items()
+        }
 
 
 class LoadedDomain(Domain):
@@ -188,19 +232,22 @@ class LoadedDomain(Domain):
     reads it: the global sources of Python, NumPy and PyTorch are seeded for each image.
 
     Attributes:
+        collate: from a list of samples as `read` returns them to a batch, as a `DataLoader` takes
+            it; None for PyTorch's own, which stacks tensors of one shape.
         own_rows: the rows of a batch of n that this process reads, at least one, where several
             processes need the same batches; None where this one reads alone.
         all_rows: all n rows, given this process's own; called by all processes in the same order.
     """
 
+    collate: Callable[[list[Any]], Batch] | None = None
     own_rows: Callable[[int], slice] | None = None
     all_rows: Callable[[torch.Tensor, int], torch.Tensor] | None = None
 
     @abstractmethod
-    def read(self, index: int, augment: bool) -> tuple[torch.Tensor, Any]:
-        """One image and its label; it may draw from the global sources."""
+    def read(self, index: int, augment: bool) -> tuple[Any, ...]:
+        """One input, its label and any extras; it may draw from the global sources."""
 
-    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
+    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Batch]:
         drawn, asked = tee(draws)
         loader: DataLoader[Any] = DataLoader(
             _Batches(self),
@@ -218,11 +265,14 @@ class LoadedDomain(Domain):
             if self.all_rows is not None:
                 own = [each.to(self.device, non_blocking=True) for each in batch]
                 batch = [self.all_rows(each, len(draw.indices)) for each in own]
-            x, y = batch
             if self.device.type == "cpu":  # its first convolution chooses the memory format
-                yield x, y
+                yield batch
             else:
-                yield on_device(x, self.device), y.to(self.device, non_blocking=True)
+                x, *others = batch
+                yield on_device(x, self.device), *mapped(self._moved, others)
+
+    def _moved(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self.device, non_blocking=True)
 
     def _request(self, draw: Draw) -> _Request:
         rows = self.own_rows(len(draw.indices)) if self.own_rows else slice(None)
@@ -241,8 +291,9 @@ def _leave_group(worker: int) -> None:
 class _Batches(Dataset[Any]):
     """A domain's batches by request: the object that is sent to worker processes.
 
-    A batch is a collated one, or the UserError of an image in it that cannot be read: as a
-    value, since an exception from a worker process has its traceback in its message.
+    A batch is a collated one, or the UserError of a sample that cannot be read, or of samples
+    that make no batch: as a value, since an exception from a worker process has its traceback in
+    its message.
     """
 
     def __init__(self, domain: LoadedDomain) -> None:
@@ -250,13 +301,28 @@ class _Batches(Dataset[Any]):
 
     def __getitem__(self, request: _Request) -> Any:
         indices, seeds, augment = request
-        pairs = []
+        samples = []
         try:
             # Reading must not touch the sources of GPUs, which dropout uses.
             with global_sources_kept(gpus=False):
                 for index, seed in zip(indices, seeds):
                     seed_everything(seed, gpus=False)
-                    pairs.append(self._domain.read(index, augment))
-                return default_collate(pairs)
+                    samples.append(self._domain.read(index, augment))
+                return self._collated(samples, indices)
         except UserError as error:
             return error
+
+    def _collated(self, samples: list[Any], indices: list[int]) -> Batch:
+        if self._domain.collate is not None:
+            return self._domain.collate(samples)
+        try:
+            return default_collate(samples)
+        except (TypeError, KeyError, RuntimeError) as error:
+            shapes = {str([each.shape for each in tensors_of(sample)]) for sample in samples}
+            if isinstance(error, RuntimeError) and len(shapes) == 1:  # no memory, say
+                raise
+            raise UserError(
+                f"samples {indices[:3]} make no batch ({one_line(error)}): give the dataset a "
+                "'collate', or return tensors of one shape with their labels",
+                "dataset",
+            ) from error

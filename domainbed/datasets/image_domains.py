@@ -16,7 +16,7 @@ from domainbed.config.run_fields import FeatureSource
 from domainbed.core.device import sent
 from domainbed.core.files import cache_folder
 from domainbed.datasets.base import MultipleDomainDataset
-from domainbed.datasets.domain import Draw, LoadedDomain, Minibatch, TensorDomain
+from domainbed.datasets.domain import Batch, Draw, LoadedDomain, TensorDomain
 from domainbed.datasets.features import StoredFeatures, open_features
 from domainbed.datasets.images.dataset_files import Listing, in_order, read_image, unreadable_images
 from domainbed.datasets.images.packs import Pack, PackOptions, open_pack
@@ -96,7 +96,7 @@ class PackedDomain(ImageDomain):
     def pixels(self, index: int) -> torch.Tensor:
         return self.pack.image(self._start + index).permute(2, 0, 1)
 
-    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
+    def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Batch]:
         """See `Domain`. x is (B, 3, 224, 224); threads augment where the device is the CPU."""
         if self.device.type == "cpu":
             yield from in_order(self._batch, draws, workers)
@@ -115,7 +115,7 @@ class PackedDomain(ImageDomain):
         sizes = self.pack.sizes[numbers]
         return images, Augmentation.draw(sizes, self.pack.shape, generator, self.crop)
 
-    def _batch(self, draw: Draw) -> Minibatch:
+    def _batch(self, draw: Draw) -> Batch:
         images, drawn = self._images(draw)
         x = preprocess_each(images) if drawn is None else augment_each(images, drawn)
         return x, self.labels[draw.indices]

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.config.run_fields import DiagnosisOptions, RunOptions
+from domainbed.core.minibatch import Minibatch
 from domainbed.core.seeding import split_seed
-from domainbed.datasets.domain import Minibatch
 from domainbed.diagnostics.curvature import (
     DIAGONAL_CURVATURES,
     Closeness,
@@ -109,7 +109,7 @@ class _Measurements:
     """A copy of the classifier in double precision, with all domains' (features, labels) for it."""
 
     head: nn.Module
-    samples: list[Minibatch]
+    samples: list[tuple[torch.Tensor, torch.Tensor]]
 
     def of_each(self, quantity: Curvature) -> torch.Tensor:
         """(E, …): `quantity(head, features, labels)` of every domain."""

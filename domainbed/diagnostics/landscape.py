@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from domainbed.datasets.domain import Minibatch
+from domainbed.core.minibatch import Minibatch
 
 Parameters = Mapping[str, torch.Tensor]
 
@@ -88,7 +88,12 @@ def risks_along(
     return (sums / count).tolist()
 
 
-def plane_of(before: nn.Module, after: nn.Module, domains: Sequence[Minibatch], seed: int) -> Plane:
+def plane_of(
+    before: nn.Module,
+    after: nn.Module,
+    domains: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    seed: int,
+) -> Plane:
     """The risks of domains on a plane through the weights of a head before and after training.
 
     Args:

@@ -15,6 +15,8 @@ from domainbed.networks.featurizer import (
     Featurizer,
     Projection,
     UnitFeatures,
+    is_shape,
+    named_network,
 )
 from domainbed.networks.open_clip_models import PROMPTS
 
@@ -47,4 +49,6 @@ __all__ = [
     "Projection",
     "ResNet",
     "UnitFeatures",
+    "is_shape",
+    "named_network",
 ]

@@ -6,6 +6,7 @@ The backbones of the published protocol are ResNet-50 and ResNet-18.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class Featurizer(nn.Module, metaclass=_Choosing):
     `Featurizer(input_shape, hparams)` builds one of the registered networks: vectors go through
     an `MLP`, images of at most 28×28 through `MNIST_CNN`, of at least 32×32 through a `Backbone`,
     and so do images of any size where `hparams["backbone"]` names one. `hparams["featurizer"]`
-    names another registered network, and wins.
+    names another registered network, and wins; a dataset that names its network sets it.
 
     Attributes:
         n_outputs: the width of the features.
@@ -73,12 +74,44 @@ class Featurizer(nn.Module, metaclass=_Choosing):
     n_outputs: int
 
 
-NETWORKS: Registry[Callable[[Sequence[int], Mapping[str, Any]], nn.Module]] = Registry("network")
-"""Featurizers: called with `(input_shape, hparams)`, they have `n_outputs`."""
+def _check_network(entry: Any) -> None:
+    """Raises `ValueError` where something builds no network."""
+    if not callable(entry):
+        raise ValueError(f"{entry!r} is no network: register a class or a function")
 
 
-def _chosen(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Module:
+NETWORKS: Registry[Callable[[Any, Mapping[str, Any]], nn.Module]] = Registry(
+    "network", entry_point_group="domainbed.networks", check=_check_network
+)
+"""Featurizers: called with the dataset's `input_shape` and the hyper-parameters, they have
+`n_outputs`. One may declare `options` of its own."""
+
+
+def named_network(name: str) -> Any:
+    """The registered network that a dataset or a user names.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    try:
+        return NETWORKS[name]
+    except UserError as error:
+        raise UserError(f"hyper-parameter 'featurizer': {error}", "hparams", "featurizer") from None
+
+
+def is_shape(described: Any) -> bool:
+    """Whether a dataset's `input_shape` is the shape of one tensor, and no other description."""
+    return isinstance(described, (list, tuple)) and all(isinstance(n, Integral) for n in described)
+
+
+def _chosen(input_shape: Any, hparams: Mapping[str, Any]) -> nn.Module:
     chosen = with_defaults(CHOICE_OPTIONS, hparams)
+    if not chosen["featurizer"] and not is_shape(input_shape):
+        raise UserError(
+            f"no featurizer for inputs of shape {input_shape}: the dataset names its network as "
+            "'network', or you name one in the hyper-parameter 'featurizer'",
+            *("hparams", "featurizer"),
+        )
     name = chosen["featurizer"] or _suited(tuple(input_shape), chosen["backbone"])
     if name in ("MLP", "MNIST_CNN") and hparams.get("weights", "none") != "none":
         raise UserError(
@@ -86,11 +119,7 @@ def _chosen(input_shape: Sequence[int], hparams: Mapping[str, Any]) -> nn.Module
             f"shape {tuple(input_shape)}, {name}, takes none: leave it out, or name a 'backbone'",
             *("hparams", "weights"),
         )
-    try:
-        build = NETWORKS[name]
-    except UserError as error:
-        raise UserError(f"hyper-parameter 'featurizer': {error}", "hparams", "featurizer") from None
-    return build(input_shape, hparams)
+    return named_network(name)(input_shape, hparams)
 
 
 def _suited(shape: tuple[int, ...], backbone: str) -> str:

@@ -28,6 +28,7 @@ from domainbed.core.names import average_in
 from domainbed.core.record_keys import AVERAGES_BY_TITLE
 from domainbed.core.version import __version__
 from domainbed.errors import UserError
+from domainbed.networks import is_shape
 from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
@@ -274,11 +275,12 @@ def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> N
 
     The keys are DomainBed's and some more.
     """
+    shape = experiment.dataset.input_shape
     with written_aside(file) as aside:
         torch.save(
             {
                 "args": dict(args),
-                "model_input_shape": tuple(experiment.dataset.input_shape),
+                "model_input_shape": tuple(shape) if is_shape(shape) else shape,
                 "model_num_classes": experiment.dataset.num_classes,
                 "model_num_domains": len(experiment.train_envs),
                 "model_hparams": experiment.spec.hparams,

@@ -122,7 +122,7 @@ class Evaluator:
                     step=step,
                     augment=split.domain in self._augmented,
                 )
-                batches = self._domains[split.domain].batches(draws, self._workers)
+                batches = self._domains[split.domain].minibatches(draws, self._workers)
                 for batch in batches:
                     x, labels = batch
                     outputs = predict(x)
@@ -133,7 +133,7 @@ class Evaluator:
                     if values:  # left on the device: nothing waits for it
                         sums.append(torch.stack([each.float().sum() for each in values]))
                     if self._of_splits:
-                        kept.append(_on_cpu(outputs, labels, getattr(batch, "extras", None)))
+                        kept.append(_on_cpu(outputs, labels, batch.extras))
                     done += len(labels)
                     if on_batch:
                         on_batch(done, total)

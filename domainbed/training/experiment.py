@@ -19,6 +19,7 @@ from domainbed.config.dimensions import with_defaults
 from domainbed.config.run_facts import HParams, RunFacts
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, tf32_products
+from domainbed.core.minibatch import Minibatch, Nest
 from domainbed.core.seeding import seed_everything, seed_hash
 from domainbed.datasets import (
     MultipleDomainDataset,
@@ -27,7 +28,7 @@ from domainbed.datasets import (
     load_dataset,
 )
 from domainbed.datasets.base import domains_of
-from domainbed.datasets.domain import Domain, Minibatch
+from domainbed.datasets.domain import Domain
 from domainbed.datasets.features import open_text_head
 from domainbed.errors import UserError, reason_of
 from domainbed.metrics import Value
@@ -156,7 +157,7 @@ class Experiment:
         ]
         return minibatches(self.domains, draws, steps, self.augmented_envs, self.workers)
 
-    def unlabeled(self, steps: range) -> Iterator[list[torch.Tensor] | None]:
+    def unlabeled(self, steps: range) -> Iterator[list[Nest] | None]:
         """For each step one x per test domain in the task domain_adaptation, else None.
 
         As in DomainBed they are not augmented, unless the dataset augments its test domains.
@@ -236,7 +237,8 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     dataset = dataset_of(spec, machine.data_dir)
     domains = domains_of(dataset)
     _check_data(spec, dataset, len(domains))
-    check_domains(dataset, domains)
+    check_domains(dataset, domains, spec.hparams.get("featurizer", ""))
+    _check_kind(get_algorithm_class(spec.algorithm), spec, domains)
     domains = [domain.to(device) for domain in domains]
     splits = split_domains(
         domains,
@@ -359,13 +361,27 @@ def _check_groups(
     wanted = [name for name in spec.metrics if name.endswith(BY_GROUP)]
     for domain, split in zip(domains, splits) if wanted else ():
         (batch,) = domain.evaluation_batches(split.inside[:1])
-        if dataset.group not in (getattr(batch, "extras", None) or {}):
+        if dataset.group not in (batch.extras or {}):
             raise UserError(
                 f"metric {wanted[0]!r} needs the group of each sample, and those of "
                 f"{spec.dataset_label} have no {dataset.group!r} in their extras: leave it out, or "
                 "choose a dataset whose samples are (x, y, extras)",
                 "metrics",
             )
+
+
+def _check_kind(cls: type[Algorithm], spec: RunSpec, domains: Sequence[Domain]) -> None:
+    """Refuses an algorithm that computes with inputs which are no numbers."""
+    if not cls.needs_tensor and not cls.needs_images:
+        return
+    x, _ = domains[0].first_sample() or (torch.empty(0), None)
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        found = f"{x.dtype} tensors" if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"
+        raise UserError(
+            f"{spec.algorithm} computes with the inputs themselves, and those of "
+            f"{spec.dataset_label} are {found}, no tensors of numbers: choose another algorithm",
+            "algorithm",
+        )
 
 
 def set_initial_weights(experiment: Experiment) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from domainbed.core.minibatch import Minibatch
 from domainbed.core.seeding import seed_hash, split_seed
-from domainbed.datasets.domain import Domain, Draw, Minibatch
+from domainbed.datasets.domain import Domain, Draw
 from domainbed.errors import UserError
 
 # Indices are drawn for many steps at once: one seeding serves them all.
@@ -243,6 +244,7 @@ def minibatches(
     """
     each = max(1, workers // len(draws)) if workers else 0
     sources = [
-        domains[own.domain].batches(own.over(steps, own.domain in augmented), each) for own in draws
+        domains[own.domain].minibatches(own.over(steps, own.domain in augmented), each)
+        for own in draws
     ]
     return map(list, zip(*sources))

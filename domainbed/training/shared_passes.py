@@ -16,6 +16,7 @@ which makes derivatives of any order those of one process:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from domainbed.core.minibatch import Nest, mapped, tensors_of
 from domainbed.datasets.domain import AnyDomain, LoadedDomain
 from domainbed.errors import UserError
 from domainbed.training.ranks import add_up, count, own_rows
@@ -58,17 +60,19 @@ def share_passes(algorithm: nn.Module) -> None:
         module.forward = MethodType(_shared_forward, module)
 
 
-def _shared_forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """(B, *input_shape) to (B, d)."""
+def _shared_forward(self: nn.Module, x: Nest) -> torch.Tensor:
+    """(B, *input_shape), or a nest of inputs, to (B, d)."""
+    n = len(tensors_of(x)[0])
     # Gradients of single samples are taken in each process of all samples.
-    if len(x) < count() or torch._C._are_functorch_transforms_active():
+    if n < count() or torch._C._are_functorch_transforms_active():
         return type(self).forward(self, x)
     trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
     own = dict(zip(trained, _apply(_Copied, *trained.values())))
     names = {f"module.{name}": value for name, value in own.items()}
-    with _DrawsOfAll(len(x)):
-        z = functional_call(_Unshared(self), names, (_apply(_OwnRows, x),))
-    return _apply(_AllRows, z, len(x))
+    rows = mapped(partial(_apply, _OwnRows), x)
+    with _DrawsOfAll(n):
+        z = functional_call(_Unshared(self), names, (rows,))
+    return _apply(_AllRows, z, n)
 
 
 class _Unshared(nn.Module):
@@ -78,7 +82,7 @@ class _Unshared(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Nest) -> torch.Tensor:
         return type(self.module).forward(self.module, x)
 
 
@@ -166,7 +170,16 @@ class _DrawsOfAll(TorchDispatchMode):
         )
 
     def _like(self, own: torch.Tensor) -> torch.Tensor:
-        """An empty tensor for all rows, in the same layout, by which it is filled."""
+        """An empty tensor for all rows, in the same layout, by which it is filled.
+
+        Raises:
+            UserError: `own` has other rows than samples, as of sequences with the samples second.
+        """
+        if len(own) != self._rows.stop - self._rows.start:
+            raise UserError(
+                f"the featurizer drops values of a tensor of {len(own)} rows that are no samples, "
+                "which several processes cannot share out: train without torchrun"
+            )
         shape, nhwc = (self._n, *own.shape[1:]), torch.channels_last
         of_images = own.dim() == 4 and own.is_contiguous(memory_format=nhwc)
         layout = nhwc if of_images and not own.is_contiguous() else torch.contiguous_format
@@ -181,8 +194,15 @@ def _drops_nothing(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
 
 
 def share_reading(domain: AnyDomain) -> AnyDomain:
-    """The domain; if images are read one by one, each process reads its own part of every batch."""
-    if count() > 1 and isinstance(domain, LoadedDomain):
+    """The domain; if images are read one by one, each process reads its own part of every batch.
+
+    Where samples have extras, or inputs are no single tensor or collated by the dataset, each
+    process reads all: only a whole batch knows how long its longest sequence is.
+    """
+    if count() == 1 or not isinstance(domain, LoadedDomain) or domain.collate:
+        return domain
+    first = domain.first_sample()
+    if first and isinstance(first[0], torch.Tensor) and first.extras is None:
         domain.own_rows, domain.all_rows = _rows_to_read, _rows_of_all
     return domain
 

@@ -17,6 +17,7 @@ from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.run_facts import HParams, RunFacts
 from domainbed.config.run_fields import FeatureSource, RunOptions
 from domainbed.core.device import choose_device
+from domainbed.core.minibatch import Nest, taken, tensors_of
 from domainbed.core.names import dataset_label
 from domainbed.core.seeding import global_sources_kept, seed_everything
 from domainbed.datasets import DATASETS, get_dataset_class
@@ -123,30 +124,30 @@ class Model:
     Attributes:
         module: the algorithm, in evaluation mode.
         classes: the names of its classes, in the order of the logits.
-        input_shape: of one input, without the batch.
+        input_shape: the dataset's: of one input, without the batch, or what else describes it.
         preprocess: from the file of an image to an input; None where inputs are no image files.
         spec: what defines its run.
     """
 
     module: Algorithm
     classes: list[str]
-    input_shape: tuple[int, ...]
+    input_shape: Any
     preprocess: Callable[[Path], torch.Tensor] | None
     spec: RunSpec
 
     @torch.no_grad()
-    def probabilities(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, *input_shape) to (B, C).
+    def probabilities(self, x: Nest) -> torch.Tensor:
+        """(B, *input_shape), or a nest of inputs, to (B, C).
 
         Where predictions depend on the other images of a batch (`module.predicts_batches`), all
         of x is taken as images of one domain, and predicted in the batches of `together`.
         """
         if not self.module.predicts_batches:
             return self.module.predict(x).softmax(dim=1)
-        found, predict = x.new_empty(len(x), len(self.classes)), self.module.predictor()
-        for batch in self.together(len(x)):
-            found[batch] = predict(x[batch]).softmax(dim=1).to(found.dtype)
-        return found
+        batches, predict = self.together(len(tensors_of(x)[0])), self.module.predictor()
+        found = torch.cat([predict(taken(x, batch)).softmax(dim=1) for batch in batches])
+        order = torch.tensor([position for batch in batches for position in batch])
+        return found[order.argsort()]
 
     def together(self, n: int) -> list[list[int]]:
         """Which of n images to predict in one batch, by their positions.
@@ -232,7 +233,7 @@ def model_in(run: RunFolder, file: Path, device: str | None = None) -> Model:
     return Model(
         module.to(choose_device(device)).eval(),
         content["model_classes"],
-        tuple(content["model_input_shape"]),
+        content["model_input_shape"],
         _image_input(spec.features) if content["model_reads_images"] else None,
         spec,
     )

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from domainbed import networks
 from domainbed.algorithms import ERM
-from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.core.minibatch import tensors_of
+from domainbed.datasets import DATASETS, MultipleDomainDataset, TensorDomain
 from domainbed.errors import UserError
+from domainbed.networks import NETWORKS
 from domainbed.spec import RunSpec
 from domainbed.training import build
 
@@ -58,8 +61,16 @@ def built(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> Any:
         (TensorDataset(X.byte(), Y), "dtype of its inputs is torch.uint8, expected torch.float32"),
         (TensorDataset(X[:, 0], Y), r"shape of its inputs is \(8, 8\), expected \(1, 8, 8\)"),
         (Pairs(X.double(), Y), "dtype of its inputs is torch.float64, expected torch.float32"),
+        (
+            TensorDataset(X[:, 0, 0].long(), Y),
+            "torch.int64, expected torch.float32; .* names it as 'network'",
+        ),
+        (Pairs([{"x": x} for x in X], Y.tolist()), "its inputs are a dict, expected a tensor; for"),
         (Pairs(X, Y.tolist(), targets=[*Y[:-1].tolist(), 7]), "image 8 has the label 7"),
-        (Pairs([object()] * 9, Y.tolist()), "its first element makes no batch"),
+        (
+            Pairs([object()] * 9, Y.tolist()),
+            r"samples \[0\] make no batch \(.*give the dataset a 'collate'",
+        ),
     ],
 )
 def test_domains(bad: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,3 +138,62 @@ def test_what_a_dataset_must_set(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.raises(UserError, match=f"dataset Faulty has no '{name}': set it"):
         built(monkeypatch, bad=TensorDataset(X, Y), __init__=__init__)
+
+
+class Flat(networks.Featurizer):
+    """Sums of whatever tensors a sample has."""
+
+    n_outputs = 1
+
+    def __init__(self, described: Any, hparams: Any) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Any) -> torch.Tensor:
+        sums = [each.float().flatten(1).sum(1, keepdim=True) for each in tensors_of(x)]
+        return self.scale * torch.stack(sums).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "changes", "message"),
+    [
+        (Pairs([{"x": x} for x in X], Y.tolist()), {"input_shape": None}, ""),
+        (Pairs(X.long()[:, 0], Y.tolist()), {"input_shape": (8, 8)}, ""),
+        (Pairs(X.byte(), Y.tolist()), {}, ""),
+        (Pairs(X[:, 0], Y.tolist()), {}, r"shape of its inputs is \(8, 8\), expected \(1, 8, 8\)$"),
+        (
+            Pairs(X.double(), Y.tolist()),
+            {"input_shape": None},
+            "torch.float64, expected .*float32$",
+        ),
+        (Pairs([{"x": x.double()} for x in X], Y.tolist()), {}, "torch.float64, expected"),
+        (Pairs(["text"] * 9, Y.tolist()), {"input_shape": None}, "its inputs are a list, expected"),
+        (TensorDomain({"x": X, "m": X[:, 0]}, Y, {"group": ["a"] * 9}), {"input_shape": None}, ""),
+        (Pairs([torch.zeros(2 + y) for y in Y], Y.tolist()), {"input_shape": None}, ""),
+    ],
+)
+def test_a_dataset_with_a_network_of_its_own(
+    bad: Any, changes: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def __init__(self: Any, root: str, test_envs: Any, hparams: Any) -> None:
+        Faulty.__init__(self, root, test_envs, hparams)
+        self.input_shape = changes.get("input_shape", (1, 8, 8))
+        self.datasets = [bad, bad]
+
+    monkeypatch.setattr(NETWORKS, "_entries", dict(NETWORKS._entries))
+    arguments = {"bad": bad, "network": Flat, "__init__": __init__}
+    if message:
+        with pytest.raises(UserError, match=f"domain 0 of dataset Faulty: .*{message}"):
+            built(monkeypatch, **arguments)
+        return
+    experiment = built(monkeypatch, **arguments)
+    assert experiment.spec.hparams["featurizer"] == "Flat"
+    assert "resnet18" not in experiment.spec.hparams
+    if not isinstance(bad, Pairs) or len({x.shape for x in tensors_of(bad.x)}) == 1:
+        (minibatches,) = experiment.minibatches(range(1))
+        assert experiment.algorithm.update(minibatches)["loss"] > 0
+        return
+    with pytest.raises(
+        UserError, match=r"samples \[.*make no batch .*give the dataset a 'collate'"
+    ):
+        list(experiment.domains[0].evaluation_batches([0, 1]))
