@@ -361,6 +361,6 @@ def _export(args: argparse.Namespace) -> int:
     begun = [each.path for each in Store(root).run_folders() if each.state() != MISSING]
     if not begun:
         raise UserError(f"{args.folder!r} holds no runs: name the folder of a launched sweep")
-    write_export(root, begun, file)
-    print(f"{count_runs(len(begun))}: {file} ({file.stat().st_size / 1e6:.3g} MB)")
+    written = write_export(root, begun, file)
+    print(f"{count_runs(written)}: {file} ({file.stat().st_size / 1e6:.3g} MB)")
     return 0

@@ -36,15 +36,10 @@ def sealed_yaml(text: str) -> str:
     return f"# {_KEY} {digest}: of the lines below; remove this line to change them\n{text}"
 
 
-def check_seal(content: bytes) -> None:
-    """Compares a text with the digest at its beginning, if it has one.
-
-    Raises:
-        ValueError: it has another.
-    """
-    seal = _SEAL.match(content)
-    if seal and seal[1].decode() != digest_of(content[seal.end() :]):
-        raise ValueError(CHANGED)
+def has_its_digest(text: bytes) -> bool:
+    """Whether a text has the digest at its beginning, or there is none."""
+    seal = _SEAL.match(text)
+    return seal is None or seal[1].decode() == digest_of(text[seal.end() :])
 
 
 def read_sealed_json(file: Path) -> dict[str, Any]:
@@ -55,7 +50,8 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     text = file.read_bytes()
-    check_seal(text)
+    if not has_its_digest(text):
+        raise ValueError(CHANGED)
     content = json.loads(text)
     if not isinstance(content, dict):
         raise ValueError("no JSON object")

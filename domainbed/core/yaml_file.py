@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from domainbed.core.digests import CHANGED, has_its_digest
 from domainbed.errors import UserError
 
 Where = tuple[str | int, ...]
@@ -126,11 +127,18 @@ def _read(file: Path) -> str:
             raise UserError(
                 f"file {str(file)!r} has {size:,} bytes: expected at most {_MOST_BYTES:,}"
             )
-        return file.read_text(encoding="utf-8")
+        content = file.read_bytes()
+        text = content.decode("utf-8")
     except OSError as error:
         raise UserError(f"file {str(file)!r} cannot be read: {error.strerror}") from error
     except ValueError as error:  # no UTF-8, or a NUL in the file's name
         raise UserError(f"file {str(file)!r} cannot be read: {error}") from error
+    if not has_its_digest(content):
+        raise UserError(
+            f"{file} is damaged ({CHANGED}): restore it, or launch the sweep again by your own "
+            "config; if you changed it yourself, remove its first line"
+        )
+    return text
 
 
 def _complaint(file: str, text: str, error: yaml.YAMLError) -> str:

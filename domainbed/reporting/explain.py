@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from domainbed.core.digests import read_sealed_json
 from domainbed.core.names import dataset_label, trained_algorithm
 from domainbed.core.text_table import printable
 from domainbed.core.yaml_file import read_yaml
@@ -23,6 +24,8 @@ from domainbed.runs.load import PLAN_FILE, Folders, as_paths, run_folders
 from domainbed.runs.records import Records
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
+
+log = logging.getLogger(__name__)
 
 _RUN = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
 Run = tuple[str, str, tuple[int, ...], int, int]
@@ -203,7 +206,7 @@ def _read_plan(root: Path) -> dict[Path, Run]:
     if not path.is_file():
         return {}
     try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        runs = read_sealed_json(path)["runs"]
         return {root / name: _run(entry) for name, entry in runs.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -298,17 +301,18 @@ def planned_selection(folders: Folders) -> list[str] | None:
 def planned_gaps(folders: Folders) -> Gaps:
     """The runs that sweeps of this project left out because they cannot be, and why.
 
-    A plan that cannot be read is skipped: `explain` reports it.
+    A plan that cannot be read is skipped, with a warning.
     """
     gaps: Gaps = {}
     for root in as_paths(folders):
+        file = root / PLAN_FILE
         try:
-            content = json.loads((root / PLAN_FILE).read_text(encoding="utf-8"))
+            content = read_sealed_json(file) if file.is_file() else {}
             for entry in content.get("left_out", ()):
                 key = (entry["dataset"], entry["algorithm"], tuple(entry["test_envs"]))
                 gaps[key] = str(entry["why"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            log.warning("warning: %s is damaged (%s): what it left out is not told", file, error)
     return gaps
 
 

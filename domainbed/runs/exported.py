@@ -1,28 +1,34 @@
 """A sweep as one Parquet file: what its runs recorded and what defines them, to be shared.
 
 One row per run. What is in the run's files stands there as it is: nothing is lost but weights,
-checkpoints and predictions. Where records are read, the file stands for the sweep's folder.
+checkpoints and predictions. Where records are read, the file stands for the sweep's folder. The
+metadata and each row have a digest; a row's is also of its number and of the metadata.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from domainbed.core.digests import CHANGED, digest_of
 from domainbed.core.files import cache_folder, file_digest, written_aside
 from domainbed.errors import UserError
+from domainbed.runs.folder import read_records
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".parquet"
 
-_VERSION = "1"
+_VERSION, _WITHOUT_DIGESTS = "2", "1"
 _TEXTS = {
     "results": "results.jsonl",
     "spec": "run.json",
@@ -35,17 +41,30 @@ _KEYS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
 """The columns that repeat fields of a run.json, to look for runs."""
 _OF_SWEEP = ("plan.json", "sweep.yaml")
 _ROWS_AT_ONCE = 500
+_NO_EXPORT = (ValueError, LookupError, TypeError, AttributeError)
 _NAME = re.compile(r"[\w.+-]*\w[\w.+-]*", re.ASCII)
 
 
-def write_export(root: Path, folders: Sequence[Path], file: Path) -> None:
+def write_export(root: Path, folders: Sequence[Path], file: Path) -> int:
     """Writes the runs in `folders`, which are a sweep's, into one file.
 
+    Runs whose records are damaged are left out, with a warning.
+
+    Returns:
+        how many runs were written.
+
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or every run is damaged.
     """
-    about = {name: _text(root / name) for name in _OF_SWEEP if (root / name).is_file()}
-    metadata = {"domainbed_export": _VERSION, "domainbed_files": json.dumps(about)}
+    folders = _undamaged(folders)
+    texts = {name: _text(root / name) for name in _OF_SWEEP if (root / name).is_file()}
+    about = json.dumps({**texts, "runs": len(folders)})
+    digest = digest_of(about.encode())
+    metadata = {
+        "domainbed_export": _VERSION,
+        "domainbed_files": about,
+        "domainbed_digest": digest,
+    }
     schema = pa.schema(
         [
             ("run", pa.string()),
@@ -53,6 +72,7 @@ def write_export(root: Path, folders: Sequence[Path], file: Path) -> None:
             ("test_envs", pa.list_(pa.int64())),
             *((name, pa.int64()) for name in ("hparams_seed", "trial_seed")),
             *((name, pa.string()) for name in _TEXTS),
+            ("digest", pa.string()),
         ],
         metadata,
     )
@@ -62,10 +82,33 @@ def write_export(root: Path, folders: Sequence[Path], file: Path) -> None:
             pq.ParquetWriter(aside, schema, compression="zstd") as writer,
         ):
             for begin in range(0, len(folders), _ROWS_AT_ONCE):
-                rows = [_row(folder) for folder in folders[begin : begin + _ROWS_AT_ONCE]]
+                some = enumerate(folders[begin : begin + _ROWS_AT_ONCE], begin)
+                rows = [_sealed(_row(folder), number, digest) for number, folder in some]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}): choose another") from error
+    return len(folders)
+
+
+def _undamaged(folders: Sequence[Path]) -> list[Path]:
+    found, damages = [], []
+    for folder in folders:
+        try:
+            if (folder / "results.jsonl").is_file():
+                read_records(folder)
+            found.append(folder)
+        except UserError as error:
+            log.warning("warning: %s; the run is left out", error)
+            damages.append(error)
+    if damages and not found:
+        raise damages[0]
+    return found
+
+
+def _sealed(row: dict[str, Any], number: int, digest: str) -> dict[str, Any]:
+    """A row with its digest, where `digest` is that of the metadata."""
+    content = json.dumps([digest, number, row], sort_keys=True)
+    return {**row, "digest": digest_of(content.encode())}
 
 
 def _row(folder: Path) -> dict[str, Any]:
@@ -113,18 +156,51 @@ def _unpack(file: Path, root: Path) -> None:
     try:
         with pq.ParquetFile(file) as content:
             metadata = content.schema_arrow.metadata or {}
-            if metadata.get(b"domainbed_export") != _VERSION.encode():
+            version = metadata.get(b"domainbed_export", b"").decode()
+            if version not in (_VERSION, _WITHOUT_DIGESTS):
                 raise UserError(
                     f"{file} holds no sweep that this version exported: export it again, with "
                     "`domainbed sweep export`"
                 )
             about = json.loads(metadata[b"domainbed_files"])
             _write(root, {name: about.get(name) for name in _OF_SWEEP})
-            for batch in content.iter_batches(_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    _write(root / _safe(file, row["run"]), {n: row[c] for c, n in _TEXTS.items()})
-    except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError) as error:
+            if version == _WITHOUT_DIGESTS:
+                log.warning("warning: %s has no digests: damage to it may not be noticed", file)
+                rows: Iterable[dict[str, Any]] = _rows(content)
+            else:
+                rows = _compared(content, metadata, about["runs"])
+            for row in rows:
+                _write(root / _safe(file, row["run"]), {n: row[c] for c, n in _TEXTS.items()})
+    except (pa.ArrowException, OSError, *_NO_EXPORT) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, and not Arrow's
+            raise
         raise UserError(f"{file} is damaged ({type(error).__name__}): get it again") from error
+
+
+def _rows(content: pq.ParquetFile) -> Iterator[dict[str, Any]]:
+    for batch in content.iter_batches(_ROWS_AT_ONCE):
+        yield from batch.to_pylist()
+
+
+def _compared(
+    content: pq.ParquetFile, metadata: Mapping[bytes, bytes], runs: int
+) -> Iterator[dict[str, Any]]:
+    """The rows, compared with their digests.
+
+    Raises:
+        ValueError: the metadata or a row has another, or there are not as many rows as `runs`.
+    """
+    digest, count = metadata[b"domainbed_digest"].decode(), 0
+    if digest != digest_of(metadata[b"domainbed_files"]):
+        raise ValueError(CHANGED)
+    for row in _rows(content):
+        plain = {name: value for name, value in row.items() if name != "digest"}
+        if _sealed(plain, count, digest) != row:
+            raise ValueError(CHANGED)
+        yield row
+        count += 1
+    if count != runs:
+        raise ValueError(CHANGED)
 
 
 def _safe(file: Path, name: Any) -> str:

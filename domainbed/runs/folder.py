@@ -240,10 +240,11 @@ def seal_of(records: bytes) -> str:
 
 
 def read_records(folder: Path) -> tuple[bytes, bool]:
-    """The content of a run's results.jsonl, and whether there was a digest to compare it with.
+    """The content of a run's results.jsonl, and whether damage to it would be noticed.
 
     That of a finished run is compared with its mark, that of an unfinished one with the first line
-    of its checkpoint, which knows all but records that were written after it.
+    of its checkpoint, which knows all but records that were written after it. DomainBed and earlier
+    versions of this project wrote no digest.
 
     Raises:
         UserError: it has another digest, or the mark of the finished run is damaged.
@@ -255,9 +256,10 @@ def read_records(folder: Path) -> tuple[bytes, bool]:
     mark = done.read_bytes().strip() if is_finished else _checkpoint_title(folder)
     content, sealed = results.read_bytes(), _RECORDS.search(mark)
     if sealed is None:
-        if mark not in _BARE_MARKS:
+        if is_finished and mark not in _BARE_MARKS:
             raise UserError(f"{done} is damaged: remove {folder}, and do the run again")
-        return content, False
+        has_just_begun = not is_finished and not mark and (folder / "run.json").exists()
+        return content, has_just_begun
     known = content if is_finished else content[: int(sealed[1])]
     if sealed[0].decode() != seal_of(known):
         remedy = (
@@ -270,9 +272,8 @@ def read_records(folder: Path) -> tuple[bytes, bool]:
 
 
 def _checkpoint_title(folder: Path) -> bytes:
-    """The first line of an unfinished run's checkpoint, if it says anything of the records."""
+    """The first line of a run's checkpoint; empty if it has none."""
     for name in ("checkpoint.pt", "checkpoint.before.pt"):
         with suppress(OSError), open(folder / name, "rb") as stream:
-            title = stream.readline(300).strip()
-            return title if _RECORDS.search(title) else b""
+            return stream.readline(300).strip()
     return b""

@@ -5,7 +5,6 @@ Runs are known here by their ids and by what plan.json keeps of each, so that Py
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from domainbed.config.run_fields import RunFields
+from domainbed.core.digests import read_sealed_json, sealed_json, sealed_yaml
 from domainbed.core.files import write_text
 from domainbed.core.names import describe_run
 from domainbed.core.settings import read_fields
@@ -138,8 +138,8 @@ class Store:
                 lacking = [dict(entry) for entry in left_out]
                 lacking = [e for e in before["left_out"] if e not in lacking] + lacking
                 content = {"version": _PLAN_VERSION, "runs": merged, "left_out": lacking}
-                write_text(self.plan, json.dumps(content) + "\n")
-                write_text(self.config, settings)
+                write_text(self.plan, sealed_json(content))
+                write_text(self.config, sealed_yaml(settings))
         except OSError as error:
             raise UserError(
                 f"output_dir {str(self.root)!r} cannot be written ({error.strerror}): choose "
@@ -164,7 +164,7 @@ class Store:
         if not self.plan.is_file():
             return {"runs": {}, "left_out": []}
         try:
-            content = json.loads(self.plan.read_text(encoding="utf-8"))
+            content = read_sealed_json(self.plan)
             if content["version"] != _PLAN_VERSION:
                 raise ValueError(f"its version is {content['version']!r}")
             runs, left_out = dict(content["runs"]), list(content.get("left_out", ()))

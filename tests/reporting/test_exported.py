@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,6 +15,7 @@ from domainbed.cli import main
 from domainbed.errors import UserError
 from domainbed.reporting import build_report, load_records, planned_gaps, planned_selection
 from domainbed.runs.exported import unpacked
+from domainbed.runs.folder import RunFolder
 
 RUNS = {"b": 2, "a": 0, "c": 1}
 
@@ -118,3 +121,58 @@ def test_what_cannot_be_exported(tmp_path: Path, capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit):
             main(["sweep", "export", str(tmp_path), *words])
         assert says in capsys.readouterr().err
+
+
+def test_no_flip_gives_other_numbers(sweep: Path, tmp_path: Path) -> None:
+    """Nor another file: what can be unpacked is what was exported."""
+    file = export(sweep)
+
+    def files() -> dict[Path, bytes]:
+        folder = unpacked(file)
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+
+    whole, expected, rng, noticed = file.read_bytes(), files(), random.Random(5), 0
+    for _ in range(150):
+        changed = bytearray(whole)
+        changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        file.write_bytes(changed)
+        try:
+            assert files() == expected
+        except UserError:
+            noticed += 1
+    assert noticed > 30
+
+
+def test_rows_are_neither_lost_nor_moved(sweep: Path, tmp_path: Path) -> None:
+    table = pq.read_table(export(sweep))
+    other = {
+        b"domainbed_files": table.schema.metadata[b"domainbed_files"].replace(b"small", b"large")
+    }
+    changed = {
+        "lost": table.slice(1),
+        "cut": table.slice(0, 3),
+        "moved": table.take([1, 0, 2, 3]),
+        "twice": pa.concat_tables([table, table.slice(3)]),
+        "metadata": table.replace_schema_metadata({**table.schema.metadata, **other}),
+    }
+    for name, each in changed.items():
+        pq.write_table(each, tmp_path / f"{name}.parquet")
+        with pytest.raises(UserError, match=rf"{name}\.parquet is damaged"):
+            load_records(tmp_path / f"{name}.parquet")
+
+
+def test_an_export_of_an_earlier_version_is_read(sweep: Path, tmp_path: Path, caplog) -> None:
+    table, expected = pq.read_table(export(sweep)), load_records(sweep)
+    version = {**table.schema.metadata, b"domainbed_export": b"1"}
+    file = tmp_path / "earlier.parquet"
+    pq.write_table(table.drop_columns("digest").replace_schema_metadata(version), file)
+    pd.testing.assert_frame_equal(load_records(file).values, expected.values)
+    assert f"{file} has no digests" in caplog.text
+
+
+def test_a_damaged_run_is_not_exported(sweep: Path, caplog) -> None:
+    text = (sweep / "a" / "results.jsonl").read_text()
+    RunFolder(sweep / "a").mark_done(text)
+    (sweep / "a" / "results.jsonl").write_text(text.replace("0.1", "0.3", 1))
+    assert set(pd.read_parquet(export(sweep))["run"]) == {"b", "c", "d"}
+    assert "a/results.jsonl is damaged" in caplog.text
