@@ -80,6 +80,11 @@ _SHARED: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "selection methods, by short name (those that the sweep was planned for)",
     },
+    "--metric": {"metavar": "NAME", "help": "what is shown (what selects)"},
+    "--selection_metric": {
+        "metavar": "NAME",
+        "help": "what selects (what the runs were told, or accuracy, or that of their labels)",
+    },
     "--baseline": {"metavar": "NAME", "help": f"what algorithms are compared with ({BASELINE})"},
     "--format": {
         "metavar": "NAME",
@@ -109,6 +114,10 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
 }
 """Arguments of several commands, as `argparse` takes them."""
+
+
+JUDGES = ("--metric", "--selection_metric")
+"""What says by which metrics runs are judged."""
 
 
 def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:

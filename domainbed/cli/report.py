@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainbed.cli.common import BASELINE, Parser, Run, add_shared
+from domainbed.cli.common import BASELINE, JUDGES, Parser, Run, add_shared
 from domainbed.cli.tables import add_style, show_progress, style_of, write_output
 from domainbed.core.drawing import check_figure_file, save_figure
 from domainbed.errors import UserError
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from domainbed.reporting import Report
 
-_WHICH = ("folders", "--datasets", "--algorithms", "--selection", "--baseline", "--plugins")
+_WHICH = (
+    *("folders", "--datasets", "--algorithms", "--selection"),
+    *(*JUDGES, "--baseline", "--plugins"),
+)
 
 FILE = "report.html"
 PORT = 8000
@@ -100,14 +103,22 @@ def _read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
     """The tables of the runs that are asked for.
 
     Raises:
-        UserError: a folder, a record or a name is wrong.
+        UserError: a folder, a record or a name is wrong, or the datasets have different metrics.
     """
-    from domainbed.reporting import build_report, load_records, planned_gaps, planned_selection
+    from domainbed.reporting import (
+        build_report,
+        load_records,
+        only,
+        planned_gaps,
+        planned_selection,
+    )
+    from domainbed.selection.judging import judged_alike
 
     records = load_records(args.folders, progress=None if quiet else show_progress)
     selection = args.selection or planned_selection(args.folders)
-    gaps = planned_gaps(args.folders)
-    report = build_report(records, selection, args.datasets, args.algorithms, gaps)
+    gaps, judges = planned_gaps(args.folders), (args.metric, args.selection_metric)
+    judged_alike(only(records, args.datasets, args.algorithms), *judges)
+    report = build_report(records, selection, args.datasets, args.algorithms, gaps, *judges)
     known = sorted(set(report.records.runs["algorithm"]))
     if args.baseline is not None and args.baseline not in known:
         raise UserError(f"no records of --baseline {args.baseline!r}: there are {', '.join(known)}")

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed.cli.common import BASELINE, Parser, Run, add_shared, tell
+from domainbed.cli.common import BASELINE, JUDGES, Parser, Run, add_shared, tell
 from domainbed.core.files import write_text
+from domainbed.core.record_keys import key_suffix
 from domainbed.core.safe_text import csv_text, json_text
 from domainbed.core.text_table import printable, text_table
 from domainbed.errors import UserError
@@ -42,7 +43,12 @@ def add_style(parser: Parser) -> None:
         "(the best average first)",
     )
     group.add_argument("--domains", nargs="+", metavar="NAME", help="the domains that come first")
-    group.add_argument("--decimals", type=int, default=1, metavar="N", help="of numbers (1)")
+    group.add_argument(
+        "--decimals",
+        type=int,
+        metavar="N",
+        help="of numbers (1; for a metric that is no percentage what makes four digits)",
+    )
     group.add_argument(
         "--spread",
         metavar="NAME",
@@ -105,7 +111,7 @@ def collect(parser: Parser) -> Run:
 
 def collect_of_folders(parser: Parser) -> Run:
     """As `collect`, where the folders are declared already."""
-    add_shared(parser, "--datasets", "--algorithms", "--selection", "--format", "--output")
+    add_shared(parser, "--datasets", "--algorithms", "--selection", *JUDGES, "--format", "--output")
     add_shared(parser, "--plugins")
     add_style(parser)
     parser.add_argument(
@@ -150,17 +156,19 @@ def _report(args: argparse.Namespace, records: Records) -> Report:
     from domainbed.reporting.single_source import count_single_source, single_source_report
 
     folders, gaps = args.folders, planned_gaps(args.folders)
+    judges = {"metric": args.metric, "selection_metric": args.selection_metric}
     records = only(records, args.datasets, args.algorithms)
     if args.by_folder:
         records, gaps = by_folder(records, folders)
     if args.single_source:
-        return single_source_report(records, args.selection)
+        return single_source_report(records, args.selection, **judges)
     if count := count_single_source(records):
         tell(
             f"warning: {count} runs train on one domain alone and are in no table: --single_source "
             "makes theirs"
         )
-    report = build_report(records, args.selection or planned_selection(folders), gaps=gaps)
+    selection = args.selection or planned_selection(folders)
+    report = build_report(records, selection, gaps=gaps, **judges)
     return replace(report, datasets=args.datasets, algorithms=args.algorithms)
 
 
@@ -172,7 +180,9 @@ _AS_COMMENT = {"text": "{}", "markdown": "    {}", "latex": "% {}"}
 
 def compare(parser: Parser) -> Run:
     """Compare algorithms with a baseline, or a sweep's tables with a paper's."""
-    add_shared(parser, "folders", "--datasets", "--algorithms", "--selection", "--baseline")
+    add_shared(
+        parser, "folders", "--datasets", "--algorithms", "--selection", *JUDGES, "--baseline"
+    )
     parser.add_argument(
         "--with",
         dest="paper",
@@ -188,7 +198,7 @@ def compare(parser: Parser) -> Run:
         "--rope",
         type=float,
         metavar="POINTS",
-        help="also test whether differences are within this many percentage points",
+        help="also test whether differences are within this many percentage points, or this much",
     )
     add_shared(parser, "--format", "--output", "--plugins")
     return _compare
@@ -207,7 +217,11 @@ def _compare(args: argparse.Namespace) -> int:
     records = load_records(args.folders, progress=show_progress)
     selection = args.selection or planned_selection(args.folders)
     if args.paper:
-        report = build_report(records, selection, args.datasets, args.algorithms)
+        report = build_report(
+            *(records, selection, args.datasets, args.algorithms),
+            metric=args.metric,
+            selection_metric=args.selection_metric,
+        )
         sections = agreement_sections(agreement(report, args.paper), args.paper)
     else:
         sections = _comparisons(args, records, selection)
@@ -220,18 +234,23 @@ def _comparisons(
 ) -> list[Section]:
     from domainbed.reporting import build_report, comparison, only
     from domainbed.reporting import comparison_sections as sections
+    from domainbed.selection.judging import judged_alike
 
     baseline, unit = args.baseline or BASELINE, args.unit or UNITS[0]
     algorithms = args.algorithms and list(dict.fromkeys([baseline, *args.algorithms]))
     records = only(records, args.datasets, algorithms)
+    records = judged_alike(records, args.metric, args.selection_metric)
+    judge = comparison.unit_of(records, selection)
     found = comparison.differences(records, selection, baseline, unit, args.rope)
     ranked = args.unit or "domain"
     ranks = comparison.critical_differences(records, selection, ranked)
     first = [
-        *sections.difference_sections(found, unit, args.rope),
+        *sections.difference_sections(found, unit, args.rope, judge),
         *sections.rank_sections(ranks, ranked),
     ]
-    report = build_report(records, selection)
+    report = build_report(
+        records, selection, metric=records.metric, selection_metric=records.selection_metric
+    )
     more = (
         (sections.gap_section, comparison.selection_gap(records)),
         (sections.tuning_section, comparison.tuning_gain(records, selection)),
@@ -239,7 +258,7 @@ def _comparisons(
         (sections.worst_section, comparison.worst_domains(report)),
         (sections.line_section, comparison.accuracy_on_the_line(records)),
     )
-    return first + [section(frame) for section, frame in more if len(frame)]
+    return first + [section(frame, judge) for section, frame in more if len(frame)]
 
 
 # ---- errors ----
@@ -259,6 +278,7 @@ def errors(parser: Parser) -> Run:
         metavar="NAME",
         help="the selection method, by short name (the first that the sweep was planned for)",
     )
+    add_shared(parser, "--selection_metric")
     parser.add_argument(
         "--top",
         type=int,
@@ -278,15 +298,18 @@ def errors(parser: Parser) -> Run:
 def _errors(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise UserError(f"--top {args.top} lists nothing: give a number from 1 on")
-    from domainbed.reporting import load_records, planned_selection
+    from domainbed.reporting import load_records, only, planned_selection
     from domainbed.reporting.misclassified import error_sections, misclassified
     from domainbed.reporting.section import to_text
     from domainbed.selection import SELECTION_METHODS
+    from domainbed.selection.judging import judged_alike
 
     records = load_records(args.folders, progress=show_progress)
     planned = planned_selection(args.folders) or list(SELECTION_METHODS)
     method = SELECTION_METHODS[args.selection or planned[0]]
-    found = misclassified(records, args.algorithms, method, args.datasets)
+    records = only(records, args.datasets, args.algorithms)
+    records = judged_alike(records, selection_metric=args.selection_metric)
+    found = misclassified(records, args.algorithms, method)
     if args.format == "csv":
         write_output(csv_text(found.images), args.output)
         return 0
@@ -310,8 +333,12 @@ def top_hparams(parser: Parser) -> Run:
         "--test_env", required=True, type=int, metavar="N", help="number of a domain"
     )
     parser.add_argument(
-        "--selection", nargs="+", metavar="NAME", help="selection methods, by short name (all)"
+        "--selection",
+        nargs="+",
+        metavar="NAME",
+        help="selection methods, by short name (the published ones)",
     )
+    add_shared(parser, *JUDGES)
     parser.add_argument("--top", type=int, metavar="N", help="only the best N of each trial (all)")
     parser.add_argument(
         "--format", choices=("text", "json", "csv"), default="text", help="default: text"
@@ -322,23 +349,25 @@ def top_hparams(parser: Parser) -> Run:
 
 def _top_hparams(args: argparse.Namespace) -> int:
     from domainbed.reporting import load_records
-    from domainbed.selection import SELECTION_METHODS
+    from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS
+    from domainbed.selection.judging import judged_alike
 
     if args.top is not None and args.top < 1:
         raise UserError(f"--top {args.top} lists nothing: give a number from 1 on")
-    methods = [SELECTION_METHODS[name] for name in args.selection or SELECTION_METHODS]
+    methods = [SELECTION_METHODS[name] for name in args.selection or PUBLISHED_METHODS]
     records = load_records(args.input_dir, progress=show_progress)
     of_cell = _records_of_cell(records, args.dataset, args.algorithm, args.test_env)
+    of_cell = judged_alike(of_cell, args.metric, args.selection_metric)
     ranked = {each.title: ranking(of_cell, each, args.test_env, args.top) for each in methods}
     choices = [choice for of_method in ranked.values() for choice in of_method]
     if args.format == "json":
         text = json_text(choices)
     elif args.format == "csv":
-        text = _ranked_csv(choices)
+        text = _ranked_csv(choices, _numbers(of_cell))
     else:
         lines = [f"Total records: {len(records)}"]
         for title, of_method in ranked.items():
-            lines += ["", f"Model selection: {title}", *_ranked_lines(of_method)]
+            lines += ["", f"Model selection: {title}", *_ranked_lines(of_method, _numbers(of_cell))]
         text = "\n".join(lines) + "\n"
     sys.stdout.write(text)
     return 0
@@ -350,7 +379,8 @@ def ranking(
     """One method's choices, trial by trial the best `top` hparams seeds from best to worst.
 
     Each has `selection`, `trial_seed`, `rank` (1 is best), `hparams_seed`, `step`, `val_acc`,
-    `test_acc`, `hparams`, and the `output_dirs` of the runs that it rests on.
+    `test_acc` (or after val and test another metric's name), `hparams`, and the `output_dirs` of
+    the runs that it rests on.
     """
     ranked = method.rank(records)
     ranked = ranked[ranked["test_env"] == test_env]
@@ -370,13 +400,13 @@ def _choice(
         & (runs["hparams_seed"] == score["hparams_seed"])
         & runs["test_envs"].map(lambda envs: method.uses(envs, score["test_env"]))
     ]
-    # The run on the single test domain is the one whose accuracy is reported.
+    # The run on the single test domain is the one that is reported.
     single = runs[runs["test_envs"].map(len) == 1].iloc[0]
     return {
         "selection": method.name,
         "trial_seed": score["trial_seed"],
         "rank": rank,
-        **{name: score[name] for name in _NUMBERS},
+        **dict(zip(_numbers(records), (score[name] for name in _SCORES))),
         "hparams": single["hparams"],
         "output_dirs": list(dict.fromkeys(runs["folder"])),
     }
@@ -395,24 +425,30 @@ def _records_of_cell(records: Records, dataset: str, algorithm: str, test_env: i
     return records.only([test_env in envs for envs in test_envs])
 
 
-_NUMBERS = ("hparams_seed", "step", "val_acc", "test_acc")
+_SCORES = ("hparams_seed", "step", "val", "test")
 
 
-def _ranked_lines(choices: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _numbers(records: Records) -> list[str]:
+    """What a ranking calls `_SCORES`: val_acc and test_acc of accuracy."""
+    judges = key_suffix(records.selection_metric), key_suffix(records.metric)
+    return ["hparams_seed", "step", f"val_{judges[0]}", f"test_{judges[1]}"]
+
+
+def _ranked_lines(choices: Sequence[dict[str, Any]], numbers: Sequence[str]) -> Iterator[str]:
     """The best choice of each trial, as a table, and then all choices."""
     if not choices:
         yield "no result: `domainbed collect --explain` says which runs are missing"
         return
-    # Validation accuracies compare within a trial only.
-    columns = ("trial_seed", *_NUMBERS, "hparams")
+    # Validations compare within a trial only.
+    columns = ("trial_seed", *numbers, "hparams")
     best = [[_shown(each[name]) for name in columns] for each in choices if each["rank"] == 1]
     yield "best of each trial:"
     yield from text_table([columns, *best], right=range(5), indent="  ")
     for choice in choices:
         if choice["rank"] == 1:
             yield f"trial_seed: {choice['trial_seed']}"
-        numbers = ("val_acc", "test_acc", "step", "hparams_seed")
-        yield "\t" + ", ".join(f"{name}: {_shown(choice[name])}" for name in numbers)
+        names = (*numbers[2:], "step", "hparams_seed")
+        yield "\t" + ", ".join(f"{name}: {_shown(choice[name])}" for name in names)
         yield f"\t\thparams: {_shown(choice['hparams'])}"
         yield from (f"\t\toutput_dir: {printable(folder)}" for folder in choice["output_dirs"])
 
@@ -423,12 +459,12 @@ def _shown(value: Any) -> str:
     return f"{value:.6f}" if isinstance(value, float) else printable(value)
 
 
-def _ranked_csv(choices: Sequence[dict[str, Any]]) -> str:
+def _ranked_csv(choices: Sequence[dict[str, Any]], numbers: Sequence[str]) -> str:
     """One line per choice; hparams and output_dirs as JSON."""
     import pandas as pd
 
     as_json = ["hparams", "output_dirs"]
-    columns = ["selection", "trial_seed", "rank", *_NUMBERS, *as_json]
+    columns = ["selection", "trial_seed", "rank", *numbers, *as_json]
     table = pd.DataFrame(choices, columns=columns)
     table[as_json] = table[as_json].map(partial(json.dumps, sort_keys=True))
     return csv_text(table)

@@ -20,6 +20,11 @@ FULL_DATA = "fd_"
 """Prefix of keys in a stage that trains on all images of the training domains."""
 
 
+def key_suffix(metric: str) -> str:
+    """What keys call a metric: "acc" for accuracy."""
+    return _SUFFIXES.get(metric, metric)
+
+
 def record_key(domain: int, split: str, metric: str, full_data: bool = False) -> str:
     """The key of a metric's value over a domain's split.
 
@@ -33,7 +38,7 @@ def record_key(domain: int, split: str, metric: str, full_data: bool = False) ->
         >>> record_key(0, "in", "accuracy")
         'env0_in_acc'
     """
-    key = f"env{domain}_{split}_{_SUFFIXES.get(metric, metric)}"
+    key = f"env{domain}_{split}_{key_suffix(metric)}"
     return FULL_DATA + key if full_data else key
 
 

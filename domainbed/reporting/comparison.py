@@ -19,8 +19,9 @@ from domainbed.reporting import statistics
 from domainbed.reporting.render import to_frame
 from domainbed.reporting.statistics import CriticalDifference, PairedCell
 from domainbed.reporting.tables import AVERAGE, Report, domain_names, mean_over_trials
+from domainbed.reporting.units import PERCENT, Unit
 from domainbed.runs.records import Records
-from domainbed.selection import SELECTION_METHODS
+from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS
 
 CELL = ["dataset", "test_env"]
 PAIR = [*CELL, "trial_seed"]
@@ -32,17 +33,28 @@ _GROUP = ["dataset", "algorithm"]
 _RUN = [*_GROUP, "test_env", "trial_seed"]
 
 
-def chosen_accuracies(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
-    """The accuracies that the tables are made of, one row per choice.
+def chosen_values(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
+    """The values that the tables are made of, one row per choice.
 
     Columns: `selection`, `dataset`, `algorithm`, `test_env` (number of the domain), `trial_seed`,
-    `hparams_seed`, `step`, and `accuracy` in percent.
+    `hparams_seed`, `step`, and the reported metric under its name, in percent if it is one.
     """
-    names = list(SELECTION_METHODS) if selection is None else dict.fromkeys(selection)
-    frames = [SELECTION_METHODS[name].select(records).assign(selection=name) for name in names]
+    frames = [
+        SELECTION_METHODS[name].select(records).assign(selection=name) for name in _names(selection)
+    ]
     chosen = pd.concat(frames, ignore_index=True)
-    chosen["accuracy"] = 100 * chosen["test_acc"]
-    return chosen[["selection", *PAIR, "algorithm", "hparams_seed", "step", "accuracy"]]
+    chosen[records.metric] = Unit.of(records.metric).factor * chosen["test"]
+    return chosen[["selection", *PAIR, "algorithm", "hparams_seed", "step", records.metric]]
+
+
+def unit_of(records: Records, selection: Sequence[str] | None = None) -> Unit:
+    """The unit of the reported metric, for numbers such as those that are chosen."""
+    return Unit.of(records.metric, chosen_values(records, selection)[records.metric])
+
+
+def _names(selection: Sequence[str] | None) -> list[str]:
+    """Short names of selection methods, each once."""
+    return list(PUBLISHED_METHODS if selection is None else dict.fromkeys(selection))
 
 
 def differences(
@@ -55,34 +67,38 @@ def differences(
     """Each algorithm's difference to the baseline, on each dataset and over all.
 
     Args:
-        records: as from `load_records`, of the datasets and algorithms to compare.
-        selection: short names of selection methods; None for all.
+        records: as from `load_records`, or `judged`, of the datasets and algorithms to compare.
+        selection: short names of selection methods; None for the published ones.
         baseline: the algorithm that the others are compared with.
         unit: what counts as one observation, for wins and tests; one of `statistics.UNITS`.
-        rope: differences up to it, in points, are practically none; None leaves that test out.
+        rope: differences up to it, in the unit of the metric, are practically none; None leaves
+            that test out.
 
     Returns:
         One row per method, dataset ("Avg": over all) and algorithm, with the columns `selection`,
-        `dataset`, `algorithm`, `baseline`; `difference` in percentage points; the ends of its
-        95 % intervals, `trials_low` and `trials_high` with trials resampled, `datasets_low` and
-        `datasets_high` with datasets resampled; `probability_of_improvement`; `wins`, `ties`,
-        `losses`; `p_value` of Wilcoxon's test, and `holm_p_value`, corrected for the algorithms of
-        the same method and dataset; with a rope `p_worse`, `p_equal` and `p_better`; and what it
-        rests on: `observations`, `pairs` (of runs), `domains`, `datasets`, `trials` (the fewest of
-        a domain), and `unpaired`, runs that the other algorithm has no counterpart of.
+        `dataset`, `algorithm`, `baseline`; `difference` in percentage points, or in the unit of
+        the metric; the ends of its 95 % intervals, `trials_low` and `trials_high` with trials
+        resampled, `datasets_low` and `datasets_high` with datasets resampled;
+        `probability_of_improvement`; `wins`, `ties`, `losses`; `p_value` of Wilcoxon's test, and
+        `holm_p_value`, corrected for the algorithms of the same method and dataset; with a rope
+        `p_worse`, `p_equal` and `p_better`; and what it rests on: `observations`, `pairs` (of
+        runs), `domains`, `datasets`, `trials` (the fewest of a domain), and `unpaired`, runs that
+        the other algorithm has no counterpart of.
 
-        NaN stands where a number cannot be.
+        Better is lower of a metric that says so. NaN stands where a number cannot be.
 
     Raises:
         UserError: the baseline or the unit is unknown, or there is nothing to compare.
     """
-    accuracies = chosen_accuracies(records, selection)
+    values = chosen_values(records, selection)
+    judge = Unit.of(records.metric, values[records.metric])
     _check(records, baseline, unit, rope)
     rows = []
-    for name, chosen in accuracies.groupby("selection", sort=False):
+    for name, chosen in values.groupby("selection", sort=False):
         for dataset in [*order_datasets(chosen["dataset"]), AVERAGE]:
             of_dataset = chosen if dataset == AVERAGE else chosen[chosen["dataset"] == dataset]
-            rows += _rows(of_dataset, str(name), dataset, baseline, unit, rope)
+            names = {"selection": str(name), "dataset": dataset}
+            rows += _rows(of_dataset, names, baseline, judge, unit, rope)
     if not rows:
         raise UserError(
             f"no algorithm has a result on the same dataset, test domain and trial as {baseline!r}"
@@ -98,10 +114,10 @@ def critical_differences(
     Ranked are, by `unit`, trials of test domains, test domains (by the mean over trials), or
     datasets (by the mean over test domains). Trials that an algorithm lacks are left out.
     """
-    found = {}
-    for name, chosen in chosen_accuracies(records, selection).groupby("selection", sort=False):
+    found, sign = {}, Unit.of(records.metric).sign
+    for name, chosen in chosen_values(records, selection).groupby("selection", sort=False):
         algorithms = order_algorithms(chosen["algorithm"])
-        wide = chosen.pivot(index=PAIR, columns="algorithm", values="accuracy")
+        wide = sign * chosen.pivot(index=PAIR, columns="algorithm", values=records.metric)
         table = _averaged(wide[algorithms].dropna(), unit)
         found[str(name)] = statistics.critical_difference(table.to_numpy(), algorithms)
     return found
@@ -123,29 +139,30 @@ def _check(records: Records, baseline: str, unit: str, rope: float | None) -> No
 
 
 def _rows(
-    chosen: pd.DataFrame, selection: str, dataset: str, baseline: str, unit: str, rope: float | None
+    chosen: pd.DataFrame,
+    names: dict[str, str],
+    baseline: str,
+    judge: Unit,
+    unit: str,
+    rope: float | None,
 ) -> list[dict[str, Any]]:
     """The rows of one method and dataset, with the p-values corrected for their number."""
     rows: list[dict[str, Any]] = []
     for algorithm in order_algorithms(chosen["algorithm"]):
-        cells, unpaired = paired_cells(chosen, algorithm, baseline)
+        cells, unpaired = paired_cells(chosen, algorithm, baseline, judge)
         if algorithm != baseline and cells:
-            names = {
-                "selection": selection,
-                "dataset": dataset,
-                "algorithm": algorithm,
-                "baseline": baseline,
-            }
-            rows.append({**names, **_numbers(cells, unit, rope), "unpaired": unpaired})
+            numbers = _numbers(cells, judge, unit, rope)
+            pair = {"algorithm": algorithm, "baseline": baseline}
+            rows.append({**names, **pair, **numbers, "unpaired": unpaired})
     corrected = statistics.holm([row["p_value"] for row in rows])
     return [{**row, "holm_p_value": p} for row, p in zip(rows, corrected, strict=True)]
 
 
 def paired_cells(
-    chosen: pd.DataFrame, algorithm: str, baseline: str
+    chosen: pd.DataFrame, algorithm: str, baseline: str, judge: Unit
 ) -> tuple[list[PairedCell], int]:
     """The pairs of two algorithms by test domain, and how many runs have no counterpart."""
-    wide = chosen.pivot(index=PAIR, columns="algorithm", values="accuracy")
+    wide = judge.sign * chosen.pivot(index=PAIR, columns="algorithm", values=judge.metric)
     both = wide.reindex(columns=[algorithm, baseline]).dropna(how="all")
     pairs = both.dropna()
     cells = [
@@ -155,18 +172,20 @@ def paired_cells(
     return cells, len(both) - len(pairs)
 
 
-def _numbers(cells: list[PairedCell], unit: str, rope: float | None) -> dict[str, Any]:
+def _numbers(cells: list[PairedCell], judge: Unit, unit: str, rope: float | None) -> dict[str, Any]:
     observed = statistics.observations(cells, unit)
-    trials_low, trials_high = statistics.trial_interval(cells)
-    datasets_low, datasets_high = statistics.dataset_interval(cells)
+    intervals = [statistics.trial_interval(cells), statistics.dataset_interval(cells)]
+    if judge.sign < 0:  # differences are as recorded: a better one is negative
+        intervals = [(-high, -low) for low, high in intervals]
+    (trials_low, trials_high), (datasets_low, datasets_high) = intervals
     numbers: dict[str, Any] = {
-        "difference": float(statistics.observations(cells, "dataset").mean()),
+        "difference": judge.sign * float(statistics.observations(cells, "dataset").mean()),
         "trials_low": trials_low,
         "trials_high": trials_high,
         "datasets_low": datasets_low,
         "datasets_high": datasets_high,
         "probability_of_improvement": statistics.probability_of_improvement(cells),
-        **statistics.win_tie_loss(observed),
+        **statistics.win_tie_loss(observed, judge.tie),
         "p_value": statistics.wilcoxon(observed),
         "holm_p_value": math.nan,
         "observations": len(observed),
@@ -191,13 +210,14 @@ def _averaged(wide: pd.DataFrame, unit: str) -> pd.DataFrame:
 def selection_gap(
     records: Records, better: str = "oracle", other: str = "training-domain"
 ) -> pd.DataFrame:
-    """What knowing the test domain is worth: accuracy under the one method minus the other.
+    """What knowing the test domain is worth: the result of the one method minus the other's.
 
     Columns: `dataset`, `algorithm`, `domain` (its name, or "Avg": first over the test domains
-    within a trial), `gap` in percentage points, its `std_err` over trials, and `n_trials`.
+    within a trial), `gap` in percentage points or in the unit of the metric, its `std_err` over
+    trials, and `n_trials`.
     """
-    chosen = chosen_accuracies(records, [better, other])
-    wide = chosen.pivot(index=_RUN, columns="selection", values="accuracy")
+    chosen = chosen_values(records, [better, other])
+    wide = chosen.pivot(index=_RUN, columns="selection", values=records.metric)
     gaps = wide.reindex(columns=[better, other]).dropna()
     frame = (gaps[better] - gaps[other]).rename("gap").reset_index()
     return _in_order(_over_trials(frame, "gap", records.runs))
@@ -206,60 +226,62 @@ def selection_gap(
 def tuning_gain(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
     """What the search for hyper-parameters gains over their defaults.
 
-    Columns: `selection`, `dataset`, `algorithm`; `default` and `best`, the accuracies in percent
-    of the default hyper-parameters and of the chosen draw; `gain`, the difference in points, with
-    its `std_err` over `n_trials` trials (first averaged over test domains within a trial); and
-    `n_draws`, the fewest hparams seeds that a choice was made from.
+    Columns: `selection`, `dataset`, `algorithm`; `default` and `best`, the results of the default
+    hyper-parameters and of the chosen draw; `gain`, by how much that is better, with its `std_err`
+    over `n_trials` trials (first averaged over test domains within a trial); and `n_draws`, the
+    fewest hparams seeds that a choice was made from.
     """
     frames = []
-    for name in SELECTION_METHODS if selection is None else dict.fromkeys(selection):
+    for name in _names(selection):
         ranked = SELECTION_METHODS[name].rank(records)
-        best = ranked.drop_duplicates(_RUN).set_index(_RUN)["test_acc"].rename("best")
-        default = ranked[ranked["hparams_seed"] == DEFAULT_SEED].set_index(_RUN)["test_acc"]
+        best = ranked.drop_duplicates(_RUN).set_index(_RUN)["test"].rename("best")
+        default = ranked[ranked["hparams_seed"] == DEFAULT_SEED].set_index(_RUN)["test"]
         draws = ranked.groupby(_RUN).size().rename("n_draws")
         both = pd.concat([best, default.rename("default"), draws], axis=1).dropna().reset_index()
-        frames.append(_gains(both).assign(selection=name))
+        frames.append(_gains(both, Unit.of(records.metric)).assign(selection=name))
     columns = ["selection", *_GROUP, "default", "best", "gain", "std_err", "n_trials", "n_draws"]
     return _in_order(pd.concat(frames, ignore_index=True)[columns])
 
 
 def expected_best(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
-    """The accuracy that k random draws of the hyper-parameters give on average.
+    """The result that k random draws of the hyper-parameters give on average.
 
     Columns: `selection`, `dataset`, `algorithm`, `draws` (k, up to the fewest that a test domain
-    and trial has), `accuracy` in percent, the mean over test domains and trials, and `n_trials`.
+    and trial has), the metric under its name, the mean over test domains and trials, and
+    `n_trials`.
     """
     rows: list[dict[str, object]] = []
-    for name in SELECTION_METHODS if selection is None else dict.fromkeys(selection):
+    factor = Unit.of(records.metric).factor
+    for name in _names(selection):
         ranked = SELECTION_METHODS[name].rank(records).iloc[::-1]  # from worst to best
         for (dataset, algorithm), of_group in ranked.groupby(_GROUP, sort=False):
-            accuracies = [of["test_acc"].to_numpy() for _, of in of_group.groupby(_RUN)]
-            curves = [statistics.expected_best(of_run) for of_run in accuracies]
+            tests = [of["test"].to_numpy() for _, of in of_group.groupby(_RUN)]
+            curves = [statistics.expected_best(of_run) for of_run in tests]
             fewest = min(map(len, curves))
-            means = 100 * np.mean([curve[:fewest] for curve in curves], axis=0)
+            means = factor * np.mean([curve[:fewest] for curve in curves], axis=0)
             rows += [
                 {"selection": name, "dataset": dataset, "algorithm": algorithm, "draws": draws,
-                 "accuracy": accuracy, "n_trials": of_group["trial_seed"].nunique()}
-                for draws, accuracy in enumerate(means.tolist(), start=1)
+                 records.metric: mean, "n_trials": of_group["trial_seed"].nunique()}
+                for draws, mean in enumerate(means.tolist(), start=1)
             ]  # fmt: skip
-    columns = ["selection", *_GROUP, "draws", "accuracy", "n_trials"]
+    columns = ["selection", *_GROUP, "draws", records.metric, "n_trials"]
     return _in_order(pd.DataFrame(rows, columns=columns))
 
 
 def worst_domains(report: Report) -> pd.DataFrame:
-    """The lowest accuracy in each row of the tables, and the mean.
+    """The worst number in each row of the tables, and the mean.
 
     Columns: `selection`, `dataset`, `algorithm`, `domain` (name of the worst), `worst` and
-    `mean` in percent, and `n_trials` of the worst. A row that lacks a result is left out.
+    `mean` as in the tables, and `n_trials` of the worst. A row that lacks a result is left out.
     """
-    cells = to_frame(report)
+    cells, sign = to_frame(report), Unit.of(report.records.metric).sign
     rows = []
     for key, of_row in cells[cells["table"] == "dataset"].groupby(
         ["selection", *_GROUP], sort=False
     ):
         if of_row["mean"].notna().all():
             domains, mean = of_row.iloc[:-1], of_row["mean"].iloc[-1]
-            worst = domains.loc[domains["mean"].idxmin()]
+            worst = domains.loc[(sign * domains["mean"]).idxmin()]
             rows.append((*key, worst["domain"], worst["mean"], mean, worst["n_trials"]))
     columns = ["selection", *_GROUP, "domain", "worst", "mean", "n_trials"]
     return pd.DataFrame(rows, columns=columns)
@@ -269,32 +291,35 @@ def in_and_out(records: Records) -> pd.DataFrame:
     """Every run with one test domain, at its last record: what it does at home and away.
 
     Columns: `dataset`, `algorithm`, `test_env`, `trial_seed`, `hparams_seed`; `in_domain`, the
-    mean accuracy in percent on the out-splits of the training domains; and `out_of_domain`, the
-    accuracy in percent on the in-split of the test domain.
+    mean of the metric on the out-splits of the training domains; and `out_of_domain`, the metric
+    on the in-split of the test domain; percentages in percent.
     """
-    run = [*_RUN, "hparams_seed"]
+    run, factor = [*_RUN, "hparams_seed"], Unit.of(records.metric).factor
+    records = records.as_reported()
     scores = SELECTION_METHODS["oracle"].score(records)  # one row per run, at its last record
     table = records.of_single_domains
     rows = table.keys[[*run, "step"]].assign(row=np.arange(len(table.keys)))
     last = scores.merge(rows, on=[*run, "step"]).drop_duplicates(run, ignore_index=True)
-    accuracies = table.out_split[last["row"]].copy()
-    accuracies[np.arange(len(last)), last["test_env"]] = np.nan
-    in_domain = 100 * pd.DataFrame(accuracies).mean(axis=1)
-    return last[run].assign(in_domain=in_domain, out_of_domain=100 * last["test_acc"])
+    values = table.out_split[last["row"]].copy()
+    values[np.arange(len(last)), last["test_env"]] = np.nan
+    in_domain = factor * pd.DataFrame(values).mean(axis=1)
+    return last[run].assign(in_domain=in_domain, out_of_domain=factor * last["test"])
 
 
 def accuracy_on_the_line(records: Records) -> pd.DataFrame:
-    """How well in-domain accuracy predicts out-of-domain accuracy, over all runs of a test domain.
+    """How well the in-domain result predicts the out-of-domain one, over all runs of a test domain.
 
-    The line is fitted to the probits of both (Miller et al., "Accuracy on the Line", ICML 2021).
-    Columns: `dataset`, `domain` (its name), `runs`, `slope`, `intercept` and `correlation`
-    (Pearson's, of the probits); NaN for fewer than three runs, or if one of the two is constant.
+    The line is fitted to the probits of both (Miller et al., "Accuracy on the Line", ICML 2021), or
+    to the values themselves of a metric that is no percentage. Columns: `dataset`, `domain` (its
+    name), `runs`, `slope`, `intercept` and `correlation` (Pearson's, of what the line is fitted
+    to); NaN for fewer than three runs, or if one of the two is constant.
     """
-    rows = []
+    rows, factor = [], Unit.of(records.metric).factor
     for (dataset, env), points in in_and_out(records).groupby(["dataset", "test_env"], sort=False):
         name = domain_names(records.runs, dataset)[env]
-        clipped = np.clip(points[["in_domain", "out_of_domain"]] / 100, _CLIP, 1 - _CLIP)
-        x, y = stats.norm.ppf(clipped.to_numpy().T)
+        x, y = points[["in_domain", "out_of_domain"]].to_numpy().T
+        if factor == PERCENT:
+            x, y = stats.norm.ppf(np.clip(np.stack([x, y]) / PERCENT, _CLIP, 1 - _CLIP))
         fit = [np.nan] * 3
         if len(points) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
             line = stats.linregress(x, y)
@@ -304,13 +329,14 @@ def accuracy_on_the_line(records: Records) -> pd.DataFrame:
     return _in_order(pd.DataFrame(rows, columns=columns))
 
 
-def _gains(both: pd.DataFrame) -> pd.DataFrame:
+def _gains(both: pd.DataFrame, unit: Unit) -> pd.DataFrame:
     """The mean over trials of what was averaged over test domains."""
     rows = []
     for key, of_group in both.groupby(_GROUP, sort=False):
         by_trial = of_group.groupby("trial_seed")[["default", "best"]].mean()
-        gain = mean_over_trials((by_trial["best"] - by_trial["default"]).tolist())
-        means = (100 * by_trial.mean()).to_dict()
+        better = unit.sign * (by_trial["best"] - by_trial["default"])
+        gain = mean_over_trials(better.tolist(), unit.factor)
+        means = (unit.factor * by_trial.mean()).to_dict()
         found = {"gain": gain.mean, "std_err": gain.std_err, "n_trials": gain.n_trials}
         names = dict(zip(_GROUP, key, strict=True))
         rows.append({**names, **means, **found, "n_draws": int(of_group["n_draws"].min())})

@@ -9,19 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed.reporting.section import (
-    NOTHING,
-    Section,
-    count,
-    interval,
-    mean_text,
-    one_decimal,
-    p_value_text,
-    span,
-    with_sign,
-)
+from domainbed.reporting.section import NOTHING, Section, count, p_value_text, span
 from domainbed.reporting.statistics import CriticalDifference, least_p_value
 from domainbed.reporting.tables import AVERAGE
+from domainbed.reporting.units import PERCENT, Unit
 
 FEW_TRIALS = 10
 FEW_DATASETS = 10
@@ -32,7 +23,9 @@ _OBSERVATIONS = {"trial": "test domain and trial", "domain": "test domain", "dat
 # ---- differences to a baseline ----
 
 
-def difference_sections(frame: pd.DataFrame, unit: str, rope: float | None) -> list[Section]:
+def difference_sections(
+    frame: pd.DataFrame, unit: str, rope: float | None, judge: Unit
+) -> list[Section]:
     """The differences to the baseline, one table per selection method."""
     sections = []
     chances = [] if rope is None else ["P(worse)", "P(equal)", "P(better)"]
@@ -41,7 +34,7 @@ def difference_sections(frame: pd.DataFrame, unit: str, rope: float | None) -> l
         shown = of_method if several else of_method[of_method["dataset"] == AVERAGE]
         only, baseline = of_method[["dataset", "baseline"]].iloc[0]
         rows = [
-            [row["dataset"] if several else only, row["algorithm"], *_differences(row, rope)]
+            [row["dataset"] if several else only, row["algorithm"], *_differences(row, rope, judge)]
             for row in shown.to_dict("records")
         ]
         sections.append(
@@ -51,19 +44,19 @@ def difference_sections(frame: pd.DataFrame, unit: str, rope: float | None) -> l
                 ["Dataset", "Algorithm", "difference", "95 % (trials)", "95 % (datasets)",
                  "improves", "win/tie/loss", "p", "p (Holm)", *chances],
                 rows,
-                _difference_notes(shown, unit, baseline, rope),
+                _difference_notes(shown, unit, baseline, rope, judge),
                 of_method,
             )
         )  # fmt: skip
     return sections
 
 
-def _differences(row: dict[Any, Any], rope: float | None) -> list[str]:
+def _differences(row: dict[Any, Any], rope: float | None, judge: Unit) -> list[str]:
     chances = [] if rope is None else [row[f"p_{name}"] for name in ("worse", "equal", "better")]
     return [
-        with_sign(row["difference"]),
-        interval(row["trials_low"], row["trials_high"]),
-        interval(row["datasets_low"], row["datasets_high"]),
+        judge.text(row["difference"], signed=True),
+        judge.interval(row["trials_low"], row["trials_high"]),
+        judge.interval(row["datasets_low"], row["datasets_high"]),
         f"{row['probability_of_improvement']:.2f}",
         f"{row['wins']}/{row['ties']}/{row['losses']}",
         *(p_value_text(row[name]) for name in ("p_value", "holm_p_value")),
@@ -72,17 +65,19 @@ def _differences(row: dict[Any, Any], rope: float | None) -> list[str]:
 
 
 def _difference_notes(
-    frame: pd.DataFrame, unit: str, baseline: str, rope: float | None
+    frame: pd.DataFrame, unit: str, baseline: str, rope: float | None, judge: Unit
 ) -> list[str]:
     counts = sorted(set(frame["observations"]))
+    points = " points" * (judge.factor == PERCENT)
     notes = [
-        "difference: percentage points, paired by dataset, test domain and trial; 95 %: bootstrap "
-        f"with trials, or datasets, resampled; improves: chance that a run beats {baseline}'s",
+        f"difference: {judge.of_differences}, paired by dataset, test domain and trial; 95 %: "
+        "bootstrap with trials, or datasets, resampled; improves: chance that a run beats "
+        f"{baseline}'s",
         f"win/tie/loss and p (Wilcoxon's signed-rank test) count each {unit} once: "
-        f"{', '.join(map(str, counts))} in the rows; ties are below 0.05 points",
+        f"{', '.join(map(str, counts))} in the rows; ties are below {judge.tie:g}{points}",
     ]
     if rope is not None:
-        notes.append(f"P: Bayesian signed-rank test; equal: within {rope:g} points of zero")
+        notes.append(f"P: Bayesian signed-rank test; equal: within {rope:g}{points} of zero")
     return notes + cautions(unit, counts, frame)
 
 
@@ -166,11 +161,11 @@ def rank_notes(ranks: CriticalDifference, unit: str) -> list[str]:
 # ---- the tables of `domainbed.reporting.analyses` ----
 
 
-def gap_section(frame: pd.DataFrame) -> Section:
+def gap_section(frame: pd.DataFrame, judge: Unit) -> Section:
     """What knowing the test domain is worth."""
     rows = [
         [*itemgetter("dataset", "algorithm", "domain")(row),
-         mean_text(row["gap"], row["std_err"], signed=True)]
+         judge.with_error(row["gap"], row["std_err"], signed=True)]
         for row in frame.to_dict("records")
     ]  # fmt: skip
     return Section(
@@ -179,7 +174,7 @@ def gap_section(frame: pd.DataFrame) -> Section:
         ["Dataset", "Algorithm", "domain", "gap"],
         rows,
         [
-            "oracle minus training-domain, in percentage points +/- standard error over "
+            f"oracle minus training-domain, in {judge.of_differences} +/- standard error over "
             f"{span(frame['n_trials'])} trials",
             *_few(frame),
         ],
@@ -187,16 +182,17 @@ def gap_section(frame: pd.DataFrame) -> Section:
     )
 
 
-def tuning_section(frame: pd.DataFrame) -> Section:
+def tuning_section(frame: pd.DataFrame, judge: Unit) -> Section:
     """What the search of hyper-parameters is worth."""
     rows = [
-        [*itemgetter("selection", "dataset", "algorithm")(row), one_decimal(row["default"]),
-         one_decimal(row["best"]), mean_text(row["gain"], row["std_err"], signed=True)]
+        [*itemgetter("selection", "dataset", "algorithm")(row), judge.text(row["default"]),
+         judge.text(row["best"]), judge.with_error(row["gain"], row["std_err"], signed=True)]
         for row in frame.to_dict("records")
     ]  # fmt: skip
+    subtracted = [f"the draw chosen among {span(frame['n_draws'])}", "the default hyper-parameters"]
     notes = [
-        f"the draw chosen among {span(frame['n_draws'])}, minus the default hyper-parameters; "
-        f"+/- standard error over {span(frame['n_trials'])} trials",
+        f"{', minus '.join(subtracted[:: judge.sign])}; +/- standard error over "
+        f"{span(frame['n_trials'])} trials",
         *_few(frame),
     ]
     if frame["n_draws"].max() == 1:
@@ -205,54 +201,56 @@ def tuning_section(frame: pd.DataFrame) -> Section:
     return Section("tuning_gain", "Gain of tuning", header, rows, notes, frame)
 
 
-def expected_section(frame: pd.DataFrame) -> Section:
-    """The accuracy that few draws give on average."""
+def expected_section(frame: pd.DataFrame, judge: Unit) -> Section:
+    """The result that few draws give on average."""
     keys = ["selection", "dataset", "algorithm"]
-    wide = frame.pivot(index=keys, columns="draws", values="accuracy")
+    wide = frame.pivot(index=keys, columns="draws", values=judge.metric)
     shown = [k for k in wide if k in (1, 2, 5, 10, 20) or k == wide.columns[-1]]
     return Section(
         "expected_best",
         "Expected best of k draws",
         ["Selection", "Dataset", "Algorithm", *(f"best of {k}" for k in shown)],
-        [[*key, *map(one_decimal, numbers)] for key, numbers in wide[shown].iterrows()],
-        ["the accuracy that choosing among k of the draws gives on average", *_few(frame)],
+        [[*key, *map(judge.text, numbers)] for key, numbers in wide[shown].iterrows()],
+        [f"the {judge.name} that choosing among k of the draws gives on average", *_few(frame)],
         frame,
     )
 
 
-def worst_section(frame: pd.DataFrame) -> Section:
+def worst_section(frame: pd.DataFrame, judge: Unit) -> Section:
     """Worst domain beside mean."""
     rows = [
-        [*itemgetter("selection", "dataset", "algorithm")(row), one_decimal(row["mean"]),
-         one_decimal(row["worst"]), row["domain"]]
+        [*itemgetter("selection", "dataset", "algorithm")(row), judge.text(row["mean"]),
+         judge.text(row["worst"]), row["domain"]]
         for row in frame.to_dict("records")
     ]  # fmt: skip
+    lowest, low = ("lowest", "low") if judge.sign > 0 else ("highest", "high")
     return Section(
         "worst_domains",
         "Worst test domain beside the mean",
         ["Selection", "Dataset", "Algorithm", "mean", "worst", "domain"],
         rows,
-        ["the lowest of several uncertain means is on average too low", *_few(frame)],
+        [f"the {lowest} of several uncertain means is on average too {low}", *_few(frame)],
         frame,
     )
 
 
-def line_section(frame: pd.DataFrame) -> Section:
-    """In-domain against out-of-domain accuracy."""
+def line_section(frame: pd.DataFrame, judge: Unit) -> Section:
+    """The in-domain result against the out-of-domain one."""
     numbers = ["correlation", "slope", "intercept"]
     rows = [
         [row["dataset"], row["domain"], str(row["runs"])]
         + [NOTHING if math.isnan(row[name]) else f"{row[name]:.2f}" for name in numbers]
         for row in frame.to_dict("records")
     ]
+    probits = "; of the probits of both" * (judge.factor == PERCENT)
     return Section(
         "accuracy_on_the_line",
-        "In-domain against out-of-domain accuracy",
+        f"In-domain against out-of-domain {judge.metric}",
         ["Dataset", "test domain", "runs", *numbers],
         rows,
         [
-            "over the last record of all runs: accuracy on the test domain, against that on the "
-            "out-splits of the training domains; of the probits of both",
+            f"over the last record of all runs: {judge.metric} on the test domain, against that on "
+            f"the out-splits of the training domains{probits}",
             "dependent: runs that differ only in draw or algorithm share data and weights",
         ],
         frame,

@@ -17,6 +17,7 @@ from domainbed.core.text_table import printable
 from domainbed.reporting.findings import Findings, is_logarithmic, is_numeric
 from domainbed.reporting.statistics import CriticalDifference
 from domainbed.reporting.tables import AVERAGE, domain_names
+from domainbed.reporting.units import PERCENT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,10 +82,11 @@ def difference_figures(findings: Findings) -> Figures:
     datasets = list(dict.fromkeys(frame["dataset"]))
     # One dataset is its own average.
     shown = [AVERAGE, *datasets[:-1]] if len(datasets) > 2 else datasets[:1]
-    return {name: _differences(frame[frame["dataset"] == name]) for name in shown}
+    unit = findings.unit.of_differences
+    return {name: _differences(frame[frame["dataset"] == name], unit) for name in shown}
 
 
-def _differences(frame: pd.DataFrame) -> Figure:
+def _differences(frame: pd.DataFrame, unit: str) -> Figure:
     methods = list(dict.fromkeys(frame["selection"]))
     names = order_algorithms(frame["algorithm"])
     figure, panels = _panels(len(methods), height=0.9 + 0.26 * len(names), sharex=True, sharey=True)
@@ -100,7 +102,7 @@ def _differences(frame: pd.DataFrame) -> Figure:
         axes.set_yticklabels(list(map(printable, names)))
         axes.grid(axis="y", visible=False)
     panels[0].set_ylim(len(names) - 0.5, -0.5)
-    figure.supxlabel("percentage points", fontsize="medium")
+    figure.supxlabel(unit, fontsize="medium")
     return figure
 
 
@@ -156,18 +158,18 @@ def _draw_ranks(axes: Axes, title: str, ranks: CriticalDifference) -> None:
 
 @FIGURES.register(name="curves")
 def curve_figures(findings: Findings) -> Figures:
-    """Accuracy by step of the runs that the first method chose, one figure per dataset."""
-    frame = findings.curves
+    """The metric by step of the runs that the first method chose, one figure per dataset."""
+    frame, axis = findings.curves, findings.unit.of_axis
     frame = frame[frame["selection"] == findings.selection[0]]
     return {
         dataset: _curves(
-            frame[frame["dataset"] == dataset], domain_names(findings.records.runs, dataset)
+            frame[frame["dataset"] == dataset], domain_names(findings.records.runs, dataset), axis
         )
         for dataset in order_datasets(frame["dataset"])
     }
 
 
-def _curves(frame: pd.DataFrame, domains: Sequence[str]) -> Figure:
+def _curves(frame: pd.DataFrame, domains: Sequence[str], axis: str) -> Figure:
     names = order_algorithms(frame["algorithm"])
     figure, panels = _panels(len(names), height=2.1, sharex=True, sharey=True)
     for axes, name in zip(panels, names):
@@ -183,14 +185,14 @@ def _curves(frame: pd.DataFrame, domains: Sequence[str]) -> Figure:
     looks = {domains[env]: _look(env) for env in sorted(set(frame["test_env"]))}
     looks |= {"test": {"color": INK}, "validation": {"color": INK, "linestyle": ":"}}
     _add_to_legend(panels[0], looks)
-    _finish(figure, "step", "accuracy (%)", len(looks))
+    _finish(figure, "step", axis, len(looks))
     return figure
 
 
 @FIGURES.register(name="on-the-line")
 def line_figures(findings: Findings) -> Figures:
-    """In-domain against out-of-domain accuracy of all runs at their last record, by dataset."""
-    points, lines = findings.last_records.dropna(), findings.lines
+    """The in-domain metric against the out-of-domain one at all runs' last record, by dataset."""
+    points, lines, unit = findings.last_records.dropna(), findings.lines, findings.unit
     if points.empty:
         return {}
     datasets = order_datasets(points["dataset"])
@@ -202,36 +204,42 @@ def line_figures(findings: Findings) -> Figures:
             look = _look(int(env))
             _scatter(axes, of_env["in_domain"], of_env["out_of_domain"], **look)
             fits = lines[(lines["dataset"] == dataset) & (lines["domain"] == names[env])]
-            _draw_line(axes, of_env["in_domain"], fits.iloc[0], look["color"])
+            is_probit = unit.factor == PERCENT
+            _draw_line(axes, of_env["in_domain"], fits.iloc[0], look["color"], is_probit)
             _add_to_legend(axes, {names[env]: look})
         axes.set_title(printable(dataset))
         axes.legend(fontsize=7, loc="best")
-    _finish(figure, "in-domain accuracy (%)", "out-of-domain accuracy (%)")
+    _finish(figure, f"in-domain {unit.of_axis}", f"out-of-domain {unit.of_axis}")
     return {"": figure}
 
 
-def _draw_line(axes: Axes, x: pd.Series, fit: pd.Series, color: str) -> None:
-    """The line of the probits, a curve in percent."""
-    from scipy.stats import norm
-
+def _draw_line(axes: Axes, x: pd.Series, fit: pd.Series, color: str, is_probit: bool) -> None:
+    """The line of the values, or that of the probits, which is a curve in percent."""
     if math.isnan(fit["slope"]):
         return
-    at = np.linspace(max(x.min(), 0.1), min(x.max(), 99.9), 30)
-    drawn = 100 * norm.cdf(fit["slope"] * norm.ppf(at / 100) + fit["intercept"])
+    if is_probit:
+        from scipy.special import ndtr, ndtri  # `scipy.stats` would take a second to import
+
+        at = np.linspace(max(x.min(), 0.1), min(x.max(), 99.9), 30)
+        drawn = 100 * ndtr(fit["slope"] * ndtri(at / 100) + fit["intercept"])
+    else:
+        at = np.array([x.min(), x.max()])
+        drawn = fit["slope"] * at + fit["intercept"]
     axes.plot(at, drawn, color=color, linewidth=1)
 
 
 @FIGURES.register(name="hparams")
 def hparam_figures(findings: Findings) -> Figures:
-    """Accuracy by each hyper-parameter that was drawn, one figure per algorithm."""
-    tuning = findings.tuning
+    """The metric by each hyper-parameter that was drawn, one figure per algorithm."""
+    tuning, unit = findings.tuning, findings.unit
+    axis = "points" if unit.factor == PERCENT else unit.name
     return {
-        name: _hparams(tuning[tuning["algorithm"] == name])
+        name: _hparams(tuning[tuning["algorithm"] == name], f"{axis} above the mean")
         for name in order_algorithms(tuning["algorithm"])
     }
 
 
-def _hparams(frame: pd.DataFrame) -> Figure:
+def _hparams(frame: pd.DataFrame, axis: str) -> Figure:
     names = sorted(set(frame["name"]))
     figure, panels = _panels(len(names), height=2.1, sharey=True)
     dot: Look = {"color": SERIES[0], "marker": "o"}
@@ -252,7 +260,7 @@ def _hparams(frame: pd.DataFrame) -> Figure:
                   markeredgecolor=INK, **diamond)  # fmt: skip
         axes.set_title(printable(name))
     _add_to_legend(panels[0], {"a run": dot, "chosen": diamond})
-    _finish(figure, "", "points above the mean", legend=2)
+    _finish(figure, "", axis, legend=2)
     return figure
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from domainbed.core.names import order_algorithms
 from domainbed.reporting import comparison
 from domainbed.reporting.statistics import CriticalDifference
+from domainbed.reporting.units import Unit
 from domainbed.runs.records import Records
 from domainbed.selection import mean_over_others
 
@@ -28,7 +29,7 @@ class Findings:
     """Numbers from some records.
 
     Attributes:
-        records: those of the datasets and algorithms that are asked for.
+        records: those of the datasets and algorithms that are asked for, judged by one metric.
         selection: short names of selection methods.
         baseline: what the algorithms are compared with.
     """
@@ -39,8 +40,13 @@ class Findings:
 
     @cached_property
     def chosen(self) -> pd.DataFrame:
-        """As from `comparison.chosen_accuracies`."""
-        return comparison.chosen_accuracies(self.records, self.selection)
+        """As from `comparison.chosen_values`."""
+        return comparison.chosen_values(self.records, self.selection)
+
+    @cached_property
+    def unit(self) -> Unit:
+        """Of the metric."""
+        return Unit.of(self.records.metric, self.chosen[self.records.metric])
 
     @cached_property
     def differences(self) -> pd.DataFrame:
@@ -71,14 +77,14 @@ class Findings:
         """The course of the chosen runs, the mean over their trials.
 
         Columns: `selection`, `dataset`, `algorithm`, `test_env`, `step`; `validation`, on the
-        out-splits of the training domains, and `test`, on the test domain, in percent, NaN where a
-        trial has not measured it; `trials`, how many have a record of that step; `chosen`, in how
-        many of them it is the chosen one.
+        out-splits of the training domains, and `test`, on the test domain, as in the tables, NaN
+        where a trial has not measured it; `trials`, how many have a record of that step; `chosen`,
+        in how many of them it is the chosen one.
         """
-        table = self.records.of_single_domains
+        table, factor = self.records.as_reported().of_single_domains, self.unit.factor
         of_records = table.keys[[*_RUN, "step"]].assign(
-            test=100 * table.keys["test_acc"],
-            validation=100 * mean_over_others(table.out_split, table.keys),
+            test=factor * table.keys["test"],
+            validation=factor * mean_over_others(table.out_split, table.keys),
         )
         picked = self.chosen[["selection", *_RUN, "step"]].rename(columns={"step": "best"})
         course = of_records.merge(picked, on=_RUN)
@@ -96,9 +102,9 @@ class Findings:
         """What each run did with each hyper-parameter that was not the same in all draws.
 
         Columns: `dataset`, `algorithm`, `test_env`, `trial_seed`, `hparams_seed`; `name` of the
-        hyper-parameter and its `value`; `gain`, the accuracy on the test domain at the last
-        record, minus the mean of all runs of the dataset and test domain, in percentage points;
-        and `chosen`, whether the first selection method took the run.
+        hyper-parameter and its `value`; `gain`, the metric on the test domain at the last record,
+        minus the mean of all runs of the dataset and test domain, in percentage points or in its
+        unit; and `chosen`, whether the first selection method took the run.
         """
         scores = self.last_records[[*_RUN, "out_of_domain"]]
         means = scores.groupby(["dataset", "test_env"])["out_of_domain"].transform("mean")

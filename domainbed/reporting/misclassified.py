@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed.errors import UserError
+from domainbed.metrics.labels import label_type
 from domainbed.reporting.section import Section
 from domainbed.reporting.tables import domain_names, only
 from domainbed.runs.folder import RunFolder
@@ -102,12 +103,17 @@ def misclassified(
 
     Raises:
         UserError: there are fewer than two algorithms, a name is unknown, the algorithms have no
-            test domain and trial in common, or runs have no predictions, or those of other images.
+            test domain and trial in common, or runs have no predictions, or those of other images,
+            or labels are no classes.
     """
     names = list(dict.fromkeys(algorithms))
     if len(names) < 2:
         raise UserError(f"--algorithms {' '.join(names)}: give two or more, to compare them")
-    chosen = _chosen(only(records, datasets, names), method)
+    records = only(records, datasets, names)
+    for labels in {args.get("labels", "classes") for args in records.runs["args"]}:
+        if label_type(labels).kind not in ("classes", "binary"):
+            raise UserError(f"labels are of the type {labels!r}: no image is right or wrong")
+    chosen = _chosen(records, method)
     folders = chosen.pivot_table("folder", _KEYS, "algorithm", aggfunc="first")
     folders = folders.reindex(columns=names).dropna()
     if folders.empty:
@@ -133,7 +139,7 @@ def misclassified(
 
 
 def _chosen(records: Records, method: SelectionMethod) -> pd.DataFrame:
-    """The choices, with the folder of the run whose test accuracy is reported."""
+    """The choices, with the folder of the run that is reported."""
     runs = records.runs[records.runs["test_envs"].map(len) == 1]
     runs = runs.assign(test_env=[envs[0] for envs in runs["test_envs"]])
     keys = [*_KEYS, "algorithm", "hparams_seed"]

@@ -26,6 +26,7 @@ from domainbed.reporting.tables import (
 )
 
 JSON_VERSION = 1
+_OF_PRINT = ("second", "decimals")  # attributes of cells that JSON leaves out
 TEXT_WIDTH = 20  # of a column of a dataset's table
 TEXT_WIDTH_AVERAGES = 10
 
@@ -72,7 +73,7 @@ def to_json(report: Report) -> str:
         rows = {
             name: {
                 label: {
-                    **{key: value for key, value in asdict(cell).items() if key != "second"},
+                    **{key: value for key, value in asdict(cell).items() if key not in _OF_PRINT},
                     "text": cell_text(cell, report.style),
                 }
                 for label, cell in zip(labels, cells, strict=True)
@@ -80,10 +81,11 @@ def to_json(report: Report) -> str:
             for name, cells in table.rows.items()
         }
         content = {"protocol": table.protocol, "columns": labels, "algorithms": rows}
+        content |= {} if _is_usual(table) else _judges(table)
         if table.dataset:
             entry["datasets"][table.dataset] = content
         else:
-            entry["averages"] = content
+            entry["averages" if _is_usual(table) else f"averages of {table.unit.metric}"] = content
     whole = {"version": JSON_VERSION, "total_records": len(report.records)}
     return json_text({**whole, "selections": selections})
 
@@ -93,8 +95,10 @@ def to_frame(report: Report) -> pd.DataFrame:
 
     Columns: `selection`, `table` ("dataset" or "averages"), `dataset`, `algorithm`, `test_env`
     (number of the domain, "Avg" or "Mean rank"), `domain` (its name), the cell's `mean`,
-    `std_err`, `n_trials` and printed `text`, and the `protocol` of the table's runs.
+    `std_err`, `n_trials` and printed `text`, and the `protocol` of the table's runs; where not all
+    is accuracy also `metric` and `selection_metric`.
     """
+    is_usual = all(map(_is_usual, report.tables))
     rows = [
         {
             "selection": table.selection,
@@ -108,6 +112,7 @@ def to_frame(report: Report) -> pd.DataFrame:
             "n_trials": cell.n_trials,
             "text": cell_text(cell, report.style),
             "protocol": table.protocol,
+            **({} if is_usual else _judges(table)),
         }
         for table in report.tables
         for algorithm, cells in table.rows.items()
@@ -116,11 +121,20 @@ def to_frame(report: Report) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"mean": float, "std_err": float})
 
 
+def _is_usual(table: Table) -> bool:
+    return (table.unit.metric, table.selection_metric) == ("accuracy", "accuracy")
+
+
+def _judges(table: Table) -> dict[str, str]:
+    return {"metric": table.unit.metric, "selection_metric": table.selection_metric}
+
+
 def cell_text(cell: Cell, style: Style = DOMAINBED_STYLE) -> str:
     """The cell as in "63.1 +/- 0.4"; X without a number, * if a run diverged."""
     if cell.mean is None:
         return "X"
-    spread, decimals = style.spread_of(cell), style.decimals
+    spread = style.spread_of(cell)
+    decimals = cell.decimals if style.decimals is None else style.decimals
     error = "" if spread is None else f" +/- {spread:.{decimals}f}"
     return f"{cell.mean:.{decimals}f}{error}{'*' * bool(cell.diverged)}"
 
@@ -138,8 +152,11 @@ def head(report: Report) -> list[str]:
 
 def _section(table: Table, style: Style) -> Section:
     """The table as it is printed."""
-    subject = (table.dataset or "Averages") + (f", {table.setting}" if table.setting else "")
+    parts = [table.dataset or "Averages", table.setting]
+    parts.append("" if _is_usual(table) else table.unit.name)
+    subject = ", ".join(filter(None, parts))
     title = f"{'Dataset: ' * bool(table.dataset)}{subject}, model selection method: {table.title}"
+    title += "" if table.selection_metric == table.unit.metric else f" by {table.selection_metric}"
     rows = [
         [name, *(cell_text(cell, style) for cell in cells)] for name, cells in table.rows.items()
     ]
@@ -208,10 +225,10 @@ def _styled(table: Table, style: Style) -> Table:
     elif style.order == "mean":
         average = names.index(AVERAGE)
         means = {name: cells[average].mean for name, cells in table.rows.items()}
-        found = {name: mean for name, mean in means.items() if mean is not None}
+        found = {name: table.unit.sign * mean for name, mean in means.items() if mean is not None}
         rows.sort(key=lambda name: -found.get(name, -math.inf))
     cells = {name: [table.rows[name][i] for i in columns] for name in rows}
-    marked = mark_best(cells, ranks=not is_dataset, decimals=style.decimals)
+    marked = mark_best(cells, table.unit.sign, not is_dataset, style.decimals)
     return replace(table, columns=[table.columns[i] for i in columns], rows=marked)
 
 

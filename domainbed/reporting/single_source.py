@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from domainbed.core.names import order_datasets
 from domainbed.errors import UserError
-from domainbed.reporting.tables import Accuracies, Report, by_cell, only, tables_of
+from domainbed.reporting.tables import Report, Values, by_cell, only, tables_of
 from domainbed.runs.records import Records
-from domainbed.selection import SELECTION_METHODS
+from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS
+from domainbed.selection.judging import judged_alike
 
 SETTING = "trained on the one domain of a column and tested on the others"
 
@@ -38,10 +40,12 @@ def single_source_report(
     selection: Sequence[str] | None = None,
     datasets: Sequence[str] | None = None,
     algorithms: Sequence[str] | None = None,
+    metric: str | None = None,
+    selection_metric: str | None = None,
 ) -> Report:
     """One table per dataset with a column for each training domain, then the averages.
 
-    A cell is the mean over trials of the mean over the other domains: the accuracy on a domain's
+    A cell is the mean over trials of the mean over the other domains: the metric on a domain's
     in-split at the step and of the run that the method chooses for it. The training-domain method
     validates on the out-split of the one training domain, and chooses the same run for all others;
     oracle chooses for each of them.
@@ -51,11 +55,14 @@ def single_source_report(
         selection: short names of selection methods; None for all that can choose.
         datasets: only these; None for all.
         algorithms: only these; None for all.
+        metric: what is reported; None for the selection metric.
+        selection_metric: what chooses; None for that of the runs, as `judged` finds it.
 
     Raises:
-        UserError: a name is unknown, no run trains on one domain alone, or a method needs pairs.
+        UserError: a name is unknown, no run trains on one domain alone, a method needs pairs, or
+            the datasets are judged by different metrics.
     """
-    names = [name for name, method in SELECTION_METHODS.items() if not method.needs_pairs]
+    names = [name for name in PUBLISHED_METHODS if not SELECTION_METHODS[name].needs_pairs]
     methods = [SELECTION_METHODS[name] for name in dict.fromkeys(selection or names)]
     for method in methods:
         if method.needs_pairs:
@@ -67,6 +74,7 @@ def single_source_report(
     records = records.only(is_single_source(records.runs))
     if records.runs.empty:
         raise UserError("no run trains on one domain alone, with all others as its test_envs")
+    records = judged_alike(records, metric, selection_metric)
     views = _views(records)
     runs = records.runs
     known = runs.groupby("dataset")["num_domains"].max()
@@ -75,7 +83,7 @@ def single_source_report(
         table
         for method in methods
         for table in tables_of(
-            runs, method, _accuracies(method.select(views)), domains, setting=SETTING
+            records, method, _values(method.select(views)), domains, setting=SETTING
         )
     ]
     return Report(records, methods, tables, datasets, algorithms)
@@ -98,15 +106,16 @@ def _views(records: Records) -> Records:
     views = views.assign(dataset=labels, num_domains=2, test_envs=[(_TARGET,)] * len(views))
     sides = pairs.rename_axis("view").reset_index()
     sides = sides.melt(["view", "run"], ["source", "target"], "side", "domain")
-    found = sides.merge(values[values["metric"] == "accuracy"], on=["run", "domain"])
+    found = sides.merge(values, on=["run", "domain"])
     domain = np.where(found["side"] == "target", _TARGET, 0)
-    return Records(views, found.assign(run=found["view"], domain=domain)[values.columns])
+    values = found.assign(run=found["view"], domain=domain)[values.columns]
+    return replace(records, runs=views, values=values)
 
 
-def _accuracies(chosen: pd.DataFrame) -> Accuracies:
+def _values(chosen: pd.DataFrame) -> Values:
     """By dataset, algorithm and source, for each trial the mean over targets."""
     labels = chosen["dataset"].str.extract(r"(.*)/(\d+)/\d+")
     of_views = chosen.assign(dataset=labels[0], test_env=labels[1].astype(int))
     keys = ["dataset", "algorithm", "test_env", "trial_seed"]
-    means = of_views.groupby(keys)["test_acc"].agg(lambda accuracies: accuracies.to_numpy().mean())
+    means = of_views.groupby(keys)["test"].agg(lambda values: values.to_numpy().mean())
     return by_cell(means.reset_index())

@@ -1,4 +1,4 @@
-"""Statistics of paired accuracies, on arrays of numbers. What few trials prove is little.
+"""Statistics of paired numbers, the higher the better. What few trials prove is little.
 
 Accuracies are in percent. An average is taken as in the tables: over the trials of a test domain,
 over the test domains of a dataset, over datasets.
@@ -27,11 +27,11 @@ UNITS = ("trial", "domain", "dataset")
 
 @dataclass(frozen=True)
 class PairedCell:
-    """The accuracies of two algorithms on one test domain, trial by trial.
+    """The numbers of two algorithms on one test domain, trial by trial.
 
     Attributes:
         dataset: its name.
-        ours, baseline: (trials,), in percent; the same position is the same trial.
+        ours, baseline: (trials,), the higher the better; the same position is the same trial.
     """
 
     dataset: str
@@ -94,12 +94,12 @@ def probability_of_improvement(cells: Sequence[PairedCell]) -> float:
     return float(_dataset_means(cells, [(1 + of_cell.mean()) / 2 for of_cell in signs]).mean())
 
 
-def win_tie_loss(differences: np.ndarray) -> dict[str, int]:
-    """How many of the differences are `wins`, `ties` (see `TIE`) and `losses`."""
+def win_tie_loss(differences: np.ndarray, tie: float = TIE) -> dict[str, int]:
+    """How many of the differences are `wins`, `ties` (below `tie`) and `losses`."""
     return {
-        "wins": int((differences >= TIE).sum()),
-        "ties": int((np.abs(differences) < TIE).sum()),
-        "losses": int((differences <= -TIE).sum()),
+        "wins": int((differences >= tie).sum()),
+        "ties": int((np.abs(differences) < tie).sum()),
+        "losses": int((differences <= -tie).sum()),
     }
 
 
@@ -131,8 +131,8 @@ def practically_equal(differences: np.ndarray, rope: float, seed: int = 0) -> di
     Benavoli, Corani, Demšar and Zaffalon, "Time for a change" (JMLR 2017), section 4.2.
 
     Args:
-        differences: (observations,), in percentage points.
-        rope: differences up to it, in percentage points, do not matter.
+        differences: (observations,)
+        rope: differences up to it do not matter.
         seed: of the draws from the posterior.
 
     Returns:
@@ -185,21 +185,21 @@ class CriticalDifference:
         return self.p_value < 1 - CONFIDENCE and ranks[-1] - ranks[0] > self.distance
 
 
-def critical_difference(accuracies: np.ndarray, algorithms: Sequence[str]) -> CriticalDifference:
+def critical_difference(values: np.ndarray, algorithms: Sequence[str]) -> CriticalDifference:
     """Ranks `algorithms` on each observation, and says which mean ranks differ.
 
     Args:
-        accuracies: (observations, algorithms), without gaps.
+        values: (observations, algorithms), without gaps; the higher the better.
         algorithms: their names.
     """
-    count, size = accuracies.shape
-    ranks = stats.rankdata(-accuracies, axis=1).mean(axis=0) if count else np.full(size, math.nan)
+    count, size = values.shape
+    ranks = stats.rankdata(-values, axis=1).mean(axis=0) if count else np.full(size, math.nan)
     order = np.argsort(ranks, kind="stable")
     mean_ranks = {algorithms[i]: float(ranks[i]) for i in order}
     if size < 3 or count < 2:
         return CriticalDifference(mean_ranks, count, math.nan, math.nan, [])
-    constant = bool((accuracies == accuracies[:, :1]).all())
-    p_value = math.nan if constant else float(stats.friedmanchisquare(*accuracies.T).pvalue)
+    constant = bool((values == values[:, :1]).all())
+    p_value = math.nan if constant else float(stats.friedmanchisquare(*values.T).pvalue)
     quantile = stats.studentized_range.ppf(CONFIDENCE, size, np.inf) / math.sqrt(2)
     distance = float(quantile * math.sqrt(size * (size + 1) / (6 * count)))
     return CriticalDifference(mean_ranks, count, p_value, distance, _groups(mean_ranks, distance))
@@ -217,22 +217,22 @@ def _groups(mean_ranks: dict[str, float], distance: float) -> list[tuple[str, ..
     return groups
 
 
-def expected_best(test_accs: np.ndarray) -> np.ndarray:
-    """The test accuracy that choosing among k random draws gives on average, for each k.
+def expected_best(tests: np.ndarray) -> np.ndarray:
+    """The result on the test domain that choosing among k random draws gives on average, by k.
 
     Args:
-        test_accs: (draws,), from the draw that is chosen last, the worst, to the best.
+        tests: (draws,), from the draw that is chosen last, the worst, to the best.
 
     Returns:
         (draws,): at position k - 1 the mean over all sets of k different draws.
     """
-    count = len(test_accs)
+    count = len(tests)
     # The draw with i worse ones is chosen in C(i, k - 1) of the C(count, k) sets.
     weights = [
         [math.comb(i, k - 1) / math.comb(count, k) for i in range(count)]
         for k in range(1, count + 1)
     ]
-    return np.array(weights) @ test_accs
+    return np.array(weights) @ tests
 
 
 def _dataset_means(cells: Sequence[PairedCell], values: Sequence[Any]) -> np.ndarray:

@@ -15,8 +15,10 @@ import pandas as pd
 
 from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS, order_algorithms, order_datasets
 from domainbed.errors import UserError
+from domainbed.reporting.units import Unit
 from domainbed.runs.records import NOT_RECORDED, Records
-from domainbed.selection import SELECTION_METHODS, SelectionMethod
+from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS, SelectionMethod
+from domainbed.selection.judging import judged
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ SPREADS = {"se": "standard error", "ci95": "half of the 95 % interval", "none": 
 
 CellKey = tuple[str, str, int]  # dataset, algorithm, test domain
 Gaps = dict[tuple[str, str, tuple[int, ...]], str]  # by dataset, algorithm and test domains, why
-Accuracies = dict[CellKey, dict[int, float]]  # for each trial the selected test accuracy
+Values = dict[CellKey, dict[int, float]]  # for each trial the reported metric of the choice
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,16 @@ class Cell:
     """One number of a table.
 
     Attributes:
-        mean: in percent, unrounded (in the column "Mean rank": a rank); None if there is none.
-        std_err: the standard error over trials, in percent; None for averages of means.
+        mean: unrounded, of a percentage in percent (in the column "Mean rank": a rank); None if
+            there is none.
+        std_err: the standard error over trials; None for averages of means.
         n_trials: how many trials the mean is over; for averages the smallest such number.
-        values: the trials' numbers, in percent, by ascending trial; () for averages of means.
-        best: whether no other algorithm has a better number, to one decimal, in this column.
+        values: the trials' numbers by ascending trial; () for averages of means.
+        best: whether no other algorithm has a better number, as printed, in this column.
         diverged: (trial, hparams seed) of chosen runs whose loss was not finite at some step.
         gap: why there can be no number, where runs were left out of the plan that it needs.
         second: whether it is the second best so.
+        decimals: that it is printed with, unless a style says so.
     """
 
     mean: float | None = None
@@ -55,6 +59,7 @@ class Cell:
     diverged: tuple[tuple[int, int], ...] = ()
     gap: str = ""
     second: bool = False
+    decimals: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ class Style:
     """What a paper wants its tables to look like; the default is DomainBed's.
 
     Attributes:
-        decimals: of every number; the best of a column is the best of what is printed.
+        decimals: of every number; the best of a column is the best of what is printed. None
+            for one in percent, and else as many as make four digits.
         spread: what stands behind ±: "se", the standard error, "ci95", half of a 95 % interval of
             Student's t over trials, or "none".
         second: whether the second best of each column is underlined, where a format can.
@@ -76,7 +82,7 @@ class Style:
         UserError: a value is not allowed.
     """
 
-    decimals: int = 1
+    decimals: int | None = None
     spread: str = "se"
     second: bool = False
     order: str = "table"
@@ -85,14 +91,14 @@ class Style:
     domains: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decimals <= 9:
+        if self.decimals is not None and not 0 <= self.decimals <= 9:
             raise UserError(f"--decimals {self.decimals}: give a number from 0 to 9")
         for name, known in (("spread", SPREADS), ("order", ORDERS)):
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} {getattr(self, name)}: choose {', '.join(known)}")
 
     def spread_of(self, cell: Cell) -> float | None:
-        """What stands behind ±, in percent; None for nothing, as an interval of fewer than two."""
+        """What stands behind ±; None for nothing, as an interval of fewer than two."""
         if self.spread == "none" or cell.std_err is None:
             return None
         if self.spread == "se":
@@ -122,7 +128,8 @@ class Table:
     """The cells of one dataset (or, with `dataset` None, the averages) under one method.
 
     `protocol` names the protocol of its runs and the version, or several of them; `setting` says
-    what its runs train on, where that is not all other domains.
+    what its runs train on, where that is not all other domains; `unit` is of its numbers, and
+    `selection_metric` is what its runs were chosen by.
     """
 
     selection: str
@@ -132,6 +139,8 @@ class Table:
     columns: list[Column]
     rows: dict[str, list[Cell]]
     setting: str = ""
+    unit: Unit = Unit()  # noqa: RUF009  # a frozen one
+    selection_metric: str = "accuracy"
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,8 @@ class Report:
     """All tables of some records, and what they were made from.
 
     Attributes:
-        records: those in the tables.
+        records: those in the tables, and by which metrics they are judged if that is the same for
+            all datasets.
         methods: the selection methods.
         tables: for each method one per dataset, then the averages.
         datasets, algorithms: the names that were asked for; None for all.
@@ -168,33 +178,41 @@ def build_report(
     datasets: Sequence[str] | None = None,
     algorithms: Sequence[str] | None = None,
     gaps: Gaps | None = None,
+    metric: str | None = None,
+    selection_metric: str | None = None,
 ) -> Report:
     """Makes the tables of every selection method: one per dataset, then the averages.
 
+    Datasets that are judged by different metrics have averages of their own.
+
     Args:
         records: as from `load_records`.
-        selection: short names of selection methods; None for all.
+        selection: short names of selection methods; None for the published ones.
         datasets: only these; None for all in the records.
         algorithms: only these; None for all in the records.
         gaps: as from `planned_gaps`.
+        metric: what is reported; None for the selection metric.
+        selection_metric: what chooses; None for that of each dataset's runs, as `judged` finds it.
 
     Raises:
         UserError: a name is unknown, or no record is left. Cells without a result, or on fewer
             trials than others, are no error: they are counted in a warning. Another names each
             mixture of protocols, major versions of PyTorch or precisions in a dataset's runs.
     """
-    names = list(SELECTION_METHODS) if selection is None else dict.fromkeys(selection)
+    names = PUBLISHED_METHODS if selection is None else dict.fromkeys(selection)
     methods = [SELECTION_METHODS[name] for name in names]
     records = only(records, datasets, algorithms)
-    selected = [(method, method.select(records)) for method in methods]
-    domains_of = {
-        name: tested_domains(records.runs, name)
-        for name in order_datasets(records.runs["dataset"].unique())
-    }
+    parts = judged(records, metric, selection_metric)
+    records = parts[0] if len(parts) == 1 else records
+    selected = [(part, method, method.select(part)) for method in methods for part in parts]
     tables = []
-    for method, chosen in selected:
-        diverged = _diverged(records.runs, chosen, method)
-        tables += tables_of(records.runs, method, by_cell(chosen), domains_of, diverged, gaps or {})
+    for part, method, chosen in selected:
+        domains_of = {
+            name: tested_domains(part.runs, name)
+            for name in order_datasets(part.runs["dataset"].unique())
+        }
+        diverged = _diverged(part.runs, chosen, method)
+        tables += tables_of(part, method, by_cell(chosen), domains_of, diverged, gaps or {})
     report = Report(records, methods, tables, datasets, algorithms, gaps or {})
     _warn_of_gaps(report)
     for mixture in mixtures(records.runs):
@@ -247,15 +265,17 @@ def only(
 
 
 def tables_of(
-    runs: pd.DataFrame,
+    records: Records,
     method: SelectionMethod,
-    accuracies: Accuracies,
+    values: Values,
     domains_of: dict[str, list[int]],
     diverged: dict[CellKey, list[tuple[int, int]]] | None = None,
     gaps: Gaps | None = None,
     setting: str = "",
 ) -> list[Table]:
     """One table per dataset with a column for each of its `domains_of`, then the averages."""
+    runs, unit = records.runs, Unit.of(records.metric)
+    judges = unit, records.selection_metric
     algorithms = order_algorithms(runs["algorithm"].unique())
     tables = []
     for dataset, domains in domains_of.items():
@@ -266,20 +286,24 @@ def tables_of(
         for algorithm in algorithms:
             cells = [
                 replace(
-                    mean_over_trials(list(accuracies.get(key, {}).values())),
+                    mean_over_trials(list(values.get(key, {}).values()), unit.factor),
                     diverged=tuple(sorted(set((diverged or {}).get(key, [])))),
-                    gap=_gap(key, method, gaps or {}) if key not in accuracies else "",
+                    gap=_gap(key, method, gaps or {}) if key not in values else "",
                 )
                 for key in [(dataset, algorithm, env) for env in domains]
             ]
             rows[algorithm] = [*cells, mean_of_cells(cells)]
         protocol = protocol_of(runs[runs["dataset"] == dataset])
-        marked = mark_best(rows)
-        tables.append(Table(method.name, method.title, dataset, protocol, columns, marked, setting))
+        marked = mark_best(_printed(rows, unit), unit.sign)
+        tables.append(
+            Table(method.name, method.title, dataset, protocol, columns, marked, setting, *judges)
+        )
     columns = [Column(dataset, dataset, AVERAGE) for dataset in domains_of]
     columns += [Column(label, AVERAGE, label) for label in (AVERAGE, MEAN_RANK)]
-    rows = mark_best(_averages_rows(accuracies, domains_of, algorithms), ranks=True)
-    averages = Table(method.name, method.title, None, protocol_of(runs), columns, rows, setting)
+    rows = _printed(_averages_rows(values, domains_of, algorithms, unit), unit, ranks=True)
+    marked = mark_best(rows, unit.sign, ranks=True)
+    protocol = protocol_of(runs)
+    averages = Table(method.name, method.title, None, protocol, columns, marked, setting, *judges)
     return [*tables, averages]
 
 
@@ -294,12 +318,12 @@ def _gap(key: CellKey, method: SelectionMethod, gaps: Gaps) -> str:
     return next(whys, "")
 
 
-def by_cell(chosen: pd.DataFrame) -> Accuracies:
-    """The test accuracies in [0, 1] by cell and trial, both ascending."""
-    found: Accuracies = defaultdict(dict)
-    columns = ["dataset", "algorithm", "test_env", "trial_seed", "test_acc"]
-    for *key, trial, test_acc in chosen[columns].itertuples(index=False, name=None):
-        found[tuple(key)][trial] = test_acc
+def by_cell(chosen: pd.DataFrame) -> Values:
+    """The reported metric by cell and trial, both ascending, as it was recorded."""
+    found: Values = defaultdict(dict)
+    columns = ["dataset", "algorithm", "test_env", "trial_seed", "test"]
+    for *key, trial, test in chosen[columns].itertuples(index=False, name=None):
+        found[tuple(key)][trial] = test
     return dict(found)
 
 
@@ -318,34 +342,34 @@ def _diverged(
 
 
 def _averages_rows(
-    accuracies: Accuracies, domains_of: dict[str, list[int]], algorithms: list[str]
+    values: Values, domains_of: dict[str, list[int]], algorithms: list[str], unit: Unit
 ) -> dict[str, list[Cell]]:
     rows = {}
     for algorithm in algorithms:
         cells = []
         for dataset, domains in domains_of.items():
-            of_domains = [accuracies.get((dataset, algorithm, env), {}) for env in domains]
+            of_domains = [values.get((dataset, algorithm, env), {}) for env in domains]
             trials = sorted(set().union(*of_domains))
             means = [np.mean([of[trial] for of in of_domains if trial in of]) for trial in trials]
-            cells.append(mean_over_trials(list(map(float, means))))
+            cells.append(mean_over_trials(list(map(float, means)), unit.factor))
         rows[algorithm] = [*cells, mean_of_cells(cells)]
-    ranks = mean_ranks([[cell.mean for cell in cells[:-1]] for cells in rows.values()])
+    ranks = mean_ranks([[cell.mean for cell in cells[:-1]] for cells in rows.values()], unit.sign)
     for cells, rank in zip(rows.values(), ranks, strict=True):
         cells.append(Cell() if rank is None else replace(cells[-1], mean=rank))
     return rows
 
 
-def mean_over_trials(accuracies: list[float]) -> Cell:
-    """The mean ± standard error, in percent, of accuracies in [0, 1] of independent trials.
+def mean_over_trials(values: list[float], factor: int = 100) -> Cell:
+    """The mean ± standard error of values of independent trials, times `factor`: 100 for percent.
 
     The standard error is the population standard deviation over the square root of their number.
     The operations are in the published order, so that the last digit is the published one.
     """
-    if not accuracies:
+    if not values:
         return Cell()
-    mean = float(100 * np.mean(accuracies))
-    std_err = float(100 * np.std(np.array(accuracies) / np.sqrt(len(accuracies))))
-    return Cell(mean, std_err, len(accuracies), tuple(100 * each for each in accuracies))
+    mean = float(factor * np.mean(values))
+    std_err = float(factor * np.std(np.array(values) / np.sqrt(len(values))))
+    return Cell(mean, std_err, len(values), tuple(factor * each for each in values))
 
 
 def mean_of_cells(cells: list[Cell]) -> Cell:
@@ -356,12 +380,13 @@ def mean_of_cells(cells: list[Cell]) -> Cell:
     return Cell(_plain_mean(means), None, min(cell.n_trials for cell in cells))
 
 
-def mean_ranks(means: list[list[float | None]]) -> list[float | None]:
+def mean_ranks(means: list[list[float | None]], sign: int = 1) -> list[float | None]:
     """The mean rank of each row over the columns; None for a row that lacks a number.
 
-    In each column the highest number has rank 1, and equal numbers share the mean of their ranks.
+    In each column the highest number has rank 1, or with the sign -1 the lowest, and equal numbers
+    share the mean of their ranks.
     """
-    ranks = pd.DataFrame(means, dtype=float).rank(ascending=False).to_numpy()
+    ranks = pd.DataFrame(means, dtype=float).rank(ascending=sign < 0).to_numpy()
     return [None if np.isnan(row).any() else _plain_mean(row.tolist()) for row in ranks]
 
 
@@ -370,20 +395,33 @@ def _plain_mean(values: list[float]) -> float:
     return reduce(add, values) / len(values)
 
 
-def mark_best(
-    rows: dict[str, list[Cell]], ranks: bool = False, decimals: int = 1
-) -> dict[str, list[Cell]]:
-    """Marks each column's highest printed means and those that come second.
+def _printed(rows: dict[str, list[Cell]], unit: Unit, ranks: bool = False) -> dict[str, list[Cell]]:
+    """Cells with the decimals that the unit needs; with `ranks` but for the last column."""
+    end = -1 if ranks else None
+    means = [cell.mean for cells in rows.values() for cell in cells[:end]]
+    decimals = Unit.of(unit.metric, means).decimals
+    return {
+        name: [replace(cell, decimals=decimals) for cell in cells[:end]] + cells[-1:] * ranks
+        for name, cells in rows.items()
+    }
 
-    With `ranks` they are the lowest in the last column.
+
+def mark_best(
+    rows: dict[str, list[Cell]], sign: int = 1, ranks: bool = False, decimals: int | None = None
+) -> dict[str, list[Cell]]:
+    """Marks each column's best printed means and those that come second.
+
+    They are the highest, or with the sign -1 the lowest. With `ranks` they are the lowest in the
+    last column. `decimals` are of all cells; None for their own.
     """
     shown = pd.DataFrame(
-        [[None if cell.mean is None else round(cell.mean, decimals) for cell in cells]
-         for cells in rows.values()],
+        [[None if cell.mean is None else round(cell.mean, cell.decimals if decimals is None else
+          decimals) for cell in cells] for cells in rows.values()],
         dtype=float,
     )  # fmt: skip
+    shown *= sign
     if ranks:
-        shown.iloc[:, -1] *= -1
+        shown.iloc[:, -1] *= -sign
     places = shown.rank(method="dense", ascending=False).to_numpy()
     return {
         name: [

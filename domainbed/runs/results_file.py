@@ -244,7 +244,7 @@ def _describe(record: Any, previous: Run) -> tuple[Run, int]:
         raise TypeError(f"step is {step!r}, not an integer of 64 bits")
     is_same = previous and args == previous["args"] and hparams == previous["hparams"]
     run = previous if is_same else describe_run(args, hparams)
-    domains = _check_accuracies(record, run)
+    domains = _check_values(record, run)
     if run.get("num_domains") != domains:
         run = {**run, "num_domains": domains}
     return run, step
@@ -294,34 +294,42 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-_accuracy_key = cache(lambda domain, split: record_key(domain, split, "accuracy"))
+_key = cache(record_key)
 
 
-def _check_accuracies(record: Record, run: Run) -> int:
-    """How many domains a record knows, after checking its accuracies and those of test domains."""
+def _check_values(record: Record, run: Run) -> int:
+    """How many domains a record knows, after checking its accuracies and those of test domains.
+
+    A record without accuracies, of labels that are no classes, is checked by another metric.
+    """
+    metric, accuracies = _metrics_of(tuple(record))
     domains = 0
-    while _accuracy_key(domains, "out") in record:
+    while _key(domains, "out", metric) in record:
         domains += 1
-    # Records with these `eval_splits` have null where no selection method reads.
-    may_be_null = run["args"].get("eval_splits") in ("selection", "best")
+    # Records with these `eval_splits` have null where no selection method reads, and other metrics
+    # than accuracy have it where they are not defined.
+    may_be_null = not accuracies or run["args"].get("eval_splits") in ("selection", "best")
     for env in run["test_envs"]:
         for split in ("in", "out"):
-            key = _accuracy_key(env, split)
+            key = _key(env, split, metric)
             if record[key] is None and not may_be_null:
                 raise TypeError(f"{key} is None, not a number")
         if env >= domains:
-            raise KeyError(_accuracy_key(domains, "out"))
-    for key in _accuracy_keys(tuple(record)):
+            raise KeyError(_key(domains, "out", metric))
+    for key in accuracies:
         value = record[key]
         if value is not None and not (type(value) in (float, int) and 0 <= value <= 1):
             raise TypeError(f"{key} is {value!r}, not a number in [0, 1]")
     return domains
 
 
-@lru_cache(maxsize=256)
-def _accuracy_keys(keys: tuple[str, ...]) -> list[str]:
-    parsed = {key: parse_record_key(key) for key in keys}
-    return [key for key, found in parsed.items() if found and found[2] == "accuracy"]
+@lru_cache(maxsize=256)  # most records of a sweep have the same keys
+def _metrics_of(keys: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The metric that every record of a run has, accuracy if it is one; the keys of accuracies."""
+    parsed = {key: found for key in keys if (found := parse_record_key(key))}
+    accuracies = [key for key, (_, _, metric) in parsed.items() if metric == "accuracy"]
+    others = [metric for _, split, metric in parsed.values() if split == "out"]
+    return "accuracy" if accuracies or not others else others[0], accuracies
 
 
 def _check_run_json(path: Path, run: Run) -> None:

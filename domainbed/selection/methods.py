@@ -1,21 +1,29 @@
-"""The selection methods of Gulrajani and Lopez-Paz 2021, section 3, and their contract."""
+"""The selection methods of Gulrajani and Lopez-Paz 2021, section 3, two more, and their contract.
+
+A method chooses by the records' `selection_metric`, and never asks for its direction: in
+`Records.table` and `Records.of_single_domains` the higher of two values is the better one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from domainbed.core.registry import Registry
-from domainbed.runs.records import RUN_KEYS, AccuracyTable, Records, pick
+from domainbed.errors import UserError
+from domainbed.runs.records import RUN_KEYS, MetricTable, Records, pick
 
 CELL_KEYS = ["trial_seed", "dataset", "algorithm", "test_env"]
 SEED_KEYS = [*CELL_KEYS, "hparams_seed"]
 STEP_KEYS = [*SEED_KEYS, "step"]
-SCORE_COLUMNS = [*STEP_KEYS, "val_acc", "test_acc"]
+SCORE_COLUMNS = [*STEP_KEYS, "val", "test"]
+
+WORST_GROUP = "_worst_group"
+"""How the name of a metric ends that is the worst of all groups of samples."""
 
 
 def _check(entry: Any) -> None:
@@ -39,7 +47,8 @@ class SelectionMethod:
         reads: the least `eval_splits` with which runs record everything that it needs.
         score: a function from records to a table with `SCORE_COLUMNS`: for every (trial, dataset,
             algorithm, test domain, hparams seed) that can be scored one row, with the chosen
-            step and its validation and test accuracy in [0, 1].
+            step, its validation `val`, of which the higher is the better one, and `test`, the
+            reported metric on the test domain.
         chooses_last: whether it chooses the last step of every run.
     """
 
@@ -53,11 +62,13 @@ class SelectionMethod:
     def rank(self, records: Records) -> pd.DataFrame:
         """The scores of all hparams seeds, within each cell and trial from best to worst.
 
-        Of equal validation accuracies the highest hparams seed comes first.
+        Of equal validations the highest hparams seed comes first. `val` has the sign with which
+        the selection metric was recorded.
         """
-        keys = [*CELL_KEYS, "val_acc", "hparams_seed"]
+        keys = [*CELL_KEYS, "val", "hparams_seed"]
         ascending = [True] * len(CELL_KEYS) + [False, False]
-        return self.score(records).sort_values(keys, ascending=ascending, ignore_index=True)
+        ranked = self.score(records).sort_values(keys, ascending=ascending, ignore_index=True)
+        return ranked.assign(val=-ranked["val"]) if records.lower_is_better else ranked
 
     def select(self, records: Records) -> pd.DataFrame:
         """The choice: one row of `SCORE_COLUMNS` for each (trial, dataset, algorithm, domain)."""
@@ -94,8 +105,8 @@ def mean_over_others(values: np.ndarray, keys: pd.DataFrame) -> np.ndarray:
 
 
 def best_step(candidates: pd.DataFrame) -> pd.DataFrame:
-    """For each hparams seed the candidate with the highest `val_acc`; the earliest of equals."""
-    keys: list[Any] = [*SEED_KEYS, "val_acc", "step"]
+    """For each hparams seed the candidate with the highest `val`; the earliest of equals."""
+    keys: list[Any] = [*SEED_KEYS, "val", "step"]
     ascending = [True] * len(SEED_KEYS) + [False, True]
     best_first = candidates[SCORE_COLUMNS].sort_values(keys, ascending=ascending, kind="stable")
     return best_first.drop_duplicates(SEED_KEYS, ignore_index=True)
@@ -104,29 +115,53 @@ def best_step(candidates: pd.DataFrame) -> pd.DataFrame:
 def score_training_domain(records: Records) -> pd.DataFrame:
     """Scores each hparams seed by its best step on held-out data of the training domains.
 
-    The validation accuracy of a step is the mean out-split accuracy over the training domains.
-    Only runs with a single test domain count.
+    The validation of a step is the mean over the training domains' out-splits. Only runs with a
+    single test domain count.
     """
     singles = records.of_single_domains
-    val_acc = mean_over_others(singles.out_split, singles.keys)
-    return best_step(singles.keys.assign(val_acc=val_acc))
+    val = mean_over_others(singles.out_split, singles.keys)
+    return best_step(singles.keys.assign(val=val))
+
+
+def score_worst_domain(records: Records) -> pd.DataFrame:
+    """As `score_training_domain`, but the validation is the worst of the training domains."""
+    singles = records.of_single_domains
+    others = singles.out_split.copy()
+    others[np.arange(len(others)), singles.keys["test_env"]] = np.nan
+    return best_step(singles.keys.assign(val=pd.DataFrame(others).min(axis=1).to_numpy()))
+
+
+def score_worst_group(records: Records) -> pd.DataFrame:
+    """As `score_training_domain`, by the worst group of samples in each out-split.
+
+    Raises:
+        UserError: the runs did not record it.
+    """
+    metric = records.selection_metric
+    worst = metric if metric.endswith(WORST_GROUP) else metric + WORST_GROUP
+    if not (records.values["metric"] == worst).any():
+        raise UserError(
+            f"worst-group selects by {worst}, which no run recorded: train with --metrics "
+            f"{metric} {metric}_by_group, on data whose samples have groups"
+        )
+    return score_training_domain(replace(records, selection_metric=worst))
 
 
 def score_leave_one_out(records: Records) -> pd.DataFrame:
     """Scores each hparams seed by its best step on runs that leave out one more domain.
 
-    For test domain t, a step's validation accuracy is the mean, over the other domains d, of the
-    in-split accuracy on d of the run whose test domains are {t, d}. The test accuracy is that of
-    the run whose only test domain is t. A step counts only if all these runs have recorded it,
-    the single one exactly once. Runs that left out some of these accuracies, with `eval_splits`
-    "best", do not count: what they have are chosen steps.
+    For test domain t, a step's validation is the mean, over the other domains d, of the metric on
+    the in-split of d in the run whose test domains are {t, d}. What is reported is of the run
+    whose only test domain is t. A step counts only if all these runs have recorded it, the single
+    one exactly once. Runs that left out some of these values, with `eval_splits` "best", do not
+    count: what they have are chosen steps.
     """
     singles = records.of_single_domains
-    singles = singles.only(_is_of_whole_run(singles.keys, singles.keys["test_acc"].to_numpy()))
+    singles = singles.only(_is_of_whole_run(singles.keys, singles.keys["test"].to_numpy()))
     singles = singles.only(~singles.keys.duplicated(STEP_KEYS, keep=False))
-    held_out = _held_out_accuracies(singles, _pair_records(records))
-    val_acc = mean_over_others(held_out, singles.keys)
-    return best_step(singles.keys.assign(val_acc=val_acc).dropna(subset=["val_acc"]))
+    held_out = _held_out(singles, _pair_records(records))
+    val = mean_over_others(held_out, singles.keys)
+    return best_step(singles.keys.assign(val=val).dropna(subset=["val"]))
 
 
 def _is_of_whole_run(keys: pd.DataFrame, values: np.ndarray) -> np.ndarray:
@@ -140,8 +175,8 @@ def _is_of_whole_run(keys: pd.DataFrame, values: np.ndarray) -> np.ndarray:
 
 def _pair_records(records: Records) -> pd.DataFrame:
     """Every record of a run on {a, b} twice: as a validation of a on b, and of b on a."""
-    test_envs = records.accuracies.keys["test_envs"]
-    pairs = records.accuracies.only([len(envs) == 2 and envs[0] != envs[1] for envs in test_envs])
+    test_envs = records.table.keys["test_envs"]
+    pairs = records.table.only([len(envs) == 2 and envs[0] != envs[1] for envs in test_envs])
     envs = np.array(pairs.keys["test_envs"].tolist(), dtype=int).reshape(-1, 2)
     whole = _is_of_whole_run(
         pairs.keys, pick(pairs.in_split, envs[:, 0]) + pick(pairs.in_split, envs[:, 1])
@@ -149,15 +184,15 @@ def _pair_records(records: Records) -> pd.DataFrame:
     pairs, envs = pairs.only(whole), envs[whole]
     sides = [
         pairs.keys.assign(
-            test_env=envs[:, t], val_env=envs[:, v], val_acc=pick(pairs.in_split, envs[:, v])
+            test_env=envs[:, t], val_env=envs[:, v], val=pick(pairs.in_split, envs[:, v])
         )
         for t, v in ((0, 1), (1, 0))
     ]
     return pd.concat(sides, ignore_index=True)
 
 
-def _held_out_accuracies(singles: AccuracyTable, pairs: pd.DataFrame) -> np.ndarray:
-    """For each single record the validation accuracy on each other domain, or NaN if missing.
+def _held_out(singles: MetricTable, pairs: pd.DataFrame) -> np.ndarray:
+    """For each single record the validation on each other domain, or NaN if missing.
 
     If a pair was recorded twice the later record counts, as numpy keeps the last assignment.
     """
@@ -165,23 +200,23 @@ def _held_out_accuracies(singles: AccuracyTable, pairs: pd.DataFrame) -> np.ndar
     index = pd.MultiIndex.from_frame(singles.keys[STEP_KEYS])
     rows = index.get_indexer(pd.MultiIndex.from_frame(pairs[STEP_KEYS]))
     wanted = pairs[rows >= 0]
-    held_out[rows[rows >= 0], wanted["val_env"]] = wanted["val_acc"]
+    held_out[rows[rows >= 0], wanted["val_env"]] = wanted["val"]
     return held_out
 
 
 def score_oracle(records: Records) -> pd.DataFrame:
-    """Scores each hparams seed by the test domain's out-split accuracy at the last step.
+    """Scores each hparams seed by the test domain's out-split at the last step.
 
     There is no early stopping: a method that sees the test domain may not look often. Only runs
     with a single test domain count, and of those that measure it at their last step alone, only
     those that have come there.
     """
     singles = records.of_single_domains
-    val_acc = pick(singles.out_split, singles.keys["test_env"].to_numpy())
-    scores = singles.keys.assign(val_acc=val_acc)[SCORE_COLUMNS]
+    val = pick(singles.out_split, singles.keys["test_env"].to_numpy())
+    scores = singles.keys.assign(val=val)[SCORE_COLUMNS]
     in_order = scores.sort_values([*SEED_KEYS, "step"], kind="stable")
     last = in_order.drop_duplicates(SEED_KEYS, keep="last")
-    return last.dropna(subset=["val_acc", "test_acc"]).reset_index(drop=True)
+    return last.dropna(subset=["val", "test"]).reset_index(drop=True)
 
 
 # The order of the tables.
@@ -213,3 +248,21 @@ ORACLE = register(
         chooses_last=True,
     )
 )
+register(
+    SelectionMethod(
+        name="worst-domain",
+        title="worst training domain's validation set",
+        needs_pairs=False,
+        score=score_worst_domain,
+    )
+)
+register(
+    SelectionMethod(
+        name="worst-group",
+        title="worst group of the training-domain validation set",
+        needs_pairs=False,
+        score=score_worst_group,
+    )
+)
+PUBLISHED_METHODS = (TRAINING_DOMAIN.name, LEAVE_ONE_OUT.name, ORACLE.name)
+"""Those of the tables, where no others are asked for."""

@@ -201,7 +201,8 @@ def _best(config: SweepConfig, records: Records, method: SelectionMethod) -> lis
     """
     chosen = method.select(records)
     chosen = chosen[chosen["algorithm"].map(trained_algorithm) == chosen["algorithm"]]
-    ordered = chosen.sort_values(["val_acc", "trial_seed"], ascending=[False, True], kind="stable")
+    ascending = [records.lower_is_better, True]
+    ordered = chosen.sort_values(["val", "trial_seed"], ascending=ascending, kind="stable")
     rows = ordered.drop_duplicates(["dataset", "algorithm", "test_env"]).sort_index()
     names = {dataset_label(name): name for name in config.datasets}
     specs = [

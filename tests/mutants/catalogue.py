@@ -259,7 +259,7 @@ MUTANTS = (
     Mutant(
         *("selection/methods.py", "single runs that lack records count"),
         "    singles = singles.only(_is_of_whole_run(singles.keys, "
-        'singles.keys["test_acc"].to_numpy()))\n',
+        'singles.keys["test"].to_numpy()))\n',
         *("", _SELECTION),
     ),
     Mutant(

@@ -69,7 +69,7 @@ def test_training_domains_may_lack_their_in_split(run):
     run.write_text("".join(json.dumps(record) + "\n" for record in records))
     read = load_records(run.parent.parent)
     assert read.runs["num_domains"].tolist() == [4]
-    accuracies = read.accuracies
+    accuracies = read.table
     assert np.isnan(accuracies.in_split[:, 0]).tolist() == [True, True, False]
     assert accuracies.in_split[:, 1].tolist() == [record["env1_in_acc"] for record in records]
     assert accuracies.keys["step"].tolist() == [0, 10, 20]

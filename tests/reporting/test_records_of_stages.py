@@ -61,7 +61,7 @@ def test_the_last_records_of_both_stages_are_one(tmp_path, form):
     assert len(records) == len(records.runs) == 1
     run = records.runs.iloc[0]
     assert (run["num_domains"], run["last_step"], run["args"]["holdout_fraction"]) == (4, 20, 0.2)
-    table = records.accuracies
+    table = records.table
     assert table.out_split[0] == pytest.approx([0.65, 0.66, 0.67, 0.68])
     assert table.in_split[0] == pytest.approx([0.75, 0.76, 0.77, 0.78])
     values = records.values.set_index("metric")["value"]
@@ -77,10 +77,10 @@ def test_training_domains_validate_and_the_second_model_counts(tmp_path):
     records = load_records(tmp_path)
     chosen = SELECTION_METHODS["training-domain"].select(records).iloc[0]
     assert chosen["hparams_seed"] == 1
-    assert chosen["val_acc"] == pytest.approx((0.70 + 0.72 + 0.73) / 3)
-    assert chosen["test_acc"] == pytest.approx(0.81)
+    assert chosen["val"] == pytest.approx((0.70 + 0.72 + 0.73) / 3)
+    assert chosen["test"] == pytest.approx(0.81)
     oracle = SELECTION_METHODS["oracle"].select(records).iloc[0]
-    assert oracle["val_acc"] == pytest.approx(0.71)
+    assert oracle["val"] == pytest.approx(0.71)
 
 
 def test_leave_one_domain_out_compares_the_ends_of_runs(tmp_path):
@@ -89,8 +89,8 @@ def test_leave_one_domain_out_compares_the_ends_of_runs(tmp_path):
     write(tmp_path, [own_run([1], ends=20), *pairs], done=True)
     chosen = SELECTION_METHODS["leave-one-domain-out"].select(load_records(tmp_path)).iloc[0]
     held_out = [0.6 + (11 + d) / 100 + d / 100 for d in (0, 2, 3)]
-    assert chosen["val_acc"] == pytest.approx(sum(held_out) / 3)
-    assert chosen["test_acc"] == pytest.approx(0.81)
+    assert chosen["val"] == pytest.approx(sum(held_out) / 3)
+    assert chosen["test"] == pytest.approx(0.81)
 
 
 def test_a_run_in_its_first_stage_has_no_record_yet(tmp_path):
@@ -100,7 +100,7 @@ def test_a_run_in_its_first_stage_has_no_record_yet(tmp_path):
     write(tmp_path, [own_run([2], base=0.4)[:4]], seed=1)
     records = load_records(tmp_path)
     assert records.runs["test_envs"].tolist() == [(2,)]
-    assert records.accuracies.in_split[0, 2] == pytest.approx(0.52)
+    assert records.table.in_split[0, 2] == pytest.approx(0.52)
 
 
 def test_a_run_of_another_method_in_the_same_file_stays_as_it_is(tmp_path):

@@ -6,6 +6,8 @@ import itertools
 import random
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,14 @@ import pytest
 from domainbed.core.record_keys import parse_record_key
 from domainbed.errors import UserError
 from domainbed.runs.records import RUN_KEYS, Records
-from domainbed.selection import CELL_KEYS, SELECTION_METHODS, SelectionMethod
+from domainbed.selection import (
+    CELL_KEYS,
+    PUBLISHED_METHODS,
+    SELECTION_METHODS,
+    SelectionMethod,
+)
 
-ALL = list(SELECTION_METHODS)
+ALL = [name for name in SELECTION_METHODS if name != "worst-group"]  # which needs groups
 
 
 def record(test_envs, step, in_acc, out_acc, hparams_seed=0, trial_seed=0, algorithm="ERM"):
@@ -74,7 +81,7 @@ def in_cell(row, cell):
     return (row["trial_seed"], row["algorithm"]) == (trial, algorithm) and env in row["test_envs"]
 
 
-def naive_training_domain(rows, env):
+def naive_training_domain(rows, env, over_domains=np.mean):
     best = None
     for row in sorted((r for r in rows if len(r["test_envs"]) == 1), key=lambda r: r["step"]):
         others, i = [], 0
@@ -82,7 +89,7 @@ def naive_training_domain(rows, env):
             if i != env:
                 others.append(row[f"env{i}_out_acc"])
             i += 1
-        val = np.mean(others)
+        val = over_domains(others)
         if best is None or val > best[0]:
             best = (val, row[f"env{env}_in_acc"], row["step"])
     return best
@@ -119,6 +126,7 @@ def naive_oracle(rows, env):
 
 
 NAIVE = {
+    "worst-domain": partial(naive_training_domain, over_domains=min),
     "training-domain": naive_training_domain,
     "leave-one-domain-out": naive_leave_one_domain_out,
     "oracle": naive_oracle,
@@ -146,7 +154,7 @@ def naive_ranking(rows, name):
 def as_dict(ranked):
     result = {}
     for row in ranked.to_dict("records"):
-        score = (row["val_acc"], row["hparams_seed"], row["test_acc"], row["step"])
+        score = (row["val"], row["hparams_seed"], row["test"], row["step"])
         result.setdefault(tuple(row[key] for key in CELL_KEYS), []).append(score)
     return result
 
@@ -161,6 +169,22 @@ def test_equals_plain_loops_to_the_last_bit(name, seed):
     assert as_dict(method.rank(as_records(rows))) == expected
     best = {cell: scores[:1] for cell, scores in expected.items()}
     assert as_dict(method.select(as_records(rows))) == best
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_lower_value_is_chosen_where_it_is_the_better_one(name):
+    """Of values with the opposite sign the same runs and steps are chosen, of equal ones too."""
+    higher = as_records(random_records(7, levels=3))
+    lower = replace(
+        higher,
+        values=higher.values.assign(metric="rmse", value=-higher.values["value"]),
+        metric="rmse",
+        selection_metric="rmse",
+        lower_is_better=True,
+    )
+    expected = SELECTION_METHODS[name].rank(higher)
+    expected[["val", "test"]] *= -1
+    pd.testing.assert_frame_equal(SELECTION_METHODS[name].rank(lower), expected)
 
 
 @pytest.mark.parametrize("name", ["training-domain", "leave-one-domain-out"])
@@ -216,14 +240,14 @@ def test_training_domain_by_hand():
         record([0, 1], 0, [0.9, 0.9, 0], [1, 1, 1]),  # a pair does not count
     ]
     choice = SELECTION_METHODS["training-domain"].select(as_records(rows))
-    assert choice[["val_acc", "test_acc", "step"]].to_numpy().tolist() == [[0.75, 0.2, 10]]
+    assert choice[["val", "test", "step"]].to_numpy().tolist() == [[0.75, 0.2, 10]]
 
 
 def test_between_equal_seeds_the_highest_wins():
     rows = [record([1], 0, [0, seed / 10], [0.5, 0.5], hparams_seed=seed) for seed in (2, 7, 4)]
     for name in ("training-domain", "oracle"):
         choice = SELECTION_METHODS[name].select(as_records(rows))
-        assert choice[["hparams_seed", "test_acc"]].to_numpy().tolist() == [[7, 0.7]]
+        assert choice[["hparams_seed", "test"]].to_numpy().tolist() == [[7, 0.7]]
 
 
 def test_oracle_looks_at_the_last_step_only():
@@ -232,7 +256,7 @@ def test_oracle_looks_at_the_last_step_only():
         record([0], 10, [0.9, 0], [0.9, 0]),
     ]
     choice = SELECTION_METHODS["oracle"].select(as_records(rows))
-    assert choice[["val_acc", "test_acc", "step"]].to_numpy().tolist() == [[0.1, 0.3, 20]]
+    assert choice[["val", "test", "step"]].to_numpy().tolist() == [[0.1, 0.3, 20]]
 
 
 def test_leave_one_domain_out_by_hand():
@@ -249,10 +273,10 @@ def test_leave_one_domain_out_by_hand():
     ]
     method = SELECTION_METHODS["leave-one-domain-out"]
     choice = method.select(as_records(rows))
-    assert choice[["val_acc", "test_acc", "step"]].to_numpy().tolist() == [[0.75, 0.2, 10]]
+    assert choice[["val", "test", "step"]].to_numpy().tolist() == [[0.75, 0.2, 10]]
     twice = [*rows, rows[1]]  # the single run's step 10 is there twice: it does not count either
     choice = method.select(as_records(twice))
-    assert choice[["val_acc", "test_acc", "step"]].to_numpy().tolist() == [[0.375, 0.1, 0]]
+    assert choice[["val", "test", "step"]].to_numpy().tolist() == [[0.375, 0.1, 0]]
 
 
 def test_leave_one_domain_out_chooses_from_whole_runs():
@@ -290,7 +314,10 @@ def test_names_titles_and_needs():
         "training-domain": ("training-domain validation set", False),
         "leave-one-domain-out": ("leave-one-domain-out cross-validation", True),
         "oracle": ("test-domain validation set (oracle)", False),
+        "worst-domain": ("worst training domain's validation set", False),
+        "worst-group": ("worst group of the training-domain validation set", False),
     }
+    assert list(found)[:3] == list(PUBLISHED_METHODS)
     assert all(isinstance(method, SelectionMethod) for method in SELECTION_METHODS.values())
     with pytest.raises(UserError, match="Did you mean 'oracle'"):
         SELECTION_METHODS["orakel"]

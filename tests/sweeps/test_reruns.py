@@ -51,7 +51,7 @@ def test_what_was_chosen_runs_with_new_trials(
 ) -> None:
     prepare(config(tmp_path)).execute()
     searched = load_records(tmp_path)
-    chosen = ORACLE.select(searched).sort_values(["val_acc", "trial_seed"], ascending=[False, True])
+    chosen = ORACLE.select(searched).sort_values(["val", "trial_seed"], ascending=[False, True])
     best = chosen.iloc[0]
     flags = ("--trials", 3, "--selection", "oracle", "--skip_confirmation")
     assert command("rerun-best", tmp_path, *flags, "--dry_run") == 0

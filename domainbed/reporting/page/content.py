@@ -33,6 +33,7 @@ from domainbed.reporting.render import head, styled
 from domainbed.reporting.section import Section, count
 from domainbed.reporting.single_source import count_single_source, single_source_report
 from domainbed.reporting.tables import AVERAGE, SPREADS, Report, domain_names, mixtures
+from domainbed.reporting.units import PERCENT
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.load import Folders, as_paths
 
@@ -59,8 +60,8 @@ def build_page(
     of_findings = (_differences, _ranks, _tuning, _curves, _on_the_line)
     with plain_style():
         parts = [
-            _results(report),
-            *_single_source(report),
+            _results(report, findings),
+            *_single_source(report, findings),
             *(part(findings) for part in of_findings),
         ]
     wrong = wrong_images(report, baseline, read_images or partial(files_below, "data"))
@@ -72,15 +73,21 @@ def build_page(
     return Page(f"Report of {names}", facts, mixtures(runs), algorithms, parts)
 
 
-def _results(report: Report) -> Part:
+def _values(findings: Findings) -> str:
+    """What is measured, and its unit, as a sentence begins: "Accuracy in percent"."""
+    words = findings.unit.of_values
+    return words[0].upper() + words[1:]
+
+
+def _results(report: Report, findings: Findings) -> Part:
     papers = published_cells(report)
     sections = [s for source, cells in papers.items() for s in agreement_sections(cells, source)]
     frames = (
         (compared.worst_section, comparison.worst_domains(report)),
         (compared.gap_section, comparison.selection_gap(report.records)),
     )
-    sections += [make(frame) for make, frame in frames if len(frame)]
-    intro = f"Accuracy in percent on each domain when it is held out{_legend(report)} Columns sort."
+    sections += [make(frame, findings.unit) for make, frame in frames if len(frame)]
+    intro = f"{_values(findings)} on each domain when it is held out{_legend(report)} Columns sort."
     intro += " Below a number: what papers print." if papers else ""
     tables = [*result_tables(report, papers), *map(from_section, sections)]
     return Part("results", "Results", intro, tables=tables)
@@ -95,12 +102,14 @@ def _legend(report: Report) -> str:
     return f"{spread}; X: no result. Bold: the best of a column. {near}{second}"
 
 
-def _single_source(report: Report) -> list[Part]:
+def _single_source(report: Report, findings: Findings) -> list[Part]:
     """The tables of runs that train on one domain, where a sweep has any."""
-    if not count_single_source(report.records):
+    records = report.records
+    if not count_single_source(records):
         return []
     names = [method.name for method in report.methods if not method.needs_pairs]
-    found = single_source_report(report.records, names or None)
+    judges = {"metric": records.metric, "selection_metric": records.selection_metric}
+    found = single_source_report(records, names or None, **judges)
     labels = {column.label for table in found.tables for column in table.columns}
     own = [name for name in report.style.domains if name in labels]
     found = styled(found, replace(report.style, domains=own))
@@ -108,7 +117,7 @@ def _single_source(report: Report) -> list[Part]:
         Part(
             "single-source",
             "Trained on one domain",
-            "Accuracy in percent, the mean over all other domains, of runs that train on the one "
+            f"{_values(findings)}, the mean over all other domains, of runs that train on the one "
             f"domain of a column{_legend(report)}",
             tables=result_tables(found),
         )
@@ -116,15 +125,15 @@ def _single_source(report: Report) -> list[Part]:
 
 
 def _differences(findings: Findings) -> Part:
-    title = f"Differences to {findings.baseline}"
+    title, words = f"Differences to {findings.baseline}", findings.unit.of_differences
     part = Part(
         "differences",
         title,
-        "Percentage points, paired by dataset, test domain and trial. Dot: the mean; thick bar: "
-        "95 % interval with trials resampled; thin bar: with datasets resampled.",
+        f"{words[0].upper()}{words[1:]}, paired by dataset, test domain and trial. Dot: the mean; "
+        "thick bar: 95 % interval with trials resampled; thin bar: with datasets resampled.",
     )
     try:
-        sections = compared.difference_sections(findings.differences, "trial", None)
+        sections = compared.difference_sections(findings.differences, "trial", None, findings.unit)
     except UserError as error:
         return replace(part, missing=str(error))
     return _with_notes_above(
@@ -160,11 +169,13 @@ def _ranks(findings: Findings) -> Part:
 
 
 def _tuning(findings: Findings) -> Part:
+    unit = findings.unit
+    points = " in points" * (unit.factor == PERCENT)
     part = Part(
         "hparams",
-        "Accuracy by hyper-parameter",
-        "One dot a run, or a group of runs: test accuracy at the last record, in points above the "
-        "mean of all runs on the same dataset and test domain. Diamonds were chosen by "
+        f"{unit.metric[0].upper()}{unit.metric[1:]} by hyper-parameter",
+        f"One dot a run, or a group of runs: test {unit.name} at the last record,{points} above "
+        "the mean of all runs on the same dataset and test domain. Diamonds were chosen by "
         f"{findings.selection[0]}. Where they crowd at an end, the range may be too narrow.",
     )
     if findings.tuning.empty:
@@ -191,20 +202,20 @@ def _tuning(findings: Findings) -> Part:
         (compared.tuning_section, comparison.tuning_gain(findings.records, findings.selection)),
         (compared.expected_section, comparison.expected_best(findings.records, findings.selection)),
     )
-    sections += [make(frame) for make, frame in frames if len(frame)]
+    sections += [make(frame, unit) for make, frame in frames if len(frame)]
     figures = _drawn(findings, "hparams", part.title)
     return replace(part, figures=figures, tables=list(map(from_section, sections)))
 
 
 def _curves(findings: Findings) -> Part:
     """Learning curves, and a table of what stopping at another step would have changed."""
-    first = findings.selection[0]
+    first, unit = findings.selection[0], findings.unit
     frame = findings.curves[findings.curves["selection"] == first]
     part = Part(
         "curves",
         "Learning curves",
-        f"Of the runs that {first} chose, the mean over trials: test accuracy, and validation "
-        "accuracy on the out-splits of the training domains. Marks: the chosen steps.",
+        f"Of the runs that {first} chose, the mean over trials: test {unit.name}, and validation "
+        f"{unit.metric} on the out-splits of the training domains. Marks: the chosen steps.",
     )
     if frame.empty:
         return replace(part, missing="no run was chosen")
@@ -217,18 +228,20 @@ def _curves(findings: Findings) -> Part:
         if measured.empty:
             continue
         domain = domain_names(findings.records.runs, dataset)[env]
-        last, top = measured.iloc[-1], measured.loc[measured["test"].idxmax()]
+        last, top = measured.iloc[-1], measured.loc[(unit.sign * measured["test"]).idxmax()]
         rows.append(
             [dataset, algorithm, domain, ", ".join(map(str, steps)),
-             f"{last['test']:.1f}", f"{top['test']:.1f}", f"{top['step']:.0f}"]
+             unit.text(last["test"]), unit.text(top["test"]), f"{top['step']:.0f}"]
         )  # fmt: skip
-    notes = ["the highest of several noisy means is on average too high"]
+    highest, high = ("highest", "high") if unit.sign > 0 else ("lowest", "low")
+    notes = [f"the {highest} of several noisy means is on average too {high}"]
     if frame["test"].isna().any():
-        notes.append("test accuracies are of the steps at which all trials measured them")
+        several = "accuracies are" if unit.metric == "accuracy" else f"{unit.metric} is"
+        notes.append(f"test {several} of the steps at which all trials measured them")
     section = Section(
         "curves",
         "Where runs were stopped",
-        ["Dataset", "Algorithm", "domain", "chosen steps", "test at the end", "highest test",
+        ["Dataset", "Algorithm", "domain", "chosen steps", "test at the end", f"{highest} test",
          "at step"],
         rows,
         notes,
@@ -241,15 +254,16 @@ def _curves(findings: Findings) -> Part:
 def _on_the_line(findings: Findings) -> Part:
     part = Part(
         "on-the-line",
-        "In-domain against out-of-domain accuracy",
-        "All runs at their last record, by test domain, with the line that is fitted to the "
-        "probits. Of many runs, dots stand for groups: the larger, the more.",
+        f"In-domain against out-of-domain {findings.unit.metric}",
+        "All runs at their last record, by test domain, with the line that is fitted to "
+        f"{'the probits' if findings.unit.factor == PERCENT else 'them'}. Of many runs, dots "
+        "stand for groups: the larger, the more.",
     )
     figures = _drawn(findings, "on-the-line", part.title)
     if not figures:
         return replace(part, missing="no run has a single test domain and validates on others")
     return _with_notes_above(
-        replace(part, figures=figures), [compared.line_section(findings.lines)]
+        replace(part, figures=figures), [compared.line_section(findings.lines, findings.unit)]
     )
 
 
@@ -271,6 +285,7 @@ def _runs(report: Report, folders: Folders) -> Part:
 
 
 def _choices(findings: Findings) -> Part:
+    unit = findings.unit
     names = {
         dataset: domain_names(findings.records.runs, dataset)
         for dataset in set(findings.choices["dataset"])
@@ -278,14 +293,14 @@ def _choices(findings: Findings) -> Part:
     rows = [
         [row["selection"], row["dataset"], row["algorithm"], names[row["dataset"]][row["test_env"]],
          str(row["trial_seed"]), str(row["hparams_seed"]), str(row["step"]),
-         f"{row['accuracy']:.1f}", row["hparams"]]
+         unit.text(row[unit.metric]), row["hparams"]]
         for row in findings.choices.iloc[: MAX_ROWS + 1].to_dict("records")
     ]  # fmt: skip
     section = Section(
         "choices",
         "Chosen",
-        ["Selection", "Dataset", "Algorithm", "domain", "trial", "hparams seed", "step", "accuracy",
-         "hyper-parameters"],
+        ["Selection", "Dataset", "Algorithm", "domain", "trial", "hparams seed", "step",
+         unit.metric, "hyper-parameters"],
         rows,
         ["`domainbed top-hparams` lists all draws of a cell, from best to worst"],
         findings.choices,

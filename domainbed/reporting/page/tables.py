@@ -76,13 +76,15 @@ def _results(
         for place, column in enumerate(table.columns):
             domain = column.label if table.dataset else column.test_env
             marked = [cells[place] for cells in table.rows.values() if cells[place].best]
-            best = max(marked, key=lambda cell: cell.mean or 0.0, default=None)
+            sign = table.unit.sign
+            best = max(marked, key=lambda cell: sign * (cell.mean or 0.0), default=None)
             for algorithm, cells in table.rows.items():
                 cell = cells[place]
                 key = (table.selection, kind, column.dataset, algorithm, domain)
                 published = printed.get(key, [])
                 notes = [note] if published else notes
-                text, mark = _typeset(cell_text(cell, style)), _mark(cell, best, column, style)
+                text = _typeset(cell_text(cell, style))
+                mark = _mark(cell, best, column, style, sign)
                 rows[algorithm].append(HtmlCell(text, mark, [*_below(cell), *published]))
     header = ["Algorithm", *(column.label for table in tables for column in table.columns)]
     groups = [("", 1), *((table.title, len(table.columns)) for table in tables)]
@@ -96,7 +98,7 @@ def _results(
     )
 
 
-def _mark(cell: Cell, best: Cell | None, column: Column, style: Style) -> str:
+def _mark(cell: Cell, best: Cell | None, column: Column, style: Style, sign: int) -> str:
     """Whether a number is the best of its column, or within its standard error of that.
 
     Also whether it is the second best, if the style shows that.
@@ -105,7 +107,7 @@ def _mark(cell: Cell, best: Cell | None, column: Column, style: Style) -> str:
         return ""
     if cell.best:
         return "best"
-    is_near = best.std_err is not None and best.mean - cell.mean <= best.std_err
+    is_near = best.std_err is not None and sign * (best.mean - cell.mean) <= best.std_err
     marks = ["near"] if is_near and column.test_env != MEAN_RANK else []
     return " ".join([*marks, *(["second"] if cell.second and style.second else [])])
 

@@ -35,7 +35,7 @@ None for each that cannot be read.
 def wrong_images(report: Report, baseline: str, read: ReadImages) -> Part:
     """Pictures and counts, for the first selection method.
 
-    The algorithms are the baseline and, of the others, the one with the highest average; of those
+    The algorithms are the baseline and, of the others, the one with the best average; of those
     whose runs keep their predictions.
 
     Args:
@@ -81,7 +81,7 @@ def _pair(report: Report, baseline: str) -> list[str]:
     names = order_algorithms(runs.loc[keeps, "algorithm"])
     averages = next(table for table in report.tables if table.dataset is None)
     place = [column.label for column in averages.columns].index(AVERAGE)
-    means = {name: averages.rows[name][place].mean or 0.0 for name in names}
+    means = {name: averages.unit.sign * (averages.rows[name][place].mean or 0.0) for name in names}
     return sorted(names, key=lambda name: (name != baseline, -means[name]))[:2]
 
 

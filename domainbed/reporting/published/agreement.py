@@ -15,9 +15,10 @@ from domainbed.core.names import DATASET_DOMAINS
 from domainbed.errors import UserError
 from domainbed.reporting.published import CELL, Source, get_source, published_values
 from domainbed.reporting.render import to_frame
-from domainbed.reporting.section import NOTHING, Section, mean_text, one_decimal, with_sign
+from domainbed.reporting.section import NOTHING, Section
 from domainbed.reporting.statistics import TIE
 from domainbed.reporting.tables import AVERAGE, MEAN_RANK, Report
+from domainbed.reporting.units import Unit
 from domainbed.runs.records import NOT_RECORDED, RUN_KEYS
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
 
@@ -56,6 +57,11 @@ def agreement(report: Report, source: str) -> pd.DataFrame:
     Raises:
         UserError: there is no such paper, or it has no number for any cell.
     """
+    if others := {report.records.metric, report.records.selection_metric} - {"accuracy"}:
+        raise UserError(
+            f"papers choose by accuracy and print it, and these tables have {', '.join(others)}: "
+            "leave --metric and --selection_metric out"
+        )
     paper, values = get_source(source), published_values(source)
     ours, theirs = set(report.records.runs["dataset"]), set(values["dataset"]) - {AVERAGE}
     values = values.rename(columns={"mean": "published_mean", "std_err": "published_std_err"})
@@ -207,15 +213,16 @@ def agreement_sections(cells: pd.DataFrame, source: str) -> list[Section]:
     header = ["Algorithm", "domain", "here", "published", "difference", "std err", "within it"]
     sections = []
     groups = cells.assign(place=place).groupby(["selection", subject], sort=False)
+    unit = Unit()
     for (selection, name), group in groups:
         rows = [
             [
                 cell["algorithm"],
                 cell["place"],
-                mean_text(cell["mean"], cell["std_err"]),
-                mean_text(cell["published_mean"], cell["published_std_err"]),
-                with_sign(cell["difference"]),
-                one_decimal(cell["combined_std_err"]),
+                unit.with_error(cell["mean"], cell["std_err"]),
+                unit.with_error(cell["published_mean"], cell["published_std_err"]),
+                unit.text(cell["difference"], signed=True),
+                unit.text(cell["combined_std_err"]),
                 _verdict(cell),
             ]
             for cell in group.to_dict("records")
