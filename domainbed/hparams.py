@@ -101,7 +101,7 @@ class Space:
 
     Attributes:
         algorithm: its name.
-        dataset: its name, without paths.
+        dataset: as `datasets.get_dataset_class` takes it.
         shared: the dimensions that every algorithm has.
         own: those that the algorithm declares; they replace shared ones of the same name.
         options: what else may be set.
@@ -225,7 +225,7 @@ def _space(algorithm: str, dataset: str, features: bool) -> Space:
 def search_space(algorithm: str, dataset: str, features: bool = False) -> dict[str, Dimension]:
     """All dimensions of `algorithm` on `dataset`: the shared ones, its parents' and its own.
 
-    A dataset that is not registered (a folder, say) counts as one of natural images. With
+    A dataset that is not registered (a folder, whatever its name) counts as natural images. With
     `features` inputs are features of its images.
 
     Raises:
@@ -260,7 +260,7 @@ def random_hparams(
 
     Args:
         algorithm: its name.
-        dataset: its name, without paths.
+        dataset: as `datasets.get_dataset_class` takes it.
         seed: of the draw, see `seeding.hparams_draw_seed`.
         in_sequence: draw all from one source in turn, as DomainBed did until 2020, instead of
             each from a source of its own name.

@@ -147,7 +147,7 @@ class RunSpec(RunFields):
     @property
     def tolerance_ratio(self) -> float:
         """SWAD's, which differs for VLCS, as published (Cha et al. 2021, section 4.1)."""
-        published = 1.2 if self.dataset_label == "VLCS" else 1.3
+        published = 1.2 if self.dataset == "VLCS" else 1.3
         return published if self.swad_ratio is None else self.swad_ratio
 
     def identity(self) -> dict[str, Any]:
@@ -235,12 +235,11 @@ class Resolver:
         usual = FROZEN_FEATURES if fields.get("features") else DEFAULT_PROTOCOL
         published = get_protocol(fields.get("protocol") or usual)
         data, declaring = get_dataset_class(dataset), get_algorithm_class(algorithm)
-        label = dataset_label(dataset)
         values = {
             "labels": getattr(data, "labels", "classes"),
             **published.fields,
-            "steps": published.steps.get(label, data.N_STEPS),
-            "checkpoint_freq": published.checkpoint_freq.get(label, data.CHECKPOINT_FREQ),
+            "steps": published.steps.get(dataset, data.N_STEPS),
+            "checkpoint_freq": published.checkpoint_freq.get(dataset, data.CHECKPOINT_FREQ),
             **fields,
             "protocol": published.name,
             "protocol_version": published.version,
@@ -254,7 +253,7 @@ class Resolver:
         usual_metrics = label_type(values["labels"]).default_metrics
         draft = make(kind, {"metrics": usual_metrics, **values})
         featurizer = str(draft.fixed_hparams.get("featurizer", ""))
-        space = Space.of(algorithm, declaring, label, draft.features is not None, featurizer)
+        space = Space.of(algorithm, declaring, dataset, draft.features is not None, featurizer)
         resolver = cls(data, declaring, published, space, draft)
         resolver._check()
         return resolver

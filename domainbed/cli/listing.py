@@ -14,7 +14,6 @@ from domainbed.config.protocols import (
     get_protocol,
     protocol_names,
 )
-from domainbed.core.names import dataset_label
 from domainbed.core.text_table import text_table
 
 Rows = list[list[str]]
@@ -89,7 +88,7 @@ def _hparams(args: argparse.Namespace) -> Rows:
     from domainbed.hparams import options, search_space
 
     get_dataset_class(args.dataset)
-    place = (args.algorithm, dataset_label(args.dataset), args.features)
+    place = (args.algorithm, args.dataset, args.features)
     space: dict[str, Any] = search_space(*place)
     space |= {k: v for k, v in options(*place).items() if k not in space}
     rows = [[name, str(d.default), d.describe(), d.doc] for name, d in space.items()]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,21 @@ from domainbed.errors import UserError
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
+_NOT_OURS = frozenset(
+    (
+        *("__macosx", "lost+found", "$recycle.bin", "system volume information", "thumbs.db"),
+        *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
+        *("network trash folder", "temporary items", "desktop.ini", "ehthumbs.db"),
+        *("__pycache__", "node_modules"),
+    )
+)
+"""Names, in lower case, that systems, file servers and tools give to what they leave in folders."""
+CACHE_TAG = "CACHEDIR.TAG"
+"""The file that marks a folder as a cache, by the specification of that name."""
+
+
 def folders(path: Path) -> list[Path]:
-    """The folders in `path`, sorted by name, without hidden ones and those added by macOS.
+    """The folders in `path`, sorted by name, without hidden ones and those of systems and tools.
 
     Raises:
         UserError: `path` cannot be read.
@@ -27,7 +42,34 @@ def folders(path: Path) -> list[Path]:
 
 def folder_names(path: Path) -> list[str]:
     """Their names alone."""
-    return sorted(name for name in entries(path)[0] if not _is_junk(name))
+    names = (name for name in entries(path)[0] if not _is_junk(name))
+    return sorted(name for name in names if not (path / name / CACHE_TAG).exists())
+
+
+def class_folders(root: Path, domains: Iterable[str]) -> dict[str, dict[str, str]]:
+    """For each domain the folders of its classes, by the names of the classes.
+
+    These are the folders' own names, where all domains have the same. Names that are equal but for
+    their Unicode form (macOS writes é as two characters) are one class, which is called by the
+    composed form.
+
+    Raises:
+        UserError: a folder cannot be read, or a domain has two folders of one name.
+    """
+    found = {domain: folder_names(root / domain) for domain in domains}
+    composed = {
+        domain: {unicodedata.normalize("NFC", name): name for name in names}
+        for domain, names in found.items()
+    }
+    for domain, names in found.items():
+        for name in set(names).difference(composed[domain].values()):
+            raise UserError(
+                f"{str(root / domain)!r} has two folders {name!r}, in two Unicode forms (NFC and "
+                "NFD): put their images into one of them"
+            )
+    if len(set(map(tuple, found.values()))) == 1:
+        return {domain: {name: name for name in names} for domain, names in found.items()}
+    return composed
 
 
 def images(path: Path) -> list[Path]:
@@ -84,7 +126,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db")
+    return name.startswith(".") or name.lower() in _NOT_OURS
 
 
 def rgb_pixels(data: bytes) -> tuple[np.ndarray, str]:

@@ -87,15 +87,15 @@ def dataset_facts(name: str, features: bool = False) -> DatasetFacts:
     """What a search space may depend on.
 
     Args:
-        name: a dataset's, or its label. One that is not registered counts as natural images.
+        name: a dataset's. One that is not registered counts as natural images, whatever its
+            folder is called.
         features: whether inputs are features of its images.
 
     Raises:
         UserError: the dataset has a search space that does not exist.
     """
-    label = dataset_label(name)
     # A class made for DomainBed may not declare the kind of its images.
-    cls = DATASETS.get(label)
+    label, cls = dataset_label(name), DATASETS.get(name)
     space, network = getattr(cls, "space", ""), getattr(cls, "network", "")
     if space not in ("", "small", "large"):
         raise UserError(f"dataset {label} has the space {space!r}: expected small or large")
@@ -105,6 +105,8 @@ def dataset_facts(name: str, features: bool = False) -> DatasetFacts:
             network = NETWORKS.register(network).__name__
         except ValueError as error:
             raise UserError(f"the network of dataset {label}: {error}", "dataset") from error
+    if name not in DATASETS and label in DATASETS:
+        label = ""  # nothing follows from a name that a folder shares with a dataset
     return DatasetFacts(label, small, features, "" if features else network)
 
 

@@ -268,6 +268,20 @@ def check_domains(dataset: Any, domains: Sequence[Domain], network: str = "") ->
                 )
         if domain.labels_at_hand:
             _check_labels(domain, dataset.num_classes, place)
+            _check_classes_left(domain, dataset, place)
+
+
+def _check_classes_left(domain: Domain, dataset: Any, place: str) -> None:
+    """Raises where no image of a class can be read."""
+    is_readable = torch.ones(len(domain), dtype=torch.bool)
+    is_readable[list(domain.unreadable)] = False
+    labels = domain.labels
+    for label in sorted({*labels[~is_readable].tolist()} - {*labels[is_readable].tolist()}):
+        raise UserError(
+            f"{place}: no image of class {dataset.class_names[label]!r} can be read: replace them, "
+            "or remove the class from all domains",
+            *("hparams", "corrupt_images"),
+        )
 
 
 def _check_inputs(x: Any, shape: Any, has_network: bool, place: str) -> None:

@@ -15,7 +15,13 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from domainbed.config.dataset_info import DatasetInfo
-from domainbed.core.image_files import IMAGE_EXTENSIONS, folder_names, ignored, images
+from domainbed.core.image_files import (
+    IMAGE_EXTENSIONS,
+    class_folders,
+    folder_names,
+    ignored,
+    images,
+)
 from domainbed.core.names import DATASET_DOMAINS, dataset_label
 from domainbed.core.settings import Listed, Settings, load
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
@@ -121,19 +127,22 @@ class ImageFolderDataset(ImageDataset):
         if len(domains) < 2:
             found = f"found {len(domains)} domain folder(s)"
             raise self._absent(folder, found, "<domain>/<class>/<image> below it")
-        classes = _common_classes(folder, domains)
-        listed = [_listed(folder / name, classes) for name in domains]
+        places = class_folders(folder, domains)
+        classes = _common_classes(folder, places)
+        listed = [_listed(folder / name, places[name], classes) for name in domains]
         remedy = f"complete it, or use it as --dataset folder:{folder}"
         self._take(folder, Contents(domains, classes, listed), remedy)
         if self.info is None and (others := ignored(folder)):
             warnings.warn(f"ignored in {str(folder)!r}: {others}", stacklevel=2)
 
 
-def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """The images in `folder/<class>/`, class by class and within a class in name order."""
+def _listed(
+    folder: Path, places: Mapping[str, str], classes: Sequence[str]
+) -> list[tuple[Path, int]]:
+    """The images in the folders of the classes, class by class and within one in name order."""
     found: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        files = images(folder / name)
+        files = images(folder / places[name])
         if not files:
             raise UserError(
                 f"no images of class {name!r} in {folder / name}: expected files ending in "
@@ -143,9 +152,9 @@ def _listed(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     return found
 
 
-def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:
+def _common_classes(root: Path, places: Mapping[str, Mapping[str, str]]) -> list[str]:
     """The classes, which every domain must have: labels are positions in this one list."""
-    per_domain = {domain: folder_names(root / domain) for domain in domains}
+    per_domain = {domain: sorted(own) for domain, own in places.items()}
     classes = sorted(set().union(*per_domain.values()))
     lacking = [
         f"domain {domain!r} lacks {', '.join(sorted(set(classes) - set(own)))}"
@@ -159,7 +168,7 @@ def _common_classes(root: Path, domains: Sequence[str]) -> list[str]:
         )
     if not classes:
         raise UserError(
-            f"no class folders in {root / domains[0]}: expected <domain>/<class>/<image>"
+            f"no class folders in {root / next(iter(places))}: expected <domain>/<class>/<image>"
         )
     return classes
 

@@ -6,8 +6,9 @@ import csv
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
@@ -59,7 +60,7 @@ class ManifestDataset(ImageDataset):
             says so; None where the trial decides, as it does for other datasets.
 
     Raises:
-        UserError: an image does not exist.
+        UserError: an image does not exist, or is listed twice.
     """
 
     CHECKPOINT_FREQ = 300
@@ -74,6 +75,7 @@ class ManifestDataset(ImageDataset):
                 f"({len(missing)} of {len(lines)} images are missing): give paths relative to "
                 f"{str(folder)!r}, or absolute ones"
             )
+        _refuse_repeats(self.manifest)
         self._take(folder, self.contents(folder))
         self.out_splits = self.manifest.out_splits
 
@@ -86,6 +88,21 @@ class ManifestDataset(ImageDataset):
     def contents(cls, folder: Path) -> Contents:
         """The images that are listed, whether they exist or not."""
         return cls.manifest.contents
+
+
+def _refuse_repeats(manifest: Manifest) -> None:
+    """Raises where one file is listed twice, by another spelling or through a link."""
+    real_folder = lru_cache(maxsize=None)(os.path.realpath)  # they are few, and images are many
+    first: dict[str, int] = {}
+    for image, line in sorted(manifest.lines.items(), key=lambda item: item[1]):
+        is_link = os.path.islink(image)
+        real = os.path.realpath(image) if is_link else f"{real_folder(image.parent)}/{image.name}"
+        if real in first:
+            raise UserError(
+                f"{manifest.file}, line {line}: {str(image)!r} is the file that line "
+                f"{first[real]} lists: list each image once"
+            )
+        first[real] = line
 
 
 def manifest_dataset(name: str) -> type[ManifestDataset]:
@@ -197,11 +214,21 @@ def _entry(row: Mapping[str, Any], file: Path, line: int) -> Entry:
     return Entry(line, **{**values, "split": _SPLITS[values["split"]]})
 
 
+def _composed(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Labels and domains that are equal but for their Unicode form, in the composed form."""
+    written = {text for entry in entries for text in (entry.label, entry.domain)}
+    composed = {text: unicodedata.normalize("NFC", text) for text in written}
+    if len(set(composed.values())) == len(written):
+        return entries
+    return [replace(e, label=composed[e.label], domain=composed[e.domain]) for e in entries]
+
+
 def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
     """The manifest with these images, whatever their order in the file."""
+    entries = _composed(entries)
     first: dict[str, int] = {}
     for entry in entries:
-        line = first.setdefault(os.path.normpath(entry.path), entry.line)
+        line = first.setdefault(os.path.normpath(file.parent / entry.path), entry.line)
         if line != entry.line:
             raise UserError(
                 f"{file}, line {entry.line}: {entry.path!r} is already listed in line {line}: "

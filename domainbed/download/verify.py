@@ -17,7 +17,7 @@ from tqdm import tqdm
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.cores import usable_cores
 from domainbed.core.files import regular
-from domainbed.core.image_files import folders, ignored, images
+from domainbed.core.image_files import class_folders, folder_names, ignored, images
 from domainbed.download.catalogue import SOURCES, Origin
 from domainbed.errors import UserError
 
@@ -196,9 +196,10 @@ def _look_into(dataset: Any, root: Path) -> tuple[ImageFiles, list[Problem]]:
 
 def scan(root: Path) -> ImageFiles:
     """The images of each class of each domain; a folder without images counts as a class, too."""
+    places = class_folders(root, folder_names(root))
     return {
-        domain.name: {name.name: images(name) for name in folders(domain)}
-        for domain in folders(root)
+        domain: {name: images(root / domain / folder) for name, folder in own.items()}
+        for domain, own in places.items()
     }
 
 

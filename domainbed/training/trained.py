@@ -67,7 +67,7 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
             "train the run again"
         ) from error
     of_features = spec.features is not None
-    expected = default_hparams(spec.algorithm, spec.dataset_label, of_features)
+    expected = default_hparams(spec.algorithm, dataset or spec.dataset, of_features)
     lacking = set(expected) - set(spec.hparams)
     if lacking:
         raise UserError(

@@ -14,6 +14,7 @@ from domainbed.datasets import DATASETS, PACS, get_dataset_class, load_dataset
 from domainbed.download import verify_dataset
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
+from domainbed.training import RunOptions, build
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -248,3 +249,59 @@ def test_metadata_is_the_published_one(name):
     cls = DATASETS[name]
     facts = (cls.ENVIRONMENTS, cls.info.num_classes, sum(cls.info.images))
     assert (*facts, cls.N_STEPS, cls.CHECKPOINT_FREQ, cls.info.folder) == PUBLISHED[name]
+
+
+def test_what_systems_and_tools_leave_is_no_image_domain_or_class(tmp_path):
+    root = write_images(tmp_path / "d")
+    image = (root / "a/cat/0.png").read_bytes()
+    cache = root / "cache"
+    for folder in ("a/cat/@eaDir/0.png", "a/$RECYCLE.BIN", "lost+found/x", "b/__MACOSX", "cache/c"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "SYNOPHOTO_THUMB_M.png").write_bytes(image)
+    (cache / "CACHEDIR.TAG").write_text("")
+    dataset = load_dataset(f"folder:{root}", "data", [0], {}, 0)
+    assert dataset.ENVIRONMENTS == ("a", "b")
+    assert [len(domain) for domain in dataset] == [4, 4]
+    assert verify_dataset(f"folder:{root}", tmp_path).images == 8
+
+
+def test_a_class_in_two_unicode_forms_is_one(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    root = write_images(tmp_path / "d", ("a",), (composed, "dog"))
+    write_images(root, ("b",), (decomposed, "dog"), per_class=3)
+    dataset = load_dataset(f"folder:{root}", "data", [0], {}, 0)
+    assert dataset.classes == [composed, "dog"]
+    assert [domain.targets for domain in dataset] == [[0, 0, 1, 1], [0, 0, 0, 1, 1, 1]]
+    counts = verify_dataset(f"folder:{root}", tmp_path).counts
+    assert counts == {"a": {composed: 2, "dog": 2}, "b": {composed: 3, "dog": 3}}
+    (root / "a" / decomposed).mkdir()
+    with pytest.raises(UserError, match="two Unicode forms"):
+        get_dataset_class(f"folder:{root}")("data", [0], {})
+
+
+def test_skipping_corrupt_images_empties_no_class(tmp_path):
+    machine = RunOptions(data_dir=str(tmp_path), num_workers=0)
+    hparams = {"corrupt_images": "skip", "resnet18": True, "weights": "none"}
+    for name, corrupt in (("some", "0"), ("all", "01234")):
+        root = write_images(tmp_path / name, per_class=5)
+        for image in corrupt:
+            (root / f"b/dog/{image}.png").write_bytes(b"")
+        spec = RunSpec.create(f"folder:{root}", "ERM", [0], steps=1, hparams=hparams)
+        if name == "some":
+            assert [domain.unreadable for domain in build(spec, machine).domains] == [[], [5]]
+            continue
+        with pytest.raises(UserError, match=r"domain 1 .*no image of class 'dog' can be read"):
+            build(spec, machine)
+
+
+def test_nothing_follows_from_the_name_of_a_folder(tmp_path):
+    for name in ("RotatedMNIST", "DomainNet", "VLCS", "other"):
+        write_images(tmp_path / name)
+    specs = [
+        RunSpec.create(f"folder:{tmp_path / name}", "RDM", [0], hparams_seed=1)
+        for name in ("RotatedMNIST", "DomainNet", "VLCS", "other")
+    ]
+    for spec in specs:
+        assert spec.hparams == specs[-1].hparams
+        assert (spec.steps, spec.checkpoint_freq) == (5001, 300)
+        assert spec.tolerance_ratio == 1.3

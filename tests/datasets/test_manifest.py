@@ -275,3 +275,26 @@ def test_sweep_and_collect(pets, tmp_path, capsys):
     table = capsys.readouterr().out
     assert "fixed" in table
     assert "X" not in [cell for line in table.splitlines() for cell in line.split()]
+
+
+def test_one_file_is_not_listed_twice_by_any_spelling(pets):
+    (pets / "pets/a/cat/link.png").symlink_to(pets / "pets/b/dog/0.png")
+    (pets / "same").symlink_to(pets / "pets")
+    spellings = ("pets/a/cat/link.png", str(pets / "pets/b/dog/0.png"), "same/b/dog/0.png")
+    lines = (pets / "pets.csv").read_text().splitlines()
+    for spelling in spellings:
+        name = written(pets, *lines, f"a,cat,x,{spelling}", name="twice.csv")
+        with pytest.raises(UserError, match=r"line 18: .*list each image once"):
+            load_dataset(name, "data", [0], {}, 0)
+
+
+def test_labels_in_two_unicode_forms_are_one_class(pets):
+    text = (pets / "pets.csv").read_text()
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    lines = [
+        line.replace("cat", composed if line.startswith("a") else decomposed, 1)
+        for line in text.splitlines()
+    ]
+    dataset = load_dataset(written(pets, *lines), "data", [0], {}, 0)
+    assert dataset.classes == [composed, "dog"]
+    assert [len(domain) for domain in dataset] == [8, 8]
