@@ -384,6 +384,7 @@ class Resolver:
         what = "is set" if features else "is not set"
         others = f"name one of frozen features ({', '.join(suited)})"
         remedy = f"leave 'protocol' out, or {others}" if features else "set 'features'"
+        labels, class_balanced = label_type(draft.labels), draft.fixed_hparams.get("class_balanced")
         held_out = f"uda_holdout_fraction is {draft.uda_holdout_fraction}"
         check_metrics(draft.metrics, label_type(draft.labels))
         rules: list[tuple[Any, str, Where]] = [
@@ -417,6 +418,18 @@ class Resolver:
                 reads_images or not features,
                 f"features are of image files, and {label} has none: leave 'features' out",
                 ("features",),
+            ),
+            (
+                not class_balanced or labels.kind in ("classes", "binary"),
+                f"hyper-parameter 'class_balanced' is {class_balanced}, but labels are "
+                f"{draft.labels!r}, of which there are no classes: leave it out",
+                ("hparams", "class_balanced"),
+            ),
+            (
+                labels.kind == "classes" or draft.initial_weights in ("own", "shared"),
+                f"initial_weights is {draft.initial_weights!r}, which needs classes, but labels "
+                f"are {draft.labels!r}: choose 'shared' or 'own'",
+                ("initial_weights",),
             ),
             (
                 not on_text or (features and reads_text(features)),

@@ -221,8 +221,7 @@ class Algorithm(nn.Module):
     @property
     def label_type(self) -> LabelType:
         """What labels are, and the loss that is learned by: see `LabelType`."""
-        facts = getattr(self.hparams, "facts", None)
-        return label_type(facts.labels if facts else "classes")
+        return label_type(self.facts.labels)
 
     def option(self, name: str) -> Any:
         """The value of one of `options`: what the user set, or its default."""

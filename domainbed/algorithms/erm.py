@@ -29,7 +29,7 @@ from domainbed.algorithms.base import (
 from domainbed.core.device import full_precision
 from domainbed.core.minibatch import Nest, joined_extras, split
 from domainbed.errors import UserError
-from domainbed.metrics.labels import Classes, LabelType
+from domainbed.metrics.labels import CLASSES, LabelType
 
 T = TypeVar("T")
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -49,9 +49,6 @@ def in_full_precision(
             return function([z.to(torch.promote_types(z.dtype, torch.float32)) for z in values])
 
     return computed
-
-
-CLASSES = Classes()
 
 
 class ForwardPass:

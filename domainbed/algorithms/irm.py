@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from domainbed.algorithms.base import Metrics, gradients_of, register_algorithm
-from domainbed.algorithms.erm import CLASSES, AnnealedPenalty, AnnealedWeight, ForwardPass
+from domainbed.algorithms.erm import AnnealedPenalty, AnnealedWeight, ForwardPass
 from domainbed.config.dimensions import LogUniform
-from domainbed.metrics.labels import Classes, LabelType
+from domainbed.metrics.labels import CLASSES, Classes, LabelType
 
 
 def scale_gradient(

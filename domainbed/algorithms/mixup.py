@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from domainbed.algorithms.base import Metrics, Minibatches, register_algorithm
-from domainbed.algorithms.erm import CLASSES, ERM, ForwardPass
+from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import LogUniform
-from domainbed.metrics.labels import LabelType
+from domainbed.metrics.labels import CLASSES, LabelType
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.dimensions import Option, refusal
@@ -21,6 +21,7 @@ from domainbed.core.registry import Registry
 from domainbed.core.seeding import global_sources_kept
 from domainbed.datasets.domain import Batch, Domain, LoadedDomain, TensorDomain
 from domainbed.errors import UserError
+from domainbed.metrics.labels import CLASSES, LabelType, label_type
 from domainbed.networks import is_shape
 
 
@@ -92,9 +93,11 @@ class MultipleDomainDataset:
 
     @property
     def class_names(self) -> list[str]:
-        """As in the data, or as published, or else the classes' numbers."""
+        """As in the data, or as published, or else numbers: of classes, of the two values of
+        binary labels, or of the columns of labels."""
         published = self.info.classes if self.info else None
-        return list(self.classes or published or map(str, range(self.num_classes)))
+        count = 2 if label_type(self.labels).kind == "binary" else self.num_classes
+        return list(self.classes or published or map(str, range(count)))
 
     @classmethod
     def option(cls, name: str, hparams: Mapping[str, Any]) -> Any:
@@ -146,6 +149,7 @@ class ForeignDomain(LoadedDomain):
             `targets`, the labels; `unreadable`, positions of images to leave out.
         num_classes: of the labels, which are checked as they are read; None if it is not known.
         collate: see `LoadedDomain`.
+        labels: their type.
     """
 
     def __init__(
@@ -153,8 +157,10 @@ class ForeignDomain(LoadedDomain):
         dataset: Any,
         num_classes: int | None = None,
         collate: Callable[[list[Any]], Batch] | None = None,
+        labels: LabelType = CLASSES,
     ) -> None:
         self._dataset, self._num_classes, self.collate = dataset, num_classes, collate
+        self._label_type = labels
         self._can_augment = hasattr(dataset, "augmented")
         self.labels_at_hand = hasattr(dataset, "targets")
         self.unreadable = list(getattr(dataset, "unreadable", ()))
@@ -168,31 +174,25 @@ class ForeignDomain(LoadedDomain):
         if targets is None:
             with global_sources_kept(gpus=False):
                 targets = [self._dataset[index][1] for index in range(len(self))]
-        return torch.tensor([int(target) for target in targets])
+        found = default_collate(list(targets))
+        return found if found.is_floating_point() else found.long()
 
     def read(self, index: int, augment: bool) -> tuple[Any, ...]:
         augmented = augment and self._can_augment
         sample = self._dataset.augmented(index) if augmented else self._dataset[index]
         _, y, *_ = sample
-        if self._num_classes is not None and not 0 <= y < self._num_classes:
-            raise _wrong_label(f"image {index}", y, self._num_classes)
+        if self._num_classes is not None:
+            self._label_type.check(torch.as_tensor(y)[None], self._num_classes, index)
         return sample
 
 
-def _wrong_label(image: str, label: Any, num_classes: int) -> UserError:
-    return UserError(
-        f"{image} has the label {int(label)}, expected 0 to {num_classes - 1} "
-        f"(num_classes is {num_classes})",
-        "dataset",
-    )
-
-
-def domains_of(dataset: Iterable[Any]) -> list[Domain]:
+def domains_of(dataset: Iterable[Any], labels: LabelType = CLASSES) -> list[Domain]:
     """The domains of any dataset that keeps DomainBed's contract, on the CPU.
 
     Args:
         dataset: its elements are a `Domain` each, a `TensorDataset`, or any other dataset of
             (x, y) or (x, y, extras). Where it has `out_splits`, these positions validate.
+        labels: their type.
 
     Raises:
         UserError: a `TensorDataset` of other than two tensors.
@@ -211,7 +211,7 @@ def domains_of(dataset: Iterable[Any]) -> list[Domain]:
                 )
             domains.append(TensorDomain(*each.tensors))
         else:
-            domains.append(ForeignDomain(each, num_classes, collate))
+            domains.append(ForeignDomain(each, num_classes, collate, labels))
     if join := getattr(dataset, "join", None):
         domains = [copy.copy(domain) for domain in domains]
         for domain in domains:
@@ -232,7 +232,9 @@ def require_contract(dataset: Any) -> None:
             )
 
 
-def check_domains(dataset: Any, domains: Sequence[Domain], network: str = "") -> None:
+def check_domains(
+    dataset: Any, domains: Sequence[Domain], network: str = "", labels: LabelType = CLASSES
+) -> None:
     """Checks the domains' number, all labels that are at hand, and each domain's first sample.
 
     Args:
@@ -240,10 +242,16 @@ def check_domains(dataset: Any, domains: Sequence[Domain], network: str = "") ->
         domains: of it.
         network: what turns inputs into features; empty where their shape decides, so that they
             must be float32 tensors of `input_shape`.
+        labels: their type.
+
+    Args:
+        dataset: see `domains_of`.
+        domains: its.
+        labels: their type.
 
     Raises:
-        UserError: the number of domains is not that of their names, a label is not the number of
-            a class, or an input is not as announced.
+        UserError: the number of domains is not that of their names, a label is none of its type,
+            or an input is not as announced.
     """
     names = getattr(dataset, "ENVIRONMENTS", ())
     if names and len(names) != len(domains):
@@ -253,45 +261,50 @@ def check_domains(dataset: Any, domains: Sequence[Domain], network: str = "") ->
             "dataset",
         )
     for number, domain in enumerate(domains):
-        place = f"domain {number} of dataset {type(dataset).__name__}"
         try:
-            sample = domain.first_sample()
+            _check_domain(dataset, domain, bool(network), labels)
         except UserError as error:
+            place = f"domain {number} of dataset {type(dataset).__name__}"
             raise UserError(f"{place}: {error}", *error.where) from error
-        if sample:
-            x, y = sample
-            _check_inputs(x, dataset.input_shape, bool(network), place)
-            if not isinstance(y, torch.Tensor) or y.dtype != torch.int64:
-                found = getattr(y, "dtype", type(y).__name__)
-                raise UserError(
-                    f"{place}: the dtype of its labels is {found}, expected torch.int64", "dataset"
-                )
-        if domain.labels_at_hand:
-            _check_labels(domain, dataset.num_classes, place)
-            _check_classes_left(domain, dataset, place)
 
 
-def _check_classes_left(domain: Domain, dataset: Any, place: str) -> None:
+def _check_domain(dataset: Any, domain: Domain, has_network: bool, labels: LabelType) -> None:
+    if sample := domain.first_sample():
+        x, y = sample
+        _check_inputs(x, dataset.input_shape, has_network)
+        if not isinstance(y, torch.Tensor):
+            raise UserError(f"its labels are a {type(y).__name__}, expected a tensor", "dataset")
+        assert sample.index is not None
+        labels.check(y, dataset.num_classes, int(sample.index))
+    if domain.labels_at_hand:
+        if len(domain.labels) != len(domain):
+            raise UserError(f"{len(domain)} images, but {len(domain.labels)} labels", "dataset")
+        labels.check(domain.labels, dataset.num_classes)
+        if labels.kind == "classes":
+            _check_classes_left(domain, dataset)
+
+
+def _check_classes_left(domain: Domain, dataset: Any) -> None:
     """Raises where no image of a class can be read."""
     is_readable = torch.ones(len(domain), dtype=torch.bool)
     is_readable[list(domain.unreadable)] = False
     labels = domain.labels
     for label in sorted({*labels[~is_readable].tolist()} - {*labels[is_readable].tolist()}):
         raise UserError(
-            f"{place}: no image of class {dataset.class_names[label]!r} can be read: replace them, "
-            "or remove the class from all domains",
+            f"no image of class {dataset.class_names[label]!r} can be read: replace them, or "
+            "remove the class from all domains",
             *("hparams", "corrupt_images"),
         )
 
 
-def _check_inputs(x: Any, shape: Any, has_network: bool, place: str) -> None:
+def _check_inputs(x: Any, shape: Any, has_network: bool) -> None:
     """Checks the inputs of one sample."""
     tensors, by_shape = tensors_of(x), is_shape(shape) and not has_network
     remedy = "; for a network of its own, the dataset names it as 'network'" if by_shape else ""
     if not tensors or (by_shape and not isinstance(x, torch.Tensor)):
         nest = "" if by_shape else ", or a dict, list or tuple of tensors"
         raise UserError(
-            f"{place}: its inputs are a {type(x).__name__}, expected a tensor{nest}{remedy}",
+            f"its inputs are a {type(x).__name__}, expected a tensor{nest}{remedy}",
             "dataset",
         )
     for each in tensors:
@@ -304,16 +317,4 @@ def _check_inputs(x: Any, shape: Any, has_network: bool, place: str) -> None:
             checks.append(("shape of its inputs", tuple(each.shape[1:]), tuple(shape)))
         for what, here, expected in checks:
             if here != expected:
-                raise UserError(
-                    f"{place}: the {what} is {here}, expected {expected}{remedy}", "dataset"
-                )
-
-
-def _check_labels(domain: Domain, num_classes: int, place: str) -> None:
-    labels, images = domain.labels, len(domain)
-    if labels.shape != (images,):
-        raise UserError(
-            f"{place}: {images} images, but labels of the shape {tuple(labels.shape)}", "dataset"
-        )
-    for wrong in ((labels < 0) | (labels >= num_classes)).nonzero().flatten().tolist():
-        raise _wrong_label(f"{place}: image {wrong}", labels[wrong], num_classes)
+                raise UserError(f"the {what} is {here}, expected {expected}{remedy}", "dataset")

@@ -113,7 +113,7 @@ class Domain(ABC):
     @property
     @abstractmethod
     def labels(self) -> torch.Tensor:
-        """(n,) int64, on the CPU."""
+        """(n, …) as the label type says, on the CPU; of classes (n,) int64."""
 
     @abstractmethod
     def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Batch]:

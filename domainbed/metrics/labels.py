@@ -121,7 +121,7 @@ def _require_shape(labels: torch.Tensor, *shapes: tuple[int, ...]) -> None:
     found = tuple(labels.shape[1:])
     if found not in shapes:
         expected = " or ".join(map(str, shapes))
-        raise UserError(f"the shape of its labels is {found}, expected {expected}", "dataset")
+        raise UserError(f"each label has the shape {found}, expected {expected}", "dataset")
 
 
 def _alike(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,6 +167,9 @@ class Classes(LabelType):
 
     def decode(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs.argmax(dim=1)
+
+
+CLASSES = Classes()
 
 
 @register_label_type

@@ -281,7 +281,7 @@ def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> N
             {
                 "args": dict(args),
                 "model_input_shape": tuple(shape) if is_shape(shape) else shape,
-                "model_num_classes": experiment.dataset.num_classes,
+                "model_num_classes": experiment.outputs,
                 "model_num_domains": len(experiment.train_envs),
                 "model_hparams": experiment.spec.hparams,
                 "model_facts": asdict(experiment.facts),

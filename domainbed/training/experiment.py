@@ -32,7 +32,7 @@ from domainbed.datasets.domain import Domain
 from domainbed.datasets.features import open_text_head
 from domainbed.errors import UserError, reason_of
 from domainbed.metrics import Value
-from domainbed.metrics.labels import label_type
+from domainbed.metrics.labels import LabelType, label_type
 from domainbed.metrics.names import BY_GROUP
 from domainbed.networks import HEAD_OPTIONS
 from domainbed.spec import RunSpec
@@ -128,6 +128,16 @@ class Experiment:
             return []
         declared = self.dataset.augmented_domains
         return self.train_envs if declared is None else list(declared)
+
+    @property
+    def label_type(self) -> LabelType:
+        """What the labels are."""
+        return label_type(self.spec.labels)
+
+    @property
+    def outputs(self) -> int:
+        """The width of the algorithm's outputs."""
+        return self.label_type.width(self.dataset.num_classes)
 
     @property
     def domain_names(self) -> list[str]:
@@ -235,9 +245,10 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     machine = machine or RunOptions()
     device = own_device(choose_device(machine.device))
     dataset = dataset_of(spec, machine.data_dir)
-    domains = domains_of(dataset)
+    labels = label_type(spec.labels)
+    domains = domains_of(dataset, labels)
     _check_data(spec, dataset, len(domains))
-    check_domains(dataset, domains, spec.hparams.get("featurizer", ""))
+    check_domains(dataset, domains, spec.hparams.get("featurizer", ""), labels)
     _check_kind(get_algorithm_class(spec.algorithm), spec, domains)
     domains = [domain.to(device) for domain in domains]
     splits = split_domains(
@@ -279,6 +290,7 @@ def _facts(spec: RunSpec, dataset: MultipleDomainDataset, splits: Sequence[Split
         domain_names=tuple(names[e] for e in trained),
         test_domains=tuple(names[e] for e in spec.test_envs),
         group_sizes=tuple(len(splits[e].inside) for e in trained),
+        labels=spec.labels,
         dataset=spec.dataset_label,
     )
 
@@ -311,9 +323,10 @@ def _new_algorithm(
     """In training mode; seeds the global random sources, from which it draws its weights."""
     cls, train_domains = get_algorithm_class(spec.algorithm), len(facts.domain_names)
     hparams = HParams(spec.hparams, facts)
+    width = label_type(spec.labels).width(dataset.num_classes)
     seed_everything(_of_stage(spec.initial_seed, stage))
     with _named(cls):
-        algorithm = cls(dataset.input_shape, dataset.num_classes, train_domains, hparams)
+        algorithm = cls(dataset.input_shape, width, train_domains, hparams)
     to_device(algorithm, device, spec.precision)
     if spec.initial_seed != spec.seed:  # what is drawn in training is the run's own
         seed_everything(_of_stage(spec.seed, stage))
@@ -346,7 +359,7 @@ def _check_data(spec: RunSpec, dataset: MultipleDomainDataset, domains: int) -> 
             "domains: hold out some of them, and not all",
             "test_envs",
         )
-    if dataset.num_classes < 2:
+    if dataset.num_classes < 2 and label_type(spec.labels).kind == "classes":
         raise UserError(
             f"dataset {spec.dataset_label} has {dataset.num_classes} class: there is nothing to "
             "tell apart; add images of a second class",

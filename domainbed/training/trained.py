@@ -28,6 +28,7 @@ from domainbed.datasets.images.dataset_files import read_image
 from domainbed.datasets.images.transforms import evaluation_transform
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams
+from domainbed.metrics.labels import label_type
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import Predicted, write_predictions
 from domainbed.runs.states import DONE
@@ -323,7 +324,7 @@ def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -
     experiment.algorithm.eval()
     try:
         parts = (_predicted(experiment, split, data_dir) for split in splits)
-        write_predictions(folder.predictions, facts, parts, experiment.dataset.num_classes)
+        write_predictions(folder.predictions, facts, parts, experiment.outputs)
     finally:
         experiment.algorithm.train()
 
@@ -372,7 +373,7 @@ def pictures(
     if not Path(data_dir, info.folder).is_dir():
         raise UserError(f"{spec.dataset} is not in {data_dir!r}")
     with global_sources_kept():
-        chosen = domains_of(dataset_of(spec, data_dir))[domain]
+        chosen = domains_of(dataset_of(spec, data_dir), label_type(spec.labels))[domain]
     ((x, _),) = chosen.batches([Draw(torch.tensor(positions, dtype=torch.long))])
     return [_picture(each) for each in (255 * x.clamp(0, 1)).byte().cpu().numpy()]
 

@@ -57,7 +57,10 @@ def built(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> Any:
         (TensorDataset(X, Y + 1), "image 1 has the label 2, expected 0 to 1"),
         (TensorDataset(X, -Y), "image 1 has the label -1, expected 0 to 1"),
         (TensorDataset(X, Y.float()), "dtype of its labels is torch.float32, expected torch.int64"),
-        (TensorDataset(X, torch.stack([Y, Y], 1)), r"labels of the shape \(9, 2\)"),
+        (
+            TensorDataset(X, torch.stack([Y, Y], 1)),
+            r"each label has the shape \(2,\), expected \(\)",
+        ),
         (TensorDataset(X.byte(), Y), "dtype of its inputs is torch.uint8, expected torch.float32"),
         (TensorDataset(X[:, 0], Y), r"shape of its inputs is \(8, 8\), expected \(1, 8, 8\)"),
         (Pairs(X.double(), Y), "dtype of its inputs is torch.float64, expected torch.float32"),
