@@ -22,8 +22,8 @@ import torch
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.digests import sealed_json
-from domainbed.core.files import file_digest, write_text, written_aside
+from domainbed.core.digests import differs_from_digest, digest_file, sealed_json, write_digest
+from domainbed.core.files import write_text, written_aside
 from domainbed.core.names import average_in
 from domainbed.core.record_keys import AVERAGES_BY_TITLE
 from domainbed.core.version import __version__
@@ -224,7 +224,7 @@ class KeptModels:
         wanted = {self._folder.model_file(name, step) for name, step in chosen}
         for file in self._folder.path.glob("model_step*.pkl"):
             if file not in wanted:
-                _digest_file(file).unlink(missing_ok=True)
+                digest_file(file).unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
 
     def at_end(self, experiment: Experiment, averages: Averages) -> None:
@@ -291,7 +291,7 @@ def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> N
             },
             aside,
         )
-        write_text(_digest_file(file), file_digest(aside) + "\n")
+        write_digest(file, aside)
 
 
 def read_model(file: Path, run_id: str) -> dict[str, Any]:
@@ -305,8 +305,7 @@ def read_model(file: Path, run_id: str) -> dict[str, Any]:
             f"{file.parent} holds no {file.name}: train the run again, in another folder and "
             "without --skip_model_save"
         )
-    known = _digest_file(file)
-    if known.exists() and known.read_bytes().strip() != file_digest(file).encode():
+    if differs_from_digest(file):
         raise UserError(f"{file} is damaged (its digest is another): train the run again")
     try:
         content = load_plain(file)
@@ -318,7 +317,3 @@ def read_model(file: Path, run_id: str) -> dict[str, Any]:
     if owner != run_id:
         raise UserError(f"{file} holds the weights of another run ({owner}): train the run again")
     return dict(content)
-
-
-def _digest_file(file: Path) -> Path:
-    return file.with_name(f"{file.name}.sha256")
