@@ -33,10 +33,14 @@ HPARAMS = {
     "DANN": {"mlp_dropout": 0.5, "grad_penalty": 0.1, "d_steps_per_g_step": 2},
     "ERMPlusPlus": {"linear_steps": 3, "sma_start": 5},
 }
+SCHEDULED = ("ERM", "CORAL", "DANN", "Fishr", "Fish", "MLDG")
+SCHEDULE = {"optimizer": "sgd", "lr_schedule": "cosine", "warmup": 0.2, "gradient_clip": 0.5}
 
 
 def hparams_of(algorithm: str, switch: int) -> dict[str, Any]:
-    return {"batch_size": 8, **switching_at(switch, algorithm), **HPARAMS.get(algorithm, {})}
+    chosen = SCHEDULE if algorithm in SCHEDULED else {}
+    own = {**switching_at(switch, algorithm), **HPARAMS.get(algorithm, {})}
+    return {"batch_size": 8, **chosen, **own}
 
 
 def spec_of(algorithm: str) -> RunSpec:
