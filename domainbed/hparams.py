@@ -206,14 +206,8 @@ class Space:
                     f"hyper-parameter {name!r} of {self.algorithm} cannot be {value!r}: {expected}",
                     *("hparams", name),
                 )
-        shared = OPTIMIZER_OPTIONS.keys() & self.options.keys() - self.own.keys()
-        check_optimizer_options(
-            {
-                name: value
-                for name, value in fixed.items()
-                if name in shared and self.options[name] is OPTIMIZER_OPTIONS[name]
-            }
-        )
+        ours = [name for name in fixed if known.get(name) is OPTIMIZER_OPTIONS.get(name, self)]
+        check_optimizer_options({name: fixed[name] for name in ours})
         named = set(fixed) & {"weights", "backbone", "featurizer"}
         if dataset_facts(self.dataset).small_images and named == {"weights"}:
             raise UserError(
