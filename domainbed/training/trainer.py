@@ -69,11 +69,13 @@ def run(
     Raises:
         Busy: another process owns the folder.
         Interrupted: a stop was requested; the run resumes when this is called again.
-        UserError: the folder holds something else, or the spec does not fit the data.
+        UserError: the folder holds something else, or was made with other plug-ins; or the spec
+            does not fit the data.
     """
     options = options or RunOptions()
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-    with ranks.own_folder(folder, partial(claim, spec=spec)) as (folder, began):
+    claimed = partial(claim, spec=spec, plugins_changed=options.plugins_changed)
+    with ranks.own_folder(folder, claimed) as (folder, began):
         if began is None:
             return
         with process_set_up(began.get("threads")):
