@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from domainbed.core.settings import load
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.launchers import LAUNCHERS, Handle, Job, Launcher, OnEvent, Resources, perform
 from domainbed.metrics import METRICS
+from domainbed.networks import NETWORKS
 from domainbed.reporting import RENDERERS, Report
 from domainbed.reporting.section import SECTION_RENDERERS
 from domainbed.runs.trackers import TRACKERS
@@ -189,6 +191,49 @@ def test_a_renderer(
     assert capsys.readouterr().out == "2 tables\n"
 
 
+def test_token_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file: a dataset with its network, its search space and its collate."""
+    page = (Path(__file__).parents[1] / "docs" / "own_network.md").read_text()
+    code = page.partition("<!-- file: sentences.py -->")[2].partition("```python\n")[2]
+    plugin = tmp_path / "sentences.py"
+    plugin.write_text(code.partition("```")[0])
+    for registry in (DATASETS, NETWORKS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    config = {
+        **{"datasets": ["Sentences"], "algorithms": ["ERM", "CORAL", "Fishr"], "trials": 1},
+        **{"steps": 3, "hparams_seeds": 1, "selection": ["oracle"], "plugins": [str(plugin)]},
+        **{"launcher": "debug", "num_workers": 0, "output_dir": str(tmp_path / "runs")},
+        "hparams": {"batch_size": 4, "Fishr": {"penalty_anneal_iters": 1}},
+    }
+    (tmp_path / "sweep.yaml").write_text(json.dumps(config))
+    launch = ["sweep", "launch", str(tmp_path / "sweep.yaml")]
+    collect = [
+        "collect",
+        str(tmp_path / "runs"),
+        "--format",
+        "csv",
+        "--output",
+        str(tmp_path / "t"),
+    ]
+    for words in (launch, collect):
+        with pytest.raises(SystemExit) as ended:
+            command(words)
+        assert ended.value.code == 0
+    shown = {
+        (row["algorithm"], row["domain"]): float(row["mean"])
+        for row in csv.DictReader((tmp_path / "t").open())
+        if row["table"] == "dataset" and row["domain"] != "Avg"
+    }
+    expected = {}
+    for folder in (tmp_path / "runs").glob("*/done"):
+        last = records(folder.parent)[-1]
+        (env,) = last["args"]["test_envs"]
+        name = last["args"]["algorithm"], last["args"]["environments"][env]
+        expected[name] = pytest.approx(100 * last[f"env{env}_in_acc"])
+    assert shown == expected
+    assert len(shown) == 9
+
+
 def test_the_groups_of_entry_points_stay():
     """Installed packages advertise what they add under these names."""
     groups = {
@@ -196,6 +241,7 @@ def test_the_groups_of_entry_points_stay():
         "datasets": DATASETS,
         "launchers": LAUNCHERS,
         "trackers": TRACKERS,
+        "networks": NETWORKS,
         "metrics": METRICS,
         "selection_methods": SELECTION_METHODS,
         "renderers": SECTION_RENDERERS,

@@ -14,10 +14,7 @@ from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.sweeps.config import SweepConfig
 
 SCALES = ("paper", "small")
-_FIELDS = (
-    *("data_dir", "output_dir", "device", "num_workers", "launcher"),
-    *("plugins", "plugins_changed"),
-)
+_FIELDS = ("data_dir", "output_dir", "device", "num_workers", "launcher", "plugins")
 
 
 def reproduce(parser: Parser) -> Run:

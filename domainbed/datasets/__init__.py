@@ -20,6 +20,7 @@ from domainbed.datasets.base import (
     MultipleDomainDataset,
     check_domains,
     domains_of,
+    network_of,
     require_contract,
 )
 from domainbed.datasets.small_images import (
@@ -54,7 +55,6 @@ from domainbed.datasets.image_domains import apply_data_options, apply_features,
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.config.dimensions import DatasetFacts
 from domainbed.errors import UserError
-from domainbed.networks import NETWORKS
 from domainbed.core.files import cache_folder
 from domainbed.core.names import MANIFESTS, dataset_label
 from domainbed.config.run_fields import FeatureSource
@@ -96,15 +96,10 @@ def dataset_facts(name: str, features: bool = False) -> DatasetFacts:
     """
     # A class made for DomainBed may not declare the kind of its images.
     label, cls = dataset_label(name), DATASETS.get(name)
-    space, network = getattr(cls, "space", ""), getattr(cls, "network", "")
+    space, network = getattr(cls, "space", ""), network_of(cls)
     if space not in ("", "small", "large"):
         raise UserError(f"dataset {label} has the space {space!r}: expected small or large")
     small = space == "small" if space else bool(getattr(cls, "small_images", False))
-    if not isinstance(network, str):
-        try:
-            network = NETWORKS.register(network).__name__
-        except ValueError as error:
-            raise UserError(f"the network of dataset {label}: {error}", "dataset") from error
     if name not in DATASETS and label in DATASETS:
         label = ""  # nothing follows from a name that a folder shares with a dataset
     return DatasetFacts(label, small, features, "" if features else network)

@@ -6,6 +6,7 @@ Datasets written for PyTorch or DomainBed are wrapped and checked here.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from domainbed.core.seeding import global_sources_kept
 from domainbed.datasets.domain import Batch, Domain, LoadedDomain, TensorDomain
 from domainbed.errors import UserError
 from domainbed.metrics.labels import CLASSES, LabelType, label_type
-from domainbed.networks import is_shape
+from domainbed.networks import NETWORKS, is_shape
 
 
 class MultipleDomainDataset:
@@ -127,13 +128,24 @@ class MultipleDomainDataset:
         return len(self.datasets)
 
 
+def network_of(cls: Any) -> str:
+    """The name of the network that a dataset's class has; empty where inputs' shape decides.
+
+    Raises:
+        ValueError: it is a class or function whose name another network has.
+    """
+    network = getattr(cls, "network", "")
+    return network if isinstance(network, str) else NETWORKS.register(network).__name__
+
+
 def _check_class(entry: Any) -> None:
-    """Raises `ValueError` where a class is no dataset."""
+    """Raises `ValueError` where a class is no dataset; registers the network that it brings."""
     if not (isinstance(entry, type) and issubclass(entry, MultipleDomainDataset)):
         name = getattr(entry, "__name__", repr(entry))
         raise ValueError(
             f"{name} is no dataset: inherit from domainbed.datasets.MultipleDomainDataset"
         )
+    network_of(entry)
 
 
 DATASETS: Registry[Any] = Registry(
@@ -301,6 +313,14 @@ def _check_inputs(x: Any, shape: Any, has_network: bool) -> None:
     """Checks the inputs of one sample."""
     tensors, by_shape = tensors_of(x), is_shape(shape) and not has_network
     remedy = "; for a network of its own, the dataset names it as 'network'" if by_shape else ""
+    if not is_shape(shape):
+        try:
+            json.dumps(shape)  # as it is kept with the model
+        except TypeError as error:
+            raise UserError(
+                f"the dataset's input_shape is {shape!r} ({error}): set a shape, or plain values",
+                "dataset",
+            ) from error
     if not tensors or (by_shape and not isinstance(x, torch.Tensor)):
         nest = "" if by_shape else ", or a dict, list or tuple of tensors"
         raise UserError(

@@ -266,7 +266,7 @@ class LoadedDomain(Domain):
                 own = [each.to(self.device, non_blocking=True) for each in batch]
                 batch = [self.all_rows(each, len(draw.indices)) for each in own]
             if self.device.type == "cpu":  # its first convolution chooses the memory format
-                yield batch
+                yield tuple(batch)
             else:
                 x, *others = batch
                 yield on_device(x, self.device), *mapped(self._moved, others)

@@ -224,10 +224,7 @@ class _Restore:
         same = class_name(old) == name
         cls = type(old) if same else _class_named(name, self._classes, torch.optim.Optimizer, where)
         groups = [{"params": [self._parameters[p] for p in group]} for group in encoded["groups"]]
-        optimizer = cls(groups, lr=encoded["value"]["param_groups"][0]["lr"])
-        if rule := getattr(old, "rule", None):  # of one that `new_optimizer` made
-            rule.attach(optimizer)
-        return optimizer
+        return cls(groups, lr=encoded["value"]["param_groups"][0]["lr"])
 
     def _decode_module(self, old: Any, encoded: State, where: str) -> Any:
         modules = dict(old.named_modules())

@@ -29,6 +29,7 @@ from domainbed.datasets.images.transforms import evaluation_transform
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams
 from domainbed.metrics.labels import label_type
+from domainbed.networks import NETWORKS
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import Predicted, write_predictions
 from domainbed.runs.states import DONE
@@ -222,6 +223,8 @@ def model_in(run: RunFolder, file: Path, device: str | None = None) -> Model:
     """
     spec = read_spec(run)
     content = read_model(file, spec.run_id)
+    if content["model_hparams"].get("featurizer", "") not in ("", *NETWORKS):
+        DATASETS.get(spec.dataset_label)  # of an installed package, where its network is as well
     with global_sources_kept():  # all weights are replaced: none need be downloaded
         seed_everything(spec.initial_seed)  # what a prediction draws is what it drew in training
         module = get_algorithm_class(spec.algorithm)(

@@ -167,6 +167,7 @@ run(spec, folder, RunOptions(device="cpu", skip_model_save=True))
 for line in folder.results.read_text().splitlines():
     record = json.loads(line)
     print(record["step"], record["hparams"]["slow_down"], record["env0_out_acc"] >= 0)
+print(record["hparams"]["featurizer"], "resnet18" in record["hparams"])
 """
 
 BROKEN = """
@@ -181,7 +182,7 @@ except UserError as error:
 
 def test_plugin_trains(installed, tmp_path):
     lines = run_with_plugin(installed, f"FOLDER = {str(tmp_path / 'run')!r}\n{TRAIN}")
-    assert lines == ["0 2.0 True", "10 2.0 True", "20 2.0 True"]
+    assert lines == ["0 2.0 True", "10 2.0 True", "20 2.0 True", "flat False"]
 
 
 LAUNCH = """

@@ -200,3 +200,40 @@ def test_a_dataset_with_a_network_of_its_own(
         UserError, match=r"samples \[.*make no batch .*give the dataset a 'collate'"
     ):
         list(experiment.domains[0].evaluation_batches([0, 1]))
+
+
+def test_a_network_that_a_dataset_brings_is_registered_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for registry in (NETWORKS, DATASETS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    DATASETS.register(type("Theirs", (Faulty,), {"network": Flat}))
+    assert NETWORKS["Flat"] is Flat
+    taken = type("MLP", (Flat,), {})
+    with pytest.raises(ValueError, match="network 'MLP' is registered already"):
+        DATASETS.register(type("Others", (Faulty,), {"network": taken}))
+    monkeypatch.setitem(DATASETS._entries, "Odd", type("Odd", (Faulty,), {"space": "medium"}))
+    with pytest.raises(UserError, match="dataset Odd has the space 'medium': expected small or l"):
+        RunSpec.create("Odd", "ERM", [0])
+    monkeypatch.setitem(DATASETS._entries, "Lost", type("Lost", (Faulty,), {"network": "lost"}))
+    with pytest.raises(UserError, match="unknown network 'lost'"):
+        RunSpec.create("Lost", "ERM", [0])
+
+
+def test_what_a_network_is_told_of_the_data_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self: Any, root: str, test_envs: Any, hparams: Any) -> None:
+        Faulty.__init__(self, root, test_envs, hparams)
+        self.input_shape = {"vocabulary": torch.zeros(3)}
+
+    monkeypatch.setattr(NETWORKS, "_entries", dict(NETWORKS._entries))
+    with pytest.raises(UserError, match=r"input_shape is .* set a shape, or plain values"):
+        built(monkeypatch, bad=TensorDataset(X, Y), network=Flat, __init__=__init__)
+
+
+def test_more_tensors_than_inputs_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"a TensorDataset has 3 tensors, .*TensorDomain\(x, y, ex"):
+        built(monkeypatch, bad=TensorDataset(X, Y, Y))
+    with pytest.raises(
+        UserError, match="there are 9 labels, and 8 samples of an input or an extra"
+    ):
+        TensorDomain(X, Y, {"group": ["a"] * 8})

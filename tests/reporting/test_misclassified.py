@@ -137,7 +137,7 @@ def break_file(folder):
         (
             ["ERM", "Fishr"],
             lambda folder: (folder / "predictions.parquet").write_text("x"),
-            "predictions.parquet is damaged",
+            "is damaged, or holds no predictions",
         ),
     ],
 )

@@ -15,17 +15,21 @@ from typing import Any
 import pytest
 import torch
 from ranks_worker import OPTIONS, SELECTED, SIZES, batch_norm_spec, spec_of
+from torch.nn import functional as F
+from torch.utils.data import default_collate
 
+from domainbed.datasets.base import ForeignDomain
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.states import DONE, INTERRUPTED
 from domainbed.training import ranks
 from domainbed.training.ranks import add_up, joined, own_device
+from domainbed.training.shared_passes import _DrawsOfAll, share_reading
 from domainbed.training.trainer import run
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
 FEW = ["ERM", "Fish", "Fishr", "MLDG, second derivatives", "DANN, gradient penalty"]
-FEW += ["IRM, vectors and dropout", "IGA, vectors and dropout"]
+FEW += ["IRM, vectors and dropout", "IGA, vectors and dropout", "ERM, nests"]
 
 
 def torchrun(processes: int, *words: Any) -> list[str]:
@@ -70,7 +74,8 @@ def too_different(told: dict[str, Any]) -> dict[str, float]:
 def test_updates_are_those_of_one_process(both: list[dict[str, Any]]) -> None:
     assert [list(each["cases"]) for each in both] == [FEW, FEW]
     assert [too_different(each) for each in both] == [{}, {}]
-    assert [each["cases"]["ERM"]["rows"] for each in both] == [7, 8]
+    for name in ("ERM", "ERM, nests"):
+        assert [each["cases"][name]["rows"] for each in both] == [7, 8]
     assert sum(SIZES) == 15
 
 
@@ -128,6 +133,29 @@ def test_one_process_says_what_is_refused(both: list[dict[str, Any]]) -> None:
 def test_image_files_are_read_in_parts(both: list[dict[str, Any]]) -> None:
     assert [each["said"]["read"] for each in both] == [[True] * 6] * 2
     assert [each["said"]["reads"] for each in both] == [2 + 1 + 1, 3 + 1 + 1]
+
+
+def test_only_batches_of_single_tensors_are_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(2)
+    of_kinds = {
+        "plain": ForeignDomain([(x, 0)]),
+        "nest": ForeignDomain([({"x": x}, 0)]),
+        "extras": ForeignDomain([(x, 0, {"group": "a"})]),
+        "collated": ForeignDomain([(x, 0)], collate=default_collate),
+        "empty": ForeignDomain([]),
+    }
+    assert share_reading(of_kinds["plain"]).own_rows is None
+    monkeypatch.setattr(ranks, "_count", 2)
+    shared = {name: bool(share_reading(domain).own_rows) for name, domain in of_kinds.items()}
+    assert [name for name, is_shared in shared.items() if is_shared] == ["plain"]
+
+
+def test_values_that_are_dropped_must_be_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "_count", 2)
+    with _DrawsOfAll(4):
+        assert F.dropout(torch.ones(2, 3)).shape == (2, 3)
+        with pytest.raises(UserError, match="drops values of a tensor of 3 rows that are no sampl"):
+            F.dropout(torch.ones(3, 2))
 
 
 def test_weights_that_differ_are_those_of_the_first_process(both: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ class TwoBlobs(MultipleDomainDataset):
     ENVIRONMENTS = ("dim", "normal", "bright")
     N_STEPS = 21
     CHECKPOINT_FREQ = 10
-    small_images = True
+    network, space = "flat", "small"
 
     def __init__(self, root, test_envs, hparams):
         self.input_shape, self.num_classes = (1, 4, 4), 2
