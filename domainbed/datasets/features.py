@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +21,14 @@ import torch
 from tqdm import tqdm
 
 from domainbed.config.run_fields import FeatureSource
+from domainbed.core.digests import (
+    CHANGED,
+    differs_from_digest,
+    digest_of,
+    read_sealed_json,
+    sealed_json,
+    write_digest,
+)
 from domainbed.core.files import file_digest, locked, write_text, written_aside
 from domainbed.core.seeding import global_sources_kept, seed_hash
 from domainbed.datasets.images.dataset_files import (
@@ -37,6 +48,8 @@ from domainbed.networks.pretrained import (
     load_plain,
     preprocessing_of,
 )
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 INDEX, FEATURES, PROGRESS = "index.json", "features.bin", "progress.json"
@@ -139,14 +152,37 @@ class StoredFeatures:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            index = read_sealed_json(folder / INDEX)
             shape = (index["images"], 1 + index["views"], index["width"])
             self.unreadable: list[int] = index["unreadable"]
-            self.values = mapped(folder / FEATURES).view(DTYPES[index["precision"]]).view(shape)
+            content = mapped(folder / FEATURES)
+            self.values = content.view(DTYPES[index["precision"]]).view(shape)
+            if "blocks" in index:
+                _compare(content, index["blocks"])
+            else:
+                log.warning(
+                    "warning: %s has no digests, as those of earlier versions: damage to it may "
+                    "not be noticed; remove it to have it computed again",
+                    folder,
+                )
         except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise UserError(
                 f"{folder} is damaged: remove it, and it will be computed again"
             ) from error
+
+
+def _compare(content: torch.Tensor, blocks: Sequence[tuple[int, str]]) -> None:
+    """Compares bytes with the digests of blocks, each given with its end.
+
+    Raises:
+        ValueError: a block has another digest, or they do not end with the bytes.
+    """
+    ends = [0, *(end for end, _ in blocks)]
+    parts = [content[start:end].numpy().data for start, end in pairwise(ends)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        digests = list(pool.map(digest_of, parts))
+    if ends[-1] != len(content) or digests != [digest for _, digest in blocks]:
+        raise ValueError(CHANGED)
 
 
 def features_folder(listing: Listing, cache: Path, source: FeatureSource) -> Path:
@@ -225,6 +261,7 @@ class _Extraction:
         self.on_cpu = extractor.device.type == "cpu"
         self.batch = _BATCH_OF_A_CORE if self.on_cpu else _BATCH_OF_A_GPU
         self.per_piece = max(1, self.batch // self.per_image)
+        self.block = hashlib.sha256()  # of what was written since the last save
         self.facts: dict[str, Any] = {
             "version": VERSION,
             "dataset": listing.name,
@@ -244,8 +281,8 @@ class _Extraction:
         with (self.aside / FEATURES).open("ab") as stream:
             stream.truncate(progress["bytes"])
             self._write(stream, progress)
-        index = {**self.facts, "unreadable": progress["unreadable"]}
-        write_text(self.aside / INDEX, json.dumps(index, indent=2) + "\n")
+        index = {**self.facts, **{name: progress[name] for name in ("unreadable", "blocks")}}
+        write_text(self.aside / INDEX, sealed_json(index, indent=2))
         (self.aside / PROGRESS).unlink(missing_ok=True)
         self.aside.replace(self.folder)
 
@@ -253,11 +290,11 @@ class _Extraction:
         """What a killed process wrote; nothing if it had other weights or another PyTorch."""
         facts = json.loads(json.dumps(self.facts))
         with suppress(OSError, ValueError, KeyError):  # missing, or damaged
-            kept = json.loads((self.aside / PROGRESS).read_text(encoding="utf-8"))
+            kept = read_sealed_json(self.aside / PROGRESS)
             written = (self.aside / FEATURES).stat().st_size
-            if facts == kept["facts"] and written >= kept["bytes"]:
+            if facts == kept["facts"] and written >= kept["bytes"] and "blocks" in kept:
                 return kept
-        return {"facts": facts, "pieces": 0, "bytes": 0, "unreadable": []}
+        return {"facts": facts, "pieces": 0, "bytes": 0, "blocks": [], "unreadable": []}
 
     def _write(self, stream: IO[bytes], progress: dict[str, Any]) -> None:
         """Writes the remaining pieces, and notes them in `progress`."""
@@ -274,7 +311,9 @@ class _Extraction:
         ) as bar:
             for x, failed in in_order(self._piece, starts, self.threads):
                 features = x if self.on_cpu else self._features(x)
-                stream.write(features.view(torch.uint8).numpy().tobytes())
+                content = features.view(torch.uint8).numpy().tobytes()
+                stream.write(content)
+                self.block.update(content)
                 progress["unreadable"] += failed
                 progress["pieces"] += 1
                 bar.update(len(features))
@@ -286,7 +325,9 @@ class _Extraction:
         stream.flush()
         os.fsync(stream.fileno())
         progress["bytes"] = stream.tell()
-        write_text(self.aside / PROGRESS, json.dumps(progress) + "\n")
+        progress["blocks"].append((progress["bytes"], self.block.hexdigest()))
+        self.block = hashlib.sha256()
+        write_text(self.aside / PROGRESS, sealed_json(progress))
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
         """(n · (1 + views), 3, size, size) to (n, 1 + views, d)."""
@@ -353,11 +394,14 @@ def open_text_head(
     templates = prompt_templates(prompts)
     key = hashlib.md5(json.dumps([classes, templates]).encode()).hexdigest()[:12]
     file = folder / f"text-{key}.pt"
+    if file.exists() and differs_from_digest(file):
+        raise UserError(f"{file} is damaged ({CHANGED}): remove it, and it will be computed again")
     with locked(file.with_suffix(".lock"), lambda: None):
         if not file.exists():
             weight, scale = text_classifier(source.backbone, source.weights, classes, templates)
             with written_aside(file) as aside:
                 kept = {"classes": classes, "templates": list(templates)}
                 torch.save({**kept, "weight": weight, "scale": scale}, aside)
+                write_digest(file, aside)
     found = load_plain(file)
     return found["weight"], found["scale"]

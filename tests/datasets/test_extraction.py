@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torchvision import models
 
 from domainbed.cli import main as command
 from domainbed.config.run_fields import FeatureSource
+from domainbed.core.digests import read_sealed_json
 from domainbed.datasets import features as extraction
 from domainbed.datasets import get_dataset_class, load_dataset
 from domainbed.datasets.domain import Draw
@@ -195,6 +197,37 @@ def test_a_damaged_file(folder, tmp_path):
         stream.write(b"x")
     with pytest.raises(UserError, match="is damaged: remove it"):
         computed(folder, tmp_path)
+
+
+def test_any_damage_is_noticed(folder, tmp_path, monkeypatch, caplog):
+    """A bit, a zeroed block, blocks that changed places, a bit of the index, of the progress."""
+    monkeypatch.setattr(extraction, "_SAVE_EVERY", 1)
+    stored = computed(folder, tmp_path, views=3)
+    expected = stored.values.clone()
+    rng = random.Random(0)
+    for name in ("features.bin", "index.json"):
+        file = stored.folder / name
+        whole = file.read_bytes()
+        half, noticed = len(whole) // 2, 0
+        changes = [bytes(half) + whole[half:], whole[half:] + whole[:half], whole[:-8]]
+        for _ in range(30):
+            changed = bytearray(whole)
+            changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            changes.append(bytes(changed))
+        for changed in changes:
+            file.write_bytes(changed)
+            try:
+                assert torch.equal(computed(folder, tmp_path, views=3).values, expected)
+            except UserError:
+                noticed += 1
+        assert noticed >= len(changes) - (name == "index.json")
+        file.write_bytes(whole)
+    index = stored.folder / "index.json"
+    earlier = {n: v for n, v in read_sealed_json(index).items() if n != "blocks"}
+    index.write_text(json.dumps(earlier))
+    assert "no digests" not in caplog.text
+    assert torch.equal(computed(folder, tmp_path, views=3).values, expected)
+    assert "has no digests" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import shutil
+import zlib
 from collections import namedtuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from image_files import write_folder
 from PIL import Image
 
 from domainbed.cli import main as command
+from domainbed.core.digests import read_sealed_json
 from domainbed.datasets import get_dataset_class, load_dataset
 from domainbed.datasets.image_domains import PackedDomain
 from domainbed.datasets.images import packs as packing
@@ -109,8 +112,8 @@ def test_index_and_table(folder, cache):
     assert (index["dataset"], index["format"], index["images"]) == ("images", "raw", 24)
     assert (index["height"], index["width"], index["version"]) == (256, 256, 1)
     lines = (pack.folder / "images.csv").read_text().splitlines()
-    assert lines[0] == "file,label,height,width,bytes"
-    assert lines[1] == f"a/cat/0.png,0,40,50,{256 * 256 * 3}"
+    assert lines[0] == "file,label,height,width,bytes,crc32"
+    assert lines[1] == f"a/cat/0.png,0,40,50,{256 * 256 * 3},{zlib.crc32(pack.image(0).numpy())}"
     assert len(lines) == 25
 
 
@@ -220,6 +223,45 @@ def test_a_damaged_pack_is_named(name, damage, folder, cache):
         Pack(file.parent)
 
 
+@pytest.mark.parametrize("form", ["raw", "jpeg"])
+def test_any_damage_to_a_pack_is_noticed(form, folder, cache):
+    """A bit of the index or the table when it is opened, of an image when that is first read."""
+    first = packed(folder, packed_format=form)[0].pack
+    whole = [first.image(number).clone() for number in range(len(first))]
+    rng = random.Random(0)
+    for name in ("images.bin", "images.csv", "index.json"):
+        file = first.folder / name
+        content = file.read_bytes()
+        for _ in range(20):
+            changed = bytearray(content)
+            changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            file.write_bytes(changed)
+            noticed = 0
+            try:
+                pack = Pack(first.folder)
+            except UserError:
+                continue
+            for number, expected in enumerate(whole):
+                try:
+                    assert torch.equal(pack.image(number), expected)
+                except UserError as error:
+                    assert f"image {number} of {first.folder} is damaged" in str(error)  # noqa: PT017
+                    noticed += 1
+            assert noticed == (name == "images.bin")
+        file.write_bytes(content)
+
+
+def test_a_pack_of_an_earlier_version_is_read(folder, cache, caplog):
+    pack = packed(folder)[0].pack
+    index, table = pack.folder / "index.json", pack.folder / "images.csv"
+    lines = [line.rpartition(",")[0] for line in table.read_text().splitlines()]
+    table.write_text("\n".join(lines) + "\n")
+    index.write_text(json.dumps({n: v for n, v in read_sealed_json(index).items() if n != "table"}))
+    earlier = Pack(pack.folder)
+    assert torch.equal(earlier.image(3), pack.image(3))
+    assert "has no digests" in caplog.text
+
+
 def test_other_images_of_the_same_names_and_sizes_are_other_packs(folder, cache):
     first = packed(folder)[0].pack.folder
     image = next(folder.rglob("*.png"))
@@ -319,3 +361,16 @@ def test_pixels_of_pacs(pacs_dir, cache):
     with Image.open(files[7]) as image:
         expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
     assert torch.equal(dataset[2].pixels(7), expected)
+
+
+def test_a_damaged_list_of_unreadable_images_is_made_again(folder, cache):
+    corrupt = folder / "b" / "dog" / "1.png"
+    corrupt.write_bytes(b"no image")
+    skipping = {"data_path": "exact", "corrupt_images": "skip"}
+    expected = [list(domain.unreadable) for domain in packed(folder, **skipping)]
+    assert expected == [[], [5], []]
+    (file,) = cache.glob("*-unreadable-*.json")
+    file.write_text(file.read_text().replace("13", "12"))
+    assert [list(domain.unreadable) for domain in packed(folder, **skipping)] == expected
+    file.write_text("[12]\n")  # as an earlier version wrote it
+    assert [list(domain.unreadable) for domain in packed(folder, **skipping)] == expected

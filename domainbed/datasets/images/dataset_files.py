@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import warnings
@@ -19,6 +18,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from domainbed.core.digests import read_sealed_json, sealed_json
 from domainbed.core.files import locked, regular, write_text
 from domainbed.core.image_files import rgb_pixels, why_unreadable
 from domainbed.datasets.images.transforms import Crop
@@ -120,13 +120,13 @@ def unreadable_images(listing: Listing, cache: Path, threads: int) -> list[int]:
     All are read once, and the answer is kept in `cache` for as long as no file changes.
     """
     file = cache / f"{listing.name}-unreadable-{listing.digest}.json"
-    with suppress(OSError, ValueError):  # missing, or damaged
-        return json.loads(file.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, LookupError):  # missing, damaged, or an earlier version's
+        return read_sealed_json(file)["unreadable"]
     readable = in_order(_is_readable, listing.files, threads)
     found = [number for number, fine in enumerate(readable) if not fine]
     with suppress(OSError):  # a read-only folder costs time, nothing else
         cache.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(found) + "\n")
+        write_text(file, sealed_json({"unreadable": found}))
     return found
 
 

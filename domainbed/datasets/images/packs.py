@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import logging
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,8 @@ from PIL import Image
 from PIL import __version__ as pil_version
 from tqdm import tqdm
 
-from domainbed.core.files import regular
+from domainbed.core.digests import CHANGED, read_sealed_json, sealed_json
+from domainbed.core.files import file_digest, regular
 from domainbed.datasets.images.dataset_files import (
     Listing,
     UnreadableImage,
@@ -32,6 +34,8 @@ from domainbed.datasets.images.dataset_files import (
 )
 from domainbed.datasets.images.transforms import resize
 from domainbed.errors import UserError
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 INDEX, TABLE, IMAGES = "index.json", "images.csv", "images.bin"
@@ -60,15 +64,28 @@ class Pack:
         damaged = UserError(f"{folder} is damaged: remove it, and it will be packed again")
         columns = ["height", "width", "bytes"]
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            index = read_sealed_json(folder / INDEX)
+            has_digests = "table" in index
+            if has_digests and index["table"] != file_digest(folder / TABLE):
+                raise ValueError(CHANGED)
             table = pandas.read_csv(
-                folder / TABLE, usecols=columns, encoding_errors="surrogateescape"
+                folder / TABLE,
+                usecols=[*columns, *["crc32"] * has_digests],
+                encoding_errors="surrogateescape",
             )
             self._bytes = mapped(folder / IMAGES)
         except (OSError, ValueError) as error:
             raise damaged from error
         if len(table) != index["images"] or table["bytes"].sum() != len(self._bytes):
             raise damaged
+        if not has_digests:
+            log.warning(
+                "warning: %s has no digests, as those of earlier versions: damage to it may not be "
+                "noticed; remove it to have it packed again",
+                folder,
+            )
+        self._sums = table["crc32"].to_numpy() if has_digests else np.zeros(len(table), int)
+        self._is_checked = np.full(len(table), not has_digests)
         self.folder, self._is_jpeg = folder, index["format"] == JPEG
         self.shape: tuple[int, int] = (index["height"], index["width"])
         self.sizes = torch.from_numpy(table[columns[:2]].to_numpy().copy())
@@ -79,8 +96,21 @@ class Pack:
         return len(self.sizes)
 
     def image(self, number: int) -> torch.Tensor:
-        """(H, W, 3) uint8, `shape` in size; to be read only."""
+        """(H, W, 3) uint8, `shape` in size; to be read only.
+
+        Its checksum is compared once in each process: a pack is too large to be read at each start.
+
+        Raises:
+            UserError: it is damaged.
+        """
         stored = self._bytes[self._ends[number] : self._ends[number + 1]]
+        if not self._is_checked[number]:
+            if zlib.crc32(stored.numpy().data) != self._sums[number]:
+                raise UserError(
+                    f"image {number} of {self.folder} is damaged: remove the folder, and it will "
+                    "be packed again"
+                )
+            self._is_checked[number] = True
         if not self._is_jpeg:
             return stored.view(*self.shape, 3)
         name = f"{number} of {self.folder}"
@@ -153,10 +183,10 @@ def _write(listing: Listing, folder: Path, options: PackOptions) -> None:
         (folder / TABLE).open("w", encoding="utf-8", errors="surrogateescape", newline="") as table,
     ):
         writer = csv.writer(table)
-        writer.writerow(("file", "label", "height", "width", "bytes"))
+        writer.writerow(("file", "label", "height", "width", "bytes", "crc32"))
         for name, label, (data, height, width) in zip(listing.relative, listing.targets, bar):
             stream.write(data)
-            writer.writerow((name, label, height, width, len(data)))
+            writer.writerow((name, label, height, width, len(data), zlib.crc32(data)))
         stream.flush()
         os.fsync(stream.fileno())
     index = {
@@ -167,10 +197,11 @@ def _write(listing: Listing, folder: Path, options: PackOptions) -> None:
         "height": shape[0],
         "width": shape[1],
         "images": len(listing.files),
+        "table": file_digest(folder / TABLE),
         "jpeg_quality": JPEG_QUALITY if options.form == JPEG else None,
         "made_with": {"torch": torch.__version__, "pillow": pil_version},
     }
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(sealed_json(index, indent=2), encoding="utf-8")
 
 
 def _common_size(files: Sequence[Path], largest: int) -> tuple[int, int] | None:
