@@ -16,6 +16,7 @@ from typing import Any
 from numpy.random import RandomState
 
 from domainbed.algorithms import Algorithm, declared_options, declared_space, get_algorithm_class
+from domainbed.algorithms.optimizers import OPTIMIZER_OPTIONS, check_optimizer_options
 from domainbed.config.dimensions import (
     Choice,
     DatasetFacts,
@@ -137,6 +138,7 @@ class Space:
         usual = {**({} if facts.network else NETWORK_OPTIONS), **DATA_OPTIONS}
         if features:
             usual = {**HEAD_OPTIONS, "corrupt_images": DATA_OPTIONS["corrupt_images"]}
+        usual |= OPTIMIZER_OPTIONS if declaring.uses_optimizer else {}
         if network := featurizer or facts.network:
             usual |= getattr(named_network(network), "options", {})
         of_data, shared = {}, shared_space(facts)
@@ -204,6 +206,8 @@ class Space:
                     f"hyper-parameter {name!r} of {self.algorithm} cannot be {value!r}: {expected}",
                     *("hparams", name),
                 )
+        ours = [name for name in fixed if known.get(name) is OPTIMIZER_OPTIONS.get(name, self)]
+        check_optimizer_options({name: fixed[name] for name in ours})
         named = set(fixed) & {"weights", "backbone", "featurizer"}
         if dataset_facts(self.dataset).small_images and named == {"weights"}:
             raise UserError(

@@ -31,7 +31,7 @@ from domainbed.datasets import get_dataset_class
 from domainbed.datasets.features import reads_text
 from domainbed.errors import UserError
 from domainbed.hparams import Space
-from domainbed.metrics import check_metrics
+from domainbed.metrics import check_metrics, registered_as
 from domainbed.metrics.labels import label_type
 
 ALWAYS = (
@@ -215,6 +215,12 @@ class Resolver:
     protocol: Protocol
     space: Space
     draft: RunSpec
+
+    @property
+    def parts(self) -> list[Any]:
+        """What is registered under the names that the runs have: what defines their numbers."""
+        labels, metrics = label_type(self.draft.labels), registered_as(self.draft.metrics)
+        return [self.data, self.algorithm, labels, *metrics]
 
     @classmethod
     def of(

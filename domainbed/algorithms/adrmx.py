@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -101,7 +102,7 @@ class ADRMX(PooledAlgorithm):
     Attributes:
         featurizer, domain_featurizer: φ_l, φ_d.
         discriminator, classifier, final_classifier, domain_classifier: D, c₁, c₂, c_d.
-        disc_opt, gen_opt: Adam over D, and over the others.
+        disc_opt, gen_opt: the optimizers over D, and over the others.
     """
 
     paper = (
@@ -121,8 +122,8 @@ class ADRMX(PooledAlgorithm):
         self.classifier = networks.Classifier(width, self.num_classes, is_nonlinear=True)
         self.final_classifier = networks.Classifier(width, self.num_classes, is_nonlinear=True)
         self.domain_classifier = networks.Classifier(width, self.num_domains, is_nonlinear=True)
-        settings = {"weight_decay": 0.0, "betas": (self.hparams["beta1"], 0.9)}
-        self.disc_opt = self.new_optimizer(self.discriminator, **settings)
+        settings: dict[str, Any] = {"weight_decay": 0.0, "betas": (self.hparams["beta1"], 0.9)}
+        self.disc_opt = self.new_optimizer(self.discriminator, role="discriminator", **settings)
         self.gen_opt = self.new_optimizer(
             *(self.featurizer, self.domain_featurizer),
             *(self.classifier, self.final_classifier, self.domain_classifier),

@@ -10,6 +10,7 @@ import torch
 from numpy.random import RandomState
 from torch import nn
 
+from domainbed.algorithms import optimizers
 from domainbed.config.dimensions import (
     DatasetFacts,
     Dimension,
@@ -169,6 +170,9 @@ class Algorithm(nn.Module):
     """Whether labels must be the numbers of classes. One whose losses are all those of its
     `label_type` says False; a class that was written for DomainBed computes cross-entropies."""
 
+    uses_optimizer: ClassVar[bool] = True
+    """Whether it trains by optimizers, so that a user may set the `OPTIMIZER_OPTIONS`."""
+
     needs_text: ClassVar[bool] = False
     """Whether its classifier is made of the classes' names, by a backbone that reads text."""
 
@@ -226,6 +230,21 @@ class Algorithm(nn.Module):
     def option(self, name: str) -> Any:
         """The value of one of `options`: what the user set, or its default."""
         return with_defaults(declared_options(type(self)), self.hparams)[name]
+
+    def new_optimizer(
+        self, *parts: Any, role: str = "main", **settings: Any
+    ) -> torch.optim.Optimizer:
+        """A fresh optimizer, of the kind and with the schedule and the clipping that the user set.
+
+        Args:
+            parts: networks; or one iterable of parameters, or of PyTorch's parameter groups.
+            role: what it is for, such as "discriminator": for a class that overrides this.
+            settings: of the optimizer, in place of the hyper-parameters `lr` and `weight_decay`;
+                `betas`, if it takes any; and `optimizer`, a name in place of the user's choice.
+        """
+        chosen = chosen_options(type(self), self.hparams)
+        rule = optimizers.StepRule(self.facts, chosen)
+        return optimizers.new_optimizer(parts, self.hparams, chosen, rule, settings)
 
     def updates_done(self) -> int:
         """The value of `update_count`."""
@@ -384,6 +403,13 @@ def declared_space(algorithm: type, facts: DatasetFacts) -> dict[str, Dimension]
 def declared_options(algorithm: type) -> dict[str, Option]:
     """The options that a class declares, after those of its parents."""
     return _declared(algorithm, "options", Option)
+
+
+def chosen_options(algorithm: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """The `OPTIMIZER_OPTIONS` that are set, but for names that the class gives its own meaning."""
+    own = {**declared_options(algorithm), **declared_space(algorithm, DatasetFacts(""))}
+    names = optimizers.OPTIMIZER_OPTIONS.keys() - own
+    return {name: value for name, value in hparams.items() if name in names}
 
 
 def _declared(algorithm: type, name: str, kind: Any, *facts: DatasetFacts) -> dict[str, Any]:

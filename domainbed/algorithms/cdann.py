@@ -59,7 +59,7 @@ class CDANN(DANN):
         super().build()
         width = self.featurizer.n_outputs
         self.class_embeddings = nn.Embedding(self.num_classes, width)
-        self.disc_opt = self.new_adam("d", self.discriminator, self.class_embeddings)
+        self.disc_opt = self.optimizer_over("d", self.discriminator, self.class_embeddings)
 
     def disc_loss_of(self, z: torch.Tensor, forward: ForwardPass) -> torch.Tensor:
         present_only = self.option("fidelity") == PAPER

@@ -87,7 +87,7 @@ class DANN(PooledAlgorithm):
 
     Attributes:
         featurizer, classifier, discriminator: φ, w, D.
-        disc_opt, gen_opt: Adam over D, and over φ and w.
+        disc_opt, gen_opt: the optimizers over D, and over φ and w.
     """
 
     paper = (
@@ -110,14 +110,14 @@ class DANN(PooledAlgorithm):
             width, self.num_classes, self.hparams["nonlinear_classifier"]
         )
         self.discriminator = networks.MLP(width, self.num_domains, self.hparams)
-        self.disc_opt = self.new_adam("d", self.discriminator)
-        self.gen_opt = self.new_adam("g", self.featurizer, self.classifier)
+        self.disc_opt = self.optimizer_over("d", self.discriminator)
+        self.gen_opt = self.optimizer_over("g", self.featurizer, self.classifier)
 
-    def new_adam(self, which: str, *modules: nn.Module) -> torch.optim.Adam:
-        """An Adam over `modules`, with the rate and the decay of the discriminator (d) or of the
-        network (g)."""
-        return torch.optim.Adam(
-            nn.ModuleList(modules).parameters(),
+    def optimizer_over(self, which: str, *modules: nn.Module) -> torch.optim.Optimizer:
+        """One with the rate and the decay of the discriminator (d) or of the network (g)."""
+        return self.new_optimizer(
+            *modules,
+            role="discriminator" if which == "d" else "main",
             lr=self.hparams[f"lr_{which}"],
             weight_decay=self.hparams[f"weight_decay_{which}"],
             betas=(self.hparams["beta1"], 0.9),

@@ -211,12 +211,6 @@ class PooledAlgorithm(Algorithm):
             minibatches, self.featurizer, self.classifier, one_by_one, self.label_type
         )
 
-    def new_optimizer(self, *networks: nn.Module, **settings: Any) -> torch.optim.Adam:
-        """A fresh Adam over the networks, with the run's rate and weight decay where `settings`
-        have no others."""
-        usual = {name: self.hparams[name] for name in ("lr", "weight_decay")}
-        return torch.optim.Adam(nn.ModuleList(networks).parameters(), **{**usual, **settings})
-
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.featurizer(x))
 
@@ -238,7 +232,7 @@ class ERM(PooledAlgorithm):
         featurizer: φ.
         classifier: w.
         network: w ∘ φ.
-        optimizer: Adam over the network.
+        optimizer: over the network.
     """
 
     paper = "Vapnik, Statistical Learning Theory, Wiley 1998"
@@ -273,7 +267,7 @@ class AnnealedWeight:
 class AnnealedPenalty(ERM):
     """loss = risk + Σ λ · penalty, each λ one value for the first updates and another after.
 
-    At a switch Adam is re-created, because its moments were gathered on another loss.
+    At a switch the optimizer is re-created, because its moments were gathered on another loss.
     """
 
     weights: ClassVar[Sequence[AnnealedWeight]] = ()
@@ -302,7 +296,7 @@ class AnnealedPenalty(ERM):
     def update_on(
         self, objective: Objective, minibatches: Minibatches, unlabeled: Unlabeled = None
     ) -> Metrics:
-        """Starts with a fresh Adam at a switch."""
+        """Starts with a fresh optimizer at a switch."""
         if self.switches_now():
             self.optimizer = self.new_optimizer(self.network, lr=self.hparams[self.lr_after])
         return super().update_on(objective, minibatches, unlabeled)

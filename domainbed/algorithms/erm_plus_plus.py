@@ -24,6 +24,7 @@ from domainbed.algorithms.base import (
 )
 from domainbed.algorithms.erm import ERM, ForwardPass, trains_batch_norm
 from domainbed.algorithms.fish import move_towards
+from domainbed.algorithms.optimizers import OPTIMIZERS
 from domainbed.config.dimensions import (
     DatasetFacts,
     Dimension,
@@ -31,8 +32,10 @@ from domainbed.config.dimensions import (
     Option,
     learning_rate,
 )
+from domainbed.errors import UserError
 
 
+@OPTIMIZERS.register(name="lars")
 class LARS(torch.optim.Optimizer):
     """You, Gitman, Ginsburg, Large Batch Training of Convolutional Networks, arXiv 1708.03888.
 
@@ -180,6 +183,14 @@ class ERMPlusPlus(ERM):
     needs_classes = False
 
     def build(self) -> None:
+        pairs = (("lars", "optimizer"), ("auto_lr", "lr_schedule"), ("auto_lr", "warmup"))
+        for name, other in pairs:
+            if self.option(name) and other in self.hparams:
+                raise UserError(
+                    f"hyper-parameters {name!r} and {other!r} are both set, and decide the same: "
+                    "leave one out",
+                    *("hparams", other),
+                )
         super().build()
         self.optimizer = self._optimizer_over(self.network, "lr")
         self.linear_optimizer = self._optimizer_over(self.classifier, "linear_lr")
@@ -187,9 +198,12 @@ class ERMPlusPlus(ERM):
         self.network_sma = copy.deepcopy(self.network).requires_grad_(False).eval()
 
     def _optimizer_over(self, network: nn.Module, rate: str) -> torch.optim.Optimizer:
-        settings = {"lr": self.hparams[rate], "weight_decay": self.hparams["weight_decay"]}
-        optimizer = LARS if self.option("lars") else torch.optim.Adam
-        return optimizer(network.parameters(), **settings)
+        return self.new_optimizer(
+            network,
+            role="main" if rate == "lr" else "head",
+            lr=self.hparams[rate],
+            optimizer="lars" if self.option("lars") else None,
+        )
 
     def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
         """Through the network that is trained, and not the one that predicts."""

@@ -39,12 +39,12 @@ class Fish(ERM):
         θ' = θ;  for each domain e in order:  θ' ← Adam(θ', ∇ CE_e(θ'))
         θ ← θ + meta_lr · (θ' − θ)
 
-    The Adam of the clone θ' keeps its moments from update to update. The loss that is reported
+    The optimizer of the clone θ' keeps its moments from update to update. The loss that is reported
     is the mean of the domains' losses along the way.
 
     Attributes:
         network_inner: the clone θ'.
-        optimizer: the clone's Adam, the only one of this algorithm.
+        optimizer: the clone's, the only one of this algorithm.
     """
 
     paper = "Shi et al., Gradient Matching for Domain Generalization, ICLR 2022, arXiv 2104.09937"

@@ -40,6 +40,7 @@ class FittedOnce(Algorithm):
 
     needs_features: ClassVar[bool] = True
     needs_tensor = True
+    uses_optimizer: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = True  # all that is fitted are scores of classes
 
     def build(self) -> None:

@@ -70,7 +70,7 @@ class SagNet(PooledAlgorithm):
 
     Attributes:
         featurizer, classifier, style_classifier: φ, c, s.
-        optimizer_f, optimizer_c, optimizer_s: an Adam over each.
+        optimizer_f, optimizer_c, optimizer_s: one over each.
     """
 
     paper = (
@@ -98,7 +98,7 @@ class SagNet(PooledAlgorithm):
         self.style_classifier = networks.Classifier(width, self.num_classes, nonlinear)
         self.optimizer_f = self.new_optimizer(self.featurizer)
         self.optimizer_c = self.new_optimizer(self.classifier)
-        self.optimizer_s = self.new_optimizer(self.style_classifier)
+        self.optimizer_s = self.new_optimizer(self.style_classifier, role="style")
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         forward = self.forward_pass(minibatches)

@@ -59,7 +59,7 @@ class Transfer(ERM):
 
     Attributes:
         adv_classifier: a.
-        optimizer: Adam over φ and w; with `gda` in the reading `domainbed` SGD over a.
+        optimizer: over φ and w; with `gda` in the reading `domainbed` SGD over a.
         adv_opt: SGD over a.
     """
 
@@ -85,17 +85,19 @@ class Transfer(ERM):
     def build(self) -> None:
         super().build()
         self.adv_classifier = copy.deepcopy(self.classifier)
-        other = list(self.adv_classifier.parameters())
-        self.adv_opt = torch.optim.SGD(other, lr=self.hparams["lr_d"])
+        ascent = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+        self.adv_opt = self.new_optimizer(
+            self.adv_classifier, role="adversary", lr=self.hparams["lr_d"], **ascent
+        )
         if self.hparams["gda"] and self.option("fidelity") == DOMAINBED:
-            self.optimizer = torch.optim.SGD(other, lr=self.hparams["lr"])
+            self.optimizer = self.new_optimizer(self.adv_classifier, role="adversary", **ascent)
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         self.zero_grad()
         x, y = concatenate(minibatches)
         risk = self.label_type.risk(self.predict(x), y)
         self.descend(risk)
-        # w has no gradient here, and so Adam leaves it alone.
+        # w has no gradient here, and so the optimizer leaves it alone.
         self.descend(self.gap(self.forward_pass(minibatches).features, minibatches))
         differ = trains_batch_norm(self) or any(
             isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in self.modules()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -50,7 +48,10 @@ def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
             1, (1, 2, 3), "discriminator: linear layers between the first and the last", least=0
         ),
         "urm_discriminator_optimizer": Choice(
-            "adam", ("adam",), "discriminator: optimizer", further=("sgd",)
+            "adam",
+            ("adam",),
+            "discriminator: optimizer; adam: that of the network",
+            further=("sgd",),
         ),
         "urm_discriminator_label_smoothing": Uniform(
             0.0,
@@ -111,12 +112,12 @@ class URM(ERM):
         activation, *self.interval = ACTIVATIONS[self.hparams["urm_generator_output"]]
         self.featurizer = nn.Sequential(self.featurizer, activation())  # type: ignore[assignment]
         self.network = nn.Sequential(self.featurizer, self.classifier)
-        adam = self.hparams["urm_discriminator_optimizer"] == "adam"
-        optimizer = torch.optim.Adam if adam else partial(torch.optim.SGD, momentum=0.9)
-        self.discriminator_opt = optimizer(
-            self.discriminator.parameters(),
+        of_its_own = self.hparams["urm_discriminator_optimizer"] != "adam"
+        self.discriminator_opt = self.new_optimizer(
+            self.discriminator,
+            role="discriminator",
             lr=self.hparams["urm_discriminator_lr"],
-            weight_decay=self.hparams["weight_decay"],
+            optimizer="sgd" if of_its_own else None,
         )
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:

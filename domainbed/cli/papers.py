@@ -14,7 +14,10 @@ from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.sweeps.config import SweepConfig
 
 SCALES = ("paper", "small")
-_FIELDS = ("data_dir", "output_dir", "device", "num_workers", "launcher", "plugins")
+_FIELDS = (
+    *("data_dir", "output_dir", "device", "num_workers", "launcher"),
+    *("plugins", "plugins_changed"),
+)
 
 
 def reproduce(parser: Parser) -> Run:

@@ -84,7 +84,8 @@ def _train(args: argparse.Namespace) -> int:
     own = {name: getattr(settings, name) for name in _OF_THE_RUN}
     spec = RunSpec.create(**own, **settings.run_fields())
     folder = RunFolder(settings.output_dir)
-    was_done = folder.state() == DONE
+    redone = settings.plugins_changed == "redo" and folder.changed_plugins()
+    was_done = folder.state() == DONE and not redone
     stopped_by, is_first = int(signal.SIGINT), True
     try:
         with stopping_on([signal.SIGINT, signal.SIGTERM]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -45,7 +45,7 @@ class _Setting:
         """Values of all kinds that may be set."""
         return [self.default]
 
-    def _texts(self) -> Sequence[str]:
+    def _texts(self) -> Collection[str]:
         """The only texts that may be set; none of them where any text may be."""
         return ()
 
@@ -111,11 +111,11 @@ class Option(_Setting):
     """
 
     doc: str = ""
-    values: Sequence[str] = ()
+    values: Collection[str] = ()
     file: bool = False
     always_recorded: bool = False
 
-    def _texts(self) -> Sequence[str]:
+    def _texts(self) -> Collection[str]:
         return self.values
 
     def describe(self) -> str:

@@ -186,6 +186,13 @@ class RunOptions(Settings):
         False, description="keep the logits of every image after training, as Parquet"
     )
 
+    plugins_changed: Literal["accept", "redo"] | None = Field(
+        None,
+        description="what to do about runs made with another version of a plug-in: accept what is "
+        "there, or redo it and keep it in the run's folder",
+        json_schema_extra={"default_text": "refuse"},
+    )
+
     @model_validator(mode="after")
     def _check_keep(self) -> RunOptions:
         flags = {"none": self.skip_model_save, "all": self.save_model_every_checkpoint}

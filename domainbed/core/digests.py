@@ -1,7 +1,7 @@
 """Digests of what this program writes and reads again: a changed file is noticed when it is read.
 
-The text of a JSON object or of a YAML file carries its digest at its beginning, so that there is no
-second file that could be lost. Text without one was written by an earlier version, or by hand.
+The text of a JSON object or of a YAML file begins with its digest; that of another file lies beside
+it. What has none was written by an earlier version, or by hand.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from domainbed.core.files import file_digest, write_text
 
 CHANGED = "its content does not have the digest that it was written with"
 
@@ -57,3 +59,19 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
         raise ValueError("no JSON object")
     content.pop(_KEY, None)
     return content
+
+
+def digest_file(file: Path) -> Path:
+    """Where the digest of a file lies that is no text."""
+    return file.with_name(f"{file.name}.sha256")
+
+
+def write_digest(file: Path, aside: Path) -> None:
+    """Writes the digest of what lies in `aside` and will be moved to `file`."""
+    write_text(digest_file(file), file_digest(aside) + "\n")
+
+
+def differs_from_digest(file: Path) -> bool:
+    """Whether a digest lies beside a file that it does not have."""
+    known = digest_file(file)
+    return known.exists() and known.read_bytes().strip() != file_digest(file).encode()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -96,31 +97,46 @@ def note(module: ModuleType) -> None:
     """Notes that a module is a plug-in's, once it is imported."""
     root = module.__name__.partition(".")[0]
     if root not in _imported:
-        _imported[root] = Plugin(root, f"sha256:{_digest(sys.modules[root])}")
+        _imported[root] = Plugin(root, _digest(root))
 
 
-def _digest(module: ModuleType) -> str:
+def _digest(root: str) -> str:
     """Of a module's file, or of the names and contents of all Python files of a package."""
-    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    spec = importlib.util.find_spec(root)
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
     files = sorted((file, folder) for folder in folders for file in folder.rglob("*.py"))
-    if not files:
-        return file_digest(Path(str(module.__file__)))
+    if not files and spec and spec.origin:
+        files = [(Path(spec.origin), Path(spec.origin).parent)]
     whole = hashlib.sha256()
     for file, folder in files:
         whole.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
-    return whole.hexdigest()
+    return f"sha256:{whole.hexdigest()}"
 
 
-def digest_of(name: str) -> Plugin:
-    """The plug-in that `import_plugins` imported by this name."""
-    if name.endswith(".py"):
-        return _imported[_OF_FILES + Path(name).stem]
-    return _imported[name.partition(".")[0]]
+def located(names: Any, folder: Path | str) -> Any:
+    """Names of plug-ins with the paths of files made absolute: relative ones start at `folder`.
+
+    What is no text or list of texts stays as it is.
+    """
+    several = [names] if isinstance(names, str) else names
+    if not isinstance(several, (list, tuple)) or not all(isinstance(n, str) for n in several):
+        return names
+    return [os.path.abspath(Path(folder, n)) if n.endswith(".py") else n for n in several]
 
 
-def imported() -> dict[str, str]:
-    """The digests of all plug-ins of this process, by name."""
-    return {plugin.name: plugin.digest for plugin in _imported.values()}
+def named(names: Iterable[str]) -> dict[str, str]:
+    """The digests of plug-ins that `import_plugins` imported by these names."""
+    stems = (_OF_FILES + Path(n).stem if n.endswith(".py") else n.partition(".")[0] for n in names)
+    return dict(_imported[stem] for stem in stems)
+
+
+def changed(made_with: Iterable[tuple[str, str]]) -> list[str]:
+    """The names of those plug-ins, given with digests, that are not the same in this process."""
+    now = dict(_imported.values())
+    for name, _ in made_with:
+        if name not in now and not name.endswith(".py"):  # it may be imported later
+            now[name] = _digest(name)
+    return sorted({name for name, digest in made_with if now.get(name) != digest})
 
 
 def plugins_of(objects: Iterable[Any]) -> dict[str, str]:
@@ -129,6 +145,8 @@ def plugins_of(objects: Iterable[Any]) -> dict[str, str]:
     Of an object it counts who defines its class, its base classes, and the classes and functions
     among its attributes.
     """
+    if not _imported:
+        return {}
     roots = {module.partition(".")[0] for each in objects for module in _modules(each)}
     found = [_imported[root] for root in sorted(roots & _imported.keys())]
     return {plugin.name: plugin.digest for plugin in found}

@@ -68,7 +68,7 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"{self.kind} {key!r} is registered already, by {_origin(taken)}: "
                 f"choose another name for {_origin(entry)}"
             )
-        module = sys.modules.get(getattr(entry, "__module__", ""))
+        module = sys.modules.get(getattr(_definition(entry), "__module__", ""))
         again = taken is not entry and module is self._modules.get(key)
         # Cells of a notebook run again, and so do functions that make a class.
         if again and module is not sys.modules["__main__"] and "<locals>" not in _origin(entry):
@@ -128,12 +128,18 @@ class Registry(Mapping[str, T], Generic[T]):
             ) from error
 
 
+def _definition(entry: Any) -> Any:
+    """The class or function; of an object the first that is among its attributes, or its class."""
+    if hasattr(entry, "__qualname__"):
+        return entry
+    inside = getattr(entry, "__dict__", {}).values()
+    of_partial = getattr(entry, "func", type(entry))
+    return next((each for each in inside if hasattr(each, "__qualname__")), of_partial)
+
+
 def _origin(entry: Any) -> str:
-    """Where a class or function is defined; of an object the first that is among its attributes."""
-    if not hasattr(entry, "__qualname__"):
-        inside = [each for each in vars(entry).values() if hasattr(each, "__qualname__")]
-        entry = inside[0] if inside else getattr(entry, "func", type(entry))
-    module = getattr(entry, "__module__", "?")
+    definition = _definition(entry)
+    module = getattr(definition, "__module__", "?")
     if module in ("__main__", "__mp_main__"):  # a worker sees its parent's script under a new name
         module = getattr(sys.modules.get("__main__"), "__file__", None) or "__main__"
-    return f"{module}.{entry.__qualname__}"
+    return f"{module}.{definition.__qualname__}"

@@ -3,7 +3,13 @@
 from domainbed.metrics import ready  # noqa: F401  (it registers them)
 from domainbed.metrics.contract import METRICS, Accumulator, Metric, MetricFacts, Value
 from domainbed.metrics.labels import LABEL_TYPES, LabelType, label_type, register_label_type
-from domainbed.metrics.names import check_metrics, describe_metric, get_metric, recorded_names
+from domainbed.metrics.names import (
+    check_metrics,
+    describe_metric,
+    get_metric,
+    recorded_names,
+    registered_as,
+)
 
 __all__ = [
     "LABEL_TYPES",
@@ -19,4 +25,5 @@ __all__ = [
     "label_type",
     "recorded_names",
     "register_label_type",
+    "registered_as",
 ]

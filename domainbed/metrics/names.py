@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domainbed.errors import UserError
 from domainbed.metrics import foreign
@@ -47,6 +47,12 @@ def get_metric(name: str) -> Metric:
     if isinstance(entry, type):
         return Metric(name, lambda labels: entry(), **facts)
     return of_samples(name, lambda labels: entry, **facts)
+
+
+def registered_as(names: Iterable[str]) -> list[Any]:
+    """What is registered under the names of metrics, and of those by group."""
+    own = (name.removesuffix(BY_GROUP) for name in names)
+    return [METRICS[name] for name in own if name in METRICS]
 
 
 def check_metrics(names: Iterable[str], labels: LabelType) -> None:

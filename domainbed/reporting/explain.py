@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -278,7 +278,8 @@ def _folders_without_records(root: Path) -> list[RunFolder]:
 def planned_selection(folders: Folders) -> list[str] | None:
     """The selection methods that a sweep of this project was planned for, in the tables' order.
 
-    None, that is all of them, if one of the folders does not say.
+    None, that is the default ones, if one of the folders does not say, or none of them is known;
+    unknown methods, which a plug-in registers, are left out with a warning.
 
     Raises:
         UserError: the config of a sweep is damaged.
@@ -292,10 +293,22 @@ def planned_selection(folders: Folders) -> list[str] | None:
         names = config.get("selection") if isinstance(config, dict) else [str(config)]
         if not names:
             return None
-        if not all(name in SELECTION_METHODS for name in names):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{file} is damaged: {names!r} are no selection methods, repair it")
+        if unknown := [name for name in names if name not in SELECTION_METHODS]:
+            log.warning(
+                "warning: %s was planned with %s, which nothing here registers: shown without%s",
+                printable(root), printable(", ".join(unknown)), _remedy(config),
+            )  # fmt: skip
         planned |= set(names)
-    return [name for name in SELECTION_METHODS if name in planned]
+    return [name for name in SELECTION_METHODS if name in planned] or None
+
+
+def _remedy(config: Mapping[str, Any]) -> str:
+    """The flag that brings what a sweep's plug-ins register."""
+    names = config.get("plugins") or []
+    flag = f" (--plugins {' '.join(map(str, names))} brings it)" if names else ""
+    return printable(flag)
 
 
 def planned_gaps(folders: Folders) -> Gaps:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
+from domainbed.core.digests import digest_file
 from domainbed.errors import UserError
 from domainbed.metrics.labels import label_type
 from domainbed.reporting.section import Section
@@ -16,6 +18,8 @@ from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import read_predictions
 from domainbed.runs.records import Records
 from domainbed.selection import SelectionMethod
+
+log = logging.getLogger(__name__)
 
 ALL, NONE, SOME = "all", "none", "some"
 
@@ -125,6 +129,13 @@ def misclassified(
             f"{lacking[0]}: train them with --save_predictions, or, if they kept their weights, "
             f"use `domainbed model predict {lacking[0]} --save_predictions`"
         )
+    unsealed = [f for f in named if not digest_file(RunFolder(f).predictions).exists()]
+    if unsealed:
+        log.warning(
+            "warning: predictions of %d of %d runs have no digest, as those of earlier versions: "
+            "damage to them may not be noticed",
+            len(unsealed), len(named),
+        )  # fmt: skip
     steps = chosen.set_index("folder")["step"]
     images, earlier = [], 0
     for (dataset, env, trial), of_names in folders.iterrows():

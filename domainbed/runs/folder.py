@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from domainbed.core.digests import CHANGED, digest_of, read_sealed_json
 from domainbed.core.files import write_text
+from domainbed.core.plugins import changed
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.runs.ownership import is_owners, newest, owning, seems_at_work, silent_for
@@ -30,6 +31,7 @@ from domainbed.runs.states import (
 __all__ = ["NOT_WHOLE", "Busy", "RunFolder"]
 
 
+_BEFORE = "before"
 _FORMER_LOCK = "lock"  # as earlier versions left one
 NOT_WHOLE = "it is marked as done, but its records are not whole"
 
@@ -85,7 +87,7 @@ class RunFolder:
         """
         if self.spec.exists() or not self.path.is_dir():
             return
-        names = {self.errors.name, self.pending.name, self.log.name, _FORMER_LOCK}
+        names = {self.errors.name, self.pending.name, self.log.name, _FORMER_LOCK, _BEFORE}
         there = sorted(os.listdir(self.path))
         strange = [name for name in there if name not in names and not is_owners(name)]
         if strange and not self.has_results():
@@ -204,6 +206,32 @@ class RunFolder:
         """Whether there is a record, or a mark that all were written."""
         return self.done.exists() or (self.results.exists() and self.results.stat().st_size > 0)
 
+    def changed_plugins(self) -> list[str]:
+        """The plug-ins that differ from those which a session of the run was made with, by name.
+
+        None where nothing was recorded yet.
+        """
+        if not self.has_results():
+            return []
+        facts = self.read_json(self.environment) or {}
+        sessions = [facts, *facts.get("resumed", [])]
+        return changed([each for facts in sessions for each in facts.get("plugins", {}).items()])
+
+    def set_aside(self) -> Path:
+        """Moves what the run left into a folder of its own in `before`; returns that.
+
+        To be called by the owner of the folder.
+        """
+        before = self.path / _BEFORE
+        place = before / str(1 + len(os.listdir(before) if before.is_dir() else []))
+        place.mkdir(parents=True)
+        # A process killed meanwhile leaves what says that this is to be done.
+        last = [self.results.name, self.done.name, self.spec.name, self.environment.name]
+        names = [n for n in os.listdir(self.path) if n != _BEFORE and not is_owners(n)]
+        for name in [*(n for n in names if n not in last), *(n for n in last if n in names)]:
+            os.replace(self.path / name, place / name)
+        return place
+
     def read_json(self, file: Path) -> dict[str, Any] | None:
         """The contents of `spec` or `environment`, or None if it is not there.
 
@@ -218,6 +246,15 @@ class RunFolder:
             raise UserError(
                 f"{file} is damaged ({error}): repair it, or remove its folder"
             ) from error
+
+
+def made_with_others(runs: str, plugins: Iterable[str]) -> UserError:
+    """That `runs` ("the run in … was") were made with other versions of plug-ins."""
+    return UserError(
+        f"{runs} made with another version of {', '.join(plugins)}: --plugins_changed accept "
+        "counts and resumes what is there, --plugins_changed redo does it again and keeps it",
+        "plugins_changed",
+    )
 
 
 def is_done(path: str) -> bool:

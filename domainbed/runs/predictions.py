@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from domainbed.core.digests import CHANGED, differs_from_digest, write_digest
 from domainbed.core.files import written_aside
 from domainbed.errors import UserError
 
@@ -41,7 +42,7 @@ class Predicted:
 def write_predictions(
     file: Path, facts: Mapping[str, Any], parts: Iterable[Predicted], num_classes: int
 ) -> None:
-    """Writes a file beside, part by part, and moves it into place.
+    """Writes a file aside, part by part, its digest, and moves the file into place.
 
     Args:
         file: ends in .parquet.
@@ -62,16 +63,18 @@ def write_predictions(
         },
         metadata={_KEY: json.dumps(dict(facts)).encode()},
     )
-    with written_aside(file) as aside, pq.ParquetWriter(aside, schema) as writer:
-        for part in parts:
-            columns = {
-                "image": list(part.images),
-                "domain": np.full(len(part.images), part.domain),
-                "split": [part.split] * len(part.images),
-                "label": part.labels,
-                "logits": list(np.asarray(part.logits, dtype=np.float32)),
-            }
-            writer.write_table(pa.table(columns, schema=schema))
+    with written_aside(file) as aside:
+        with pq.ParquetWriter(aside, schema) as writer:
+            for part in parts:
+                columns = {
+                    "image": list(part.images),
+                    "domain": np.full(len(part.images), part.domain),
+                    "split": [part.split] * len(part.images),
+                    "label": part.labels,
+                    "logits": list(np.asarray(part.logits, dtype=np.float32)),
+                }
+                writer.write_table(pa.table(columns, schema=schema))
+        write_digest(file, aside)
 
 
 def read_predictions(
@@ -96,6 +99,11 @@ def read_predictions(
 
     wanted = {"domain": domain, "split": split}
     filters = [(name, "==", value) for name, value in wanted.items() if value is not None]
+    remedy = (
+        "remove it, and predict again with `domainbed model predict RUN_FOLDER --save_predictions`"
+    )
+    if differs_from_digest(file):
+        raise UserError(f"{file} is damaged ({CHANGED}): {remedy}")
     try:
         table = pq.read_table(file, filters=filters or None, partitioning=None)
         facts = json.loads(table.schema.metadata[_KEY])
@@ -105,8 +113,7 @@ def read_predictions(
         frame = table.select(["image", "domain", "split", "label"]).to_pandas()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise UserError(
-            f"{file} is damaged, or holds no predictions ({type(error).__name__}): remove it, and "
-            "predict again with `domainbed model predict RUN_FOLDER --save_predictions`"
+            f"{file} is damaged, or holds no predictions ({type(error).__name__}): {remedy}"
         ) from error
     lowest = np.where(np.isnan(logits), -np.inf, logits)
     return frame.assign(predicted=lowest.argmax(axis=1)), facts

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 from pydantic import Field, model_validator
 
 from domainbed.config.run_fields import RunFields, RunOptions
+from domainbed.core import plugins
 from domainbed.core.names import dataset_label
-from domainbed.core.plugins import import_plugins
 from domainbed.core.settings import (
     Items,
     Listed,
@@ -152,13 +152,11 @@ class SweepConfig(RunFields, RunOptions):
     @classmethod
     def _import_plugins(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Imports plug-ins first: they register names that other fields look up."""
-        named = values.get("plugins", ())
-        names = [named] if isinstance(named, str) else named
-        # Anything but a list of texts is refused when the field itself is checked.
-        if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
+        names = plugins.located(values.get("plugins", ()), "")
+        if isinstance(names, list):  # else the field itself is refused
             with _told_of("plugins"):
-                import_plugins(names)
-        return values
+                plugins.import_plugins(names)
+        return {**values, "plugins": names}
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
@@ -306,10 +304,18 @@ class SweepConfig(RunFields, RunOptions):
             fields["eval_splits"] = most
         return fields
 
+    def used_plugins(self) -> dict[str, str]:
+        """The digests of the plug-ins that the sweep names, or that define what it runs."""
+        from domainbed.selection import SELECTION_METHODS
+
+        used = [SELECTION_METHODS[name] for name in self.selection]
+        used += [part for each in self.resolved for part in each.resolver.parts]
+        return plugins.named(self.plugins) | plugins.plugins_of(used)
+
     def as_yaml_value(self) -> dict[str, Any]:
         """The values of a config file that describes the same sweep."""
         # A command is the user's own: it is not passed on with the folder.
-        unset = {*RunFields.model_fields} - self.model_fields_set | {"on_finish"}
+        unset = {*RunFields.model_fields} - self.model_fields_set | {"on_finish", "plugins_changed"}
         values = self.model_dump(mode="json", exclude=unset)
         return {name: v for name, v in values.items() if v not in (None, {}, [])}
 
@@ -331,6 +337,8 @@ def load_config(
     """
     overrides = overrides or {}
     values, places = read_fields(file)
+    if file is not None and "plugins" in values:
+        values["plugins"] = plugins.located(values["plugins"], Path(file).parent)
     if file is not None and Path(file).with_name("plan.json").exists():
         kept = values.get("plugins")
         names = kept if isinstance(kept, list) else [kept] * bool(kept)

@@ -12,17 +12,18 @@ from typing import Any
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, require_precision
 from domainbed.core.files import write_text
+from domainbed.core.names import describe_run
 from domainbed.core.plugins import import_plugins
 from domainbed.core.stopping import Interrupted
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, is_out_of_memory, reason_of
 from domainbed.launchers import Event, Handle, Job, Launcher, Resources, create_launcher
-from domainbed.runs.folder import Busy, RunFolder
-from domainbed.runs.states import BUSY, DONE, FAILED, RUNNING
+from domainbed.runs.folder import Busy, RunFolder, made_with_others
+from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, RUNNING
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.following import Display, follow, in_hand
-from domainbed.sweeps.status import Costs, finished_costs
+from domainbed.sweeps.status import Costs, count_runs, finished_costs
 from domainbed.sweeps.store import PlannedRun, Store
 from domainbed.training import run
 
@@ -192,15 +193,43 @@ def prepare(
     resources = resources.model_copy(update={"device": config.device})
     statuses = store.statuses(runs)
     states = {run_id: status.state for run_id, status in statuses.items()}
+    counted = {DONE, INTERRUPTED} | ({FAILED} if retry else set())
+    begun = [run_id for run_id, state in states.items() if state in counted]
+    redone = _made_with_other_plugins(config, store, begun, planned)
     taken = in_hand(statuses, config.launcher)
     # A run whose pending job its engine has forgotten is done again. A run of another process is
     # left to a launcher that waits, which finds out whether that process is still alive.
     skipped = {DONE, FAILED} if launcher.blocking else {DONE, FAILED, RUNNING}
-    wanted = [i for i, s in states.items() if (s == FAILED if retry else s not in skipped)]
+    wanted = [
+        i for i, s in states.items() if i in redone or (s == FAILED if retry else s not in skipped)
+    ]
     todo = [run_id for run_id in wanted if run_id not in taken]
     return Launch(
         config, store, launcher, resources, runs, planned, states, taken, todo, left_out, retry
     )
+
+
+def _made_with_other_plugins(
+    config: SweepConfig,
+    store: Store,
+    run_ids: Iterable[str],
+    planned: Mapping[str, PlannedRun],
+) -> set[str]:
+    """The runs to redo, since plug-ins changed; they are counted as done until they are redone.
+
+    Raises:
+        UserError: there are some, and the config does not say what to do about them.
+    """
+    if config.plugins_changed == "accept" or not config.used_plugins():
+        return set()
+    found = {i: names for i in run_ids if (names := store.folder(i).changed_plugins())}
+    if found and config.plugins_changed is None:
+        first = describe_run(planned[next(iter(found))])
+        names = sorted({name for of_run in found.values() for name in of_run})
+        were = "was" if len(found) == 1 else "were"
+        runs = f"{count_runs(len(found))} in {str(store.root)!r}, such as {first}, {were}"
+        raise made_with_others(runs, names)
+    return set(found)
 
 
 @dataclass(frozen=True)

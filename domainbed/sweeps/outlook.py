@@ -48,6 +48,8 @@ def outlook(launch: Launch) -> list[str]:
     ]
     if waiting := [i for i in launch.in_hand if launch.states[i] == PENDING]:
         lines.append(f"{count_runs(len(waiting))} queued by an earlier launch")
+    if redone := [i for i in launch.todo if launch.states[i] == DONE]:
+        lines.append(f"{count_runs(len(redone))} done with other plug-ins: redone")
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
     for why, count in Counter(entry["why"] for entry in launch.left_out).items():
         lines.append(f"{count_runs(seeds * count)} left out: {why}")

@@ -122,8 +122,7 @@ def _run_of(records: Records, row: Mapping[str, Any]) -> Any:
 
 def is_rerun(folder: Path) -> bool:
     """Whether a folder holds new trials of choices."""
-    method = folder.name.removeprefix(_PREFIX)
-    return folder.name.startswith(_PREFIX) and method in SELECTION_METHODS
+    return folder.name.startswith(_PREFIX) and Store(folder.parent).plan.is_file()
 
 
 def rerun_methods(config: SweepConfig, names: Sequence[str] = ()) -> list[SelectionMethod]:

@@ -138,6 +138,8 @@ class Store:
                 lacking = [dict(entry) for entry in left_out]
                 lacking = [e for e in before["left_out"] if e not in lacking] + lacking
                 content = {"version": _PLAN_VERSION, "runs": merged, "left_out": lacking}
+                if used := before["plugins"] | config.used_plugins():
+                    content["plugins"] = used
                 write_text(self.plan, sealed_json(content))
                 write_text(self.config, sealed_yaml(settings))
         except OSError as error:
@@ -160,21 +162,22 @@ class Store:
         return dict(self._content()["runs"])
 
     def _content(self) -> dict[str, Any]:
-        """What the plan says: `runs` by run id, and the list `left_out`."""
+        """What the plan says: `runs` by run id, the list `left_out`, and digests of `plugins`."""
         if not self.plan.is_file():
-            return {"runs": {}, "left_out": []}
+            return {"runs": {}, "left_out": [], "plugins": {}}
         try:
             content = read_sealed_json(self.plan)
             if content["version"] != _PLAN_VERSION:
                 raise ValueError(f"its version is {content['version']!r}")
             runs, left_out = dict(content["runs"]), list(content.get("left_out", ()))
+            plugins = dict(content.get("plugins", {}))
             list(map(_place_in_grid, runs.values()))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{self.plan} is damaged ({type(error).__name__}: {error}): remove it and launch "
                 "the sweep again, by its config; finished runs stay"
             ) from error
-        return {"runs": runs, "left_out": left_out}
+        return {"runs": runs, "left_out": left_out, "plugins": plugins}
 
     def run_folders(self) -> list[RunFolder]:
         """The folders of runs that are there, planned or not, by name."""

@@ -22,15 +22,17 @@ import torch
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.digests import sealed_json
-from domainbed.core.files import file_digest, write_text, written_aside
+from domainbed.core.digests import differs_from_digest, digest_file, sealed_json, write_digest
+from domainbed.core.files import write_text, written_aside
 from domainbed.core.names import average_in
+from domainbed.core.plugins import plugins_of
 from domainbed.core.record_keys import AVERAGES_BY_TITLE
 from domainbed.core.version import __version__
 from domainbed.errors import UserError
+from domainbed.metrics import registered_as
 from domainbed.networks import is_shape
 from domainbed.networks.pretrained import load_plain
-from domainbed.runs.folder import RunFolder
+from domainbed.runs.folder import RunFolder, made_with_others
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
 from domainbed.training.averages import Averages
@@ -43,21 +45,27 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
 
 
-def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any] | None:
+def claim(
+    folder: RunFolder, spec: RunSpec, plugins_changed: str | None = None
+) -> dict[str, Any] | None:
     """Writes down that the folder is this run's, or makes sure that it is.
+
+    Args:
+        folder: of the run, owned by this process.
+        spec: the run.
+        plugins_changed: see `RunOptions`.
 
     Returns:
         The environment that the run started in; empty for a new run, None for one that is done.
 
     Raises:
-        UserError: the folder holds another run, or one started with another PyTorch.
+        UserError: the folder holds another run, or one started with another PyTorch or, unless
+            `plugins_changed` says what to do about that, with other plug-ins.
     """
     identity = json.loads(json.dumps(spec.identity()))
     owner = folder.read_json(folder.spec)
     if not folder.has_results():  # nothing to lose: it failed at its start, say
-        content = {**spec.as_json(), "run_id": spec.run_id, "identity": identity}
-        write_text(folder.spec, sealed_json(content, indent=2, sort_keys=True))
-        return {}
+        return _new_run(folder, spec, identity)
     if owner is None:
         raise UserError(
             f"{folder.path} holds results, but no run.json says of which run: choose another "
@@ -66,6 +74,11 @@ def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any] | None:
     if owner.get("identity") != identity:
         raise UserError(f"{folder.path} holds another run ({_first_difference(owner, identity)}): "
                         "choose another --output_dir")  # fmt: skip
+    if plugins_changed != "accept" and (names := folder.changed_plugins()):
+        if plugins_changed is None:
+            raise made_with_others(f"the run in {folder.path} was", names)
+        folder.set_aside()
+        return _new_run(folder, spec, identity)
     if folder.is_done():
         checkpoint.remove(folder)  # the run may have been killed before it did
         return None
@@ -78,6 +91,12 @@ def claim(folder: RunFolder, spec: RunSpec) -> dict[str, Any] | None:
             "it with that version, or start it again in another folder"
         )
     return began
+
+
+def _new_run(folder: RunFolder, spec: RunSpec, identity: dict[str, Any]) -> dict[str, Any]:
+    content = {**spec.as_json(), "run_id": spec.run_id, "identity": identity}
+    write_text(folder.spec, sealed_json(content, indent=2, sort_keys=True))
+    return {}
 
 
 def _first_difference(owner: dict[str, Any], identity: dict[str, Any]) -> str:
@@ -117,7 +136,7 @@ def write_environment(
     progress: checkpoint.Progress,
 ) -> None:
     """Keeps the environment that the run started in, and adds that of a later session."""
-    now = {**describe(experiment.device), "processes": count()}
+    now = {**describe(experiment.device), "processes": count(), "plugins": _plugins(experiment)}
     first = {name: began.get(name, value) for name, value in now.items()}
     resumed = [*began.get("resumed", [])]
     if progress.records and began and now != first and now not in resumed:
@@ -130,6 +149,12 @@ def write_environment(
         "seconds": progress.seconds,
     }
     write_text(folder.environment, sealed_json(facts, indent=2))
+
+
+def _plugins(experiment: Experiment) -> dict[str, str]:
+    """The digests of the plug-ins that define what the run's numbers depend on."""
+    metrics = registered_as(experiment.spec.metrics)
+    return plugins_of([*experiment.algorithm.modules(), *metrics, experiment.dataset])
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -224,7 +249,7 @@ class KeptModels:
         wanted = {self._folder.model_file(name, step) for name, step in chosen}
         for file in self._folder.path.glob("model_step*.pkl"):
             if file not in wanted:
-                _digest_file(file).unlink(missing_ok=True)
+                digest_file(file).unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
 
     def at_end(self, experiment: Experiment, averages: Averages) -> None:
@@ -291,7 +316,7 @@ def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> N
             },
             aside,
         )
-        write_text(_digest_file(file), file_digest(aside) + "\n")
+        write_digest(file, aside)
 
 
 def read_model(file: Path, run_id: str) -> dict[str, Any]:
@@ -305,8 +330,7 @@ def read_model(file: Path, run_id: str) -> dict[str, Any]:
             f"{file.parent} holds no {file.name}: train the run again, in another folder and "
             "without --skip_model_save"
         )
-    known = _digest_file(file)
-    if known.exists() and known.read_bytes().strip() != file_digest(file).encode():
+    if differs_from_digest(file):
         raise UserError(f"{file} is damaged (its digest is another): train the run again")
     try:
         content = load_plain(file)
@@ -318,7 +342,3 @@ def read_model(file: Path, run_id: str) -> dict[str, Any]:
     if owner != run_id:
         raise UserError(f"{file} holds the weights of another run ({owner}): train the run again")
     return dict(content)
-
-
-def _digest_file(file: Path) -> Path:
-    return file.with_name(f"{file.name}.sha256")

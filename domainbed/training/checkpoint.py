@@ -17,7 +17,7 @@ from torch import nn
 
 from domainbed.core.digests import CHANGED, digest_of
 from domainbed.core.files import check_guard, written_aside
-from domainbed.errors import UserError
+from domainbed.errors import UserError, is_out_of_memory, one_line
 from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder, seal_of
 from domainbed.training.ranks import count, is_first
@@ -26,6 +26,13 @@ from domainbed.training.state import capture, plain_numpy_state
 
 _VERSION = 6
 _TITLE = b"domainbed checkpoint, sha256 "
+_CONTENTS = {
+    "progress": {"stage", "next_step", "records"},
+    "algorithm": {"modules", "tensors", "attributes"},
+    "averages": set(),
+    "random": {"python", "numpy", "torch", "cuda"},
+}
+"""What a checkpoint of this version holds, and what these parts hold at least."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +128,18 @@ def load(
             raise UserError(
                 f"{file} is of another run ({contents['run_id']}): remove it to start the run again"
             )
-        progress = Progress(**contents["progress"])
-        restore(algorithm_of(progress.stage), contents["algorithm"])
-        restore_averages(contents.get("averages", {}))
-        _set_random_state(contents["random"])
+        try:
+            progress = Progress(**contents["progress"])
+            restore(algorithm_of(progress.stage), contents["algorithm"])
+            restore_averages(contents["averages"])
+            _set_random_state(contents["random"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"{file} does not fit the run ({type(error).__name__}: {one_line(error)}): remove "
+                "it to resume from the one before, or to start the run again"
+            ) from error
         return progress
     if reasons:
         raise UserError(f"{'; '.join(reasons)}: remove it to start the run again")
@@ -169,6 +184,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise OSError(errno.EIO, type(error).__name__) from error
     if not isinstance(contents, dict) or not {"version", "run_id"} <= set(contents):
         raise OSError(errno.EIO, "it holds no checkpoint")
+    if contents["version"] == _VERSION:
+        for part, names in _CONTENTS.items():
+            held = contents.get(part)
+            if not isinstance(held, dict) or not names <= set(held):
+                raise OSError(errno.EIO, f"its {part!r} is not whole")
     return contents
 
 

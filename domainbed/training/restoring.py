@@ -224,7 +224,10 @@ class _Restore:
         same = class_name(old) == name
         cls = type(old) if same else _class_named(name, self._classes, torch.optim.Optimizer, where)
         groups = [{"params": [self._parameters[p] for p in group]} for group in encoded["groups"]]
-        return cls(groups, lr=encoded["value"]["param_groups"][0]["lr"])
+        optimizer = cls(groups, lr=encoded["value"]["param_groups"][0]["lr"])
+        if rule := getattr(old, "rule", None):  # of one that `new_optimizer` made
+            rule.attach(optimizer)
+        return optimizer
 
     def _decode_module(self, old: Any, encoded: State, where: str) -> Any:
         modules = dict(old.named_modules())

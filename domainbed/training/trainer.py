@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from domainbed.algorithms import Algorithm
+from domainbed.algorithms.base import chosen_options
+from domainbed.algorithms.optimizers import OptimizerGuard
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, require_precision
 from domainbed.core.files import append_text, as_json_values, check_guard, write_text
@@ -67,11 +69,13 @@ def run(
     Raises:
         Busy: another process owns the folder.
         Interrupted: a stop was requested; the run resumes when this is called again.
-        UserError: the folder holds something else, or the spec does not fit the data.
+        UserError: the folder holds something else, or was made with other plug-ins; or the spec
+            does not fit the data.
     """
     options = options or RunOptions()
     folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-    with ranks.own_folder(folder, partial(claim, spec=spec)) as (folder, began):
+    claimed = partial(claim, spec=spec, plugins_changed=options.plugins_changed)
+    with ranks.own_folder(folder, claimed) as (folder, began):
         if began is None:
             return
         with process_set_up(began.get("threads")):
@@ -146,6 +150,8 @@ class Trainer:
         self.history.restore(progress.history)
         self.experiment.facts.begin(max(progress.next_step - 1, 0))
         steps = range(progress.next_step, self.spec.steps)
+        chosen = chosen_options(type(self.algorithm), self.spec.hparams)
+        self.guard = OptimizerGuard(self.algorithm, chosen)
         began = step_began = time.monotonic()
         for step, minibatches, unlabeled in zip(
             steps, self.experiment.minibatches(steps), self.experiment.unlabeled(steps)
@@ -158,6 +164,8 @@ class Trainer:
                 self.averages.add()
             self.history.add_time(time.monotonic() - step_began)
             if self._is_recorded(step):
+                if step > 0:  # an algorithm may gather gradients of several updates
+                    self.guard.require_steps()
                 line, ended = self._record(step)
                 progress = replace(
                     progress,
@@ -185,7 +193,7 @@ class Trainer:
     def _updated(self, *of_step: Any) -> Any:
         """What the algorithm's update returns."""
         try:
-            with self.experiment.precision():
+            with self.experiment.precision(), self.guard:
                 return self.algorithm.update(*of_step)
         except Exception:
             self.history.settle()  # that training diverged before is the better reason

@@ -137,7 +137,7 @@ def break_file(folder):
         (
             ["ERM", "Fishr"],
             lambda folder: (folder / "predictions.parquet").write_text("x"),
-            "is damaged, or holds no predictions",
+            "predictions.parquet is damaged",
         ),
     ],
 )

@@ -77,7 +77,7 @@ def test_defaults_are_the_published_protocol(write):
         ("launcher:\n  name: local\n  gpus: 2", 6, "no option 'gpus'. Known: workers"),
         ("launcher: {name: local, workers: 0}", 4, "workers is 0: expected a whole number"),
         ("plugins: [no_such_module]", 4, "plug-in 'no_such_module' cannot be imported"),
-        ("plugins: [gone.py]", 4, "plug-in 'gone.py' does not exist"),
+        ("plugins: [gone.py]", 4, "gone.py' does not exist"),
         ("hparams:\n  lr: 0.1\n  batchsize: 2", 6, "field 'hparams.batchsize': unknown hyper"),
         ("hparams:\n  lambda: 2", 5, "unknown hyper-parameter 'lambda' of ERM"),
         ("hparams:\n  Fishr:\n    emma: 2", 6, "field 'hparams.Fishr.emma': unknown hyper"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import random
@@ -32,10 +33,14 @@ HPARAMS = {
     "DANN": {"mlp_dropout": 0.5, "grad_penalty": 0.1, "d_steps_per_g_step": 2},
     "ERMPlusPlus": {"linear_steps": 3, "sma_start": 5},
 }
+SCHEDULED = ("ERM", "CORAL", "DANN", "Fishr", "Fish", "MLDG")
+SCHEDULE = {"optimizer": "sgd", "lr_schedule": "cosine", "warmup": 0.2, "gradient_clip": 0.5}
 
 
 def hparams_of(algorithm: str, switch: int) -> dict[str, Any]:
-    return {"batch_size": 8, **switching_at(switch, algorithm), **HPARAMS.get(algorithm, {})}
+    chosen = SCHEDULE if algorithm in SCHEDULED else {}
+    own = {**switching_at(switch, algorithm), **HPARAMS.get(algorithm, {})}
+    return {"batch_size": 8, **chosen, **own}
 
 
 def spec_of(algorithm: str) -> RunSpec:
@@ -236,6 +241,41 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) 
     assert f"{pieces.checkpoint} is damaged (its content does not have the digest" in said
     assert "resuming from checkpoint.before.pt, the one before\nResuming at step 3 of" in said
     assert records(pieces.path) == records(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("random", {}), ("algorithm", {"tensors": {}}), ("progress", None), ("averages", None)],
+)
+def test_a_checkpoint_that_lacks_something_is_passed_over(
+    tmp_path: Path, part: str, value: Any
+) -> None:
+    """Its digest is right, and what it holds is another program's."""
+    spec, pieces = spec_of("ERM"), RunFolder(tmp_path / "pieces")
+    run(spec, tmp_path / "whole")
+    run_until(spec, pieces.path, 6)
+    rewrite(pieces.checkpoint, part, value)
+    run(spec, pieces)
+    assert f"checkpoint.pt is damaged (its {part!r} is not whole): resuming" in (
+        pieces.out.read_text()
+    )
+    assert records(pieces.path) == records(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_fits_no_run_is_one_line(tmp_path: Path) -> None:
+    run_until(spec_of("ERM"), tmp_path, 6)
+    file = tmp_path / "checkpoint.pt"
+    rewrite(file, "random", dict.fromkeys(("python", "numpy", "torch", "cuda")))
+    with pytest.raises(UserError, match=r"checkpoint\.pt does not fit the run \(TypeError"):
+        run(spec_of("ERM"), tmp_path)
+
+
+def rewrite(file: Path, part: str, value: Any) -> None:
+    contents = {**checkpoint._read(file), part: value}
+    stream = io.BytesIO()
+    torch.save(contents, stream)
+    payload = stream.getvalue()
+    file.write_bytes(checkpoint._TITLE + checkpoint._digest(payload) + b"\n" + payload)
 
 
 def test_a_checkpoint_that_the_disk_gives_back_no_more_is_passed_over(

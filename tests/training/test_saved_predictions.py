@@ -135,3 +135,22 @@ def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.parquet").write_bytes(content)
     with pytest.raises(UserError, match=r"p\.parquet is damaged"):
         read_predictions(tmp_path / "p.parquet")
+
+
+def test_no_flip_gives_other_predictions(tmp_path: Path) -> None:
+    file, random = tmp_path / "p.parquet", np.random.RandomState(0)
+    parts = [
+        Predicted(
+            d, s, [f"{i}.png" for i in range(9)], random.randint(3, size=9), random.rand(9, 3)
+        )
+        for d in range(2)
+        for s in ("in", "out")
+    ]
+    write_predictions(file, {"step": 7, "classes": ["a", "b", "c"]}, parts, 3)
+    whole = file.read_bytes()
+    for place in random.choice(len(whole), 60, replace=False):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << random.randint(8)
+        file.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"p\.parquet is damaged"):
+            read_predictions(file, 1, "in")

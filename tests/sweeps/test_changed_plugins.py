@@ -1,0 +1,152 @@
+"""Runs keep the versions of their plug-ins, and a changed one is not passed over in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from domainbed.algorithms import ALGORITHMS
+from domainbed.cli import main
+from domainbed.core import plugins
+from domainbed.selection import SELECTION_METHODS
+
+MINE = """
+from domainbed.algorithms import ERM, register_algorithm
+from domainbed.selection import ORACLE, SelectionMethod, register
+
+@register_algorithm
+class Quiet(ERM):
+    paper = "{paper}"
+
+register(SelectionMethod("last-word", "the last word", False, lambda r: ORACLE.score(r)))
+"""
+SWEEP = """
+plugins: quiet.py
+datasets: Debug28
+algorithms: [ERM, Quiet]
+test_envs: [0]
+trials: 1
+hparams_seeds: 1
+steps: 1
+hparams: {batch_size: 2}
+selection: [oracle, last-word]
+launcher: debug
+"""
+
+
+class World:
+    """A folder with a config, its plug-in, and what commands print."""
+
+    def __init__(
+        self, folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.capfd, self.caplog = capfd, caplog
+        self.config = folder / "configs" / "two.yaml"
+        self.root, self.plugin = folder / "results" / "two", folder / "configs" / "quiet.py"
+        self.config.parent.mkdir()
+        self.write(1)
+        self.config.write_text(SWEEP)
+
+    def write(self, version: int) -> None:
+        self.plugin.write_text(MINE.format(paper=f"version {version}"))
+
+    def run(self, *words: object, status: int = 0) -> str:
+        self.capfd.readouterr()
+        self.caplog.clear()
+        with pytest.raises(SystemExit) as ended:
+            main(list(map(str, words)))
+        said = "".join([*self.capfd.readouterr(), self.caplog.text])
+        assert ended.value.code == status, said
+        return said
+
+    def runs(self) -> dict[str, Path]:
+        planned = json.loads((self.root / "plan.json").read_text())["runs"]
+        return {run["algorithm"]: self.root / name for name, run in planned.items()}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, capfd, caplog):
+    monkeypatch.chdir(tmp_path)
+    for registry in (ALGORITHMS, SELECTION_METHODS):
+        for part in ("_entries", "_modules"):
+            monkeypatch.setattr(registry, part, dict(getattr(registry, part)))
+    monkeypatch.setattr(plugins, "_imported", {})
+    return World(tmp_path, capfd, caplog)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "environment.json").read_text())["plugins"]
+
+
+def test_a_changed_plugin_is_named_and_nothing_is_lost(world):
+    world.run("sweep", "launch", world.config)
+    erm, quiet = world.runs()["ERM"], world.runs()["Quiet"]
+    first = digests(quiet)
+    assert digests(erm) == {}  # the plug-in defines nothing of it
+    assert json.loads((world.root / "plan.json").read_text())["plugins"] == first
+    world.write(2)
+    said = world.run("sweep", "launch", world.config, status=2)
+    assert said == (
+        "error: 1 run in 'results/two', such as Quiet on Debug28, test domain 0, hparams seed 0, "
+        "trial 0, was made with another version of quiet.py: --plugins_changed accept counts and "
+        "resumes what is there, --plugins_changed redo does it again and keeps it\n"
+    )
+    assert digests(quiet) == first
+    said = world.run("sweep", "launch", world.config, "--plugins_changed", "accept")
+    assert "2 done, 0 failed, 0 running; 0 to do" in said
+    before = (quiet / "results.jsonl").read_bytes()
+    said = world.run("sweep", "launch", world.config, "--plugins_changed", "redo")
+    assert "1 run done with other plug-ins: redone" in said
+    assert digests(quiet) != first
+    assert digests(quiet / "before" / "1") == first
+    assert (quiet / "before" / "1" / "results.jsonl").read_bytes() == before
+    assert not (erm / "before").exists()
+    assert "0 to do" in world.run("sweep", "launch", world.config)
+    assert "plugins_changed" not in (world.root / "sweep.yaml").read_text()
+    assert "Total records: 2" in world.run("collect", world.root, "--selection", "oracle")
+
+
+def test_a_single_run_says_the_same(world):
+    words = ["train", "--dataset", "Debug28", "--algorithm", "Quiet", "--steps", 1]
+    words += ["--output_dir", "run", "--plugins", world.plugin]
+    world.run(*words)
+    assert "Was finished before" in world.run(*words)
+    world.write(2)
+    said = world.run(*words, status=2)
+    assert said.startswith("error: the run in run was made with another version of quiet.py: ")
+    assert "Was finished before" in world.run(*words, "--plugins_changed", "accept")
+    assert "Finished: " in world.run(*words, "--plugins_changed", "redo")
+    assert Path("run/before/1/done").is_file()
+    assert "Was finished before" in world.run(*words)
+
+
+def test_a_sweep_is_read_without_its_plugins(world, monkeypatch):
+    world.run("sweep", "launch", world.config)
+    world.run("sweep", "export", world.root, "two.parquet")
+    monkeypatch.delitem(ALGORITHMS._entries, "Quiet")
+    monkeypatch.delitem(SELECTION_METHODS._entries, "last-word")
+    monkeypatch.setattr(plugins, "_imported", {})
+    line = (
+        f"was planned with last-word, which nothing here registers: shown without (--plugins "
+        f"{world.plugin} brings it)"
+    )
+    for folder in (world.root, "two.parquet"):
+        said = world.run("collect", folder)
+        assert line in said
+        assert "Quiet" in said
+        assert "the last word" not in said
+    assert line in world.run("compare", world.root)
+    assert line in world.run("report", world.root)
+    of_cell = ["--dataset", "Debug28", "--algorithm", "Quiet", "--test_env", 0]
+    world.run("top-hparams", "--input_dir", world.root, *of_cell, "--selection", "oracle")
+    assert "Quiet" in world.run("sweep", "status", world.root)
+    assert "the last word" in world.run("collect", world.root, "--plugins", world.plugin)
+
+
+def test_what_is_no_list_of_methods_is_damage(world):
+    world.run("sweep", "launch", world.config)
+    kept = world.root / "sweep.yaml"
+    kept.write_text(kept.read_text().replace("selection:\n- oracle\n- last-word", "selection: 3"))
+    assert "is damaged" in world.run("collect", world.root, status=2)
