@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from domainbed.training.trained import Model
 
 _BACKBONE = "open_clip:ViT-B-16"
+_MACHINE = ("--data_dir", "--dataset", "--device", "--plugins")
 _DIAGNOSIS_FLAGS = (
     *("epsilon", "damping", "samples", "data_dir", "dataset", "device", "num_workers"),
 )
@@ -54,7 +55,7 @@ def predict(parser: Parser) -> Run:
         metavar="NAME",
         help=f"with averaged weights of the run: {', '.join(AVERAGES)} (default: the last weights)",
     )
-    add_shared(parser, "--data_dir", "--dataset", "--device", "--plugins")
+    add_shared(parser, *_MACHINE)
     return _predict
 
 
@@ -191,7 +192,7 @@ def average(parser: Parser) -> Run:
         action="store_true",
         help="average runs of different algorithms with each other (each algorithm by itself)",
     )
-    add_shared(parser, "--algorithms", "--data_dir", "--dataset", "--device", "--plugins")
+    add_shared(parser, "--algorithms", "--selection_metric", *_MACHINE)
     return _average
 
 
@@ -199,7 +200,8 @@ def _average(args: argparse.Namespace) -> int:
     from domainbed.sweeps.finished import average_runs
 
     for averaged in average_runs(
-        args.folder, args.method, args.algorithms, args.together, _machine(args), args.dataset
+        *(args.folder, args.method, args.algorithms, args.together),
+        *(_machine(args), args.dataset, args.selection_metric),
     ):
         print(averaged.describe(), flush=True)
     return 0
@@ -219,7 +221,7 @@ def adapt(parser: Parser) -> Run:
         help="images kept of each class, 0 for all; the best in validation is taken (the paper's "
         "values)",
     )
-    add_shared(parser, "--algorithms", "--data_dir", "--dataset", "--device", "--plugins")
+    add_shared(parser, "--algorithms", "--selection_metric", *_MACHINE)
     return _adapt
 
 
@@ -230,7 +232,10 @@ def _adapt(args: argparse.Namespace) -> int:
     supports = args.supports or SUPPORTS
     if min(supports) < 0:
         raise UserError(f"--supports is {min(supports)}: expected 0 (all) or more", "supports")
-    for line in adapt_runs(args.folder, args.algorithms, supports, _machine(args), args.dataset):
+    for line in adapt_runs(
+        *(args.folder, args.algorithms, supports, _machine(args), args.dataset),
+        args.selection_metric,
+    ):
         print(line, flush=True)
     return 0
 

@@ -35,7 +35,8 @@ from domainbed.sweeps.status import (
 from domainbed.sweeps.store import PlannedRun, Store, remove
 
 _RERUN_FIELDS = (
-    *("plugins", "plugins_changed", "data_dir", "device", "num_workers", "keep", "launcher"),
+    *("plugins", "plugins_changed", "selection_metric", "data_dir", "device", "num_workers"),
+    *("keep", "launcher"),
 )
 _ON_A_TERMINAL, _IN_A_LOG = 5.0, 60.0
 _TO_TOP, _CLEAR_REST, _END_OF_LINE = "\x1b[H", "\x1b[J", "\x1b[K\n"

@@ -179,6 +179,12 @@ class RunOptions(Settings):
         description="selection methods that `keep: selected` is for",
         json_schema_extra={"default_text": "all"},
     )
+    selection_metric: Text | None = Field(
+        None,
+        description="the metric that selection methods choose by: for `keep: selected`, "
+        "`eval_splits: best` and the tables",
+        json_schema_extra={"default_text": "accuracy, or that of the labels"},
+    )
     trackers: Items[Text] = Field(
         (), description="services that also receive records: tensorboard, wandb, mlflow"
     )

@@ -9,6 +9,7 @@ from domainbed.metrics.names import (
     get_metric,
     recorded_names,
     registered_as,
+    selecting_metric,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "recorded_names",
     "register_label_type",
     "registered_as",
+    "selecting_metric",
 ]

@@ -6,13 +6,14 @@ A field names a registered metric, `torchmetrics:CLASS`, or one of these with `_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from domainbed.errors import UserError
 from domainbed.metrics import foreign
 from domainbed.metrics.accumulators import by_group, of_samples
 from domainbed.metrics.contract import GROUP_PARTS, METRICS, Metric, MetricFacts
+from domainbed.metrics.labels import label_type
 
 if TYPE_CHECKING:
     from domainbed.metrics.labels import LabelType
@@ -91,6 +92,28 @@ def recorded_names(metrics: Iterable[str]) -> tuple[str, ...]:
         ('accuracy', 'auroc_worst_group', 'auroc_mean_group', 'auroc_group_gap')
     """
     return tuple(key for name in metrics for key in get_metric(name).recorded)
+
+
+def selecting_metric(asked: str | None, labels: str, metrics: Sequence[str]) -> str:
+    """The recorded value that selects among runs: the one that is asked for, or that of the labels.
+
+    Args:
+        asked: its name; None where none is asked for.
+        labels: the name of the runs' label type.
+        metrics: what the runs record.
+
+    Raises:
+        UserError: the runs do not record what is asked for.
+    """
+    if asked is None:
+        return label_type(labels).selection_metric
+    if asked not in (recorded := recorded_names(metrics)):
+        raise UserError(
+            f"selection_metric is {asked!r}, and the metrics {', '.join(metrics)} are recorded as "
+            f"{', '.join(recorded)}: choose one of these, or add to metrics",
+            "selection_metric",
+        )
+    return asked
 
 
 def describe_metric(name: str) -> MetricFacts:

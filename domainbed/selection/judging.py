@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from domainbed.errors import UserError
 from domainbed.metrics import describe_metric, label_type
@@ -31,26 +31,30 @@ def judged(
         UserError: a metric is unknown, no run of a dataset recorded it, or the runs of a dataset
             are to be chosen by several.
     """
-    runs = records.runs
-    chooses = pd.Series([selection_metric or default_metric(args) for args in runs["args"]])
+    by_dataset: dict[str, list[str]] = {}
+    for dataset, args in records.runs.groupby("dataset", sort=False)["args"]:
+        by_dataset.setdefault(selection_metric or _default(dataset, args), []).append(dataset)
     parts = []
-    for name in dict.fromkeys(chooses):
-        datasets = runs.loc[chooses == name, "dataset"].unique()
-        part = records.only(runs["dataset"].isin(datasets))
-        if others := sorted(set(chooses[runs["dataset"].isin(datasets)]) - {name}):
-            raise UserError(
-                f"runs of {', '.join(datasets)} are chosen by {name} and by {', '.join(others)}: "
-                "give one --selection_metric"
-            )
-        facts, reported = describe_metric(name), metric or name
-        part = replace(
-            part,
-            metric=describe_metric(reported).name,
-            selection_metric=name,
-            lower_is_better=not facts.higher_is_better,
-        )
-        parts.append(_of_runs_with(part, list(dict.fromkeys([name, reported]))))
+    for name, datasets in by_dataset.items():
+        part = records.only(records.runs["dataset"].isin(datasets))
+        parts.append(_of_runs_with(by_metric(part, name, metric)))
     return parts
+
+
+def by_metric(records: Records, selection_metric: str, metric: str | None = None) -> Records:
+    """The records, chosen by one metric, and reported in the same or in another.
+
+    Raises:
+        UserError: a metric is unknown.
+    """
+    chooses = describe_metric(selection_metric)
+    reported = describe_metric(metric or selection_metric)
+    return replace(
+        records,
+        metric=reported.name,
+        selection_metric=chooses.name,
+        lower_is_better=not chooses.higher_is_better,
+    )
 
 
 def judged_alike(
@@ -71,14 +75,24 @@ def judged_alike(
     return parts[0]
 
 
-def default_metric(args: dict[str, object]) -> str:
-    """The metric that chooses among runs with these args, where none is asked for."""
-    told = args.get("selection_metric")
-    return str(told or label_type(str(args.get("labels", "classes"))).selection_metric)
+def _default(dataset: str, args: Iterable[dict[str, Any]]) -> str:
+    """What chooses among the runs of a dataset, of which these are the args.
+
+    Raises:
+        UserError: they do not agree.
+    """
+    told = {str(each["selection_metric"]) for each in args if each.get("selection_metric")}
+    labels = {str(each.get("labels", "classes")) for each in args}
+    names = sorted(told or {label_type(name).selection_metric for name in labels})
+    if len(names) > 1:
+        raise UserError(
+            f"runs of {dataset} are chosen by {' and by '.join(names)}: give one --selection_metric"
+        )
+    return names[0]
 
 
-def _of_runs_with(records: Records, metrics: Sequence[str]) -> Records:
-    """The records of the runs that recorded all of these metrics.
+def _of_runs_with(records: Records) -> Records:
+    """The records of the runs that recorded both metrics.
 
     Raises:
         UserError: none of a dataset did.
@@ -86,6 +100,7 @@ def _of_runs_with(records: Records, metrics: Sequence[str]) -> Records:
     runs, values = records.runs, records.values
     of_splits, run = (values["domain"] != NO_DOMAIN).to_numpy(), values["run"].to_numpy()
     whole = np.ones(len(runs), dtype=bool)
+    metrics = dict.fromkeys([records.selection_metric, records.metric])
     for metric in metrics:
         has = np.zeros(len(runs), dtype=bool)
         has[run[of_splits & (values["metric"] == metric).to_numpy()]] = True

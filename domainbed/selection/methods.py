@@ -6,7 +6,7 @@ A method chooses by the records' `selection_metric`, and never asks for its dire
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,15 +15,13 @@ import pandas as pd
 
 from domainbed.core.registry import Registry
 from domainbed.errors import UserError
+from domainbed.metrics import recorded_names, selecting_metric
 from domainbed.runs.records import RUN_KEYS, MetricTable, Records, pick
 
 CELL_KEYS = ["trial_seed", "dataset", "algorithm", "test_env"]
 SEED_KEYS = [*CELL_KEYS, "hparams_seed"]
 STEP_KEYS = [*SEED_KEYS, "step"]
 SCORE_COLUMNS = [*STEP_KEYS, "val", "test"]
-
-WORST_GROUP = "_worst_group"
-"""How the name of a metric ends that is the worst of all groups of samples."""
 
 
 def _check(entry: Any) -> None:
@@ -50,6 +48,8 @@ class SelectionMethod:
             step, its validation `val`, of which the higher is the better one, and `test`, the
             reported metric on the test domain.
         chooses_last: whether it chooses the last step of every run.
+        suffix: what stands behind the name of the selection metric in that of the value that it
+            chooses by.
     """
 
     name: str
@@ -58,6 +58,25 @@ class SelectionMethod:
     score: Callable[[Records], pd.DataFrame]
     reads: str = "needed"
     chooses_last: bool = False
+    suffix: str = ""
+
+    def chooses_by(self, metric: str) -> str:
+        """The name in records of what it chooses by, where `metric` is to select."""
+        return metric if metric.endswith(self.suffix) else metric + self.suffix
+
+    def require(self, asked: str | None, labels: str, metrics: Sequence[str]) -> None:
+        """Makes sure that runs record what it chooses by; arguments as of `selecting_metric`.
+
+        Raises:
+            UserError: they do not.
+        """
+        by = self.chooses_by(selecting_metric(asked, labels, metrics))
+        if by not in recorded_names(metrics):
+            raise UserError(
+                f"{self.name} chooses by {by}, which the metrics {', '.join(metrics)} do not have: "
+                "add to metrics, or set another selection_metric",
+                "metrics",
+            )
 
     def rank(self, records: Records) -> pd.DataFrame:
         """The scores of all hparams seeds, within each cell and trial from best to worst.
@@ -138,7 +157,7 @@ def score_worst_group(records: Records) -> pd.DataFrame:
         UserError: the runs did not record it.
     """
     metric = records.selection_metric
-    worst = metric if metric.endswith(WORST_GROUP) else metric + WORST_GROUP
+    worst = SELECTION_METHODS["worst-group"].chooses_by(metric)
     if not (records.values["metric"] == worst).any():
         raise UserError(
             f"worst-group selects by {worst}, which no run recorded: train with --metrics "
@@ -262,6 +281,7 @@ register(
         title="worst group of the training-domain validation set",
         needs_pairs=False,
         score=score_worst_group,
+        suffix="_worst_group",
     )
 )
 PUBLISHED_METHODS = (TRAINING_DOMAIN.name, LEAVE_ONE_OUT.name, ORACLE.name)

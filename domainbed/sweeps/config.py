@@ -191,6 +191,7 @@ class SweepConfig(RunFields, RunOptions):
         Raises:
             UserError: a run that cannot be, with the place of the fault in the config.
         """
+        from domainbed.selection import SELECTION_METHODS
         from domainbed.spec import Resolver
 
         fields, own = self.run_fields(), self._own_hparams
@@ -204,6 +205,11 @@ class SweepConfig(RunFields, RunOptions):
                 hparams = {**usual, **own.get(algorithm, {})}
                 with self._placed(dataset, algorithm):
                     resolvers[algorithm] = Resolver.of(dataset, algorithm, hparams, fields)
+                    draft = resolvers[algorithm].draft
+                    for name in self.selection:
+                        SELECTION_METHODS[name].require(
+                            self.selection_metric, draft.labels, draft.metrics
+                        )
             sets = self.test_envs or test_env_sets(
                 dataset, resolvers[self.algorithms[0]].data, self.selection
             )

@@ -26,6 +26,8 @@ from domainbed.core.files import as_json_values, write_text
 from domainbed.core.names import averaged_algorithm, order_algorithms
 from domainbed.core.record_keys import record_key
 from domainbed.errors import UserError, did_you_mean
+from domainbed.metrics import selecting_metric
+from domainbed.reporting.units import Unit
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
@@ -81,13 +83,15 @@ class Averaged:
         name: of its row in the tables.
         taken: the runs that are in it, in the order in which they came.
         found: how many there were to choose from.
-        validation: its mean accuracy on the out-splits of the training domains.
+        validation: the mean of `metric` on the out-splits of the training domains.
+        metric: what was selected by.
     """
 
     name: str
     taken: list[Member]
     found: int
     validation: float
+    metric: str
 
     def describe(self) -> str:
         """One line for people."""
@@ -99,8 +103,13 @@ class Averaged:
         return (
             f"{self.name} on {spec.dataset_label}, test domain {domains}, trial "
             f"{spec.trial_seed}: {len(self.taken)} of {self.found} (hparams seeds: {names}), "
-            f"validation {100 * self.validation:.1f}"
+            f"validation {_shown(self.validation, self.metric)}"
         )
+
+
+def _shown(validation: float, metric: str) -> str:
+    unit = Unit.of(metric, [validation])
+    return unit.text(unit.factor * validation)
 
 
 def average_runs(
@@ -110,6 +119,7 @@ def average_runs(
     together: bool = False,
     machine: RunOptions | None = None,
     dataset: str | None = None,
+    selection_metric: str | None = None,
 ) -> Iterator[Averaged]:
     """Averages the finished runs of a sweep, and writes a record of each average beside them.
 
@@ -122,6 +132,7 @@ def average_runs(
         together: average runs of different algorithms with each other.
         machine: where the data lies and what computes.
         dataset: see `trained.read_spec`.
+        selection_metric: what chooses, where runs are chosen; None for that of the labels.
 
     Raises:
         UserError: no such method; no finished runs; weights that were not kept; runs that cannot
@@ -141,7 +152,9 @@ def average_runs(
     for members in groups:
         _check(members, chosen)
     for members in groups:
-        yield _average(Path(root), chosen, members, machine, dataset)
+        spec = members[0].spec
+        metric = selecting_metric(selection_metric, spec.labels, spec.metrics)
+        yield _average(Path(root), chosen, members, machine, dataset, metric)
 
 
 def mean_of(states: Iterable[Weights]) -> Weights:
@@ -259,10 +272,11 @@ def _average(
     members: Sequence[Member],
     machine: RunOptions | None,
     dataset: str | None,
+    metric: str,
 ) -> Averaged:
     experiment = rebuild(members[0].folder, machine, dataset)
     if method.of_weights:
-        taken = _mix(experiment, members, method.greedy)
+        taken = _mix(experiment, members, metric if method.greedy else None)
     else:
         taken, device = list(members), str(experiment.device)
         models = [load_model(member.folder.path, device).module for member in members]
@@ -270,11 +284,13 @@ def _average(
     names = ", ".join(order_algorithms(member.spec.algorithm for member in members))
     name = averaged_algorithm(names, method.title)
     write_beside(root, name, experiment, runs=[member.spec.run_id for member in taken])
-    return Averaged(name, taken, len(members), experiment.validation_accuracy())
+    return Averaged(name, taken, len(members), experiment.validated(metric), metric)
 
 
-def _mix(experiment: Experiment, members: Sequence[Member], greedy: bool) -> list[Member]:
+def _mix(experiment: Experiment, members: Sequence[Member], metric: str | None) -> list[Member]:
     """Gives the experiment's algorithm the averaged weights.
+
+    Runs are taken as long as the average's `metric` gets no worse; with None all are.
 
     Returns:
         the members that were taken, in the order in which they came.
@@ -295,18 +311,19 @@ def _mix(experiment: Experiment, members: Sequence[Member], greedy: bool) -> lis
                 )
         return {name: state[name] for name in names}
 
-    def validated(mixed: Sequence[Member]) -> float:
+    def validation(mixed: Sequence[Member], metric: str) -> float:
+        """The higher the better."""
         _load(experiment, {**own, **mean_of(map(weights_of, mixed))})
-        return experiment.validation_accuracy()
+        return Unit.of(metric).sign * experiment.validated(metric)
 
     taken = list(members)
-    if greedy:
-        accuracies = {member.spec.run_id: validated([member]) for member in members}
-        order = sorted(members, key=lambda member: -accuracies[member.spec.run_id])
-        taken, best = order[:1], accuracies[order[0].spec.run_id]
+    if metric:
+        alone = {member.spec.run_id: validation([member], metric) for member in members}
+        order = sorted(members, key=lambda member: -alone[member.spec.run_id])
+        taken, best = order[:1], alone[order[0].spec.run_id]
         for member in order[1:]:
-            if (accuracy := validated([*taken, member])) >= best:
-                taken, best = [*taken, member], accuracy
+            if (found := validation([*taken, member], metric)) >= best:
+                taken, best = [*taken, member], found
     _load(experiment, {**own, **mean_of(map(weights_of, taken))})
     return taken
 
@@ -410,6 +427,7 @@ def adapt_runs(
     supports: Sequence[int] = SUPPORTS,
     machine: RunOptions | None = None,
     dataset: str | None = None,
+    selection_metric: str | None = None,
 ) -> Iterator[str]:
     """Adapts each finished run with T3A, writes a record of it beside the run, and yields a line.
 
@@ -422,6 +440,7 @@ def adapt_runs(
         supports: values of M.
         machine: where the data lies and what computes.
         dataset: see `trained.read_spec`.
+        selection_metric: what M is chosen by; None for that of the labels.
 
     Raises:
         UserError: no finished runs, none that can be adapted, or weights that were not kept.
@@ -436,8 +455,10 @@ def adapt_runs(
             yield f"{spec.describe()}: left out: {error}"
             continue
         adapted = {m: replace(experiment, algorithm=AdaptedHead(*parts, m)) for m in supports}
-        accuracies = {m: each.validation_accuracy() for m, each in adapted.items()}
-        best = max(accuracies, key=lambda m: accuracies[m])
+        metric = selecting_metric(selection_metric, spec.labels, spec.metrics)
+        sign = Unit.of(metric).sign
+        found = {m: each.validated(metric) for m, each in adapted.items()}
+        best = max(found, key=lambda m: sign * found[m])
         write_beside(
             Path(root),
             averaged_algorithm(spec.algorithm, "T3A"),
@@ -447,8 +468,8 @@ def adapt_runs(
             hparams_seed=spec.hparams_seed,
             hparams={**spec.hparams, "t3a_supports": best},
         )
-        accuracy = f"validation {100 * accuracies[best]:.1f}"
-        yield f"{spec.describe()}: M {best or 'all'}, {accuracy}"
+        validation = f"validation {_shown(found[best], metric)}"
+        yield f"{spec.describe()}: M {best or 'all'}, {validation}"
         adapted_runs += 1
     if not adapted_runs:
         raise UserError(f"no run in {str(root)!r} predicts by a linear classifier on features")

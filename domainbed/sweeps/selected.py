@@ -20,6 +20,7 @@ from domainbed.runs.folder import RunFolder
 from domainbed.runs.records import Records
 from domainbed.runs.states import DONE, FAILED
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
+from domainbed.selection.judging import judged, judged_alike
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.launch import Launch, prepare
@@ -37,6 +38,7 @@ def load_selected(
     algorithm: str,
     test_env: int,
     selection: str,
+    selection_metric: str | None = None,
     trial_seed: int | None = None,
     device: str | None = None,
 ) -> Model:
@@ -50,6 +52,8 @@ def load_selected(
         algorithm: as in the tables; "ERM + SWAD" for averaged weights.
         test_env: the test domain.
         selection: the short name of a method.
+        selection_metric: what it chooses by; None for what the runs were told, or else that of
+            their labels.
         trial_seed: which trial's choice; None for the first one's.
         device: cpu, cuda or mps; None finds the best there is.
 
@@ -73,7 +77,11 @@ def load_selected(
     method, records = SELECTION_METHODS[selection], load_records(sweep)
     runs = records.runs
     records = records.only((runs["dataset"] == dataset) & (runs["algorithm"] == algorithm))
-    rows = [] if records.runs.empty else method.select(records).to_dict("records")
+    rows = [
+        row
+        for part in judged(records, selection_metric=selection_metric)
+        for row in method.select(part).to_dict("records")
+    ]
     found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     if not found:
         cell = ", ".join(f"{name} {value!r}" for name, value in wanted.items())
@@ -148,9 +156,9 @@ def prepare_reruns(
 ) -> Launch:
     """The launch of new trials of what a method chose in a sweep.
 
-    Of each dataset, algorithm and test domain the run is taken that has the highest validation
-    accuracy of all that the method chose in a trial (of equals that of the first trial). The new
-    trials are numbered on from the sweep's last one.
+    Of each dataset, algorithm and test domain the run is taken that has the best validation of all
+    that the method chose in a trial (of equals that of the first trial). The new trials are
+    numbered on from the sweep's last one.
 
     Args:
         config: of the last launch into the sweep's folder.
@@ -169,7 +177,9 @@ def prepare_reruns(
             f"{left} of the {sum(states.values())} runs in {str(store.root)!r} are not done: new "
             f"trials are of what was chosen among all: `domainbed sweep launch {store.root}`"
         )
-    records = load_records(config.output_dir)
+    records = judged_alike(
+        load_records(config.output_dir), selection_metric=config.selection_metric
+    )
     first = 1 + max(records.runs["trial_seed"])
     seeds = tuple(range(first, first + trials))
     best = _best(config, records, method)

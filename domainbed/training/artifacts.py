@@ -29,7 +29,7 @@ from domainbed.core.plugins import plugins_of
 from domainbed.core.record_keys import AVERAGES_BY_TITLE
 from domainbed.core.version import __version__
 from domainbed.errors import UserError
-from domainbed.metrics import registered_as
+from domainbed.metrics import registered_as, selecting_metric
 from domainbed.networks import is_shape
 from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder, made_with_others
@@ -126,6 +126,8 @@ def args_of(experiment: Experiment, folder: RunFolder, options: RunOptions) -> d
         args["test_domains"] = list(declared)
     if (stages := experiment.stages) > 1:
         args["stages"] = stages
+    if options.selection_metric:  # for the tables
+        args["selection_metric"] = options.selection_metric
     return args
 
 
@@ -204,7 +206,7 @@ class KeptModels:
         last: the last step that has a record.
 
     Raises:
-        UserError: a selection method is unknown.
+        UserError: a selection method is unknown, or the run does not record what it chooses by.
     """
 
     def __init__(
@@ -215,10 +217,11 @@ class KeptModels:
         self._methods: list[SelectionMethod] = []
         self._selects_records = options.weights == "selected" and experiment.stages == 1
         if options.weights == "selected":
-            from domainbed.selection import SELECTION_METHODS
+            from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS
 
-            names = SELECTION_METHODS if options.selection is None else options.selection
+            names = PUBLISHED_METHODS if options.selection is None else options.selection
             for method in [SELECTION_METHODS[name] for name in names]:
+                method.require(options.selection_metric, self._spec.labels, self._spec.metrics)
                 if not method.needs_pairs and method.counts(self._spec.test_envs):
                     self._methods.append(method)
 
@@ -273,11 +276,15 @@ class KeptModels:
     def _chosen(self, step: int, ended: bool) -> set[tuple[str, int]]:
         """What to keep after the record of a step: steps of each average, and of the last, ""."""
         from domainbed.runs.load import read_batch  # it imports pandas, half a second
+        from domainbed.selection.judging import by_metric
 
         at_end = ended or step == self._last
         # What always chooses the last step will not stay with one before it.
         methods = [method for method in self._methods if at_end or not method.chooses_last]
         records = read_batch([self._folder.results]).as_records()
+        labels, metrics = self._spec.labels, self._spec.metrics
+        metric = selecting_metric(self._options.selection_metric, labels, metrics)
+        records = by_metric(records, metric)
         chosen = set()
         for method in methods:
             for row in method.score(records).to_dict("records"):

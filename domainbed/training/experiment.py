@@ -211,15 +211,15 @@ class Experiment:
         """Those of the stage that have images."""
         return splits_to_evaluate(self.stage_splits, self.spec.test_envs, everything=True)
 
-    def validation_accuracy(self) -> float:
-        """The mean accuracy on the training domains' out-splits; NaN where there are none."""
+    def validated(self, metric: str) -> float:
+        """The mean of a recorded value on the training domains' out-splits; NaN without any."""
         splits = [
             EvaluationSplit(domain, "out", self.splits[domain].out)
             for domain in self.train_envs
             if self.splits[domain].out
         ]
         values = self.evaluate(self.spec.steps - 1, splits)
-        found = [each.value for each in values if each.metric == "accuracy"]
+        found = [each.value for each in values if each.metric == metric]
         return sum(found) / len(found) if found else float("nan")
 
     def _draws(self, domain: int, indices: list[int], balanced: bool = False) -> IndexDraws:

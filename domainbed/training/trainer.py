@@ -27,7 +27,7 @@ from domainbed.core.record_keys import (
     record_key,
 )
 from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_once
-from domainbed.metrics import Value, recorded_names
+from domainbed.metrics import Value, recorded_names, selecting_metric
 from domainbed.runs.folder import NOT_WHOLE, RunFolder
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED
 from domainbed.runs.trackers import TrackedRun, Trackers
@@ -117,6 +117,7 @@ class Trainer:
             experiment.train_envs,
             bool(experiment.validation),
             last,
+            selecting_metric(options.selection_metric, self.spec.labels, self.spec.metrics),
         )
         self.kept = KeptModels(experiment, folder, options, last)
         self.trackers = Trackers(options.trackers if ranks.is_first() else ())

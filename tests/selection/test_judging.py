@@ -136,8 +136,14 @@ def test_runs_that_lack_a_metric_are_left_out(caplog):
 
 def test_several_metrics_for_the_runs_of_a_dataset():
     found = records()
-    args = [
-        {**a, "selection_metric": "mae"} if i < 3 else a for i, a in enumerate(found.runs["args"])
-    ]
-    with pytest.raises(UserError, match="Houses are chosen by mae and by rmse"):
-        judged(replace(found, runs=found.runs.assign(args=args)))
+
+    def with_args(**of_first):
+        args = [{**a, **of_first} if i == 0 else a for i, a in enumerate(found.runs["args"])]
+        return replace(found, runs=found.runs.assign(args=args))
+
+    (told,) = judged(with_args(selection_metric="mae"))
+    assert told.selection_metric == "mae"  # the others were told nothing
+    with pytest.raises(
+        UserError, match="Houses are chosen by accuracy and by rmse: give one --sel"
+    ):
+        judged(with_args(labels="classes"))

@@ -130,7 +130,7 @@ def test_diwa_of_such_runs_is_the_mean_of_their_weights(tmp_path: Path) -> None:
     experiment = build(specs[0], CPU)
     mean = {k: torch.stack([s[k].double() for s in states]).mean(0).float() for k in states[0]}
     experiment.algorithm.load_state_dict(mean)
-    assert averaged.validation == pytest.approx(experiment.validation_accuracy())
+    assert averaged.validation == pytest.approx(experiment.validated("accuracy"))
     (file,) = tmp_path.glob("average-*/results.jsonl")
     record = json.loads(file.read_text())
     measured = experiment.evaluate(5, experiment.all_splits())

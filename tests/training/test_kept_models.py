@@ -15,6 +15,7 @@ from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.reporting import load_records
 from domainbed.selection import ORACLE, TRAINING_DOMAIN
+from domainbed.selection.judging import judged
 from domainbed.spec import RunSpec
 from domainbed.training import run
 
@@ -173,3 +174,27 @@ def test_contradictions_are_refused() -> None:
         RunOptions(keep="all", skip_model_save=True)
     with pytest.raises(UserError, match="keep is 'last', and save_model_every_checkpoint is set"):
         RunOptions(keep="last", save_model_every_checkpoint=True)
+
+
+def test_weights_are_kept_by_the_metric_that_selects(tmp_path: Path) -> None:
+    spec = spec_of(metrics=("accuracy", "loss"), trial_seed=1)
+    by_loss = RunOptions(device="cpu", keep="selected", selection_metric="loss")
+    run(spec, tmp_path / "all", ALL)
+    run(spec, tmp_path / "by_loss", by_loss)
+    assert judged(load_records(tmp_path / "by_loss"))[0].selection_metric == "loss"  # in its args
+    steps = {}
+    for metric in ("accuracy", "loss"):
+        (records,) = judged(load_records(tmp_path / "all"), selection_metric=metric)
+        (steps[metric],) = TRAINING_DOMAIN.select(records)["step"]
+    assert steps["loss"] < steps["accuracy"]
+    assert models(tmp_path / "by_loss") == {"model.pkl", f"model_step{steps['loss']}.pkl"}
+
+
+def test_what_selects_is_recorded(tmp_path: Path) -> None:
+    spec = spec_of()
+    by_f1 = RunOptions(device="cpu", selection_metric="f1")
+    with pytest.raises(UserError, match="selection_metric is 'f1', and the metrics accuracy"):
+        run(spec, tmp_path / "f1", by_f1)
+    by_group = RunOptions(device="cpu", keep="selected", selection=("worst-group",))
+    with pytest.raises(UserError, match="worst-group chooses by accuracy_worst_group, which the"):
+        run(spec, tmp_path / "group", by_group)
