@@ -2,6 +2,7 @@
 
 from domainbed.metrics import ready  # noqa: F401  (it registers them)
 from domainbed.metrics.contract import METRICS, Accumulator, Metric, MetricFacts, Value
+from domainbed.metrics.kept import measure_predictions
 from domainbed.metrics.labels import LABEL_TYPES, LabelType, label_type, register_label_type
 from domainbed.metrics.names import (
     check_metrics,
@@ -24,6 +25,7 @@ __all__ = [
     "describe_metric",
     "get_metric",
     "label_type",
+    "measure_predictions",
     "recorded_names",
     "register_label_type",
     "registered_as",

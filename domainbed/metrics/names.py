@@ -117,10 +117,10 @@ def selecting_metric(asked: str | None, labels: str, metrics: Sequence[str]) -> 
 
 
 def describe_metric(name: str) -> MetricFacts:
-    """Direction and unit of a value, by its name in records.
+    """Direction and unit of a value, by its name in records, or that of its metric in `metrics`.
 
     Raises:
-        UserError: no such metric is known.
+        UserError: no such metric is known, or it has several values.
 
     Example:
         >>> describe_metric("rmse_worst_group")
@@ -130,7 +130,7 @@ def describe_metric(name: str) -> MetricFacts:
         if name.endswith(f"_{part}"):
             of_all = describe_metric(name.removesuffix(f"_{part}"))
             higher = of_all.higher_is_better and part != "group_gap"
-            return MetricFacts(name, higher, of_all.percent)
+            return MetricFacts(f"{of_all.name}_{part}", higher, of_all.percent)
     if name.startswith(foreign.RECORDED_PREFIX):
         return MetricFacts(name, foreign.higher_is_better(name.split("_")[1]), percent=False)
     if name not in METRICS:
@@ -139,4 +139,8 @@ def describe_metric(name: str) -> MetricFacts:
                 metric = get_metric(known)
                 return MetricFacts(name, metric.higher_is_better, metric.percent)
     metric = get_metric(name)
-    return MetricFacts(name, metric.higher_is_better, metric.percent)
+    if metric.parts:
+        raise UserError(
+            f"metric {name!r} has several values: choose one of {', '.join(metric.recorded)}"
+        )
+    return MetricFacts(metric.name, metric.higher_is_better, metric.percent)

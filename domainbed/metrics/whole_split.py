@@ -104,9 +104,10 @@ def r2(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> float
     varies = (truth != truth[:1]).any(dim=0)
     if not varies.any():
         return math.nan
-    return _mean_of_defined(
-        torch.where(varies, r2_score(predicted, truth, multioutput="raw_values"), math.nan), "r2"
-    )
+    # It sums squares of the labels, which would lose a variance that is small beside their mean.
+    centre = truth.mean(dim=0)
+    values = r2_score(predicted - centre, truth - centre, multioutput="raw_values")
+    return _mean_of_defined(torch.where(varies, values, math.nan), "r2")
 
 
 def _of_rankings(
@@ -160,7 +161,8 @@ def _scores(outputs: torch.Tensor, labels: LabelType) -> torch.Tensor:
 def _task(outputs: torch.Tensor, labels: LabelType) -> dict[str, Any]:
     """Arguments that say what the labels are."""
     task = "multiclass" if labels.kind == "classes" else labels.kind
-    return {"task": task, "num_classes": outputs.size(1), "num_labels": outputs.size(1)}
+    counted = "num_labels" if task == "multilabel" else "num_classes"
+    return {"task": task, counted: outputs.size(1)}
 
 
 def _numbers(

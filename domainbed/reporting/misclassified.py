@@ -161,6 +161,8 @@ def _read(folder: str, env: int) -> tuple[pd.DataFrame, int]:
     """Image, label and predicted class of the test domain's in-split; the step they are of."""
     file = RunFolder(folder).predictions
     frame, facts = read_predictions(file, env, "in")
+    if "predicted" not in frame:
+        raise UserError(f"{file} predicts {facts['label_kind']} labels: expected one of classes")
     try:
         classes = np.array([str(name) for name in facts["classes"]], dtype=object)
         named = {column: classes[frame[column]] for column in ("label", "predicted")}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from domainbed.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 _KEY = b"domainbed"
 
@@ -28,8 +30,9 @@ class Predicted:
         domain: its number.
         split: "in", "out" or "uda".
         images: (n,) the path of each below the data folder, or its position in the domain.
-        labels: (n,) int.
-        logits: (n, C) float32.
+        labels: (n,) or (n, C): whole numbers, or the numbers that are regressed.
+        logits: (n, C) float32, the outputs, whatever the labels are.
+        groups: (n,) the name of each one's group; None where they have none.
     """
 
     domain: int
@@ -37,43 +40,46 @@ class Predicted:
     images: Sequence[str]
     labels: np.ndarray
     logits: np.ndarray
+    groups: Sequence[str] | None = None
 
 
-def write_predictions(
-    file: Path, facts: Mapping[str, Any], parts: Iterable[Predicted], num_classes: int
-) -> None:
+def write_predictions(file: Path, facts: Mapping[str, Any], parts: Iterable[Predicted]) -> None:
     """Writes a file aside, part by part, its digest, and moves the file into place.
 
     Args:
         file: ends in .parquet.
         facts: of the run, as JSON values; kept in the file's metadata.
-        parts: written one by one, so that memory holds only one.
-        num_classes: C.
+        parts: at least one, all alike; written one by one, so that memory holds only one.
     """
     import pyarrow as pa  # not at the top: training needs it for predictions alone
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        {
-            "image": pa.string(),
-            "domain": pa.int32(),
-            "split": pa.dictionary(pa.int32(), pa.string()),
-            "label": pa.int32(),
-            "logits": pa.list_(pa.float32(), num_classes),
-        },
-        metadata={_KEY: json.dumps(dict(facts)).encode()},
-    )
+    parts = iter(parts)
+    first = next(parts)
+    label = pa.float64() if first.labels.dtype.kind == "f" else pa.int32()
+    columns = {
+        "image": pa.string(),
+        "domain": pa.int32(),
+        "split": pa.dictionary(pa.int32(), pa.string()),
+        "label": label if first.labels.ndim == 1 else pa.list_(label, first.labels.shape[1]),
+        "logits": pa.list_(pa.float32(), first.logits.shape[1]),
+    }
+    if first.groups is not None:
+        columns["group"] = pa.string()
+    schema = pa.schema(columns, metadata={_KEY: json.dumps(dict(facts)).encode()})
     with written_aside(file) as aside:
         with pq.ParquetWriter(aside, schema) as writer:
-            for part in parts:
-                columns = {
+            for part in chain([first], parts):
+                rows = {
                     "image": list(part.images),
                     "domain": np.full(len(part.images), part.domain),
                     "split": [part.split] * len(part.images),
-                    "label": part.labels,
+                    "label": list(part.labels),
                     "logits": list(np.asarray(part.logits, dtype=np.float32)),
+                    "group": part.groups,
                 }
-                writer.write_table(pa.table(columns, schema=schema))
+                table = pa.table({name: rows[name] for name in columns}, schema=schema)
+                writer.write_table(table)
         write_digest(file, aside)
 
 
@@ -88,32 +94,79 @@ def read_predictions(
         split: only this one.
 
     Returns:
-        a table with `image`, `domain`, `split`, `label` and `predicted`, the class with the
-        highest logit (a NaN counts as the lowest); and the facts.
+        a table with `image`, `domain`, `split` and `label`; of labels that are one of several
+        classes `predicted`, the class with the highest logit (a NaN counts as the lowest); and the
+        facts.
 
     Raises:
         UserError: the file is damaged or holds something else.
     """
+    wanted = {"domain": domain, "split": split}
+    filters = [(name, "==", value) for name, value in wanted.items() if value is not None]
+    table, facts = _read(file, filters or None)
+    frame = table.select(["image", "domain", "split", "label"]).to_pandas()
+    logits, kind = _matrix(table, "logits"), facts.get("label_kind", "classes")
+    lowest = np.where(np.isnan(logits), -np.inf, logits)
+    if kind == "classes":
+        frame = frame.assign(predicted=lowest.argmax(axis=1))
+    elif kind == "binary":
+        frame = frame.assign(predicted=(lowest[:, 0] > 0).astype(int))
+    return frame, facts
+
+
+def read_outputs(file: Path) -> tuple[Iterator[Predicted], dict[str, Any]]:
+    """What `write_predictions` wrote, by domain and split, and the facts of the run.
+
+    Raises:
+        UserError: the file is damaged or holds something else.
+    """
+    table, facts = _read(file)
+    frame = table.select(["domain", "split"]).to_pandas()
+    rows = frame.groupby(["domain", "split"], observed=True, sort=False).indices
+    return (_part(table, int(d), str(s), chosen) for (d, s), chosen in rows.items()), facts
+
+
+def _part(table: pa.Table, domain: int, split: str, rows: np.ndarray) -> Predicted:
+    chosen = table.take(rows)
+    return Predicted(
+        domain,
+        split,
+        chosen["image"].to_pylist(),
+        _matrix(chosen, "label"),
+        _matrix(chosen, "logits"),
+        chosen["group"].to_pylist() if "group" in chosen.column_names else None,
+    )
+
+
+def _read(file: Path, filters: Any = None) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of a file, all its columns checked, and the facts of the run."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    wanted = {"domain": domain, "split": split}
-    filters = [(name, "==", value) for name, value in wanted.items() if value is not None]
     remedy = (
         "remove it, and predict again with `domainbed model predict RUN_FOLDER --save_predictions`"
     )
     if differs_from_digest(file):
         raise UserError(f"{file} is damaged ({CHANGED}): {remedy}")
     try:
-        table = pq.read_table(file, filters=filters or None, partitioning=None)
+        table = pq.read_table(file, filters=filters, partitioning=None)
         facts = json.loads(table.schema.metadata[_KEY])
-        width = table.schema.field("logits").type.list_size
-        flat = table["logits"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        logits = flat.reshape(-1, width)
-        frame = table.select(["image", "domain", "split", "label"]).to_pandas()
+        table.select(["image", "domain", "split"])
+        for name in ("label", "logits"):
+            _matrix(table, name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise UserError(
             f"{file} is damaged, or holds no predictions ({type(error).__name__}): {remedy}"
         ) from error
-    lowest = np.where(np.isnan(logits), -np.inf, logits)
-    return frame.assign(predicted=lowest.argmax(axis=1)), facts
+    return table, facts
+
+
+def _matrix(table: pa.Table, name: str) -> np.ndarray:
+    """A column: (n,) of numbers, (n, C) of lists of C."""
+    import pyarrow as pa
+
+    column, type_ = table[name].combine_chunks(), table.schema.field(name).type
+    if not pa.types.is_fixed_size_list(type_):
+        return column.to_numpy(zero_copy_only=False)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, type_.list_size)

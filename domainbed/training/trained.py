@@ -17,7 +17,7 @@ from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.run_facts import HParams, RunFacts
 from domainbed.config.run_fields import FeatureSource, RunOptions
 from domainbed.core.device import choose_device
-from domainbed.core.minibatch import Nest, taken, tensors_of
+from domainbed.core.minibatch import Nest, mapped, taken, tensors_of
 from domainbed.core.names import dataset_label
 from domainbed.core.seeding import global_sources_kept, seed_everything
 from domainbed.datasets import DATASETS, get_dataset_class
@@ -323,11 +323,13 @@ def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -
         "classes": experiment.dataset.class_names,
         "domains": experiment.domain_names,
     }
+    if spec.labels != "classes":
+        facts |= {"labels": spec.labels, "label_kind": label_type(spec.labels).kind}
     splits = splits_to_evaluate(experiment.splits, spec.test_envs, everything=True)
     experiment.algorithm.eval()
     try:
         parts = (_predicted(experiment, split, data_dir) for split in splits)
-        write_predictions(folder.predictions, facts, parts, experiment.outputs)
+        write_predictions(folder.predictions, facts, parts)
     finally:
         experiment.algorithm.train()
 
@@ -335,17 +337,23 @@ def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -
 @torch.no_grad()
 def _predicted(experiment: Experiment, split: EvaluationSplit, data_dir: str) -> Predicted:
     domain, predict = experiment.domains[split.domain], experiment.algorithm.predictor()
+    key = experiment.dataset.group
     labels, logits = [], []
-    for x, y in domain.evaluation_batches(split.indices, workers=experiment.workers):
+    groups: list[str] = []
+    for batch in domain.evaluation_batches(split.indices, workers=experiment.workers):
+        x, y = batch
         with experiment.precision():
             logits.append(predict(x).float().cpu())
         labels.append(y.cpu())
+        extras = getattr(batch, "extras", None) or {}
+        groups += map(str, np.asarray(mapped(torch.Tensor.cpu, extras.get(key, []))))
     return Predicted(
         split.domain,
         split.name,
         [_name(domain.files[i], data_dir) if domain.files else str(i) for i in split.indices],
-        torch.cat(labels).numpy().astype(np.int64),
+        torch.cat(labels).numpy(),
         torch.cat(logits).numpy(),
+        groups or None,
     )
 
 

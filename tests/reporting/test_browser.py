@@ -49,7 +49,7 @@ def built(tmp_path_factory):
         logits = np.eye(2)[[number % 2, 1, 0]]
         parts = [Predicted(env, "in", ["a", "b", "c"], np.array([0, 1, 1]), logits)]
         facts = {"step": 20, "classes": ["<cat>", "dog"]}
-        write_predictions(kept / "predictions.parquet", facts, parts, 2)
+        write_predictions(kept / "predictions.parquet", facts, parts)
     report = build_report(load_records(folder), ["training-domain", "oracle"])
     images = [Image.new("RGB", (40, 30), color) for color in ("red", "white", "black")]
     return folder, build_page(report, folder, "ERM", lambda run, env, names: images[: len(names)])

@@ -35,7 +35,7 @@ def predict(folder, said, order=(0, 1, 2, 3), step=20, env=1):
         Predicted(env, "out", ["e.png"], np.array([0]), np.eye(3)[[1]]),
         Predicted(0, "in", images, labels, np.eye(3)[labels]),
     ]
-    write_predictions(folder / "predictions.parquet", {"step": step, "classes": CLASSES}, parts, 3)
+    write_predictions(folder / "predictions.parquet", {"step": step, "classes": CLASSES}, parts)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ COLORS = {"a.png": (250, 0, 0), "b.png": (0, 250, 0), "c.png": (0, 0, 250), "d.p
 def predict(folder, said, names=NAMES):
     logits = np.eye(3)[said]
     parts = [Predicted(1, "in", [f"PACS/{name}" for name in names], np.array(LABELS), logits)]
-    write_predictions(folder / "predictions.parquet", {"step": 20, "classes": CLASSES}, parts, 3)
+    write_predictions(folder / "predictions.parquet", {"step": 20, "classes": CLASSES}, parts)
 
 
 @pytest.fixture

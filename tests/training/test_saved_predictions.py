@@ -116,14 +116,14 @@ def test_a_failed_writing_leaves_nothing(tmp_path: Path) -> None:
 
     file = tmp_path / "predictions.parquet"
     with pytest.raises(UserError, match="cannot be read"):
-        write_predictions(file, {}, parts(), 2)
+        write_predictions(file, {}, parts())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_nan_is_no_prediction(tmp_path: Path) -> None:
     logits = np.array([[np.nan, 0.5], [0.5, np.nan], [0.1, 0.2]])
     part = Predicted(3, "out", ["a", "b", "c"], np.array([0, 1, 0]), logits)
-    write_predictions(tmp_path / "p.parquet", {"step": 7}, [part], 2)
+    write_predictions(tmp_path / "p.parquet", {"step": 7}, [part])
     frame, facts = read_predictions(tmp_path / "p.parquet", 3, "out")
     assert list(frame["predicted"]) == [1, 0, 1]
     assert facts == {"step": 7}
@@ -146,7 +146,7 @@ def test_no_flip_gives_other_predictions(tmp_path: Path) -> None:
         for d in range(2)
         for s in ("in", "out")
     ]
-    write_predictions(file, {"step": 7, "classes": ["a", "b", "c"]}, parts, 3)
+    write_predictions(file, {"step": 7, "classes": ["a", "b", "c"]}, parts)
     whole = file.read_bytes()
     for place in random.choice(len(whole), 60, replace=False):
         flipped = bytearray(whole)
