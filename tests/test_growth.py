@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import TensorDataset
 
-from domainbed.algorithms import ALGORITHMS, ERM, ForwardPass
+from domainbed.algorithms import ALGORITHMS, ERM, LR_SCHEDULES, OPTIMIZERS, ForwardPass
 from domainbed.cli import main as command
 from domainbed.config import protocols
 from domainbed.config.dimensions import LogUniform
@@ -234,6 +234,70 @@ def test_token_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(shown) == 9
 
 
+SIGN = """
+import torch
+
+from domainbed.algorithms import LR_SCHEDULES, OPTIMIZERS
+
+
+@OPTIMIZERS.register(name="sign")
+class Sign(torch.optim.Optimizer):
+    rates = []
+
+    def __init__(self, params, lr, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            self.rates.append(group["lr"])
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight -= group["lr"] * (weight.grad.sign() + group["weight_decay"] * weight)
+
+
+@LR_SCHEDULES.register
+def halving(progress, options):
+    return 0.5 ** (4 * progress)
+"""
+
+
+def test_an_optimizer_and_a_schedule_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class and a function, for algorithms with one optimizer and with two."""
+    monkeypatch.chdir(tmp_path)
+    for registry in (OPTIMIZERS, LR_SCHEDULES):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    Path("sign.py").write_text(SIGN)
+    chosen = {"optimizer": "sign", "lr_schedule": "halving", "gradient_clip": 1.0}
+    Path("grown.yaml").write_text(
+        json.dumps(
+            {
+                **{"datasets": ["ColoredDigits"], "algorithms": ["CORAL", "DANN"], "trials": 1},
+                **{"hparams_seeds": 1, "selection": ["oracle"], "steps": 4, "launcher": "debug"},
+                **{"plugins": ["sign.py"], "hparams": {"batch_size": 4, "warmup": 0.25, **chosen}},
+                **{"output_dir": "grown", "test_envs": [[0]]},
+            }
+        )
+    )
+    for words in (["sweep", "launch", "grown.yaml"], ["collect", "grown"]):
+        with pytest.raises(SystemExit) as ended:
+            command(words)
+        assert ended.value.code == 0
+    table = capsys.readouterr().out
+    assert "CORAL" in table
+    assert "DANN" in table
+    factors = [1, 1, 0.5 ** (4 / 3), 0.5 ** (8 / 3)]  # a step in each of the 4 updates
+    assert OPTIMIZERS["sign"].rates == pytest.approx([1e-3 * each for each in 2 * factors])
+    (last,) = [
+        records(file.parent)[-1]
+        for file in Path("grown").glob("*/done")
+        if "DANN" in (file.parent / "run.json").read_text()
+    ]
+    assert chosen.items() <= last["hparams"].items()
+
+
 def test_the_groups_of_entry_points_stay():
     """Installed packages advertise what they add under these names."""
     groups = {
@@ -245,6 +309,8 @@ def test_the_groups_of_entry_points_stay():
         "metrics": METRICS,
         "selection_methods": SELECTION_METHODS,
         "renderers": SECTION_RENDERERS,
+        "optimizers": OPTIMIZERS,
+        "lr_schedules": LR_SCHEDULES,
     }
     for kind, registry in groups.items():
         assert registry._group == f"domainbed.{kind}"

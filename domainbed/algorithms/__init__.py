@@ -13,6 +13,7 @@ from domainbed.algorithms.base import (
     declared_space,
     register_algorithm,
 )
+from domainbed.algorithms.optimizers import LR_SCHEDULES, OPTIMIZERS
 from domainbed.algorithms.erm import ERM, ForwardPass, PooledAlgorithm
 from domainbed.algorithms.coral import CORAL
 from domainbed.algorithms.irm import IRM
@@ -76,9 +77,11 @@ __all__ = [
     "IGA",
     "IRM",
     "KNN",
+    "LR_SCHEDULES",
     "MLDG",
     "MMD",
     "MTL",
+    "OPTIMIZERS",
     "RDM",
     "RSC",
     "SD",
