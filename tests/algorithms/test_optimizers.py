@@ -11,7 +11,7 @@ import torch
 from helpers import CLASSES, SHAPE, random_minibatches, resumed, small_hparams, switching_at
 from torch.optim import lr_scheduler
 
-from domainbed.algorithms import ALGORITHMS, ERM, Algorithm, get_algorithm_class
+from domainbed.algorithms import ALGORITHMS, DANN, ERM, Algorithm, get_algorithm_class
 from domainbed.algorithms.optimizers import (
     OPTIMIZER_OPTIONS,
     OPTIMIZERS,
@@ -223,6 +223,26 @@ def test_a_class_that_ignores_the_options_is_refused() -> None:
         after = algorithm.network.state_dict()
         assert all(torch.equal(after[k], v) for k, v in before.items()) == (cls is not ByHand)
         train(algorithm, range(1))  # the guard watches no longer
+
+
+class SlowFeaturizer(DANN):
+    def new_optimizer(self, *parts: Any, role: str = "main", **settings: Any) -> Any:
+        if role != "main":
+            return super().new_optimizer(*parts, role=role, **settings)
+        featurizer, classifier = parts
+        groups = [{"params": featurizer.parameters(), "lr": settings["lr"] / 10}]
+        groups.append({"params": classifier.parameters()})
+        return super().new_optimizer(groups, **settings)
+
+
+def test_groups_with_rates_of_their_own_follow_the_schedule() -> None:
+    algorithm = made("DANN", SlowFeaturizer, lr_schedule="linear", d_steps_per_g_step=1)
+    train(
+        algorithm, range(11)
+    )  # the last step of the discriminator is in the update before the last
+    rate, rate_d = algorithm.hparams["lr_g"], algorithm.hparams["lr_d"]
+    expected = [0.55 * rate_d, 0.05 * rate, 0.5 * rate]
+    assert rates_of(algorithm) == pytest.approx(expected)
 
 
 class Own(ERM):
