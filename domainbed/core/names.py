@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,19 @@ def order_datasets(seen: Iterable[str]) -> list[str]:
     )
 
 
+_VARIANT = re.compile(r" \[(own images|data [0-9a-f]{6})\]$")
+
+
+def variant_label(label: str, variant: str) -> str:
+    """What tables call one of several datasets of a name; `variant` is "" for the usual one.
+
+    Example:
+        >>> variant_label("pets", "data 3fa9c1")
+        'pets [data 3fa9c1]'
+    """
+    return f"{label} [{variant}]" if variant else label
+
+
 MANIFESTS = (".csv", ".jsonl")
 """The endings of files that list images."""
 
@@ -119,8 +133,10 @@ MANIFESTS = (".csv", ".jsonl")
 def dataset_label(name: str) -> str:
     """The name of a dataset in records, seeds and tables, free of any machine's paths.
 
-    `folder:PATH` is named after its last folder, a YAML file or a manifest after itself.
+    `folder:PATH` is named after its last folder, a YAML file or a manifest after itself, and one
+    of several datasets of a name after that.
     """
+    name = _VARIANT.sub("", name)
     if name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser().resolve().name
     if name.startswith("manifest:") or name.endswith((".yaml", ".yml", *MANIFESTS)):

@@ -52,7 +52,7 @@ class Survey(NamedTuple):
 
     def of(self, dataset: str, algorithm: str) -> pd.DataFrame:
         """The runs of one algorithm on a dataset."""
-        runs = self.runs
+        runs, dataset = self.runs, dataset_label(dataset)
         return runs[(runs["dataset"] == dataset) & (runs["algorithm"] == algorithm)]
 
 
@@ -160,7 +160,8 @@ def _reasons_of_cell(
 
 def _absent(report: Report, found: Survey) -> list[tuple[str, list[str]]]:
     """What is planned and asked for, but has no row or table because it has no record at all."""
-    shown = {(table.dataset, name) for table in report.tables for name in table.rows}
+    tables = [(dataset_label(t.dataset), t) for t in report.tables if t.dataset]
+    shown = {(dataset, name) for dataset, table in tables for name in table.rows}
     lacks = []
     planned = list(dict.fromkeys(zip(found.runs["dataset"], found.runs["algorithm"])))
     for dataset, algorithm in planned:

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS, order_algorithms, order_datasets
+from domainbed.core.names import (
+    DATASET_DOMAINS,
+    TEST_DOMAINS,
+    dataset_label,
+    order_algorithms,
+    order_datasets,
+)
 from domainbed.errors import UserError
 from domainbed.reporting.units import Unit
 from domainbed.runs.records import NOT_RECORDED, Records
@@ -313,7 +319,7 @@ def _gap(key: CellKey, method: SelectionMethod, gaps: Gaps) -> str:
     whys = (
         why
         for (of, name, envs), why in gaps.items()
-        if (of, name) == (dataset, algorithm) and method.uses(envs, env)
+        if (of, name) == (dataset_label(dataset), algorithm) and method.uses(envs, env)
     )
     return next(whys, "")
 

@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count, groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from domainbed.runs.exported import SUFFIX, unpacked
 from domainbed.runs.folder import RunFolder, read_records
 from domainbed.runs.records import NO_DOMAIN, RUN_KEYS, Records
 from domainbed.runs.results_file import Run, parse_json, read_results
+from domainbed.runs.variants import told_apart
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
         why = _failures(roots) or "wait for the first checkpoint"
         raise UserError(f"no complete record in {_join(roots)}: {why}")
     records = batch.as_records()
+    records = replace(records, runs=told_apart(records.runs))
     _warn_of_damages(damages)
     _warn_of_unsealed(records)
     _warn_of_duplicates(records)
@@ -413,7 +416,7 @@ def _cache_file(root: Path) -> Path | None:
 
 def _stamps(folder: str) -> list[list[int]]:
     found = []
-    for name in ("results.jsonl", "run.json"):
+    for name in ("results.jsonl", "run.json", "environment.json"):
         with suppress(FileNotFoundError):
             status = os.stat(f"{folder}/{name}")
             found.append([status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino])

@@ -31,7 +31,8 @@ class Records:
             (tuple of int), `hparams_seed`, `trial_seed`, `num_domains`, `num_records`,
             `last_step`, `diverged` (whether its loss was not finite), `hparams` and `args`
             (dict), `output_dir`, `features` (what it was trained on in place of images, in
-            words), `has_digest` (whether damage to its records would be noticed), and
+            words), `has_digest` (whether damage to its records would be noticed),
+            `data` (what its dataset consisted of, see `datasets.listing`, or None), and
             `PROTOCOL_KEYS`. A folder whose file records a step twice
             has a row for each time.
         values: one row per number: `run` (row of `runs`), `step`, `domain` (or `NO_DOMAIN`),

@@ -70,6 +70,7 @@ def read_results(path: Path, content: bytes) -> Iterator[tuple[Run, int, dict[st
         if described is not run or step in steps:
             counts = {"last_step": step, "diverged": False, "num_records": 0}
             run, steps = {"folder": str(path.parent), **described, **counts}, set()
+            run["data"] = _data(path)
             _check_run_json(path, run)
         steps.add(step)
         run["last_step"] = max(run["last_step"], step)
@@ -346,6 +347,19 @@ def _check_run_json(path: Path, run: Run) -> None:
                 f"{path} has records with {key} {ours!r}, but {spec} names "
                 f"{theirs!r}: remove the file that is not of this run"
             )
+
+
+def _data(path: Path) -> Any:
+    """What the folder's environment.json says of the data; None where it says nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = path.with_name("environment.json")
+    try:
+        return read_sealed_json(file).get("data") if file.is_file() else None
+    except _NOT_JSON as error:
+        raise UserError(f"{file} is damaged ({error}): repair or remove it") from error
 
 
 def _comparable(key: str, value: Any) -> Any:

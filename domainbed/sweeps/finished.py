@@ -22,6 +22,7 @@ from torch import nn
 from domainbed.algorithms import Algorithm, PooledAlgorithm, get_algorithm_class
 from domainbed.algorithms.t3a import SUPPORTS, Templates
 from domainbed.config.run_fields import RunOptions
+from domainbed.core.digests import sealed_json
 from domainbed.core.files import as_json_values, write_text
 from domainbed.core.names import averaged_algorithm, order_algorithms
 from domainbed.core.record_keys import record_key
@@ -35,7 +36,13 @@ from domainbed.sweeps.store import Store
 from domainbed.training.artifacts import read_model
 from domainbed.training.averages import estimate_statistics
 from domainbed.training.experiment import Experiment, linear_head
-from domainbed.training.trained import load_model, load_trained_weights, read_spec, rebuild
+from domainbed.training.trained import (
+    load_model,
+    load_trained_weights,
+    read_spec,
+    rebuild,
+    require_same_names,
+)
 
 Weights = dict[str, torch.Tensor]
 
@@ -275,6 +282,8 @@ def _average(
     metric: str,
 ) -> Averaged:
     experiment = rebuild(members[0].folder, machine, dataset)
+    for member in members[1:]:
+        require_same_names(member.folder, experiment)
     if method.of_weights:
         taken = _mix(experiment, members, metric if method.greedy else None)
     else:
@@ -400,6 +409,7 @@ def write_beside(
     line = json.dumps(as_json_values(record), sort_keys=True, allow_nan=False) + "\n"
     with folder.exclusive():
         folder.done.unlink(missing_ok=True)
+        write_text(folder.environment, sealed_json({"data": experiment.data}, indent=2))
         write_text(folder.results, line)
         folder.mark_done(line)
 

@@ -99,6 +99,32 @@ def _new_run(folder: RunFolder, spec: RunSpec, identity: dict[str, Any]) -> dict
     return {}
 
 
+def refuse_other_data(folder: RunFolder, began: Mapping[str, Any], experiment: Experiment) -> None:
+    """Makes sure that a run resumes on the data that it was started on.
+
+    Raises:
+        UserError: it is other data; the message says what differs.
+    """
+    if "data" in began and (changed := difference(began["data"], experiment.data)):
+        raise UserError(
+            f"the run in {folder.path} was started on other data ({changed}): put the data back "
+            "as it was, or choose another --output_dir",
+            "dataset",
+        )
+
+
+def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two `data_facts`; "" for nothing."""
+    for name in ("domains", "classes", "images"):
+        if then.get(name) != now[name]:
+            return f"{name} were {_listed(then.get(name))}, and are {_listed(now[name])}"
+    return "" if then.get("digest") == now["digest"] else "other images or labels"
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, values)) if isinstance(values, list) else repr(values)
+
+
 def _first_difference(owner: dict[str, Any], identity: dict[str, Any]) -> str:
     theirs = owner.get("identity")
     theirs = theirs if isinstance(theirs, dict) else {}
@@ -145,6 +171,7 @@ def write_environment(
         resumed.append(now)
     facts = {
         **first,
+        "data": experiment.data,
         "protocol": experiment.spec.protocol,
         "protocol_version": experiment.spec.protocol_version,
         "resumed": resumed,

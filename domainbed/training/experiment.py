@@ -30,6 +30,7 @@ from domainbed.datasets import (
 from domainbed.datasets.base import domains_of
 from domainbed.datasets.domain import Domain
 from domainbed.datasets.features import open_text_head
+from domainbed.datasets.listing import data_facts
 from domainbed.errors import UserError, reason_of
 from domainbed.metrics import Value
 from domainbed.metrics.labels import LabelType, label_type
@@ -69,6 +70,7 @@ class Experiment:
         algorithm: on the device, in training mode.
         workers: processes that read images, in all.
         facts: what the algorithm knows of the run.
+        data_dir: the data folder.
         stage_number: of the run's stages, from 1.
     """
 
@@ -80,6 +82,7 @@ class Experiment:
     algorithm: Algorithm
     workers: int
     facts: RunFacts
+    data_dir: str
     stage_number: int = 1
 
     @property
@@ -128,6 +131,11 @@ class Experiment:
             return []
         declared = self.dataset.augmented_domains
         return self.train_envs if declared is None else list(declared)
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What the dataset consists of, see `listing.data_facts`."""
+        return data_facts(self.dataset, self.domains, self.domain_names, self.data_dir)
 
     @property
     def label_type(self) -> LabelType:
@@ -273,6 +281,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         _new_algorithm(spec, dataset, facts, device),
         workers,
         facts,
+        machine.data_dir,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,12 @@ from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import Predicted, write_predictions
 from domainbed.runs.states import DONE
 from domainbed.spec import RunSpec
-from domainbed.training.artifacts import read_model
+from domainbed.training.artifacts import difference, read_model
 from domainbed.training.evaluation import EvaluationSplit, splits_to_evaluate
 from domainbed.training.experiment import Experiment, build, dataset_of
 from domainbed.training.sampling import shuffled
+
+log = logging.getLogger(__name__)
 
 
 def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
@@ -93,7 +96,8 @@ def rebuild(
     The process's random sources stay as they are.
 
     Raises:
-        UserError: see `read_spec` and `experiment.build`.
+        UserError: see `read_spec` and `experiment.build`; or the data has other domains or
+            classes than what the run was trained on.
     """
     spec = read_spec(folder, dataset)
     if dataset is None and spec.dataset not in DATASETS:
@@ -102,7 +106,44 @@ def rebuild(
             "its images are with --dataset folder:PATH, or what registers it with --plugins"
         )
     with global_sources_kept():
-        return build(spec, machine)
+        experiment = build(spec, machine)
+    require_same_names(folder, experiment)
+    return experiment
+
+
+def require_same_names(folder: RunFolder, experiment: Experiment) -> None:
+    """Makes sure that data has the domains and classes that a run was trained on.
+
+    Other images of these are named in a warning.
+
+    Raises:
+        UserError: it has others.
+    """
+    trained = (folder.read_json(folder.environment) or {}).get("data")
+    if trained is None:  # as in runs of earlier versions, whose weights are kept with names
+        trained = _names_with_weights(folder, experiment.spec)
+    here = {"domains": experiment.domain_names, "classes": list(experiment.dataset.class_names)}
+    for what in [name for name in here if name in trained]:
+        if trained[what] != here[what]:
+            raise UserError(
+                f"the run in {folder.path} was trained on the {what} "
+                f"{', '.join(map(str, trained[what]))}, and the data has {', '.join(here[what])}: "
+                "name the data that it was trained on",
+                "dataset",
+            )
+    if "digest" in trained and (changed := difference(trained, experiment.data)):
+        log.warning(
+            "warning: the run in %s was trained on other images of the same domains and classes "
+            "(%s)", folder.path, changed,
+        )  # fmt: skip
+
+
+def _names_with_weights(folder: RunFolder, spec: RunSpec) -> dict[str, Any]:
+    if not folder.model.is_file():
+        return {}
+    content = read_model(folder.model, spec.run_id)
+    names = content["args"].get("environments")
+    return {"classes": content["model_classes"], **({"domains": names} if names else {})}
 
 
 def load_trained_weights(

@@ -33,7 +33,13 @@ from domainbed.runs.states import DONE, FAILED, INTERRUPTED
 from domainbed.runs.trackers import TrackedRun, Trackers
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint, ranks
-from domainbed.training.artifacts import KeptModels, args_of, claim, write_environment
+from domainbed.training.artifacts import (
+    KeptModels,
+    args_of,
+    claim,
+    refuse_other_data,
+    write_environment,
+)
 from domainbed.training.averages import Averages
 from domainbed.training.checkpoint import Progress
 from domainbed.training.evaluation import RecordedSplits
@@ -81,6 +87,7 @@ def run(
         with process_set_up(began.get("threads")):
             with stopping_at_once():
                 experiment = ranks.together(partial(_built, spec, options))
+                ranks.together(partial(refuse_other_data, folder, began, experiment))
             arguments = (experiment, folder, options, began, echo, on_step)
             ranks.together(partial(Trainer, *arguments)).train()
 

@@ -425,3 +425,9 @@ def test_what_no_run_recorded_is_left_out(tmp_path, caplog):
     assert len(left_out) == len(changes)
     for folder, reason in zip(folders, changes):
         assert any(f"{folder}/results.jsonl, line 3" in m and reason in m for m in left_out)
+
+
+def test_own_images_in_a_folder_called_like_a_dataset_are_not_that_dataset(tmp_path):
+    runs = random_runs(0, ["PACS"], ["ERM"], pairs=False, environments=["w", "x", "y", "z"])
+    write(tmp_path, runs)
+    assert set(load_records(tmp_path).runs["dataset"]) == {"PACS [own images]"}

@@ -1,0 +1,139 @@
+"""What a dataset consists of, as a run records it: names, numbers, and a digest of its files.
+
+Files count by their content. It is read once: digests are cached beside the packs, and a file is
+read again where its size or a time of it has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from domainbed.core.files import cache_folder, regular, written_aside
+from domainbed.core.image_files import CACHE_TAG
+from domainbed.core.text_table import printable
+from domainbed.datasets.base import MultipleDomainDataset
+from domainbed.datasets.domain import Domain
+from domainbed.datasets.images.dataset_files import in_order
+
+log = logging.getLogger(__name__)
+
+_DIGEST = 16  # bytes
+_THREADS = 8
+_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# made by domainbed\n"
+
+
+def data_facts(
+    dataset: MultipleDomainDataset, domains: Sequence[Domain], names: Sequence[str], data_dir: str
+) -> dict[str, Any]:
+    """What tells a dataset from another of its name, as JSON values.
+
+    Args:
+        dataset: as it was loaded.
+        domains: its domains.
+        names: of the domains.
+        data_dir: digests of files are cached below it.
+
+    Returns:
+        `domains` and `classes`, their names; `images`, the number in each domain; and `digest`: of
+        the names and, where all inputs are files, of the files' contents and labels in their
+        order. Where they are not, a dataset may draw them anew in each trial.
+    """
+    facts = {"domains": list(names), "classes": list(dataset.class_names)}
+    digest = hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass"))
+    if all(domain.files and domain.labels_at_hand for domain in domains):
+        files = [file for domain in domains for file in domain.files]
+        contents, new = content_digests(files, cache_folder(data_dir))
+        digest.update(contents.tobytes())
+        for domain in domains:
+            digest.update(domain.labels.cpu().numpy().tobytes())
+        if new:
+            for line in repeated(domains, contents):
+                log.warning("warning: %s", printable(line))
+    return {**facts, "images": [len(domain) for domain in domains], "digest": digest.hexdigest()}
+
+
+def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, bool]:
+    """(n, 16) uint8: the digest of each file's content, zeros where it cannot be read.
+
+    Also whether any had to be read.
+    """
+    paths = [os.path.abspath(file) for file in files]
+    key = hashlib.md5("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
+    kept = cache / "contents" / f"{key}.npz"
+    states = np.array([_state(path) for path in paths], dtype=np.int64)
+    digests, known = np.zeros((len(paths), _DIGEST), np.uint8), np.zeros(len(paths), bool)
+    # Missing, cut off or damaged: NumPy's files have checksums, and raise anything.
+    with suppress(Exception), np.load(kept) as before:
+        known = (before["states"] == states).all(axis=1)
+        digests = before["digests"]
+    unknown = np.flatnonzero(~known)
+    if not len(unknown):
+        return digests, False
+    read = in_order(_digest, [paths[i] for i in unknown], min(_THREADS, len(unknown)))
+    shown = tqdm(read, "reading images once", len(unknown), unit="image", disable=None)
+    for i, digest in zip(unknown, shown):
+        digests[i] = np.frombuffer(digest, np.uint8)
+    with suppress(OSError):  # a read-only folder costs time, nothing else
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        (cache / CACHE_TAG).write_text(_TAG, encoding="utf-8")
+        with written_aside(kept) as aside, aside.open("wb") as stream:
+            np.savez(stream, states=states, digests=digests)
+    return digests, True
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    """Bytes, and the times of the last changes of content and of the file; -1 if it is missing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1, -1
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _digest(path: str) -> bytes:
+    try:
+        content = regular(Path(path)).read_bytes()
+    except OSError:  # whoever needs the image reports it
+        return bytes(_DIGEST)
+    return hashlib.blake2b(content, digest_size=_DIGEST).digest()
+
+
+def repeated(domains: Sequence[Domain], contents: np.ndarray) -> list[str]:
+    """What is said of files of equal content, of which one may train and another test or validate.
+
+    Args:
+        domains: of files.
+        contents: the digest of each, domain by domain, as `content_digests` returns them.
+    """
+    places: dict[bytes, list[tuple[int, int]]] = defaultdict(list)
+    rows = iter(contents)
+    for number, domain in enumerate(domains):
+        for position in range(len(domain)):
+            places[next(rows).tobytes()].append((number, position))
+    places.pop(bytes(_DIGEST), None)
+    across: list[str] = []
+    within: list[str] = []
+    for found in places.values():
+        (number, position), *others = found
+        for other, place in others:
+            pair = f"{domains[number].files[position]} and {domains[other].files[place]}"
+            (across if other != number else within).append(pair)
+    said = (
+        (across, "in several domains: what is tested is also trained on"),
+        (within, "twice in a domain: one copy may train, and the other validate"),
+    )
+    return [
+        f"{len(pairs)} image{'s' * (len(pairs) > 1)} of equal content {where}, such as {pairs[0]}"
+        for pairs, where in said
+        if pairs
+    ]
