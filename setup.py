@@ -34,7 +34,8 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["domainbed", "domainbed.*"]),
+    packages=[*find_packages(include=["domainbed", "domainbed.*"]), "domainbed.scripts"],
+    package_dir={"domainbed.scripts": "scripts"},  # DomainBed's `python -m domainbed.scripts.train`
     package_data={
         "domainbed": ["py.typed"],
         "domainbed.config.protocols": ["*.yaml"],

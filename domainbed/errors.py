@@ -31,7 +31,7 @@ _OF_THE_MACHINE = (
 _OUT_OF_MEMORY = (  # as PyTorch says it, of which only the GPU's has a class of its own
     "out of memory", "allocate memory", "Storage size calculation overflowed",
     "Invalid buffer size", "numel: integer multiplication overflow",
-    "Overflow when unpacking long",
+    "Overflow when unpacking long", "failed to map segment",
 )  # fmt: skip
 _DISK_FULL = "file write failed"  # PyTorch's word
 
@@ -53,6 +53,11 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror}" if error.errno in _OF_THE_MACHINE else ""
+    if isinstance(error, UnicodeEncodeError):  # of a file's name
+        return (
+            f"{error.object!r} cannot be written in the locale's encoding, {error.encoding}: set "
+            "PYTHONUTF8=1, or a locale with UTF-8, such as LC_ALL=C.UTF-8"
+        )
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, RecursionError):
         return f"something is nested too deeply ({first}): --debug shows where"

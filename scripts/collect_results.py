@@ -22,6 +22,13 @@ def collect_results(parser: Parser) -> Run:
         const="latex",
         help="the same as --format latex",
     )
+    parser.add_argument(
+        "--auto_lr",
+        dest="selection",
+        action="store_const",
+        const=["training-domain"],
+        help="the same as --selection training-domain, which reads runs of two stages as well",
+    )
     return run
 
 

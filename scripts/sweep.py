@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from domainbed.cli.common import Parser, Run, add_shared, run_script
+from domainbed.cli.common import Parser, Run, add_shared, run_script, tell
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
 from domainbed.cli.sweep import delete_folders, show_status
 from domainbed.core.flags import add_flags, read_flags
@@ -17,7 +17,7 @@ from domainbed.sweeps.store import Store
 
 COMMANDS = ("launch", "delete_incomplete", "status", "retry")
 DATASETS = [n for n in DATASET_DOMAINS if "Digits" not in n and not n.startswith("Debug")]
-LAUNCHERS = {"multi_gpu": "local"}  # DomainBed's names, where they differ
+LAUNCHERS = {"multi_gpu": "local", "dummy": "debug"}  # DomainBed's names, where they differ
 SAME = (  # DomainBed's flags that are fields of a config
     *("datasets", "algorithms", "task", "data_dir", "steps", "hparams"),
     *("holdout_fraction", "skip_model_save"),
@@ -27,8 +27,7 @@ SAME = (  # DomainBed's flags that are fields of a config
 def sweep(parser: Parser) -> Run:
     """Launch, watch and repair a sweep, with DomainBed's flags.
 
-    Without --datasets and --algorithms it has all of DomainBed's own. There is no --seed: every
-    run's seed follows from what defines the run.
+    Without --datasets and --algorithms it has all of DomainBed's own.
     """
     parser.add_argument("command", choices=COMMANDS)
     add_flags(parser, SweepConfig, only=SAME)
@@ -39,7 +38,16 @@ def sweep(parser: Parser) -> Run:
             f"--{name}", type=int, default=end, help=f"the one after the last ({end})"
         )
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--command_launcher", default="local", help="a registered launcher (local)")
+    parser.add_argument(
+        "--command_launcher",
+        default="local",
+        help="a registered launcher (local), or dummy, which is the same as --dry_run",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="of no effect, as in DomainBed: each run's seed follows from itself",
+    )
     parser.add_argument("--single_test_envs", action="store_true", help="no pairs of test domains")
     parser.add_argument("--dry_run", action="store_true", help="say what would be done")
     add_shared(parser, "--skip_confirmation")
@@ -53,11 +61,13 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.command == "status":
         store = Store(args.output_dir)
         return show_status(store, store.planned())
+    if args.seed is not None:
+        tell("--seed has no effect, as in DomainBed: each run's seed follows from what defines it")
     config = load_config(None, overrides(args), **launcher_flags(args))
     return launch_sweep(
         config,
         retry=args.command == "retry",
-        dry_run=args.dry_run,
+        dry_run=args.dry_run or args.command_launcher == "dummy",
         skip_confirmation=args.skip_confirmation,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import io
 import logging
 import os
 import sys
@@ -66,7 +67,10 @@ def _as_declared(word: str, declared: dict[str, str]) -> str:
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")
-    return declared.get(flag.replace("-", "_"), flag) + equals + value
+    name = flag.replace("-", "_")
+    # README of DomainBed, and of what grew from it, abbreviate it.
+    name = "__test_envs" if name == "__test_env" and name not in declared else name
+    return declared.get(name, flag) + equals + value
 
 
 Declare = Callable[[Parser], Run]
@@ -139,6 +143,11 @@ def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> 
     """
     parser = Parser(prog=prog, description=inspect.getdoc(declare))
     do = declare(parser)
+    words = list(words)
+    for word in words:
+        word.encode(
+            sys.getfilesystemencoding()
+        )  # fails where the locale's encoding lacks a character of it
     args = parser.read(words)
     import_plugins(getattr(args, "plugins", ()))
     return do(args)
@@ -156,7 +165,7 @@ def run_and_exit(command: Callable[[], int], words: Sequence[str]) -> NoReturn:
         command: all of it, from parsing its arguments on.
         words: of the command line.
     """
-    _replace_closed_streams()
+    _prepare_streams()
     try:
         status = guarded(command, "--debug" in words)
     finally:
@@ -164,13 +173,20 @@ def run_and_exit(command: Callable[[], int], words: Sequence[str]) -> NoReturn:
     sys.exit(status)
 
 
-def _replace_closed_streams() -> None:
-    """Python has None for a stream that was closed at its start: by `>&-`, or by a service."""
+def _prepare_streams() -> None:
+    """So that writing to stdout and stderr never fails for what they are.
+
+    Python has None for a stream that was closed at its start: by `>&-`, or by a service. What an
+    encoding other than UTF-8 lacks, such as ±, is written as `?` or as an escape sequence.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  # until the end
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _drop_what_cannot_be_written() -> None:

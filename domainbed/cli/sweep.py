@@ -39,6 +39,7 @@ _RERUN_FIELDS = (
     *("keep", "launcher"),
 )
 _ON_A_TERMINAL, _IN_A_LOG = 5.0, 60.0
+_LONGEST_PAUSE = 86_400  # a day; Python cannot sleep for ever
 _TO_TOP, _CLEAR_REST, _END_OF_LINE = "\x1b[H", "\x1b[J", "\x1b[K\n"
 
 
@@ -236,8 +237,11 @@ def status(parser: Parser) -> Run:
 def _status(args: argparse.Namespace) -> int:
     if args.watch and args.json:
         raise UserError("--watch is for people and --json for programs: give one of them")
-    if args.every is not None and not (args.watch and args.every > 0):
-        raise UserError(f"--every {args.every}: expected seconds above 0, with --watch")
+    if args.every is not None and not (args.watch and 0 < args.every <= _LONGEST_PAUSE):
+        raise UserError(
+            f"--every {args.every:g}: expected seconds above 0 and at most {_LONGEST_PAUSE}, with "
+            "--watch"
+        )
     store, runs = _store_and_runs(args)
     return _watch(store, runs, args.every) if args.watch else show_status(store, runs, args.json)
 

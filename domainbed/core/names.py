@@ -127,7 +127,12 @@ def variant_label(label: str, variant: str) -> str:
 
 
 MANIFESTS = (".csv", ".jsonl")
-"""The endings of files that list images."""
+"""The endings of files that list images, in lower case."""
+
+
+def is_manifest(name: str) -> bool:
+    """Whether a dataset's name is that of a file which lists images."""
+    return name.startswith("manifest:") or name.lower().endswith(MANIFESTS)
 
 
 def dataset_label(name: str) -> str:
@@ -139,7 +144,7 @@ def dataset_label(name: str) -> str:
     name = _VARIANT.sub("", name)
     if name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser().resolve().name
-    if name.startswith("manifest:") or name.endswith((".yaml", ".yml", *MANIFESTS)):
+    if is_manifest(name) or name.endswith((".yaml", ".yml")):
         return Path(name.removeprefix("manifest:")).stem
     return name
 

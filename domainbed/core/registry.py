@@ -16,6 +16,10 @@ T = TypeVar("T")
 Entry = TypeVar("Entry")
 
 
+_FEW = 12
+"""The most names that a message lists."""
+
+
 class Registry(Mapping[str, T], Generic[T]):
     """Names to objects, with errors that help.
 
@@ -81,9 +85,17 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._entries:
             self._import_plugin(name)
         if name not in self._entries:
-            known, hint = ", ".join(self) or "none", did_you_mean(name, self)
-            raise UserError(f"unknown {self.kind} {name!r}.{hint} Known: {known}")
+            raise UserError(f"unknown {self.kind} {name!r}.{self._remedy(name)}")
         return self._entries[name]
+
+    def _remedy(self, name: str) -> str:
+        """The name that was meant; all names, where there are few or none is near."""
+        titles = {key: str(getattr(entry, "title", key)) for key, entry in self._entries.items()}
+        meant = [key for key, title in titles.items() if name and name.lower() in title.lower()]
+        hint = did_you_mean(name, self) or did_you_mean(meant[0] if meant else "", meant[:1])
+        if len(self) <= _FEW:
+            return f"{hint} Known: {', '.join(self) or 'none'}"
+        return hint or f" `domainbed list {self.kind}s` lists the names that there are"
 
     def get(self, name: str, default: Any = None) -> Any:
         """The entry, or `default` where there is none."""

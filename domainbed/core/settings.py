@@ -120,6 +120,9 @@ def _placed(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _counted(value: Any) -> Any:
     """Replaces a count n by the seeds 0 … n-1."""
     if isinstance(value, (list, tuple)):
+        repeated = [seed for place, seed in enumerate(value) if seed in value[:place]]
+        if repeated:
+            raise UserError(f"{found(repeated[0])} is listed twice: name each seed once")
         return tuple(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"expected a count from 1 on or a list of seeds, found {found(value)}")
@@ -134,10 +137,9 @@ _Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[
     tuple[_Seed, ...],
     Field(min_length=1),
-    AfterValidator(lambda seeds: tuple(dict.fromkeys(seeds))),
     converted(_counted, accepts=Annotated[int, Field(ge=1)] | list[_Seed]),
 ]
-"""A tuple of seeds without repetitions, given as their number or as a list."""
+"""A tuple of different seeds, given as their number or as a list."""
 
 
 # ---- from values to a model ----

@@ -56,7 +56,7 @@ from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.config.dimensions import DatasetFacts
 from domainbed.errors import UserError
 from domainbed.core.files import cache_folder
-from domainbed.core.names import MANIFESTS, dataset_label
+from domainbed.core.names import dataset_label, is_manifest
 from domainbed.config.run_fields import FeatureSource
 from domainbed.core.seeding import seed_everything
 
@@ -74,7 +74,7 @@ def get_dataset_class(name: str) -> Any:
     """
     if name.startswith("folder:") or name.endswith((".yaml", ".yml")):
         return folder_dataset(name)
-    if name.startswith("manifest:") or name.endswith(MANIFESTS):
+    if is_manifest(name):
         return manifest_dataset(name)
     if name not in DATASETS and ("/" in name or os.path.isdir(name)):
         raise UserError(

@@ -153,6 +153,11 @@ def _csv_rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[Any, Any]]
     reader = csv.DictReader(stream, strict=True)
     try:
         names = list(reader.fieldnames or _COLUMNS)
+        separators = [each for each in ";\t|" if len(names) == 1 and each in names[0]]
+        if separators:
+            raise UserError(
+                f"{file}, line 1: the separator is {separators[0]!r}: save it with commas"
+            )
         for name in (*_COLUMNS, "split"):
             if names.count(name) > 1 or (name in _COLUMNS and name not in names):
                 raise UserError(

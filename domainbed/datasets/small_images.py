@@ -72,6 +72,8 @@ def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     """MNIST's 60,000 training and 10,000 test images: (70000, 28, 28) uint8, and digits."""
     from torchvision.datasets import MNIST
 
+    if Path(root).name == "MNIST" and (Path(root) / "raw").is_dir():
+        root = str(Path(root).parent)  # DomainBed's README gives MNIST's own folder
     raw = Path(root) / "MNIST" / "raw"
     made = [folder for folder in (raw, raw.parent, Path(root)) if not folder.exists()]
     try:

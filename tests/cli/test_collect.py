@@ -1,6 +1,7 @@
 """The commands that print tables and top hyper-parameters, on a sweep whose numbers are set."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -222,6 +223,22 @@ def test_collect_script(sweep, capsys, flag):
     result = script("collect_results.py", flag, sweep, "--latex")
     assert (result.returncode, result.stdout) == (0, expected)
     assert "cells 4 have no result" in result.stderr  # leave-one-domain-out has no pairs
+
+
+def test_collect_script_selects_for_runs_of_two_stages(sweep, capsys):
+    run("collect", sweep, "--selection", "training-domain")
+    expected = capsys.readouterr().out
+    assert script("collect_results.py", "--input_dir", sweep, "--auto_lr").stdout == expected
+
+
+def test_scripts_run_under_domainbeds_module_names(sweep, capsys):
+    if importlib.util.find_spec("domainbed.scripts") is None:
+        pytest.skip("the package is on the path but not installed")
+    run("collect", sweep)
+    expected = capsys.readouterr().out
+    words = ("-m", "domainbed.scripts.collect_results", f"--input_dir={sweep}")
+    found = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, expected)
 
 
 def test_scripts_print_errors_as_one_line(sweep):

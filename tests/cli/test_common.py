@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import subprocess
 import sys
 import warnings
 from functools import partial
@@ -50,6 +51,11 @@ def deep():
         (lambda: torch.randint(3, (10**20,)), "there is not enough memory"),
         (raises(torch.OutOfMemoryError("CUDA out of memory.\nmore")), "(CUDA out of memory.)"),
         (raises(UserError("a\x1b[31mb\nc")), r"error: a\x1b[31mb\nc"),
+        (
+            raises(ImportError("libtorch_cpu.so: failed to map segment from shared object")),
+            "there is not enough memory (libtorch_cpu.so",
+        ),
+        (lambda: "é".encode("ascii"), "locale's encoding, ascii: set PYTHONUTF8=1"),
     ],
 )
 def test_what_the_machine_or_the_input_cannot_is_one_line(capsys, do, says):
@@ -104,3 +110,15 @@ def raises_at_call(error):
         raise error
 
     return call
+
+
+def test_what_an_encoding_lacks_is_written_as_an_escape_sequence():
+    program = (
+        "from domainbed.cli.common import run_and_exit; run_and_exit(lambda: print('1 ± é'), [])"
+    )
+    for encoding in ("ascii", "ascii:surrogateescape"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        found = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+        )
+        assert (found.returncode, found.stdout, found.stderr) == (0, "1 \\xb1 \\xe9\n", "")

@@ -271,6 +271,10 @@ def test_the_script_takes_domainbeds_flags(tmp_path, sweep, script):
         (["--hparams", "{"], "is no valid YAML or JSON"),
     ]:
         assert says in sweep("launch", *flags, *wrong, status=2, module=script)
+    dummy = sweep("launch", *flags, "--command_launcher", "dummy", "--seed", 7, module=script)
+    assert "12 runs, 0 done" in dummy
+    assert "--seed has no effect" in dummy
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_script_runs_by_itself(tmp_path):

@@ -45,6 +45,13 @@ def test_a_signal_keeps_every_step_and_ends_in_one_line(
     assert losses(tmp_path / "pieces") == losses(tmp_path / "whole")
 
 
+def test_domainbeds_readme_abbreviates_a_flag(tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "--test_env", "2", "--steps", "1", "--output_dir", str(tmp_path)])
+    assert exit.value.code == 0
+    assert json.loads((tmp_path / "results.jsonl").read_text())["args"]["test_envs"] == [2]
+
+
 def test_while_data_is_loaded_it_stops_at_once(tmp_path, capsys, monkeypatch):
     def loading(*args):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -16,6 +16,7 @@ from domainbed.core.registry import Registry
 from domainbed.datasets import DATASETS, PACS, get_dataset_class
 from domainbed.errors import UserError
 from domainbed.hparams import Fixed, search_space
+from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 
 PLUGIN = Path(__file__).parents[1] / "plugin_package"
@@ -173,6 +174,7 @@ print(record["hparams"]["featurizer"], "resnet18" in record["hparams"])
 BROKEN = """
 from domainbed.algorithms import ALGORITHMS
 from domainbed.errors import UserError
+from domainbed.selection import SELECTION_METHODS
 try:
     ALGORITHMS["BrokenMethod"]
 except UserError as error:
@@ -238,3 +240,20 @@ def test_declarations_that_are_none(attributes, says, monkeypatch):
     monkeypatch.setitem(ALGORITHMS._entries, "Mine", type("Mine", (ERM,), attributes))
     with pytest.raises(UserError, match=says):
         RunSpec.create("PACS", "Mine", [0])
+
+
+def test_of_many_names_the_nearest_is_told_alone():
+    many = Registry("algorithm")
+    for number in range(13):
+        many.register(object(), name=f"Method{number:02}")
+    with pytest.raises(
+        UserError, match=r"^unknown algorithm 'method3'. Did you mean 'Method\d+'\?$"
+    ):
+        many["method3"]
+    with pytest.raises(UserError, match=r"'zzz'. `domainbed list algorithms` lists the names"):
+        many["zzz"]
+
+
+def test_a_word_of_a_title_is_enough_for_a_suggestion():
+    with pytest.raises(UserError, match=r"'val'. Did you mean 'training-domain'\? Known: training"):
+        SELECTION_METHODS["val"]

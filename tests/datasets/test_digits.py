@@ -220,6 +220,12 @@ def test_another_rotation_is_refused():
     assert caught.value.where == ("hparams", "rotation")
 
 
+def test_data_dir_may_be_mnists_own_folder(tmp_path):
+    """As in DomainBed's README."""
+    root = write_small_mnist(tmp_path / "data")
+    assert same_data(*(RotatedMNIST(f"{path}/", [0], {}, 0) for path in (root, root / "MNIST")))
+
+
 def test_rotations_and_seeds_give_other_images(tmp_path):
     root = str(write_small_mnist(tmp_path / "data"))
     variants = [({}, None), ({"rotation": "bicubic"}, None), ({}, 3)]

@@ -78,6 +78,9 @@ def test_names(pets, monkeypatch):
         assert spec.dataset_label == spec.identity()["dataset"] == "pets"
         assert str(pets) not in json.dumps(spec.identity())
         assert spec.run_id == RunSpec.create("pets.csv", "ERM", [1]).run_id
+    upper = pets / "PETS.CSV"
+    upper.write_text((pets / "pets.csv").read_text())
+    assert RunSpec.create("PETS.CSV", "ERM", [1]).dataset_label == "PETS"
     with pytest.raises(UserError, match="domains of pets between 0 and 1"):
         RunSpec.create("pets.csv", "ERM", [2])
 
@@ -129,6 +132,8 @@ GOOD = ("x.png,cat,a", "y.png,cat,b")
     ("lines", "message"),
     [
         (("path,class,domain", *GOOD), "line 1: 0 columns 'label' in 'path, class, domain'"),
+        (("path;label;domain", "x.png;cat;a"), "line 1: the separator is ';': save it with commas"),
+        (("path\tlabel\tdomain",), "line 1: the separator is '\\t': save it with commas"),
         ((), "bad.csv lists no images: expected path, label and domain"),
         ((HEADER,), "bad.csv lists no images"),
         ((HEADER, GOOD[0]), "line 2: all images are of the domain 'a'"),

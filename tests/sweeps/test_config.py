@@ -43,6 +43,7 @@ def test_defaults_are_the_published_protocol(write):
         ("stepps: 3", 4, "field 'stepps': unknown field. Did you mean 'steps'?"),
         ("trials: many", 4, "field 'trials': expected a count from 1 on or a list of seeds"),
         ("trials: [0, -1]", 4, "field 'trials[1]': expected a whole number from 0 on, found -1"),
+        ("trials: [0, 1, 0]", 4, "field 'trials': 0 is listed twice: name each seed once"),
         ("trials: 0", 4, "field 'trials': expected a count from 1 on"),
         ("hparams_seeds:\n- 0\n- x", 6, "field 'hparams_seeds[1]': expected a whole number"),
         ("checkpoint_freq: 0", 4, "field 'checkpoint_freq': expected a whole number from 1 on"),

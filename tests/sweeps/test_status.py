@@ -176,7 +176,10 @@ def test_what_cannot_be_watched(store, planned):
 
     with pytest.raises(UserError, match="--watch is for people"):
         watch("--watch", "--json")
-    with pytest.raises(UserError, match=r"--every 0.0: expected seconds above 0, with --watch"):
+    with pytest.raises(UserError, match="--every 0: expected seconds above 0 and at most 86400"):
         watch("--watch", "--every", "0")
+    for never in ("inf", "nan", "1e9"):
+        with pytest.raises(UserError, match="expected seconds above 0 and at most 86400"):
+            watch("--watch", "--every", never)
     with pytest.raises(UserError, match="with --watch"):
         watch("--every", "3")

@@ -1,0 +1,1 @@
+"""Scripts with DomainBed's names and flags, as `python -m domainbed.scripts.NAME` too."""
