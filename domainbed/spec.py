@@ -426,7 +426,7 @@ class Resolver:
                 ("features",),
             ),
             (
-                not class_balanced or labels.kind in ("classes", "binary"),
+                not class_balanced or labels.has_classes,
                 f"hyper-parameter 'class_balanced' is {class_balanced}, but labels are "
                 f"{draft.labels!r}, of which there are no classes: leave it out",
                 ("hparams", "class_balanced"),

@@ -16,7 +16,7 @@ class Labelled(MultipleDomainDataset):
     """Labels that follow from a linear function of the inputs."""
 
     ENVIRONMENTS = ("a", "b", "c")
-    N_STEPS, CHECKPOINT_FREQ, small_images = 4, 2, True
+    N_STEPS, CHECKPOINT_FREQ, small_images = 4, 3, True
     count: ClassVar[int] = 3
 
     def __init__(self, root: str, test_envs: Any, hparams: Any) -> None:
@@ -42,7 +42,7 @@ class MultilabelVectors(Labelled):
     labels = "multilabel"
 
     def labelled(self, scores: torch.Tensor) -> torch.Tensor:
-        return (scores > 0).float()
+        return (scores > scores.mean(dim=0)).float()
 
 
 class RegressionVectors(Labelled):

@@ -20,6 +20,7 @@ from domainbed.core.record_keys import AVERAGES
 from domainbed.core.safe_text import in_csv
 from domainbed.core.settings import load
 from domainbed.errors import UserError
+from domainbed.metrics.labels import label_type
 from domainbed.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def predict(parser: Parser) -> Run:
     """Predict with a trained run: classes of image files, or of a domain of its dataset.
 
     Prints CSV. Of files: the file, its class, and the probability of each class, as p(NAME); of a
-    domain: the position, the label, the class and its probability.
+    domain: the position, the label, the class and its probability. Where labels are no classes:
+    the probability of each property, or the numbers.
 
     With --save_predictions it writes the logits of all images of the dataset into the run's folder.
     """
@@ -99,7 +101,10 @@ def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
             f"{args.folder} was trained on {model.spec.dataset_label}, whose inputs are no image "
             "files: give --domain N instead"
         )
-    yield "file", "class", *(f"p({name})" for name in model.classes)
+    labels = label_type(model.spec.labels)
+    is_number = labels.kind == "regression"
+    names = [name if is_number else f"p({name})" for name in model.classes]
+    yield "file", *(["class"] if labels.has_classes else []), *names
     rows = _predicted(model, args.images)
     if model.module.predicts_batches:
         print(
@@ -112,23 +117,28 @@ def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
 
 
 def _predicted(model: Model, images: list[str]) -> Iterator[tuple[object, ...]]:
-    """Position, class and all probabilities of each file."""
+    """Position, class and all probabilities of each file; or numbers, where labels are these."""
     import torch
 
     assert model.preprocess is not None
     device = next(model.module.parameters()).device
+    labels = label_type(model.spec.labels)
+    digits = ".6g" if labels.kind == "regression" else ".4f"
     for batch in model.together(len(images)):
         x = torch.stack([model.preprocess(Path(images[position])) for position in batch])
         for position, found in zip(batch, model.probabilities(x.to(device))):
-            shown = (f"{probability:.4f}" for probability in found.tolist())
-            yield position, model.classes[int(found.argmax())], *shown
+            shown = (format(value, digits) for value in found.tolist())
+            named = [model.classes[int(found.argmax())]] if labels.has_classes else []
+            yield position, *named, *shown
 
 
 def _of_domain(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
     from domainbed.training import predictions
+    from domainbed.training.trained import read_spec
 
-    yield "position", "label", "class", "probability"
     folder, machine = RunFolder(args.folder), _machine(args)
+    has_classes = label_type(read_spec(folder).labels).has_classes
+    yield "position", "label", *(["class", "probability"] if has_classes else ["predicted"])
     yield from predictions(folder, machine, args.dataset, args.domain, args.split, args.average)
 
 

@@ -165,8 +165,15 @@ def _network(experiment: Experiment) -> nn.Sequential:
     """The featurizer and the classifier that the algorithm predicts with, in evaluation mode.
 
     Raises:
-        UserError: the algorithm has no such parts, or looks at more than them to predict.
+        UserError: labels are no classes; the algorithm has no such parts, or looks at more than
+            them to predict.
     """
+    if experiment.label_type.kind != "classes":
+        raise UserError(
+            f"{experiment.spec.describe()} cannot be diagnosed: labels are "
+            f"{experiment.spec.labels!r}, and risks and curvatures are of the cross-entropy of "
+            "classes"
+        )
     if experiment.algorithm.predicts_batches:
         raise UserError(
             f"{experiment.spec.algorithm} cannot be diagnosed: its predictions depend on the other "

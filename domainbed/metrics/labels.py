@@ -36,6 +36,11 @@ class LabelType(ABC):
     selection_metric: ClassVar[str]
     """By which selection chooses where nothing else is said."""
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether a label is one of several classes, of which binary labels have two."""
+        return self.kind in ("classes", "binary")
+
     def width(self, num_classes: int) -> int:
         """C, of a dataset with this `num_classes`; constructors of algorithms are given it.
 

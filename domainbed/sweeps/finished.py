@@ -178,17 +178,23 @@ def mean_of(states: Iterable[Weights]) -> Weights:
 
 
 class Ensemble(Algorithm):
-    """Algorithms that predict together: logits are the logarithm of their mean probabilities."""
+    """Algorithms that predict together: logits are the logarithm of their mean probabilities.
+
+    Where labels are no classes of which each has a logit, outputs are the members' mean.
+    """
 
     def __init__(self, members: Sequence[Algorithm]) -> None:
         nn.Module.__init__(self)
-        self.members = nn.ModuleList(members)
+        self.members, self.facts = nn.ModuleList(members), members[0].facts
 
     def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
         predictors = [member.predictor() for member in self.members]  # type: ignore[operator]
 
         def predict(x: torch.Tensor) -> torch.Tensor:
-            mean = torch.stack([each(x).float().softmax(dim=1) for each in predictors]).mean(dim=0)
+            outputs = torch.stack([each(x).float() for each in predictors])
+            if self.label_type.kind != "classes":
+                return outputs.mean(dim=0)
+            mean = outputs.softmax(dim=2).mean(dim=0)
             return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # infinite ones are no guess
 
         return predict
@@ -460,6 +466,8 @@ def adapt_runs(
         spec, experiment = member.spec, rebuild(member.folder, machine, dataset)
         load_trained_weights(experiment, member.folder)
         try:
+            if experiment.label_type.kind != "classes":
+                raise UserError(f"labels are {spec.labels!r}, and T3A adjusts to classes")
             parts = linear_head(experiment)
         except UserError as error:
             yield f"{spec.describe()}: left out: {error}"

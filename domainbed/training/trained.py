@@ -166,7 +166,8 @@ class Model:
 
     Attributes:
         module: the algorithm, in evaluation mode.
-        classes: the names of its classes, in the order of the logits.
+        classes: the names of its classes, in the order of the logits; where labels are no classes,
+            of their columns.
         input_shape: the dataset's: of one input, without the batch, or what else describes it.
         preprocess: from the file of an image to an input; None where inputs are no image files.
         spec: what defines its run.
@@ -180,15 +181,17 @@ class Model:
 
     @torch.no_grad()
     def probabilities(self, x: Nest) -> torch.Tensor:
-        """(B, *input_shape), or a nest of inputs, to (B, C).
+        """(B, *input_shape), or a nest of inputs, to (B, C); of binary labels (B, 2).
+
+        Where numbers are regressed, they are the predicted ones.
 
         Where predictions depend on the other images of a batch (`module.predicts_batches`), all
         of x is taken as images of one domain, and predicted in the batches of `together`.
         """
         if not self.module.predicts_batches:
-            return self.module.predict(x).softmax(dim=1)
+            return _probabilities(self.spec, self.module.predict(x))
         batches, predict = self.together(len(tensors_of(x)[0])), self.module.predictor()
-        found = torch.cat([predict(taken(x, batch)).softmax(dim=1) for batch in batches])
+        found = torch.cat([_probabilities(self.spec, predict(taken(x, b))) for b in batches])
         order = torch.tensor([position for batch in batches for position in batch])
         return found[order.argsort()]
 
@@ -202,6 +205,13 @@ class Model:
             return [[position] for position in range(n)]
         order = shuffled(n, self.spec.seed)
         return [order[i : i + EVALUATION_BATCH] for i in range(0, n, EVALUATION_BATCH)]
+
+
+def _probabilities(spec: RunSpec, outputs: torch.Tensor) -> torch.Tensor:
+    """(B, C) of outputs (B, C), or (B, 2) of the single logit of binary labels."""
+    labels = label_type(spec.labels)
+    scores = labels.scores(outputs)
+    return torch.cat([1 - scores, scores], dim=1) if labels.kind == "binary" else scores
 
 
 def _facts_in(content: dict[str, Any], spec: RunSpec) -> RunFacts:
@@ -311,8 +321,10 @@ def predictions(
     domain: int,
     split: str,
     average: str | None = None,
-) -> Iterator[tuple[int, str, str, float]]:
+) -> Iterator[tuple[object, ...]]:
     """Position in the domain, label, predicted class and its probability, image by image.
+
+    Where labels are no classes: position, label and predicted label, as text.
 
     Args:
         folder: of a finished run with its weights.
@@ -335,13 +347,28 @@ def predictions(
         )
     chosen = experiment.splits[domain]
     indices = chosen.inside if split == "in" else chosen.out
-    names, algorithm = list(experiment.dataset.class_names), experiment.algorithm.eval()
-    positions, predict = iter(indices), algorithm.predictor()
+    positions, predict = iter(indices), experiment.algorithm.eval().predictor()
+    rows = _rows_of_classes if experiment.label_type.has_classes else _rows_of_numbers
     for x, y in experiment.domains[domain].evaluation_batches(indices, workers=experiment.workers):
         with experiment.precision():
-            probabilities = predict(x).float().softmax(dim=1)
-        for probability, number, label in zip(*probabilities.max(dim=1), y):
-            yield next(positions), names[label], names[number], round(probability.item(), 4)
+            outputs = predict(x).float()
+        yield from ((next(positions), *row) for row in rows(experiment, y, outputs))
+
+
+def _rows_of_classes(
+    experiment: Experiment, y: torch.Tensor, outputs: torch.Tensor
+) -> Iterator[tuple[str, str, float]]:
+    names = experiment.dataset.class_names
+    found = _probabilities(experiment.spec, outputs).max(dim=1)
+    for probability, number, label in zip(*found, y):
+        yield names[int(label)], names[number], round(probability.item(), 4)
+
+
+def _rows_of_numbers(
+    experiment: Experiment, y: torch.Tensor, outputs: torch.Tensor
+) -> Iterator[list[str]]:
+    for pair in zip(y, experiment.label_type.decode(outputs)):
+        yield [" ".join(f"{value:g}" for value in each.reshape(-1).tolist()) for each in pair]
 
 
 def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -> None:
