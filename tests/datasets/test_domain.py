@@ -14,10 +14,13 @@ from far_device import FAR, sent_far
 from image_files import write_folder
 from torch.utils.data import Dataset, TensorDataset
 
+from domainbed.algorithms.base import concatenate
+from domainbed.core.minibatch import tensors_of
 from domainbed.core.seeding import seed_hash
 from domainbed.datasets import (
     DATASETS,
     MultipleDomainDataset,
+    TensorDomain,
     dataset_facts,
     domains_of,
     load_dataset,
@@ -299,3 +302,69 @@ def test_facts_of_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         facts = dataset_facts(name)
         assert (facts.name, facts.small_images) == (label, small)
+
+
+def of_nests() -> list[Domain]:
+    """The same four samples of dicts with extras, in memory and read one at a time."""
+    tokens, y = torch.arange(12).view(4, 3), torch.tensor([0, 1, 1, 0])
+    x = {"tokens": tokens, "pair": (tokens.float(), tokens > 5)}
+    extras = {"weight": torch.tensor([0.5, 1.0, 1.5, 2.0]), "author": ["a", "b", "c", "d"]}
+    read = [
+        (
+            {"tokens": tokens[i], "pair": (tokens[i].float(), tokens[i] > 5)},
+            int(y[i]),
+            {"weight": extras["weight"][i].item(), "author": extras["author"][i]},
+        )
+        for i in range(4)
+    ]
+    return [TensorDomain(x, y, extras), *domains_of([read])]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nests_with_extras(workers: int) -> None:
+    drawn = [Draw(torch.tensor([3, 1]), domain=5), Draw(torch.tensor([2]), domain=5)]
+    for domain in of_nests():
+        first, second = domain.to(CPU).minibatches(drawn, workers)
+        x, y = first
+        assert (x["tokens"].tolist(), y.tolist()) == ([[9, 10, 11], [3, 4, 5]], [0, 1])
+        assert x["pair"][1].tolist() == [[True] * 3, [False] * 3]
+        assert (first.index.tolist(), first.domain, second.index.tolist()) == ([3, 1], 5, [2])
+        assert first.extras["weight"].tolist() == [2.0, 1.0]
+        assert (list(first.extras["author"]), list(second.extras["author"])) == (["d", "b"], ["c"])
+        (whole,) = domain.evaluation_batches(range(4))
+        assert (len(whole[1]), whole.domain, whole.index.tolist()) == (4, None, [0, 1, 2, 3])
+
+
+def test_nothing_waits_for_nests_that_are_sent_to_a_gpu() -> None:
+    for domain in of_nests():
+        far = domain.to(FAR)
+        with sent_far() as sent:
+            (batch,) = far.minibatches([Draw(torch.tensor([3, 1]))])
+        assert {each.device for each in tensors_of([*batch, batch.extras])} == {FAR}
+        assert (batch.extras["author"], batch.index.device) == (["d", "b"], CPU)
+        assert sent.waited == []
+
+
+def test_a_collate_and_a_join_of_the_dataset() -> None:
+    class Lists(MultipleDomainDataset):
+        def __init__(self) -> None:
+            words = [torch.tensor([7]), torch.tensor([7, 8]), torch.tensor([7, 8, 9])]
+            self.datasets = [[(x, 0) for x in words[:2]], [(x, 1) for x in words]]
+
+        def collate(self, samples: Any) -> Any:
+            tokens = [x for x, _ in samples]
+            padded = torch.nn.utils.rnn.pad_sequence(tokens, True, padding_value=self.padding)
+            return padded, torch.tensor([y for _, y in samples])
+
+        def join(self, nests: Any) -> Any:
+            longest = max(x.shape[1] for x in nests)
+            pads = [torch.full((len(x), longest - x.shape[1]), self.padding) for x in nests]
+            return torch.cat([torch.cat(pair, dim=1) for pair in zip(nests, pads)])
+
+        padding = -1
+
+    domains = domains_of(Lists())
+    batches = [next(domain.minibatches([Draw(torch.arange(2))])) for domain in domains]
+    assert [x.tolist() for x, _ in batches] == [[[7, -1], [7, 8]]] * 2
+    batches[1] = next(domains[1].minibatches([Draw(torch.tensor([2]))], workers=1))
+    assert concatenate(batches)[0].tolist() == [[7, -1, -1], [7, 8, -1], [7, 8, 9]]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import switching_at
 from page_files import REPOSITORY
 
 from domainbed.algorithms import ALGORITHMS
@@ -17,7 +19,7 @@ from domainbed.core.plugins import import_plugins
 from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
-from domainbed.hparams import random_hparams, search_space
+from domainbed.hparams import default_hparams, random_hparams, search_space
 from domainbed.networks import NETWORKS
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
@@ -174,3 +176,30 @@ def test_what_computes_with_inputs_is_refused(
 def test_gradients_of_single_samples_below_the_classifier_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'fishr_parameters' is 'all', .* not a dict of them"):
         run(spec_of("Fishr", fishr_parameters="all"), RunFolder(tmp_path / "run"), OPTIONS)
+
+
+def test_every_algorithm_trains_on_it_or_says_that_it_needs_other_inputs() -> None:
+    (minibatches,) = build(spec_of("ERM"), OPTIONS).minibatches(range(1))
+    refused = []
+    for name, cls in ALGORITHMS.items():
+        if cls.needs_tensor or cls.needs_images or cls.needs_features or cls.needs_text:
+            refused.append(name)
+            continue
+        hparams = default_hparams(name, "Sentences") | switching_at(0, name)
+        small = {"mlp_width": 8, "mlp_depth": 2} if "mlp_width" in hparams else {}
+        torch.manual_seed(0)
+        algorithm = cls({"vocabulary": 20}, 2, 2, hparams | small)
+        for _ in range(2):
+            assert all(math.isfinite(value) for value in algorithm.update(minibatches).values())
+        assert algorithm.eval().predict(minibatches[0][0]).shape == (8, 2)
+    assert {"Mixup", "ARM", "LinearProbe"} <= set(refused)
+    assert not {"ERM", "CORAL", "Fishr", "MLDG", "SagNet", "MTL", "Transfer", "RSC"} & set(refused)
+
+
+def test_test_domains_are_adapted_to_without_labels() -> None:
+    spec = spec_of("ERM").model_copy(
+        update={"task": "domain_adaptation", "uda_holdout_fraction": 0.2}
+    )
+    (unlabeled,) = build(spec, OPTIONS).unlabeled(range(1))
+    assert [sorted(x) for x in unlabeled] == [["mask", "tokens"]]
+    assert len(unlabeled[0]["tokens"]) == 8
