@@ -12,7 +12,9 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -150,6 +152,12 @@ def plugins_of(objects: Iterable[Any]) -> dict[str, str]:
     roots = {module.partition(".")[0] for each in objects for module in _modules(each)}
     found = [_imported[root] for root in sorted(roots & _imported.keys())]
     return {plugin.name: plugin.digest for plugin in found}
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Warns of a plug-in that is not there, once in a process: commands ask several times."""
+    warnings.warn(message, stacklevel=2)
 
 
 def _modules(thing: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,13 @@ import pandas as pd
 
 from domainbed.core.digests import read_sealed_json
 from domainbed.core.names import dataset_label, trained_algorithm
+from domainbed.core.plugins import warn_once
 from domainbed.core.text_table import printable
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.tables import Cell, Gaps, Report, tested_domains, trials_of
-from domainbed.runs.folder import RunFolder
+from domainbed.runs.folder import RunFolder, plugin_hint
 from domainbed.runs.load import PLAN_FILE, Folders, as_paths, run_folders
 from domainbed.runs.records import Records
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING
@@ -297,19 +298,13 @@ def planned_selection(folders: Folders) -> list[str] | None:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{file} is damaged: {names!r} are no selection methods, repair it")
         if unknown := [name for name in names if name not in SELECTION_METHODS]:
-            log.warning(
-                "warning: %s was planned with %s, which nothing here registers: shown without%s",
-                printable(root), printable(", ".join(unknown)), _remedy(config),
-            )  # fmt: skip
+            message = (
+                f"{root} was planned with {', '.join(unknown)}, which nothing here registers"
+                f"{plugin_hint(root)}: shown without"
+            )
+            warn_once(message)
         planned |= set(names)
     return [name for name in SELECTION_METHODS if name in planned] or None
-
-
-def _remedy(config: Mapping[str, Any]) -> str:
-    """The flag that brings what a sweep's plug-ins register."""
-    names = config.get("plugins") or []
-    flag = f" (--plugins {' '.join(map(str, names))} brings it)" if names else ""
-    return printable(flag)
 
 
 def planned_gaps(folders: Folders) -> Gaps:

@@ -15,6 +15,7 @@ from domainbed.core.digests import CHANGED, digest_of, read_sealed_json
 from domainbed.core.files import write_text
 from domainbed.core.plugins import changed
 from domainbed.core.text_table import printable
+from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.runs.ownership import is_owners, newest, owning, seems_at_work, silent_for
 from domainbed.runs.states import (
@@ -246,6 +247,19 @@ class RunFolder:
             raise UserError(
                 f"{file} is damaged ({error}): repair it, or remove its folder"
             ) from error
+
+
+def plugin_hint(path: Path) -> str:
+    """The flag that brings what the plug-ins of a sweep's folder, or of a run's, register."""
+    names: list[str] = []
+    for file in (path / "sweep.yaml", path.parent / "sweep.yaml"):
+        if file.is_file():
+            content = read_yaml(file)[0]
+            names += content.get("plugins", ()) if isinstance(content, dict) else ()
+    if not names:
+        facts = RunFolder(path).read_json(path / "environment.json") or {}
+        names = list(facts.get("plugins", ()))
+    return printable(f" (--plugins {' '.join(names)} brings it)") if names else ""
 
 
 def made_with_others(runs: str, plugins: Iterable[str]) -> UserError:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from domainbed.core.plugins import warn_once
 from domainbed.errors import UserError
-from domainbed.metrics import describe_metric, label_type
+from domainbed.metrics import LABEL_TYPES, describe_metric, label_type, recorded_names
+from domainbed.runs.folder import plugin_hint
 from domainbed.runs.records import NO_DOMAIN, Records
 
 log = logging.getLogger(__name__)
@@ -32,8 +37,8 @@ def judged(
             are to be chosen by several.
     """
     by_dataset: dict[str, list[str]] = {}
-    for dataset, args in records.runs.groupby("dataset", sort=False)["args"]:
-        by_dataset.setdefault(selection_metric or _default(dataset, args), []).append(dataset)
+    for dataset, runs in records.runs.groupby("dataset", sort=False):
+        by_dataset.setdefault(selection_metric or _default(dataset, runs), []).append(dataset)
     parts = []
     for name, datasets in by_dataset.items():
         part = records.only(records.runs["dataset"].isin(datasets))
@@ -75,20 +80,43 @@ def judged_alike(
     return parts[0]
 
 
-def _default(dataset: str, args: Iterable[dict[str, Any]]) -> str:
-    """What chooses among the runs of a dataset, of which these are the args.
+def _default(dataset: str, runs: pd.DataFrame) -> str:
+    """What chooses among the runs of a dataset.
 
     Raises:
-        UserError: they do not agree.
+        UserError: they do not agree, or none that is known is recorded.
     """
+    args = runs["args"]
     told = {str(each["selection_metric"]) for each in args if each.get("selection_metric")}
     labels = {str(each.get("labels", "classes")) for each in args}
-    names = sorted(told or {label_type(name).selection_metric for name in labels})
+    known = {label_type(name).selection_metric for name in labels if name in LABEL_TYPES}
+    names = sorted(told or known)
     if len(names) > 1:
         raise UserError(
             f"runs of {dataset} are chosen by {' and by '.join(names)}: give one --selection_metric"
         )
-    return names[0]
+    with suppress(UserError, IndexError):
+        return describe_metric(names[0]).name
+    return _instead(runs.iloc[0], names or [f"label type {name}" for name in labels])
+
+
+def _instead(run: Any, unknown: Iterable[str]) -> str:
+    """The first known metric that a run recorded, for one that a plug-in registers, with a warning.
+
+    Raises:
+        UserError: it recorded none.
+    """
+    folder = Path(run["folder"])
+    lacking = (
+        f"runs such as {folder} are chosen by {', '.join(unknown)}, which nothing here registers"
+        f"{plugin_hint(folder)}"
+    )
+    for name in run["args"].get("metrics") or ():
+        with suppress(UserError):
+            found = recorded_names([name])[0]
+            warn_once(f"{lacking}: chosen by {found} instead")
+            return found
+    raise UserError(f"{lacking}: give a --selection_metric that they recorded")
 
 
 def _of_runs_with(records: Records) -> Records:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from domainbed.algorithms import ALGORITHMS
 from domainbed.cli import main
 from domainbed.core import plugins
+from domainbed.metrics import LABEL_TYPES, METRICS
 from domainbed.selection import SELECTION_METHODS
 
 MINE = """
 from domainbed.algorithms import ERM, register_algorithm
+from domainbed.metrics import LABEL_TYPES, METRICS
 from domainbed.selection import ORACLE, SelectionMethod, register
 
 @register_algorithm
@@ -39,11 +42,8 @@ launcher: debug
 class World:
     """A folder with a config, its plug-in, and what commands print."""
 
-    def __init__(
-        self, folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-    ) -> None:
-        self.capfd, self.caplog = capfd, caplog
-        self.config = folder / "configs" / "two.yaml"
+    def __init__(self, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        self.config, self.capfd = folder / "configs" / "two.yaml", capfd
         self.root, self.plugin = folder / "results" / "two", folder / "configs" / "quiet.py"
         self.config.parent.mkdir()
         self.write(1)
@@ -54,10 +54,10 @@ class World:
 
     def run(self, *words: object, status: int = 0) -> str:
         self.capfd.readouterr()
-        self.caplog.clear()
-        with pytest.raises(SystemExit) as ended:
+        plugins.warn_once.cache_clear()
+        with warnings.catch_warnings(record=True) as told, pytest.raises(SystemExit) as ended:
             main(list(map(str, words)))
-        said = "".join([*self.capfd.readouterr(), self.caplog.text])
+        said = "".join([*self.capfd.readouterr(), *(f"{each.message}\n" for each in told)])
         assert ended.value.code == status, said
         return said
 
@@ -67,13 +67,13 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch, capfd, caplog):
+def world(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     for registry in (ALGORITHMS, SELECTION_METHODS):
         for part in ("_entries", "_modules"):
             monkeypatch.setattr(registry, part, dict(getattr(registry, part)))
     monkeypatch.setattr(plugins, "_imported", {})
-    return World(tmp_path, capfd, caplog)
+    return World(tmp_path, capfd)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -129,12 +129,12 @@ def test_a_sweep_is_read_without_its_plugins(world, monkeypatch):
     monkeypatch.delitem(SELECTION_METHODS._entries, "last-word")
     monkeypatch.setattr(plugins, "_imported", {})
     line = (
-        f"was planned with last-word, which nothing here registers: shown without (--plugins "
-        f"{world.plugin} brings it)"
+        "was planned with last-word, which nothing here registers (--plugins "
+        f"{world.plugin} brings it): shown without"
     )
     for folder in (world.root, "two.parquet"):
         said = world.run("collect", folder)
-        assert line in said
+        assert said.count(line) == 1
         assert "Quiet" in said
         assert "the last word" not in said
     assert line in world.run("compare", world.root)
@@ -143,6 +143,47 @@ def test_a_sweep_is_read_without_its_plugins(world, monkeypatch):
     world.run("top-hparams", "--input_dir", world.root, *of_cell, "--selection", "oracle")
     assert "Quiet" in world.run("sweep", "status", world.root)
     assert "the last word" in world.run("collect", world.root, "--plugins", world.plugin)
+
+
+COUNTS = """
+from domainbed.metrics import METRICS, register_label_type
+from domainbed.metrics.labels import CLASSES
+
+@METRICS.register
+class highest:
+    def update(self, outputs, targets, extras): self.value = outputs.max().item()
+    def compute(self): return self.value
+
+@register_label_type
+class Kinds(type(CLASSES)):
+    name, default_metrics, selection_metric = "kinds", ("highest", "accuracy"), "highest"
+"""
+
+
+def test_labels_of_a_plugin_are_read_without_it(world, monkeypatch):
+    for registry in (LABEL_TYPES, METRICS):
+        for part in ("_entries", "_modules"):
+            monkeypatch.setattr(registry, part, dict(getattr(registry, part)))
+    world.plugin.write_text(COUNTS)
+    world.config.write_text(
+        SWEEP.replace("Quiet", "CORAL").replace("last-word", "worst-domain") + "labels: kinds\n"
+    )
+    world.run("sweep", "launch", world.config)
+    table = "Dataset: Debug28, highest, model selection method: test-domain validation set (oracle)"
+    assert table in world.run("collect", world.root)
+    assert list(digests(world.runs()["CORAL"])) == ["quiet.py"]
+    monkeypatch.delitem(LABEL_TYPES._entries, "kinds")
+    monkeypatch.delitem(METRICS._entries, "highest")
+    monkeypatch.setattr(plugins, "_imported", {})
+    line = (
+        f"are chosen by label type kinds, which nothing here registers (--plugins "
+        f"{world.plugin} brings it): chosen by accuracy instead"
+    )
+    for command in ("collect", "compare", "report"):
+        assert line in world.run(command, world.root)
+    said = world.run("collect", world.root)
+    assert table.replace(" highest,", "") in said
+    assert table in world.run("collect", world.root, "--plugins", world.plugin)
 
 
 def test_what_is_no_list_of_methods_is_damage(world):
