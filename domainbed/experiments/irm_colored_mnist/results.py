@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed.core.device import choose_device
+from domainbed.core.digests import read_sealed_json, sealed_json
 from domainbed.core.files import write_text
 from domainbed.core.safe_text import csv_text
 from domainbed.core.stopping import Interrupted, stop_requested
@@ -73,10 +74,10 @@ def read_results(config: Config) -> list[dict[str, Any]]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(result, dict) or not set(result) >= _RESULT:
+        result = read_sealed_json(file)
+        if not set(result) >= _RESULT:
             raise ValueError("fields are missing")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}): remove it to compute it again") from error
     return result
 
@@ -142,7 +143,7 @@ class RestartJob(Job):
             on_step=on_step_unless_stopped,
         )
         result["environment"] = describe(device)
-        write_text(result_file(config, restart), json.dumps(result, indent=2) + "\n")
+        write_text(result_file(config, restart), sealed_json(result, indent=2))
 
 
 # ---- the table ----
