@@ -51,7 +51,8 @@ test-misuse: .venv/installed-dev  ## wrong inputs of all kinds, each in one line
 test-slow: .venv/installed-dev  ## the long checks
 	$(BIN)/python -m pytest -m slow
 
-test-faults: .venv/installed-dev  ## kill sweeps a hundred times, and compare what they end with
+test-faults: .venv/installed-dev  ## damage every file, kill sweeps a hundred times: no number may change
+	$(BIN)/python tests/faults/damage.py
 	$(BIN)/python tests/faults/campaign.py
 
 docs: .venv/installed-dev  ## the documentation as a site, in site/

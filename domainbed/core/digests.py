@@ -18,7 +18,8 @@ from domainbed.core.files import file_digest, write_text
 CHANGED = "its content does not have the digest that it was written with"
 
 _KEY = "sha256"
-_SEAL = re.compile(rb'(?:\{"sha256": "|# sha256 )([0-9a-f]{64})(?:",|: [^\n]*\n)')
+_SEAL = re.compile(rb'(?s)(?:\{"sha256": "|# sha256 )(.{64})(?:",|: [^\n]*\n)')
+_DAMAGED_SEAL = re.compile(rb"(?s).{9}(.{3})?[0-9a-f]{64}")
 
 
 def digest_of(content: bytes | memoryview) -> str:
@@ -41,7 +42,9 @@ def sealed_yaml(text: str) -> str:
 def has_its_digest(text: bytes) -> bool:
     """Whether a text has the digest at its beginning, or there is none."""
     seal = _SEAL.match(text)
-    return seal is None or seal[1].decode() == digest_of(text[seal.end() :])
+    if seal is None:
+        return _DAMAGED_SEAL.match(text) is None
+    return seal[1] == digest_of(text[seal.end() :]).encode()
 
 
 def read_sealed_json(file: Path) -> dict[str, Any]:

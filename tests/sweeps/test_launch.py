@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import sys
@@ -456,6 +457,33 @@ def test_what_is_left_out_is_said_and_written_down(tmp_path, capsys):
         {"dataset": "ColoredDigits", "algorithm": "MLDG", "test_envs": [0, 1], "why": why}
     ]
     assert planned_gaps(launch.store.root) == {("ColoredDigits", "MLDG", (0, 1)): why}
+
+
+def test_damage_to_what_a_launch_wrote_is_named(tmp_path, caplog):
+    """A bit of the plan would name other runs, one of the config other settings."""
+    launch = prepare(config(tmp_path))
+    launch.store.write_plan(launch.config, launch.planned, launch.left_out)
+    store, rng = launch.store, random.Random(0)
+    assert store.planned() == launch.planned
+    assert load_config(store.config, {}) == launch.config
+    readers = {
+        store.plan: lambda: store.planned(),
+        store.config: lambda: load_config(store.config, {}),
+    }
+    for file, read in readers.items():
+        whole = file.read_bytes()
+        for _ in range(40):
+            changed = bytearray(whole)
+            changed[rng.randrange(80, len(whole))] ^= 1 << rng.randrange(8)
+            file.write_bytes(changed)
+            with pytest.raises(UserError, match=rf"{file} is damaged|{file.name}' cannot be read"):
+                read()
+            if file == store.plan:
+                caplog.clear()
+                assert planned_gaps(store.root) == {}
+                assert f"{file} is damaged" in caplog.text
+        file.write_bytes(whole)
+        read()
 
 
 def test_too_small_a_gpu_is_told_with_the_batch_size(tmp_path, monkeypatch):
