@@ -138,7 +138,8 @@ class RunFolder:
     def is_done(self) -> bool:
         """Whether the run is marked as done, and its records have the size that they had then.
 
-        Of a mark without a digest, the last record is there to its end.
+        Of a mark without a digest, the last record is there to its end. The last line end may be
+        missing, as editors leave it out.
         """
         return is_done(os.fspath(self.path))
 
@@ -277,10 +278,11 @@ def is_done(path: str) -> bool:
         with open(f"{path}/done", "rb", buffering=0) as stream:
             mark = stream.read().strip()
         if sealed := _RECORDS.search(mark):
-            return os.stat(f"{path}/results.jsonl").st_size == int(sealed[1])
+            whole = int(sealed[1])
+            return os.stat(f"{path}/results.jsonl").st_size in (whole, whole - 1)
         with open(f"{path}/results.jsonl", "rb", buffering=0) as stream:
             stream.seek(-1, os.SEEK_END)
-            return mark in _BARE_MARKS and stream.read(1) == b"\n"
+            return mark in _BARE_MARKS and stream.read(1) in (b"\n", b"}")
     except OSError:  # there is no mark, or there are no records
         return False
 
@@ -306,6 +308,8 @@ def read_records(folder: Path) -> tuple[bytes, bool]:
     is_finished = done.exists()
     mark = done.read_bytes().strip() if is_finished else _checkpoint_title(folder)
     content, sealed = results.read_bytes(), _RECORDS.search(mark)
+    if is_finished and not content.endswith(b"\n"):
+        content += b"\n"  # an editor may have left it out; of a torn record more is missing
     if sealed is None:
         if is_finished and mark not in _BARE_MARKS:
             raise UserError(f"{done} is damaged: remove {folder}, and do the run again")

@@ -239,6 +239,8 @@ def _describe(record: Any, previous: Run) -> tuple[Run, int]:
     """The run of a record, `previous` if it is that one, and its step; all of it checked."""
     if not isinstance(record, dict):
         raise TypeError(f"{record!r} is not a record (a JSON object)")
+    if "tr_outloss" in record:
+        raise TypeError("a record of SWAD's trainer (khanrc/swad), which names no hparams seed")
     args, hparams = record.pop("args"), record.pop("hparams", {})  # equal ones are freed, not kept
     step = record["step"]
     if not _is_int(step) or abs(step) >= 2**63:

@@ -53,6 +53,8 @@ def outlook(launch: Launch) -> list[str]:
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
     for why, count in Counter(entry["why"] for entry in launch.left_out).items():
         lines.append(f"{count_runs(seeds * count)} left out: {why}")
+    if any(run.dataset_label == "DomainNet" and run.steps == 5001 for run in launch.runs.values()):
+        lines.append("DomainNet: 5,001 updates, as in DomainBed; most papers train 15,001 there")
     if launch.config.weights == "selected":
         lines += [
             f"no weights are kept for {name}, whose choice of a step depends on other runs: it "

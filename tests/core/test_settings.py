@@ -60,7 +60,7 @@ class Example(Settings):
         ("more", [], ()),
         ("domains", [2, 0], (2, 0)),
         ("trials", 2, (0, 1)),
-        ("trials", [4, 2, 4], (4, 2)),
+        ("trials", [4, 2], (4, 2)),
         ("inner", {"depth": 0}, Inner(depth=0)),
     ],
 )

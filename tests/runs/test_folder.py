@@ -4,7 +4,7 @@ import pytest
 
 from domainbed.core.text_table import pipe_table, printable, text_table
 from domainbed.errors import UserError
-from domainbed.runs.folder import RunFolder
+from domainbed.runs.folder import RunFolder, read_records
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING, RunStatus
 
 
@@ -41,8 +41,16 @@ def test_done_counts_only_with_whole_records(folder):
             folder.results.write_bytes(content)
         assert folder.state() == FAILED
         assert "records are not whole" in folder.last_error()
-    folder.results.write_bytes(b'{"step": 0}\n')
-    assert (folder.state(), folder.last_error()) == (DONE, "")
+    for mark in ("done", None):
+        folder.results.write_bytes(b'{"step": 0}\n')
+        if mark is None:
+            folder.mark_done('{"step": 0}\n')
+        assert (folder.state(), folder.last_error()) == (DONE, "")
+        folder.results.write_bytes(b'{"step": 0}')  # by an editor
+        assert folder.state() == DONE
+        assert read_records(folder.path) == (b'{"step": 0}\n', mark is None)
+        folder.results.write_bytes(b'{"step": 0')
+        assert folder.state() == FAILED
 
 
 def test_an_empty_err_is_no_failure_and_any_word_of_this_program_is_one(folder):

@@ -137,3 +137,13 @@ def test_who_stops_waiting_stops_no_run(config, queued, capsys):
 def test_devices_are_those_of_where_runs_are_done(config, monkeypatch):
     monkeypatch.setattr("torch.empty", lambda *args, **options: 1 / 0)
     assert not any("device" in line for line in prepare(config).obstacles())
+
+
+def test_a_sweep_on_domainnet_says_how_long_others_train(tmp_path):
+    def told(**fields):
+        values = {"datasets": ["DomainNet"], "algorithms": ["ERM"], "output_dir": str(tmp_path)}
+        return "\n".join(outlook(prepare(load_config(None, {**values, **fields}))))
+
+    assert "5,001 updates, as in DomainBed; most papers train 15,001" in told()
+    assert "15,001" not in told(steps=15001)
+    assert "15,001" not in told(datasets=["PACS"])
