@@ -31,7 +31,7 @@ def balanced_accuracy(outputs: torch.Tensor, targets: torch.Tensor, labels: Labe
     tp, fp, tn, fn = _counts(outputs, targets, labels)
     recall = tp / (tp + fn)
     if labels.kind != "classes":
-        recall = (recall + tn / (tn + fp)) / 2
+        recall = torch.cat([recall, tn / (tn + fp)])
     return _mean_of_defined(recall, "balanced_accuracy")
 
 

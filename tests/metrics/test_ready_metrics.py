@@ -180,6 +180,10 @@ def test_a_split_that_lacks_classes() -> None:
         measured("r2", "regression", data("regression", 9, 1)[0], torch.full((9,), 5.0))
     )
 
+    right = (binary > 0).double().mean().item()
+    with pytest.warns(UserWarning, match="balanced_accuracy is a mean over 1 of 2"):
+        assert measured("balanced_accuracy", "binary", binary, ones) == pytest.approx(right)
+
     kept = targets != 3
     outputs, targets = outputs[kept], targets[kept]
     p = outputs.double().softmax(dim=1).numpy()

@@ -10,13 +10,14 @@ import pytest
 import torch
 from helpers import build
 from image_files import write_folder
+from sklearn.metrics import cohen_kappa_score
 from torch import nn
 
 from domainbed.datasets import load_dataset
 from domainbed.datasets.domain import Domain, LoadedDomain, TensorDomain
 from domainbed.datasets.image_domains import PackedDomain
 from domainbed.errors import UserError
-from domainbed.metrics import get_metric, label_type
+from domainbed.metrics import METRICS, get_metric, label_type
 from domainbed.training.evaluation import EvaluationSplit, Evaluator, splits_to_evaluate
 from domainbed.training.sampling import Split
 
@@ -133,6 +134,63 @@ def test_progress() -> None:
     seen: list[tuple[int, int]] = []
     evaluated(on_batch=lambda done, total: seen.append((done, total)))
     assert seen == [(done, 234) for done in (64, 100, 164, 228, 231, 234)]
+
+
+def test_metrics_of_whole_splits() -> None:
+    """They see all outputs, labels and groups of a split, and stand between those of samples."""
+    x = torch.arange(300)
+    groups = [str(number % 3) for number in range(300)]
+    domain = TensorDomain(x[:, None].float(), (x // 2) % 2, {"site": groups})
+    names = ("loss", "torchmetrics:CohenKappa", "accuracy_by_group", "accuracy")
+    evaluator = Evaluator([domain], metrics=names, group="site")
+    split = EvaluationSplit(0, "out", list(range(5, 290)))
+    found = {v.metric: v.value for v in evaluator.evaluate(Spy(), [split], 0)}
+    keys = ["accuracy_worst_group", "accuracy_mean_group", "accuracy_group_gap", "accuracy"]
+    assert list(found) == ["loss", "torchmetrics_CohenKappa", *keys]
+    right = [i % 2 == (i // 2) % 2 for i in split.indices]
+    assert found["accuracy"] == pytest.approx(sum(right) / 285)
+    assert found["torchmetrics_CohenKappa"] == pytest.approx(
+        cohen_kappa_score([(i // 2) % 2 for i in split.indices], [i % 2 for i in split.indices]),
+        abs=1e-6,
+    )
+    means = [
+        sum(hit for hit, i in zip(right, split.indices) if i % 3 == group) / 95
+        for group in range(3)
+    ]
+    assert found["accuracy_worst_group"] == pytest.approx(min(means))
+    assert found["accuracy_mean_group"] == pytest.approx(sum(means) / 3)
+
+
+def test_a_metric_that_is_not_defined(caplog: pytest.LogCaptureFixture) -> None:
+    """NaN, and one warning however often it is evaluated."""
+    domain = TensorDomain(torch.arange(20.0)[:, None], torch.zeros(20, dtype=torch.long))
+    evaluator = Evaluator([domain], metrics=("auroc", "accuracy"))
+    split = EvaluationSplit(0, "in", list(range(20)))
+    for _ in range(2):
+        undefined, accuracy = evaluator.evaluate(Spy(), [split], 0)
+        assert math.isnan(undefined.value)
+        assert accuracy.value == 0.5
+    lines = [record.getMessage() for record in caplog.records]
+    said = "warning: auroc is not defined on the in-split of domain 0: recorded without a value"
+    assert lines == [said]
+
+
+def test_one_value_for_a_batch_is_refused_at_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean_score(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return outputs.softmax(dim=1)[:, 1].mean()
+
+    for function, said in (
+        (mean_score, r"a tensor of shape \(\)"),
+        (lambda outputs, targets: 0.5, "0.5"),
+        (lambda outputs, targets: outputs, r"a tensor of shape \(64, 2\)"),
+    ):
+        monkeypatch.setitem(METRICS._entries, "mean_score", function)
+        spy = Spy()
+        evaluator = Evaluator([numbers(0)], metrics=["mean_score"])
+        expected = rf"'mean_score' returned {said} for a batch of 64: .* shape \(64,\)"
+        with pytest.raises(UserError, match=expected):
+            evaluator.evaluate(spy, SPLITS[:1], 0)
+        assert len(spy.seen) == 1
 
 
 def test_a_failing_prediction_leaves_the_algorithm_in_training_mode() -> None:

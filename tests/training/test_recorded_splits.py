@@ -35,11 +35,11 @@ Accuracies = dict[tuple[int, str], float]
 
 
 def recorded_splits(
-    eval_splits: str, test_envs: tuple[int, ...], domains: int, last: int
+    eval_splits: str, test_envs: tuple[int, ...], domains: int, last: int, metric: str = "accuracy"
 ) -> RecordedSplits:
     spec: Any = SimpleNamespace(eval_splits=eval_splits, test_envs=test_envs, steps=STEPS[-1] + 1)
     train_envs = [e for e in range(domains) if e not in test_envs]
-    return RecordedSplits(spec, SimpleAlgorithm(), train_envs, False, last)
+    return RecordedSplits(spec, SimpleAlgorithm(), train_envs, False, last, metric)
 
 
 class SimpleAlgorithm(ERM):
@@ -148,6 +148,25 @@ def test_the_mean_is_that_of_selection_to_the_last_bit() -> None:
             recorded = recorded_splits("best", (1,), domains, 9)
             recorded._is_best("", [value for e, value in enumerate(row.tolist()) if e != 1])
             assert recorded._best[""] == mean
+
+
+def test_lower_may_be_better_and_no_value_is_worst() -> None:
+    """Whether a record's test domain is read, by the validation of a metric, record by record."""
+
+    def read(metric: str, values: list[float]) -> list[bool]:
+        recorded = recorded_splits("best", (1,), 2, 99, metric)
+        found = [recorded._is_best("", [value]) for value in values]
+        again = recorded_splits("best", (1,), 2, 99, metric)
+        key = record_key(0, "out", metric)
+        lines = [json.dumps({key: None if np.isnan(v) else v}) for v in values]
+        again.restore(lines, [])
+        assert str(again._best) == str(recorded._best)  # NaN equals no number
+        return found
+
+    nan = float("nan")
+    assert read("rmse", [3, 4, 2, 2, 1, 1.5]) == [True, False, True, False, True, False]
+    assert read("auroc", [3, 4, 2, 4, 5]) == [True, True, False, False, True]
+    assert read("auroc", [nan, nan, 0.1, nan, 0.05, 0.2]) == [True, False, True, False, False, True]
 
 
 def real(eval_splits: str, **changes: Any) -> RunSpec:
