@@ -13,7 +13,8 @@ from typing import Any
 
 from pydantic import Field
 
-from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.algorithms import Algorithm, get_algorithm_class, optimizers
+from domainbed.algorithms.base import chosen_options
 from domainbed.config.protocols import (
     DEFAULT_PROTOCOL,
     FROZEN_FEATURES,
@@ -220,7 +221,8 @@ class Resolver:
     def parts(self) -> list[Any]:
         """What is registered under the names that the runs have: what defines their numbers."""
         labels, metrics = label_type(self.draft.labels), registered_as(self.draft.metrics)
-        return [self.data, self.algorithm, labels, *metrics]
+        chosen = chosen_options(self.algorithm, self.draft.fixed_hparams)
+        return [self.data, self.algorithm, labels, *metrics, *optimizers.registered_as(chosen)]
 
     @classmethod
     def of(

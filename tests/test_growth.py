@@ -296,6 +296,8 @@ def test_an_optimizer_and_a_schedule_from_outside(
         if "DANN" in (file.parent / "run.json").read_text()
     ]
     assert chosen.items() <= last["hparams"].items()
+    for file in Path("grown").glob("*/environment.json"):
+        assert list(json.loads(file.read_text())["plugins"]) == ["sign.py"]
 
 
 def test_the_groups_of_entry_points_stay():

@@ -119,6 +119,12 @@ def _takes(make: Callable[..., Any], argument: str) -> bool:
     return argument in inspect.signature(make).parameters
 
 
+def registered_as(chosen: Mapping[str, Any]) -> list[Any]:
+    """What makes the optimizers, and the schedule."""
+    options = with_defaults(OPTIMIZER_OPTIONS, chosen)
+    return [OPTIMIZERS[options["optimizer"]], LR_SCHEDULES[options["lr_schedule"]]]
+
+
 def rate_factor(step: int, steps: int, options: Mapping[str, Any]) -> float:
     """What all rates are multiplied by in update `step` of `steps`, counted from 0.
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from domainbed.algorithms import Algorithm, get_algorithm_class
+from domainbed.algorithms import Algorithm, get_algorithm_class, optimizers
+from domainbed.algorithms.base import chosen_options
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.digests import differs_from_digest, digest_file, sealed_json, write_digest
 from domainbed.core.files import write_text, written_aside
@@ -182,8 +183,9 @@ def write_environment(
 
 def _plugins(experiment: Experiment) -> dict[str, str]:
     """The digests of the plug-ins that define what the run's numbers depend on."""
-    metrics = registered_as(experiment.spec.metrics)
-    return plugins_of([*experiment.algorithm.modules(), *metrics, experiment.dataset])
+    chosen = chosen_options(type(experiment.algorithm), experiment.spec.hparams)
+    named = [*registered_as(experiment.spec.metrics), *optimizers.registered_as(chosen)]
+    return plugins_of([*experiment.algorithm.modules(), *named, experiment.dataset])
 
 
 def describe(device: torch.device) -> dict[str, Any]:

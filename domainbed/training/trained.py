@@ -108,6 +108,7 @@ def rebuild(
     with global_sources_kept():
         experiment = build(spec, machine)
     require_same_names(folder, experiment)
+    experiment.facts.begin(spec.steps - 1)
     return experiment
 
 

@@ -15,7 +15,9 @@ from vectors import Vectors, records, run_until
 from domainbed import load_model
 from domainbed.algorithms import ALGORITHMS, ERM, Algorithm
 from domainbed.config.run_facts import HParams, RunFacts
+from domainbed.core.files import file_digest
 from domainbed.datasets import DATASETS
+from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import build, checkpoint, run
@@ -105,6 +107,17 @@ def test_a_trained_model_predicts_as_at_its_last_record(tmp_path: Path) -> None:
     values = experiment.evaluate(STEPS - 1, experiment.all_splits())
     loss = {f"env{v.domain}_{v.split}_acc": v.value for v in values if v.metric == "accuracy"}
     assert {name: last[name] for name in loss} == loss
+
+
+def test_a_model_of_an_earlier_version_knows_what_it_kept(tmp_path: Path) -> None:
+    run(spec_of(), tmp_path)
+    file = tmp_path / "model.pkl"
+    content = load_plain(file)
+    del content["model_facts"]
+    torch.save(content, file)
+    file.with_name("model.pkl.sha256").write_text(file_digest(file))
+    facts = load_model(tmp_path).module.facts
+    assert facts == RunFacts(STEPS, ("0", "1"), dataset="Vectors", step=STEPS - 1)
 
 
 def test_hyper_parameters_are_a_dict() -> None:
