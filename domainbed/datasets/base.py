@@ -21,7 +21,7 @@ from domainbed.core.minibatch import Join, tensors_of
 from domainbed.core.registry import Registry
 from domainbed.core.seeding import global_sources_kept
 from domainbed.datasets.domain import Batch, Domain, LoadedDomain, TensorDomain
-from domainbed.errors import UserError
+from domainbed.errors import UserError, one_line
 from domainbed.metrics.labels import CLASSES, LabelType, label_type
 from domainbed.networks import NETWORKS, is_shape
 
@@ -256,11 +256,6 @@ def check_domains(
             must be float32 tensors of `input_shape`.
         labels: their type.
 
-    Args:
-        dataset: see `domains_of`.
-        domains: its.
-        labels: their type.
-
     Raises:
         UserError: the number of domains is not that of their names, a label is none of its type,
             or an input is not as announced.
@@ -281,7 +276,15 @@ def check_domains(
 
 
 def _check_domain(dataset: Any, domain: Domain, has_network: bool, labels: LabelType) -> None:
-    if sample := domain.first_sample():
+    try:
+        sample = domain.first_sample()
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"its first sample makes no batch ({one_line(error)}): return (x, y) or "
+            "(x, y, extras), and what 'collate' makes of a list of them",
+            "dataset",
+        ) from error
+    if sample:
         x, y = sample
         _check_inputs(x, dataset.input_shape, has_network)
         if not isinstance(y, torch.Tensor):

@@ -69,6 +69,7 @@ def built(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> Any:
             "torch.int64, expected torch.float32; .* names it as 'network'",
         ),
         (Pairs([{"x": x} for x in X], Y.tolist()), "its inputs are a dict, expected a tensor; for"),
+        ([(x,) for x in X], r"its first sample makes no batch \(not enough values .*: return"),
         (Pairs(X, Y.tolist(), targets=[*Y[:-1].tolist(), 7]), "image 8 has the label 7"),
         (
             Pairs([object()] * 9, Y.tolist()),

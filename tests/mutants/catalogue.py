@@ -123,6 +123,27 @@ MUTANTS = (
         "return labels.risk(outputs.float(), targets).expand(len(targets))",
         f"{_EVALUATION} tests/training/test_recorded_splits.py",
     ),
+    # minibatches
+    Mutant(
+        *("core/minibatch.py", "sequences padded at their beginning"),
+        *("for n in (0, size)]", "for n in (size, 0)]", "tests/core/test_minibatch.py"),
+    ),
+    Mutant(
+        *("datasets/domain.py", "texts of extras as in the domain, and not as drawn"),
+        *(
+            "[values[index] for index in draw.indices.tolist()]",
+            "list(values)[: len(draw.indices)]",
+            "tests/datasets/test_domain.py",
+        ),
+    ),
+    Mutant(
+        *("training/shared_passes.py", "batches that only a whole batch can collate read in parts"),
+        *(
+            " or domain.collate:",
+            ":",
+            "tests/training/test_ranks.py::test_only_batches_of_single_tensors_are_read_in_parts",
+        ),
+    ),
     # datasets
     Mutant(
         *("datasets/small_images.py", "colours that follow the digit, not the noisy label"),
@@ -327,7 +348,7 @@ MUTANTS = (
     # hparams
     Mutant(
         *("hparams.py", "draws in sequence without the shared ones first"),
-        "            drawn |= {name: self.shared[name].draw(source) for name in _FIRST_IN_SEQUENCE}\n",
+        "            drawn |= {name: self.shared[name].draw(source) for name in first}\n",
         *("", _DRAWS),
     ),
     Mutant(
