@@ -47,7 +47,9 @@ def renderer(name: str) -> Callable[[Report], str]:
 
 def _as_sections(render: Callable[..., str], report: Report) -> str:
     """Lines about the report, and each table as a section."""
-    return render([_section(table, report.style) for table in report.tables], head(report))
+    is_usual = all(map(_is_usual, report.tables))
+    sections = [_section(table, report.style, is_usual) for table in report.tables]
+    return render(sections, head(report))
 
 
 for _name in ("text", "markdown", "latex"):
@@ -150,10 +152,9 @@ def head(report: Report) -> list[str]:
     return head
 
 
-def _section(table: Table, style: Style) -> Section:
-    """The table as it is printed."""
-    parts = [table.dataset or "Averages", table.setting]
-    parts.append("" if _is_usual(table) else table.unit.name)
+def _section(table: Table, style: Style, is_usual: bool) -> Section:
+    """The table as it is printed; the metric is named unless accuracy is the usual one."""
+    parts = [table.dataset or "Averages", table.setting, "" if is_usual else table.unit.name]
     subject = ", ".join(filter(None, parts))
     title = f"{'Dataset: ' * bool(table.dataset)}{subject}, model selection method: {table.title}"
     title += "" if table.selection_metric == table.unit.metric else f" by {table.selection_metric}"
