@@ -116,9 +116,10 @@ def _read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
 
     records = load_records(args.folders, progress=None if quiet else show_progress)
     selection = args.selection or planned_selection(args.folders)
-    gaps, judges = planned_gaps(args.folders), (args.metric, args.selection_metric)
-    judged_alike(only(records, args.datasets, args.algorithms), *judges)
-    report = build_report(records, selection, args.datasets, args.algorithms, gaps, *judges)
+    gaps, asked = planned_gaps(args.folders), (args.datasets, args.algorithms)
+    records = judged_alike(only(records, *asked), args.metric, args.selection_metric)
+    judges = records.metric, records.selection_metric
+    report = build_report(records, selection, *asked, gaps, *judges)
     known = sorted(set(report.records.runs["algorithm"]))
     if args.baseline is not None and args.baseline not in known:
         raise UserError(f"no records of --baseline {args.baseline!r}: there are {', '.join(known)}")

@@ -214,8 +214,10 @@ def selection_gap(
 
     Columns: `dataset`, `algorithm`, `domain` (its name, or "Avg": first over the test domains
     within a trial), `gap` in percentage points or in the unit of the metric, its `std_err` over
-    trials, and `n_trials`.
+    trials, and `n_trials`. Empty if a metric is known of the last steps alone.
     """
+    if records.of_last_steps:
+        return pd.DataFrame()
     chosen = chosen_values(records, [better, other])
     wide = chosen.pivot(index=_RUN, columns="selection", values=records.metric)
     gaps = wide.reindex(columns=[better, other]).dropna()

@@ -11,7 +11,6 @@ import pandas as pd
 
 from domainbed.core.digests import digest_file
 from domainbed.errors import UserError
-from domainbed.metrics.labels import label_type
 from domainbed.reporting.section import Section
 from domainbed.reporting.tables import domain_names, only
 from domainbed.runs.folder import RunFolder
@@ -113,11 +112,7 @@ def misclassified(
     names = list(dict.fromkeys(algorithms))
     if len(names) < 2:
         raise UserError(f"--algorithms {' '.join(names)}: give two or more, to compare them")
-    records = only(records, datasets, names)
-    for labels in {args.get("labels", "classes") for args in records.runs["args"]}:
-        if label_type(labels).kind not in ("classes", "binary"):
-            raise UserError(f"labels are of the type {labels!r}: no image is right or wrong")
-    chosen = _chosen(records, method)
+    chosen = _chosen(only(records, datasets, names), method)
     folders = chosen.pivot_table("folder", _KEYS, "algorithm", aggfunc="first")
     folders = folders.reindex(columns=names).dropna()
     if folders.empty:

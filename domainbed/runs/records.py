@@ -41,6 +41,7 @@ class Records:
         metric: what is reported.
         selection_metric: what chooses.
         lower_is_better: whether the lower value of `selection_metric` is the better one.
+        of_last_steps: a metric that is known of the last step of each run alone; "" if none is.
     """
 
     runs: pd.DataFrame
@@ -48,6 +49,7 @@ class Records:
     metric: str = "accuracy"
     selection_metric: str = "accuracy"
     lower_is_better: bool = False
+    of_last_steps: str = ""
 
     def __len__(self) -> int:
         """How many records there are."""

@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from domainbed.core.names import average_in
 from domainbed.core.plugins import warn_once
 from domainbed.errors import UserError
-from domainbed.metrics import LABEL_TYPES, describe_metric, label_type, recorded_names
-from domainbed.runs.folder import plugin_hint
+from domainbed.metrics import (
+    LABEL_TYPES,
+    describe_metric,
+    label_type,
+    measure_predictions,
+    recorded_names,
+)
+from domainbed.metrics.names import BY_GROUP
+from domainbed.runs.folder import RunFolder, plugin_hint
 from domainbed.runs.records import NO_DOMAIN, Records
 
 log = logging.getLogger(__name__)
@@ -25,6 +33,8 @@ def judged(
     records: Records, metric: str | None = None, selection_metric: str | None = None
 ) -> list[Records]:
     """The records by which metrics they are judged, in parts: datasets with the same metrics.
+
+    A metric that no run of a dataset recorded is computed from the predictions that runs kept.
 
     Args:
         records: as from `load_records`.
@@ -42,7 +52,10 @@ def judged(
     parts = []
     for name, datasets in by_dataset.items():
         part = records.only(records.runs["dataset"].isin(datasets))
-        parts.append(_of_runs_with(by_metric(part, name, metric)))
+        judges = by_metric(part, name, metric)
+        for asked in dict.fromkeys([name, metric or name]):
+            judges = _with_predictions(judges, asked)
+        parts.append(_of_runs_with(judges))
     return parts
 
 
@@ -119,6 +132,46 @@ def _instead(run: Any, unknown: Iterable[str]) -> str:
     raise UserError(f"{lacking}: give a --selection_metric that they recorded")
 
 
+def _with_predictions(records: Records, asked: str) -> Records:
+    """The records with a metric that no run recorded, of the last step of runs with predictions.
+
+    Only runs with one test domain are looked at: what is known of last steps alone decides between
+    no others. What averages of their weights would predict was not kept.
+
+    Raises:
+        UserError: a file of predictions is damaged, or the metric is not defined for the labels.
+    """
+    metric, runs = describe_metric(asked).name, records.runs
+    if _has(records, metric).any():
+        return records
+    base, _, _ = metric.partition("_worst_group")
+    name = f"{base}{BY_GROUP}" if base != metric else asked
+    rows = []
+    for number, run in enumerate(runs.to_dict("records")):
+        file = RunFolder(run["folder"]).predictions
+        if len(run["test_envs"]) == 1 and not average_in(run["algorithm"]) and file.is_file():
+            step = int(run["args"].get("steps") or run["last_step"] + 1) - 1
+            found = measure_predictions(file, [name])
+            rows += [(number, step, v.domain, v.split, v.metric, v.value) for v in found]
+    if not rows:
+        return records
+    log.warning(
+        "warning: no run recorded %s: it is computed from the predictions that %d of %d runs "
+        "kept, which are of their last step", metric, len({row[0] for row in rows}), len(runs),
+    )  # fmt: skip
+    added = pd.DataFrame(rows, columns=["run", "step", "domain", "split", "metric", "value"])
+    values = pd.concat([records.values, added.dropna()], ignore_index=True)
+    return replace(records, values=values, of_last_steps=metric)
+
+
+def _has(records: Records, metric: str) -> np.ndarray:
+    """For each run whether it recorded a metric of any split."""
+    values, has = records.values, np.zeros(len(records.runs), dtype=bool)
+    is_found = (values["metric"] == metric) & (values["domain"] != NO_DOMAIN)
+    has[values["run"].to_numpy()[is_found.to_numpy()]] = True
+    return has
+
+
 def _of_runs_with(records: Records) -> Records:
     """The records of the runs that recorded both metrics.
 
@@ -126,22 +179,22 @@ def _of_runs_with(records: Records) -> Records:
         UserError: none of a dataset did.
     """
     runs, values = records.runs, records.values
-    of_splits, run = (values["domain"] != NO_DOMAIN).to_numpy(), values["run"].to_numpy()
     whole = np.ones(len(runs), dtype=bool)
     metrics = dict.fromkeys([records.selection_metric, records.metric])
     for metric in metrics:
-        has = np.zeros(len(runs), dtype=bool)
-        has[run[of_splits & (values["metric"] == metric).to_numpy()]] = True
+        has = _has(records, metric)
         for dataset in runs.loc[~has, "dataset"].unique():
             here = (runs["dataset"] == dataset).to_numpy()
             if not has[here].any():
-                known = values.loc[of_splits & here[run], "metric"].unique()
+                of_splits = here[values["run"]] & (values["domain"] != NO_DOMAIN)
+                known = ", ".join(sorted(values.loc[of_splits, "metric"].unique()))
                 raise UserError(
-                    f"no run of {dataset} recorded {metric}, but {', '.join(sorted(known))}: "
-                    f"choose one of these, or train with --metrics {metric}"
+                    f"no run of {dataset} recorded {metric}, but {known}: choose one of these, "
+                    f"train with --metrics {metric}, or let runs keep predictions (`domainbed "
+                    "model predict RUN_FOLDER --save_predictions`), for that of their last step"
                 )
         whole &= has
-    if not whole.all():
+    if not (whole.all() or records.of_last_steps):
         log.warning(
             "warning: %d of %d runs did not record %s and are left out, such as %s",
             (~whole).sum(), len(runs), " and ".join(metrics), runs["folder"][~whole].iloc[0],

@@ -83,7 +83,15 @@ class SelectionMethod:
 
         Of equal validations the highest hparams seed comes first. `val` has the sign with which
         the selection metric was recorded.
+
+        Raises:
+            UserError: it chooses a step, and a metric is known of the last steps alone.
         """
+        if records.of_last_steps and not self.chooses_last:
+            raise UserError(
+                f"{self.name} chooses a step, and {records.of_last_steps} is known of the last "
+                "step of each run alone: choose --selection oracle"
+            )
         keys = [*CELL_KEYS, "val", "hparams_seed"]
         ascending = [True] * len(CELL_KEYS) + [False, False]
         ranked = self.score(records).sort_values(keys, ascending=ascending, ignore_index=True)

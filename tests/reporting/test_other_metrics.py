@@ -1,5 +1,6 @@
 """Tables, comparisons and figures of an error, against those of accuracies that mirror it."""
 
+import io
 import json
 import math
 
@@ -14,6 +15,7 @@ from domainbed.reporting import build_report, collect, compare, comparison, load
 from domainbed.reporting.findings import Findings
 from domainbed.reporting.published.agreement import agreement
 from domainbed.reporting.units import Unit
+from domainbed.runs.predictions import Predicted, write_predictions
 from domainbed.selection.judging import judged_alike
 
 SWEEP = {"datasets": ("PACS", "Birds"), "algorithms": ("ERM", "IRM", "Fishr")}
@@ -224,3 +226,48 @@ def test_numbers_have_four_digits_unless_they_are_percentages():
     assert Unit().interval(-1.04, 2.0) == "[-1.0, +2.0]"
     assert Unit().text(-0.01, signed=True) == "+0.0"
     assert Unit().text(math.nan) == "-"
+
+
+def keep_predictions(folder, seed):
+    """Those of a run of three domains and two classes; returns balanced accuracies of in-splits."""
+    rng, parts, found = np.random.default_rng(seed), [], []
+    for domain in range(3):
+        for split in ("in", "out"):
+            labels = np.array([0, 0, 0, 0, 1, 1])
+            logits = rng.normal(size=(6, 2)).astype(np.float32)
+            parts.append(Predicted(domain, split, list("abcdef"), labels, logits))
+            right = logits.argmax(axis=1) == labels
+            found.append((right[:4].mean() + right[4:].mean()) / 2)
+    facts = {"run_id": "a", "step": 20, "classes": ["x", "y"], "domains": list("abc")}
+    write_predictions(folder / "predictions.parquet", facts, parts)
+    return found[::2], found[1::2]
+
+
+def test_a_metric_of_kept_predictions(tmp_path, capsys, caplog):
+    """It is of the last step, so that only the oracle can choose by it, or have it reported."""
+    runs = random_runs(8, algorithms=("ERM",), n_hparams=2, n_trials=1, pairs=False)
+    measured = {}
+    for seed, (run, folder) in enumerate(zip(runs, write(tmp_path, runs), strict=True)):
+        (env,), draw = run[0]["args"]["test_envs"], run[0]["args"]["hparams_seed"]
+        inside, out = keep_predictions(folder, seed)
+        measured[env, draw] = (out[env], draw, inside[env])
+    words = ["collect", tmp_path, "--format", "csv", "--selection", "oracle"]
+    assert status(*words, "--selection_metric", "balanced_accuracy") == 0
+    assert "no run recorded balanced_accuracy: it is computed from the predictions" in caplog.text
+    assert "that 6 of 6 runs kept, which are of their last step" in caplog.text
+    printed = capsys.readouterr().out
+    cells = pd.read_csv(io.StringIO(printed)).set_index("test_env")["mean"]
+    for env in range(3):
+        _, _, best = max(measured[env, 0], measured[env, 1])
+        assert cells[str(env)] == pytest.approx(100 * best)
+    assert status(*words, "--metric", "balanced_accuracy", "--selection_metric", "accuracy") == 0
+    cells = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("test_env")["mean"]
+    last = {(r[-1]["args"]["test_envs"][0], r[-1]["args"]["hparams_seed"]): r[-1] for r in runs}
+    for env in range(3):
+        draw = max((0, 1), key=lambda draw: last[env, draw][f"env{env}_out_acc"])
+        assert cells[str(env)] == pytest.approx(100 * measured[env, draw][2])
+    assert status("collect", tmp_path, "--metric", "balanced_accuracy") == 2
+    assert (
+        "training-domain chooses a step, and balanced_accuracy is known of"
+        in capsys.readouterr().err
+    )
