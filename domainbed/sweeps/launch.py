@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from domainbed.sweeps.following import Display, follow, in_hand
 from domainbed.sweeps.status import Costs, count_runs, finished_costs
 from domainbed.sweeps.store import PlannedRun, Store
 from domainbed.training import run
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,16 +87,21 @@ class Launch:
             self._check_device()
         except UserError as error:
             lines.append(str(error))
-        for name in dict.fromkeys(self.runs[run_id].dataset for run_id in self.todo):
-            info = get_dataset_class(name).info
-            if info and info.folder and not (Path(self.config.data_dir) / info.folder).exists():
-                by_itself = " (a first run does so by itself)" * info.fetched
-                lines.append(
-                    f"{name} is not in {self.config.data_dir!r}: get it with `domainbed data "
-                    f"download {name} --data_dir {self.config.data_dir}`{by_itself}, or give "
-                    "another --data_dir"
-                )
-        return lines
+        return [*lines, *self._absent_data(fetched=False), *self._absent_data(fetched=True)]
+
+    def _absent_data(self, fetched: bool) -> list[str]:
+        """Which published datasets are not there, of those that a run fetches by itself or not."""
+        data_dir = self.config.data_dir
+        names = dict.fromkeys(self.runs[run_id].dataset for run_id in self.todo)
+        infos = {name: get_dataset_class(name).info for name in names}
+        return [
+            f"{name} is not in {data_dir!r}: get it with `domainbed data download {name} "
+            f"--data_dir {data_dir}`{' (a first run does so by itself)' * fetched}, or give "
+            "another --data_dir"
+            for name, info in infos.items()
+            if info and info.folder and info.fetched == fetched
+            if not (Path(data_dir) / info.folder).exists()
+        ]
 
     @property
     def others(self) -> list[str]:
@@ -145,9 +153,13 @@ class Launch:
 
         Raises:
             UserError: the output folder cannot be written, there is no such device, or the
-                launcher refuses.
+                launcher refuses. So does a launcher of this machine where a dataset is not there.
         """
         self._check_device()  # one error now, not one in each run
+        for absent in self._absent_data(fetched=False):
+            if self.launcher.blocking:
+                raise UserError(absent, "data_dir")
+            log.warning("warning: %s", absent)  # it may lie on the machines of the engine
         self.store.write_plan(self.config, self.planned, self.left_out)
         for run_id in self.todo if self.retried else ():
             # Not where another launch has taken it up already.

@@ -392,6 +392,10 @@ def test_a_dry_run_tells_of_missing_data_and_devices(tmp_path, monkeypatch):
     device, data = elsewhere.obstacles()
     assert device.startswith("device 'cuda:99' cannot be used")
     assert "domainbed data download PACS" in data
+    absent = prepare(config(tmp_path, datasets=["PACS"], data_dir=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match=r"PACS is not in '.*nowhere': get it with"):
+        absent.submit()  # one error now, not one in each run
+    assert not (tmp_path / "sweep" / "plan.json").exists()
     assert "by itself" not in data
     (fetched,) = prepare(
         config(tmp_path, datasets=["ColoredMNIST"], data_dir=str(tmp_path))
