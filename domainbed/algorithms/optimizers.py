@@ -169,8 +169,8 @@ class StepRule:
             factor = rate_factor(self._facts.step, self._facts.steps, self._options)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-        if largest := self._options["gradient_clip"]:
-            nn.utils.clip_grad_norm_(_tensors(optimizer), largest)
+        if self._options["gradient_clip"]:
+            nn.utils.clip_grad_norm_(_tensors(optimizer), self._options["gradient_clip"])
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -239,7 +239,8 @@ class OptimizerGuard:
     def _refuse(self, what: str) -> None:
         name = next(iter(self._chosen))
         raise UserError(
-            f"hyper-parameter {name!r} has no effect: {type(self._algorithm).__name__} {what}, and "
-            f"not by 'new_optimizer': leave {', '.join(self._chosen)} out",
+            f"hyper-parameter {name!r} has no effect: {type(self._algorithm).__name__} {what}. "
+            f"Leave out {', '.join(self._chosen)}, or change the class: optimizers that "
+            "'self.new_optimizer' makes have these options",
             *("hparams", name),
         )

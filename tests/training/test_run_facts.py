@@ -13,7 +13,7 @@ import torch
 from vectors import Vectors, records, run_until
 
 from domainbed import load_model
-from domainbed.algorithms import ALGORITHMS, ERM, Algorithm
+from domainbed.algorithms import ALGORITHMS, ERM, Algorithm, Stage
 from domainbed.config.run_facts import HParams, RunFacts
 from domainbed.core.files import file_digest
 from domainbed.datasets import DATASETS
@@ -107,6 +107,20 @@ def test_a_trained_model_predicts_as_at_its_last_record(tmp_path: Path) -> None:
     values = experiment.evaluate(STEPS - 1, experiment.all_splits())
     loss = {f"env{v.domain}_{v.split}_acc": v.value for v in values if v.metric == "accuracy"}
     assert {name: last[name] for name in loss} == loss
+
+
+class Twice(Watching):
+    def training_stages(self) -> Any:
+        return Stage(), Stage("all")
+
+
+def test_each_stage_starts_at_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALGORITHMS._entries, "Twice", Twice)
+    run_until(spec_of("Twice"), tmp_path, STEPS + 2)
+    run(spec_of("Twice"), tmp_path)
+    found = [(record["stage"], record["progress"]) for record in records(tmp_path)]
+    shares = [0, 2 / STEPS, 5 / STEPS, 7 / STEPS]
+    assert found == [(stage, share) for stage in (1, 2) for share in shares]
 
 
 def test_a_model_of_an_earlier_version_knows_what_it_kept(tmp_path: Path) -> None:
