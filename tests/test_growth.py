@@ -6,10 +6,10 @@ import argparse
 import csv
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from pydantic import Field
@@ -23,16 +23,13 @@ from domainbed.config.run_fields import RunFields
 from domainbed.core.flags import add_flags, docs_table, json_schema, read_flags
 from domainbed.core.settings import load
 from domainbed.datasets import DATASETS, MultipleDomainDataset
-from domainbed.launchers import LAUNCHERS, Handle, Job, Launcher, OnEvent, Resources, perform
-from domainbed.metrics import METRICS
+from domainbed.launchers import LAUNCHERS
+from domainbed.metrics import LABEL_TYPES, METRICS
 from domainbed.networks import NETWORKS
-from domainbed.reporting import RENDERERS, Report
 from domainbed.reporting.section import SECTION_RENDERERS
 from domainbed.runs.trackers import TRACKERS
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
-from domainbed.sweeps.config import load_config
-from domainbed.sweeps.launch import prepare
 from domainbed.training import run
 
 
@@ -116,122 +113,283 @@ def test_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert RunSpec.create("VLCS", "ERM", [0], protocol="longer").steps == 5001
 
 
-def test_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One registered function."""
-
-    def confidence(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return logits.softmax(dim=1).amax(dim=1)
-
-    monkeypatch.setitem(METRICS._entries, "confidence", confidence)
-    spec = RunSpec.create(
-        "ColoredDigits", "ERM", [0], steps=2, metrics=("accuracy", "loss", "confidence")
-    )
-    run(spec, tmp_path)
-    last = records(tmp_path)[-1]
-    assert 0.5 <= last["env0_in_confidence"] <= 1
-    assert last["env0_in_loss"] > 0
-    assert 0 <= last["env0_in_acc"] <= 1
+PAGES = Path(__file__).parents[1] / "docs"
+REGISTRIES = (
+    *(DATASETS, NETWORKS, METRICS, LABEL_TYPES, SELECTION_METHODS, SECTION_RENDERERS),
+    *(OPTIMIZERS, LR_SCHEDULES, LAUNCHERS, TRACKERS),
+)
 
 
-def test_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One registered class; its fields are its options."""
+class Shell:
+    """Commands in a folder of their own, which holds plug-ins; what these register goes after."""
 
-    class Backwards(Launcher):
-        skip: int = 0
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
 
-        def submit(
-            self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path
-        ) -> Handle:
-            return Waiting(self.skip, job, tasks)
-
-        def parallelism(self, tasks: int, resources: Resources) -> int:
-            return 1
-
-    class Waiting(Handle):
-        def __init__(self, skip: int, job: Job, tasks: Sequence[Any]) -> None:
-            super().__init__([""] * len(tasks))
-            self.skip, self.job, self.tasks = skip, job, tasks
-
-        def wait(self, on_event: OnEvent) -> None:
-            for index in reversed(range(self.skip, len(self.tasks))):
-                perform(self.job, index, self.tasks[index], self.noting(on_event))
-
-        def cancel(self) -> None:
-            self.skip = len(self.tasks)
-
-    monkeypatch.setitem(LAUNCHERS._entries, "backwards", Backwards)
-    config = load_config(
-        None,
-        {
-            **{"datasets": ["ColoredDigits"], "algorithms": ["ERM"], "trials": 1, "steps": 1},
-            **{"hparams_seeds": 1, "selection": ["oracle"], "output_dir": str(tmp_path)},
-            "launcher": {"name": "backwards", "skip": 1},
-        },
-    )
-    launch = prepare(config)
-    launch.execute()
-    assert sorted(launch.store.states(launch.runs).values()) == ["done", "done", "missing"]
-
-
-def test_a_renderer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One registered function."""
-
-    def count(report: Report) -> str:
-        return f"{len(report.tables)} tables\n"
-
-    monkeypatch.setitem(RENDERERS._entries, "count", count)
-    for env in range(3):
-        spec = RunSpec.create("ColoredDigits", "ERM", [env], steps=1)
-        run(spec, tmp_path / spec.run_id)
-    with pytest.raises(SystemExit) as ended:
-        command(["collect", str(tmp_path), "--format", "count", "--selection", "oracle"])
-    assert ended.value.code == 0
-    assert capsys.readouterr().out == "2 tables\n"
-
-
-def test_token_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One file: a dataset with its network, its search space and its collate."""
-    page = (Path(__file__).parents[1] / "docs" / "own_network.md").read_text()
-    code = page.partition("<!-- file: sentences.py -->")[2].partition("```python\n")[2]
-    plugin = tmp_path / "sentences.py"
-    plugin.write_text(code.partition("```")[0])
-    for registry in (DATASETS, NETWORKS):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    config = {
-        **{"datasets": ["Sentences"], "algorithms": ["ERM", "CORAL", "Fishr"], "trials": 1},
-        **{"steps": 3, "hparams_seeds": 1, "selection": ["oracle"], "plugins": [str(plugin)]},
-        **{"launcher": "debug", "num_workers": 0, "output_dir": str(tmp_path / "runs")},
-        "hparams": {"batch_size": 4, "Fishr": {"penalty_anneal_iters": 1}},
-    }
-    (tmp_path / "sweep.yaml").write_text(json.dumps(config))
-    launch = ["sweep", "launch", str(tmp_path / "sweep.yaml")]
-    collect = [
-        "collect",
-        str(tmp_path / "runs"),
-        "--format",
-        "csv",
-        "--output",
-        str(tmp_path / "t"),
-    ]
-    for words in (launch, collect):
+    def __call__(self, *words: str) -> str:
+        self._capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            command(words)
-        assert ended.value.code == 0
-    shown = {
-        (row["algorithm"], row["domain"]): float(row["mean"])
-        for row in csv.DictReader((tmp_path / "t").open())
-        if row["table"] == "dataset" and row["domain"] != "Avg"
-    }
-    expected = {}
-    for folder in (tmp_path / "runs").glob("*/done"):
-        last = records(folder.parent)[-1]
-        (env,) = last["args"]["test_envs"]
-        name = last["args"]["algorithm"], last["args"]["environments"][env]
-        expected[name] = pytest.approx(100 * last[f"env{env}_in_acc"])
+            command(list(words))
+        printed, warned = self._capsys.readouterr()
+        assert ended.value.code == 0, warned
+        return printed
+
+    def launch(self, **fields: Any) -> None:
+        """Launches a sweep into the folder `grown`."""
+        usual = {"trials": 1, "hparams_seeds": 1, "num_workers": 0, "output_dir": "grown"}
+        Path("grown.yaml").write_text(json.dumps({**usual, "launcher": "debug", **fields}))
+        self("sweep", "launch", "grown.yaml")
+
+    def means(self, *words: str) -> dict[tuple[str, ...], float]:
+        """What `collect` says of each dataset, algorithm, domain and selection method."""
+        printed = self("collect", "grown", *words, "--format", "csv")
+        keys = ("dataset", "algorithm", "domain", "selection")
+        return {
+            tuple(row[key] for key in keys): float(row["mean"])
+            for row in csv.DictReader(printed.splitlines())
+            if row["table"] == "dataset" and row["domain"] != "Avg" and row["mean"]
+        }
+
+
+@pytest.fixture
+def shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    for registry in REGISTRIES:
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+        monkeypatch.setattr(registry, "_modules", dict(registry._modules))
+    return Shell(capsys)
+
+
+def from_page(page: str, file: str) -> str:
+    """Writes a file that a page of the docs shows; returns its name."""
+    after = (PAGES / page).read_text().partition(f"<!-- file: {file} -->")[2]
+    Path(file).write_text(after.partition("```python\n")[2].partition("```")[0])
+    return file
+
+
+def all_records() -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    """The records of the runs in `grown`, by dataset, algorithm and test domain."""
+    found = {}
+    for mark in Path("grown").glob("*/done"):
+        of_run = records(mark.parent)
+        args = of_run[0]["args"]
+        found[args["dataset"], args["algorithm"], args["test_envs"][0]] = of_run
+    return found
+
+
+SCANS = """
+import torch
+from torch.utils.data import Dataset
+
+from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.launchers import LAUNCHERS, DebugLauncher
+from domainbed.metrics import LABEL_TYPES, METRICS
+
+
+class Scanner(Dataset):
+    def __init__(self, number):
+        source = torch.Generator().manual_seed(number)
+        self.y = torch.randint(2, (60,), generator=source)
+        self.patient = torch.randint(3, (60,), generator=source)
+        noise = torch.randn(60, 6, generator=source)
+        self.x = noise + self.y[:, None] * (1 + self.patient[:, None]) / 2 + number
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, index):
+        return self.x[index], self.y[index], {"patient": self.patient[index]}
+
+
+@DATASETS.register
+class Scans(MultipleDomainDataset):
+    ENVIRONMENTS = ("first", "second", "third", "fourth")
+    N_STEPS, CHECKPOINT_FREQ, small_images = 6, 2, True
+    labels, group = "binary", "patient"
+
+    def __init__(self, root, test_envs, hparams):
+        self.input_shape, self.num_classes = (6,), 2
+        self.datasets = [Scanner(number) for number in range(4)]
+
+
+@METRICS.register(name="certainty")
+class Certainty:
+    percent = True
+
+    def __init__(self):
+        self.parts = []
+
+    def update(self, outputs, targets, extras):
+        self.parts.append(outputs.sigmoid().sub(0.5).abs().mul(2))
+
+    def compute(self):
+        return torch.cat(self.parts).mean()
+
+
+@LAUNCHERS.register
+class backwards(DebugLauncher):
+    skipped: int = 0
+
+    def submit(self, job, tasks, resources, folder):
+        return super().submit(job, [*reversed(tasks[self.skipped :])], resources, folder)
+"""
+
+
+def test_groups_and_what_chooses_reports_executes_and_tracks(shell: Shell) -> None:
+    """AUROC by group, and from plug-ins a metric, selection method, format, launcher, tracker."""
+    Path("scans.py").write_text(SCANS)
+    median, rst = from_page("extending.md", "median_domain.py"), from_page("extending.md", "rst.py")
+    lines = from_page("trackers.md", "my_tracker.py")
+    shell.launch(
+        datasets=["Scans"],
+        algorithms=["ERM", "GroupDRO"],
+        test_envs=[[0], [3]],
+        metrics=["auroc", "auroc_by_group", "certainty"],
+        selection_metric="auroc",
+        selection=["median-domain", "oracle"],
+        plugins=["scans.py", median, lines],
+        trackers="lines",
+        launcher={"name": "backwards", "skipped": 1},
+        hparams={"batch_size": 8},
+    )
+    found = all_records()
+    assert len(found) == 3  # one was skipped
+    (of_erm,) = [of_run for key, of_run in found.items() if key[1:] == ("ERM", 3)]
+    tracked = Path(of_erm[0]["args"]["output_dir"], "lines.txt").read_text().split()
+    assert tracked[::2] == ["0", "2", "4", "5"]
+
+    plugins = ["--plugins", "scans.py", median, rst]
+    shown = shell.means(*plugins, "--metric", "auroc_worst_group")
+    assert len(shown) == 2 * 3
+    names = ("first", "second", "third", "fourth")
+    for (dataset, algorithm, env), of_run in found.items():
+        others = [d for d in range(4) if d != env]
+        medians = [np.median([r[f"env{d}_out_auroc"] for d in others]) for r in of_run]
+        chosen = of_run[int(np.argmax(medians))]
+        place = (dataset, algorithm, names[env])
+        assert shown[(*place, "median-domain")] == pytest.approx(
+            100 * chosen[f"env{env}_in_auroc_worst_group"]
+        )
+        assert shown[(*place, "oracle")] == pytest.approx(
+            100 * of_run[-1][f"env{env}_in_auroc_worst_group"]
+        )
+        assert chosen[f"env{env}_in_auroc_worst_group"] < chosen[f"env{env}_in_auroc"]
+        assert 0 < chosen[f"env{env}_in_certainty"] < 1
+
+    asked = ["--metric", "certainty", "--selection", "median-domain"]
+    table = shell("collect", "grown", *plugins, *asked, "--format", "rst")
+    assert '\n.. csv-table::\n   :header: "Algorithm", "first",' in table
+    value = shell.means(*plugins, *asked)["Scans", "ERM", "fourth", "median-domain"]
+    assert f'"{value:.1f} +/- 0.0"' in table
+
+
+LABELS = """
+import torch
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.metrics import LabelType, register_label_type
+
+
+@register_label_type
+class Counts(LabelType):
+    name, kind = "counts", "regression"
+    default_metrics, selection_metric = ("loss", "rmse"), "rmse"
+
+    def check(self, labels, num_classes, position=0):
+        assert (labels >= 0).all()
+
+    def losses(self, outputs, targets):
+        return F.poisson_nll_loss(outputs.squeeze(1), targets, reduction="none")
+
+    def scores(self, outputs):
+        return outputs.exp()
+
+    def decode(self, outputs):
+        return outputs.squeeze(1).exp()
+
+
+@DATASETS.register
+class Prices(MultipleDomainDataset):
+    ENVIRONMENTS, N_STEPS, CHECKPOINT_FREQ = ("north", "east", "south"), 8, 2
+    labels, space = "regression", "small"
+
+    def __init__(self, root, test_envs, hparams):
+        source = torch.Generator().manual_seed(0)
+        self.input_shape, self.num_classes = (5,), 1
+        inputs = [torch.randn(60, 5, generator=source) for _ in self.ENVIRONMENTS]
+        self.datasets = [TensorDataset(x, self.label(x.sum(dim=1) / 3)) for x in inputs]
+
+    def label(self, scores):
+        return scores
+
+
+@DATASETS.register
+class Visits(Prices):
+    labels = "counts"
+
+    def label(self, scores):
+        return scores.exp().round()
+"""
+
+
+def test_regression_and_a_label_type(shell: Shell) -> None:
+    """Trained, selected by RMSE, in tables, in a comparison and in the report."""
+    Path("labels.py").write_text(LABELS)
+    shell.launch(
+        datasets=["Prices", "Visits"],
+        algorithms=["ERM", "CORAL"],
+        test_envs=[[0], [2]],
+        selection=["training-domain"],
+        plugins=["labels.py"],
+        hparams={"batch_size": 16, "lr": 0.01},
+    )
+    found, expected = all_records(), {}
+    for (dataset, algorithm, env), of_run in found.items():
+        others = [d for d in range(3) if d != env]
+        errors = [np.mean([r[f"env{d}_out_rmse"] for d in others]) for r in of_run]
+        chosen = of_run[int(np.argmin(errors))]
+        place = (dataset, algorithm, ("north", "east", "south")[env], "training-domain")
+        expected[place] = pytest.approx(chosen[f"env{env}_in_rmse"])
+    assert len(expected) == 8
+    plugin = ("--plugins", "labels.py")
+    shown = shell.means(*plugin)
     assert shown == expected
-    assert len(shown) == 9
+    for key in expected:
+        assert 0 < shown[key] < 3
+    compared = json.loads(shell("compare", "grown", *plugin, "--format", "json"))
+    rows = {row["dataset"]: row for row in compared["differences"][0]["rows"]}
+    for dataset in ("Prices", "Visits"):
+        means = {
+            name: np.mean([v for key, v in shown.items() if key[:2] == (dataset, name)])
+            for name in ("ERM", "CORAL")
+        }
+        assert rows[dataset]["difference"] == pytest.approx(means["CORAL"] - means["ERM"])
+    shell("report", "grown", *plugin)
+    page = Path("grown/report.html").read_text()
+    assert "rmse (lower is better)" in page
+    assert f"{shown['Visits', 'CORAL', 'south', 'training-domain']:.3f}" in page
+
+
+def test_token_sequences(shell: Shell) -> None:
+    """One file: a dataset with its network, its search space and its collate."""
+    shell.launch(
+        datasets=["Sentences"],
+        algorithms=["ERM", "CORAL", "Fishr"],
+        steps=3,
+        selection=["oracle"],
+        plugins=[from_page("own_network.md", "sentences.py")],
+        hparams={"batch_size": 4, "Fishr": {"penalty_anneal_iters": 1}},
+    )
+    expected = {}
+    for (dataset, algorithm, env), of_run in all_records().items():
+        place = dataset, algorithm, of_run[-1]["args"]["environments"][env], "oracle"
+        expected[place] = pytest.approx(100 * of_run[-1][f"env{env}_in_acc"])
+    assert len(expected) == 9
+    assert shell.means() == expected
 
 
 SIGN = """
@@ -262,40 +420,27 @@ def halving(progress, options):
 """
 
 
-def test_an_optimizer_and_a_schedule_from_outside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_optimizer_and_a_schedule_from_outside(shell: Shell) -> None:
     """A class and a function, for algorithms with one optimizer and with two."""
-    monkeypatch.chdir(tmp_path)
-    for registry in (OPTIMIZERS, LR_SCHEDULES):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     Path("sign.py").write_text(SIGN)
     chosen = {"optimizer": "sign", "lr_schedule": "halving", "gradient_clip": 1.0}
-    Path("grown.yaml").write_text(
-        json.dumps(
-            {
-                **{"datasets": ["ColoredDigits"], "algorithms": ["CORAL", "DANN"], "trials": 1},
-                **{"hparams_seeds": 1, "selection": ["oracle"], "steps": 4, "launcher": "debug"},
-                **{"plugins": ["sign.py"], "hparams": {"batch_size": 4, "warmup": 0.25, **chosen}},
-                **{"output_dir": "grown", "test_envs": [[0]]},
-            }
-        )
+    shell.launch(
+        datasets=["ColoredDigits"],
+        algorithms=["CORAL", "DANN"],
+        test_envs=[[0]],
+        steps=4,
+        selection=["oracle"],
+        plugins=["sign.py"],
+        hparams={"batch_size": 4, "warmup": 0.25, **chosen},
     )
-    for words in (["sweep", "launch", "grown.yaml"], ["collect", "grown"]):
-        with pytest.raises(SystemExit) as ended:
-            command(words)
-        assert ended.value.code == 0
-    table = capsys.readouterr().out
-    assert "CORAL" in table
-    assert "DANN" in table
     factors = [1, 1, 0.5 ** (4 / 3), 0.5 ** (8 / 3)]  # a step in each of the 4 updates
     assert OPTIMIZERS["sign"].rates == pytest.approx([1e-3 * each for each in 2 * factors])
-    (last,) = [
-        records(file.parent)[-1]
-        for file in Path("grown").glob("*/done")
-        if "DANN" in (file.parent / "run.json").read_text()
-    ]
-    assert chosen.items() <= last["hparams"].items()
+    found = all_records()
+    assert chosen.items() <= found["ColoredDigits", "DANN", 0][-1]["hparams"].items()
+    assert shell.means() == {
+        (*key[:2], "+90%", "oracle"): pytest.approx(100 * of_run[-1]["env0_in_acc"])
+        for key, of_run in found.items()
+    }
     for file in Path("grown").glob("*/environment.json"):
         assert list(json.loads(file.read_text())["plugins"]) == ["sign.py"]
 
@@ -309,6 +454,7 @@ def test_the_groups_of_entry_points_stay():
         "trackers": TRACKERS,
         "networks": NETWORKS,
         "metrics": METRICS,
+        "label_types": LABEL_TYPES,
         "selection_methods": SELECTION_METHODS,
         "renderers": SECTION_RENDERERS,
         "optimizers": OPTIMIZERS,

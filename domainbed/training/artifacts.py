@@ -31,7 +31,7 @@ from domainbed.core.record_keys import AVERAGES_BY_TITLE
 from domainbed.core.version import __version__
 from domainbed.errors import UserError
 from domainbed.metrics import registered_as, selecting_metric
-from domainbed.networks import is_shape
+from domainbed.networks import NETWORKS, is_shape
 from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder, made_with_others
 from domainbed.spec import RunSpec
@@ -185,6 +185,7 @@ def _plugins(experiment: Experiment) -> dict[str, str]:
     """The digests of the plug-ins that define what the run's numbers depend on."""
     chosen = chosen_options(type(experiment.algorithm), experiment.spec.hparams)
     named = [*registered_as(experiment.spec.metrics), *optimizers.registered_as(chosen)]
+    named.append(NETWORKS.get(experiment.spec.hparams.get("featurizer", "")))
     return plugins_of([*experiment.algorithm.modules(), *named, experiment.dataset])
 
 
