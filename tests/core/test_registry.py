@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -187,21 +188,44 @@ def test_plugin_trains(installed, tmp_path):
     assert lines == ["0 2.0 True", "10 2.0 True", "20 2.0 True", "flat False"]
 
 
-LAUNCH = """
+SWEEP = """
+import json, sys
 from pathlib import Path
-from domainbed.launchers import Job, create_launcher
+from domainbed.cli import main
 
-class Print(Job):
-    def __call__(self, task, on_step):
-        print(task)
-
-launcher, resources = create_launcher("backwards", {"skipped": 1})
-launcher.submit(Print(), ["a", "b", "c"], resources, Path()).wait(lambda event: None)
+Path("sweep.yaml").write_text(json.dumps({
+    "datasets": ["TwoBlobs"], "algorithms": ["HalfERM"], "test_envs": [[0]], "trials": 1,
+    "hparams_seeds": 1, "steps": 2, "labels": "grades", "selection": ["first-step"],
+    "trackers": "silent", "launcher": "backwards", "output_dir": "out",
+}))
+for words in ("sweep launch sweep.yaml", "collect out --format titles"):
+    try:
+        main(words.split())
+    except SystemExit as ended:
+        assert not ended.code
+print(sorted(json.loads(Path("out/plan.json").read_text())["plugins"]))
+(environment,) = Path("out").glob("*/environment.json")
+print(sorted(json.loads(environment.read_text())["plugins"]))
 """
 
 
-def test_a_plugins_launcher_is_found_by_its_name(installed):
-    assert run_with_plugin(installed, LAUNCH) == ["c", "b"]
+def test_a_sweep_of_names_that_a_package_advertises(installed, tmp_path, monkeypatch):
+    """Dataset, algorithm, labels, metric, selection method, tracker, launcher and format."""
+    monkeypatch.chdir(tmp_path)
+    *_, title, averages, planned, of_run = run_with_plugin(installed, SWEEP)
+    assert title == (
+        "Dataset: TwoBlobs, distance (lower is better), model selection method: the first step"
+    )
+    assert averages.startswith("Averages")
+    assert planned == of_run == "['plugin_methods']"
+
+
+def test_a_name_that_two_packages_advertise(monkeypatch):
+    points = [EntryPoint("square", f"{package}:Square", "shapes") for package in ("one", "two")]
+    monkeypatch.setattr("domainbed.core.registry.entry_points", lambda **_: points)
+    said = r"shape 'square' comes from several installed packages \(one:Square, two:Square\)"
+    with pytest.raises(UserError, match=said):
+        Registry("shape", entry_point_group="shapes")["square"]
 
 
 def test_broken_plugin(installed):
