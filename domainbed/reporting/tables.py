@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -21,8 +21,9 @@ from domainbed.core.names import (
     order_datasets,
 )
 from domainbed.errors import UserError
+from domainbed.reporting.mixtures import mixtures, protocols, within_means
 from domainbed.reporting.units import Unit
-from domainbed.runs.records import NOT_RECORDED, Records
+from domainbed.runs.records import Records
 from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS, SelectionMethod
 from domainbed.selection.judging import judged
 
@@ -221,7 +222,7 @@ def build_report(
         tables += tables_of(part, method, by_cell(chosen), domains_of, diverged, gaps or {})
     report = Report(records, methods, tables, datasets, algorithms, gaps or {})
     _warn_of_gaps(report)
-    for mixture in mixtures(records.runs):
+    for mixture in [*mixtures(records.runs), *within_means(records.runs)]:
         log.warning("warning: %s", mixture)
     return report
 
@@ -462,28 +463,4 @@ def trials_of(runs: pd.DataFrame, dataset: str) -> list[int]:
 def protocol_of(runs: pd.DataFrame) -> str:
     """The protocol of some runs, as in "default (version 1)"; all, if there are several."""
     different = runs[["protocol", "protocol_version", "features"]].drop_duplicates()
-    return ", ".join(sorted(set(_protocols(different))))
-
-
-def mixtures(runs: pd.DataFrame) -> list[str]:
-    """What differs between a dataset's runs: "the tables of PACS mix precisions: …"."""
-    conditions = runs.assign(
-        protocols=_protocols(runs), versions=runs["torch"].str.partition(".")[0]
-    ).rename(columns={"versions": "major versions of PyTorch", "precision": "precisions"})
-    lines = []
-    for dataset in order_datasets(runs["dataset"]):
-        of_dataset = conditions[conditions["dataset"] == dataset]
-        for what in ("protocols", "major versions of PyTorch", "precisions"):
-            counts = Counter(of_dataset[what]).most_common()
-            said = [f"{value} in {count} run{'s' * (count > 1)}" for value, count in counts]
-            lines += [f"the tables of {dataset} mix {what}: {', '.join(said)}"] * (len(said) > 1)
-    return lines
-
-
-def _protocols(runs: pd.DataFrame) -> list[str]:
-    names = []
-    columns = runs[["protocol", "protocol_version", "features"]].to_numpy().tolist()
-    for name, version, features in columns:
-        known = f"{name} (version {version})" + (f", {features}" if features else "")
-        names.append(name if version == NOT_RECORDED else known)
-    return names
+    return ", ".join(sorted(set(protocols(different))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -25,7 +26,7 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.following import Display, follow, in_hand
 from domainbed.sweeps.status import Costs, count_runs, finished_costs
-from domainbed.sweeps.store import PlannedRun, Store
+from domainbed.sweeps.store import Cell, PlannedRun, Store, common_to
 from domainbed.training import run
 
 log = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ class Launch:
             if self.launcher.blocking:
                 raise UserError(absent, "data_dir")
             log.warning("warning: %s", absent)  # it may lie on the machines of the engine
-        self.store.write_plan(self.config, self.planned, self.left_out)
+        self.store.write_plan(self.config, self.planned, self.left_out, common_of(self.runs))
         for run_id in self.todo if self.retried else ():
             # Not where another launch has taken it up already.
             with contextlib.suppress(Busy), self.store.folder(run_id).exclusive():
@@ -200,7 +201,7 @@ def prepare(
     # A folder that is a link is left out, of which `statuses` warns.
     runs = {i: spec for i, spec in by_id.items() if not (store.root / i).is_symlink()}
     planned = {run_id: spec.planned() for run_id, spec in runs.items()}
-    store.refuse_other_settings(config, planned)
+    store.refuse_other_settings(config, planned, common_of(runs))
     launcher, resources = create_launcher(options.pop("name"), options)
     resources = resources.model_copy(update={"device": config.device})
     statuses = store.statuses(runs)
@@ -242,6 +243,20 @@ def _made_with_other_plugins(
         runs = f"{count_runs(len(found))} in {str(store.root)!r}, such as {first}, {were}"
         raise made_with_others(runs, names)
     return set(found)
+
+
+def common_of(runs: Mapping[str, RunSpec]) -> dict[Cell, dict[str, Any]]:
+    """What the runs of each dataset and algorithm have in common, and the dataset's domains."""
+    firsts: dict[Cell, RunSpec] = {}
+    for spec in runs.values():
+        firsts.setdefault((spec.dataset_label, spec.algorithm), spec)
+    found = {}
+    for cell, spec in firsts.items():
+        values = common_to({**spec.as_json(), "identity": spec.identity()})
+        with contextlib.suppress(UserError):  # it may not be registered where it is rerun
+            values["domains"] = list(get_dataset_class(spec.dataset).ENVIRONMENTS)
+        found[cell] = json.loads(json.dumps(values))
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -35,6 +36,13 @@ PlannedRun = Mapping[str, Any]
 """What distinguishes a run from the others of its sweep: see `spec.RunSpec.planned`."""
 
 _GRID_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
+
+
+Cell = tuple[str, str]
+"""A dataset and an algorithm: their runs stand in one row of a table."""
+
+_MAY_DIFFER = (*_GRID_FIELDS, "seed", "hparams", "rerun", "metrics", "eval_splits")
+_NOT_GIVEN: Mapping[Cell, Mapping[str, Any]] = MappingProxyType({})
 
 
 class Store:
@@ -91,11 +99,22 @@ class Store:
             log.warning("warning: %s is a link: not followed", printable(self.root / name))
         return {name for name, linked in is_link.items() if not linked}
 
-    def refuse_other_settings(self, config: SweepConfig, runs: Mapping[str, PlannedRun]) -> None:
+    def refuse_other_settings(
+        self,
+        config: SweepConfig,
+        runs: Mapping[str, PlannedRun],
+        common: Mapping[Cell, Mapping[str, Any]] = _NOT_GIVEN,
+    ) -> None:
         """Makes sure that `runs` do not contradict those that were planned here before.
 
         A sweep may grow by datasets, algorithms, test domains, seeds and trials. The same runs with
-        other settings are refused: tables would mix two sweeps.
+        other settings are refused, and further runs of an algorithm on a dataset: tables would mix
+        two sweeps.
+
+        Args:
+            config: of this launch.
+            runs: of this launch, by run id.
+            common: what the runs of each dataset and algorithm have in common, see `common_to`.
 
         Raises:
             UserError: they do, with what differs; or this is the folder of a single run.
@@ -105,7 +124,8 @@ class Store:
                 f"{str(self.root)!r} is the folder of a single run: choose another output_dir",
                 "output_dir",
             )
-        planned = self._content()["runs"]
+        content = self._content()
+        planned = content["runs"]
         taken = set(map(_place_in_grid, planned.values()))
         for run_id, run in runs.items():
             if run_id not in planned and _place_in_grid(run) in taken:
@@ -116,11 +136,41 @@ class Store:
                     "output_dir",
                 )
 
+        further = {_cell(run) for run_id, run in runs.items() if run_id not in planned}
+        for cell in sorted(further & set(common)):
+            there, here = self._common_there(content, cell), common[cell]
+            said = [
+                f"{name} is {there.get(name, 'not set')} there and {here.get(name, 'not set')} here"
+                for name in {**there, **here}
+                if there.get(name) != here.get(name)
+            ]
+            if there and said:
+                raise UserError(
+                    f"{str(self.root)!r} holds runs of {cell[1]} on {cell[0]} with other settings "
+                    f"({', '.join(said)}), and tables would average both: choose another "
+                    "output_dir",
+                    "output_dir",
+                )
+
+    def _common_there(self, content: Mapping[str, Any], cell: Cell) -> Mapping[str, Any]:
+        """What the runs planned before have in common.
+
+        Plans of earlier versions do not say it; then one of these runs does, if it was begun.
+        """
+        dataset, algorithm = cell
+        if kept := content["common"].get(dataset, {}).get(algorithm):
+            return dict(kept)
+        ids = (run_id for run_id, run in content["runs"].items() if _cell(run) == cell)
+        specs = (folder.read_json(folder.spec) for folder in map(self.folder, ids))
+        found = next(filter(None, specs), {})
+        return common_to(found)
+
     def write_plan(
         self,
         config: SweepConfig,
         runs: Mapping[str, PlannedRun],
         left_out: Iterable[Mapping[str, Any]] = (),
+        common: Mapping[Cell, Mapping[str, Any]] = _NOT_GIVEN,
     ) -> None:
         """Adds runs to the plan, and those that are left out; writes the config of this launch.
 
@@ -132,12 +182,17 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with owning(self._plan_owners, in_turn=True):
-                self.refuse_other_settings(config, runs)  # another launch may have been faster
+                self.refuse_other_settings(
+                    config, runs, common
+                )  # another launch may have been faster
                 before = self._content()
                 merged = {**before["runs"], **runs}
                 lacking = [dict(entry) for entry in left_out]
                 lacking = [e for e in before["left_out"] if e not in lacking] + lacking
                 content = {"version": _PLAN_VERSION, "runs": merged, "left_out": lacking}
+                for (dataset, algorithm), values in common.items():
+                    before["common"].setdefault(dataset, {})[algorithm] = values
+                content["common"] = before["common"]
                 if used := before["plugins"] | config.used_plugins():
                     content["plugins"] = used
                 write_text(self.plan, sealed_json(content))
@@ -162,22 +217,27 @@ class Store:
         return dict(self._content()["runs"])
 
     def _content(self) -> dict[str, Any]:
-        """What the plan says: `runs` by run id, the list `left_out`, and digests of `plugins`."""
+        """What the plan says.
+
+        `runs` by run id, the list `left_out`, digests of `plugins`, and by dataset and algorithm
+        what their runs have in `common`.
+        """
         if not self.plan.is_file():
-            return {"runs": {}, "left_out": [], "plugins": {}}
+            return {"runs": {}, "left_out": [], "plugins": {}, "common": {}}
         try:
             content = read_sealed_json(self.plan)
             if content["version"] != _PLAN_VERSION:
                 raise ValueError(f"its version is {content['version']!r}")
             runs, left_out = dict(content["runs"]), list(content.get("left_out", ()))
             plugins = dict(content.get("plugins", {}))
+            common = {name: dict(each) for name, each in content.get("common", {}).items()}
             list(map(_place_in_grid, runs.values()))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{self.plan} is damaged ({type(error).__name__}: {error}): remove it and launch "
                 "the sweep again, by its config; finished runs stay"
             ) from error
-        return {"runs": runs, "left_out": left_out, "plugins": plugins}
+        return {"runs": runs, "left_out": left_out, "plugins": plugins, "common": common}
 
     def run_folders(self) -> list[RunFolder]:
         """The folders of runs that are there, planned or not, by name."""
@@ -189,6 +249,22 @@ class Store:
     def incomplete(self) -> list[RunFolder]:
         """The folders of runs that are neither done nor running."""
         return [f for f in self.run_folders() if f.state() not in (DONE, RUNNING)]
+
+
+def common_to(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the runs of one mean have in common with the one that a run.json describes.
+
+    Seeds and drawn hyper-parameters are meant to differ. Metrics and evaluated splits may: they
+    change no number that both have, and tables name them.
+    """
+    identity = spec.get("identity", {})
+    common = {name: value for name, value in identity.items() if name not in _MAY_DIFFER}
+    common |= {f"hparams.{name}": value for name, value in spec.get("fixed_hparams", {}).items()}
+    return common | {f"file {name}": value for name, value in spec.get("digests", {}).items()}
+
+
+def _cell(run: PlannedRun) -> Cell:
+    return str(run["dataset"]), str(run["algorithm"])
 
 
 def _place_in_grid(run: PlannedRun) -> tuple[str, ...]:

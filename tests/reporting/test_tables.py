@@ -1,11 +1,12 @@
 """Aggregation against plain loops, and by hand."""
 
+import random
 import re
 
 import naive_tables
 import numpy as np
 import pytest
-from fake_sweep import random_runs, write
+from fake_sweep import random_run, random_runs, write
 
 from domainbed.errors import UserError
 from domainbed.reporting import (
@@ -156,6 +157,42 @@ def test_whole_sweeps_raise_no_warning(tmp_path, caplog):
     assert caplog.text == ""
 
 
+def test_every_setting_that_differs_within_a_mean_is_named(tmp_path, caplog):
+    usual = {"protocol": "default", "protocol_version": 1, "torch": "2.3.1", "precision": "fp32"}
+    others = {
+        "steps": (300, "steps: 21 in 3 runs, 300 in 1 run (ERM)"),
+        "holdout_fraction": (0.5, "holdout_fraction: 0.2 in 3 runs, 0.5 in 1 run (ERM)"),
+        "task": ("domain_adaptation", 'task: "domain_generalization" in 3 runs, '),
+        "augment_validation": (True, "augment_validation: false in 3 runs, true in 1 run"),
+        "metrics": (["loss"], 'metrics: ["accuracy"] in 3 runs, ["loss"] in 1 run'),
+        "hparams": ('{"lr": 0.1}', "the hyper-parameter lr: not set in 3 runs, 0.1 in 1 run"),
+    }
+    for name, (value, said) in others.items():
+        runs = [
+            random_run(random.Random(0), "Birds", "ERM", [0], 1, trial, seed=trial, **args)
+            for trial, args in enumerate([usual, usual, usual, {**usual, name: value}])
+        ]
+        runs.append(random_run(random.Random(0), "Birds", "CORAL", [0], 1, 0, **usual))
+        write(tmp_path / name, runs)
+        caplog.clear()
+        build_report(load_records(tmp_path / name), selection=["oracle"])
+        (told,) = [line for line in caplog.messages if "the tables of Birds mix" in line]
+        assert f"mix {said}" in told
+
+
+def test_defaults_of_two_versions_and_shared_seeds_are_named(tmp_path, caplog):
+    usual = {"protocol": "default", "protocol_version": 1, "seed": 7}
+    runs = [
+        random_run(random.Random(trial // 2), "Birds", "ERM", [0], 0, trial, **usual)
+        for trial in range(3)
+    ]
+    write(tmp_path, runs)
+    build_report(load_records(tmp_path), selection=["oracle"])
+    assert "mix default of lr: " in caplog.text
+    assert "default of batch_size" not in caplog.text
+    assert "share a seed, such as trials 0, 1, 2 of ERM (seed 7)" in caplog.text
+
+
 def test_mixtures_are_named(tmp_path, caplog):
     default = {"protocol": "default", "protocol_version": 1, "torch": "2.3.1", "precision": "fp32"}
     others = [
@@ -171,7 +208,7 @@ def test_mixtures_are_named(tmp_path, caplog):
     foreign = random_runs(0, ["Birds"], ["ERM"], n_trials=1, pairs=False)
     write(tmp_path, foreign, seed="foreign")
     build_report(load_records(tmp_path), selection=["oracle"])
-    mixed = [line for line in caplog.messages if " mix " in line]
+    mixed = [line for line in caplog.messages if " mix " in line and "default of" not in line]
     protocols, versions, precisions = mixed
     for named in ("default (version 2) in 1 run", "domainbed-2020 (version 1) in 1 run"):
         assert named in protocols

@@ -20,9 +20,10 @@ from domainbed.errors import UserError
 from domainbed.reporting import load_records, planned_gaps
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.launch import RunJob, prepare
+from domainbed.sweeps.launch import RunJob, common_of, prepare
 from domainbed.sweeps.status import failure_lines, status_json, status_of
 from domainbed.sweeps.store import Store, remove
+from domainbed.training.artifacts import claim
 
 TINY = {
     "datasets": ["ColoredDigits"],
@@ -219,6 +220,39 @@ def test_other_settings_in_a_sweeps_folder_are_refused(tmp_path, other, says):
             attempt()
         assert "choose another output_dir" in str(error.value)
     assert (first.store.plan.read_text(), first.store.config.read_text()) == kept
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"steps": 3}, "steps is 2 there and 3 here"),
+        ({"hparams": {"ERM": {"batch_size": 4}}}, "hparams.batch_size is 2 there and 4 here"),
+        ({"holdout_fraction": 0.3}, "holdout_fraction is not set there and 0.3 here"),
+        ({"augment_validation": True}, "augment_validation is not set there and True here"),
+        ({"initial_weights": "shared"}, "initial_weights is not set there and shared here"),
+        ({"data_seed": "run"}, "data_seed is not set there and run here"),
+        ({"task": "domain_adaptation", "uda_holdout_fraction": 0.5}, "task is not set there"),
+    ],
+)
+def test_further_trials_with_other_settings_are_refused(tmp_path, other, says):
+    first = prepare(config(tmp_path, trials=[0]))
+    first.store.write_plan(first.config, first.planned, (), common_of(first.runs))
+    prepare(config(tmp_path, trials=[1], metrics=["accuracy", "loss"], eval_splits="all"))
+    prepare(config(tmp_path, trials=[1], algorithms=["IRM"], **other))  # a row of its own
+    with pytest.raises(UserError, match=re.escape(says)):
+        prepare(config(tmp_path, trials=[1], **other))
+
+
+def test_what_an_earlier_version_planned_says_its_settings_by_its_runs(tmp_path):
+    first = prepare(config(tmp_path, trials=[0], test_envs=[[0]]))
+    first.store.write_plan(first.config, first.planned)
+    prepare(config(tmp_path, trials=[1], steps=3))  # nothing is known of them yet
+    (spec,) = first.runs.values()
+    folder = first.store.folder(spec.run_id)
+    folder.path.mkdir()
+    claim(folder, spec)
+    with pytest.raises(UserError, match="steps is 2 there and 3 here"):
+        prepare(config(tmp_path, trials=[1], steps=3))
 
 
 def test_more_of_the_same_settings_is_welcome_in_a_sweeps_folder(tmp_path):

@@ -19,6 +19,7 @@ from domainbed.reporting import comparison_sections as compared
 from domainbed.reporting.explain import EVERYTHING, count_states, lacking, survey
 from domainbed.reporting.figures import FIGURES, plain_style
 from domainbed.reporting.findings import RANKED, Findings, ranges
+from domainbed.reporting.mixtures import mixtures, within_means
 from domainbed.reporting.page.html import Drawing, Page, Part, inline_svg
 from domainbed.reporting.page.tables import (
     MAX_ROWS,
@@ -32,7 +33,7 @@ from domainbed.reporting.published.agreement import agreement_sections
 from domainbed.reporting.render import head, styled
 from domainbed.reporting.section import Section, count
 from domainbed.reporting.single_source import count_single_source, single_source_report
-from domainbed.reporting.tables import AVERAGE, SPREADS, Report, domain_names, mixtures
+from domainbed.reporting.tables import AVERAGE, SPREADS, Report, domain_names
 from domainbed.reporting.units import PERCENT
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.load import Folders, as_paths
@@ -70,7 +71,9 @@ def build_page(
     names = ", ".join(root.name or str(root) for root in as_paths(folders))
     facts = [f"{len(runs):,} runs", *head(report)]
     algorithms = order_algorithms(runs["algorithm"])
-    return Page(f"Report of {names}", facts, mixtures(runs), algorithms, parts)
+    return Page(
+        f"Report of {names}", facts, [*mixtures(runs), *within_means(runs)], algorithms, parts
+    )
 
 
 def _values(findings: Findings) -> str:
