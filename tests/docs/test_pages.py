@@ -37,7 +37,7 @@ TEXT_ONLY = {"", "csv", "toml"}
 
 SLOW = {
     *("add_a_dataset", "backbones", "clusters", "data_path", "diagnostics", "irm_colored_mnist"),
-    "sweeps",
+    *("metrics", "sweeps"),
 }
 """Pages whose commands take minutes in all."""
 

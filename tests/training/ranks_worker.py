@@ -46,7 +46,9 @@ IMAGES = {"shape": (3, 32, 32), "weights": "none", "resnet18": False, "resnet_dr
 def spec_of(algorithm: str = "DANN", **fields: Any) -> RunSpec:
     hparams = {"batch_size": 9, "mlp_dropout": 0.5, "mlp_width": 8, "grad_penalty": 0.1}
     hparams |= {"gradient_clip": 0.1, "lr_schedule": "cosine"} if algorithm == "DANN" else {}
-    fields = {"steps": 8, "checkpoint_freq": 3, "averages": ("ema",), "hparams": hparams, **fields}
+    metrics = ("accuracy", "auroc", "brier")
+    usual = {"steps": 8, "checkpoint_freq": 3, "averages": ("ema",), "metrics": metrics}
+    fields = {**usual, "hparams": hparams, **fields}
     return RunSpec.create("ColoredDigits", algorithm, [2], **fields)
 
 
