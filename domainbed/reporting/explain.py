@@ -98,7 +98,7 @@ def survey(runs: pd.DataFrame, folders: Folders) -> Survey:
     plan = {folder: run for root in roots for folder, run in _read_plan(root).items()}
     named = {**{f.path: run for f in without if (run := _own_name(f))}, **plan}
     states: States = {
-        run: _state(RunFolder(folder), "no record yet")
+        run: _state_without_records(RunFolder(folder))
         for folder, run in named.items()
         if folder.is_dir()
     }
@@ -254,6 +254,12 @@ def _recorded_states(runs: pd.DataFrame) -> States:
         if states.get(run, (MISSING, ""))[0] != DONE:
             states[run] = state
     return states
+
+
+def _state_without_records(folder: RunFolder) -> tuple[str, str]:
+    """As `_state`; a finished run whose records were left out is as good as a failed one."""
+    kind, detail = _state(folder, "no record yet")
+    return (FAILED, f"its records are damaged ({folder.path})") if kind == DONE else (kind, detail)
 
 
 def _state(folder: RunFolder, progress: str) -> tuple[str, str]:

@@ -74,6 +74,19 @@ def test_failed_and_interrupted_runs(tmp_path):
     ]
 
 
+def test_damaged_runs(tmp_path):
+    """They are left out, and no run that was planned and is left out is there and finished."""
+    runs = small()
+    folders = write(tmp_path, runs, done=True)
+    plan(tmp_path, runs, folders)
+    file = folders[2] / "results.jsonl"
+    file.write_text(file.read_text().replace("0.1", "0.2", 1))
+    lines = lines_of(tmp_path, selection=["oracle"])
+    assert [line for line in lines if line.startswith("  ")] == [
+        f"  failed: test_envs [1], trial 0, hparams seed 0: its records are damaged ({folders[2]})",
+    ]
+
+
 def test_runs_at_work(tmp_path):
     folders = write(tmp_path, small(), done=True)
     (folders[0] / "done").unlink()
