@@ -140,6 +140,21 @@ class Registry(Mapping[str, T], Generic[T]):
             ) from error
 
 
+def require_subclass(entry: Any, base: type) -> None:
+    """A `check` of registries of classes.
+
+    Raises:
+        ValueError: `entry` is no subclass of `base`, or lacks some of its methods.
+    """
+    shown = getattr(entry, "__name__", repr(entry))
+    if not (isinstance(entry, type) and issubclass(entry, base)):
+        raise ValueError(
+            f"{shown} is no {base.__name__.lower()}: inherit from {base.__module__}.{base.__name__}"
+        )
+    if lacking := sorted(getattr(entry, "__abstractmethods__", ())):
+        raise ValueError(f"{base.__name__.lower()} {shown} has no {', '.join(lacking)}")
+
+
 def _definition(entry: Any) -> Any:
     """The class or function; of an object the first that is among its attributes, or its class."""
     if hasattr(entry, "__qualname__"):

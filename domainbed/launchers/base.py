@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from domainbed.core.registry import Registry
+from domainbed.core.registry import Registry, require_subclass
 from domainbed.core.settings import Settings
 from domainbed.core.stopping import Interrupted
 from domainbed.errors import UserError
@@ -38,7 +38,11 @@ from domainbed.runs.states import (
     STARTED,
 )
 
-LAUNCHERS: Registry[Any] = Registry("launcher", entry_point_group="domainbed.launchers")
+LAUNCHERS: Registry[Any] = Registry(
+    "launcher",
+    entry_point_group="domainbed.launchers",
+    check=lambda entry: require_subclass(entry, Launcher),
+)
 
 _SECONDS_BETWEEN_REPORTS = 0.3
 

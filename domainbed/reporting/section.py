@@ -88,8 +88,13 @@ def p_value_text(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _check_format(entry: Any) -> None:
+    if not callable(entry):
+        raise ValueError(f"{entry!r} is no format: expected a function from sections to a text")
+
+
 SECTION_RENDERERS: Registry[Callable[..., str]] = Registry(
-    "format", entry_point_group="domainbed.renderers"
+    "format", entry_point_group="domainbed.renderers", check=_check_format
 )
 """By name, functions from sections, and lines that come first where there are any, to a text."""
 

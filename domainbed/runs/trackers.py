@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from domainbed.core.registry import Registry
+from domainbed.core.registry import Registry, require_subclass
 from domainbed.core.seeding import global_sources_kept
 from domainbed.errors import UserError
 from domainbed.runs.states import DONE, INTERRUPTED
@@ -74,7 +74,11 @@ class Tracker(ABC):
         """Called once at the end: "done", "failed" or "interrupted"."""
 
 
-TRACKERS: Registry[type[Tracker]] = Registry("tracker", entry_point_group="domainbed.trackers")
+TRACKERS: Registry[type[Tracker]] = Registry(
+    "tracker",
+    entry_point_group="domainbed.trackers",
+    check=lambda entry: require_subclass(entry, Tracker),
+)
 
 
 class Trackers:

@@ -20,6 +20,7 @@ from domainbed.config.run_fields import FeatureSource, RunOptions
 from domainbed.core.device import choose_device
 from domainbed.core.minibatch import Nest, mapped, taken, tensors_of
 from domainbed.core.names import dataset_label
+from domainbed.core.plugins import warn_once
 from domainbed.core.seeding import global_sources_kept, seed_everything
 from domainbed.datasets import DATASETS, get_dataset_class
 from domainbed.datasets.base import domains_of
@@ -71,6 +72,10 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
             f"{folder.spec} is of another version, or describes no run ({field}: {first['msg']}): "
             "train the run again"
         ) from error
+    if changed := folder.changed_plugins():
+        warn_once(
+            f"runs in {folder.path.parent} were made with another version of {', '.join(changed)}"
+        )
     of_features = spec.features is not None
     expected = default_hparams(spec.algorithm, dataset or spec.dataset, of_features)
     lacking = set(expected) - set(spec.hparams)

@@ -17,6 +17,9 @@ from domainbed.core.registry import Registry
 from domainbed.datasets import DATASETS, PACS, get_dataset_class
 from domainbed.errors import UserError
 from domainbed.hparams import Fixed, search_space
+from domainbed.launchers import LAUNCHERS
+from domainbed.reporting.section import SECTION_RENDERERS
+from domainbed.runs.trackers import TRACKERS, Tracker
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 
@@ -250,6 +253,20 @@ def test_what_cannot_be_an_algorithm(entry, says):
     with pytest.raises(ValueError, match=says):
         register_algorithm(entry, name="Mine")
     assert "Mine" not in ALGORITHMS
+
+
+def test_what_is_no_launcher_tracker_format_or_method_is_refused():
+    for registry, says in (
+        (LAUNCHERS, "print is no launcher: inherit from domainbed.launchers.base.Launcher"),
+        (TRACKERS, "print is no tracker: inherit from domainbed.runs.trackers.Tracker"),
+        (SELECTION_METHODS, "print> is no domainbed.selection.SelectionMethod"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            registry.register(print, name="mine")
+    with pytest.raises(ValueError, match="3 is no format"):
+        SECTION_RENDERERS.register(3, name="mine")
+    with pytest.raises(ValueError, match="tracker Mine has no begin, end, record"):
+        TRACKERS.register(type("Mine", (Tracker,), {}))
 
 
 @pytest.mark.parametrize(

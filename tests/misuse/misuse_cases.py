@@ -78,6 +78,7 @@ _TRAIN_FLAGS = {
     "seed": ("-1", "x", "4294967296", "99999999999999999999999"),
     "device": ("x", "mps", "cuda:99", "meta", "cpu:x", "cuda:-1"),
     "plugins": ("missing.py", "no_such_module", "file"),
+    "plugins_changed": ("x", "Accept"),
 }
 _SWEEP_FLAGS = {
     **_RUN_FLAGS,
@@ -219,7 +220,21 @@ FLAGS = {
         "algorithms": ("x", "MLDG"),
         "format": ("x", "html"),
     },
-    "list algorithms": {"plugins": ("missing.py", "broken.py")},
+    **{
+        command: {"plugins": ("missing.py", "broken.py")}
+        for command in (
+            *(
+                "list algorithms",
+                "collect run --format csv",
+                "report run -o page.html",
+                "published",
+            ),
+            *("errors run --algorithms ERM IRM", "plot run ranks -o drawn.png"),
+            *("data download PACS", "data verify folder:photos --format json"),
+            "reproduce fishr-2022 --dataset RotatedMNIST",
+            "top-hparams --top 1 --input_dir run --dataset X --algorithm X --test_env 0",
+        )
+    },
 }
 
 

@@ -97,6 +97,9 @@ def test_a_changed_plugin_is_named_and_nothing_is_lost(world):
     said = world.run("sweep", "launch", world.config, "--plugins_changed", "accept")
     assert "2 done, 0 failed, 0 running; 0 to do" in said
     before = (quiet / "results.jsonl").read_bytes()
+    of_domain = [quiet, "--domain", 0, "--plugins", world.plugin]
+    said = world.run("model", "predict", *of_domain)
+    assert said.count("results/two were made with another version of quiet.py\n") == 1
     said = world.run("sweep", "launch", world.config, "--plugins_changed", "redo")
     assert "1 run done with other plug-ins: redone" in said
     assert digests(quiet) != first
@@ -104,6 +107,7 @@ def test_a_changed_plugin_is_named_and_nothing_is_lost(world):
     assert (quiet / "before" / "1" / "results.jsonl").read_bytes() == before
     assert not (erm / "before").exists()
     assert "0 to do" in world.run("sweep", "launch", world.config)
+    assert "another version" not in world.run("model", "predict", *of_domain)
     assert "plugins_changed" not in (world.root / "sweep.yaml").read_text()
     assert "Total records: 2" in world.run("collect", world.root, "--selection", "oracle")
 
