@@ -19,7 +19,7 @@ from domainbed.config.dimensions import (
     SpaceOf,
     with_defaults,
 )
-from domainbed.config.run_facts import RunFacts
+from domainbed.config.run_facts import RUN_AT_HAND, RunFacts
 from domainbed.core.minibatch import Nest, joined
 from domainbed.core.registry import Registry
 from domainbed.core.seeding import seed_hash
@@ -205,7 +205,7 @@ class Algorithm(nn.Module):
             )
         self.input_shape, self.hparams = input_shape, hparams
         self.num_classes, self.num_domains = num_classes, num_domains
-        self.facts: RunFacts = getattr(hparams, "facts", RunFacts())
+        self.facts: RunFacts = getattr(hparams, "facts", RUN_AT_HAND.get() or RunFacts())
         self.draws = Draws()
         for name in self.counters:
             self.register_buffer(name, torch.tensor([0]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +48,22 @@ class RunFacts:
     def __deepcopy__(self, memo: dict[int, Any]) -> RunFacts:
         """Itself: a copy of a network is part of the same run."""
         return self
+
+
+RUN_AT_HAND: ContextVar[RunFacts | None] = ContextVar("RUN_AT_HAND", default=None)
+
+
+@contextmanager
+def made_for(facts: RunFacts) -> Iterator[None]:
+    """Algorithms that are made here have these facts.
+
+    Also those whose constructor hands its parent a plain dict in place of its hyper-parameters.
+    """
+    before = RUN_AT_HAND.set(facts)
+    try:
+        yield
+    finally:
+        RUN_AT_HAND.reset(before)
 
 
 class HParams(dict[str, Any]):

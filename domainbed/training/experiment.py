@@ -16,7 +16,7 @@ from torch import nn
 from domainbed.algorithms import Algorithm, LinearProbe, Stage, get_algorithm_class
 from domainbed.algorithms.fitted import logistic_regression
 from domainbed.config.dimensions import with_defaults
-from domainbed.config.run_facts import HParams, RunFacts
+from domainbed.config.run_facts import HParams, RunFacts, made_for
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, tf32_products
 from domainbed.core.minibatch import Minibatch, Nest
@@ -231,7 +231,7 @@ class Experiment:
         return sum(found) / len(found) if found else float("nan")
 
     def _draws(self, domain: int, indices: list[int], balanced: bool = False) -> IndexDraws:
-        labels = self.domains[domain].labels[indices] if balanced else None
+        labels = self.domains[domain].labels[indices].long() if balanced else None
         size = self.spec.hparams["batch_size"]
         draws = IndexDraws if self.stage.replacement else EpochDraws
         draws = WholeDraws if self.stage.whole else draws
@@ -334,7 +334,7 @@ def _new_algorithm(
     hparams = HParams(spec.hparams, facts)
     width = label_type(spec.labels).width(dataset.num_classes)
     seed_everything(_of_stage(spec.initial_seed, stage))
-    with _named(cls):
+    with _named(cls), made_for(facts):
         algorithm = cls(dataset.input_shape, width, train_domains, hparams)
     to_device(algorithm, device, spec.precision)
     if spec.initial_seed != spec.seed:  # what is drawn in training is the run's own

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
-from domainbed.config.run_facts import HParams, RunFacts
+from domainbed.config.run_facts import HParams, RunFacts, made_for
 from domainbed.config.run_fields import FeatureSource, RunOptions
 from domainbed.core.device import choose_device
 from domainbed.core.minibatch import Nest, mapped, taken, tensors_of
@@ -230,6 +230,7 @@ def _facts_in(content: dict[str, Any], spec: RunSpec) -> RunFacts:
         "step": spec.steps - 1,
         "class_names": tuple(content["model_classes"]),
         "dataset": spec.dataset_label,
+        "labels": spec.labels,
     }
     return RunFacts(**{**known, **content.get("model_facts", {})})
 
@@ -282,13 +283,14 @@ def model_in(run: RunFolder, file: Path, device: str | None = None) -> Model:
     content = read_model(file, spec.run_id)
     if content["model_hparams"].get("featurizer", "") not in ("", *NETWORKS):
         DATASETS.get(spec.dataset_label)  # of an installed package, where its network is as well
-    with global_sources_kept():  # all weights are replaced: none need be downloaded
+    facts = _facts_in(content, spec)
+    with global_sources_kept(), made_for(facts):  # all weights are replaced: none is downloaded
         seed_everything(spec.initial_seed)  # what a prediction draws is what it drew in training
         module = get_algorithm_class(spec.algorithm)(
             content["model_input_shape"],
             content["model_num_classes"],
             content["model_num_domains"],
-            HParams({**content["model_hparams"], "weights": "none"}, _facts_in(content, spec)),
+            HParams({**content["model_hparams"], "weights": "none"}, facts),
         )
     _load(module, content["model_dict"], run)
     return Model(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from label_datasets import KINDS, BinaryVectors, MultilabelVectors, RegressionVectors
+from torch.nn import functional as F
 from vectors import records, run_until
 
+from domainbed.algorithms import ALGORITHMS as REGISTRY
+from domainbed.algorithms import ERM
 from domainbed.cli import main
 from domainbed.config.run_fields import DiagnosisOptions, RunOptions
 from domainbed.datasets import DATASETS
@@ -20,7 +24,7 @@ from domainbed.diagnostics import diagnose
 from domainbed.errors import UserError
 from domainbed.spec import Resolver, RunSpec
 from domainbed.sweeps.finished import adapt_runs, average_runs
-from domainbed.training import load_model, run
+from domainbed.training import build, load_model, run
 
 ALGORITHMS = ("ERM", "CORAL", "Fishr", "IRM", "VREx", "GroupDRO", "Mixup", "DANN")
 
@@ -153,3 +157,49 @@ def test_the_field_wins_over_the_dataset(tmp_path: Path) -> None:
     run(binary, tmp_path, RunOptions(save_predictions=True))
     assert load_model(tmp_path).module.num_classes == 1
     assert load_model(tmp_path).module.facts.labels == "binary"
+
+
+class OtherHparams(ERM):
+    """Hands its parent other hyper-parameters than it was given, as classes of DomainBed may."""
+
+    def __init__(self, input_shape: Any, num_classes: Any, num_domains: Any, hparams: Any) -> None:
+        super().__init__(input_shape, num_classes, num_domains, {**hparams, "lr": 1.0})
+
+
+def test_a_class_that_drops_the_facts_has_the_run_s_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else cross-entropies of shares would be learned in place of those of properties."""
+    monkeypatch.setitem(REGISTRY._entries, "OtherHparams", OtherHparams)
+    spec = spec_of("MultilabelVectors", "OtherHparams", steps=1)
+    run(spec, tmp_path)
+    assert load_model(tmp_path).module.facts.steps == 1
+    experiment = build(spec)
+    (minibatches,) = experiment.minibatches(range(1))
+    forward = experiment.algorithm.forward_pass(minibatches)
+    expected = F.binary_cross_entropy_with_logits(forward.logits, forward.y)
+    assert forward.pooled_risk().item() == pytest.approx(expected.item())
+    assert ERM((5,), 3, 2, spec.hparams).facts.labels == "classes"  # one made by hand
+
+
+def test_files_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of binary labels both probabilities; else the columns of labels, without a class."""
+    found = {}
+    for name in ("BinaryVectors", "MultilabelVectors", "RegressionVectors"):
+        run(spec_of(name, steps=1), tmp_path / name)
+        model = replace(load_model(tmp_path / name), preprocess=lambda file: torch.ones(5))
+        monkeypatch.setattr("domainbed.training.load_model", lambda *_, model=model: model)
+        with pytest.raises(SystemExit):
+            main(["model", "predict", str(tmp_path / name), "a.png"])
+        found[name] = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+        outputs = model.module.predict(torch.ones(1, 5))[0]
+    (header, row), (of_many, shares), (of_numbers, numbers) = found.values()
+    assert header == ["file", "class", "p(0)", "p(1)"]
+    assert float(row[2]) + float(row[3]) == pytest.approx(1, abs=1e-4)
+    assert row[1] == str(int(float(row[3]) > 0.5))
+    assert of_many == ["file", "p(0)", "p(1)", "p(2)"]
+    assert all(0 < float(share) < 1 for share in shares[1:])
+    assert of_numbers == ["file", "0"]
+    assert float(numbers[1]) == pytest.approx(outputs.item(), rel=1e-4)
