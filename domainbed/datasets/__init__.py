@@ -14,6 +14,7 @@ from typing import Any
 
 
 from domainbed.core import seeding
+from domainbed.core.minibatch import Minibatch
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.datasets.base import (
     DATASETS,
@@ -193,6 +194,7 @@ __all__ = [
     "DomainNet",
     "ImageFolderDataset",
     "ManifestDataset",
+    "Minibatch",
     "MultipleDomainDataset",
     "OfficeHome",
     "RotatedDigits",
