@@ -22,6 +22,7 @@ from domainbed.config.run_fields import add_run_flags
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
+from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import DONE, FAILED, MISSING
 from domainbed.sweeps.config import SweepConfig, load_config
 from domainbed.sweeps.status import (
@@ -295,6 +296,7 @@ def _screen(status: Status) -> str:
 def cancel(parser: Parser) -> Run:
     """Stop the runs that are queued or running."""
     _add_target(parser)
+    add_launcher_flags(parser)
     return _cancel
 
 
@@ -305,7 +307,7 @@ def _cancel(args: argparse.Namespace) -> int:
     store = Store(config.output_dir)
     cancelled = cancel(store, store.statuses(store.planned()), config.launcher)
     for engine, jobs in cancelled.items():
-        shown = ", ".join(sorted(jobs)[:10]) + (", …" if len(jobs) > 10 else "")
+        shown = ", ".join(sorted(map(shown_job, jobs))[:10]) + (", …" if len(jobs) > 10 else "")
         print(printable(f"{engine}: cancelled {len(jobs)} job{'s' * (len(jobs) != 1)} ({shown})"))
     if not cancelled:
         print("nothing of this sweep is queued or running")

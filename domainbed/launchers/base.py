@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import signal
 import time
 import traceback
@@ -24,9 +23,13 @@ from pydantic import Field
 from domainbed.core.registry import Registry, require_subclass
 from domainbed.core.settings import Settings
 from domainbed.core.stopping import Interrupted
-from domainbed.errors import UserError
 from domainbed.runs.folder import Busy
-from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
+from domainbed.runs.ownership import (
+    ENGINE_VARIABLE,
+    JOB_VARIABLE,
+    Process,
+    process_named,
+)
 from domainbed.runs.states import (
     BUSY,
     DONE,
@@ -197,6 +200,17 @@ class Launcher(Settings):
         """
         return set()
 
+    def reaches(self, job: str) -> bool:
+        """Whether a job may be asked for, or signalled: its id may stand in a stranger's folder.
+
+        Where there is no engine, it must be the name of a process that this program started. No
+        address is contacted that the user's own options do not name.
+
+        Raises:
+            UserError: it is a process of another machine.
+        """
+        return not self.blocking or process_named(job) is not None
+
     def cancel(self, jobs: Iterable[str]) -> None:
         """Withdraws jobs from the engine, whoever submitted them. Running ones are asked to stop.
 
@@ -206,16 +220,14 @@ class Launcher(Settings):
             UserError: the engine cannot be asked, or a process is another machine's.
         """
         for job in jobs:
-            host, _, pid = job.rpartition(":")
-            if host != platform.node():
-                raise UserError(f"process {pid} runs on {host or 'another machine'}: stop it there")
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGTERM)
+            if (pid := process_named(job)) is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
 
 
 def this_process() -> str:
-    """The job of tasks that this process or its workers execute: its machine and process id."""
-    return f"{platform.node()}:{os.getpid()}"
+    """The job of tasks that this process or its workers execute, see `ownership.Process.name`."""
+    return Process.here().name()
 
 
 def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:

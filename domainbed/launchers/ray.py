@@ -109,12 +109,16 @@ class RayLauncher(Launcher):
                 nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return min(tasks, places(nodes, needs_of(nodes, resources)))
 
+    def reaches(self, job: str) -> bool:
+        return self._cluster is not None if _ID.fullmatch(job) else super().reaches(job)
+
     def known(self, jobs: Iterable[str]) -> set[str]:
         """None of a cluster that does not answer: they resume elsewhere from what they wrote."""
         known: set[str] = set()
         for address, by_coordinator in _grouped(jobs).items():
             try:
-                with connected(address) as ray:
+                # Only its own cluster, if it has one: it does not know the others' coordinators.
+                with connected(self._cluster or address) as ray:
                     for name, indices in by_coordinator.items():
                         left = _left(ray, name, indices)
                         known |= {_id(name, index, address) for index in left}
@@ -125,7 +129,7 @@ class RayLauncher(Launcher):
     def cancel(self, jobs: Iterable[str]) -> None:
         jobs = list(jobs)
         for address, by_coordinator in _grouped(jobs).items():
-            with connected(address) as ray:
+            with connected(self._cluster or address) as ray:
                 for name, indices in by_coordinator.items():
                     with contextlib.suppress(ValueError, ray.exceptions.RayActorError):
                         coordinator = ray.get_actor(name, namespace=NAMESPACE)

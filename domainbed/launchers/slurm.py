@@ -57,6 +57,8 @@ _ENDED = (
 """The states of SLURM's jobs that are neither queued nor running, nor will be."""
 _BY_ITSELF = ("BOOT_FAIL", "FAILED", "OUT_OF_MEMORY")
 """Of these, those of a job that another time would come to the same end."""
+_NAME = "domainbed"
+"""Of its jobs: others that a folder names are not asked for, nor cancelled."""
 _JOB = re.compile(r"\d+(_\d+)?")  # a job of an array: 12_3
 _SECONDS_OF_WARNING = 90
 _MOST_FRUITLESS_TRIES = 3
@@ -140,7 +142,7 @@ class SlurmLauncher(Launcher):
             warning = min(warning, minutes * 15)
         memory = math.ceil((resources.memory_gb or 0) * workers * 1024)
         return {
-            "job_name": "domainbed",
+            "job_name": _NAME,
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
@@ -276,7 +278,8 @@ def states_of(jobs: Iterable[str]) -> dict[str, str]:
     asked = f"--jobs={','.join(arrays)}"
     try:
         printed = _answer(
-            "squeue", "--noheader", "--array", "--states=all", "--format=%i %T", asked
+            *("squeue", "--noheader", "--array", "--states=all"),
+            *(f"--name={_NAME}", "--format=%i %T", asked),
         )
     except UserError as error:
         if "Invalid job id" in str(error):  # what it says where it knows none of them any more

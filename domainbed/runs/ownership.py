@@ -15,6 +15,7 @@ that waits for it. An owner that was only slow finds the next number before it w
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -85,6 +86,11 @@ class Process:
         _, started = process_stat(os.getpid())
         return cls(socket.gethostname(), _boot(), _namespace(), os.getpid(), started)
 
+    def name(self) -> str:
+        """The machine and the number, after a digest of what nobody elsewhere can know of it."""
+        seal = f"{self.boot} {self.namespace} {self.started}"
+        return f"{hashlib.sha256(seal.encode()).hexdigest()[:16]}@{self.host}:{self.pid}"
+
     def is_gone(self) -> bool:
         """Whether it has ended for certain; of one of another machine nothing is known."""
         if not (self.is_near() and self.pid > 0):
@@ -102,6 +108,32 @@ class Process:
         """Whether its number means the same here."""
         place = (self.host, self.boot, self.namespace)
         return all(place) and place == (socket.gethostname(), _boot(), _namespace())
+
+
+_SEALED = re.compile(r"[0-9a-f]{16}@")
+
+
+def shown_job(job: str) -> str:
+    """A job for people: of a process the machine and the number."""
+    return _SEALED.sub("", job, count=1)
+
+
+def process_named(name: str) -> int | None:
+    """The number of the process of this machine with that `Process.name`; None if there is none.
+
+    A number may stand in anybody's file, and may be another process's by now: the start, boot and
+    namespace have to be the same.
+
+    Raises:
+        UserError: it is another machine's.
+    """
+    host, _, number = shown_job(name).rpartition(":")
+    if host != socket.gethostname():
+        raise UserError(f"process {number} runs on {host or 'another machine'}: stop it there")
+    pid = int(number) if number.isdecimal() else 0
+    _, started = process_stat(pid)
+    same = Process(host, _boot(), _namespace(), pid, started).name() == name
+    return pid if same and started else None
 
 
 @cache

@@ -5,6 +5,7 @@ What needs PyTorch is imported when a config is checked, not when its flags are 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -338,8 +339,8 @@ def load_config(
 
     Raises:
         UserError: one line that names the field, and the file and line or the flag; or the file
-            lies in a sweep's folder, which may come from somebody else, and names plug-ins that
-            `overrides` does not.
+            lies in a sweep's folder, which may come from somebody else, and names plug-ins or a
+            cluster that the other arguments do not.
     """
     overrides = overrides or {}
     values, places = read_fields(file)
@@ -355,6 +356,8 @@ def load_config(
                 f"{' '.join(map(str, names))}",
                 "plugins",
             )
+        if overrides.get("launcher") is None:
+            _refuse_kept_address(file, values.get("launcher"), launcher_options)
         values.pop("on_finish", None)  # no launch writes one there
     values = given(SweepConfig, {**values, **overrides})
     values.setdefault("output_dir", str(Path("results") / (Path(file).stem if file else "sweep")))
@@ -367,6 +370,21 @@ def load_config(
     places |= {(name,): f"--{name}" for name in overrides}
     places |= {("launcher", name): f"--{name}" for name in launcher_options}
     return make(SweepConfig, values, places)
+
+
+def _refuse_kept_address(file: str | Path, kept: Any, given: Mapping[str, Any]) -> None:
+    """Raises where only a sweep's folder says which cluster to connect to.
+
+    Raises:
+        UserError: it does.
+    """
+    address = kept.get("address") if isinstance(kept, dict) else None
+    if address and not (given.get("address") or os.environ.get("RAY_ADDRESS")):
+        raise UserError(
+            f"{file}: the sweep's folder names the cluster {address!r}: if you trust it, add "
+            f"--address {address}",
+            "launcher",
+        )
 
 
 def test_env_sets(dataset: str, data: Any, selection: Sequence[str]) -> list[TestEnvs]:

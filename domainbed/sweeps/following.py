@@ -19,6 +19,7 @@ from tqdm import tqdm
 from domainbed.core.text_table import duration
 from domainbed.errors import UserError
 from domainbed.launchers import Event, Launcher, create_launcher
+from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import (
     DONE,
     ENDS,
@@ -59,7 +60,11 @@ def in_hand(statuses: Statuses, chosen: Mapping[str, Any]) -> set[str]:
     """
     found: set[str] = set()
     for engine, job_of in _jobs_by_engine(statuses).items():
-        known = _launcher(engine, chosen).known(set(job_of.values()))
+        launcher, jobs = _launcher(engine, chosen), set(job_of.values())
+        if launcher.blocking:  # there is no engine, or the folder alone says where it is
+            _warn_of({job for job in jobs if "@" in shown_job(job)}, engine)
+            continue
+        known = launcher.known(jobs)
         found |= {run_id for run_id, job in job_of.items() if job in known}
     return found
 
@@ -75,11 +80,25 @@ def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[
     """
     cancelled = {}
     for engine, job_of in _jobs_by_engine(statuses).items():
-        cancelled[engine] = set(job_of.values())
-        _launcher(engine, chosen).cancel(cancelled[engine])
-        for run_id in job_of:
+        launcher = _launcher(engine, chosen)
+        jobs = set(job_of.values())
+        reached = set(filter(launcher.reaches, jobs))
+        _warn_of(jobs - reached, engine)
+        if reached:
+            cancelled[engine] = reached
+            launcher.cancel(reached)
+        for run_id in [run_id for run_id, job in job_of.items() if job in reached]:
             store.folder(run_id).pending.unlink(missing_ok=True)
     return cancelled
+
+
+def _warn_of(left_alone: set[str], engine: str) -> None:
+    if left_alone:
+        log.warning(
+            "warning: %s jobs such as %s are left alone: this program started no such process "
+            "here, or the folder alone says where they are (--address names a cluster)",
+            engine, shown_job(min(left_alone)),
+        )  # fmt: skip
 
 
 def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any]) -> Iterator[Event]:

@@ -14,6 +14,7 @@ from domainbed.core.names import describe_run
 from domainbed.core.safe_text import json_text
 from domainbed.core.text_table import duration, printable, text_table
 from domainbed.runs.folder import RunFolder
+from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import (
     DONE,
     FAILED,
@@ -166,7 +167,7 @@ def status_lines(status: Status) -> list[str]:
 def _running_row(running: Running) -> list[str]:
     where = running.where
     place = f"on {where.host or 'this machine'}" + (f", process {where.pid}" if where.pid else "")
-    place += f", {where.engine} job {where.job}" if where.job else ""
+    place += f", {where.engine} job {shown_job(where.job)}" if where.job else ""
     place += f", silent for {duration(where.silent_for)}" if where.silent_for > _SILENT else ""
     return [printable(running.what), f"{running.taken:.0%}", printable(place)]
 
@@ -177,7 +178,7 @@ def _pending_lines(status: Status) -> list[str]:
     for engine in dict.fromkeys(engine for engine, _ in status.pending):
         jobs = {job: n for (of, job), n in status.pending.items() if of == engine}
         named = [job for job in jobs if job]
-        listed = ", ".join(named[:_LISTED]) + ", …" * (len(named) > _LISTED)
+        listed = ", ".join(map(shown_job, named[:_LISTED])) + ", …" * (len(named) > _LISTED)
         runs = sum(jobs.values())
         line = f"  {runs} run{'s' * (runs > 1)}, {engine or 'of an unknown engine'}"
         lines.append(printable(line + (f" jobs {listed}" if listed else "")))

@@ -346,3 +346,17 @@ def test_other_names_of_this_machine_are_refused(served):
 def test_which_addresses_are_local():
     assert all(map(is_local, ("127.0.0.1", "::1", "localhost", "127.8.8.8")))
     assert not any(map(is_local, ("0.0.0.0", "10.0.0.1", "::", "example.org")))
+
+
+def test_two_hundred_requests_at_once_are_all_answered(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with make_server(lambda: "page " * 20_000, tmp_path, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        request = b"GET / HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n"
+        clients = [socket.create_connection(server.server_address, 10) for _ in range(200)]
+        for client in clients:  # all connected before the first of them asks
+            client.sendall(request)
+        for client in clients:
+            with client, client.makefile("rb") as answer:
+                assert len(answer.read()) > 100_000
+        server.shutdown()

@@ -82,6 +82,7 @@ class _Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 1024  # connections that wait to be accepted; more are refused
 
     def __init__(self, render: Callable[[], str], folders: Folders, host: str, port: int) -> None:
         super().__init__((host, port), _Handler)
