@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from domainbed.metrics.labels import LabelType
 
     PerSample = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    OfSplit = Callable[[torch.Tensor, torch.Tensor, LabelType], float]
 
 
 def values_of_samples(
@@ -75,8 +74,8 @@ class WholeSplit(Accumulator):
     Its value is NaN where an output is infinite or no number.
     """
 
-    def __init__(self, labels: LabelType, function: OfSplit) -> None:
-        self._labels, self._function = labels, function
+    def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], float]) -> None:
+        self._function = function
         self._parts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def update(
@@ -90,7 +89,7 @@ class WholeSplit(Accumulator):
         outputs, targets = (torch.cat(part) for part in zip(*self._parts))
         if not outputs.isfinite().all():
             return math.nan
-        return self._function(outputs.double(), targets, self._labels)
+        return self._function(outputs.double(), targets)
 
 
 def by_group(metric: Metric) -> Metric:

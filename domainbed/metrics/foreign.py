@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args
+from pydoc import locate
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PREFIX, RECORDED_PREFIX = "torchmetrics:", "torchmetrics_"
 
-_TASKS = {"classes": "multiclass", "binary": "binary", "multilabel": "multilabel"}
+_TASK = re.compile("Binary|Multiclass|Multilabel")
 
 LOWER_IS_BETTER = frozenset(
     {
@@ -43,7 +43,8 @@ Binary, Multiclass, Multilabel."""
 
 def higher_is_better(name: str) -> bool:
     """The direction of a class of torchmetrics."""
-    return re.sub("^(Binary|Multiclass|Multilabel)", "", name) not in LOWER_IS_BETTER
+    task = _TASK.match(name)
+    return name[task.end() if task else 0 :] not in LOWER_IS_BETTER
 
 
 def metric(name: str) -> Metric:
@@ -57,12 +58,11 @@ def metric(name: str) -> Metric:
     said = re.sub(r"\W+", "_", "_".join([class_name, *given]), flags=re.ASCII)
 
     def new(labels: LabelType) -> Accumulator:
-        cls = _class_of(name, path)
-        made = _maker(name, cls, arguments, labels)
-        made(2)  # so that a wrong argument is refused before anything is measured
+        cls = _class_of(name, path, labels)
+        _made(name, cls, arguments, labels, 2)  # a wrong argument is refused before a run
 
-        def of_split(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> float:
-            measured = made(outputs.size(1))
+        def of_split(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+            measured = _made(name, cls, arguments, labels, outputs.size(1))
             scores = labels.scores(outputs)
             truth = targets.double() if labels.kind == "regression" else targets.long()
             try:
@@ -71,65 +71,55 @@ def metric(name: str) -> Metric:
             except (TypeError, ValueError, RuntimeError) as error:
                 raise UserError(f"metric {name!r} fails: {error}", "metrics") from error
 
-        return WholeSplit(labels, of_split)
+        return WholeSplit(of_split)
 
     return Metric(RECORDED_PREFIX + said, new, higher_is_better(class_name))
 
 
-def _class_of(name: str, path: str) -> Any:
+def _class_of(name: str, path: str, labels: LabelType) -> Any:
     """The class of torchmetrics, also of its modules for classification and regression.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is for labels of another kind.
     """
     import torchmetrics
-    from torchmetrics import classification, regression
 
-    *modules, class_name = path.split(".")
-    place: Any = torchmetrics
-    for module in modules:
-        place = getattr(place, module, None)
-    places = [place] if modules else [torchmetrics, classification, regression]
-    found = next((vars(p)[class_name] for p in places if p and class_name in vars(p)), None)
-    if not (inspect.isclass(found) and issubclass(found, torchmetrics.Metric)):
-        known = [n for p in places if p for n in vars(p) if n[0].isupper()]
+    below = ("", "classification.", "regression.")
+    found = next(filter(None, (locate(f"torchmetrics.{place}{path}") for place in below)), None)
+    if not (isinstance(found, type) and issubclass(found, torchmetrics.Metric)):
         raise UserError(
             f"metric {name!r}: torchmetrics {torchmetrics.__version__} has no class "
-            f"{path!r}.{did_you_mean(class_name, known)}",
+            f"{path!r}.{did_you_mean(path, dir(torchmetrics))}",
+            "metrics",
+        )
+    task = _TASK.match(found.__name__)
+    kind = task.group().lower() if task else None
+    if found.__module__.startswith("torchmetrics.regression"):
+        kind = "regression"
+    if kind not in (None, _task(labels)):
+        raise UserError(
+            f"metric {name!r} is not defined for labels of the type {labels.name!r}: it is for "
+            f"{kind}",
             "metrics",
         )
     return found
 
 
-def _maker(
-    name: str, cls: Any, arguments: dict[str, Any], labels: LabelType
-) -> Callable[[int], Any]:
-    """What makes a torchmetrics.Metric, given the width of the outputs.
+def _made(name: str, cls: Any, arguments: dict[str, Any], labels: LabelType, width: int) -> Any:
+    """A torchmetrics.Metric for outputs of a width.
 
     Raises:
-        UserError: the class is not for such labels; or, when it is called, not for these arguments.
+        UserError: the class does not take these arguments, or is not for such labels.
     """
-    task, parameters = _TASKS.get(labels.kind, "regression"), inspect.signature(cls).parameters
-    kinds = [k for k in ("Binary", "Multiclass", "Multilabel") if cls.__name__.startswith(k)]
-    if "task" in parameters:
-        tasks = list(get_args(parameters["task"].annotation))
-    elif cls.__module__.startswith("torchmetrics.regression"):
-        tasks = ["regression"]
-    else:
-        tasks = [kind.lower() for kind in kinds] or [task]
-    if task not in tasks:
-        raise UserError(
-            f"metric {name!r} is not defined for labels of the type {labels.name!r}: torchmetrics "
-            f"has it for {' and '.join(tasks)}",
-            "metrics",
-        )
+    facts = {"task": _task(labels), "num_classes": width, "num_labels": width}
+    parameters = inspect.signature(cls).parameters
+    of_labels = {key: value for key, value in facts.items() if key in parameters}
+    try:
+        return cls(**{**of_labels, **arguments})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"metric {name!r} cannot be made: {error}", "metrics") from error
 
-    def made(width: int) -> Any:
-        facts = {"task": task, "num_classes": width, "num_labels": width}
-        of_labels = {key: value for key, value in facts.items() if key in parameters}
-        try:
-            return cls(**{**of_labels, **arguments})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"metric {name!r} cannot be made: {error}", "metrics") from error
 
-    return made
+def _task(labels: LabelType) -> str:
+    """What torchmetrics calls the kind of the labels."""
+    return "multiclass" if labels.kind == "classes" else labels.kind

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domainbed.metrics.accumulators import WholeSplit, of_samples
 from domainbed.metrics.contract import METRICS, Accumulator, Metric
@@ -30,39 +29,44 @@ def loss(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> tor
     return labels.losses(outputs.float(), targets)
 
 
-def _of_samples(function: Callable[..., torch.Tensor], kinds: tuple[str, ...], better: str) -> None:
-    def per_sample(labels: LabelType) -> Callable[..., torch.Tensor]:
-        return partial(function, labels=labels)
+def _new(name: str, labels: LabelType) -> Accumulator:
+    def of_split(*of_samples: Any) -> float:
+        from domainbed.metrics import whole_split  # torchmetrics takes seconds to import
 
-    name, higher = function.__name__, better == "higher"
-    metric = of_samples(
-        name, per_sample, higher_is_better=higher, percent=higher, label_kinds=kinds
-    )
-    METRICS.register(metric, name=name)
+        return getattr(whole_split, name)(*of_samples, labels)
 
-
-def _of_split(name: str, kinds: tuple[str, ...], better: str, percent: bool = False) -> None:
-    def new(labels: LabelType) -> Accumulator:
-        from domainbed.metrics import whole_split
-
-        return WholeSplit(labels, getattr(whole_split, name))
-
-    METRICS.register(Metric(name, new, better == "higher", percent, kinds), name=name)
+    return WholeSplit(of_split)
 
 
 _ONE = ("classes", "binary")
 _ANY = (*_ONE, "multilabel")
+_NUMBERS = ("regression",)
 
-_of_samples(accuracy, _ANY, "higher")
-_of_samples(loss, (), "lower")
-_of_split("balanced_accuracy", _ANY, "higher", percent=True)
-_of_split("f1", _ANY, "higher", percent=True)
-_of_split("auroc", _ANY, "higher", percent=True)
-_of_split("average_precision", _ANY, "higher", percent=True)
-_of_split("mcc", _ONE, "higher")
-_of_split("ece", _ONE, "lower", percent=True)
-_of_split("nll", _ANY, "lower")
-_of_split("brier", _ANY, "lower")
-_of_split("mae", ("regression",), "lower")
-_of_split("rmse", ("regression",), "lower")
-_of_split("r2", ("regression",), "higher")
+METRICS.register(
+    of_samples(
+        "accuracy",
+        lambda labels: partial(accuracy, labels=labels),
+        percent=True,
+        label_kinds=_ANY,
+    ),
+    name="accuracy",
+)
+METRICS.register(
+    of_samples("loss", lambda labels: partial(loss, labels=labels), higher_is_better=False),
+    name="loss",
+)
+for _name, _higher, _percent, _kinds in (
+    # whether higher is better, whether it is shown in percent, and of which labels it is
+    ("balanced_accuracy", True, True, _ANY),
+    ("f1", True, True, _ANY),
+    ("auroc", True, True, _ANY),
+    ("average_precision", True, True, _ANY),
+    ("mcc", True, False, _ONE),
+    ("ece", False, True, _ONE),
+    ("nll", False, False, _ANY),
+    ("brier", False, False, _ANY),
+    ("mae", False, False, _NUMBERS),
+    ("rmse", False, False, _NUMBERS),
+    ("r2", True, False, _NUMBERS),
+):
+    METRICS.register(Metric(_name, partial(_new, _name), _higher, _percent, _kinds), name=_name)

@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 import torch
+from torchmetrics import functional
 
 from domainbed.metrics.labels import LabelType
 
@@ -46,22 +47,20 @@ def f1(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> float
 
 def mcc(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> float:
     """Matthews' correlation coefficient; NaN where all labels are one class."""
-    from torchmetrics.functional import matthews_corrcoef
-
     if (targets == targets[0]).all():
         return math.nan
     predicted = labels.decode(outputs)
     if (predicted == predicted[0]).all():
         return 0.0  # as scikit-learn has it: the covariance is 0
-    return float(matthews_corrcoef(predicted, targets.long(), **_task(outputs, labels)))
+    return float(functional.matthews_corrcoef(predicted, targets.long(), **_task(outputs, labels)))
 
 
 def ece(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> float:
     """Expected calibration error, in 15 bins of confidence (Guo et al. 2017, equation 3)."""
-    from torchmetrics.functional import calibration_error
-
     scores = _scores(outputs, labels)
-    return float(calibration_error(scores, targets.long(), n_bins=15, **_task(outputs, labels)))
+    return float(
+        functional.calibration_error(scores, targets.long(), n_bins=15, **_task(outputs, labels))
+    )
 
 
 def nll(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> float:
@@ -84,37 +83,29 @@ def brier(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> fl
 
 def mae(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> float:
     """Mean absolute error."""
-    from torchmetrics.functional import mean_absolute_error
-
-    return float(mean_absolute_error(*_numbers(outputs, targets, labels)))
+    return float(functional.mean_absolute_error(*_numbers(outputs, targets, labels)))
 
 
 def rmse(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> float:
     """Root of the mean squared error."""
-    from torchmetrics.functional import mean_squared_error
-
-    return float(mean_squared_error(*_numbers(outputs, targets, labels), squared=False))
+    return float(functional.mean_squared_error(*_numbers(outputs, targets, labels), squared=False))
 
 
 def r2(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> float:
     """Coefficient of determination; not defined where all labels are one number."""
-    from torchmetrics.functional import r2_score
-
     predicted, truth = _numbers(outputs, targets, labels)
     varies = (truth != truth[:1]).any(dim=0)
     if not varies.any():
         return math.nan
     # It sums squares of the labels, which would lose a variance that is small beside their mean.
     centre = truth.mean(dim=0)
-    values = r2_score(predicted - centre, truth - centre, multioutput="raw_values")
+    values = functional.r2_score(predicted - centre, truth - centre, multioutput="raw_values")
     return _mean_of_defined(torch.where(varies, values, math.nan), "r2")
 
 
 def _of_rankings(
     name: str, outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType
 ) -> float:
-    from torchmetrics import functional
-
     scores = _scores(outputs, labels)
     if labels.kind == "classes":
         positives = targets.bincount(minlength=outputs.size(1))
@@ -143,12 +134,10 @@ def _mean_of_defined(values: torch.Tensor, name: str) -> float:
 
 def _counts(outputs: torch.Tensor, targets: torch.Tensor, labels: LabelType) -> Any:
     """True and false positives, true and false negatives, each (K,) of K classes or properties."""
-    from torchmetrics.functional import stat_scores
-
     arguments = _task(outputs, labels)
     if labels.kind != "binary":
         arguments["average"] = "none"
-    found = stat_scores(labels.decode(outputs), targets.long(), **arguments)
+    found = functional.stat_scores(labels.decode(outputs), targets.long(), **arguments)
     return found.reshape(-1, 5)[:, :4].double().unbind(dim=1)
 
 
