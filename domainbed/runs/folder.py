@@ -32,7 +32,6 @@ from domainbed.runs.states import (
 __all__ = ["NOT_WHOLE", "Busy", "RunFolder"]
 
 
-_BEFORE = "before"
 _FORMER_LOCK = "lock"  # as earlier versions left one
 NOT_WHOLE = "it is marked as done, but its records are not whole"
 
@@ -56,6 +55,7 @@ class RunFolder:
         checkpoint_before: the one before it.
         pending: the engine that has the run in its queue, and its job; removed when it starts.
         log: a link to what that job prints.
+        before: what it left before it was redone, in folders numbered from 1.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -72,6 +72,7 @@ class RunFolder:
         self.checkpoint_before = self.path / "checkpoint.before.pt"
         self.pending = self.path / "pending.json"
         self.log = self.path / "job.log"
+        self.before = self.path / "before"
 
     def model_file(self, average: str = "", step: int | None = None, stage: int = 1) -> Path:
         """The file of the last weights, or of an average; with a `step`, of those at its record."""
@@ -88,7 +89,7 @@ class RunFolder:
         """
         if self.spec.exists() or not self.path.is_dir():
             return
-        names = {self.errors.name, self.pending.name, self.log.name, _FORMER_LOCK, _BEFORE}
+        names = {self.errors.name, self.pending.name, self.log.name, _FORMER_LOCK, self.before.name}
         there = sorted(os.listdir(self.path))
         strange = [name for name in there if name not in names and not is_owners(name)]
         if strange and not self.has_results():
@@ -224,12 +225,12 @@ class RunFolder:
 
         To be called by the owner of the folder.
         """
-        before = self.path / _BEFORE
-        place = before / str(1 + len(os.listdir(before) if before.is_dir() else []))
+        earlier = os.listdir(self.before) if self.before.is_dir() else []
+        place = self.before / str(1 + len(earlier))
         place.mkdir(parents=True)
         # A process killed meanwhile leaves what says that this is to be done.
         last = [self.results.name, self.done.name, self.spec.name, self.environment.name]
-        names = [n for n in os.listdir(self.path) if n != _BEFORE and not is_owners(n)]
+        names = [n for n in os.listdir(self.path) if n != self.before.name and not is_owners(n)]
         for name in [*(n for n in names if n not in last), *(n for n in last if n in names)]:
             os.replace(self.path / name, place / name)
         return place

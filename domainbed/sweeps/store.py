@@ -247,8 +247,9 @@ class Store:
         return [f for f in folders if f.path.name in planned or f.spec.exists()]
 
     def incomplete(self) -> list[RunFolder]:
-        """The folders of runs that are neither done nor running."""
-        return [f for f in self.run_folders() if f.state() not in (DONE, RUNNING)]
+        """The folders of runs that are not done, not running, and were not done before a redo."""
+        folders = [folder for folder in self.run_folders() if not folder.before.exists()]
+        return [f for f in folders if f.state() not in (DONE, RUNNING)]
 
 
 def common_to(spec: Mapping[str, Any]) -> dict[str, Any]:

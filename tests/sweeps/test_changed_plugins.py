@@ -110,6 +110,10 @@ def test_a_changed_plugin_is_named_and_nothing_is_lost(world):
     assert "another version" not in world.run("model", "predict", *of_domain)
     assert "plugins_changed" not in (world.root / "sweep.yaml").read_text()
     assert "Total records: 2" in world.run("collect", world.root, "--selection", "oracle")
+    (quiet / "done").unlink()  # what was done before is not deleted with a run that was redone
+    deleting = ("sweep", "delete-incomplete", world.root, "--skip_confirmation")
+    assert world.run(*deleting) == "no incomplete runs\n"
+    assert (quiet / "before" / "1" / "done").is_file()
 
 
 def test_a_single_run_says_the_same(world):
