@@ -81,10 +81,12 @@ def _hub(repository: str, size: int) -> DataSource:
     return DataSource(f"Hugging Face Hub {repository}", size, hub=repository)
 
 
-def _codalab(bundle: str, size: int) -> Origin:
+def _wilds(bundle: str, size: int, *repositories: str) -> Origin:
+    """Repositories of the Hub come first: users of WILDS report that CodaLab is gone."""
     url = f"https://worksheets.codalab.org/rest/bundles/{bundle}/contents/blob/"
     archive = Archive(url, "archive.tar.gz")  # the name that the package `wilds` uses
-    return Origin(sources=(DataSource("worksheets.codalab.org", size, (archive,)),))
+    codalab = DataSource("worksheets.codalab.org", size, (archive,))
+    return Origin(sources=(*(_hub(repository, size) for repository in repositories), codalab))
 
 
 _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps/"
@@ -187,8 +189,13 @@ SOURCES: dict[str, Origin] = {
             ),
         )
     ),
-    "WILDSCamelyon": _codalab("0xe45e15f39fb54e9d9e919556af67aabe", 10_658_709_504),
-    "WILDSFMoW": _codalab("0xaec91eb7c9d548ebb15e1b5e60f966ab", 53_893_324_800),
+    "WILDSCamelyon": _wilds(
+        *("0xe45e15f39fb54e9d9e919556af67aabe", 10_658_709_504),
+        *("pangwei/wilds-camelyon17", "wltjr1007/Camelyon17-WILDS"),
+    ),
+    "WILDSFMoW": _wilds(
+        *("0xaec91eb7c9d548ebb15e1b5e60f966ab", 53_893_324_800, "pangwei/wilds-fmow")
+    ),
     **dict.fromkeys(
         SPAWRIOUS,
         Origin(

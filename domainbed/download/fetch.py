@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from domainbed.core.files import file_digest
+from domainbed.core.files import file_digest, regular
 from domainbed.download.catalogue import Archive, DataSource
 from domainbed.errors import UserError, one_line
 
@@ -28,6 +28,7 @@ _SECONDS_OF_SILENCE = 60
 _RETRIES = 3
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_RANGES = "did not honor"  # gdown's words when a server cannot send a part of a file
+_SUMS = "SHA256SUMS"
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error),
@@ -79,6 +80,8 @@ def fetch(source: DataSource, folder: Path, accept_checksum: bool) -> None:
             snapshot_download(
                 source.hub, repo_type="dataset", revision=commit, local_dir=str(folder)
             )
+            for sums in () if accept_checksum else sorted(folder.rglob(_SUMS)):
+                _check_sums(sums)
         if source.torchvision:
             import torchvision.datasets
 
@@ -87,12 +90,8 @@ def fetch(source: DataSource, folder: Path, accept_checksum: bool) -> None:
             file = folder / archive.name
             if not file.exists():
                 _fetch_file(archive, file)
-            digest = file_digest(file, "md5") if archive.md5 and not accept_checksum else ""
-            if digest and digest != archive.md5:
-                raise UserError(
-                    f"{file} has the MD5 checksum {digest}, expected {archive.md5}: remove it "
-                    "to fetch it again, or take it as it is with --accept_checksum"
-                )
+            if archive.md5 and not accept_checksum:
+                _check(file, "md5", archive.md5)
     except ImportError as error:
         raise UserError(
             f"downloading needs {error.name}, which is not installed: pip install 'domainbed[hub]'"
@@ -103,6 +102,24 @@ def fetch(source: DataSource, folder: Path, accept_checksum: bool) -> None:
         if isinstance(error, OSError) and (error.errno in DISK_FULL or error.filename is not None):
             raise  # the disk is to blame, not the source
         raise Unusable(_reason(error)) from error
+
+
+def _check_sums(sums: Path) -> None:
+    """Checks the files that a file of `sha256sum` lists and that were fetched beside it."""
+    for line in regular(sums).read_text(encoding="utf-8").splitlines():
+        expected, _, name = line.partition(" ")
+        file = sums.parent / name.strip().lstrip("*")
+        if file.is_file():
+            _check(file, "sha256", expected.lower())
+
+
+def _check(file: Path, kind: str, expected: str) -> None:
+    digest = file_digest(file, kind)
+    if digest != expected:
+        raise UserError(
+            f"{file} has the {kind.upper()} checksum {digest}, expected {expected}: remove it "
+            "to fetch it again, or take it as it is with --accept_checksum"
+        )
 
 
 def _fetch_file(archive: Archive, file: Path) -> None:

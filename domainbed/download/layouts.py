@@ -2,8 +2,8 @@
 
 Supported are: image folders at any depth and under any of the names in use, with or without split
 folders; TerraIncognita's camera-trap images with their annotations; DomainNet's raw archives with
-the official lists; Parquet files of the Hugging Face Hub; MNIST's four files; and, at any depth,
-the folder of a dataset that is kept as it was published.
+the official lists; Parquet files of the Hugging Face Hub, those of WILDS' Camelyon17 among them;
+MNIST's four files; and, at any depth, the folder of a dataset that is kept as it was published.
 """
 
 from __future__ import annotations
@@ -35,6 +35,17 @@ _DEPTH = 5  # of folders around the domains; PACS is known as pacs_data/PACS/kfo
 _TERRA_PARTS = ("cis_test", "cis_val", "train", "trans_test", "trans_val")
 TERRA_ANNOTATIONS = tuple(f"{part}_annotations.json" for part in _TERRA_PARTS)
 HUB_COLUMNS = ("image", "domain", "label")
+CAMELYON_COLUMNS = {
+    "image_id": "",
+    "patient": "patient",
+    "node": "node",
+    "x_coord": "x_coord",
+    "y_coord": "y_coord",
+    "label": "tumor",
+    "slide": "slide",
+    "center": "center",
+}
+"""Columns of the Hub's Camelyon17 beside `image`, to those of WILDS' own table."""
 _HUB_ROWS_AT_ONCE = 64
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif"}
 _MNIST_MOST_BYTES = 50_000_000  # the largest file has 47,040,016
@@ -57,8 +68,10 @@ def find_layout(name: str, dataset: Any, origin: Origin, roots: Sequence[Path]) 
         Unusable: several folders hold it, or files that describe it are damaged.
     """
     if hasattr(dataset, "contents"):  # it is kept as it was published
-        found = _best_folder(roots, lambda folder: int(dataset.holds(folder)))
-        return found and Layout((f.relative_to(found[0]).as_posix(), f) for f in files(found[0]))
+        if found := _best_folder(roots, lambda folder: int(dataset.holds(folder))):
+            return Layout((f.relative_to(found[0]).as_posix(), f) for f in files(found[0]))
+        tables = _parquet(roots) if name == "WILDSCamelyon" else []
+        return Layout(_camelyon_rows(tables)) if tables else None
     info: DatasetInfo = dataset.info
     named = {file.name: file for root in roots for file in root.rglob("*")}
     if info.folder == MNIST_FOLDER:
@@ -74,8 +87,7 @@ def find_layout(name: str, dataset: Any, origin: Origin, roots: Sequence[Path]) 
         if name == "DomainNet" and set(lists) <= set(named):
             layout.files = _listed([named[each] for each in lists], layout.files, layout.notes)
         return layout
-    parquet = (file for root in roots for file in root.rglob("*.parquet"))
-    if tables := sorted(file for file in parquet if file.is_file()):
+    if tables := _parquet(roots):
         layout.files = _hub_rows(tables, info, origin.aliases, layout.notes)
         return layout
     return None
@@ -200,19 +212,22 @@ def _annotated(table: dict[str, Any]) -> list[tuple[tuple[str, str], str]]:
     ]
 
 
+def _parquet(roots: Iterable[Path]) -> list[Path]:
+    found = (file for root in roots for file in root.rglob("*.parquet"))
+    return sorted(file for file in found if file.is_file())
+
+
 def _hub_rows(
     tables: Sequence[Path], info: DatasetInfo, aliases: Mapping[str, str], notes: list[str]
 ) -> Iterator[PlacedFile]:
     """The images in Parquet files of the Hugging Face Hub, in the bytes stored there."""
     number = 0
     for file in tables:
-        for row in _rows(file):
+        for row in _rows(file, HUB_COLUMNS, named=HUB_COLUMNS[1:]):
             domain, label = (_valid_name(row[column], column) for column in HUB_COLUMNS[1:])
             domain = published_name(domain, info.domains, aliases) or domain
             label = published_name(label, info.classes or (), {}) or label
-            content = (row["image"] or {}).get("bytes")
-            if not content:
-                raise Unusable(f"row {number} of the Parquet files holds no image")
+            content = _image(row, number)
             name = PurePosixPath(row["image"]["path"] or "").name
             name = name if is_image(name) else f"{number:06d}.{_extension(content)}"
             yield f"{domain}/{label}/{name}", content
@@ -223,23 +238,58 @@ def _hub_rows(
     )
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Rows with the names of domain and label, which the file's schema lists."""
+def _camelyon_rows(tables: Sequence[Path]) -> Iterator[PlacedFile]:
+    """Camelyon17 as WILDS published it: the patches, then the table, in the order of `image_id`.
+
+    The splits follow the order of the table, which the Parquet files do not keep.
+    """
+    import pandas
+
+    listed: list[list[int]] = []
+    for file in tables:
+        for row in _rows(file, ("image", *CAMELYON_COLUMNS)):
+            try:
+                numbers = [int(row[column]) for column in CAMELYON_COLUMNS]
+            except (TypeError, ValueError) as error:
+                raise Unusable(
+                    f"row {len(listed)} of the Parquet files: expected a number in each of the "
+                    f"columns {', '.join(CAMELYON_COLUMNS)} ({one_line(error)})"
+                ) from error
+            _, patient, node, x, y, *_ = numbers
+            scan = f"patient_{patient:03d}_node_{node}"
+            yield f"patches/{scan}/patch_{scan}_x_{x}_y_{y}.png", _image(row, len(listed))
+            listed.append(numbers)
+    table = pandas.DataFrame(sorted(listed), columns=list(CAMELYON_COLUMNS.values()))
+    table["patient"] = table["patient"].map("{:03d}".format)  # as in the file names
+    yield "metadata.csv", table.to_csv(index=False).encode()
+
+
+def _image(row: Mapping[str, Any], number: int) -> bytes:
+    content: bytes | None = (row["image"] or {}).get("bytes")
+    if not content:
+        raise Unusable(f"row {number} of the Parquet files holds no image")
+    return content
+
+
+def _rows(
+    file: Path, columns: Sequence[str], named: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Rows; numbers in the columns `named` become the names that the file's schema lists."""
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
         schema = table.schema_arrow
-        if missing := [name for name in HUB_COLUMNS if name not in schema.names]:
+        if missing := [name for name in columns if name not in schema.names]:
             raise Unusable(
                 f"{file.name} has no column {missing[0]!r}: its columns are "
                 f"{', '.join(schema.names)}"
             )
         about = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
         features = about.get("info", {}).get("features", {})
-        for batch in table.iter_batches(_HUB_ROWS_AT_ONCE, columns=list(HUB_COLUMNS)):
+        for batch in table.iter_batches(_HUB_ROWS_AT_ONCE, columns=list(columns)):
             for row in batch.to_pylist():
-                for column in HUB_COLUMNS[1:]:
+                for column in named:
                     names = features.get(column, {}).get("names")
                     row[column] = names[row[column]] if names else row[column]
                 yield row

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -14,11 +16,13 @@ import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
+import small_copies
 from PIL import Image
-from source_files import content_of, image_bytes
+from small_copies import COPIES, write_copy
+from source_files import content_of, image_bytes, visible, write, write_tar
 
 from domainbed.datasets import DATASETS, PACS
-from domainbed.download import catalogue
+from domainbed.download import catalogue, verify_dataset
 from domainbed.download.catalogue import DataSource, Origin
 from domainbed.errors import UserError
 
@@ -39,21 +43,22 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
-        path, files = self.path.partition("?")[0], self.server.files
-        if path.startswith("/api/datasets/some/pacs/tree/"):
+        server, path = self.server, self.path.partition("?")[0]
+        files = server.files
+        if path.startswith(f"/api/datasets/{server.repository}/tree/"):
             listed = [
                 {"type": "file", "path": name, "size": len(content), "oid": oid(content)}
                 for name, content in files.items()
             ]
             return self.send(json.dumps(listed).encode(), body)
-        if path.startswith("/api/datasets/some/pacs"):
+        if path.startswith(f"/api/datasets/{server.repository}"):
             siblings = [{"rfilename": name} for name in files]
-            about = {"id": "some/pacs", "sha": COMMIT, "siblings": siblings, "private": False}
+            about = {"id": server.repository, "sha": COMMIT, "siblings": siblings, "private": False}
             return self.send(json.dumps(about).encode(), body)
         name = path.partition(f"/resolve/{COMMIT}/")[2]
-        if name not in files or (body and name in self.server.broken):
+        if name not in files or (body and name in server.broken):
             return self.send_error(404)
-        self.server.served += [name] * body
+        server.served += [name] * body
         self.send(files[name], body)
 
     def send(self, content, body):
@@ -75,9 +80,10 @@ def oid(content):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """The server; `hub.files` is what the repository some/pacs holds."""
+    """The server; `hub.files` is what its repository holds: some/pacs, or `hub.repository`."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
     server.files, server.broken, server.served = {}, set(), []
+    server.repository = "some/pacs"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -211,6 +217,103 @@ def test_other_columns(hub, pacs, said):
 
 
 def test_all_repositories_are_named():
-    hubs = [origin.sources[-1].hub for origin in catalogue.SOURCES.values()]
-    assert [hub.count("/") for hub in hubs if hub] == [1] * 5
+    hubs = [source.hub for origin in catalogue.SOURCES.values() for source in origin.sources]
+    assert [hub.count("/") for hub in hubs if hub] == [1] * 8
     assert set(catalogue.SOURCES) <= set(DATASETS)
+
+
+class TestWILDS:
+    """The Hub before CodaLab: archives of the authors with their sums, or Parquet files."""
+
+    @pytest.fixture(autouse=True)
+    def small_numbers(self, monkeypatch):
+        small_copies.shrink(monkeypatch)
+        for name in ("WILDSCamelyon", "WILDSFMoW"):
+            origin = catalogue.SOURCES[name]
+            small = tuple(dataclasses.replace(source, size=1000) for source in origin.sources)
+            monkeypatch.setitem(catalogue.SOURCES, name, dataclasses.replace(origin, sources=small))
+
+    @pytest.fixture
+    def offer(self, hub, tmp_path):
+        """Puts a packed copy of a dataset, and a list of sums, into the repository."""
+
+        def put(repository, name, digest=None):
+            archive = write_tar(tmp_path / "archive.tar.gz", COPIES[name]()).read_bytes()
+            digest = digest or hashlib.sha256(archive).hexdigest()
+            hub.repository = repository
+            hub.files = {
+                "data/archive.tar.gz": archive,
+                "data/SHA256SUMS": f"{digest}  archive.tar.gz\n{'0' * 64} *other\n".encode(),
+            }
+
+        return put
+
+    def test_archives_of_the_authors(self, offer, said, data):
+        for repository, name, images in (
+            ("pangwei/wilds-camelyon17", "WILDSCamelyon", 35),
+            ("pangwei/wilds-fmow", "WILDSFMoW", 68),
+        ):
+            offer(repository, name)
+            assert f"{name}: {images} images" in said(name)
+            assert content_of(data / DATASETS[name].info.folder) == COPIES[name]()
+            assert verify_dataset(name, data).ok
+
+    def test_a_wrong_sum_stops_everything(self, offer, said, data):
+        offer("pangwei/wilds-fmow", "WILDSFMoW", digest="0" * 64)
+        wrong = r"archive\.tar\.gz has the SHA256 checksum \w{64}, expected 0{64}: remove it"
+        with pytest.raises(UserError, match=wrong):
+            said("WILDSFMoW")
+        assert visible(data) == []
+        assert "68 images" in said("WILDSFMoW", accept_checksum=True)
+
+    def test_parquet_files_become_the_published_folder(self, hub, said, data):
+        hub.repository, hub.files = "wltjr1007/Camelyon17-WILDS", camelyon_parquet()
+        text = said("WILDSCamelyon")
+        assert "Hub pangwei/wilds-camelyon17 failed: " in text
+        published = COPIES["WILDSCamelyon"]()
+        found = content_of(data / "camelyon17_v1.0")
+        assert set(published) - set(found) == {"RELEASE_v1.0.txt"}
+        assert {name for name in found if found[name] != published[name]} == {"metadata.csv"}
+        root = data.parent / "published"
+        write_copy("WILDSCamelyon", root)
+        mine, other = (DATASETS["WILDSCamelyon"](str(each), [0], {}) for each in (data, root))
+        for domain, expected in zip(mine, other, strict=True):  # the order, too: splits follow it
+            assert list(domain.labels) == list(expected.labels)
+            assert [file.name for file in domain.files] == [file.name for file in expected.files]
+        report = verify_dataset("WILDSCamelyon", data)
+        assert (report.ok, report.edition) == (True, "published")
+
+    def test_parquet_files_that_are_not_the_dataset(self, said, tmp_path):
+        for change, message in (
+            (lambda table: table.drop_columns("x_coord"), "no column 'x_coord': its columns are"),
+            (lambda table: table.slice(1), "domain 'hospital_4' has 8 images, published 9"),
+            (
+                lambda table: table.set_column(0, "patient", [["A"] * len(table)]),
+                "row 0 of the Parquet files: expected a number in each of the columns image_id",
+            ),
+        ):
+            write(camelyon_parquet(change), tmp_path / "mine")
+            with pytest.raises(UserError, match=message):
+                said("WILDSCamelyon", tmp_path / "mine")
+
+
+def camelyon_parquet(change=lambda table: table):
+    """The small Camelyon17 in three shards, in the columns of the mirror; the last row first."""
+    published = COPIES["WILDSCamelyon"]()
+    rows = list(csv.DictReader(io.StringIO(published["metadata.csv"].decode())))[::-1]
+    columns = {name: [int(row[name]) for row in rows] for name in ("patient", "node", "slide")}
+    columns |= {name: [int(row[name]) for row in rows] for name in ("x_coord", "y_coord", "center")}
+    columns |= {"label": [int(row["tumor"]) for row in rows]}
+    columns |= {"image_id": [int(row[""]) for row in rows]}
+    scans = [f"patient_{row['patient']}_node_{row['node']}" for row in rows]
+    names = [f"{s}_x_{r['x_coord']}_y_{r['y_coord']}.png" for s, r in zip(scans, rows, strict=True)]
+    columns["image"] = [
+        {"bytes": published[f"patches/{scan}/patch_{name}"], "path": None}
+        for scan, name in zip(scans, names, strict=True)
+    ]
+    table, made = change(pyarrow.table(columns)), {}
+    for part, start in {"train": 0, "validation": 12, "test": 24}.items():
+        stream = io.BytesIO()
+        pyarrow.parquet.write_table(table.slice(start, 12), stream)
+        made[f"data/{part}-00000-of-00001.parquet"] = stream.getvalue()
+    return made

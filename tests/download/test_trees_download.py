@@ -43,7 +43,7 @@ def serve(tmp_path, monkeypatch):
 
         def offer(name, files, writer=write_tar):
             known = catalogue.SOURCES[name]
-            archive = known.sources[0].archives[0]
+            archive = known.sources[-1].archives[0]
             writer(www / archive.name, files)
             mine = Archive(f"{server.url}/{archive.name}", archive.name)
             source = DataSource("the source", 1000, (mine,))
