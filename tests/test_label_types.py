@@ -164,11 +164,14 @@ def test_classes_that_say_nothing_of_labels_need_classes() -> None:
         def objective_of(self, forward: ForwardPass) -> Any:
             return forward.pooled_risk(), {}
 
+    class OwnPass(ERM):
+        def forward_pass(self, minibatches: Any) -> Any: ...
+
     class Declared(OwnUpdate):
         needs_classes = False
 
-    found = [cls.needs_classes for cls in (Theirs, OwnUpdate, OwnObjective, Declared)]
-    assert found == [True, True, False, False]
+    found = [cls.needs_classes for cls in (Theirs, OwnUpdate, OwnPass, OwnObjective, Declared)]
+    assert found == [True, True, True, False, False]
 
 
 def test_gradient_variances_of_any_loss() -> None:
@@ -203,6 +206,27 @@ def test_irm_of_other_losses() -> None:
     torch.testing.assert_close(scale_gradient(outputs, targets, REGRESSION), terms.mean())
     expected = terms[::2].mean() * terms[1::2].mean()
     torch.testing.assert_close(irm_penalty(outputs, targets, REGRESSION), expected)
-    logits, labels = torch.randn(6, 1, dtype=torch.float64), torch.arange(6) % 2
+    logits = torch.randn(6, 1, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 1, 0, 0, 1])
     both = F.pad(logits, (1, 0))  # logits of two classes with the same probabilities
-    torch.testing.assert_close(scale_gradient(logits, labels, BINARY), scale_gradient(both, labels))
+    found, closed = irm_penalty(logits, labels, BINARY), irm_penalty(both, labels)
+    torch.testing.assert_close(found, closed)
+    gradients = [torch.autograd.grad(each, logits)[0] for each in (found, closed)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_fishr_s_penalty_is_of_the_loss_that_is_learned() -> None:
+    hparams = {"batch_size": 6, "penalty_anneal_iters": 0}
+    experiment = build(RunSpec.create("RegressionVectors", "Fishr", [2], hparams=hparams))
+    (minibatches,) = experiment.minibatches(range(1))
+    algorithm = experiment.algorithm
+    forward, head = algorithm.forward_pass(minibatches), algorithm.classifier
+    variances = []
+    for z, y in zip(forward.domain_features, forward.by_domain(forward.y)):
+        errors = 2 * (head(z).squeeze(1) - y)[:, None]  # of which the gradient is error ⊗ [z, 1]
+        gradients = torch.cat([errors * z, errors], dim=1)
+        variances.append(gradients.var(dim=0, unbiased=False))
+    stacked = torch.stack(variances)
+    expected = (stacked - stacked.mean(dim=0)).square().mean()
+    metrics = algorithm.update(minibatches)
+    assert metrics["penalty"] == pytest.approx(expected.item(), rel=1e-4)

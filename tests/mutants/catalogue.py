@@ -34,6 +34,7 @@ _OWNERSHIP = "tests/runs/test_ownership.py"
 _RESUME = "tests/training/test_resume.py tests/training/test_trainer.py"
 _AVERAGES = "tests/training/test_averages.py"
 _EVALUATION = "tests/training/test_evaluation.py"
+_LABELS = "tests/test_label_types.py"
 _STAGES = "tests/training/test_stages.py"
 _TREES = "tests/download/test_trees_download.py tests/download/test_copies.py"
 
@@ -116,6 +117,22 @@ MUTANTS = (
     Mutant(
         *("metrics/labels.py", "a single logit decided at one half"),
         *("(outputs > 0).long()", "(outputs > 0.5).long()", _EVALUATION),
+    ),
+    Mutant(
+        *("metrics/labels.py", "labels in the precision of the outputs"),
+        *("outputs.to(torch.promote_types(outputs.dtype, torch.float32))", "outputs", _LABELS),
+    ),
+    Mutant(
+        *("algorithms/irm.py", "the derivative of another loss as a constant"),
+        *("[scale], create_graph=True)[0]", "[scale], create_graph=True)[0].detach()", _LABELS),
+    ),
+    Mutant(
+        *("algorithms/erm.py", "own forward passes taken to know all labels"),
+        *('{"update", "objective", "forward_pass"}', '{"update", "objective"}', _LABELS),
+    ),
+    Mutant(
+        *("algorithms/fishr.py", "gradients of the cross-entropy whatever is learned"),
+        *("                forward_pass.label_type.losses,\n", "", _LABELS),
     ),
     Mutant(
         *("metrics/ready.py", "the mean of the losses instead of each"),
