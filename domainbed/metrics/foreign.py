@@ -59,10 +59,10 @@ def metric(name: str) -> Metric:
 
     def new(labels: LabelType) -> Accumulator:
         cls = _class_of(name, path, labels)
-        _made(name, cls, arguments, labels, 2)  # a wrong argument is refused before a run
+        _made(cls, arguments, labels, 2)  # a wrong argument is refused before a run
 
         def of_split(outputs: torch.Tensor, targets: torch.Tensor) -> float:
-            measured = _made(name, cls, arguments, labels, outputs.size(1))
+            measured = _made(cls, arguments, labels, outputs.size(1))
             scores = labels.scores(outputs)
             truth = targets.double() if labels.kind == "regression" else targets.long()
             try:
@@ -105,19 +105,16 @@ def _class_of(name: str, path: str, labels: LabelType) -> Any:
     return found
 
 
-def _made(name: str, cls: Any, arguments: dict[str, Any], labels: LabelType, width: int) -> Any:
+def _made(cls: Any, arguments: dict[str, Any], labels: LabelType, width: int) -> Any:
     """A torchmetrics.Metric for outputs of a width.
 
     Raises:
-        UserError: the class does not take these arguments, or is not for such labels.
+        TypeError, ValueError: the class does not take these arguments, or is not for such labels.
     """
     facts = {"task": _task(labels), "num_classes": width, "num_labels": width}
     parameters = inspect.signature(cls).parameters
     of_labels = {key: value for key, value in facts.items() if key in parameters}
-    try:
-        return cls(**{**of_labels, **arguments})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"metric {name!r} cannot be made: {error}", "metrics") from error
+    return cls(**{**of_labels, **arguments})
 
 
 def _task(labels: LabelType) -> str:

@@ -81,7 +81,10 @@ def check_metrics(names: Iterable[str], labels: LabelType) -> None:
                     "metrics",
                 )
             taken[key] = name
-        metric.new(labels)
+        try:
+            metric.new(labels)
+        except (TypeError, ValueError) as error:  # of a constructor: a wrong argument, say
+            raise UserError(f"metric {name!r} cannot be made: {error}", "metrics") from error
 
 
 def recorded_names(metrics: Iterable[str]) -> tuple[str, ...]:

@@ -192,6 +192,10 @@ def test_what_cannot_be_registered_or_recorded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(METRICS._entries, "top-2", lambda outputs, targets: targets)
     with pytest.raises(UserError, match="'top-2' cannot be recorded under this name"):
         get_metric("top-2")
+    needing = type("Needing", (Extremes,), {"__init__": lambda self, width: None})
+    monkeypatch.setitem(METRICS._entries, "needing", needing)
+    with pytest.raises(UserError, match=r"'needing' cannot be made.*'width'"):
+        check_metrics(["needing"], label_type("regression"))
     monkeypatch.setitem(METRICS._entries, "extremes", Extremes)
     monkeypatch.setitem(METRICS._entries, "extremes_least", lambda outputs, targets: targets)
     with pytest.raises(UserError, match="'extremes' and 'extremes_least' are both recorded"):

@@ -140,6 +140,26 @@ MUTANTS = (
         "return labels.risk(outputs.float(), targets).expand(len(targets))",
         f"{_EVALUATION} tests/training/test_recorded_splits.py",
     ),
+    Mutant(
+        *("metrics/accumulators.py", "the worst group is the lowest, also of an error"),
+        *("worst = lowest if self._metric.higher_is_better else highest", "worst = lowest"),
+        "tests/metrics/test_named_metrics.py",
+    ),
+    Mutant(
+        *("metrics/accumulators.py", "outputs that are no number are measured"),
+        *("if not outputs.isfinite().all():", "if not outputs.numel():"),
+        "tests/metrics/test_ready_metrics.py",
+    ),
+    Mutant(
+        *("metrics/whole_split.py", "AUROC of a class that all samples have"),
+        *('| (name != "auroc"))', '| (name != "f1"))', "tests/metrics/test_ready_metrics.py"),
+    ),
+    Mutant(
+        *("training/evaluation.py", "selects by the highest error"),
+        "1 if describe_metric(metric).higher_is_better else -1",
+        "1 if describe_metric(metric).higher_is_better else 1",
+        "tests/training/test_recorded_splits.py",
+    ),
     # minibatches
     Mutant(
         *("core/minibatch.py", "sequences padded at their beginning"),
