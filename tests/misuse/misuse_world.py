@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import edit_json
 from PIL import Image
 
 from domainbed.cli import main
@@ -164,13 +164,13 @@ def _flip(name: str) -> Callable[[Path], object]:
 
 
 def _edited(name: str, **values: object) -> Callable[[Path], object]:
-    """Changes fields of a JSON file."""
+    """Changes fields of a JSON file, and its digest with them."""
+    return lambda folder: edit_json(folder / name, **values)
 
-    def change(folder: Path) -> None:
-        content = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({**content, **values}))
 
-    return change
+def _records(content: str | bytes) -> Callable[[Path], object]:
+    """Other records, as those of DomainBed without a digest."""
+    return _both(_write("results.jsonl", content), _write("done", "done"))
 
 
 def _both(*changes: Callable[[Path], object]) -> Callable[[Path], object]:
@@ -203,23 +203,23 @@ DAMAGED_RUNS = {
     "model_harmful": _both(_write("model.pkl", harmful_pickle()), _remove("model.pkl.sha256")),
     "model_is_folder": _folder_instead("model.pkl"),
     "digest_binary": _write("model.pkl.sha256", b"\xff\xff"),
-    "records_empty": _write("results.jsonl", ""),
+    "records_empty": _records(""),
     "records_gone": _remove("results.jsonl"),
-    "records_text": _write("results.jsonl", "accuracy 0.5\n"),
-    "records_list": _write("results.jsonl", "[1, 2]\n"),
-    "records_number": _write("results.jsonl", "3\n"),
-    "records_deep": _write("results.jsonl", DEEP + "\n"),
-    "records_binary": _write("results.jsonl", b"\xff\xfe\n{}\n"),
-    "records_lack": _write("results.jsonl", '{"step": 0}\n'),
-    "records_torn": _write("results.jsonl", '{"step": 0, "ar'),
+    "records_text": _records("accuracy 0.5\n"),
+    "records_list": _records("[1, 2]\n"),
+    "records_number": _records("3\n"),
+    "records_deep": _records(DEEP + "\n"),
+    "records_binary": _records(b"\xff\xfe\n{}\n"),
+    "records_lack": _records('{"step": 0}\n'),
+    "records_torn": _records('{"step": 0, "ar'),
     "records_folder": _folder_instead("results.jsonl"),
-    "records_accuracy": _write(
-        "results.jsonl",
+    "records_flipped": _flip("results.jsonl"),
+    "records_accuracy": _records(
         '{"step": 0, "env0_in_acc": 30, "env0_out_acc": 0.5, "args": {"dataset": "A", '
         '"algorithm": "B", "test_envs": [0], "hparams_seed": 0, "trial_seed": 0}}\n',
     ),
-    "records_step": _write("results.jsonl", '{"step": "one", "args": {}}\n'),
-    "records_args": _write("results.jsonl", '{"step": 0, "args": [], "hparams": {}}\n'),
+    "records_step": _records('{"step": "one", "args": {}}\n'),
+    "records_args": _records('{"step": 0, "args": [], "hparams": {}}\n'),
 }
 
 DAMAGED_SWEEPS = {
