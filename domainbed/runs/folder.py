@@ -246,9 +246,9 @@ class RunFolder:
         try:
             return read_sealed_json(file)
         except (ValueError, RecursionError, OSError) as error:
-            raise UserError(
-                f"{file} is damaged ({error}): repair it, or remove its folder"
-            ) from error
+            # Without its environment a run resumes; without its spec nobody knows whose it is.
+            remedy = "remove it" if file == self.environment else "repair it, or remove its folder"
+            raise UserError(f"{file} is damaged ({error}): {remedy}") from error
 
 
 def plugin_hint(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from domainbed.core.names import describe_run
 from domainbed.core.safe_text import json_text
 from domainbed.core.text_table import duration, printable, text_table
+from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import (
@@ -26,6 +28,8 @@ from domainbed.runs.states import (
     RunStatus,
 )
 from domainbed.sweeps.store import PlannedRun, Store
+
+log = logging.getLogger(__name__)
 
 Group = tuple[str, str]
 """A dataset's label and an algorithm."""
@@ -305,7 +309,11 @@ def _group(run: PlannedRun) -> Group:
 
 def _taken(folder: RunFolder, steps: int) -> list[list[float]]:
     """Seconds, core seconds and GPU seconds per step, and bytes; nothing if it has no seconds."""
-    facts = folder.read_json(folder.environment) or {}
+    try:
+        facts = folder.read_json(folder.environment) or {}
+    except UserError as error:
+        log.warning("warning: %s; the estimate rests on the other runs", error)
+        return []
     if facts.get("seconds") is None:
         return []
     seconds, on_cpu = facts["seconds"] / steps, facts.get("device", "cpu") == "cpu"

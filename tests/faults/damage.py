@@ -133,8 +133,10 @@ def _longer(content: bytearray, rng: random.Random) -> bytearray:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two values are equal in each part, NaN to NaN."""
+    if type(one) is not type(other):
+        return False
     if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+        return torch.equal(one, other)
     if isinstance(one, pd.DataFrame):
         return one.equals(other)
     if isinstance(one, dict):

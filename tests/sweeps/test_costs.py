@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from domainbed.core.digests import sealed_json
 from domainbed.spec import RunSpec
 from domainbed.sweeps import outlook, status
 from domainbed.sweeps.config import SweepConfig
@@ -42,6 +43,20 @@ def test_finished_runs_tell_by_group_and_else_on_average(tmp_path, runs):
     (store.folder(irm).path / "model.pkl").write_bytes(b"." * 500)
     total = finished_costs(store, runs, [erm, irm]).of([other_erm, other_irm])
     assert (total.seconds, total.cores, total.gpus, total.disk) == (70, 100, 20, 2500)
+
+
+def test_a_damaged_environment_is_named_and_left_out(tmp_path, caplog, runs):
+    store, (erm, _, irm, _) = Store(tmp_path), runs
+    for run_id, seconds in ((erm, 50.0), (irm, 20.0)):
+        folder = store.folder(run_id)
+        folder.path.mkdir(parents=True)
+        folder.environment.write_text(sealed_json({"seconds": seconds}))
+    file = store.folder(erm).environment
+    file.write_text(file.read_text().replace("50.0", "90.0"))
+    found = finished_costs(store, runs, [erm, irm])
+    assert found.basis == 1
+    assert found.of([erm]).seconds == 20
+    assert f"{file} is damaged" in caplog.text
 
 
 def test_a_sample_of_finished_runs_is_looked_at(tmp_path, monkeypatch, runs):
