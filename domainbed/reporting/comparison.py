@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import ndtri  # `scipy.stats` would take a second to import
 
 from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.errors import UserError, did_you_mean
@@ -148,8 +148,9 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """The rows of one method and dataset, with the p-values corrected for their number."""
     rows: list[dict[str, Any]] = []
+    wide = judge.sign * chosen.pivot(index=PAIR, columns="algorithm", values=judge.metric)
     for algorithm in order_algorithms(chosen["algorithm"]):
-        cells, unpaired = paired_cells(chosen, algorithm, baseline, judge)
+        cells, unpaired = paired_cells(wide, algorithm, baseline)
         if algorithm != baseline and cells:
             numbers = _numbers(cells, judge, unit, rope)
             pair = {"algorithm": algorithm, "baseline": baseline}
@@ -158,11 +159,8 @@ def _rows(
     return [{**row, "holm_p_value": p} for row, p in zip(rows, corrected, strict=True)]
 
 
-def paired_cells(
-    chosen: pd.DataFrame, algorithm: str, baseline: str, judge: Unit
-) -> tuple[list[PairedCell], int]:
+def paired_cells(wide: pd.DataFrame, algorithm: str, baseline: str) -> tuple[list[PairedCell], int]:
     """The pairs of two algorithms by test domain, and how many runs have no counterpart."""
-    wide = judge.sign * chosen.pivot(index=PAIR, columns="algorithm", values=judge.metric)
     both = wide.reindex(columns=[algorithm, baseline]).dropna(how="all")
     pairs = both.dropna()
     cells = [
@@ -321,11 +319,12 @@ def accuracy_on_the_line(records: Records) -> pd.DataFrame:
         name = domain_names(records.runs, dataset)[env]
         x, y = points[["in_domain", "out_of_domain"]].to_numpy().T
         if factor == PERCENT:
-            x, y = stats.norm.ppf(np.clip(np.stack([x, y]) / PERCENT, _CLIP, 1 - _CLIP))
+            x, y = ndtri(np.clip(np.stack([x, y]) / PERCENT, _CLIP, 1 - _CLIP))
         fit = [np.nan] * 3
         if len(points) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0:
-            line = stats.linregress(x, y)
-            fit = [float(line.slope), float(line.intercept), float(line.rvalue)]
+            of_x, of_both, _, of_y = np.cov(x, y, bias=True).flat
+            slope, correlation = of_both / of_x, of_both / np.sqrt(of_x * of_y)
+            fit = [float(slope), float(y.mean() - slope * x.mean()), float(correlation)]
         rows.append((dataset, name, len(points), *fit))
     columns = ["dataset", "domain", "runs", "slope", "intercept", "correlation"]
     return _in_order(pd.DataFrame(rows, columns=columns))

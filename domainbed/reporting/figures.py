@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr, ndtri
 
 from domainbed.core.drawing import new_figure
 from domainbed.core.names import order_algorithms, order_datasets
@@ -218,8 +219,6 @@ def _draw_line(axes: Axes, x: pd.Series, fit: pd.Series, color: str, is_probit: 
     if math.isnan(fit["slope"]):
         return
     if is_probit:
-        from scipy.special import ndtr, ndtri  # `scipy.stats` would take a second to import
-
         at = np.linspace(max(x.min(), 0.1), min(x.max(), 99.9), 30)
         drawn = 100 * ndtr(fit["slope"] * ndtri(at / 100) + fit["intercept"])
     else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import pandas as pd
 
 from domainbed.errors import UserError
 
@@ -107,6 +107,8 @@ def wilcoxon(differences: np.ndarray) -> float:
     """The two-sided p-value of Wilcoxon's signed-rank test; NaN if all differences are zero."""
     if not np.any(differences):
         return math.nan
+    from scipy import stats  # where it is needed: it takes a second to import
+
     return float(stats.wilcoxon(differences).pvalue)
 
 
@@ -193,11 +195,14 @@ def critical_difference(values: np.ndarray, algorithms: Sequence[str]) -> Critic
         algorithms: their names.
     """
     count, size = values.shape
-    ranks = stats.rankdata(-values, axis=1).mean(axis=0) if count else np.full(size, math.nan)
+    ranks = pd.DataFrame(-values).rank(axis=1).to_numpy()
+    ranks = ranks.mean(axis=0) if count else np.full(size, math.nan)
     order = np.argsort(ranks, kind="stable")
     mean_ranks = {algorithms[i]: float(ranks[i]) for i in order}
     if size < 3 or count < 2:
         return CriticalDifference(mean_ranks, count, math.nan, math.nan, [])
+    from scipy import stats
+
     constant = bool((values == values[:, :1]).all())
     p_value = math.nan if constant else float(stats.friedmanchisquare(*values.T).pvalue)
     quantile = stats.studentized_range.ppf(CONFIDENCE, size, np.inf) / math.sqrt(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,7 @@ class Records:
         selection_metric: what chooses.
         lower_is_better: whether the lower value of `selection_metric` is the better one.
         of_last_steps: a metric that is known of the last step of each run alone; "" if none is.
+        rankings: what selection methods made of these records, by their names.
     """
 
     runs: pd.DataFrame
@@ -50,6 +51,7 @@ class Records:
     selection_metric: str = "accuracy"
     lower_is_better: bool = False
     of_last_steps: str = ""
+    rankings: dict[str, pd.DataFrame] = field(init=False, default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         """How many records there are."""

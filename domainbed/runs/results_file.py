@@ -16,7 +16,6 @@ from typing import Any
 
 import orjson
 
-from domainbed.config.run_fields import FeatureSource
 from domainbed.core.digests import read_sealed_json
 from domainbed.core.names import (
     averaged_algorithm,
@@ -287,8 +286,12 @@ def describe_run(args: Any, hparams: Any) -> Run:
 def features_of(args: Mapping[str, Any]) -> str:
     """What a run was trained on in place of images: "features of resnet50, 4 views"; or ""."""
     source = args.get("features")
+    if not source:
+        return ""
+    from domainbed.config.run_fields import FeatureSource  # a third of a second
+
     try:
-        return FeatureSource.model_validate(source).describe() if source else ""
+        return FeatureSource.model_validate(source).describe()
     except ValueError:
         return "features of a kind that this version does not know"
 

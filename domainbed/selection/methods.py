@@ -92,10 +92,13 @@ class SelectionMethod:
                 f"{self.name} chooses a step, and {records.of_last_steps} is known of the last "
                 "step of each run alone: choose --selection oracle"
             )
-        keys = [*CELL_KEYS, "val", "hparams_seed"]
-        ascending = [True] * len(CELL_KEYS) + [False, False]
-        ranked = self.score(records).sort_values(keys, ascending=ascending, ignore_index=True)
-        return ranked.assign(val=-ranked["val"]) if records.lower_is_better else ranked
+        if self.name not in records.rankings:  # comparisons ask for them many times
+            keys = [*CELL_KEYS, "val", "hparams_seed"]
+            ascending = [True] * len(CELL_KEYS) + [False, False]
+            ranked = self.score(records).sort_values(keys, ascending=ascending, ignore_index=True)
+            sign = -1 if records.lower_is_better else 1
+            records.rankings[self.name] = ranked.assign(val=sign * ranked["val"])
+        return records.rankings[self.name].copy()
 
     def select(self, records: Records) -> pd.DataFrame:
         """The choice: one row of `SCORE_COLUMNS` for each (trial, dataset, algorithm, domain)."""
