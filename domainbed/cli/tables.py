@@ -240,7 +240,7 @@ def _comparisons(
     algorithms = args.algorithms and list(dict.fromkeys([baseline, *args.algorithms]))
     records = only(records, args.datasets, algorithms)
     records = judged_alike(records, args.metric, args.selection_metric)
-    judge = comparison.unit_of(records, selection)
+    judge = comparison.unit_of(records, comparison.chosen_values(records, selection))
     found = comparison.differences(records, selection, baseline, unit, args.rope)
     ranked = args.unit or "domain"
     ranks = comparison.critical_differences(records, selection, ranked)

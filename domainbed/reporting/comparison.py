@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,10 @@ def chosen_values(records: Records, selection: Sequence[str] | None = None) -> p
     return chosen[["selection", *PAIR, "algorithm", "hparams_seed", "step", records.metric]]
 
 
-def unit_of(records: Records, selection: Sequence[str] | None = None) -> Unit:
-    """The unit of the reported metric, for numbers such as those that are chosen."""
-    return Unit.of(records.metric, chosen_values(records, selection)[records.metric])
+def unit_of(records: Records, chosen: pd.DataFrame) -> Unit:
+    """The unit of the reported metric, for numbers such as those of `chosen_values`."""
+    metric, chooses = records.metric, records.selection_metric
+    return replace(Unit.of(metric, chosen[metric]), chosen_by=chooses * (chooses != metric))
 
 
 def _names(selection: Sequence[str] | None) -> list[str]:
@@ -91,7 +93,7 @@ def differences(
         UserError: the baseline or the unit is unknown, or there is nothing to compare.
     """
     values = chosen_values(records, selection)
-    judge = Unit.of(records.metric, values[records.metric])
+    judge = unit_of(records, values)
     _check(records, baseline, unit, rope)
     rows = []
     for name, chosen in values.groupby("selection", sort=False):

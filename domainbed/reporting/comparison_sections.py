@@ -40,7 +40,7 @@ def difference_sections(
         sections.append(
             Section(
                 "differences",
-                f"Differences to {baseline}, model selection method: {selection}",
+                f"Differences to {baseline}{judge.heading}, model selection method: {selection}",
                 ["Dataset", "Algorithm", "difference", "95 % (trials)", "95 % (datasets)",
                  "improves", "win/tie/loss", "p", "p (Holm)", *chances],
                 rows,
@@ -170,7 +170,7 @@ def gap_section(frame: pd.DataFrame, judge: Unit) -> Section:
     ]  # fmt: skip
     return Section(
         "selection_gap",
-        "Selection gap",
+        f"Selection gap{judge.heading}",
         ["Dataset", "Algorithm", "domain", "gap"],
         rows,
         [
@@ -198,7 +198,7 @@ def tuning_section(frame: pd.DataFrame, judge: Unit) -> Section:
     if frame["n_draws"].max() == 1:
         notes = ["one draw, the defaults: nothing was tuned"]
     header = ["Selection", "Dataset", "Algorithm", "default", "chosen", "gain"]
-    return Section("tuning_gain", "Gain of tuning", header, rows, notes, frame)
+    return Section("tuning_gain", f"Gain of tuning{judge.heading}", header, rows, notes, frame)
 
 
 def expected_section(frame: pd.DataFrame, judge: Unit) -> Section:
@@ -208,7 +208,7 @@ def expected_section(frame: pd.DataFrame, judge: Unit) -> Section:
     shown = [k for k in wide if k in (1, 2, 5, 10, 20) or k == wide.columns[-1]]
     return Section(
         "expected_best",
-        "Expected best of k draws",
+        f"Expected best of k draws{judge.heading}",
         ["Selection", "Dataset", "Algorithm", *(f"best of {k}" for k in shown)],
         [[*key, *map(judge.text, numbers)] for key, numbers in wide[shown].iterrows()],
         [f"the {judge.name} that choosing among k of the draws gives on average", *_few(frame)],
@@ -226,7 +226,7 @@ def worst_section(frame: pd.DataFrame, judge: Unit) -> Section:
     lowest, low = ("lowest", "low") if judge.sign > 0 else ("highest", "high")
     return Section(
         "worst_domains",
-        "Worst test domain beside the mean",
+        f"Worst test domain beside the mean{judge.heading}",
         ["Selection", "Dataset", "Algorithm", "mean", "worst", "domain"],
         rows,
         [f"the {lowest} of several uncertain means is on average too {low}", *_few(frame)],

@@ -46,7 +46,7 @@ class Findings:
     @cached_property
     def unit(self) -> Unit:
         """Of the metric."""
-        return Unit.of(self.records.metric, self.chosen[self.records.metric])
+        return comparison.unit_of(self.records, self.chosen)
 
     @cached_property
     def differences(self) -> pd.DataFrame:

@@ -24,12 +24,14 @@ class Unit:
         sign: 1 if the higher of two values is the better one, -1 if the lower is.
         factor: what recorded values are multiplied by: 100 for percent, or 1.
         decimals: that numbers are printed with.
+        chosen_by: the selection metric, where it is another one.
     """
 
     metric: str = "accuracy"
     sign: int = 1
     factor: int = PERCENT
     decimals: int = 1
+    chosen_by: str = ""
 
     @classmethod
     def of(cls, metric: str, numbers: Iterable[float | None] = ()) -> Unit:
@@ -58,6 +60,13 @@ class Unit:
     def name(self) -> str:
         """The metric, and the direction where it is not the usual one."""
         return f"{self.metric} (lower is better)" if self.sign < 0 else self.metric
+
+    @property
+    def heading(self) -> str:
+        """What stands in titles; nothing of accuracy that accuracy chose."""
+        if self.chosen_by:
+            return f", {self.name}, chosen by {self.chosen_by}"
+        return "" if self == Unit() else f", {self.name}"
 
     @property
     def of_values(self) -> str:

@@ -135,6 +135,7 @@ def test_commands_name_the_metric(sweeps, capsys, tmp_path):
     folder = str(sweeps / "error")
     assert status("compare", folder, "--selection", "oracle") == 0
     text = capsys.readouterr().out
+    assert "-------- Differences to ERM, rmse (lower is better), model selection method: " in text
     assert "difference: rmse (lower is better), paired by dataset" in text
     assert "the default hyper-parameters, minus the draw chosen among 3" in text
     assert "the highest of several uncertain means is on average too high" in text
