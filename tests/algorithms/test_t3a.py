@@ -11,6 +11,7 @@ from helpers import build, random_minibatches
 from torch import nn
 
 from domainbed.algorithms.t3a import SUPPORTS, Templates
+from domainbed.datasets import TensorDomain
 from domainbed.errors import UserError
 from domainbed.training.evaluation import EvaluationSplit, Evaluator
 from domainbed.training.experiment import linear_head
@@ -75,14 +76,8 @@ def test_each_split_is_a_stream_of_its_own():
     algorithm = build("T3A", t3a_supports=5)
     x, y = random_minibatches((150,))[0]
 
-    class Images:
-        device = torch.device("cpu")
-
-        def batches(self, draws, workers):
-            return ((x[draw.indices], y[draw.indices]) for draw in draws)
-
     splits = [EvaluationSplit(0, name, list(range(150))) for name in ("in", "out")]
-    values = Evaluator([Images()]).evaluate(algorithm, splits, step=0)
+    values = Evaluator([TensorDomain(x, y)]).evaluate(algorithm, splits, step=0)
     predict, right = algorithm.eval().predictor(), 0
     for x_b, y_b in zip(x.split(64), y.split(64)):
         right += int((predict(x_b).argmax(1) == y_b).sum())
