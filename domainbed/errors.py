@@ -24,6 +24,10 @@ class UserError(Exception):
         self.where = where
 
 
+class UnknownName(UserError):
+    """A name that nothing has registered."""
+
+
 _OF_THE_MACHINE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
     *(errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EMFILE),

@@ -16,11 +16,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from domainbed.core.plugins import import_plugins
 from domainbed.core.text_table import printable
-from domainbed.errors import did_you_mean, reason_of
+from domainbed.errors import UnknownName, UserError, did_you_mean, reason_of
 
 BASELINE = "ERM"
 """What algorithms are compared with, unless another is named."""
@@ -149,8 +150,23 @@ def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> 
             sys.getfilesystemencoding()
         )  # fails where the locale's encoding lacks a character of it
     args = parser.read(words)
-    import_plugins(getattr(args, "plugins", ()))
-    return do(args)
+    given = getattr(args, "plugins", ())
+    import_plugins(given)
+    try:
+        return do(args)
+    except UnknownName as error:
+        flags = [] if given else _flags_of_plugins(args)
+        if not flags:
+            raise
+        raise UserError(f"{error}. Made with {' '.join(flags)}", *error.where) from error
+
+
+def _flags_of_plugins(args: argparse.Namespace) -> list[str]:
+    """Which flags would import the plug-ins of the results that a command reads."""
+    from domainbed.runs.folder import plugin_flag
+
+    folders = getattr(args, "folders", None) or [getattr(args, "input_dir", "")]
+    return [flag for folder in dict.fromkeys(folders) if (flag := plugin_flag(Path(folder)))]
 
 
 def run_script(declare: Declare) -> NoReturn:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar, overload
 
 from domainbed.core import plugins
-from domainbed.errors import UserError, did_you_mean
+from domainbed.errors import UnknownName, UserError, did_you_mean
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
@@ -18,6 +18,8 @@ Entry = TypeVar("Entry")
 
 _FEW = 12
 """The most names that a message lists."""
+_LISTED = ("algorithm", "dataset")
+"""Kinds whose names a command lists."""
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -85,7 +87,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._entries:
             self._import_plugin(name)
         if name not in self._entries:
-            raise UserError(f"unknown {self.kind} {name!r}.{self._remedy(name)}")
+            raise UnknownName(f"unknown {self.kind} {name!r}.{self._remedy(name)}")
         return self._entries[name]
 
     def _remedy(self, name: str) -> str:
@@ -93,7 +95,7 @@ class Registry(Mapping[str, T], Generic[T]):
         titles = {key: str(getattr(entry, "title", key)) for key, entry in self._entries.items()}
         meant = [key for key, title in titles.items() if name and name.lower() in title.lower()]
         hint = did_you_mean(name, self) or did_you_mean(meant[0] if meant else "", meant[:1])
-        if len(self) <= _FEW:
+        if len(self) <= _FEW or self.kind not in _LISTED:
             return f"{hint} Known: {', '.join(self) or 'none'}"
         return hint or f" `domainbed list {self.kind}s` lists the names that there are"
 

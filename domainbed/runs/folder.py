@@ -252,7 +252,13 @@ class RunFolder:
 
 
 def plugin_hint(path: Path) -> str:
-    """The flag that brings what the plug-ins of a sweep's folder, or of a run's, register."""
+    """What brings names that a sweep, or a run, has from plug-ins: " (--plugins … brings it)"."""
+    flag = plugin_flag(path)
+    return f" ({flag} brings it)" if flag else ""
+
+
+def plugin_flag(path: Path) -> str:
+    """The flag with the plug-ins of a sweep's folder, or of a run's; "" where there are none."""
     names: list[str] = []
     for file in (path / "sweep.yaml", path.parent / "sweep.yaml"):
         if file.is_file():
@@ -261,7 +267,7 @@ def plugin_hint(path: Path) -> str:
     if not names:
         facts = RunFolder(path).read_json(path / "environment.json") or {}
         names = list(facts.get("plugins", ()))
-    return printable(f" (--plugins {' '.join(names)} brings it)") if names else ""
+    return printable(f"--plugins {' '.join(names)}") if names else ""
 
 
 def made_with_others(runs: str, plugins: Iterable[str]) -> UserError:

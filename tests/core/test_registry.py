@@ -12,12 +12,14 @@ import pytest
 
 import domainbed
 from domainbed.algorithms import ALGORITHMS, ERM, Algorithm, get_algorithm_class, register_algorithm
+from domainbed.cli import _COMMANDS
 from domainbed.core.plugins import import_plugins
 from domainbed.core.registry import Registry
 from domainbed.datasets import DATASETS, PACS, get_dataset_class
 from domainbed.errors import UserError
 from domainbed.hparams import Fixed, search_space
 from domainbed.launchers import LAUNCHERS
+from domainbed.metrics import METRICS
 from domainbed.reporting.section import SECTION_RENDERERS
 from domainbed.runs.trackers import TRACKERS, Tracker
 from domainbed.selection import SELECTION_METHODS
@@ -57,6 +59,15 @@ def test_unknown_name(shapes):
     assert str(caught.value) == expected
     with pytest.raises(UserError, match=r"^unknown shape 'zzzzzz'. Known: Circle"):
         shapes["zzzzzz"]
+
+
+def test_the_command_that_a_message_names_is_there():
+    for name, registry in (("algorithms", ALGORITHMS), ("datasets", DATASETS)):
+        with pytest.raises(UserError, match=f"`domainbed list {name}` lists the names"):
+            registry["zzzzzz"]
+        assert f"list {name}" in _COMMANDS
+    with pytest.raises(UserError, match=r"unknown metric 'zzzzzz'. Known: accuracy, loss, "):
+        METRICS["zzzzzz"]
 
 
 def test_get_has_a_default(shapes):
