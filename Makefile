@@ -51,8 +51,9 @@ test-misuse: .venv/installed-dev  ## wrong inputs of all kinds, each in one line
 test-slow: .venv/installed-dev  ## the long checks
 	$(BIN)/python -m pytest -m slow
 
-test-faults: .venv/installed-dev  ## damage every file, kill sweeps a hundred times: no number may change
+test-faults: .venv/installed-dev  ## damage files, mix runs and data, kill sweeps: no number may change
 	$(BIN)/python tests/faults/damage.py
+	$(BIN)/python tests/faults/mixtures.py
 	$(BIN)/python tests/faults/campaign.py
 
 docs: .venv/installed-dev  ## the documentation as a site, in site/

@@ -121,7 +121,7 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
         message = f"{root} does not exist: {get if name in SOURCES else 'check the path'}"
         return Verification(name, str(root), problems=[Problem("missing", "", message)])
     report, found = inspect(name, cls, root)
-    _decode_all(report, found, root)
+    _decode_all(report, found, root, _validating(cls))
     if hasattr(cls, "locate") and not hasattr(cls, "contents") and (others := ignored(root)):
         report.notes.append(f"ignored, in training too: {others}")
     return report
@@ -257,8 +257,15 @@ def _own_problems(counts: Counts) -> list[Problem]:
     return problems + list(_other_classes(counts, seen, len(seen)))
 
 
-def _decode_all(report: Verification, found: ImageFiles, root: Path) -> None:
-    """Decodes all images, on all cores, and compares their digests between domains."""
+def _validating(dataset: Any) -> set[Path]:
+    """The images that validate, where a manifest says so."""
+    manifest = getattr(dataset, "manifest", None)
+    own = zip(manifest.contents.images, manifest.out_splits or ()) if manifest else ()
+    return {images[position][0] for images, out in own for position in out}
+
+
+def _decode_all(report: Verification, found: ImageFiles, root: Path, validating: set[Path]) -> None:
+    """Decodes all images, on all cores, and compares their digests between domains and splits."""
     domains = {
         file: domain
         for domain, classes in found.items()
@@ -281,11 +288,23 @@ def _decode_all(report: Verification, found: ImageFiles, root: Path) -> None:
             same[digest].append(file)
             if mode not in _HARMLESS_MODES:
                 modes[mode].append(where)
+    twice = []
     for files in same.values():
+        names = sorted(_below(root, file) for file in files)
         if len({domains[file] for file in files}) > 1:
-            names = sorted(_below(root, file) for file in files)
-            message = f"the same image is in several domains: {', '.join(names)}"
-            report.problems.append(Problem("duplicate", names[0], message))
+            where = "is in several domains"
+        elif len({file in validating for file in files}) > 1:
+            where = "trains and validates"
+        else:
+            twice += [names] * (len(files) > 1)
+            continue
+        message = f"the same image {where}: {', '.join(names)}"
+        report.problems.append(Problem("duplicate", names[0], message))
+    if twice:
+        report.notes.append(
+            f"{len(twice)} images are there twice in a domain, and may be in different splits, "
+            f"such as {', '.join(twice[0])}"
+        )
     report.notes += [
         f"mode {mode}, converted to RGB when read: {', '.join(sorted(names))}"
         for mode, names in sorted(modes.items())

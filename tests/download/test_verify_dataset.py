@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 import time
@@ -133,6 +134,23 @@ def test_duplicates_across_domains(root, data, problems):
     )
     (root / "sketch" / "house" / "pic_005.jpg").write_bytes(image_bytes(901))
     assert problems() == []
+    assert verify_dataset("PACS", data).notes == [
+        "1 images are there twice in a domain, and may be in different splits, such as "
+        "photo/dog/pic_000.jpg, photo/horse/pic_004.jpg"
+    ]
+
+
+def test_an_image_that_trains_and_validates(tmp_path):
+    lines = ["path,label,domain,split"]
+    for number, (label, domain, split) in enumerate(
+        itertools.product(("cat", "dog"), ("a", "b"), ("in", "out"))
+    ):
+        (tmp_path / f"{number}.jpg").write_bytes(image_bytes(number))
+        lines.append(f"{number}.jpg,{label},{domain},{split}")
+    (tmp_path / "7.jpg").write_bytes((tmp_path / "2.jpg").read_bytes())  # both of b
+    (tmp_path / "m.csv").write_text("\n".join(lines))
+    (problem,) = verify_dataset(str(tmp_path / "m.csv"), tmp_path).problems
+    assert problem.message == "the same image trains and validates: 2.jpg, 7.jpg"
 
 
 def test_same_size_is_no_duplicate(root, problems):
