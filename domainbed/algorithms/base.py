@@ -128,7 +128,7 @@ class Algorithm(nn.Module):
 
     Args:
         input_shape: shape of one input, without the batch.
-        num_classes: C.
+        num_classes: C, the width of the outputs, which the label type decides.
         num_domains: E, the number of *training* domains.
         hparams: name to value, as drawn from the search space; in a run, `HParams` with its facts.
 

@@ -226,7 +226,8 @@ class ERM(PooledAlgorithm):
 
         min_{φ, w}  CE(w(φ(x)), y),   (x, y) the concatenation of all minibatches
 
-    x: (E·B, *input_shape), φ(x): (E·B, d), w(φ(x)): (E·B, C).
+    x: (E·B, *input_shape), φ(x): (E·B, d), w(φ(x)): (E·B, C). Here and in other algorithms CE
+    stands for the loss of the label type, which is the cross-entropy where labels are classes.
 
     Attributes:
         featurizer: φ.

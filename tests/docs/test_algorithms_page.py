@@ -40,6 +40,7 @@ def test_row(name):
         str(cls.least_domains),
         str(cls.least_samples),
         "one domain" if cls.predicts_batches else "",
+        "classes" if cls.needs_classes else "all",
         takes_fishr(name),
     ]
 
