@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from domainbed.core.plugins import import_plugins
-from domainbed.core.text_table import printable
+from domainbed.core.text_table import over_progress, printable
 from domainbed.errors import UnknownName, UserError, did_you_mean, reason_of
 
 BASELINE = "ERM"
@@ -253,13 +253,13 @@ def _with_all_output(command: Callable[[], int]) -> int:
 def tell(line: str) -> None:
     """Writes a line to stderr."""
     with contextlib.suppress(OSError):  # nobody reads
-        print(line, file=sys.stderr)
+        print(over_progress(line), file=sys.stderr)
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    return f"warning: {printable(message)}\n"
+    return over_progress(f"warning: {printable(message)}\n")
 
 
 class _Printable(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(super().formatMessage(record))
+        return over_progress(printable(super().formatMessage(record)))

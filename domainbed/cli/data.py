@@ -12,7 +12,7 @@ from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.config.run_fields import FeatureSource
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.settings import load
-from domainbed.core.text_table import text_table
+from domainbed.core.text_table import terminal_width, text_table
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _table(report: Verification) -> list[str]:
         published = report.published.get(domain)
         row = [domain, f"{sum(counts.values()):,}", "-" if published is None else f"{published:,}"]
         rows.append([*row, str(len(counts)), *(f"{counts.get(name, 0):,}" for name in shown)])
-    return text_table(rows, right=range(1, len(rows[0])), indent="  ")
+    return text_table(rows, range(1, len(rows[0])), indent="  ", width=terminal_width())
 
 
 def pack(parser: Parser) -> Run:

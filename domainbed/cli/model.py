@@ -282,7 +282,8 @@ def _zero_shot(args: argparse.Namespace) -> int:
     """Does the runs and prints their tables."""
     from domainbed.datasets.features import open_text_head
     from domainbed.networks.open_clip_models import PREFIX, prompt_templates
-    from domainbed.reporting import RENDERERS, build_report, load_records
+    from domainbed.reporting import build_report, load_records
+    from domainbed.reporting.render import renderer
     from domainbed.sweeps.config import load_config
 
     if not args.backbone.startswith(PREFIX):
@@ -315,5 +316,5 @@ def _zero_shot(args: argparse.Namespace) -> int:
     status = launch_sweep(config, skip_confirmation=True)
     if status == 0:
         report = build_report(load_records(args.output_dir), config.selection)
-        print(RENDERERS["text"](report))
+        print(renderer("text")(report))
     return status

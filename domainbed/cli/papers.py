@@ -78,13 +78,14 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 
 def _tell(config: SweepConfig, paper: str) -> None:
-    from domainbed.reporting import RENDERERS, build_report, load_records
+    from domainbed.reporting import build_report, load_records
     from domainbed.reporting.published.agreement import agreement, agreement_sections
-    from domainbed.reporting.section import to_text
+    from domainbed.reporting.render import renderer
+    from domainbed.reporting.section import section_renderer
 
     report = build_report(load_records(config.output_dir), config.selection)
-    print(RENDERERS["text"](report))
-    print(to_text(agreement_sections(agreement(report, paper), paper)))
+    print(renderer("text")(report))
+    print(section_renderer("text")(agreement_sections(agreement(report, paper), paper)))
     print(f"`domainbed compare {config.output_dir}` compares the algorithms with each other.")
 
 

@@ -15,7 +15,7 @@ from domainbed.cli.common import BASELINE, JUDGES, Parser, Run, add_shared, tell
 from domainbed.core.files import write_text
 from domainbed.core.record_keys import key_suffix
 from domainbed.core.safe_text import csv_text, json_text
-from domainbed.core.text_table import printable, text_table
+from domainbed.core.text_table import over_progress, printable, text_table
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def show_progress(done: int, total: int) -> None:
     """A line on stderr that counts the run folders read, if somebody is watching."""
     if not sys.stderr.isatty() or (done % 100 and done < total):
         return
-    end = "\n" if done == total else ""
-    print(f"\rreading runs: {done} of {total}", end=end, file=sys.stderr, flush=True)
+    line = f"reading runs: {done} of {total}" if done < total else ""
+    print(over_progress(line), end="", file=sys.stderr, flush=True)
 
 
 def write_output(text: str, output: str | None) -> None:
@@ -137,7 +137,7 @@ def _collect(args: argparse.Namespace) -> int:
     for flag in ("by_folder", "single_source"):
         if args.explain and getattr(args, flag):
             raise UserError(f"--explain explains the usual tables: give it without --{flag}")
-    render = renderer(args.format)
+    render = renderer(args.format, args.output)
     style = style_of(args)
     report = styled(_report(args, load_records(args.folders, progress=show_progress)), style)
     text = render(report)
@@ -207,9 +207,9 @@ def compare(parser: Parser) -> Run:
 def _compare(args: argparse.Namespace) -> int:
     from domainbed.reporting import build_report, load_records, planned_selection
     from domainbed.reporting.published.agreement import agreement, agreement_sections
-    from domainbed.reporting.section import SECTION_RENDERERS
+    from domainbed.reporting.section import section_renderer
 
-    render = SECTION_RENDERERS[args.format]
+    render = section_renderer(args.format, args.output)
     of_baseline = {"baseline": args.baseline, "unit": args.unit, "rope": args.rope}
     for name, value in of_baseline.items():
         if args.paper and value is not None:
@@ -300,7 +300,7 @@ def _errors(args: argparse.Namespace) -> int:
         raise UserError(f"--top {args.top} lists nothing: give a number from 1 on")
     from domainbed.reporting import load_records, only, planned_selection
     from domainbed.reporting.misclassified import error_sections, misclassified
-    from domainbed.reporting.section import to_text
+    from domainbed.reporting.section import section_renderer
     from domainbed.selection import SELECTION_METHODS
     from domainbed.selection.judging import judged_alike
 
@@ -314,7 +314,8 @@ def _errors(args: argparse.Namespace) -> int:
         write_output(csv_text(found.images), args.output)
         return 0
     lines = [f"Model selection: {method.title}; images of the in-split of the test domain"]
-    write_output(to_text(error_sections(found, args.top), lines), args.output)
+    render = section_renderer(args.format, args.output)
+    write_output(render(error_sections(found, args.top), lines), args.output)
     return 0
 
 
@@ -492,9 +493,9 @@ def published(parser: Parser) -> Run:
 
 def _published(args: argparse.Namespace) -> int:
     from domainbed.reporting.published import find_values, published_sections
-    from domainbed.reporting.section import SECTION_RENDERERS
+    from domainbed.reporting.section import section_renderer
 
-    render = SECTION_RENDERERS[args.format]
+    render = section_renderer(args.format)
     values = find_values(args.papers or None, args.selection, args.datasets, args.algorithms)
     sys.stdout.write(render(published_sections(values)))
     return 0

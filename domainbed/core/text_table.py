@@ -1,8 +1,10 @@
-"""Text for people: in aligned columns, on one line, and durations."""
+"""Text for people: in aligned columns, on one line, durations; and the terminal it goes to."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,8 +25,22 @@ def printable(text: Any) -> str:
     return "".join(c for c in spaced if c.isprintable())
 
 
+def terminal_width() -> int | None:
+    """The columns of the terminal that stdout is; None where it is a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def over_progress(text: str) -> str:
+    """`text` for stderr, where on a terminal it takes the place of a line of progress."""
+    return f"\r\x1b[K{text}" if sys.stderr.isatty() else text
+
+
 def text_table(
-    rows: Iterable[Sequence[Any]], right: Iterable[int] = (), least: int = 0, indent: str = ""
+    rows: Iterable[Sequence[Any]],
+    right: Iterable[int] = (),
+    least: int = 0,
+    indent: str = "",
+    width: int | None = None,
 ) -> list[str]:
     """One line per row; columns are two spaces apart.
 
@@ -33,10 +49,40 @@ def text_table(
         right: the columns that are aligned to the right.
         least: the least width of a column.
         indent: what each line begins with.
+        width: of the lines. A wider table is printed as narrow as it can be, and in blocks of
+            columns that each begin with the first one; None for any width.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(least, *map(len, column)) for column in zip(*cells, strict=True)]
     aligned = set(right)
+    lines = _aligned(cells, aligned, least, indent)
+    if width is None or max(map(len, lines), default=0) <= width:
+        return lines
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    folded: list[str] = []
+    for columns in _blocks(widths, width - len(indent)):
+        block = [[row[number] for number in columns] for row in cells]
+        places = {place for place, number in enumerate(columns) if number in aligned}
+        folded += ["", *_aligned(block, places, 0, indent)]
+    return folded[1:]
+
+
+def _blocks(widths: Sequence[int], most: int) -> list[list[int]]:
+    """The first column and as many others as fit into `most` characters, block by block."""
+    blocks = [[0]]
+    for number in range(1, len(widths)):
+        with_it = [*blocks[-1], number]
+        fits = sum(widths[each] for each in with_it) + 2 * len(with_it) - 2 <= most
+        if fits or len(with_it) == 2:  # one column has to be
+            blocks[-1] = with_it
+        else:
+            blocks.append([0, number])
+    return blocks
+
+
+def _aligned(
+    cells: Sequence[Sequence[str]], aligned: set[int], least: int, indent: str
+) -> list[str]:
+    widths = [max(least, *map(len, column)) for column in zip(*cells, strict=True)]
     return [
         indent
         + "  ".join(

@@ -34,15 +34,19 @@ RENDERERS: Registry[Callable[[Report], str]] = Registry("format")
 """By name, functions from a report to a text, which win over the format of all tables."""
 
 
-def renderer(name: str) -> Callable[[Report], str]:
+def renderer(name: str, output: str | None = None) -> Callable[[Report], str]:
     """What makes a report a text in a format: its own function, or the format of all tables.
+
+    Args:
+        name: of the format.
+        output: the file that the text goes to; None for stdout.
 
     Raises:
         UserError: no such format.
     """
-    if name in RENDERERS:
+    if name in RENDERERS and name != "text":
         return RENDERERS[name]
-    return partial(_as_sections, section.SECTION_RENDERERS[name])
+    return partial(_as_sections, section.section_renderer(name, output))
 
 
 def _as_sections(render: Callable[..., str], report: Report) -> str:

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from textwrap import wrap
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import pandas as pd
 
 from domainbed.core.registry import Registry
 from domainbed.core.safe_text import csv_text, in_latex, in_markdown, json_text, latex_comment
-from domainbed.core.text_table import pipe_table, printable, text_table
+from domainbed.core.text_table import pipe_table, printable, terminal_width, text_table
 
 BEST, SECOND = "best", "second"
 NOTHING = "-"
@@ -100,16 +101,35 @@ SECTION_RENDERERS: Registry[Callable[..., str]] = Registry(
 
 
 @SECTION_RENDERERS.register(name="text")
-def to_text(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
-    """Plain text: lines, then each table as aligned columns under its title, and its notes."""
+def to_text(sections: Sequence[Section], head: Sequence[str] = (), width: int | None = None) -> str:
+    """Plain text: lines, then each table as aligned columns under its title, and its notes.
+
+    Tables that are wider than `width`, if it is given, are folded.
+    """
     lines = [printable(line) for line in head]
     for section in sections:
         lines += ["", f"-------- {printable(section.title)}"]
         if section.rows:
-            lines += text_table([section.header, *section.rows], least=section.least)
+            lines += text_table([section.header, *section.rows], least=section.least, width=width)
         for note in map(printable, section.notes):
-            lines += wrap(note, _TEXT_WIDTH, initial_indent="  ", subsequent_indent="    ")
+            most = min(_TEXT_WIDTH, width or _TEXT_WIDTH)
+            lines += wrap(note, most, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def section_renderer(name: str, output: str | None = None) -> Callable[..., str]:
+    """What makes sections a text in a format; in text that goes to a terminal they fit into it.
+
+    Args:
+        name: of the format.
+        output: the file that the text goes to; None for stdout.
+
+    Raises:
+        UserError: no such format.
+    """
+    if name == "text" and output is None:
+        return partial(to_text, width=terminal_width())
+    return SECTION_RENDERERS[name]
 
 
 @SECTION_RENDERERS.register(name="markdown")

@@ -14,7 +14,7 @@ import torch
 
 from domainbed.core.files import append_text
 from domainbed.core.record_keys import parse_average_key, parse_record_key
-from domainbed.core.text_table import duration, text_table
+from domainbed.core.text_table import duration, over_progress, text_table
 from domainbed.errors import UserError
 
 _OWN_KEYS = {"step", "stage", "epoch", "step_time", "mem_gb", "hparams", "args", "diverged"}
@@ -155,8 +155,8 @@ class ProgressTable:
         # After the last images the next call is another evaluation's, with training in between.
         self._evaluation = (first, began) if done < total else None
         if sys.stderr.isatty():
-            end = "\r" + " " * 40 + "\r" if done == total else ""
-            print(f"\revaluating {done:,} of {total:,} images{end}", end="", file=sys.stderr)
+            line = f"evaluating {done:,} of {total:,} images" if done < total else ""
+            print(over_progress(line), end="", file=sys.stderr, flush=True)
         elif not self._told and now - began > _LONG:
             self._told = True
             seconds = (now - began) * total / (done - first)

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from domainbed.cli import run as run_command
+from domainbed.cli.common import tell
+from domainbed.cli.tables import show_progress
 from domainbed.errors import UserError
 from domainbed.reporting import RENDERERS
 from domainbed.runs.folder import RunFolder
@@ -65,6 +68,40 @@ def test_collect_prints_the_tables(sweep, capsys):
     assert rows[8] == ["Algorithm", "PACS", "Avg", "Mean", "rank"]
     assert rows[9] == ["ERM", "66.0", "+/-", "0.7", "66.0", "1.0"]
     assert err == ""
+
+
+def test_wide_tables_are_folded_for_a_terminal(sweep, capsys, monkeypatch, tmp_path):
+    words = ("collect", sweep, "--selection", "oracle")
+    run(*words)
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    run(*words)
+    shown = capsys.readouterr().out.splitlines()
+    begin = next(k for k, line in enumerate(shown) if line.startswith("Algorithm"))
+    blocks = [re.split("  +", line) for line in shown[begin : begin + 8]]
+    assert blocks[::3] == [["Algorithm", "A", "C"], ["Algorithm", "P", "S"], ["Algorithm", "Avg"]]
+    assert blocks[2::3] == [[""], [""]]
+    whole = next(line for line in piped.splitlines() if line.startswith("ERM"))
+    assert re.split("  +", whole) == [*blocks[1], *blocks[4][1:], *blocks[7][1:]]
+    assert max(len(line) for line in shown[begin : begin + 8]) <= 40
+    run(*words, "--output", tmp_path / "tables.txt")
+    assert (tmp_path / "tables.txt").read_text() == piped
+    monkeypatch.setenv("COLUMNS", "80")  # narrower columns do
+    run(*words)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("Algorithm") for line in lines) == 2
+    assert max(map(len, lines[4:6])) <= 80 < max(map(len, piped.splitlines()[4:6]))
+
+
+def test_progress_leaves_no_remains(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    show_progress(100, 200)
+    tell("warning: x")
+    show_progress(200, 200)
+    lines = capsys.readouterr().err.split("\n")
+    # What a terminal shows: a return goes to the line's beginning, and \x1b[K clears the rest.
+    assert [line.rpartition("\r\x1b[K")[2] for line in lines] == ["warning: x", ""]
 
 
 def test_all_methods_by_default(sweep, capsys):
