@@ -16,6 +16,7 @@ import pytest
 
 from domainbed import cli
 from domainbed.cli.common import execute, guarded
+from domainbed.core.digests import sealed_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "sweep.py"
@@ -317,7 +318,8 @@ def test_code_that_a_sweeps_folder_names_is_run_only_for_a_user_who_names_it(
     code.write_text(f"open({str(tmp_path / 'ran')!r}, 'a').close()\n")
     sweep("launch", config, "--test_envs", "[[0]]", "--launcher", "debug")
     kept = root / "sweep.yaml"
-    kept.write_text(kept.read_text() + f"plugins: [{code}]\n")
+    settings = kept.read_text().partition("\n")[2]
+    kept.write_text(sealed_yaml(settings + f"plugins: [{code}]\n"))
     for command in (
         ("launch", root, "--dry_run"),
         ("retry", root),
