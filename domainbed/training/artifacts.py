@@ -305,7 +305,7 @@ class KeptModels:
 
     def _chosen(self, step: int, ended: bool) -> set[tuple[str, int]]:
         """What to keep after the record of a step: steps of each average, and of the last, ""."""
-        from domainbed.runs.load import read_batch  # it imports pandas, half a second
+        from domainbed.runs.batches import read_batch  # it imports pandas, half a second
         from domainbed.selection.judging import by_metric
 
         at_end = ended or step == self._last
