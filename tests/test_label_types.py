@@ -19,7 +19,13 @@ from domainbed.algorithms.irm import irm_penalty, scale_gradient
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.gradients import gradient_variances
-from domainbed.metrics.labels import LABEL_TYPES, label_type
+from domainbed.metrics.labels import (
+    LABEL_TYPES,
+    Classes,
+    LabelType,
+    label_type,
+    register_label_type,
+)
 from domainbed.spec import RunSpec
 from domainbed.training import build
 
@@ -230,3 +236,45 @@ def test_fishr_s_penalty_is_of_the_loss_that_is_learned() -> None:
     expected = (stacked - stacked.mean(dim=0)).square().mean()
     metrics = algorithm.update(minibatches)
     assert metrics["penalty"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_type_with_another_loss_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trains what needs classes, and IRM's closed form is not taken for it."""
+    monkeypatch.setattr(LABEL_TYPES, "_entries", dict(LABEL_TYPES._entries))
+
+    @register_label_type
+    class Smoothed(Classes):
+        name = "smoothed"
+
+        def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=0.2)
+
+        def risk(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return self.losses(outputs, targets).mean()
+
+    logits, y = torch.randn(6, 3, dtype=torch.float64), torch.arange(6) % 3
+    step = 1e-6
+    risks = [label_type("smoothed").risk(s * logits, y) for s in (1 - step, 1 + step)]
+    expected = (risks[1] - risks[0]) / (2 * step)
+    torch.testing.assert_close(
+        scale_gradient(logits, y, label_type("smoothed")), expected, rtol=1e-6, atol=1e-8
+    )
+    experiment = build(RunSpec.create("Labelled", "CDANN", [2], labels="smoothed"))
+    (minibatches,) = experiment.minibatches(range(1))
+    forward = experiment.algorithm.forward_pass(minibatches)
+    smoothed = F.cross_entropy(forward.logits, forward.y, label_smoothing=0.2)
+    assert forward.pooled_risk().item() == pytest.approx(smoothed.item())
+
+
+def test_what_is_no_label_type() -> None:
+    class Nameless(LabelType):
+        kind = "regression"
+
+    with pytest.raises(ValueError, match="int is no label type: inherit from"):
+        register_label_type(int)  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="Nameless has no name, default_metrics, selection_metric"):
+        register_label_type(Nameless)
+    with pytest.raises(
+        UserError, match=r"unknown label type 'regresion'\. Did you mean 'regression"
+    ):
+        label_type("regresion")
