@@ -106,17 +106,18 @@ def selecting_metric(asked: str | None, labels: str, metrics: Sequence[str]) -> 
         metrics: what the runs record.
 
     Raises:
-        UserError: the runs do not record what is asked for.
+        UserError: the runs do not record what is asked for, or it is unknown.
     """
     if asked is None:
         return label_type(labels).selection_metric
-    if asked not in (recorded := recorded_names(metrics)):
+    name, recorded = describe_metric(asked).name, recorded_names(metrics)
+    if name not in recorded:
         raise UserError(
             f"selection_metric is {asked!r}, and the metrics {', '.join(metrics)} are recorded as "
-            f"{', '.join(recorded)}: choose one of these, or add to metrics",
+            f"{', '.join(recorded)}: choose one of these, or add it to metrics",
             "selection_metric",
         )
-    return asked
+    return name
 
 
 def describe_metric(name: str) -> MetricFacts:

@@ -73,8 +73,8 @@ class SelectionMethod:
         by = self.chooses_by(selecting_metric(asked, labels, metrics))
         if by not in recorded_names(metrics):
             raise UserError(
-                f"{self.name} chooses by {by}, which the metrics {', '.join(metrics)} do not have: "
-                "add to metrics, or set another selection_metric",
+                f"{self.name} chooses by {by}, and the runs record {', '.join(metrics)}: add it to "
+                "metrics, or set another selection_metric",
                 "metrics",
             )
 

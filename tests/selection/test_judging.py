@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from domainbed.errors import UserError
+from domainbed.metrics import selecting_metric
 from domainbed.runs.records import Records
 from domainbed.selection import SELECTION_METHODS
 from domainbed.selection.judging import judged, judged_alike
@@ -147,3 +148,12 @@ def test_several_metrics_for_the_runs_of_a_dataset():
         UserError, match="Houses are chosen by accuracy and by rmse: give one --sel"
     ):
         judged(with_args(labels="classes"))
+
+
+def test_what_selects_has_its_name_in_records():
+    assert selecting_metric(None, "regression", ("rmse",)) == "rmse"
+    asked = "torchmetrics:CohenKappa"
+    assert selecting_metric(asked, "classes", (asked,)) == "torchmetrics_CohenKappa"
+    assert selecting_metric("f1_worst_group", "classes", ("f1_by_group",)) == "f1_worst_group"
+    with pytest.raises(UserError, match="'f1', and the metrics accuracy are recorded as accuracy"):
+        selecting_metric("f1", "classes", ("accuracy",))

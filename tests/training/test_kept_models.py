@@ -196,5 +196,5 @@ def test_what_selects_is_recorded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="selection_metric is 'f1', and the metrics accuracy"):
         run(spec, tmp_path / "f1", by_f1)
     by_group = RunOptions(device="cpu", keep="selected", selection=("worst-group",))
-    with pytest.raises(UserError, match="worst-group chooses by accuracy_worst_group, which the"):
+    with pytest.raises(UserError, match="worst-group chooses by accuracy_worst_group, and the"):
         run(spec, tmp_path / "group", by_group)
