@@ -65,6 +65,12 @@ def test_every_command_explains_itself(capsys):
             assert "-" not in flag.removeprefix("--no-").strip("-"), flag
 
 
+def test_every_command_that_looks_names_up_takes_plugins(capsys):
+    helps = {name: said(capsys, *name.split(), "--help")[1] for name in _COMMANDS}
+    without = {name for name, text in helps.items() if "--plugins" not in text}
+    assert without == {"sweep export", "config", "irm-colored-mnist"}
+
+
 def test_train_begins_with_what_a_run_is(capsys):
     _, out, _ = said(capsys, "train", "--help")
     flags = re.findall(r"^  --(\w+)", out, re.M)
