@@ -344,8 +344,6 @@ def load_config(
     """
     overrides = overrides or {}
     values, places = read_fields(file)
-    if file is not None and "plugins" in values:
-        values["plugins"] = plugins.located(values["plugins"], Path(file).parent)
     if file is not None and Path(file).with_name("plan.json").exists():
         kept = values.get("plugins")
         names = kept if isinstance(kept, list) else [kept] * bool(kept)
@@ -359,6 +357,8 @@ def load_config(
         if overrides.get("launcher") is None:
             _refuse_kept_address(file, values.get("launcher"), launcher_options)
         values.pop("on_finish", None)  # no launch writes one there
+    elif file is not None and "plugins" in values:
+        values["plugins"] = plugins.located(values["plugins"], Path(file).parent)
     values = given(SweepConfig, {**values, **overrides})
     values.setdefault("output_dir", str(Path("results") / (Path(file).stem if file else "sweep")))
     if launcher_options:

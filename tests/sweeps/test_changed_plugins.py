@@ -197,9 +197,21 @@ def test_labels_of_a_plugin_are_read_without_it(world, monkeypatch):
     assert table in world.run("collect", world.root, "--plugins", world.plugin)
 
 
+def test_a_folder_of_before_names_its_plugins_as_it_did(world):
+    """A launch of an earlier version kept paths as they were given, from its working directory."""
+    world.run("sweep", "launch", world.config)
+    kept = world.root / "sweep.yaml"
+    text = kept.read_text().replace(str(world.plugin), "configs/quiet.py")
+    kept.write_text(text.partition("\n")[2])  # without the digest, which it did not have
+    said = world.run("sweep", "launch", world.root, status=2)
+    assert "if you trust it, add --plugins configs/quiet.py\n" in said
+    assert "2 done" in world.run("sweep", "launch", world.root, "--plugins", "configs/quiet.py")
+
+
 def test_what_is_no_list_of_methods_is_damage(world):
     world.run("sweep", "launch", world.config)
     kept = world.root / "sweep.yaml"
-    settings = kept.read_text().partition("\n")[2]  # without its digest
-    kept.write_text(settings.replace("selection:\n- oracle\n- last-word", "selection: 3"))
-    assert "is damaged" in world.run("collect", world.root, status=2)
+    text = kept.read_text().replace("selection:\n- oracle\n- last-word", "selection: 3")
+    kept.write_text(text.partition("\n")[2])  # without its digest
+    said = world.run("collect", world.root, status=2)
+    assert "sweep.yaml is damaged: 3 are no selection methods, repair it" in said
