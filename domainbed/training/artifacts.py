@@ -33,7 +33,7 @@ from domainbed.errors import UserError
 from domainbed.metrics import registered_as, selecting_metric
 from domainbed.networks import NETWORKS, is_shape
 from domainbed.networks.pretrained import load_plain
-from domainbed.runs.folder import RunFolder, made_with_others
+from domainbed.runs.folder import RunFolder, made_with_others, read_records
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
 from domainbed.training.averages import Averages
@@ -81,6 +81,7 @@ def claim(
         folder.set_aside()
         return _new_run(folder, spec, identity)
     if folder.is_done():
+        read_records(folder.path)  # which raises if they are damaged
         checkpoint.remove(folder)  # the run may have been killed before it did
         return None
     began = folder.read_json(folder.environment) or {}

@@ -222,6 +222,9 @@ def test_finished_run_is_left_alone(tmp_path: Path) -> None:
     before = folder.results.stat().st_mtime_ns
     run(spec, folder, RunOptions())
     assert folder.results.stat().st_mtime_ns == before
+    folder.results.write_text(folder.results.read_text().replace("0.1", "0.2", 1))
+    with pytest.raises(UserError, match=r"results\.jsonl is damaged .*: remove .*, and do the run"):
+        run(spec, folder, RunOptions())
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
