@@ -163,7 +163,7 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 
 def data(root: Path, outcome: dict[str, Counter[str]]) -> None:
     """Each change of a dataset under its name, where it is resumed, used and read."""
-    hparams = {"resnet18": True, "weights": "none", "batch_size": 2}
+    hparams = {"backbone": "squeezenet1_1", "weights": "none", "batch_size": 2}
     machine = MACHINE.model_copy(update={"data_dir": str(root / "data")})
 
     def trained(images: Path, folder: Path, trial: int) -> None:
@@ -201,6 +201,8 @@ def data(root: Path, outcome: dict[str, Counter[str]]) -> None:
         shutil.copytree(root / "sweep/0", mixed / "0")
         trained(images, mixed / "1", 1)
         fates["tables"] = fate(lambda m=mixed: build_report(load_records(m), ["oracle"]))
+        told = ", ".join(f"{reader} {found}" for reader, found in fates.items())
+        print(f"{name}: {told}", file=sys.stderr, flush=True)
         for reader, found in fates.items():
             outcome[reader][found] += 1
             if found == SILENT:
