@@ -163,8 +163,15 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator
         yield f"{len(old)} records / {len(new)}", math.inf
     for one, other in zip(old, new):
         for key in sorted({*one, *other}):
-            if one.get(key) != other.get(key):
+            if _said(one.get(key), other.get(key)) != _said(other.get(key), one.get(key)):
                 yield f"step {one.get('step')}: {key}", _relative(one.get(key), other.get(key))
+
+
+def _said(value: Any, beside: Any) -> Any:
+    """A value, or of `args` the fields that both have: a later version has more of them."""
+    if isinstance(value, dict) and isinstance(beside, dict):
+        return {key: one for key, one in value.items() if key in beside}
+    return value
 
 
 def _relative(one: Any, other: Any) -> float:
