@@ -51,6 +51,14 @@ DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
 }
 """Each dataset's domains, numbered by their position; the keys are the order of the tables."""
 
+NUM_CLASSES: dict[str, int] = {
+    **{"ColoredMNIST": 2, "RotatedMNIST": 10, "VLCS": 5, "PACS": 7, "OfficeHome": 65},
+    **{"TerraIncognita": 10, "DomainNet": 345, "SVIRO": 7, "WILDSCamelyon": 2, "WILDSFMoW": 62},
+    **dict.fromkeys(SPAWRIOUS, 4),
+    **{"ColoredDigits": 2, "RotatedDigits": 10, "Debug28": 2, "Debug224": 2},
+}
+"""Of the datasets above; a test compares it with what they declare."""
+
 TEST_DOMAINS: dict[str, tuple[int, ...]] = dict.fromkeys(SPAWRIOUS, (0,))
 """The domains that a dataset is evaluated on, where that is not all of them."""
 

@@ -79,8 +79,9 @@ def differences(
     Returns:
         One row per method, dataset ("Avg": over all) and algorithm, with the columns `selection`,
         `dataset`, `algorithm`, `baseline`; `difference` in percentage points, or in the unit of
-        the metric; the ends of its 95 % intervals, `trials_low` and `trials_high` with trials
-        resampled, `datasets_low` and `datasets_high` with datasets resampled;
+        the metric; the ends of its 95 % intervals, `trials_low` and `trials_high` by Student's t
+        over the trials that all test domains share, `datasets_low` and `datasets_high` with
+        datasets resampled;
         `probability_of_improvement`; `wins`, `ties`, `losses`; `p_value` of Wilcoxon's test, and
         `holm_p_value`, corrected for the algorithms of the same method and dataset; with a rope
         `p_worse`, `p_equal` and `p_better`; and what it rests on: `observations`, `pairs` (of
@@ -166,7 +167,10 @@ def paired_cells(wide: pd.DataFrame, algorithm: str, baseline: str) -> tuple[lis
     both = wide.reindex(columns=[algorithm, baseline]).dropna(how="all")
     pairs = both.dropna()
     cells = [
-        PairedCell(str(key[0]), of_cell[algorithm].to_numpy(), of_cell[baseline].to_numpy())
+        PairedCell(
+            *(str(key[0]), of_cell[algorithm].to_numpy(), of_cell[baseline].to_numpy()),
+            of_cell.index.get_level_values("trial_seed").tolist(),
+        )
         for key, of_cell in pairs.groupby(CELL)
     ]
     return cells, len(both) - len(pairs)
@@ -338,7 +342,7 @@ def _gains(both: pd.DataFrame, unit: Unit) -> pd.DataFrame:
     for key, of_group in both.groupby(_GROUP, sort=False):
         by_trial = of_group.groupby("trial_seed")[["default", "best"]].mean()
         better = unit.sign * (by_trial["best"] - by_trial["default"])
-        gain = mean_over_trials(better.tolist(), unit.factor)
+        gain = mean_over_trials(better.to_dict(), unit.factor)
         means = (unit.factor * by_trial.mean()).to_dict()
         found = {"gain": gain.mean, "std_err": gain.std_err, "n_trials": gain.n_trials}
         names = dict(zip(_GROUP, key, strict=True))
@@ -355,7 +359,7 @@ def _over_trials(frame: pd.DataFrame, value: str, runs: pd.DataFrame) -> pd.Data
         sets = {names[env]: of_env for env, of_env in of_group.groupby("test_env")}
         for domain, of_domain in {**sets, AVERAGE: of_group}.items():
             numbers = of_domain.groupby("trial_seed")[value].mean() / 100
-            cell = mean_over_trials(numbers.tolist())
+            cell = mean_over_trials(numbers.to_dict())
             rows.append((*key, domain, cell.mean, cell.std_err, cell.n_trials))
     return pd.DataFrame(rows, columns=[*_GROUP, "domain", value, "std_err", "n_trials"])
 

@@ -71,8 +71,8 @@ def _difference_notes(
     points = " points" * (judge.factor == PERCENT)
     notes = [
         f"difference: {judge.of_differences}, paired by dataset, test domain and trial; 95 %: "
-        "bootstrap with trials, or datasets, resampled; improves: chance that a run beats "
-        f"{baseline}'s",
+        "Student's t over trials, and bootstrap with datasets resampled; improves: chance that a "
+        f"run beats {baseline}'s",
         f"win/tie/loss and p (Wilcoxon's signed-rank test) count each {unit} once: "
         f"{', '.join(map(str, counts))} in the rows; ties are below {judge.tie:g}{points}",
     ]
@@ -90,10 +90,6 @@ def cautions(unit: str, counts: Sequence[int], frame: pd.DataFrame) -> list[str]
     powerless = max((n for n in counts if least_p_value(n) * tests > 0.05), default=0)
     said = [
         (trials == 1, "one trial: nothing says how much another one would differ"),
-        (
-            1 < trials < FEW_TRIALS,
-            f"small sample: {trials} trials, so the intervals over trials are too narrow",
-        ),
         (datasets == 1, "one dataset: the difference may not hold on others"),
         (
             1 < datasets < FEW_DATASETS,

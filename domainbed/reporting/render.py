@@ -26,7 +26,7 @@ from domainbed.reporting.tables import (
 )
 
 JSON_VERSION = 1
-_OF_PRINT = ("second", "decimals")  # attributes of cells that JSON leaves out
+_OF_PRINT = ("second", "near", "decimals", "trials")  # attributes of cells that JSON leaves out
 TEXT_WIDTH = 20  # of a column of a dataset's table
 TEXT_WIDTH_AVERAGES = 10
 
@@ -233,8 +233,9 @@ def _styled(table: Table, style: Style) -> Table:
         found = {name: table.unit.sign * mean for name, mean in means.items() if mean is not None}
         rows.sort(key=lambda name: -found.get(name, -math.inf))
     cells = {name: [table.rows[name][i] for i in columns] for name in rows}
-    marked = mark_best(cells, table.unit.sign, not is_dataset, style.decimals)
-    return replace(table, columns=[table.columns[i] for i in columns], rows=marked)
+    ordered = [table.columns[i] for i in columns]
+    marked = mark_best(cells, ordered, table.unit.sign, style.decimals)
+    return replace(table, columns=ordered, rows=marked)
 
 
 def _place(name: str | None, given: Sequence[str]) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from operator import add
+from operator import add, itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 
 from domainbed.core.names import (
     DATASET_DOMAINS,
+    NUM_CLASSES,
     TEST_DOMAINS,
     dataset_label,
     order_algorithms,
@@ -22,6 +24,7 @@ from domainbed.core.names import (
 )
 from domainbed.errors import UserError
 from domainbed.reporting.mixtures import mixtures, protocols, within_means
+from domainbed.reporting.statistics import student_half_width
 from domainbed.reporting.units import Unit
 from domainbed.runs.records import Records
 from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS, SelectionMethod
@@ -48,14 +51,17 @@ class Cell:
     Attributes:
         mean: unrounded, of a percentage in percent (in the column "Mean rank": a rank); None if
             there is none.
-        std_err: the standard error over trials; None for averages of means.
+        std_err: the standard error over trials; None for one trial, and for averages of datasets.
         n_trials: how many trials the mean is over; for averages the smallest such number.
-        values: the trials' numbers by ascending trial; () for averages of means.
+        values: the trials' numbers by ascending trial; () for averages of datasets.
         best: whether no other algorithm has a better number, as printed, in this column.
         diverged: (trial, hparams seed) of chosen runs whose loss was not finite at some step.
         gap: why there can be no number, where runs were left out of the plan that it needs.
         second: whether it is the second best so.
         decimals: that it is printed with, unless a style says so.
+        trials: the seeds of `values`.
+        near: whether it is less than the best by no more than the standard error of the
+            difference, over common trials.
     """
 
     mean: float | None = None
@@ -67,6 +73,8 @@ class Cell:
     gap: str = ""
     second: bool = False
     decimals: int = 1
+    trials: tuple[int, ...] = ()
+    near: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,17 +113,10 @@ class Style:
                 raise UserError(f"--{name} {getattr(self, name)}: choose {', '.join(known)}")
 
     def spread_of(self, cell: Cell) -> float | None:
-        """What stands behind ±; None for nothing, as an interval of fewer than two."""
-        if self.spread == "none" or cell.std_err is None:
+        """What stands behind ±; None for nothing, as where there is one trial."""
+        if self.spread == "none" or cell.std_err is None or len(cell.values) < 2:
             return None
-        if self.spread == "se":
-            return cell.std_err
-        from scipy.special import stdtrit  # `scipy.stats` would take a second to import
-
-        n = len(cell.values)
-        if n < 2:
-            return None
-        return float(stdtrit(n - 1, 0.975) * np.std(cell.values, ddof=1) / np.sqrt(n))
+        return cell.std_err if self.spread == "se" else student_half_width(cell.values)
 
 
 DOMAINBED_STYLE = Style()
@@ -123,11 +124,15 @@ DOMAINBED_STYLE = Style()
 
 @dataclass(frozen=True)
 class Column:
-    """What a column is about: `test_env` is a domain's number, "Avg" or "Mean rank"."""
+    """What a column is about: `test_env` is a domain's number, "Avg" or "Mean rank".
+
+    `chance` is the number of who guesses, where that is known.
+    """
 
     label: str
     dataset: str
     test_env: str
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -284,31 +289,31 @@ def tables_of(
     runs, unit = records.runs, Unit.of(records.metric)
     judges = unit, records.selection_metric
     algorithms = order_algorithms(runs["algorithm"].unique())
+    of_datasets = _averages_rows(values, domains_of, algorithms, unit)
     tables = []
-    for dataset, domains in domains_of.items():
-        names = domain_names(runs, dataset)
-        columns = [Column(names[env], dataset, str(env)) for env in domains]
-        columns.append(Column(AVERAGE, dataset, AVERAGE))
+    for place, (dataset, domains) in enumerate(domains_of.items()):
+        names, chance = domain_names(runs, dataset), _chance(dataset, unit)
+        columns = [Column(names[env], dataset, str(env), chance) for env in domains]
+        columns.append(Column(AVERAGE, dataset, AVERAGE, chance))
         rows = {}
         for algorithm in algorithms:
             cells = [
                 replace(
-                    mean_over_trials(list(values.get(key, {}).values()), unit.factor),
+                    mean_over_trials(values.get(key, {}), unit.factor),
                     diverged=tuple(sorted(set((diverged or {}).get(key, [])))),
                     gap=_gap(key, method, gaps or {}) if key not in values else "",
                 )
                 for key in [(dataset, algorithm, env) for env in domains]
             ]
-            rows[algorithm] = [*cells, mean_of_cells(cells)]
+            rows[algorithm] = [*cells, _average(cells, of_datasets[algorithm][place])]
         protocol = protocol_of(runs[runs["dataset"] == dataset])
-        marked = mark_best(_printed(rows, unit), unit.sign)
+        marked = mark_best(_printed(rows, unit), columns, unit.sign)
         tables.append(
             Table(method.name, method.title, dataset, protocol, columns, marked, setting, *judges)
         )
-    columns = [Column(dataset, dataset, AVERAGE) for dataset in domains_of]
+    columns = [Column(name, name, AVERAGE, _chance(name, unit)) for name in domains_of]
     columns += [Column(label, AVERAGE, label) for label in (AVERAGE, MEAN_RANK)]
-    rows = _printed(_averages_rows(values, domains_of, algorithms, unit), unit, ranks=True)
-    marked = mark_best(rows, unit.sign, ranks=True)
+    marked = mark_best(_printed(of_datasets, unit, ranks=True), columns, unit.sign)
     protocol = protocol_of(runs)
     averages = Table(method.name, method.title, None, protocol, columns, marked, setting, *judges)
     return [*tables, averages]
@@ -357,8 +362,11 @@ def _averages_rows(
         for dataset, domains in domains_of.items():
             of_domains = [values.get((dataset, algorithm, env), {}) for env in domains]
             trials = sorted(set().union(*of_domains))
-            means = [np.mean([of[trial] for of in of_domains if trial in of]) for trial in trials]
-            cells.append(mean_over_trials(list(map(float, means)), unit.factor))
+            means = {
+                trial: float(np.mean([of[trial] for of in of_domains if trial in of]))
+                for trial in trials
+            }
+            cells.append(mean_over_trials(means, unit.factor))
         rows[algorithm] = [*cells, mean_of_cells(cells)]
     ranks = mean_ranks([[cell.mean for cell in cells[:-1]] for cells in rows.values()], unit.sign)
     for cells, rank in zip(rows.values(), ranks, strict=True):
@@ -366,17 +374,36 @@ def _averages_rows(
     return rows
 
 
-def mean_over_trials(values: list[float], factor: int = 100) -> Cell:
-    """The mean ± standard error of values of independent trials, times `factor`: 100 for percent.
+def mean_over_trials(values: Mapping[int, float], factor: int = 100) -> Cell:
+    """The mean ± standard error of values by trial, times `factor`: 100 for percent.
 
     The standard error is the population standard deviation over the square root of their number.
     The operations are in the published order, so that the last digit is the published one.
     """
     if not values:
         return Cell()
-    mean = float(factor * np.mean(values))
-    std_err = float(factor * np.std(np.array(values) / np.sqrt(len(values))))
-    return Cell(mean, std_err, len(values), tuple(factor * each for each in values))
+    listed = list(values.values())
+    mean = float(factor * np.mean(listed))
+    std_err = float(factor * np.std(np.array(listed) / np.sqrt(len(listed))))
+    return Cell(
+        *(mean, std_err if len(listed) > 1 else None, len(listed)),
+        tuple(factor * each for each in listed),
+        trials=tuple(values),
+    )
+
+
+def _average(cells: list[Cell], over_trials: Cell) -> Cell:
+    """The mean over a dataset's domains, with the error of its means `over_trials`.
+
+    Where no trial lacks a domain the two are one mean that was added up in two orders, and one
+    number stands for both.
+    """
+    plain = mean_of_cells(cells)
+    if plain.mean is None or over_trials.mean is None:
+        return plain
+    same = math.isclose(plain.mean, over_trials.mean, abs_tol=1e-9)
+    mean = over_trials.mean if same else plain.mean
+    return replace(over_trials, mean=mean, n_trials=plain.n_trials)
 
 
 def mean_of_cells(cells: list[Cell]) -> Cell:
@@ -414,29 +441,67 @@ def _printed(rows: dict[str, list[Cell]], unit: Unit, ranks: bool = False) -> di
 
 
 def mark_best(
-    rows: dict[str, list[Cell]], sign: int = 1, ranks: bool = False, decimals: int | None = None
+    rows: dict[str, list[Cell]], columns: list[Column], sign: int = 1, decimals: int | None = None
 ) -> dict[str, list[Cell]]:
-    """Marks each column's best printed means and those that come second.
+    """Marks each column's best printed means, those that come second, and those near the best.
 
-    They are the highest, or with the sign -1 the lowest. With `ranks` they are the lowest in the
-    last column. `decimals` are of all cells; None for their own.
+    They are the highest, or with the sign -1 the lowest, and so are mean ranks. `decimals` are of
+    all cells; None for their own. Nothing is marked in a column whose numbers all tie, or all lie
+    within their errors of chance; nor in averages over datasets of which none has a mark.
     """
-    shown = pd.DataFrame(
-        [[None if cell.mean is None else round(cell.mean, cell.decimals if decimals is None else
-          decimals) for cell in cells] for cells in rows.values()],
+    marked: list[list[Cell]] = []
+    for column, cells in zip(columns, zip(*rows.values()), strict=True):
+        over_datasets = column.dataset == AVERAGE
+        if over_datasets and not any(cell.best for of_column in marked for cell in of_column):
+            marked.append([replace(cell, best=False, second=False, near=False) for cell in cells])
+        else:
+            own = -1 if column.test_env == MEAN_RANK else sign
+            marked.append(_marked(cells, column.chance, own, decimals))
+    return dict(zip(rows, map(list, zip(*marked)), strict=True))
+
+
+def _marked(
+    cells: Sequence[Cell], chance: float | None, sign: int, decimals: int | None
+) -> list[Cell]:
+    shown = pd.Series(
+        [None if cell.mean is None else
+         round(cell.mean, cell.decimals if decimals is None else decimals) for cell in cells],
         dtype=float,
     )  # fmt: skip
-    shown *= sign
-    if ranks:
-        shown.iloc[:, -1] *= -sign
-    places = shown.rank(method="dense", ascending=False).to_numpy()
-    return {
-        name: [
-            replace(cell, best=bool(place == 1), second=bool(place == 2))
-            for cell, place in zip(cells, of_row, strict=True)
-        ]
-        for (name, cells), of_row in zip(rows.items(), places, strict=True)
-    }
+    places = (sign * shown).rank(method="dense", ascending=False)
+    known = [(sign * cell.mean, cell) for cell in cells if cell.mean is not None]
+    by_chance = chance is not None and all(
+        abs(sign * mean - chance) <= (cell.std_err or 0.0) for mean, cell in known
+    )
+    if by_chance or not places.max() > 1:
+        places[:] = math.nan
+    _, best = max(known, key=itemgetter(0), default=(0.0, Cell()))
+    return [
+        replace(
+            cell,
+            best=bool(place == 1),
+            second=bool(place == 2),
+            near=bool(place > 1) and _is_near(cell, best),
+        )
+        for cell, place in zip(cells, places, strict=True)
+    ]
+
+
+def _is_near(cell: Cell, best: Cell) -> bool:
+    """Whether the mean difference over common trials is within its standard error of zero."""
+    of_best = dict(zip(best.trials, best.values, strict=True))
+    own = zip(cell.trials, cell.values, strict=True)
+    found = mean_over_trials({t: of_best[t] - value for t, value in own if t in of_best}, 1)
+    if found.mean is None or found.std_err is None:
+        return False
+    return abs(found.mean) <= found.std_err
+
+
+def _chance(dataset: str, unit: Unit) -> float | None:
+    """The accuracy of who guesses, in percent."""
+    if unit.metric != "accuracy" or dataset not in NUM_CLASSES:
+        return None
+    return unit.factor / NUM_CLASSES[dataset]
 
 
 def _warn_of_gaps(report: Report) -> None:

@@ -90,9 +90,9 @@ class Unit:
         rounded = round(value, self.decimals) + 0.0  # never -0.0
         return f"{rounded:+.{self.decimals}f}" if signed else f"{value:.{self.decimals}f}"
 
-    def with_error(self, value: float, std_err: float, signed: bool = False) -> str:
+    def with_error(self, value: float, std_err: float | None, signed: bool = False) -> str:
         """A number with its standard error, if it has one."""
-        if math.isnan(value) or math.isnan(std_err):
+        if math.isnan(value) or std_err is None or math.isnan(std_err):
             return self.text(value, signed)
         return f"{self.text(value, signed)} +/- {std_err:.{self.decimals}f}"
 

@@ -64,7 +64,7 @@ def test_collect_prints_the_tables(sweep, capsys):
     assert rows[4] == ["Algorithm", "A", "C", "P", "S", "Avg"]
     # trials 50 and 52: mean 51, population standard deviation 1, over the root of two: 0.7
     cells = [word for mean in (51, 61, 71, 81) for word in (f"{mean}.0", "+/-", "0.7")]
-    assert rows[5] == ["ERM", *cells, "66.0"]
+    assert rows[5] == ["ERM", *cells, "66.0", "+/-", "0.7"]
     assert rows[8] == ["Algorithm", "PACS", "Avg", "Mean", "rank"]
     assert rows[9] == ["ERM", "66.0", "+/-", "0.7", "66.0", "1.0"]
     assert err == ""

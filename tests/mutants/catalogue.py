@@ -328,28 +328,22 @@ MUTANTS = (
     # reporting
     Mutant(
         *("reporting/tables.py", "the sample's standard deviation"),
-        "np.std(np.array(accuracies) / np.sqrt(len(accuracies)))",
-        "np.std(np.array(accuracies) / np.sqrt(len(accuracies)), ddof=1)",
+        "np.std(np.array(listed) / np.sqrt(len(listed)))",
+        "np.std(np.array(listed) / np.sqrt(len(listed)), ddof=1)",
         _TABLES,
     ),
     Mutant(
         *("reporting/tables.py", "the best marked before rounding"),
-        *(
-            "else round(cell.mean, decimals) for",
-            "else cell.mean for",
-            "tests/reporting/test_style.py",
-        ),
+        "round(cell.mean, cell.decimals if decimals is None else decimals) for cell",
+        *("cell.mean for cell", "tests/reporting/test_style.py"),
     ),
     Mutant(
         *("reporting/tables.py", "a mean over the cells that there are"),
         *("    if not means or len(means) < len(cells):", "    if not means:", _TABLES),
     ),
     Mutant(
-        *("reporting/statistics.py", "all test domains with the same resampled trials"),
-        "        drawn = rng.integers(len(cell.differences), size=(RESAMPLES, len(cell.differences)))",
-        "        rng = np.random.default_rng(seed)\n"
-        "        drawn = rng.integers(len(cell.differences), size=(RESAMPLES, len(cell.differences)))",
-        _STATISTICS,
+        *("reporting/statistics.py", "trials that some test domain lacks in the interval"),
+        *("set.intersection(*(set(cell.trials)", "set.union(*(set(cell.trials)", _STATISTICS),
     ),
     Mutant(
         *("reporting/statistics.py", "Holm's factors in the wrong order"),

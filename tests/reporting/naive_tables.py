@@ -83,11 +83,19 @@ def shown(accs):
         return None, "X"
     mean = 100 * np.mean(list(accs))
     err = 100 * np.std(list(accs) / np.sqrt(len(accs)))
-    return mean, f"{mean:.1f} +/- {err:.1f}"
+    return mean, f"{mean:.1f} +/- {err:.1f}" if len(accs) > 1 else f"{mean:.1f}"
 
 
 def average(means):
     return "X" if None in means else f"{sum(means) / len(means):.1f}"
+
+
+def average_of_domains(means, over_trials):
+    """With the error over trials; a mean that is the same but for its last digits is the same."""
+    mean, text = over_trials
+    if None in means or abs(sum(means) / len(means) - mean) < 1e-9:
+        return "X" if None in means else text
+    return " ".join([average(means), *text.split()[1:]])
 
 
 def tables(records, method):
@@ -110,8 +118,9 @@ def tables(records, method):
                 mean, text = shown(accs)
                 means.append(mean)
                 row.append(text)
-            grid.append([algorithm, *row, average(means)])
-            per_dataset[dataset, algorithm] = shown([np.mean(a) for a in by_trial.values() if a])
+            over_trials = shown([np.mean(a) for a in by_trial.values() if a])
+            grid.append([algorithm, *row, average_of_domains(means, over_trials)])
+            per_dataset[dataset, algorithm] = over_trials
         grids.append(grid)
     grid = [["Algorithm", *datasets, "Avg", "Mean rank"]]
     for algorithm in algorithms:

@@ -164,7 +164,7 @@ def test_text(folder, printed):
         "In-domain against out-of-domain accuracy",
     ]
     for said in (
-        "small sample: 2 trials, so the intervals over trials are too narrow",
+        "95 %: Student's t over trials, and bootstrap with datasets resampled",
         "small sample: 2 datasets, so the intervals over datasets are too narrow",
         "dependent: each test domain of a dataset is a training domain of the others, and trials",
         "dependent: the domains of a dataset train on each other",

@@ -15,8 +15,9 @@ from domainbed.reporting import statistics
 from domainbed.reporting.statistics import PairedCell
 
 
-def cell(dataset, ours, baseline):
-    return PairedCell(dataset, np.array(ours, dtype=float), np.array(baseline, dtype=float))
+def cell(dataset, ours, baseline, trials=None):
+    values = np.array(ours, dtype=float), np.array(baseline, dtype=float)
+    return PairedCell(dataset, *values, range(len(ours)) if trials is None else trials)
 
 
 # Differences: A: (1, 3) and (2, 2); B: (-3).
@@ -62,26 +63,24 @@ def test_the_interval_of_datasets_equals_scipys():
     assert statistics.dataset_interval(cells) == pytest.approx(theirs.confidence_interval, abs=0.05)
 
 
-def test_the_interval_of_trials_covers_what_it_should():
-    # One test domain of one dataset: SciPy's bootstrap of the same numbers.
-    rng = np.random.default_rng(4)
-    one = cell("A", rng.normal(60, 2, 30), rng.normal(58, 2, 30))
-    theirs = stats.bootstrap((one.differences,), np.mean, method="percentile", rng=5)
-    assert statistics.trial_interval([one]) == pytest.approx(theirs.confidence_interval, abs=0.05)
-    # Two test domains with differences 0 or 4, and 0: the mean over both is 0, 1 or 2.
-    two = [cell("A", [0, 4], [0, 0]), cell("A", [1, 1], [1, 1])]
-    assert statistics.trial_interval(two) == (0, 2)
+def test_the_interval_of_trials_is_students():
+    # One test domain: SciPy's interval of the mean of the differences.
+    differences = np.random.default_rng(4).normal(1, 2, 3)
+    one = cell("A", 60 + differences, [60] * 3)
+    theirs = stats.ttest_1samp(differences, 0).confidence_interval()
+    assert statistics.trial_interval([one]) == pytest.approx(theirs)
+    # Test domains are averaged within a trial: opposite differences cancel out in each.
+    up, down = cell("A", differences, [0] * 3), cell("A", -differences, [0] * 3)
+    assert statistics.trial_interval([up, down]) == pytest.approx((0, 0))
     # A second dataset that never changes halves it, however many test domains the first one has.
-    assert statistics.trial_interval([*two, cell("B", [1, 1], [1, 1])]) == (0, 1)
-
-
-def test_test_domains_are_resampled_apart():
-    """Opposite differences would cancel out if all test domains had the same resampled trials."""
-    gains = np.random.default_rng(4).normal(size=8)
-    up, down = cell("A", gains, 0 * gains), cell("A", -gains, 0 * gains)
-    low, high = statistics.trial_interval([up, down])
-    own = statistics.trial_interval([up])
-    assert (high - low) / (own[1] - own[0]) == pytest.approx(math.sqrt(1 / 2), rel=0.05)
+    both = statistics.trial_interval([one, one, cell("B", [1] * 3, [1] * 3)])
+    assert both == pytest.approx((theirs.low / 2, theirs.high / 2))
+    # Trials that a test domain lacks do not widen it; the centre is that of all pairs.
+    more = cell("A", [*differences, 9], [0] * 4)
+    short = statistics.trial_interval([more, cell("A", [1] * 3, [1] * 3)])
+    assert short[1] - short[0] == pytest.approx((theirs.high - theirs.low) / 2)
+    assert np.mean(short) == pytest.approx((differences.sum() + 9) / 8)
+    assert all(map(math.isnan, statistics.trial_interval([one, cell("A", [1], [1], [2])])))
 
 
 def test_nothing_to_resample():

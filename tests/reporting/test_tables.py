@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from fake_sweep import random_run, random_runs, write
 
+from domainbed.core.names import NUM_CLASSES
+from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.reporting import (
     RENDERERS,
@@ -17,7 +19,14 @@ from domainbed.reporting import (
     explain,
     load_records,
 )
-from domainbed.reporting.tables import Cell, mean_of_cells, mean_over_trials, mean_ranks
+from domainbed.reporting.tables import (
+    Cell,
+    Column,
+    mark_best,
+    mean_of_cells,
+    mean_over_trials,
+    mean_ranks,
+)
 from domainbed.selection import PUBLISHED_METHODS
 
 
@@ -53,14 +62,14 @@ def test_tables_equal_plain_loops_digit_for_digit(tmp_path, options):
 
 
 def test_cell_by_hand():
-    cell = mean_over_trials([0.5, 0.7, 0.9])
+    cell = mean_over_trials({0: 0.5, 1: 0.7, 2: 0.9})
     assert cell_text(cell) == "70.0 +/- 9.4"  # sqrt(0.08 / 3) / sqrt(3) = 0.0943
     assert cell.n_trials == 3
     assert cell.mean == pytest.approx(70)
     assert cell.std_err == pytest.approx(100 * np.sqrt(0.08) / 3)
     assert cell.values == pytest.approx((50, 70, 90))
-    assert cell_text(mean_over_trials([0.25])) == "25.0 +/- 0.0"
-    assert cell_text(mean_over_trials([])) == "X"
+    assert cell_text(mean_over_trials({4: 0.25})) == "25.0"  # one trial has no error
+    assert cell_text(mean_over_trials({})) == "X"
 
 
 def test_average_of_cells():
@@ -98,14 +107,74 @@ def test_domain_names_of_an_unknown_dataset(tmp_path):
     assert labels == ["sea", "wood", "town", "Avg"]
 
 
+def test_one_mean_is_printed_once(tmp_path):
+    """51.75 over trials then domains, and 51.74999999999999 over domains then trials."""
+    accuracies = [(0.494, 0.876), (0.53, 0.141), (0.365, 0.623), (0.597, 0.514)]
+    runs = random_runs(0, ["PACS"], ["ERM", "IRM"], pairs=False)
+    for run in runs:
+        (env,), trial = run[0]["args"]["test_envs"], run[0]["args"]["trial_seed"]
+        for record in run:
+            for i in range(4):
+                record[f"env{i}_in_acc"] = accuracies[env][trial]
+    write(tmp_path, runs)
+    dataset, averages = build_report(load_records(tmp_path), selection=["oracle"]).tables
+    of_domains, of_trials = dataset.rows["ERM"][-1], averages.rows["ERM"][0]
+    assert cell_text(of_domains) == cell_text(of_trials)
+    assert of_domains.mean == of_trials.mean != mean_of_cells(dataset.rows["ERM"][:-1]).mean
+    assert cell_text(of_domains) == "51.7 +/- 1.5"  # means of trials 49.65 and 53.85
+
+
 def test_best_is_marked_as_printed(tmp_path):
-    write(tmp_path, random_runs(1, algorithms=("ERM", "IRM", "Fishr"), levels=4))
+    write(tmp_path, random_runs(1, ["Birds"], ("ERM", "IRM", "Fishr"), levels=4))
     for table in build_report(load_records(tmp_path)).tables:
         for position, column in enumerate(table.columns):
             cells = [cells[position] for cells in table.rows.values()]
             choose = min if column.label == "Mean rank" else max
-            top = choose(float(cell_text(cell).split()[0]) for cell in cells)
-            assert all(cell.best == (float(cell_text(cell).split()[0]) == top) for cell in cells)
+            means = [float(cell_text(cell).split()[0]) for cell in cells]
+            differ = len(set(means)) > 1
+            expected = [differ and mean == choose(means) for mean in means]
+            assert [cell.best for cell in cells] == expected
+
+
+def marks(values, chance=None, dataset="PACS"):
+    """ "b" for the best and "n" for near it, of cells with these values of trials 0, 1, ..."""
+    rows = {str(k): [mean_over_trials(dict(enumerate(own)), 1)] for k, own in enumerate(values)}
+    marked = mark_best(rows, [Column("A", dataset, "0", chance)])
+    return ["b" * cell.best + "n" * cell.near for (cell,) in marked.values()]
+
+
+def test_what_is_near_the_best_has_a_paired_difference():
+    # 63.6 +/- 0.4 beside 62.9 +/- 9: the difference of 0.7 has an error of 9.
+    assert marks([[63, 63.5, 64.3], [40, 72, 76.7]]) == ["b", "n"]
+    # Errors of 9 each, in step: every trial differs by 1, and the difference has no error.
+    assert marks([[41, 73, 77.7], [40, 72, 76.7]]) == ["b", ""]
+    # Trials in common count; with one of them nothing is near.
+    assert marks([[63, 64], [62.5]]) == ["b", ""]
+    assert marks([[5.0, 6.0], [5.0, 6.0], [1.0, 1.5]]) == ["b", "b", ""]
+
+
+def test_nothing_is_marked_where_all_tie_or_guess():
+    assert marks([[61.0, 63.0], [62.0, 62.0]]) == ["", ""]
+    assert marks([[61.0, 63.0]]) == [""]
+    guesses = [[49.0, 52.0], [48.0, 51.0]]
+    assert marks(guesses) == ["b", ""]
+    assert marks(guesses, chance=50) == ["", ""]
+    assert marks([*guesses, [60.0, 61.0]], chance=50) == ["", "", "b"]
+
+
+def test_chance_is_that_of_the_published_classes(tmp_path):
+    assert {name: DATASETS[name].info.num_classes for name in NUM_CLASSES} == NUM_CLASSES
+    runs = random_runs(0, ["ColoredMNIST"], pairs=False, n_trials=3)
+    for run in runs:
+        shift = (run[0]["args"]["trial_seed"] - 1) / 10 + (
+            run[0]["args"]["algorithm"] == "ERM"
+        ) / 99
+        for record in run:
+            record.update({f"env{i}_in_acc": 0.5 + shift for i in range(3)})
+    write(tmp_path, runs)
+    for table in build_report(load_records(tmp_path), selection=["oracle"]).tables:
+        cells = [cell for row in table.rows.values() for cell in row]
+        assert not any(cell.best or cell.near for cell in cells)
 
 
 def test_collect_gives_one_row_per_cell(tmp_path):

@@ -101,7 +101,7 @@ def _legend(report: Report) -> str:
     name = SPREADS[report.style.spread]
     spread = f", ± {name} over trials" if name else ""
     second = " Underlined: the second best." if report.style.second else ""
-    near = "Dotted: within one standard error of the best."
+    near = "Dotted: not worse than the best by more than the standard error of the difference."
     return f"{spread}; X: no result. Bold: the best of a column. {near}{second}"
 
 
@@ -133,7 +133,7 @@ def _differences(findings: Findings) -> Part:
         "differences",
         title,
         f"{words[0].upper()}{words[1:]}, paired by dataset, test domain and trial. Dot: the mean; "
-        "thick bar: 95 % interval with trials resampled; thin bar: with datasets resampled.",
+        "thick bar: 95 % interval over trials (Student's t); thin bar: with datasets resampled.",
     )
     try:
         sections = compared.difference_sections(findings.differences, "trial", None, findings.unit)

@@ -17,9 +17,7 @@ from domainbed.reporting.published.agreement import agreement
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.section import Section
 from domainbed.reporting.tables import (
-    MEAN_RANK,
     Cell,
-    Column,
     Report,
     Style,
     Table,
@@ -75,16 +73,13 @@ def _results(
         kind = "dataset" if table.dataset else "averages"
         for place, column in enumerate(table.columns):
             domain = column.label if table.dataset else column.test_env
-            marked = [cells[place] for cells in table.rows.values() if cells[place].best]
-            sign = table.unit.sign
-            best = max(marked, key=lambda cell: sign * (cell.mean or 0.0), default=None)
             for algorithm, cells in table.rows.items():
                 cell = cells[place]
                 key = (table.selection, kind, column.dataset, algorithm, domain)
                 published = printed.get(key, [])
                 notes = [note] if published else notes
                 text = _typeset(cell_text(cell, style))
-                mark = _mark(cell, best, column, style, sign)
+                mark = _mark(cell, style)
                 rows[algorithm].append(HtmlCell(text, mark, [*_below(cell), *published]))
     header = ["Algorithm", *(column.label for table in tables for column in table.columns)]
     groups = [("", 1), *((table.title, len(table.columns)) for table in tables)]
@@ -98,18 +93,12 @@ def _results(
     )
 
 
-def _mark(cell: Cell, best: Cell | None, column: Column, style: Style, sign: int) -> str:
-    """Whether a number is the best of its column, or within its standard error of that.
-
-    Also whether it is the second best, if the style shows that.
-    """
-    if cell.mean is None or best is None or best.mean is None:
-        return ""
+def _mark(cell: Cell, style: Style) -> str:
+    """Whether a number is the best of its column, near it, or the second, if that is shown."""
     if cell.best:
         return "best"
-    is_near = best.std_err is not None and sign * (best.mean - cell.mean) <= best.std_err
-    marks = ["near"] if is_near and column.test_env != MEAN_RANK else []
-    return " ".join([*marks, *(["second"] if cell.second and style.second else [])])
+    marks = {"near": cell.near, "second": cell.second and style.second}
+    return " ".join(name for name, applies in marks.items() if applies)
 
 
 def _below(cell: Cell) -> list[HtmlCell]:
