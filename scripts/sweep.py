@@ -74,12 +74,12 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of a config that DomainBed's flags stand for."""
-    from domainbed.selection import SELECTION_METHODS
+    from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS
 
     selection = [
         name
-        for name, method in SELECTION_METHODS.items()
-        if not (args.single_test_envs and method.needs_pairs)
+        for name in PUBLISHED_METHODS
+        if not (args.single_test_envs and SELECTION_METHODS[name].needs_pairs)
     ]
     return {
         "datasets": DATASETS,

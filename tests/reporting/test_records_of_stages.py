@@ -124,6 +124,7 @@ def test_two_whole_runs_in_one_file_are_told_as_one_twice(tmp_path, caplog):
 @pytest.mark.parametrize("line", ["3", '{"stage": 1}', '{"stage": 2, "args": 5}'])
 def test_damage_is_named_as_ever(tmp_path, line):
     folder = write(tmp_path, [own_run([1])], done=True)[0]
+    (folder / "done").write_text("done")  # without a digest, which would notice it before
     with (folder / "results.jsonl").open("a") as stream:
         stream.write(line + "\n")
     with pytest.raises(UserError, match=r"results\.jsonl, line \d"):
