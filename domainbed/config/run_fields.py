@@ -100,7 +100,11 @@ class RunFields(Settings):
     record_last_step: bool = Field(
         True, description="a record at the last step, whatever the interval"
     )
-    metrics: Listed[Text] = Field(("accuracy",), description="what is recorded of every split")
+    metrics: Listed[Text] = Field(
+        ("accuracy",),
+        description="what is recorded of every split; behind a name, _by_group asks for groups",
+        json_schema_extra={"default_text": "accuracy, or those of the labels"},
+    )
     precision: Literal["float32", "bf16", "tf32"] = Field(
         "float32",
         description="bf16: mixed precision; tf32: matrix products on a GPU in TF32",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from domainbed.core.plugins import warn_once
 from domainbed.errors import UserError
 from domainbed.metrics.contract import GROUP_PARTS, Accumulator, Metric, number_of
 
@@ -110,7 +111,8 @@ def by_group(metric: Metric) -> Metric:
 class ByGroup(Accumulator):
     """A metric of each group of a split, and what is recorded of them.
 
-    Groups without a value, such as the AUROC of a group with one class, are left out.
+    Groups without a value, such as the AUROC of a group with one class, are left out with a
+    warning.
     """
 
     def __init__(self, metric: Metric, labels: LabelType) -> None:
@@ -133,6 +135,11 @@ class ByGroup(Accumulator):
         defined = [value for value in values if not math.isnan(value)]
         if not defined:
             return dict.fromkeys(GROUP_PARTS, math.nan)
+        if len(defined) < len(values):
+            warn_once(
+                f"{self._metric.name} by group is of {len(defined)} of {len(values)} groups: it is "
+                "not defined in the others"
+            )
         lowest, highest = min(defined), max(defined)
         worst = lowest if self._metric.higher_is_better else highest
         return dict(zip(GROUP_PARTS, (worst, float(np.mean(defined)), highest - lowest)))

@@ -31,6 +31,9 @@ def get_metric(name: str) -> Metric:
         return by_group(get_metric(name.removesuffix(BY_GROUP)))
     if name.startswith(foreign.PREFIX):
         return foreign.metric(name)
+    named = name if name in METRICS else recorded_by(name)
+    if named != name:
+        raise UserError(f"metric {name!r} is a value of {named!r}: name that one", "metrics")
     entry = METRICS[name]
     if isinstance(entry, Metric):
         return entry
@@ -48,6 +51,20 @@ def get_metric(name: str) -> Metric:
     if isinstance(entry, type):
         return Metric(name, lambda labels: entry(), **facts)
     return of_samples(name, lambda labels: entry, **facts)
+
+
+def recorded_by(value: str) -> str:
+    """The name in a run's field `metrics` of what records a value.
+
+    Example:
+        >>> recorded_by("mae_worst_group")
+        'mae_by_group'
+    """
+    for part in GROUP_PARTS:
+        if value.endswith(f"_{part}"):
+            return value.removesuffix(f"_{part}") + BY_GROUP
+    of_several = (known for known in METRICS if value.startswith(f"{known}_"))
+    return next((known for known in of_several if value in get_metric(known).recorded), value)
 
 
 def registered_as(names: Iterable[str]) -> list[Any]:
@@ -70,7 +87,7 @@ def check_metrics(names: Iterable[str], labels: LabelType) -> None:
             suited = ", ".join(n for n in METRICS if get_metric(n).suits(labels))
             raise UserError(
                 f"metric {name!r} is not defined for labels of the type {labels.name!r}, but for "
-                f"{' and '.join(metric.label_kinds)}: choose among {suited}",
+                f"{', '.join(metric.label_kinds)}: choose among {suited}",
                 "metrics",
             )
         for key in metric.recorded:
@@ -137,11 +154,10 @@ def describe_metric(name: str) -> MetricFacts:
             return MetricFacts(f"{of_all.name}_{part}", higher, of_all.percent)
     if name.startswith(foreign.RECORDED_PREFIX):
         return MetricFacts(name, foreign.higher_is_better(name.split("_")[1]), percent=False)
-    if name not in METRICS:
-        for known in METRICS:
-            if name.startswith(f"{known}_") and name in get_metric(known).recorded:
-                metric = get_metric(known)
-                return MetricFacts(name, metric.higher_is_better, metric.percent)
+    several = name if name in METRICS else recorded_by(name)
+    if several != name:
+        metric = get_metric(several)
+        return MetricFacts(name, metric.higher_is_better, metric.percent)
     metric = get_metric(name)
     if metric.parts:
         raise UserError(

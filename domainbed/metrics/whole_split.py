@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torchmetrics import functional
 
+from domainbed.core.plugins import warn_once
 from domainbed.metrics.labels import LabelType
 
 
@@ -124,10 +125,9 @@ def _mean_of_defined(values: torch.Tensor, name: str) -> float:
     """The mean of all values that are numbers, with a warning if it is not of all."""
     absent = int(values.isnan().sum())
     if 0 < absent < values.numel():
-        warnings.warn(
+        warn_once(
             f"{name} is a mean over {values.numel() - absent} of {values.numel()} classes: a split "
-            "lacks the others",
-            stacklevel=2,
+            "lacks the others"
         )
     return values.double().nanmean().item()
 

@@ -22,7 +22,7 @@ from domainbed.metrics import (
     measure_predictions,
     recorded_names,
 )
-from domainbed.metrics.names import BY_GROUP
+from domainbed.metrics.names import BY_GROUP, recorded_by
 from domainbed.runs.folder import RunFolder, plugin_hint
 from domainbed.runs.records import NO_DOMAIN, Records
 
@@ -190,8 +190,9 @@ def _of_runs_with(records: Records) -> Records:
                 known = ", ".join(sorted(values.loc[of_splits, "metric"].unique()))
                 raise UserError(
                     f"no run of {dataset} recorded {metric}, but {known}: choose one of these, "
-                    f"train with --metrics {metric}, or let runs keep predictions (`domainbed "
-                    "model predict RUN_FOLDER --save_predictions`), for that of their last step"
+                    f"train with --metrics {recorded_by(metric)}, or let runs keep predictions "
+                    "(`domainbed model predict RUN_FOLDER --save_predictions`), for that of their "
+                    "last step"
                 )
         whole &= has
     if not (whole.all() or records.of_last_steps):

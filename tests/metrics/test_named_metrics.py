@@ -14,6 +14,7 @@ import torchmetrics
 from sklearn import metrics as sk
 from torchmetrics import classification, regression
 
+from domainbed.core.plugins import warn_once
 from domainbed.errors import UserError
 from domainbed.metrics import METRICS, check_metrics, describe_metric, get_metric, label_type
 from domainbed.metrics import recorded_names as recorded
@@ -75,6 +76,8 @@ def test_classes_of_torchmetrics() -> None:
         ("torchmetrics:MeanSquaredError", "classes", "not defined .*regression"),
         ("auroc_by_group_by_group", "classes", "several values"),
         ("acuracy_by_group", "classes", "unknown metric 'acuracy'"),
+        ("accuracy_worst_group", "classes", "is a value of 'accuracy_by_group'"),
+        ("auroc", "regression", "but for classes, binary, multilabel: choose"),
     ],
 )
 def test_what_is_refused_before_a_run(name: str, labels: str, message: str) -> None:
@@ -144,7 +147,9 @@ def test_by_group() -> None:
 def test_groups_without_a_value_are_left_out() -> None:
     """The AUROC of group b, whose labels are all 1, is not defined."""
     scores, labels = torch.tensor([[0.0], [1], [2], [3], [4]]), torch.tensor([0, 1, 0, 1, 1])
-    found = measured("auroc_by_group", scores, labels, "binary", group=list("aaabb"))
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="auroc by group is of 1 of 2 groups"):
+        found = measured("auroc_by_group", scores, labels, "binary", group=list("aaabb"))
     assert found["auroc_worst_group"] == found["auroc_mean_group"] == pytest.approx(0.5)
     assert found["auroc_group_gap"] == 0
     found = measured("auroc_by_group", scores[3:], labels[3:], "binary", group=["x", "y"])

@@ -118,6 +118,8 @@ def test_what_was_not_recorded():
         UserError, match=r"no run of Houses recorded r2, but mae, rmse: .*--metrics"
     ):
         judged(records(), metric="r2")
+    with pytest.raises(UserError, match="train with --metrics mae_by_group, or"):
+        judged(records(), metric="mae_worst_group")
     with pytest.raises(UserError, match="no run of Pets recorded rmse, but accuracy, mae"):
         judged(both(), "mae", "rmse")
     with pytest.raises(UserError, match="no run of Houses recorded loss"):  # that of training
