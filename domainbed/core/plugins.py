@@ -66,11 +66,16 @@ def import_plugins(names: Iterable[str]) -> None:
             missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(
                 f"{error.name}."
             )
-            remedy = "give an importable module or the path of a .py file"
-            raise UserError(
-                f"plug-in {name!r} cannot be imported ({reason}): "
-                f"{remedy if missing else 'repair it'}"
-            ) from error
+            remedy = "repair it"
+            lacking = error.name if isinstance(error, ImportError) else None
+            if missing:
+                remedy = "give an importable module or the path of a .py file"
+            elif lacking and Path(name).with_name(f"{lacking}.py").exists():
+                remedy = (
+                    "files beside a plug-in are not searched: put both into one file, or into a "
+                    "package on PYTHONPATH"
+                )
+            raise UserError(f"plug-in {name!r} cannot be imported ({reason}): {remedy}") from error
 
 
 def _import_file(path: Path) -> None:
@@ -156,7 +161,7 @@ def plugins_of(objects: Iterable[Any]) -> dict[str, str]:
 
 @cache
 def warn_once(message: str) -> None:
-    """Warns of a plug-in that is not there, once in a process: commands ask several times."""
+    """Warns once in a process, however often a command or a run meets the cause."""
     warnings.warn(message, stacklevel=2)
 
 

@@ -97,7 +97,8 @@ class Registry(Mapping[str, T], Generic[T]):
         hint = did_you_mean(name, self) or did_you_mean(meant[0] if meant else "", meant[:1])
         if len(self) <= _FEW or self.kind not in _LISTED:
             return f"{hint} Known: {', '.join(self) or 'none'}"
-        return hint or f" `domainbed list {self.kind}s` lists the names that there are"
+        listed = f"`domainbed list {self.kind}s` lists the names that there are"
+        return hint or f" {listed}, --plugins brings your own"
 
     def get(self, name: str, default: Any = None) -> Any:
         """The entry, or `default` where there is none."""

@@ -90,6 +90,13 @@ def test_two_plugins_of_one_name_are_refused(tmp_path):
         import_plugins([first, third])
 
 
+def test_files_beside_a_plugin_are_not_searched(tmp_path):
+    (tmp_path / "beside.py").touch()
+    (tmp_path / "shapes.py").write_text("import beside")
+    with pytest.raises(UserError, match=r"'beside'\): files beside a plug-in are not searched"):
+        import_plugins([str(tmp_path / "shapes.py")])
+
+
 def test_an_object_belongs_to_who_defines_its_functions(tmp_path):
     """As a selection method does, whose class is this package's."""
     for name in ("one", "two"):
