@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
-_NUMBER = re.compile(r"[+-]?[\d.]+ ?%?( \+/- [\d.]+)?\*?")
+_NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)? ?%?( \+/- [\d.]+)?\*?")
 _LATEX = {char: "\\" + char for char in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}

@@ -25,8 +25,10 @@ def test_no_cell_is_run_by_a_spreadsheet():
     for cell in cells:
         assert cell.isprintable()
         assert cell[0] not in "=+-@"
-    assert [in_csv(name) for name in ("-90%", "+80%", "63.1 +/- 0.4", "ERM + SWAD", -1.5)] == [
-        *("-90%", "+80%", "63.1 +/- 0.4", "ERM + SWAD"),
+    assert [
+        in_csv(name) for name in ("-90%", "+80%", "63.1 +/- 0.4", "ERM + SWAD", "-2e-05", -1.5)
+    ] == [
+        *("-90%", "+80%", "63.1 +/- 0.4", "ERM + SWAD", "-2e-05"),
         -1.5,
     ]
 
