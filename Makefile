@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := constraints.txt
-# Processes that test; each has one thread. They start hundreds, which share their bytecode.
-WORKERS ?= auto
+# Processes that test, one more than cores, since tests of clusters wait; each has one thread. They
+# start hundreds, which share their bytecode.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) + 1)" || echo auto)
 # Holds the datasets.
 DATA ?= data
 

@@ -188,7 +188,7 @@ def new_optimizer(
     settings = dict(settings)
     name = settings.pop("optimizer", None) or chosen.get("optimizer", "adam")
     make = OPTIMIZERS[name]
-    usual = {name: hparams[name] for name in ("lr", "weight_decay")}
+    usual = {name: hparams[name] for name in ("lr", "weight_decay") if name not in settings}
     if "momentum" in chosen and _takes(make, "momentum"):
         usual["momentum"] = chosen["momentum"]
     if not _takes(make, "betas"):

@@ -19,7 +19,7 @@ CHANGED = "its content does not have the digest that it was written with"
 
 _KEY = "sha256"
 _SEAL = re.compile(rb'(?s)(?:\{"sha256": "|# sha256 )(.{64})(?:",|: [^\n]*\n)')
-_DAMAGED_SEAL = re.compile(rb"(?s).{9}(.{3})?[0-9a-f]{64}")
+_DAMAGED_SEAL = re.compile(rb"(?s).{9}(.{3})?[0-9a-f]{64}(?![0-9a-f])")
 
 
 def digest_of(content: bytes | memoryview) -> str:

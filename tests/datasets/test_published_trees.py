@@ -159,7 +159,8 @@ class TestAugmentation:
         cpu = torch.device("cpu")
         algorithm = Algorithm(dataset.input_shape, dataset.num_classes, 2, {})
         return Experiment(
-            spec, cpu, dataset, list(dataset), splits, algorithm, workers=0, facts=algorithm.facts
+            *(spec, cpu, dataset, list(dataset), splits, algorithm),
+            **{"workers": 0, "facts": algorithm.facts, "data_dir": ""},
         )
 
     @pytest.mark.parametrize(("test_env", "training"), [(0, (1, 2)), (1, (0, 2)), (2, (0, 1))])
