@@ -82,7 +82,8 @@ def _import_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"plug-in {str(path)!r} does not exist: give the path of a .py file")
     path, module_name = path.resolve(), _OF_FILES + path.stem
-    plugin = Plugin(path.name, f"sha256:{file_digest(path)}")
+    content = path.read_bytes()
+    plugin = Plugin(path.name, f"sha256:{hashlib.sha256(content).hexdigest()}")
     loaded = sys.modules.get(module_name)
     is_same = loaded is not None and Path(str(loaded.__file__)) == path
     if is_same and _imported.get(module_name) == plugin:
@@ -93,7 +94,8 @@ def _import_file(path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader: of a file edited within a second it may run the bytecode of before.
+        exec(compile(content, path, "exec"), vars(module))
     except BaseException:
         del sys.modules[module_name]
         raise
