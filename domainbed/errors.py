@@ -72,6 +72,10 @@ def reason_of(error: Exception) -> str:
     return f"a file cannot be written ({first}): is the disk full?" if _DISK_FULL in first else ""
 
 
+FEW_NAMES = 12
+"""The most names that a message lists beside the one that was meant."""
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """What a misspelt name may mean: " Did you mean 'x'?", or nothing if no known name is near."""
     by_lower = {each.lower(): each for each in known}

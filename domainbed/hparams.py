@@ -33,7 +33,7 @@ from domainbed.config.dimensions import (
 from domainbed.core.seeding import seed_hash
 from domainbed.datasets import DATASETS, dataset_facts
 from domainbed.datasets.image_domains import DATA_OPTIONS
-from domainbed.errors import UserError, did_you_mean
+from domainbed.errors import FEW_NAMES, UserError, did_you_mean
 from domainbed.networks import HEAD_OPTIONS, NETWORK_OPTIONS, named_network
 
 __all__ = [
@@ -191,9 +191,9 @@ class Space:
         for name, value in fixed.items():
             if self.is_complete and name not in known:
                 hint = did_you_mean(_OTHERWISE_CALLED.get(name, name), known)
+                listed = "" if hint and len(known) > FEW_NAMES else f" Known: {', '.join(known)}"
                 raise UserError(
-                    f"unknown hyper-parameter {name!r} of {self.algorithm}.{hint} "
-                    f"Known: {', '.join(known)}",
+                    f"unknown hyper-parameter {name!r} of {self.algorithm}.{hint}{listed}",
                     *("hparams", name),
                 )
             expected = ""

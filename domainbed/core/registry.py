@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar, overload
 
 from domainbed.core import plugins
-from domainbed.errors import UnknownName, UserError, did_you_mean
+from domainbed.errors import FEW_NAMES, UnknownName, UserError, did_you_mean
 
 T = TypeVar("T")
 Entry = TypeVar("Entry")
@@ -95,7 +95,7 @@ class Registry(Mapping[str, T], Generic[T]):
         titles = {key: str(getattr(entry, "title", key)) for key, entry in self._entries.items()}
         meant = [key for key, title in titles.items() if name and name.lower() in title.lower()]
         hint = did_you_mean(name, self) or did_you_mean(meant[0] if meant else "", meant[:1])
-        if len(self) <= _FEW or self.kind not in _LISTED:
+        if len(self) <= FEW_NAMES or self.kind not in _LISTED:
             return f"{hint} Known: {', '.join(self) or 'none'}"
         listed = f"`domainbed list {self.kind}s` lists the names that there are"
         return hint or f" {listed}, --plugins brings your own"

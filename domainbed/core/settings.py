@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from domainbed.core.yaml_file import Where, read_yaml
-from domainbed.errors import UserError, did_you_mean
+from domainbed.errors import FEW_NAMES, UserError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -240,7 +240,8 @@ def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, 
     if one["type"] == "extra_forbidden":
         known = _names_at(schema, where[:-1])
         hint = did_you_mean(where[-1], known)
-        return where, f"unknown field.{hint} Known: {', '.join(known)}", ""
+        listed = "" if hint and len(known) > FEW_NAMES else f" Known: {', '.join(known)}"
+        return where, f"unknown field.{hint}{listed}", ""
     if one["type"] == "missing":
         return where, f"is missing: give it in a config file or as --{dotted(where)}", ""
     if one["type"] == "too_short" and context["min_length"] == 1:

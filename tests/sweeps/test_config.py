@@ -144,7 +144,9 @@ def test_overrides_win_and_their_errors_name_the_flag(write):
         load_config(file, {"steps": 0})
     with pytest.raises(UserError, match=r"^--algorithms: unknown algorithm 'ERN'"):
         load_config(file, {"algorithms": ["ERN"]})
-    with pytest.raises(UserError, match=r"^--hparams: unknown hyper-parameter 'lrr'"):
+    with pytest.raises(
+        UserError, match=r"^--hparams: unknown hyper-parameter 'lrr' of ERM\. Did you mean 'lr'\?$"
+    ):
         load_config(file, {"hparams": {"lrr": 1}})
     with pytest.raises(UserError, match=r"^--workers: .*workers is 0"):
         load_config(file, workers=0)
