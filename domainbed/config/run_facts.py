@@ -21,7 +21,12 @@ class RunFacts:
         class_names: in the order of the outputs.
         domain_names: of the training domains, in the order of the minibatches.
         test_domains: the names of the test domains.
-        group_sizes: training samples of each training domain.
+        group_sizes: training samples of each group, in all training domains together, where the
+            data has an attribute; else of each training domain.
+        group_names: of the groups of label and attribute, where the data has an attribute. Group
+            `y * len(attribute_names) + attribute` has the label y.
+        attribute_names: of the values of the attribute, where the data has one.
+        class_sizes: training samples of each class; empty where that is not known beforehand.
         labels: the name of the label type.
         dataset: its name, without paths.
         step: of the current update, from 0; of predictions, that of the last update before.
@@ -32,6 +37,9 @@ class RunFacts:
     domain_names: tuple[str, ...] = ()
     test_domains: tuple[str, ...] = ()
     group_sizes: tuple[int, ...] = ()
+    group_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
+    class_sizes: tuple[int, ...] = ()
     labels: str = "classes"
     dataset: str = ""
     step: int = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,6 +46,12 @@ class MultipleDomainDataset:
             regressed.
         labels: what labels are, by the name of a label type (`domainbed.metrics.labels`).
         group: the key of a sample's group in its extras, for metrics by group.
+        attribute_names: the values of an attribute of the samples beside their label, such as the
+            background of an image, in order; empty for none.
+        attributes: for each domain the number of each sample's value; its extras have it as
+            `attribute`, and as `group` the number of its group of label and attribute.
+        groups: for each domain what each sample belongs to, such as a patient: no split cuts it. It
+            is the `group` in the extras of samples without an attribute.
         classes: their names, where the data has them.
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
@@ -89,6 +95,9 @@ class MultipleDomainDataset:
     collate: Callable[[list[Any]], Batch] | None = None
     join: Join | None = None
     classes: Sequence[str] = ()
+    attribute_names: Sequence[str] = ()
+    attributes: Sequence[Sequence[int]] | None = None
+    groups: Sequence[Sequence[str]] | None = None
     out_splits: Sequence[Sequence[int]] | None = None
     features_folder: Path | None = None
 
@@ -99,6 +108,13 @@ class MultipleDomainDataset:
         published = self.info.classes if self.info else None
         count = 2 if label_type(self.labels).kind == "binary" else self.num_classes
         return list(self.classes or published or map(str, range(count)))
+
+    @property
+    def group_names(self) -> list[str]:
+        """Of the groups of label and attribute, in order; of numbers, those of the attribute."""
+        if not label_type(self.labels).has_classes:
+            return list(self.attribute_names)
+        return [f"{name}, {value}" for name in self.class_names for value in self.attribute_names]
 
     @classmethod
     def option(cls, name: str, hparams: Mapping[str, Any]) -> Any:
@@ -198,7 +214,7 @@ class ForeignDomain(LoadedDomain):
         return sample
 
 
-def domains_of(dataset: Iterable[Any], labels: LabelType = CLASSES) -> list[Domain]:
+def domains_of(dataset: Any, labels: LabelType = CLASSES) -> list[Domain]:
     """The domains of any dataset that keeps DomainBed's contract, on the CPU.
 
     Args:
@@ -228,10 +244,31 @@ def domains_of(dataset: Iterable[Any], labels: LabelType = CLASSES) -> list[Doma
         domains = [copy.copy(domain) for domain in domains]
         for domain in domains:
             domain.join = join
-    out_splits = getattr(dataset, "out_splits", None)
-    if out_splits is None:
-        return domains
-    return [domain.with_out_split(out) for domain, out in zip(domains, out_splits)]
+    out_splits, groups, attributes = (
+        getattr(dataset, name, None) for name in ("out_splits", "groups", "attributes")
+    )
+    if out_splits is not None:
+        domains = [domain.with_out_split(out) for domain, out in zip(domains, out_splits)]
+    if groups is not None:
+        domains = [domain.with_groups(own) for domain, own in zip(domains, groups)]
+    if attributes is not None:
+        number = len(dataset.attribute_names)
+        pairs = zip(domains, attributes)
+        domains = [_with_attribute(domain, own, number, labels) for domain, own in pairs]
+    return domains
+
+
+def _with_attribute(
+    domain: Domain, values: Sequence[int], number: int, labels: LabelType
+) -> Domain:
+    """The same samples, whose extras have the value of an attribute and the group."""
+    noted = copy.copy(domain)
+    attribute = torch.as_tensor(values)
+    group = attribute
+    if labels.has_classes:
+        group = group + number * domain.labels.reshape(-1).long()
+    noted.noted = {**domain.noted, "attribute": attribute, "group": group}
+    return noted
 
 
 def require_contract(dataset: Any) -> None:

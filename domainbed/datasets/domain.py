@@ -94,6 +94,10 @@ class Domain(ABC):
         unreadable: positions of the images to leave out, because they cannot be read.
         out_split: positions of the images that validate, where the dataset decides that; None
             where the trial does.
+        groups: by position what a split never cuts, such as the patient; None where it may cut
+            anything.
+        noted: what the dataset notes of its samples, by name a tensor (n, …) or a list of n
+            values: minibatches have it in their extras.
         files: of the images, by position; empty where they are not files.
         labels_at_hand: whether `labels` is known without reading all images.
         join: how inputs of several domains are joined; None for zeros where lengths differ.
@@ -102,6 +106,8 @@ class Domain(ABC):
     device: torch.device = torch.device("cpu")
     unreadable: Sequence[int] = ()
     out_split: Sequence[int] | None = None
+    groups: Sequence[str] | None = None
+    noted: Mapping[str, Any] = _NONE
     files: Sequence[Path] = ()
     labels_at_hand: bool = True
     join: Join | None = None
@@ -129,15 +135,17 @@ class Domain(ABC):
         """
 
     def minibatches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Minibatch]:
-        """As `batches`, with the positions in the domain and its number."""
+        """As `batches`, with what is noted, the positions in the domain and its number."""
         drawn, asked = tee(draws)
-        for batch, draw in zip(self.batches(asked, workers), drawn):
-            yield Minibatch(*batch, index=draw.indices, domain=draw.domain, join=self.join)
+        for (x, y, *extras), draw in zip(self.batches(asked, workers), drawn):
+            if self.noted:
+                extras = [dict(*extras) | values_at(draw.indices, self.noted, self.device)]
+            yield Minibatch(x, y, *extras, index=draw.indices, domain=draw.domain, join=self.join)
 
     def to(self: AnyDomain, device: torch.device) -> AnyDomain:
         """The same images, delivered on `device`."""
         moved = copy.copy(self)
-        moved.device = device
+        moved.device, moved.noted = device, on_device(self.noted, device)
         return moved
 
     def with_out_split(self: AnyDomain, positions: Sequence[int] | None) -> AnyDomain:
@@ -145,6 +153,12 @@ class Domain(ABC):
         fixed = copy.copy(self)
         fixed.out_split = positions
         return fixed
+
+    def with_groups(self: AnyDomain, groups: Sequence[str]) -> AnyDomain:
+        """The same images, of groups that no split cuts."""
+        grouped = copy.copy(self)
+        grouped.groups, grouped.noted = groups, {**self.noted, "group": groups}
+        return grouped
 
     def evaluation_batches(
         self, indices: Sequence[int], batch_size: int = EVALUATION_BATCH, workers: int = 0
@@ -156,6 +170,19 @@ class Domain(ABC):
         """The first one that can be read, as a batch of one; None if there is none."""
         readable = set(range(len(self))).difference(self.unreadable)
         return next(self.evaluation_batches([min(readable)])) if readable else None
+
+
+def values_at(
+    indices: torch.Tensor, values: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """Of each of `values`, a tensor on the device or a list, those at `indices` (B,) on the CPU."""
+    chosen = sent(indices, device)
+    return {
+        name: each[chosen]
+        if isinstance(each, torch.Tensor)
+        else [each[index] for index in indices.tolist()]
+        for name, each in values.items()
+    }
 
 
 def on_device(x: Nest, device: torch.device) -> Nest:
@@ -210,19 +237,12 @@ class TensorDomain(Domain):
             chosen = sent(draw.indices, self.device)
             # Gathering may lose channels-last.
             pair = on_device(self.inputs(draw, chosen), self.device), self.y[chosen]
-            yield (*pair, self._extras(draw, chosen)) if self.extras else pair
+            extras = values_at(draw.indices, self.extras, self.device)
+            yield (*pair, extras) if extras else pair
 
     def inputs(self, draw: Draw, chosen: torch.Tensor) -> Nest:
         """x of the images at `chosen`, which are the draw's indices on the device."""
         return taken(self.x, chosen)
-
-    def _extras(self, draw: Draw, chosen: torch.Tensor) -> dict[str, Any]:
-        return {
-            name: values[chosen]
-            if isinstance(values, torch.Tensor)
-            else [values[index] for index in draw.indices.tolist()]
-            for name, values in self.extras.items()
-        }
 
 
 class LoadedDomain(Domain):

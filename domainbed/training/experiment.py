@@ -105,7 +105,7 @@ class Experiment:
         """The same experiment at another stage: with a fresh model, from the stage's seed."""
         is_undivided = self.algorithm.training_stages()[number - 1].data == "all"
         splits = list(map(undivided, self.splits)) if is_undivided else self.splits
-        facts = _facts(self.spec, self.dataset, splits)
+        facts = _facts(self.spec, self.dataset, self.domains, splits)
         algorithm = _new_algorithm(self.spec, self.dataset, facts, self.device, number)
         return replace(self, algorithm=algorithm, facts=facts, stage_number=number)
 
@@ -271,7 +271,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     # In all, whatever the number of domains; by default one per core that PyTorch may use.
     cores = min(8, torch.get_num_threads())
     workers = cores if machine.num_workers is None else machine.num_workers
-    facts = _facts(spec, dataset, splits)
+    facts = _facts(spec, dataset, domains, splits)
     return Experiment(
         spec,
         device,
@@ -289,19 +289,43 @@ def _domain_names(dataset: MultipleDomainDataset, domains: int) -> list[str]:
     return list(dataset.ENVIRONMENTS) or [str(e) for e in range(domains)]
 
 
-def _facts(spec: RunSpec, dataset: MultipleDomainDataset, splits: Sequence[Split]) -> RunFacts:
+def _facts(
+    spec: RunSpec,
+    dataset: MultipleDomainDataset,
+    domains: Sequence[Domain],
+    splits: Sequence[Split],
+) -> RunFacts:
     """What an algorithm may know before its first update."""
     names = _domain_names(dataset, len(splits))
     trained = [e for e in range(len(splits)) if e not in spec.test_envs]
+    sizes = tuple(len(splits[e].inside) for e in trained)
+    class_sizes: tuple[int, ...] = ()
+    attribute_names = tuple(getattr(dataset, "attribute_names", ()))
+    group_names = tuple(dataset.group_names) if attribute_names else ()
+    if group_names:
+        groups = [domains[e].noted["group"][splits[e].inside] for e in trained]
+        sizes = _sizes(groups, len(group_names))
+    has_classes = label_type(spec.labels).has_classes
+    if has_classes and all(domains[e].labels_at_hand for e in trained):
+        labels = [domains[e].labels[splits[e].inside].reshape(-1).long() for e in trained]
+        class_sizes = _sizes(labels, len(dataset.class_names))
     return RunFacts(
         steps=spec.steps,
         class_names=tuple(dataset.class_names),
         domain_names=tuple(names[e] for e in trained),
         test_domains=tuple(names[e] for e in spec.test_envs),
-        group_sizes=tuple(len(splits[e].inside) for e in trained),
+        group_sizes=sizes,
+        group_names=group_names,
+        attribute_names=attribute_names,
+        class_sizes=class_sizes,
         labels=spec.labels,
         dataset=spec.dataset_label,
     )
+
+
+def _sizes(numbers: Sequence[Any], length: int) -> tuple[int, ...]:
+    """How often each number below `length` is there."""
+    return tuple(torch.cat(list(numbers)).bincount(minlength=length).tolist())
 
 
 def dataset_of(spec: RunSpec, data_dir: str) -> MultipleDomainDataset:

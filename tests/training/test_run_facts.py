@@ -72,6 +72,7 @@ def test_facts_of_a_run() -> None:
         domain_names=tuple(names[:2]),
         test_domains=(names[2],),
         group_sizes=sizes,
+        class_sizes=(19, 19),
         dataset="Vectors",
     )
     assert experiment.algorithm.told is facts
