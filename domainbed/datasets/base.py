@@ -56,6 +56,11 @@ class MultipleDomainDataset:
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
         features_folder: of the features that are the inputs; None where these are images.
+        notes: what a new run says of the data at its start, in lines.
+        fingerprint: a digest of what the samples are made of, where these are no image files.
+        learns_encoding: whether numbers and categories become inputs by what is learned from the
+            samples that train, such as means; see `learned_encoding`.
+        encoding: what was learned, as plain values; None before.
         network: what turns x into features: a name in `NETWORKS`, or a class or function, which
             is registered by its own name; empty where the shape of x decides.
         space: "small" for the search spaces of networks that start from random weights (the
@@ -88,6 +93,7 @@ class MultipleDomainDataset:
     reads_images: ClassVar[bool] = False
     labels: ClassVar[str] = "classes"
     group: ClassVar[str] = "group"
+    learns_encoding: ClassVar[bool] = False
 
     datasets: Sequence[Dataset[Any]]
     input_shape: Any
@@ -100,6 +106,21 @@ class MultipleDomainDataset:
     groups: Sequence[Sequence[str]] | None = None
     out_splits: Sequence[Sequence[int]] | None = None
     features_folder: Path | None = None
+    notes: Sequence[str] = ()
+    fingerprint: str = ""
+    encoding: Any = None
+
+    def learned_encoding(self, rows: Sequence[Sequence[int]]) -> Any:
+        """How values become inputs, as plain values that a run keeps with its model.
+
+        Args:
+            rows: for each domain the positions of the samples that train; none of a test domain.
+        """
+        raise NotImplementedError
+
+    def encoded(self, encoding: Any) -> MultipleDomainDataset:
+        """The same dataset with inputs by `encoding`, of this run or of an earlier session."""
+        raise NotImplementedError
 
     @property
     def class_names(self) -> list[str]:

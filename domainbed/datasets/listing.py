@@ -45,11 +45,12 @@ def data_facts(
 
     Returns:
         `domains` and `classes`, their names; `images`, the number in each domain; and `digest`: of
-        the names and, where all inputs are files, of the files' contents and labels in their
-        order. Where they are not, a dataset may draw them anew in each trial.
+        the names, the dataset's fingerprint and, where all inputs are files, of the files' contents
+        and labels in their order. Where they are not, a dataset may draw them anew in each trial.
     """
     facts = {"domains": list(names), "classes": list(dataset.class_names)}
     digest = hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass"))
+    digest.update(dataset.fingerprint.encode())
     if all(domain.files and domain.labels_at_hand for domain in domains):
         files = [file for domain in domains for file in domain.files]
         contents, new = content_digests(files, cache_folder(data_dir))

@@ -171,9 +171,11 @@ def write_environment(
     resumed = [*began.get("resumed", [])]
     if progress.records and began and now != first and now not in resumed:
         resumed.append(now)
+    encoding = experiment.dataset.encoding
     facts = {
         **first,
         "data": experiment.data,
+        **({"encoding": encoding} if encoding else {}),
         "protocol": experiment.spec.protocol,
         "protocol_version": experiment.spec.protocol_version,
         "resumed": resumed,
@@ -351,6 +353,7 @@ def save_model(experiment: Experiment, file: Path, args: Mapping[str, Any]) -> N
                 "model_dict": experiment.algorithm.state_dict(),
                 "model_classes": list(experiment.dataset.class_names),
                 "model_reads_images": experiment.dataset.reads_images,
+                "model_encoding": experiment.dataset.encoding,
             },
             aside,
         )

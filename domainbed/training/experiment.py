@@ -238,7 +238,7 @@ class Experiment:
         return draws(indices, size, self.seed, domain, labels)
 
 
-def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
+def build(spec: RunSpec, machine: RunOptions | None = None, encoding: Any = None) -> Experiment:
     """The experiment that `spec` defines, as it is before its first step.
 
     Seeds the global random sources, from which networks draw their weights.
@@ -246,6 +246,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     Args:
         spec: resolved.
         machine: where the data lies and what computes; None for the defaults.
+        encoding: of inputs, that the run has learned before; None to learn it where there is one.
 
     Raises:
         UserError: the data is not there, or does not fit the spec; or no such device.
@@ -256,17 +257,13 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
     labels = label_type(spec.labels)
     domains = domains_of(dataset, labels)
     _check_data(spec, dataset, len(domains))
+    if dataset.learns_encoding:
+        dataset = dataset.encoded(encoding or _learned_encoding(spec, dataset, domains))
+        domains = domains_of(dataset, labels)
     check_domains(dataset, domains, spec.hparams.get("featurizer", ""), labels)
     _check_kind(get_algorithm_class(spec.algorithm), spec, domains)
     domains = [domain.to(device) for domain in domains]
-    splits = split_domains(
-        domains,
-        spec.test_envs,
-        spec.holdout_fraction,
-        spec.trial_seed,
-        spec.uda_holdout_fraction,
-        mixed=get_algorithm_class(spec.algorithm).predicts_batches,
-    )
+    splits = _splits(spec, domains)
     _check_groups(spec, dataset, domains, splits)
     # In all, whatever the number of domains; by default one per core that PyTorch may use.
     cores = min(8, torch.get_num_threads())
@@ -283,6 +280,26 @@ def build(spec: RunSpec, machine: RunOptions | None = None) -> Experiment:
         facts,
         machine.data_dir,
     )
+
+
+def _splits(spec: RunSpec, domains: Sequence[Domain]) -> list[Split]:
+    return split_domains(
+        domains,
+        spec.test_envs,
+        spec.holdout_fraction,
+        spec.trial_seed,
+        spec.uda_holdout_fraction,
+        mixed=get_algorithm_class(spec.algorithm).predicts_batches,
+    )
+
+
+def _learned_encoding(
+    spec: RunSpec, dataset: MultipleDomainDataset, domains: Sequence[Domain]
+) -> Any:
+    """Of the training domains' in-splits alone."""
+    splits = enumerate(_splits(spec, domains))
+    rows = [[] if domain in spec.test_envs else split.inside for domain, split in splits]
+    return dataset.learned_encoding(rows)
 
 
 def _domain_names(dataset: MultipleDomainDataset, domains: int) -> list[str]:

@@ -110,8 +110,9 @@ def rebuild(
             f"{folder.path} was trained on {spec.dataset!r}, which is not registered: say where "
             "its images are with --dataset folder:PATH, or what registers it with --plugins"
         )
+    kept = folder.read_json(folder.environment) or {}
     with global_sources_kept():
-        experiment = build(spec, machine)
+        experiment = build(spec, machine, kept.get("encoding"))
     require_same_names(folder, experiment)
     experiment.facts.begin(spec.steps - 1)
     return experiment

@@ -86,15 +86,15 @@ def run(
             return
         with process_set_up(began.get("threads")):
             with stopping_at_once():
-                experiment = ranks.together(partial(_built, spec, options))
+                experiment = ranks.together(partial(_built, spec, options, began.get("encoding")))
                 ranks.together(partial(refuse_other_data, folder, began, experiment))
             arguments = (experiment, folder, options, began, echo, on_step)
             ranks.together(partial(Trainer, *arguments)).train()
 
 
-def _built(spec: RunSpec, options: RunOptions) -> Experiment:
+def _built(spec: RunSpec, options: RunOptions, encoding: Any) -> Experiment:
     require_precision(spec.precision, choose_device(options.device))
-    return build(spec, options)
+    return build(spec, options, encoding)
 
 
 class Trainer:
@@ -287,6 +287,8 @@ class Trainer:
         self.table.line(f"Hyper-parameters: {json.dumps(self.spec.hparams, sort_keys=True)}")
         if skipped := sum(len(domain.unreadable) for domain in self.experiment.domains):
             self.table.line(f"Images skipped, because they cannot be read: {skipped}")
+        for note in self.experiment.dataset.notes:
+            self.table.line(note)
         for name in unseen(self.algorithm):
             self.table.line(f"warning: {name} cannot be saved: an interrupted run starts again")
         if self.folder.has_results():  # and no checkpoint: its records are made again

@@ -324,7 +324,9 @@ def _environment(folders: Iterable[str]) -> Part:
         with suppress(UserError):  # a report is not the place to fail about it
             read.append(folder.read_json(folder.environment) or {})
     seconds = [each["seconds"] for each in read if isinstance(each.get("seconds"), (int, float))]
-    found = pd.DataFrame(read).drop(columns=["seconds", "resumed", "data"], errors="ignore")
+    found = pd.DataFrame(read).drop(
+        columns=["seconds", "resumed", "data", "encoding"], errors="ignore"
+    )
     rows = [
         [str(name), value, str(n)]
         for name, values in found.items()
