@@ -46,6 +46,7 @@ from domainbed.algorithms.rdm import RDM
 from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.t3a import T3A
+from domainbed.algorithms.foreign import adapt
 from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean, ZeroShot
 
 
@@ -110,6 +111,7 @@ __all__ = [
     "Transfer",
     "VREx",
     "ZeroShot",
+    "adapt",
     "declared_options",
     "declared_space",
     "get_algorithm_class",
