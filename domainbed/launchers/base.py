@@ -192,6 +192,25 @@ class Launcher(Settings):
     def parallelism(self, tasks: int, resources: Resources) -> int:
         """How many of `tasks` tasks are executed at the same time, at most."""
 
+    def submit_after(
+        self, jobs: Sequence[str], work: Callable[[], None], resources: Resources, folder: Path
+    ) -> str | None:
+        """Has an engine do some work, once, when its `jobs` have ended, whatever became of them.
+
+        Args:
+            jobs: of a handle.
+            work: picklable.
+            resources: of one task; the work gets them too.
+            folder: as for `submit`.
+
+        Returns:
+            The engine's id of that job; None where the launcher submits no such work.
+
+        Raises:
+            UserError: the engine refuses it.
+        """
+        return None
+
     def known(self, jobs: Iterable[str]) -> set[str]:
         """Those of an engine's jobs that are still queued or running, whoever submitted them.
 

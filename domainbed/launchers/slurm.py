@@ -20,18 +20,18 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from domainbed.core.settings import Items, Text
+from domainbed.core.settings import Items, Text, checked
 from domainbed.core.stopping import handled
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
@@ -64,6 +64,24 @@ _SECONDS_OF_WARNING = 90
 _MOST_FRUITLESS_TRIES = 3
 _MOST_JOBS_A_COMMAND = 500
 _MOST_SECONDS_BETWEEN_LOOKS = 30.0
+_MAX_ARRAY = re.compile(r"MaxArraySize\s*=\s*(\d+)")
+_OF_THE_LAUNCHER = {
+    **{"array": "max_jobs", "cpus-per-task": "cores", "gpus-per-node": "gpus"},
+    **{"mem": "memory_gb", "time": "minutes", "requeue": "requeue", "no-requeue": "requeue"},
+    **{name: name for name in ("partition", "account", "qos", "constraint")},
+    **dict.fromkeys(("error", "job-name", "open-mode", "output", "signal", "wckey")),
+}
+"""Options of sbatch that the launcher sets, and which of its own says what they are to be."""
+
+
+def _sbatch(options: dict[str, Any]) -> dict[str, Any]:
+    """By the names that sbatch has for them; those that are false are left out."""
+    named = {name.strip("-").replace("_", "-"): value for name, value in options.items()}
+    for name in [name for name in named if name in _OF_THE_LAUNCHER]:
+        own = _OF_THE_LAUNCHER[name]
+        remedy = f"give the launcher's option {own}" if own else "it cannot be changed"
+        raise UserError(f"the launcher sets {name!r} of sbatch itself: {remedy}", name)
+    return {name: value for name, value in named.items() if value not in (None, False)}
 
 
 @LAUNCHERS.register(name="slurm")
@@ -77,8 +95,20 @@ class SlurmLauncher(Launcher):
     account: Text | None = Field(None, description="account that SLURM charges")
     qos: Text | None = Field(None, description="quality of service of SLURM")
     constraint: Text | None = Field(None, description="features that SLURM's nodes must have")
+    sbatch: Annotated[dict[str, Any], checked(_sbatch)] = Field(
+        {}, description="further options of sbatch, such as {mail-type: FAIL, gres: 'gpu:a100:1'}"
+    )
+    requeue: bool = Field(
+        True, description="SLURM may execute a job again: after its time limit, or a preemption"
+    )
     setup: Items[Text] = Field(
         (), description="shell commands that a job of SLURM begins with, such as 'module load …'"
+    )
+    python: Text | None = Field(
+        None,
+        description="shell command for Python in a job of SLURM, as in a container: "
+        "'apptainer exec image.sif python'",
+        json_schema_extra={"default_text": "the one that launches"},
     )
     tasks_per_job: int = Field(1, ge=1, description="runs in one job of SLURM")
     workers_per_job: int = Field(
@@ -96,28 +126,57 @@ class SlurmLauncher(Launcher):
         folder = folder.absolute() / f"slurm-{uuid.uuid4().hex[:12]}"
         numbered, size = list(enumerate(tasks)), self.tasks_per_job
         packs = [numbered[first : first + size] for first in range(0, len(numbered), size)]
+        do = partial(do_batch, job, self.workers_per_job, resources, self.requeue, folder)
         jobs: list[str] = []
-        if packs:
-            do = partial(do_batch, job, self.workers_per_job, resources, folder)
-            # `exec`, and no `srun`: SLURM's signals reach the Python process itself, and it alone
-            # is warned, not the processes that it started.
-            executor = _submitit().SlurmExecutor(
-                folder, python=f"exec {shlex.quote(sys.executable)}"
-            )
-            executor.update_parameters(**self._parameters(len(packs), resources))
-            try:
-                with redirect_stderr(StringIO()):  # submitit prints a refusal itself, and raises it
-                    jobs = [each.job_id for each in executor.map_array(do, packs)]
-            except RuntimeError as error:  # of submitit, about the exit status of `sbatch`
-                shutil.rmtree(folder, ignore_errors=True)
-                words = _words(str(error))
-                if "job array" in words:
-                    words += (
-                        f": {len(packs)} jobs may be too many; --tasks_per_job puts several runs "
-                        "into one"
-                    )
-                raise UserError(f"SLURM refuses the jobs: {words}", "launcher") from error
+        after = ""
+        try:
+            while len(jobs) < len(packs):
+                some = packs[len(jobs) : len(jobs) + _largest_array()]
+                jobs += self._submit(do, some, resources, folder, after)
+                if self.max_jobs:  # which is of one array: the next one waits for it
+                    after = f"afterany:{_array(jobs[-1])}"
+        except UserError:
+            if jobs:
+                self.cancel(jobs)
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return _Submitted(self, [name for name, pack in zip(jobs, packs) for _ in pack], folder)
+
+    def submit_after(
+        self, jobs: Sequence[str], work: Callable[[], None], resources: Resources, folder: Path
+    ) -> str | None:
+        folder = folder.absolute() / f"slurm-{uuid.uuid4().hex[:12]}"
+        after = "afterany:" + ":".join(dict.fromkeys(map(_array, jobs)))
+        (name,) = self._submit(lambda _: work(), [None], resources, folder, after)
+        return name
+
+    def _submit(
+        self,
+        do: Callable[[Any], None],
+        packs: Sequence[Any],
+        resources: Resources,
+        folder: Path,
+        after: str,
+    ) -> list[str]:
+        """The names of the jobs that do one pack each, once those that `after` names have ended.
+
+        Raises:
+            UserError: SLURM refuses them.
+        """
+        # `exec`, and no `srun`: SLURM's signals reach the Python process itself, and it alone is
+        # warned, not the processes that it started.
+        python = self.python or shlex.quote(sys.executable)
+        executor = _submitit().SlurmExecutor(folder, python=f"exec {python}")
+        parameters = self._parameters(len(packs), resources)
+        own = parameters["additional_parameters"]
+        if dependency := ",".join(filter(None, [str(own.get("dependency", "")), after])):
+            own["dependency"] = dependency
+        executor.update_parameters(**parameters)
+        try:
+            with redirect_stderr(StringIO()):  # submitit prints a refusal itself, and raises it
+                return [each.job_id for each in executor.map_array(do, packs)]
+        except RuntimeError as error:  # of submitit, about the exit status of `sbatch`
+            raise UserError(f"SLURM refuses the jobs: {_words(str(error))}", "launcher") from error
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         jobs = math.ceil(tasks / self.tasks_per_job)
@@ -156,7 +215,11 @@ class SlurmLauncher(Launcher):
             "wckey": None,
             "use_srun": False,
             "stderr_to_stdout": True,
-            "additional_parameters": {"signal": f"B:USR2@{warning}", "requeue": True},
+            "additional_parameters": {
+                "signal": f"B:USR2@{warning}",
+                "requeue" if self.requeue else "no-requeue": True,
+                **self.sbatch,
+            },
         }
 
 
@@ -165,7 +228,8 @@ class _Submitted(Following):
 
     def __init__(self, launcher: SlurmLauncher, jobs: Sequence[str], folder: Path) -> None:
         # An interrupted task has not ended while its job may be queued again.
-        super().__init__(jobs, EventReader(folder, jobs), ends=(DONE, FAILED, BUSY))
+        ends = (DONE, FAILED, BUSY, *(() if launcher.requeue else (INTERRUPTED,)))
+        super().__init__(jobs, EventReader(folder, jobs), ends)
         self._launcher, self._folder = launcher, folder
         self._began = self._looked = time.monotonic()
         self._gone: set[str] = set()
@@ -205,7 +269,12 @@ class _Submitted(Following):
 
 
 def do_batch(
-    job: Job, workers: int, resources: Resources, folder: Path, tasks: Sequence[tuple[int, Any]]
+    job: Job,
+    workers: int,
+    resources: Resources,
+    requeue: bool,
+    folder: Path,
+    tasks: Sequence[tuple[int, Any]],
 ) -> None:
     """Executes the tasks of one job, or after a requeue the remaining ones; runs on a node.
 
@@ -213,6 +282,7 @@ def do_batch(
         job: what to do with a task.
         workers: how many tasks are done at the same time.
         resources: of one task.
+        requeue: whether a job that is warned of its time limit is to be executed again.
         folder: where events go.
         tasks: with their positions in the list of all.
     """
@@ -241,7 +311,7 @@ def do_batch(
     with handled([signal.SIGTERM, signal.SIGUSR2], on_signal):
         handle.wait(tell)
     interrupted = [n for n in range(len(left)) if handle.state(n) in (INTERRUPTED, PENDING)]
-    if signal.SIGUSR2 in came and interrupted:
+    if signal.SIGUSR2 in came and interrupted and requeue:
         try:
             _requeue(name, told)
         except UserError as error:
@@ -266,13 +336,28 @@ def _requeue(name: str, told: Iterable[Event]) -> None:
     _answer("scontrol", "requeue", name)
 
 
+def _array(job: str) -> str:
+    """The job array that a job is of."""
+    return job.partition("_")[0]
+
+
+def _largest_array() -> int:
+    """How many jobs an array may have.
+
+    Raises:
+        UserError: SLURM does not answer.
+    """
+    found = _MAX_ARRAY.search(_answer("scontrol", "show", "config"))
+    return max(1, int(found[1])) if found else 1000  # SLURM's default
+
+
 def states_of(jobs: Iterable[str]) -> dict[str, str]:
     """The state of each job that SLURM still knows, in its words.
 
     Raises:
         UserError: SLURM does not answer.
     """
-    arrays = sorted({job.partition("_")[0] for job in jobs if _JOB.fullmatch(job)})
+    arrays = sorted({_array(job) for job in jobs if _JOB.fullmatch(job)})
     if not arrays:
         return {}
     asked = f"--jobs={','.join(arrays)}"

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -160,7 +163,7 @@ def test_a_job_that_cannot_begin_fails_with_its_last_words(slurm, tmp_path):
             "invalid partition specified: nope; Batch job submission failed",
         ),
         ({"constraint": "fast"}, 1, "Batch job submission failed: Invalid feature specification"),
-        ({}, 30, "Invalid job array specification: 30 jobs may be too many; --tasks_per_job"),
+        ({"sbatch": {"reservation": "none"}}, 30, "Requested reservation is invalid"),
     ],
 )
 def test_a_refusal_says_what_slurm_said(slurm, tmp_path, capfd, options, tasks, words):
@@ -171,6 +174,63 @@ def test_a_refusal_says_what_slurm_said(slurm, tmp_path, capfd, options, tasks, 
     assert "\n" not in str(refusal.value)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_options_of_sbatch_pass_and_what_starts_python(slurm, tmp_path):
+    """A container is what stands before its Python; modules are loaded by a line of `setup`."""
+    container = tmp_path / "container"
+    container.write_text('#!/bin/sh\necho "$1" > "$0.image"\nshift\nexec "$@"\n')
+    container.chmod(0o755)
+    (tmp_path / "modules.sh").write_text('module() { export LOADED="$2"; }\n')
+    launcher = SlurmLauncher(
+        sbatch={"mail_type": "FAIL", "--mail-user": "me@localhost", "exclusive": True,
+                "comment": "it's ours", "gres": "gpu:1", "nice": False, "dependency": "singleton"},
+        requeue=False,
+        setup=[f". {tmp_path}/modules.sh", "module load cuda/12.4",
+               f'echo "$LOADED" > {tmp_path}/loaded'],
+        python=f"{container} image.sif {sys.executable}",
+    )  # fmt: skip
+    submitted = Submission(tmp_path / "of_jobs", ["ok"], launcher)
+    [job] = submitted.handle.jobs
+    shown = subprocess.run(
+        ["scontrol", "show", "job", job], capture_output=True, text=True, check=True
+    ).stdout
+    for words in ("Requeue=0", "MailUser=me@localhost", "MailType=FAIL", "Comment=it's ours",
+                  "OverSubscribe=NO", "TresPerNode=gres:gpu:1"):  # fmt: skip
+        assert words in shown
+    submitted.wait()
+    assert submitted.ends() == {0: DONE}
+    assert (tmp_path / "loaded").read_text() == "cuda/12.4\n"
+    assert Path(f"{container}.image").read_text() == "image.sif\n"
+    with pytest.raises(UserError, match=r"'time' of sbatch itself: .* option minutes"):
+        create_launcher("slurm", {"sbatch": {"time": 3}})
+    with pytest.raises(UserError, match="'job-name' of sbatch itself: it cannot be changed"):
+        create_launcher("slurm", {"sbatch": {"job_name": "mine"}})
+
+
+def test_more_jobs_than_an_array_may_have_are_several_arrays(slurm, tmp_path):
+    """`max_jobs` holds for all of them; what is to be done after them waits for all."""
+    count = slurm_cluster.MAX_ARRAY + 2
+    launcher = SlurmLauncher(max_jobs=1)
+    ask("scontrol", "update", "PartitionName=main", "State=DOWN")
+    try:
+        handle = launcher.submit(
+            WordJob(str(tmp_path / "log")), ["ok"] * count, CPU, tmp_path / "launcher"
+        )
+        arrays = list(dict.fromkeys(job.partition("_")[0] for job in handle.jobs))
+        assert len(set(handle.jobs)) == count
+        assert len(arrays) == 2
+        after = launcher.submit_after(
+            handle.jobs, Path(tmp_path / "after").touch, CPU, tmp_path / "launcher"
+        )
+        waits = {job: ask("squeue", "-h", "-o", "%E", "-j", job) for job in (arrays[1], after)}
+        assert arrays[0] in waits[arrays[1]][0]
+        assert all(f"afterany:{array}_*" in waits[after][0] for array in arrays)
+        handle.cancel()
+    finally:
+        ask("scontrol", "update", "PartitionName=main", "State=UP")
+    until((tmp_path / "after").exists, 30)
+    assert launcher.known(handle.jobs) == set()
 
 
 def test_too_much_memory_is_refused(slurm, tmp_path):
@@ -206,7 +266,7 @@ def test_the_tasks_of_a_job_that_is_not_queued_again_have_failed(monkeypatch, tm
     warning = threading.Thread(target=warn)
     warning.start()
     with pytest.raises(UserError, match="too short"):
-        engine.do_batch(job, 1, CPU, tmp_path, [(3, "wait"), (5, "ok")])
+        engine.do_batch(job, 1, CPU, True, tmp_path, [(3, "wait"), (5, "ok")])
     warning.join()
     assert job.failures() == [
         "wait: the time limit is too short",
@@ -236,7 +296,7 @@ def test_a_controller_that_is_away_for_a_while_ends_no_waiting(monkeypatch, capl
 
 def test_without_slurm_the_launcher_says_where_to_use_it(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"there is no `sbatch` here: use .* on a login node"):
+    with pytest.raises(UserError, match=r"there is no `scontrol` here: use .* on a login node"):
         SlurmLauncher().submit(print, [None], CPU, tmp_path)
     with pytest.raises(UserError, match="there is no `squeue` here"):
         SlurmLauncher().known(["12"])
