@@ -22,6 +22,7 @@ from domainbed.config.dimensions import (
     DatasetFacts,
     Dimension,
     Fixed,
+    Foreign,
     LogUniform,
     Option,
     Uniform,
@@ -177,6 +178,9 @@ class Space:
             return drawn | {name: dimension.draw(source) for name, dimension in own.items()}
         drawn = {}
         for name, dimension in {**self.shared, **own}.items():
+            if isinstance(dimension, Foreign):  # by itself, from the same seed as in the fork
+                drawn[name] = dimension.value_of(seed)
+                continue
             source.seed(seed_hash(seed, name))  # as a new one, at a hundredth of the time
             drawn[name] = dimension.draw(source)
         return drawn

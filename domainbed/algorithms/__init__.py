@@ -48,6 +48,8 @@ from domainbed.algorithms.urm import URM
 from domainbed.algorithms.t3a import T3A
 from domainbed.algorithms.foreign import adapt
 from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean, ZeroShot
+from domainbed.algorithms import forks
+from domainbed.core.forks import on_fork
 
 
 def get_algorithm_class(name: str) -> type[Algorithm]:
@@ -62,6 +64,8 @@ def get_algorithm_class(name: str) -> type[Algorithm]:
         return with_fishr(ALGORITHMS[base], base)  # type: ignore[arg-type]
     return ALGORITHMS[name]
 
+
+on_fork(forks.register)
 
 __all__ = [
     "ADRMX",

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled
+from domainbed.algorithms.handed import construct
 from domainbed.errors import UserError
 
 
@@ -28,7 +29,7 @@ class ForeignAlgorithm(Algorithm):
 
     def build(self) -> None:
         shared = (self.input_shape, self.num_classes, self.num_domains, self.hparams)
-        self.model = self.foreign(*shared)
+        self.model = construct(self.foreign, self.folder, *shared, self.facts)
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         returned: Metrics = self.model.update(minibatches, unlabeled)

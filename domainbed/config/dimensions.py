@@ -207,7 +207,28 @@ class LogUniform(_Range):
         return f"{kind} in [{self.base}^{self.low:g}, {self.base}^{self.high:g})"
 
 
-Dimension = Fixed | Choice | Uniform | LogUniform
+@dataclass(frozen=True)
+class Foreign(_Setting):
+    """A hyper-parameter of a fork's registry, which draws it.
+
+    Attributes:
+        value_of: from the seed of a draw to the value.
+    """
+
+    value_of: Callable[[int], Any]
+    doc: str = ""
+
+    def accepts(self, value: Any) -> bool:
+        return self.default is None or super().accepts(value)
+
+    def draw(self, random_state: RandomState) -> Any:
+        return self.value_of(int(random_state.randint(2**31)))
+
+    def describe(self) -> str:
+        return "as the fork's registry draws it"
+
+
+Dimension = Fixed | Choice | Uniform | LogUniform | Foreign
 SearchSpace = Mapping[str, Dimension]
 
 

@@ -21,6 +21,7 @@ class RunFacts:
         class_names: in the order of the outputs.
         domain_names: of the training domains, in the order of the minibatches.
         test_domains: the names of the test domains.
+        test_envs: their numbers.
         group_sizes: training samples of each group, in all training domains together, where the
             data has an attribute; else of each training domain.
         group_names: of the groups of label and attribute, where the data has an attribute. Group
@@ -36,6 +37,7 @@ class RunFacts:
     class_names: tuple[str, ...] = ()
     domain_names: tuple[str, ...] = ()
     test_domains: tuple[str, ...] = ()
+    test_envs: tuple[int, ...] = ()
     group_sizes: tuple[int, ...] = ()
     group_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
 """Plug-ins: code from outside that registers more names, and the digests that tell its versions.
 
-A plug-in is a `.py` file, a module that can be imported, or an installed package that advertises
-entry points. A file is known by its name and the SHA-256 of its content; a module by its outermost
-package, and the SHA-256 of all Python files in that.
+A plug-in is a `.py` file, a module that can be imported, an installed package that advertises
+entry points, or somebody's fork of DomainBed (`domainbed.core.forks`). A file is known by its name
+and the SHA-256 of its content; a module by its outermost package, and the SHA-256 of all Python
+files in that; a fork by its name with a `/`, and the SHA-256 of its Python files.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from domainbed.core import forks
 from domainbed.core.files import file_digest
 from domainbed.errors import UserError, one_line
 
@@ -39,6 +41,8 @@ _imported: dict[str, Plugin] = {}
 """By the name of the outermost module."""
 
 _OF_FILES = "domainbed_plugin_"
+_roots: dict[str, str] = {}
+"""By the name that was given, that of the outermost module."""
 
 
 def import_plugins(names: Iterable[str]) -> None:
@@ -49,16 +53,20 @@ def import_plugins(names: Iterable[str]) -> None:
     """
     files: dict[str, str] = {}
     for name in names:
-        if name.endswith(".py") and files.setdefault(Path(name).name, name) != name:
+        is_fork = _is_path(name) and forks.is_fork(Path(name))
+        is_file = name.endswith(".py") and not is_fork
+        if is_file and files.setdefault(Path(name).name, name) != name:
             raise UserError(
                 f"plug-ins {files[Path(name).name]!r} and {name!r} are files of the same name: "
                 "rename one"
             )
         try:
-            if name.endswith(".py"):
-                _import_file(Path(name))
+            if is_fork:
+                _roots[name] = _import_fork(Path(name))
+            elif _is_path(name):
+                _roots[name] = _import_file(Path(name))
             else:
-                note(importlib.import_module(name))
+                _roots[name] = note(importlib.import_module(name))
         except UserError:
             raise
         except (Exception, SystemExit) as error:
@@ -78,7 +86,22 @@ def import_plugins(names: Iterable[str]) -> None:
             raise UserError(f"plug-in {name!r} cannot be imported ({reason}): {remedy}") from error
 
 
-def _import_file(path: Path) -> None:
+def _is_path(name: str) -> bool:
+    """Whether a plug-in's name is a path, and not that of a module."""
+    return name.endswith(".py") or "/" in name or name.startswith(".")
+
+
+def _import_fork(path: Path) -> str:
+    """Announces a fork, unless it is the same as before; returns the root of its modules."""
+    fork = forks.fork_at(path)
+    plugin = Plugin(f"{fork.name}/", _digest_of((file, fork.folder) for file in fork.files))
+    if _imported.get(fork.module) != plugin:
+        forks.announce(fork)
+    _imported[fork.module] = plugin
+    return fork.module
+
+
+def _import_file(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"plug-in {str(path)!r} does not exist: give the path of a .py file")
     path, module_name = path.resolve(), _OF_FILES + path.stem
@@ -87,7 +110,7 @@ def _import_file(path: Path) -> None:
     loaded = sys.modules.get(module_name)
     is_same = loaded is not None and Path(str(loaded.__file__)) == path
     if is_same and _imported.get(module_name) == plugin:
-        return
+        return module_name
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"plug-in {str(path)!r} is no Python file")
@@ -100,13 +123,15 @@ def _import_file(path: Path) -> None:
         del sys.modules[module_name]
         raise
     _imported[module_name] = plugin
+    return module_name
 
 
-def note(module: ModuleType) -> None:
-    """Notes that a module is a plug-in's, once it is imported."""
+def note(module: ModuleType) -> str:
+    """Notes that a module is a plug-in's, once it is imported; returns its outermost package."""
     root = module.__name__.partition(".")[0]
     if root not in _imported:
         _imported[root] = Plugin(root, _digest(root))
+    return root
 
 
 def _digest(root: str) -> str:
@@ -116,6 +141,11 @@ def _digest(root: str) -> str:
     files = sorted((file, folder) for folder in folders for file in folder.rglob("*.py"))
     if not files and spec and spec.origin:
         files = [(Path(spec.origin), Path(spec.origin).parent)]
+    return _digest_of(files)
+
+
+def _digest_of(files: Iterable[tuple[Path, Path]]) -> str:
+    """Of files, each with the folder that its name starts from."""
     whole = hashlib.sha256()
     for file, folder in files:
         whole.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
@@ -130,20 +160,19 @@ def located(names: Any, folder: Path | str) -> Any:
     several = [names] if isinstance(names, str) else names
     if not isinstance(several, (list, tuple)) or not all(isinstance(n, str) for n in several):
         return names
-    return [os.path.abspath(Path(folder, n)) if n.endswith(".py") else n for n in several]
+    return [os.path.abspath(Path(folder, n)) if _is_path(n) else n for n in several]
 
 
 def named(names: Iterable[str]) -> dict[str, str]:
     """The digests of plug-ins that `import_plugins` imported by these names."""
-    stems = (_OF_FILES + Path(n).stem if n.endswith(".py") else n.partition(".")[0] for n in names)
-    return dict(_imported[stem] for stem in stems)
+    return dict(_imported[_roots[name]] for name in names)
 
 
 def changed(made_with: Iterable[tuple[str, str]]) -> list[str]:
     """The names of those plug-ins, given with digests, that are not the same in this process."""
     now = dict(_imported.values())
     for name, _ in made_with:
-        if name not in now and not name.endswith(".py"):  # it may be imported later
+        if name not in now and not name.endswith((".py", "/")):  # it may be imported later
             now[name] = _digest(name)
     return sorted({name for name, digest in made_with if now.get(name) != digest})
 

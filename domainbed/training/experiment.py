@@ -331,6 +331,7 @@ def _facts(
         class_names=tuple(dataset.class_names),
         domain_names=tuple(names[e] for e in trained),
         test_domains=tuple(names[e] for e in spec.test_envs),
+        test_envs=tuple(spec.test_envs),
         group_sizes=sizes,
         group_names=group_names,
         attribute_names=attribute_names,
