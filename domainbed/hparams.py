@@ -33,7 +33,7 @@ from domainbed.config.dimensions import (
 )
 from domainbed.core.seeding import seed_hash
 from domainbed.datasets import DATASETS, dataset_facts
-from domainbed.datasets.image_domains import DATA_OPTIONS
+from domainbed.datasets.image_domains import DATA_OPTIONS, OF_FEATURES
 from domainbed.errors import FEW_NAMES, UserError, did_you_mean
 from domainbed.networks import HEAD_OPTIONS, NETWORK_OPTIONS, named_network
 
@@ -138,7 +138,7 @@ class Space:
             facts = replace(facts, network="")
         usual = {**({} if facts.network else NETWORK_OPTIONS), **DATA_OPTIONS}
         if features:
-            usual = {**HEAD_OPTIONS, "corrupt_images": DATA_OPTIONS["corrupt_images"]}
+            usual = {**HEAD_OPTIONS, **{name: DATA_OPTIONS[name] for name in OF_FEATURES}}
         usual |= OPTIMIZER_OPTIONS if declaring.uses_optimizer else {}
         if network := featurizer or facts.network:
             usual |= getattr(named_network(network), "options", {})

@@ -12,7 +12,7 @@ from typing import Any
 from numpy.random import RandomState
 
 
-def _is_number(value: Any, integer: bool) -> bool:
+def is_number(value: Any, integer: bool = False) -> bool:
     """Whether `value` is finite, and a whole number if need be; True and False are none."""
     kinds = int if integer else (int, float)
     return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
@@ -54,12 +54,12 @@ class _Setting:
         examples, texts = self._examples(), self._texts()
         if texts and isinstance(value, str):
             return value in texts
-        if _is_number(value, integer=False) and not (
+        if is_number(value) and not (
             self.least <= value <= self.most and self.above < value < self.below
         ):
             return False
-        if all(_is_number(example, integer=False) for example in examples):
-            return _is_number(value, all(isinstance(example, int) for example in examples))
+        if all(is_number(example) for example in examples):
+            return is_number(value, all(isinstance(example, int) for example in examples))
         return any(type(value) is type(example) for example in examples)
 
     def expected(self) -> str:
@@ -80,7 +80,7 @@ class _Setting:
 
 def _kind(examples: Sequence[Any]) -> str:
     """The kind of value that the examples are of, in words."""
-    if all(_is_number(example, integer=False) for example in examples):
+    if all(is_number(example) for example in examples):
         whole = all(isinstance(example, int) for example in examples)
         return "a whole number" if whole else "a number"
     words = {bool: "true or false", str: "a text", list: "a list", type(None): "null"}
@@ -165,7 +165,7 @@ class _Range(_Setting):
     integer: bool = False
 
     def __post_init__(self) -> None:
-        are_numbers = _is_number(self.low, integer=False) and _is_number(self.high, integer=False)
+        are_numbers = is_number(self.low) and is_number(self.high)
         _require(are_numbers and self.low <= self.high, self, "numbers, low and not below it high")
         super().__post_init__()
 

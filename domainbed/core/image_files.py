@@ -7,15 +7,28 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from domainbed.errors import UserError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMAGE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".dcm",
+)
 
 
 _NOT_OURS = frozenset(
@@ -129,31 +142,116 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _NOT_OURS
 
 
-def rgb_pixels(data: bytes) -> tuple[np.ndarray, str]:
+@dataclass(frozen=True)
+class Decoding:
+    """How the values in a file become pixels.
+
+    Attributes:
+        orientation: "exif" to turn images as their EXIF data say, "ignore" to leave them.
+        window: of files with more than 8 bits, the values that become black and white; empty for
+            0 and 65535, and of DICOM for the file's own window, or else its lowest and highest.
+    """
+
+    orientation: str = "ignore"
+    window: tuple[float, ...] = ()
+
+
+USUAL = Decoding()
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the content of a file is DICOM's."""
+    return data[128:132] == b"DICM"
+
+
+def rgb_pixels(data: bytes, decoding: Decoding = USUAL) -> tuple[np.ndarray, str]:
     """Decodes an image file.
 
-    Grey levels of 16 bits are divided by 257: PIL's own conversion turns all above 255 white.
+    Grey levels of 16 bits are divided by 257, unless a window is given: PIL's own conversion turns
+    all above 255 white.
 
     Args:
         data: the file's content.
+        decoding: of its values.
 
     Returns:
-        (H, W, 3) uint8, and the mode in which the image is stored, in PIL's words.
+        (H, W, 3) uint8, and the mode in which the image is stored, in PIL's words, or "DICOM".
 
     Raises:
-        Exception: `data` is not an image, is truncated, or has 32 bits per value. PIL raises
-            different exceptions for each format; see `why_unreadable`.
+        UserError: `data` is DICOM's, and pydicom is missing.
+        Exception: `data` is not an image, is truncated, or has 32 bits per value and no window.
+            PIL raises different exceptions for each format; see `why_unreadable`.
     """
+    if is_dicom(data):
+        return _dicom_pixels(data, decoding.window), "DICOM"
     with Image.open(io.BytesIO(data)) as image:
-        if image.mode in ("I", "F"):
+        mode = image.mode
+        # Before Pillow 11, and of PGM, 16 bits have the mode of 32.
+        is_wide = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
+        window = decoding.window or ((0, 65535) if is_wide else ())
+        if mode in ("I", "F") and not window:
             raise ValueError(
-                f"its values have 32 bits (mode {image.mode}), and which one is white is unknown: "
-                "save it with 8 or 16 bits"
+                f"its values have 32 bits (mode {mode}), and which one is white is unknown: "
+                "save it with 8 or 16 bits, or set the hyper-parameter window"
             )
-        if image.mode.startswith("I;16"):
-            grey = ((np.array(image, np.uint32) + 128) // 257).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2), image.mode
-        return np.array(image if image.mode == "RGB" else image.convert("RGB")), image.mode
+        starts_white = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+        if decoding.orientation == "exif":
+            image = ImageOps.exif_transpose(image)
+        if is_wide or mode in ("I", "F"):
+            return _windowed(np.array(image), window, starts_white), mode
+        image.info.pop("transparency", None)  # PIL warns that a palette's is lost, as all is here
+        return np.array(image if image.mode == "RGB" else image.convert("RGB")), mode
+
+
+def _windowed(values: np.ndarray, window: Sequence[float], starts_white: bool) -> np.ndarray:
+    """(H, W, 3) uint8 of values (H, W): linear between the ends of the window."""
+    low, high = window
+    shares = (values.astype(np.float64) - low) / max(high - low, np.finfo(float).tiny)
+    grey = np.rint(255 * shares.clip(0, 1)).astype(np.uint8)
+    return np.repeat((~grey if starts_white else grey)[:, :, None], 3, axis=2)
+
+
+def _dicom_pixels(data: bytes, window: Sequence[float]) -> np.ndarray:
+    """(H, W, 3) uint8 of a DICOM file.
+
+    Stored values become quantities (Hounsfield units, say) by the file's rescale slope and
+    intercept or its table, and these grey levels by a window: DICOM PS3.3, C.11.1 and C.11.2.
+    """
+    try:
+        import pydicom
+        from pydicom.pixels import processing
+    except ImportError as error:
+        raise UserError("DICOM needs pydicom: pip install 'domainbed[dicom]'") from error
+    file = pydicom.dcmread(io.BytesIO(data))
+    if (frames := int(file.get("NumberOfFrames") or 1)) > 1:
+        raise ValueError(f"it has {frames} frames: save each in a file of its own")
+    values, kind = file.pixel_array, file.PhotometricInterpretation
+    if kind == "PALETTE COLOR":
+        values = processing.apply_color_lut(values, file)
+    if values.ndim == 3:  # colours, of 8 or 16 bits
+        return values if values.dtype == np.uint8 else (values // 257).astype(np.uint8)
+    values = processing.apply_modality_lut(values, file)
+    if "VOILUTSequence" in file and not window:
+        values = processing.apply_voi_lut(values, file)
+    elif "WindowCenter" in file and not window:
+        named = (file[name].value for name in ("WindowCenter", "WindowWidth"))
+        center, width = (float(np.atleast_1d(value)[0]) for value in named)
+        is_exact = file.get("VOILUTFunction") == "LINEAR_EXACT"
+        window = center - width / 2, center + width / 2 - (not is_exact)
+    return _windowed(values, window or (values.min(), values.max()), kind == "MONOCHROME1")
+
+
+def is_turned(data: bytes) -> bool:
+    """Whether the EXIF data of an image file ask for it to be turned or mirrored.
+
+    PIL does that itself with TIFF.
+    """
+    if b"exif" not in data.lower():
+        return False
+    with suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        return image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+    return False
 
 
 def why_unreadable(error: Exception, data: bytes) -> str:

@@ -137,8 +137,7 @@ def load_dataset(
         if features is None:
             apply_data_options(dataset, dataset_label(name), root, hparams)
         else:
-            skip = hparams.get("corrupt_images") == "skip"
-            apply_features(dataset, dataset_label(name), cache_folder(root), features, skip)
+            apply_features(dataset, dataset_label(name), cache_folder(root), features, hparams)
         return dataset
 
     # Not inherited by the subclasses of plug-ins, whose constructors may read other things.
@@ -151,7 +150,7 @@ def load_dataset(
         trial_seed,
         data_seed,
         features,
-        *data_options(hparams).items(),
+        str(data_options(hparams)),
         *options.items(),
     )
     if key not in _shared:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -67,16 +68,30 @@ class FeatureExtractor:
         preprocessing: of its images.
         width: d, of the features.
 
+    Args:
+        source: the backbone, its weights and the precision.
+        device: what computes.
+        size: height and width of its inputs; None for those that it was published with.
+
     Raises:
         UserError: no such backbone, its weights are not available, or it gives no vectors.
     """
 
-    def __init__(self, source: FeatureSource, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        source: FeatureSource,
+        device: torch.device | str = "cpu",
+        size: int | None = None,
+    ) -> None:
         self.source, self.device = source, torch.device(device)
         with global_sources_kept():  # random weights, where there are no others, are the same
             torch.manual_seed(0)
             network = headless_model(source.backbone, source.weights)
-        self.preprocessing: Preprocessing = preprocessing_of(source.backbone)
+        wanted: Preprocessing = preprocessing_of(source.backbone)
+        if size is not None:
+            resized = round(wanted.resized * size / wanted.size)
+            wanted = replace(wanted, size=size, resized=resized)
+        self.preprocessing = wanted
         # PyTorch's stubs know no overload with both a device and a memory format.
         self._network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         size = self.preprocessing.size
@@ -202,6 +217,7 @@ def features_folder(listing: Listing, cache: Path, source: FeatureSource) -> Pat
                 f"the weights {source.weights!r} cannot be read ({error.strerror}): give "
                 "'imagenet', 'none' or the path of a state dict"
             ) from error
+    made_by |= {} if listing.size is None else {"image_size": listing.size}
     key = json.dumps([VERSION, listing.digest, made_by])
     digest = hashlib.md5(key.encode()).hexdigest()[:12]
     return cache / f"{listing.name}-features-{digest}"
@@ -232,7 +248,7 @@ def open_features(
     folder = features_folder(listing, cache, source)
 
     def make() -> None:
-        extractor = FeatureExtractor(source, device)
+        extractor = FeatureExtractor(source, device, listing.size)
         _Extraction(listing, extractor, folder, threads, skip_corrupt).run()
 
     if not folder.exists():
@@ -344,7 +360,7 @@ class _Extraction:
         failed: list[int] = []
         for number in range(start, min(start + self.per_piece, len(self.listing.files))):
             try:
-                image = read_image(self.listing.files[number])
+                image = read_image(self.listing.files[number], self.listing.decoding)
             except UnreadableImage:
                 if not self.skip_corrupt:
                     raise

@@ -6,15 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-from domainbed.config.dimensions import Option, with_defaults
+from domainbed.config.dimensions import Option, is_number, with_defaults
 from domainbed.config.run_fields import FeatureSource
 from domainbed.core.device import sent
 from domainbed.core.files import cache_folder
+from domainbed.core.image_files import USUAL, Decoding
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.domain import Batch, Draw, LoadedDomain, TensorDomain
 from domainbed.datasets.features import StoredFeatures, open_features
@@ -33,13 +35,21 @@ from domainbed.datasets.images.transforms import (
 )
 from domainbed.errors import UserError
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
 DATA_OPTIONS: dict[str, Option] = {
     "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),
     "packed_size": Option(256, "height and width of packed images"),
     "packed_format": Option("raw", "of packed images; jpeg: less disk space", ("raw", "jpeg")),
     "corrupt_images": Option("error", "images that cannot be read", ("error", "skip")),
+    "image_size": Option(IMAGE_SIZE, "height and width of inputs", least=8),
+    "orientation": Option("ignore", "exif: turn images as their EXIF says", ("ignore", "exif")),
+    "window": Option([], "[low, high]: the values of black and white, of more than 8 bits"),
 }
 """How image files are read, whatever the algorithm."""
+
+OF_FEATURES = ("corrupt_images", "image_size", "orientation", "window")
+"""Those of them that runs on features of images have as well."""
 
 
 class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
@@ -49,7 +59,12 @@ class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
         files: their paths.
         targets: their labels.
         crop: what the training augmentation crops.
+        size: height and width of inputs.
+        decoding: of the files.
     """
+
+    size = IMAGE_SIZE
+    decoding = USUAL
 
     def __init__(self, files: Sequence[Path], targets: Sequence[int], crop: Crop = "image") -> None:
         self.files, self.targets, self.crop = list(files), list(targets), crop
@@ -58,7 +73,7 @@ class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """(3, 224, 224), resized and normalised; and its label."""
+        """(3, size, size), resized and normalised; and its label."""
         return self.read(index, augment=False)
 
     @cached_property
@@ -71,12 +86,15 @@ class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
 
     def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
         image = self.pixels(index)
-        x = training_transform(image, self.crop) if augment else evaluation_transform(image)
+        if augment:
+            x = training_transform(image, self.crop, self.size)
+        else:
+            x = evaluation_transform(image, self.size)
         return x, self.targets[index]
 
     def pixels(self, index: int) -> torch.Tensor:
         """(3, H, W) uint8."""
-        return read_image(self.files[index])
+        return read_image(self.files[index], self.decoding)
 
 
 class PackedDomain(ImageDomain):
@@ -90,20 +108,21 @@ class PackedDomain(ImageDomain):
 
     def __init__(self, pack: Pack, start: int, domain: ImageDomain) -> None:
         super().__init__(domain.files, domain.targets, domain.crop)
-        self.pack, self._start = pack, start
+        self.pack, self._start, self.size = pack, start, domain.size
         self.unreadable = _own(pack.unreadable, start, len(self))
 
     def pixels(self, index: int) -> torch.Tensor:
         return self.pack.image(self._start + index).permute(2, 0, 1)
 
     def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Batch]:
-        """See `Domain`. x is (B, 3, 224, 224); threads augment where the device is the CPU."""
+        """See `Domain`. x is (B, 3, size, size); threads augment where the device is the CPU."""
         if self.device.type == "cpu":
             yield from in_order(self._batch, draws, workers)
             return
         for images, y, drawn in in_order(self._gathered, draws, workers):
             x = sent(images, self.device)
-            yield preprocess(x) if drawn is None else augment(x, drawn), sent(y, self.device)
+            x = preprocess(x, self.size) if drawn is None else augment(x, drawn, self.size)
+            yield x, sent(y, self.device)
 
     def _images(self, draw: Draw) -> tuple[list[torch.Tensor], Augmentation | None]:
         """Each (H, W, 3) uint8, and what was drawn for all of them at once."""
@@ -113,12 +132,13 @@ class PackedDomain(ImageDomain):
             return images, None
         generator = torch.Generator().manual_seed(draw.batch_seed())
         sizes = self.pack.sizes[numbers]
-        return images, Augmentation.draw(sizes, self.pack.shape, generator, self.crop)
+        return images, Augmentation.draw(sizes, self.pack.shape, generator, self.crop, self.size)
 
     def _batch(self, draw: Draw) -> Batch:
         images, drawn = self._images(draw)
-        x = preprocess_each(images) if drawn is None else augment_each(images, drawn)
-        return x, self.labels[draw.indices]
+        if drawn is None:
+            return preprocess_each(images, self.size), self.labels[draw.indices]
+        return augment_each(images, drawn, self.size), self.labels[draw.indices]
 
     def _gathered(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, Augmentation | None]:
         images, drawn = self._images(draw)
@@ -170,11 +190,29 @@ def data_options(hparams: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def decoding_of(hparams: Mapping[str, Any]) -> Decoding:
+    """How a run decodes image files.
+
+    Raises:
+        UserError: the window is none.
+    """
+    chosen = with_defaults(DATA_OPTIONS, hparams)
+    window = tuple(chosen["window"])
+    if window and not (len(window) == 2 and all(map(is_number, window)) and window[0] < window[1]):
+        raise UserError(
+            f"hyper-parameter 'window' is {list(window)}: expected two numbers, the value of black "
+            "and a higher one of white",
+            *("hparams", "window"),
+        )
+    return Decoding(chosen["orientation"], window)
+
+
 def listing_of(
     dataset: MultipleDomainDataset,
     name: str,
     reason: str = "features are computed from them",
     where: Sequence[str] = ("features",),
+    hparams: Mapping[str, Any] = _NONE,
 ) -> Listing:
     """The images of all domains, domain by domain.
 
@@ -183,6 +221,7 @@ def listing_of(
         name: the dataset's, without paths.
         reason: why it needs to have image files, for the error.
         where: the field that asks for it.
+        hparams: see `DATA_OPTIONS`.
 
     Raises:
         UserError: the dataset's inputs are not image files.
@@ -195,13 +234,15 @@ def listing_of(
         [file for domain in domains for file in domain.files],
         [target for domain in domains for target in domain.targets],
         [domain.crop for domain in domains for _ in domain.files],
+        decoding_of(hparams),
+        hparams.get("image_size"),
     )
 
 
 def apply_data_options(
     dataset: MultipleDomainDataset, name: str, data_dir: str, hparams: Mapping[str, Any]
 ) -> None:
-    """Packs the domains of `dataset`, or finds images to skip, where `hparams` ask for it.
+    """Makes the domains of `dataset` read, pack or skip images as `hparams` ask.
 
     Args:
         dataset: newly built; its `datasets` are replaced.
@@ -217,11 +258,14 @@ def apply_data_options(
         return
     option, value = next(iter(wanted.items()))
     reason = f"hyper-parameter {option!r} is {value!r}: leave it out"
-    listing = listing_of(dataset, name, reason, ("hparams", option))
+    listing = listing_of(dataset, name, reason, ("hparams", option), hparams)
     chosen = with_defaults(DATA_OPTIONS, hparams)
     size, skip = chosen["packed_size"], chosen["corrupt_images"] == "skip"
-    if size < IMAGE_SIZE:
-        raise UserError(f"packed_size is {size}: expected {IMAGE_SIZE} or more")
+    if chosen["data_path"] == "fast" and size < chosen["image_size"]:
+        raise UserError(f"packed_size is {size}: expected {chosen['image_size']} or more")
+    dataset.input_shape = (3, chosen["image_size"], chosen["image_size"])
+    for _, domain in _places(dataset):
+        domain.size, domain.decoding = chosen["image_size"], listing.decoding
     cache, threads = cache_folder(data_dir), min(8, torch.get_num_threads())
     if chosen["data_path"] == "fast":
         options = PackOptions(size, chosen["packed_format"], skip, threads)
@@ -238,7 +282,7 @@ def apply_features(
     name: str,
     cache: Path,
     source: FeatureSource,
-    skip_corrupt: bool = False,
+    hparams: Mapping[str, Any] = _NONE,
 ) -> None:
     """Replaces images by their features, which are computed first unless they exist.
 
@@ -247,14 +291,14 @@ def apply_features(
         name: the dataset's, without paths.
         cache: the folder of the features of all datasets.
         source: what computes them.
-        skip_corrupt: leave images out that cannot be read, instead of raising an error.
+        hparams: see `OF_FEATURES`.
 
     Raises:
         UserError: the dataset has no image files; or see `open_features`.
     """
-    listing = listing_of(dataset, name)
-    threads = torch.get_num_threads()
-    stored = open_features(listing, cache, source, skip_corrupt=skip_corrupt, threads=threads)
+    listing, threads = listing_of(dataset, name, hparams=hparams), torch.get_num_threads()
+    skip = hparams.get("corrupt_images") == "skip"
+    stored = open_features(listing, cache, source, skip_corrupt=skip, threads=threads)
     domains: list[Any] = [FeatureDomain(stored, *place) for place in _places(dataset)]
     dataset.datasets = domains
     dataset.input_shape = (stored.values.shape[2],)

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from domainbed.core.files import cache_folder, regular, written_aside
-from domainbed.core.image_files import CACHE_TAG
+from domainbed.core.image_files import CACHE_TAG, is_turned
 from domainbed.core.text_table import printable
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.domain import Domain
@@ -33,7 +33,11 @@ _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# made by domainbed\n"
 
 
 def data_facts(
-    dataset: MultipleDomainDataset, domains: Sequence[Domain], names: Sequence[str], data_dir: str
+    dataset: MultipleDomainDataset,
+    domains: Sequence[Domain],
+    names: Sequence[str],
+    data_dir: str,
+    ignores_exif: bool = True,
 ) -> dict[str, Any]:
     """What tells a dataset from another of its name, as JSON values.
 
@@ -42,6 +46,7 @@ def data_facts(
         domains: its domains.
         names: of the domains.
         data_dir: digests of files are cached below it.
+        ignores_exif: whether images are left as they are stored, whatever their EXIF data say.
 
     Returns:
         `domains` and `classes`, their names; `images`, the number in each domain; and `digest`: of
@@ -53,43 +58,53 @@ def data_facts(
     digest.update(dataset.fingerprint.encode())
     if all(domain.files and domain.labels_at_hand for domain in domains):
         files = [file for domain in domains for file in domain.files]
-        contents, new = content_digests(files, cache_folder(data_dir))
+        contents, turned, new = content_digests(files, cache_folder(data_dir))
         digest.update(contents.tobytes())
         for domain in domains:
             digest.update(domain.labels.cpu().numpy().tobytes())
+        if turned.any() and ignores_exif:
+            log.warning(
+                "warning: the EXIF data of %s images ask for turning, which is ignored, such as "
+                "%s: the hyper-parameter orientation 'exif' turns them",
+                f"{turned.sum():,}",
+                printable(str(files[turned.argmax()])),
+            )
         if new:
             for line in repeated(domains, contents):
                 log.warning("warning: %s", printable(line))
     return {**facts, "images": [len(domain) for domain in domains], "digest": digest.hexdigest()}
 
 
-def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, bool]:
-    """(n, 16) uint8: the digest of each file's content, zeros where it cannot be read.
+def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, np.ndarray, bool]:
+    """What is known of files once they were read.
 
-    Also whether any had to be read.
+    Returns:
+        (n, 16) uint8, the digest of each one's content, zeros where it cannot be read; (n,) whether
+        its EXIF data ask for turning; and whether any had to be read.
     """
     paths = [os.path.abspath(file) for file in files]
     key = hashlib.md5("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
     kept = cache / "contents" / f"{key}.npz"
     states = np.array([_state(path) for path in paths], dtype=np.int64)
-    digests, known = np.zeros((len(paths), _DIGEST), np.uint8), np.zeros(len(paths), bool)
+    digests = np.zeros((len(paths), _DIGEST), np.uint8)
+    turned, known = np.zeros((2, len(paths)), bool)
     # Missing, cut off or damaged: NumPy's files have checksums, and raise anything.
     with suppress(Exception), np.load(kept) as before:
+        digests, turned = before["digests"], before["turned"]
         known = (before["states"] == states).all(axis=1)
-        digests = before["digests"]
     unknown = np.flatnonzero(~known)
     if not len(unknown):
-        return digests, False
-    read = in_order(_digest, [paths[i] for i in unknown], min(_THREADS, len(unknown)))
+        return digests, turned, False
+    read = in_order(_seen, [paths[i] for i in unknown], min(_THREADS, len(unknown)))
     shown = tqdm(read, "reading images once", len(unknown), unit="image", disable=None)
-    for i, digest in zip(unknown, shown):
+    for i, (digest, turned[i]) in zip(unknown, shown):
         digests[i] = np.frombuffer(digest, np.uint8)
     with suppress(OSError):  # a read-only folder costs time, nothing else
         kept.parent.mkdir(parents=True, exist_ok=True)
         (cache / CACHE_TAG).write_text(_TAG, encoding="utf-8")
         with written_aside(kept) as aside, aside.open("wb") as stream:
-            np.savez(stream, states=states, digests=digests)
-    return digests, True
+            np.savez(stream, states=states, digests=digests, turned=turned)
+    return digests, turned, True
 
 
 def _state(path: str) -> tuple[int, int, int]:
@@ -101,12 +116,12 @@ def _state(path: str) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _digest(path: str) -> bytes:
+def _seen(path: str) -> tuple[bytes, bool]:
     try:
         content = regular(Path(path)).read_bytes()
     except OSError:  # whoever needs the image reports it
-        return bytes(_DIGEST)
-    return hashlib.blake2b(content, digest_size=_DIGEST).digest()
+        return bytes(_DIGEST), False
+    return hashlib.blake2b(content, digest_size=_DIGEST).digest(), is_turned(content)
 
 
 def repeated(domains: Sequence[Domain], contents: np.ndarray) -> list[str]:

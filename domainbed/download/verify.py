@@ -319,15 +319,16 @@ def look_at(file: Path) -> tuple[str, str, str]:
     """
     from PIL import Image
 
-    from domainbed.core.image_files import rgb_pixels, why_unreadable
+    from domainbed.core.image_files import is_dicom, rgb_pixels, why_unreadable
 
     try:
         content = regular(file).read_bytes()
     except OSError as error:
         return error.strerror or str(error), "", ""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()  # the checksums that PNG files have
+        if not is_dicom(content):
+            with Image.open(io.BytesIO(content)) as image:
+                image.verify()  # the checksums that PNG files have
         return "", rgb_pixels(content)[1], hashlib.sha256(content).hexdigest()
     except Exception as error:  # decoders raise anything over damaged bytes
         return why_unreadable(error, content), "", ""

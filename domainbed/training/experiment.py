@@ -135,7 +135,10 @@ class Experiment:
     @cached_property
     def data(self) -> dict[str, Any]:
         """What the dataset consists of, see `listing.data_facts`."""
-        return data_facts(self.dataset, self.domains, self.domain_names, self.data_dir)
+        ignores_exif = self.spec.hparams.get("orientation") != "exif"
+        return data_facts(
+            self.dataset, self.domains, self.domain_names, self.data_dir, ignores_exif
+        )
 
     @property
     def label_type(self) -> LabelType:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from domainbed.algorithms import Algorithm, get_algorithm_class
 from domainbed.config.run_facts import HParams, RunFacts, made_for
-from domainbed.config.run_fields import FeatureSource, RunOptions
+from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device
 from domainbed.core.minibatch import Nest, mapped, taken, tensors_of
 from domainbed.core.names import dataset_label
@@ -26,8 +26,9 @@ from domainbed.datasets import DATASETS, get_dataset_class
 from domainbed.datasets.base import domains_of
 from domainbed.datasets.domain import EVALUATION_BATCH, Draw
 from domainbed.datasets.features import FeatureExtractor
+from domainbed.datasets.image_domains import decoding_of
 from domainbed.datasets.images.dataset_files import read_image
-from domainbed.datasets.images.transforms import evaluation_transform
+from domainbed.datasets.images.transforms import IMAGE_SIZE, evaluation_transform
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams
 from domainbed.metrics.labels import label_type
@@ -298,17 +299,25 @@ def model_in(run: RunFolder, file: Path, device: str | None = None) -> Model:
         module.to(choose_device(device)).eval(),
         content["model_classes"],
         content["model_input_shape"],
-        _image_input(spec.features) if content["model_reads_images"] else None,
+        _image_input(spec) if content["model_reads_images"] else None,
         spec,
     )
 
 
-def _image_input(source: FeatureSource | None) -> Callable[[Path], torch.Tensor]:
-    """From the file of an image to an input, which is its features where `source` is given."""
-    if source is None:
-        return lambda file: evaluation_transform(read_image(Path(file)))
-    extractor = FeatureExtractor(source)
-    return lambda file: extractor.features(extractor.image(read_image(Path(file)))[None])[0].float()
+def _image_input(spec: RunSpec) -> Callable[[Path], torch.Tensor]:
+    """From the file of an image to an input, which is its features where the run is on these."""
+    decoding, size = decoding_of(spec.hparams), spec.hparams.get("image_size")
+    if spec.features is None:
+        return lambda file: evaluation_transform(
+            read_image(Path(file), decoding), size or IMAGE_SIZE
+        )
+    extractor = FeatureExtractor(spec.features, size=size)
+
+    def features(file: Path) -> torch.Tensor:
+        image = extractor.image(read_image(Path(file), decoding))
+        return extractor.features(image[None])[0].float()
+
+    return features
 
 
 def _load(module: Algorithm, state: dict[str, Any], folder: RunFolder) -> None:

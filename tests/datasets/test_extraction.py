@@ -185,7 +185,7 @@ def test_images_that_cannot_be_read(folder, tmp_path):
         computed(folder, tmp_path)
     dataset = plain(folder)
     source = FeatureSource(**SMALL)
-    apply_features(dataset, "images", tmp_path, source, skip_corrupt=True)
+    apply_features(dataset, "images", tmp_path, source, {"corrupt_images": "skip"})
     assert [list(domain.unreadable) for domain in dataset] == [[], [1], []]
     with pytest.raises(UserError, match="one of 1"):
         computed(folder, tmp_path)

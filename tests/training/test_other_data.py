@@ -87,15 +87,15 @@ def test_facts_change_with_any_image_label_and_name_and_not_with_the_place(tmp_p
 def test_contents_are_read_again_only_where_they_changed(tmp_path, monkeypatch):
     root = write_images(tmp_path / "pets")
     files = sorted(root.glob("*/*/*"))
-    before, new = content_digests(files, tmp_path / "cache")
+    before, _, new = content_digests(files, tmp_path / "cache")
     assert new
-    read, usual = [], listing_module._digest
-    monkeypatch.setattr(listing_module, "_digest", lambda path: read.append(path) or usual(path))
-    again, new = content_digests(files, tmp_path / "cache")
+    read, usual = [], listing_module._seen
+    monkeypatch.setattr(listing_module, "_seen", lambda path: read.append(path) or usual(path))
+    again, _, new = content_digests(files, tmp_path / "cache")
     assert (read, new) == ([], False)
     assert (again == before).all()
     files[3].write_bytes(files[0].read_bytes())
-    changed, new = content_digests(files, tmp_path / "cache")
+    changed, _, new = content_digests(files, tmp_path / "cache")
     assert read == [str(files[3])]
     assert (changed != before).any(axis=1).tolist() == [False] * 3 + [True] + [False] * 4
     (kept,) = (tmp_path / "cache/contents").iterdir()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ import torch
 
 from domainbed.core.digests import read_sealed_json, sealed_json
 from domainbed.core.files import locked, regular, write_text
-from domainbed.core.image_files import rgb_pixels, why_unreadable
+from domainbed.core.image_files import USUAL, Decoding, rgb_pixels, why_unreadable
 from domainbed.datasets.images.transforms import Crop
 from domainbed.errors import UserError
 
@@ -32,13 +32,13 @@ class UnreadableImage(UserError):
     """A file that should be an image, and cannot be read as one."""
 
 
-def read_image(file: Path) -> torch.Tensor:
-    """(3, H, W) uint8, in RGB, ignoring EXIF's orientation (as DomainBed does).
+def read_image(file: Path, decoding: Decoding = USUAL) -> torch.Tensor:
+    """(3, H, W) uint8, in RGB; usually ignoring EXIF's orientation (as DomainBed does).
 
     Raises:
         UnreadableImage: the file is missing, not an image, or truncated.
     """
-    return decode_image(file_bytes(file), str(file))
+    return decode_image(file_bytes(file), str(file), decoding)
 
 
 def file_bytes(file: Path) -> bytes:
@@ -53,14 +53,17 @@ def file_bytes(file: Path) -> bytes:
         raise UnreadableImage(f"image {file} cannot be read ({error.strerror})") from error
 
 
-def decode_image(data: bytes, name: str) -> torch.Tensor:
+def decode_image(data: bytes, name: str, decoding: Decoding = USUAL) -> torch.Tensor:
     """(3, H, W) uint8 of an encoded image; `name` is for the message of an error.
 
     Raises:
         UnreadableImage: `data` is not an image, is truncated, or has 32 bits per value.
+        UserError: a package that decodes such images is missing.
     """
     try:
-        pixels, _ = rgb_pixels(data)
+        pixels, _ = rgb_pixels(data, decoding)
+    except UserError as error:
+        raise UserError(f"image {name} cannot be read: {error}") from error
     except Exception as error:  # PIL raises different exceptions for each format
         raise UnreadableImage(
             f"image {name} cannot be read ({why_unreadable(error, data)}): replace or remove it, "
@@ -78,12 +81,16 @@ class Listing:
         files: all of them.
         targets: their labels.
         crops: what the training augmentation crops of each.
+        decoding: of the files.
+        size: height and width of inputs; None for the usual ones.
     """
 
     name: str
     files: Sequence[Path]
     targets: Sequence[int]
     crops: Sequence[Crop]
+    decoding: Decoding = USUAL
+    size: int | None = None
 
     @cached_property
     def relative(self) -> list[str]:
@@ -93,8 +100,12 @@ class Listing:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with any name, size in bytes, or time of the last change, of a file."""
-        lines = (f"{name}\t{_state(file)}\n" for name, file in zip(self.relative, self.files))
+        """Changes with any name, size in bytes, or time of the last change, of a file.
+
+        Also with how they are decoded.
+        """
+        lines = [f"{name}\t{_state(file)}\n" for name, file in zip(self.relative, self.files)]
+        lines += [] if self.decoding == USUAL else [repr(self.decoding)]
         return hashlib.md5("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
     def require(self, unreadable: Sequence[int]) -> None:
@@ -122,7 +133,7 @@ def unreadable_images(listing: Listing, cache: Path, threads: int) -> list[int]:
     file = cache / f"{listing.name}-unreadable-{listing.digest}.json"
     with suppress(OSError, ValueError, LookupError):  # missing, damaged, or an earlier version's
         return read_sealed_json(file)["unreadable"]
-    readable = in_order(_is_readable, listing.files, threads)
+    readable = in_order(partial(_is_readable, decoding=listing.decoding), listing.files, threads)
     found = [number for number, fine in enumerate(readable) if not fine]
     with suppress(OSError):  # a read-only folder costs time, nothing else
         cache.mkdir(parents=True, exist_ok=True)
@@ -130,9 +141,9 @@ def unreadable_images(listing: Listing, cache: Path, threads: int) -> list[int]:
     return found
 
 
-def _is_readable(file: Path) -> bool:
+def _is_readable(file: Path, decoding: Decoding) -> bool:
     try:
-        read_image(file)
+        read_image(file, decoding)
     except UnreadableImage:
         return False
     return True

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from domainbed.core.digests import CHANGED, read_sealed_json, sealed_json
 from domainbed.core.files import file_digest, regular
+from domainbed.core.image_files import USUAL, Decoding
 from domainbed.datasets.images.dataset_files import (
     Listing,
     UnreadableImage,
@@ -166,9 +167,12 @@ def _make(listing: Listing, folder: Path, options: PackOptions) -> None:
 
 
 def _write(listing: Listing, folder: Path, options: PackOptions) -> None:
-    shape = _common_size(listing.files, options.size) or (options.size, options.size)
+    shape = None
+    if listing.decoding.orientation == "ignore":
+        shape = _common_size(listing.files, options.size)
+    shape = shape or (options.size, options.size)
     _announce(listing, folder.parent, shape, options)
-    encode = partial(_encoded, shape=shape, options=options)
+    encode = partial(_encoded, shape=shape, options=options, decoding=listing.decoding)
     images = in_order(encode, listing.files, options.threads)
     bar = tqdm(
         images,
@@ -248,18 +252,20 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB"
 
 
-def _encoded(file: Path, shape: tuple[int, int], options: PackOptions) -> tuple[bytes, int, int]:
+def _encoded(
+    file: Path, shape: tuple[int, int], options: PackOptions, decoding: Decoding
+) -> tuple[bytes, int, int]:
     """What is stored of an image (nothing of one to skip), and its height and width."""
     try:
         data = file_bytes(file)
-        image = decode_image(data, str(file))
+        image = decode_image(data, str(file), decoding)
     except UnreadableImage:
         if not options.skip_corrupt:
             raise
         return b"", 0, 0
     _, height, width = image.shape
     fits = (height, width) == shape
-    if options.form == JPEG and fits and len(data) <= image.numel():
+    if options.form == JPEG and fits and len(data) <= image.numel() and decoding == USUAL:
         return data, height, width  # the file itself is the most faithful
     pixels = (image if fits else resize(image, *shape)).permute(1, 2, 0).contiguous().numpy()
     if options.form == RAW:

@@ -49,17 +49,19 @@ def resize(
     return F.interpolate(dense, (height, width), mode=mode, antialias=True)[0]
 
 
-def evaluation_transform(image: torch.Tensor) -> torch.Tensor:
-    """(3, H, W) uint8 to (3, 224, 224) float32: resized, normalised."""
-    return normalised(_planes(resize(image)))
+def evaluation_transform(image: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
+    """(3, H, W) uint8 to (3, size, size) float32: resized, normalised."""
+    return normalised(_planes(resize(image, size, size)))
 
 
-def training_transform(image: torch.Tensor, crop: Crop = "image") -> torch.Tensor:
-    """(3, H, W) uint8 to (3, 224, 224) float32: augmented, normalised."""
+def training_transform(
+    image: torch.Tensor, crop: Crop = "image", size: int = IMAGE_SIZE
+) -> torch.Tensor:
+    """(3, H, W) uint8 to (3, size, size) float32: augmented, normalised."""
     from torchvision.transforms import ColorJitter, RandomResizedCrop
 
     if crop == "resized":
-        image = resize(image)
+        image = resize(image, size, size)
     box: Sequence[int] = (0, 0, *image.shape[1:])
     if crop != "none":
         box = RandomResizedCrop.get_params(image, [*CROP_AREA], [*CROP_RATIO])
@@ -67,7 +69,7 @@ def training_transform(image: torch.Tensor, crop: Crop = "image") -> torch.Tenso
     order, *factors = ColorJitter.get_params(JITTER, JITTER, JITTER, HUE)
     factors[3] = int(factors[3] * 255) % 256  # as torchvision does for PIL's 256 hues
     grey = bool(torch.rand(1) < GREY)
-    return normalised(augmented(image, box, flip, order.tolist(), factors, grey))
+    return normalised(augmented(image, box, flip, order.tolist(), factors, grey, size))
 
 
 def augmented(
@@ -226,6 +228,7 @@ class Augmentation:
         stored: tuple[int, int],
         generator: torch.Generator,
         crop: Crop = "image",
+        size: int = IMAGE_SIZE,
     ) -> Augmentation:
         """Random parameters.
 
@@ -234,12 +237,13 @@ class Augmentation:
             stored: height and width to which the images were resized.
             generator: on the CPU.
             crop: what the training augmentation crops.
+            size: height and width of inputs.
         """
         count = len(sizes)
         if crop == "none":
             boxes = torch.tensor([[0, 0, *stored]]).repeat(count, 1)
         else:
-            cut = sizes if crop == "image" else torch.full_like(sizes, IMAGE_SIZE)
+            cut = sizes if crop == "image" else torch.full_like(sizes, size)
             boxes = scale_boxes(draw_crops(cut, generator), cut, stored)
         flip = torch.rand(count, generator=generator) < 0.5
         order = torch.rand((count, 4), generator=generator).argsort(dim=1)
@@ -311,35 +315,39 @@ def scale_boxes(boxes: torch.Tensor, sizes: torch.Tensor, stored: tuple[int, int
     return torch.cat([start, end - start], dim=1).long()
 
 
-def preprocess_each(images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """B × (H, W, 3) uint8 to (B, 3, 224, 224) float32: resized, normalised; on the CPU."""
-    return torch.stack([evaluation_transform(image.permute(2, 0, 1)) for image in images])
+def preprocess_each(images: Sequence[torch.Tensor], size: int = IMAGE_SIZE) -> torch.Tensor:
+    """B × (H, W, 3) uint8 to (B, 3, size, size) float32: resized, normalised; on the CPU."""
+    return torch.stack([evaluation_transform(image.permute(2, 0, 1), size) for image in images])
 
 
-def augment_each(images: Sequence[torch.Tensor], augmentation: Augmentation) -> torch.Tensor:
-    """B × (H, W, 3) uint8 to (B, 3, 224, 224) float32: augmented, normalised; on the CPU."""
+def augment_each(
+    images: Sequence[torch.Tensor], augmentation: Augmentation, size: int = IMAGE_SIZE
+) -> torch.Tensor:
+    """B × (H, W, 3) uint8 to (B, 3, size, size) float32: augmented, normalised; on the CPU."""
     return torch.stack(
         [
-            normalised(augmentation.applied(image.permute(2, 0, 1), number))
+            normalised(augmentation.applied(image.permute(2, 0, 1), number, size))
             for number, image in enumerate(images)
         ]
     )
 
 
-def preprocess(images: torch.Tensor) -> torch.Tensor:
+def preprocess(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
     """As `preprocess_each`, for (B, H, W, 3) uint8 at once: for GPUs."""
     boxes = torch.tensor([[0, 0, images.size(1), images.size(2)]])
-    x = normalised(resize_boxes(images, sent(boxes, images.device)))
+    x = normalised(resize_boxes(images, sent(boxes, images.device), size))
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
+def augment(
+    images: torch.Tensor, augmentation: Augmentation, size: int = IMAGE_SIZE
+) -> torch.Tensor:
     """As `augment_each`, for (B, H, W, 3) uint8 at once: for GPUs. Both agree up to rounding."""
     device = images.device
     flip, grey = (
         sent(flags, device)[:, None, None, None] for flags in (augmentation.flip, augmentation.grey)
     )
-    x = resize_boxes(images, sent(augmentation.boxes, device))
+    x = resize_boxes(images, sent(augmentation.boxes, device), size)
     x = torch.where(flip, x.flip(-1), x)
     factors = sent(augmentation.factors, device)[:, :, None, None, None]
     rows_by_operation = sent(augmentation.order.argsort(dim=0), device)
@@ -353,7 +361,7 @@ def augment(images: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def resize_boxes(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+def resize_boxes(images: torch.Tensor, boxes: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
     """Cuts a box out of each image and resizes it, for all images at once.
 
     Resizing is linear, and the same for all rows and for all columns: two batched matrix
@@ -362,29 +370,30 @@ def resize_boxes(images: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
     Args:
         images: (B, H, W, 3) uint8.
         boxes: (B, 4) top, left, height, width, in pixels, on the same device.
+        size: height and width of the result.
 
     Returns:
-        (B, 3, 224, 224) float32 with whole numbers, within ±1 of `resize` of the crops.
+        (B, 3, size, size) float32 with whole numbers, within ±1 of `resize` of the crops.
     """
     x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     top, left, height, width = boxes.unbind(1)
-    rows = _weights(top, height, images.size(1)).unsqueeze(1)  # (B, 1, 224, H)
-    columns = _weights(left, width, images.size(2)).unsqueeze(1)
+    rows = _weights(top, height, images.size(1), size).unsqueeze(1)  # (B, 1, size, H)
+    columns = _weights(left, width, images.size(2), size).unsqueeze(1)
     with full_precision(images.device):  # an evaluation may read images under autocast
         x = (x @ columns.transpose(-1, -2)).round_()
         return (rows @ x).round_()
 
 
-def _weights(start: torch.Tensor, length: torch.Tensor, stored: int) -> torch.Tensor:
-    """(B, 224, stored): the share of each stored pixel in each new one.
+def _weights(start: torch.Tensor, length: torch.Tensor, stored: int, size: int) -> torch.Tensor:
+    """(B, size, stored): the share of each stored pixel in each new one.
 
     A triangle around the new pixel's centre, as wide as the pixel or as two of the stored ones,
     whichever is more, and cut off at the ends of the box.
     """
     start, length = (v[:, None, None].float() for v in (start, length))
-    new = torch.arange(IMAGE_SIZE, device=start.device)[:, None] + 0.5
+    new = torch.arange(size, device=start.device)[:, None] + 0.5
     old = torch.arange(stored, device=start.device) + 0.5
-    scale = length / IMAGE_SIZE
+    scale = length / size
     distance = (old - (start + new * scale)).abs() / scale.clamp(min=1)
     weights = (1 - distance).clamp_(min=0) * ((old > start) & (old < start + length))
     return weights / weights.sum(dim=-1, keepdim=True)
