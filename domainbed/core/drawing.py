@@ -1,4 +1,4 @@
-"""Figures without a display, where matplotlib is installed."""
+"""Figures without a display."""
 
 from __future__ import annotations
 
@@ -15,17 +15,9 @@ FORMATS = (".png", ".pdf", ".svg")
 
 
 def new_figure(**options: Any) -> Figure:
-    """A figure that needs no display.
+    """A figure that needs no display."""
+    from matplotlib.figure import Figure  # slow to import, and few commands draw
 
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "plots need matplotlib, which is not installed: pip install 'domainbed[plots]'"
-        ) from error
     return Figure(**options)
 
 
@@ -37,10 +29,8 @@ def check_figure_file(flag: str, file: Path | str) -> None:
         file: where it is to be written.
 
     Raises:
-        UserError: matplotlib is not installed, or cannot write such a file, or there is no such
-            folder.
+        UserError: matplotlib cannot write such a file, or there is no such folder.
     """
-    new_figure()
     if Path(file).suffix.lower() not in FORMATS:
         raise UserError(f"{flag} {str(file)!r}: the file must end with {', '.join(FORMATS)}")
     if not Path(file).parent.is_dir():

@@ -94,7 +94,7 @@ def fetch(source: DataSource, folder: Path, accept_checksum: bool) -> None:
                 _check(file, "md5", archive.md5)
     except ImportError as error:
         raise UserError(
-            f"downloading needs {error.name}, which is not installed: pip install 'domainbed[hub]'"
+            f"downloading needs {error.name}, which is not installed: pip install {error.name}"
         ) from error
     except (UserError, Unusable):
         raise

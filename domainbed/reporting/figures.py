@@ -48,7 +48,6 @@ ALL_POINTS = 150  # a panel with more is gathered
 @contextmanager
 def plain_style() -> Iterator[None]:
     """Colours and fonts of all figures; text stays text, and no name is parsed as a formula."""
-    new_figure()  # says what to do where matplotlib is missing
     import matplotlib
 
     options: Any = {

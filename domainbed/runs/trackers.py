@@ -97,8 +97,7 @@ class Trackers:
             cls = TRACKERS[name]
             if lacking := [package for package in cls.packages if find_spec(package) is None]:
                 raise UserError(
-                    f"tracker {name!r} needs {lacking[0]}: install it with `pip install "
-                    "'domainbed[trackers]'`",
+                    f"tracker {name!r} needs {lacking[0]}: pip install {lacking[0]}",
                     "trackers",
                 )
             with self._given_up_if_it_fails(name):

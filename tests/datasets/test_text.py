@@ -198,7 +198,7 @@ def test_published_weights_are_taken_from_the_cache(tiny, place, monkeypatch, tm
 
 def test_the_package_may_be_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
-    with pytest.raises(UserError, match=r"pip install 'domainbed\[text\]'"):
+    with pytest.raises(UserError, match=r"pip install open_clip_torch"):
         headless_model("open_clip:ViT-B-16", "none")
 
 

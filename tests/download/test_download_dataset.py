@@ -364,5 +364,5 @@ def test_every_published_dataset_has_sources():
 def test_missing_library(pacs, offer, said, monkeypatch):
     offer("PACS", "PACS.zip")
     monkeypatch.setitem(sys.modules, "gdown", None)
-    with pytest.raises(UserError, match=r"needs gdown, .*pip install 'domainbed\[hub\]'"):
+    with pytest.raises(UserError, match=r"needs gdown, .*pip install gdown"):
         said("PACS")

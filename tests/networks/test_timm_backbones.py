@@ -102,5 +102,5 @@ def test_a_model_without_published_weights(timm):
 
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"needs the package timm: pip install 'domainbed\[timm\]'"):
+    with pytest.raises(UserError, match=r"needs the package timm: pip install timm"):
         backbone("timm:resnet18")

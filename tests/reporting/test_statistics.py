@@ -172,5 +172,5 @@ def test_practically_equal():
 
 def test_without_baycomp(monkeypatch):
     monkeypatch.setitem(sys.modules, "baycomp", None)
-    with pytest.raises(UserError, match=r"pip install 'domainbed\[stats\]'"):
+    with pytest.raises(UserError, match=r"pip install baycomp"):
         statistics.practically_equal(np.ones(3), rope=1)

@@ -54,7 +54,7 @@ def build_page(
         read_images: gives the images that predictions name; None for files below data/.
 
     Raises:
-        UserError: matplotlib is not installed, or a file of a sweep is damaged.
+        UserError: a file of a sweep is damaged.
     """
     runs = report.records.runs
     findings = Findings(report.records, [method.name for method in report.methods], baseline)
