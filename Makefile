@@ -16,9 +16,7 @@ help:  ## list the targets
 install: .venv/installed  ## make .venv with the package and what it needs
 
 quickstart: .venv/installed  ## sweep seven algorithms on embedded digits: tables, a report
-	$(BIN)/domainbed sweep launch configs/quickstart.yaml --skip_confirmation
-	$(BIN)/domainbed collect results/quickstart
-	$(BIN)/domainbed report results/quickstart
+	$(BIN)/domainbed quickstart
 
 laptop: .venv/installed-laptop  ## all algorithms on PACS through frozen features, 10 minutes
 	$(BIN)/domainbed data features PACS --data_dir $(DATA)
@@ -71,7 +69,7 @@ clean:  ## remove the environment and caches, but no data and no results
 	$(PYTHON) -m venv .venv
 
 .venv/installed: setup.py $(CONSTRAINTS) | .venv/bin/python
-	$(BIN)/pip install -c $(CONSTRAINTS) -e '.[hub,plots]'
+	$(BIN)/pip install -c $(CONSTRAINTS) -e '.[hub]'
 	@touch $@
 
 .venv/installed-laptop: .venv/installed

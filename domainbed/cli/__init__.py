@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import platform
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import NoReturn
 
-from domainbed.cli.common import Parser, execute, guarded, run_and_exit, tell
+from domainbed.cli.common import Declare, Parser, execute, guarded, run_and_exit, tell
 from domainbed.core.version import __version__
 from domainbed.errors import did_you_mean
 
@@ -20,6 +22,7 @@ _GROUPS = {
         "data features": ("data", "compute the features of a dataset's images once"),
     },
     "training": {
+        "quickstart": ("quickstart", "sweep seven algorithms on embedded digits: tables, a report"),
         "train": ("train", "train one algorithm on one dataset"),
         "sweep plan": ("sweep", "show the runs of a sweep, the time and the disk they need"),
         "sweep launch": ("sweep", "do the runs of a sweep that are not done"),
@@ -53,6 +56,7 @@ _GROUPS = {
         "list protocols": ("listing", "named protocols, and how they differ from the default"),
         "list hparams": ("listing", "defaults and ranges of an algorithm's hyper-parameters"),
         "config": ("listing", "print what the config of a sweep may say, for editors and people"),
+        "completion": ("completion", "print what completes commands in bash, zsh or fish"),
         "irm-colored-mnist": ("papers", "Colored MNIST in the setup of IRM"),
     },
 }
@@ -61,7 +65,7 @@ word, and a summary."""
 
 _ABOUT = ("Domain generalization: reproduce tables, launch sweeps, compare algorithms.", "")
 
-_COMMANDS = {name: command for group in _GROUPS.values() for name, command in group.items()}
+COMMANDS = {name: command for group in _GROUPS.values() for name, command in group.items()}
 
 _RENAMED = {
     **{name: f"data {name}" for name in ("download", "verify", "features")},
@@ -96,21 +100,25 @@ def run(words: Sequence[str]) -> int:
     for length in (2, 1):
         said = " ".join(words[:length])
         name = _RENAMED.get(said, said)
-        if name in _COMMANDS:
+        if name in COMMANDS:
             if name != said:
                 tell(f"`domainbed {said}` is now called `domainbed {name}`")
-            module = importlib.import_module(f"domainbed.cli.{_COMMANDS[name][0]}")
-            declare = getattr(module, name.split()[-1].replace("-", "_"))
-            return execute(declare, words[length:], f"domainbed {name}")
+            return execute(declaration(name), words[length:], f"domainbed {name}")
     _help(words)
+
+
+def declaration(name: str) -> Declare:
+    """What declares the arguments of a command; its module is imported now."""
+    module = importlib.import_module(f"domainbed.cli.{COMMANDS[name][0]}")
+    return getattr(module, name.split()[-1].replace("-", "_"))
 
 
 def _help(words: Sequence[str]) -> NoReturn:
     """Exits with the help, the version, or what is wrong with words that name no command."""
     first = words[0] if words else ""
-    of_group = [name for name in _COMMANDS if name.startswith(f"{first} ")]
-    known, rest = (of_group, words[1:]) if of_group else (list(_COMMANDS), words)
-    width = max(map(len, _COMMANDS))
+    of_group = [name for name in COMMANDS if name.startswith(f"{first} ")]
+    known, rest = (of_group, words[1:]) if of_group else (list(COMMANDS), words)
+    width = max(map(len, COMMANDS))
     listed: list[str] = []
     for heading, group in _GROUPS.items():
         rows = [f"  {name:{width}}  {text}" for name, (_, text) in group.items() if name in known]
@@ -121,10 +129,15 @@ def _help(words: Sequence[str]) -> NoReturn:
         description="\n".join([*_ABOUT, *listed, "`domainbed COMMAND --help` explains a command."]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action="version", version=_versions())
     if not rest or rest[0].startswith("-"):
-        parser.read(rest)
+        parser.read(rest or ["--help"])
         parser.error("a COMMAND is missing")
-    said, names = words[: 1 + bool(of_group)], dict.fromkeys(name.split()[0] for name in _COMMANDS)
+    said, names = words[: 1 + bool(of_group)], dict.fromkeys(name.split()[0] for name in COMMANDS)
     hint = did_you_mean(" ".join(said), [*known, *names])
     parser.error(f"unknown command {' '.join(said)!r}.{hint} Known: {', '.join(of_group or names)}")
+
+
+def _versions() -> str:
+    python = platform.python_version()
+    return f"domainbed {__version__} (PyTorch {version('torch')}, Python {python})"

@@ -24,7 +24,7 @@ from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import DONE, FAILED, MISSING
-from domainbed.sweeps.config import SweepConfig, load_config
+from domainbed.sweeps.config import SweepConfig, load_config, shipped_config
 from domainbed.sweeps.status import (
     Status,
     count_runs,
@@ -53,7 +53,8 @@ def _add_config(parser: Parser) -> None:
         "config",
         nargs="?",
         metavar="CONFIG",
-        help="a YAML file, or the folder of a sweep; flags win over its values",
+        help="a YAML file, the folder of a sweep, or one that comes with domainbed (quickstart, "
+        "zoo, laptop, paper/pacs, …); flags win over its values",
     )
     add_run_flags(parser, SweepConfig)
     add_launcher_flags(parser)
@@ -75,8 +76,7 @@ def _load(target: str | None, args: argparse.Namespace) -> SweepConfig:
     overrides, options = read_flags(args, SweepConfig), launcher_flags(args)
     if target is None:
         return load_config(None, overrides, **options)
-    if not os.path.exists(target):
-        raise UserError(f"{target!r} does not exist: name a sweep folder or a config")
+    target = target if os.path.exists(target) else shipped_config(target)
     is_folder = os.path.isdir(target)
     store = Store(target if is_folder else Path(target).parent)
     # A config that a launch left in a sweep's folder means that folder.

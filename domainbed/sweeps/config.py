@@ -31,7 +31,7 @@ from domainbed.core.settings import (
     make,
     read_fields,
 )
-from domainbed.errors import UserError
+from domainbed.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from domainbed.spec import Resolver, RunSpec
@@ -325,6 +325,24 @@ class SweepConfig(RunFields, RunOptions):
         unset = {*RunFields.model_fields} - self.model_fields_set | {"on_finish", "plugins_changed"}
         values = self.model_dump(mode="json", exclude=unset)
         return {name: v for name, v in values.items() if v not in (None, {}, [])}
+
+
+def shipped_config(name: str) -> str:
+    """The path of a config that comes with the package, such as `quickstart` or `paper/pacs`.
+
+    Raises:
+        UserError: there is no such config.
+    """
+    package = Path(__file__).parents[1]  # where an install has them; a checkout, beside it
+    folder = next(at for at in (package, package.parent) if (at / "configs").is_dir()) / "configs"
+    names = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")]
+    if name not in names:
+        hint = did_you_mean(name, names) or f" Known: {', '.join(sorted(names))}"
+        raise UserError(
+            f"{name!r} does not exist: name a sweep folder, a config, or one that comes with "
+            f"domainbed.{hint}"
+        )
+    return str(folder / f"{name}.yaml")
 
 
 def load_config(

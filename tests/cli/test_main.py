@@ -1,15 +1,16 @@
 """The `domainbed` command itself: what it imports, and what it says of wrong words."""
 
-import importlib.util
 import json
+import platform
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import domainbed
-from domainbed.cli import _COMMANDS, _GROUPS, _RENAMED, main
+from domainbed.cli import _GROUPS, _RENAMED, COMMANDS, main
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare
 
@@ -28,10 +29,11 @@ def test_help_lists_all_commands_in_groups_with_their_summaries(capsys):
         first = out.splitlines().index(f"{heading}:") + 1
         expected = [[*name.split(), *summary.split()] for name, (_, summary) in group.items()]
         assert lines[first : first + len(group)] == expected
-    names = dict.fromkeys(name.split()[0] for name in _COMMANDS)
+    names = dict.fromkeys(name.split()[0] for name in COMMANDS)
     assert set(names) == {
-        *("data", "train", "sweep", "collect", "compare", "report", "plot", "errors"),
-        *("top-hparams", "published", "reproduce", "model", "list", "config", "irm-colored-mnist"),
+        *("data", "quickstart", "train", "sweep", "collect", "compare", "report", "plot"),
+        *("errors", "top-hparams", "published", "reproduce", "model", "list", "config"),
+        *("completion", "irm-colored-mnist"),
     }
 
 
@@ -55,7 +57,7 @@ def test_help_imports_nothing_that_it_does_not_need():
 
 
 def test_every_command_explains_itself(capsys):
-    for name in _COMMANDS:
+    for name in COMMANDS:
         status, out, _ = said(capsys, *name.split(), "--help")
         assert status == 0
         assert out.startswith(f"usage: domainbed {name} ")
@@ -66,9 +68,11 @@ def test_every_command_explains_itself(capsys):
 
 
 def test_every_command_that_looks_names_up_takes_plugins(capsys):
-    helps = {name: said(capsys, *name.split(), "--help")[1] for name in _COMMANDS}
+    helps = {name: said(capsys, *name.split(), "--help")[1] for name in COMMANDS}
     without = {name for name, text in helps.items() if "--plugins" not in text}
-    assert without == {"sweep export", "config", "irm-colored-mnist"}
+    assert without == {
+        *("quickstart", "sweep export", "config", "completion", "irm-colored-mnist"),
+    }
 
 
 def test_train_begins_with_what_a_run_is(capsys):
@@ -98,7 +102,7 @@ def test_the_names_of_before_still_work_and_say_the_new_one(capsys):
         status, out, err = said(capsys, *name.split(), "--help")
         assert (status, err) == (0, f"`domainbed {name}` is now called `domainbed {new}`\n")
         assert out.startswith(f"usage: domainbed {new} ")
-        assert new in _COMMANDS
+        assert new in COMMANDS
 
 
 def test_debug_is_taken_anywhere(capsys, tmp_path):
@@ -122,9 +126,8 @@ def test_commands_that_train_nothing_import_no_pytorch(tmp_path):
         ["compare", str(sweep)],
         ["list", "protocols"],
         ["config", "table"],
+        ["plot", str(sweep), "curves", "-o", str(tmp_path / "curves.svg")],
     ]
-    if importlib.util.find_spec("matplotlib"):
-        commands.append(["plot", str(sweep), "curves", "-o", str(tmp_path / "curves.svg")])
     program = (
         "import sys\nfrom domainbed.cli import run\n"
         f"for words in {commands!r}:\n"
@@ -139,13 +142,11 @@ def test_commands_that_train_nothing_import_no_pytorch(tmp_path):
     ("words", "command", "says"),
     [
         (["swep"], "domainbed", "unknown command 'swep'. Did you mean 'sweep'? Known: data,"),
-        ([], "domainbed", "a COMMAND is missing"),
         (["--vers"], "domainbed", "unrecognized arguments: --vers"),
         (["train", "--step", "1"], "domainbed train", "--step 1. Did you mean '--steps'? See"),
         (["sweep", "launch", "--step", "3"], "domainbed sweep launch", "Did you mean '--steps'?"),
         (["sweep", "lunch"], "domainbed sweep", "Did you mean 'sweep launch'? Known: sweep plan,"),
         (["launch"], "domainbed", "Did you mean 'sweep launch'?"),
-        (["data"], "domainbed data", "a COMMAND is missing"),
         (["sweep", "launch", "--steps"], "domainbed sweep launch", "--steps"),
         (["list", "x\ny"], "domainbed list", "x"),
     ],
@@ -160,7 +161,32 @@ def test_wrong_words_exit_with_2_and_one_line(words, command, says, capsys):
 
 
 def test_version(capsys):
-    assert said(capsys, "--version")[:2] == (0, f"{domainbed.__version__}\n")
+    found = f"PyTorch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}"
+    assert said(capsys, "--version")[:2] == (0, f"domainbed {domainbed.__version__} ({found})\n")
+
+
+def test_no_words_show_the_help(capsys):
+    assert said(capsys) == said(capsys, "--help")
+    assert said(capsys, "data") == said(capsys, "data", "--help")
+
+
+def test_bash_completes_commands_and_flags(capsys, tmp_path):
+    script = tmp_path / "completion.bash"
+    script.write_text(said(capsys, "completion", "bash")[1])
+    for words, completed in (
+        ("quick", "quickstart"),
+        ("sweep stat", "status"),
+        ("train --dataset_", ""),
+        ("train --algorit", "--algorithm"),
+        ("sweep launch --hparams_s", "--hparams_seeds"),
+    ):
+        line = ["domainbed", *words.split()]
+        program = (
+            f"shopt -s progcomp; source {script}; COMP_WORDS=({' '.join(line)}); "
+            f"COMP_CWORD={len(line) - 1}; _shtab_domainbed; echo ${{COMPREPLY[*]}}"
+        )
+        found = subprocess.run(["bash", "-c", program], capture_output=True, text=True)
+        assert found.stdout.split() == completed.split(), (words, found.stderr)
 
 
 def test_the_schema_of_a_sweeps_config(capsys):

@@ -17,6 +17,7 @@ import pytest
 from domainbed import cli
 from domainbed.cli.common import execute, guarded
 from domainbed.core.digests import sealed_yaml
+from domainbed.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "sweep.py"
@@ -308,7 +309,9 @@ def test_a_wrong_flag_is_one_line(config, sweep, flags, says):
 def test_a_sweep_that_is_not_there(action, tmp_path, sweep):
     said = sweep(action, tmp_path / "nowhere", status=2)
     place = str(tmp_path / "nowhere")
-    assert f"{place!r} does not exist: name a sweep folder or a config" in said
+    assert (
+        f"{place!r} does not exist: name a sweep folder, a config, or one that comes with" in said
+    )
 
 
 def test_code_that_a_sweeps_folder_names_is_run_only_for_a_user_who_names_it(
@@ -357,3 +360,11 @@ def test_other_steps_are_refused_before_anything_is_begun(config, sweep):
         said = sweep("launch", config, "--steps", 4, *dry_run, status=2)
         assert "steps is 3 there and 4 here" in said
         assert len(said.splitlines()) == 1
+
+
+def test_configs_of_the_package_go_by_their_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["sweep", "plan", "quickstart"]) == 0
+    assert capsys.readouterr().out.startswith("results/quickstart: 126 runs, 0 done")
+    with pytest.raises(UserError, match=r"'paper/pac' does not exist: .*Did you mean 'paper/pacs'"):
+        cli.run(["sweep", "plan", "paper/pac"])

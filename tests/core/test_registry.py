@@ -12,7 +12,7 @@ import pytest
 
 import domainbed
 from domainbed.algorithms import ALGORITHMS, ERM, Algorithm, get_algorithm_class, register_algorithm
-from domainbed.cli import _COMMANDS
+from domainbed.cli import COMMANDS
 from domainbed.core.plugins import import_plugins
 from domainbed.core.registry import Registry
 from domainbed.datasets import DATASETS, PACS, get_dataset_class
@@ -65,7 +65,7 @@ def test_the_command_that_a_message_names_is_there():
     for name, registry in (("algorithms", ALGORITHMS), ("datasets", DATASETS)):
         with pytest.raises(UserError, match=f"`domainbed list {name}` lists the names"):
             registry["zzzzzz"]
-        assert f"list {name}" in _COMMANDS
+        assert f"list {name}" in COMMANDS
     with pytest.raises(UserError, match=r"unknown metric 'zzzzzz'. Known: accuracy, loss, "):
         METRICS["zzzzzz"]
 
