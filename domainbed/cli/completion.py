@@ -28,9 +28,9 @@ def _completion(args: argparse.Namespace) -> int:
     return 0
 
 
-def _all_commands() -> argparse.ArgumentParser:
+def _all_commands() -> Parser:
     """A parser that knows all commands, and imports all their modules."""
-    whole = argparse.ArgumentParser(prog="domainbed")
+    whole = Parser(prog="domainbed")
     groups = {"": whole.add_subparsers()}
     for name, (_, about) in COMMANDS.items():
         group, _, last = name.rpartition(" ")
