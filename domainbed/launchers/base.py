@@ -69,6 +69,26 @@ class Event:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class JobReport:
+    """What an engine says of a job.
+
+    Attributes:
+        state: PENDING or RUNNING; or how it ended: FAILED if by itself, else INTERRUPTED.
+        why: of one that waits or has ended, in the engine's words.
+        stuck: whether it waits for what does not happen unless somebody changes something.
+    """
+
+    state: str = PENDING
+    why: str = ""
+    stuck: bool = False
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether the engine has it queued or running."""
+        return self.state in (PENDING, RUNNING)
+
+
 class Job(ABC):
     """What to do with each task. It must be picklable."""
 
@@ -218,6 +238,14 @@ class Launcher(Settings):
             UserError: the engine cannot be asked.
         """
         return set()
+
+    def ask(self, jobs: Iterable[str]) -> dict[str, JobReport]:
+        """What the engine says of those of the jobs that it still knows, in bounded time.
+
+        Raises:
+            UserError: the engine cannot be asked, or does not answer.
+        """
+        return {job: JobReport() for job in self.known(jobs)}
 
     def reaches(self, job: str) -> bool:
         """Whether a job may be asked for, or signalled: its id may stand in a stranger's folder.

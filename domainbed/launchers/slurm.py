@@ -39,14 +39,15 @@ from domainbed.launchers.base import (
     Event,
     Handle,
     Job,
+    JobReport,
     Launcher,
     Resources,
     failed,
 )
-from domainbed.launchers.event_files import EventReader, EventWriter, Following
+from domainbed.launchers.event_files import EventReader, EventWriter, Following, last_words
 from domainbed.launchers.local import LocalLauncher
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
-from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS
+from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,12 @@ _ENDED = (
 """The states of SLURM's jobs that are neither queued nor running, nor will be."""
 _BY_ITSELF = ("BOOT_FAIL", "FAILED", "OUT_OF_MEMORY")
 """Of these, those of a job that another time would come to the same end."""
+_STUCK = re.compile(
+    r"PartitionConfig|Partition(Down|Inactive|NodeLimit|TimeLimit)|BadConstraints"
+    r"|DependencyNeverSatisfied|ReservationDeleted|JobHeld.*|JobHoldMaxRequeue|.*requeued.held"
+    r"|Invalid(Account|QOS)|(Account|QOS)NotAllowed|.*Per(Job|Node)(Limit)?|.*MinutesLimit"
+)
+"""The reasons for which SLURM lets a job wait until somebody changes the job, or the cluster."""
 _NAME = "domainbed"
 """Of its jobs: others that a folder names are not asked for, nor cancelled."""
 _JOB = re.compile(r"\d+(_\d+)?")  # a job of an array: 12_3
@@ -64,6 +71,11 @@ _SECONDS_OF_WARNING = 90
 _MOST_FRUITLESS_TRIES = 3
 _MOST_JOBS_A_COMMAND = 500
 _MOST_SECONDS_BETWEEN_LOOKS = 30.0
+_SECONDS_TO_ANSWER = 30.0
+"""For a command of SLURM: without its controller they try for longer, and some for ever."""
+_SECONDS_TO_COMPLETE, _SECONDS_BETWEEN_TRIES = 10.0, 0.5
+_COMPLETING = "COMPLETING"
+"""The state of a job that leaves its node: to end, or to be queued again."""
 _MAX_ARRAY = re.compile(r"MaxArraySize\s*=\s*(\d+)")
 _OF_THE_LAUNCHER = {
     **{"array": "max_jobs", "cpus-per-task": "cores", "gpus-per-node": "gpus"},
@@ -183,12 +195,19 @@ class SlurmLauncher(Launcher):
         return min(tasks, min(jobs, self.max_jobs or jobs) * self.workers_per_job)
 
     def known(self, jobs: Iterable[str]) -> set[str]:
+        asked, end = set(jobs), time.monotonic() + _SECONDS_TO_COMPLETE
+        reports = self.ask(asked)
+        while _COMPLETING in {report.why for report in reports.values()} and time.monotonic() < end:
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+            reports = self.ask(asked)
+        return {job for job, report in reports.items() if report.in_hand}
+
+    def ask(self, jobs: Iterable[str]) -> dict[str, JobReport]:
         asked = set(jobs)
-        states = states_of(asked)
-        return {job for job in asked if job in states and states[job] not in _ENDED}
+        return {job: report for job, report in reports_of(asked).items() if job in asked}
 
     def cancel(self, jobs: Iterable[str]) -> None:
-        there = sorted(self.known(jobs))
+        there = sorted(job for job, report in self.ask(jobs).items() if report.in_hand)
         for first in range(0, len(there), _MOST_JOBS_A_COMMAND):
             _answer("scancel", "--quiet", *there[first : first + _MOST_JOBS_A_COMMAND])
 
@@ -249,22 +268,21 @@ class _Submitted(Following):
         self._looked = now
         jobs = {self.jobs[index] for index in self._left}
         try:
-            states = states_of(jobs)
+            reports = reports_of(jobs)
         except UserError as error:  # it may answer later
             log.warning("warning: %s", error)
             return []
-        gone = {job for job in jobs if states.get(job, _ENDED[0]) in _ENDED}
+        gone = {job for job in jobs if job not in reports or not reports[job].in_hand}
         lost = [index for index in sorted(self._left) if self.jobs[index] in gone & self._gone]
         self._gone = gone
-        return [self._end_of(index, states.get(self.jobs[index], "")) for index in lost]
+        return [self._end_of(index, reports.get(self.jobs[index])) for index in lost]
 
-    def _end_of(self, index: int, state: str) -> Event:
-        if state not in _BY_ITSELF:
+    def _end_of(self, index: int, report: JobReport | None) -> Event:
+        if report is None or report.state != FAILED:
             return Event(INTERRUPTED, index)
         (file,) = self.logs(index)
-        lines = file.read_text(errors="replace").split("\n") if file.exists() else []
-        last = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
-        error = f"the job {self.jobs[index]} of SLURM ended as {state} ({last})\n"
+        last = last_words(file) or "it printed nothing"
+        error = f"the job {self.jobs[index]} of SLURM ended as {report.why} ({last})\n"
         return Event(FAILED, index, error=error)
 
 
@@ -351,8 +369,8 @@ def _largest_array() -> int:
     return max(1, int(found[1])) if found else 1000  # SLURM's default
 
 
-def states_of(jobs: Iterable[str]) -> dict[str, str]:
-    """The state of each job that SLURM still knows, in its words.
+def reports_of(jobs: Iterable[str]) -> dict[str, JobReport]:
+    """What SLURM says of each job that it still knows, and of others of the same arrays.
 
     Raises:
         UserError: SLURM does not answer.
@@ -364,13 +382,22 @@ def states_of(jobs: Iterable[str]) -> dict[str, str]:
     try:
         printed = _answer(
             *("squeue", "--noheader", "--array", "--states=all"),
-            *(f"--name={_NAME}", "--format=%i %T", asked),
+            *(f"--name={_NAME}", "--format=%i %T %r", asked),
         )
     except UserError as error:
         if "Invalid job id" in str(error):  # what it says where it knows none of them any more
             return {}
         raise
-    return dict(line.split() for line in printed.splitlines())
+    rows = [line.split(maxsplit=2) for line in printed.splitlines()]
+    return {job: _report(state, reason) for job, state, reason in rows}
+
+
+def _report(state: str, reason: str) -> JobReport:
+    if state == PENDING.upper():
+        return JobReport(PENDING, reason, bool(_STUCK.fullmatch(reason)))
+    if state in _ENDED:
+        return JobReport(FAILED if state in _BY_ITSELF else INTERRUPTED, state)
+    return JobReport(RUNNING, state)
 
 
 def _answer(*command: str) -> str:
@@ -380,9 +407,16 @@ def _answer(*command: str) -> str:
         UserError: it is not there, or fails, with what it says.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_SECONDS_TO_ANSWER
+        )
     except FileNotFoundError:
         raise UserError(f"there is no `{command[0]}` here: {_ELSEWHERE}", "launcher") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"`{command[0]}` of SLURM did not answer within {_SECONDS_TO_ANSWER:g} seconds",
+            "launcher",
+        ) from None
     if done.returncode:
         raise UserError(f"`{command[0]}` of SLURM failed: {_words(done.stderr)}", "launcher")
     return done.stdout
