@@ -15,7 +15,7 @@ from slurm_cluster import ask, start, until, until_queued_again
 from submission import CPU, Submission
 
 from domainbed.errors import UserError
-from domainbed.launchers import Event, Resources, SlurmLauncher, create_launcher
+from domainbed.launchers import Event, JobReport, Resources, SlurmLauncher, create_launcher
 from domainbed.launchers import slurm as engine
 from domainbed.launchers.event_files import EventReader
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
@@ -278,15 +278,16 @@ def test_the_tasks_of_a_job_that_is_not_queued_again_have_failed(monkeypatch, tm
 
 def test_a_controller_that_is_away_for_a_while_ends_no_waiting(monkeypatch, caplog, tmp_path):
     monkeypatch.setattr("domainbed.launchers.event_files._SECONDS_BETWEEN_READS", 0.01)
-    answers = iter([UserError("`squeue` of SLURM failed: timed out"), {"7": "RUNNING"}, {}, {}])
+    running = {"7": JobReport(RUNNING)}
+    answers = iter([UserError("`squeue` of SLURM failed: timed out"), running, {}, {}])
 
-    def states_of(jobs):
+    def reports_of(jobs):
         answer = next(answers)
         if isinstance(answer, UserError):
             raise answer
         return answer
 
-    monkeypatch.setattr(engine, "states_of", states_of)
+    monkeypatch.setattr(engine, "reports_of", reports_of)
     handle = engine._Submitted(SlurmLauncher(), ["7"], tmp_path / "nowhere")
     events = []
     handle.wait(events.append)
