@@ -10,8 +10,8 @@ from typing import Any
 
 from domainbed.algorithms.base import ALGORITHMS, Algorithm
 from domainbed.algorithms.foreign import adapt
-from domainbed.algorithms.handed import arguments, by_name
 from domainbed.config.dimensions import DatasetFacts, Foreign
+from domainbed.core.fork_calls import arguments, by_name
 from domainbed.core.forks import SPACES, Fork
 
 

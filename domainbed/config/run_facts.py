@@ -91,3 +91,15 @@ class HParams(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
+
+
+class Handed(HParams):
+    """Hyper-parameters that are also attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Handed, (dict(self), self.facts)

@@ -109,7 +109,7 @@ class Fork:
         folder = file.parent
         while (folder / "__init__.py").exists():
             folder = folder.parent
-        if folder == file.parent and folder.name == "domainbed":
+        if folder.name == "domainbed":  # a package without __init__.py
             folder = folder.parent
         self.folder, self.path = folder, path
         self._inside = cache(self._find_inside)

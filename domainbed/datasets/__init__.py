@@ -52,6 +52,8 @@ from domainbed.datasets.published_trees import (
 )
 from domainbed.datasets.domain import TensorDomain
 from domainbed.datasets.debug import Debug28, Debug224
+from domainbed.datasets import forks
+from domainbed.core.forks import on_fork
 from domainbed.datasets.image_domains import apply_data_options, apply_features, data_options
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.config.dimensions import DatasetFacts
@@ -179,6 +181,8 @@ def _construct(
         seed_everything(seeding.data_seed(trial_seed) if data_seed is None else data_seed)
         return cls(root, test_envs, hparams)
 
+
+on_fork(forks.register)
 
 __all__ = [
     "DATASETS",

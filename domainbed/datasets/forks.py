@@ -1,0 +1,107 @@
+"""The datasets of forks, as datasets of this package."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch.utils.data import Dataset, TensorDataset
+
+from domainbed.config.run_facts import Handed, RunFacts
+from domainbed.core.fork_calls import arguments, by_name
+from domainbed.core.forks import DATASETS as FILES
+from domainbed.core.forks import Fork
+from domainbed.datasets.base import DATASETS, MultipleDomainDataset
+from domainbed.datasets.images.transforms import evaluation_transform, training_transform
+
+_BASE = MultipleDomainDataset.__name__
+_ROOT = ("root", "root_dir", "data_dir", "data_path", "path")
+_KNOWN = {*_ROOT, "test_envs", "hparams", "args", "augment", "input_shape"}
+
+
+class ForkDataset(MultipleDomainDataset):
+    """A dataset of a fork; its subclasses each name the fork's class.
+
+    Pictures are resized, augmented and normalised as this package does with image files, unless
+    the fork makes tensors of them. What a sample has beside input and label is in its extras, as
+    `extra0` and so on where it has no names.
+    """
+
+    foreign: ClassVar[Any]
+    folder: ClassVar[Path]
+
+    def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        known: dict[str, Any] = dict.fromkeys(_ROOT, root)
+        known |= {"test_envs": list(test_envs), "hparams": Handed(hparams, RunFacts())}
+        known["augment"] = hparams.get("data_augmentation", True)
+        made = by_name(self.foreign, {**known, "args": arguments(self.folder, known)})
+        domains = [made[number] for number in range(len(made))]
+        plain = [type(each) is TensorDataset and len(each.tensors) == 2 for each in domains]
+        self.datasets = [
+            each if is_plain else _Samples(each) for each, is_plain in zip(domains, plain)
+        ]
+        self.input_shape, self.num_classes = tuple(made.input_shape), made.num_classes
+        self.collate = getattr(made, "collate_fn", None)
+        self.classes = getattr(made, "classes", getattr(domains[0], "classes", ()))
+
+
+class _Samples(Dataset[tuple[Any, ...]]):
+    """The samples of one domain."""
+
+    def __init__(self, samples: Any) -> None:
+        self._samples = samples
+        if hasattr(samples, "targets") and getattr(samples, "target_transform", None) is None:
+            self.targets = samples.targets
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return self._sample(index, evaluation_transform)
+
+    def augmented(self, index: int) -> tuple[Any, ...]:
+        """As `[index]`; a picture with the training augmentation."""
+        return self._sample(index, training_transform)
+
+    def _sample(self, index: int, transform: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        x, y, *others = self._samples[index]
+        if isinstance(x, Image):
+            x = transform(torch.from_numpy(np.array(x.convert("RGB"))).permute(2, 0, 1))
+        if not others or isinstance(others[0], Mapping):
+            return x, y, *others
+        return x, y, {f"extra{number}": value for number, value in enumerate(others)}
+
+
+def register(fork: Fork) -> None:
+    """Registers the datasets of a fork that can be made of a data folder."""
+    fork.module_of(FILES)
+    fork.register(DATASETS, [_adapted(cls, fork) for cls in fork.classes() if _is_dataset(cls)])
+
+
+def _is_dataset(cls: type) -> bool:
+    parameters = inspect.signature(cls).parameters.values()
+    required = {p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL}
+    names = getattr(cls, "ENVIRONMENTS", None)
+    has_domains = names is not None and len(names) > 0
+    return (
+        any(base.__name__ == _BASE for base in cls.__mro__[1:])
+        and has_domains
+        and required <= _KNOWN
+    )
+
+
+def _adapted(cls: Any, fork: Fork) -> type[MultipleDomainDataset]:
+    if issubclass(cls, MultipleDomainDataset):
+        return cls
+    shape = getattr(cls, "INPUT_SHAPE", None) or ()
+    is_small = shape[-1:] == (28,) or any("MNIST" in base.__name__ for base in cls.__mro__)
+    kept = ("N_STEPS", "CHECKPOINT_FREQ", "__doc__", "__module__", "__qualname__")
+    members = {name: getattr(cls, name) for name in kept if hasattr(cls, name)}
+    members |= {"foreign": cls, "folder": fork.folder, "small_images": is_small}
+    members["ENVIRONMENTS"] = [str(name) for name in cls.ENVIRONMENTS]
+    return type(cls.__name__, (ForkDataset,), members)
