@@ -22,7 +22,7 @@ from domainbed.config.protocols import (
     get_protocol,
     of_frozen_features,
 )
-from domainbed.config.run_fields import RunFields
+from domainbed.config.run_fields import DataFields, RunFields
 from domainbed.core.files import file_digest
 from domainbed.core.names import dataset_label, describe_run
 from domainbed.core.seeding import hparams_draw_seed, run_seed, seed_hash
@@ -242,7 +242,9 @@ class Resolver:
         """
         usual = FROZEN_FEATURES if fields.get("features") else DEFAULT_PROTOCOL
         published = get_protocol(fields.get("protocol") or usual)
-        data, declaring = get_dataset_class(dataset), get_algorithm_class(algorithm)
+        own = {name: fields[name] for name in DataFields.model_fields if name in fields}
+        data = get_dataset_class(dataset, make(DataFields, own))
+        declaring = get_algorithm_class(algorithm)
         values = {
             "labels": getattr(data, "labels", "classes"),
             **published.fields,

@@ -84,10 +84,10 @@ def hparams(parser: Parser) -> Run:
 
 
 def _hparams(args: argparse.Namespace) -> Rows:
-    from domainbed.datasets import get_dataset_class
+    from domainbed.datasets import require_dataset
     from domainbed.hparams import options, search_space
 
-    get_dataset_class(args.dataset)
+    require_dataset(args.dataset)
     place = (args.algorithm, args.dataset, args.features)
     space: dict[str, Any] = search_space(*place)
     space |= {k: v for k, v in options(*place).items() if k not in space}

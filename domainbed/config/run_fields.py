@@ -40,11 +40,50 @@ class FeatureSource(Settings):
         return ", ".join(words + ["bf16"] * (self.precision == "bf16"))
 
 
+class DataFields(Settings):
+    """How a user's own data is to be read: its columns and the names in it."""
+
+    columns: dict[Text, Text | list[Text]] = Field(
+        {},
+        description="of a table, by what they are: {path: image, label: diagnosis, group: patient}",
+        json_schema_extra={"default_text": "those named so; none for group and attribute"},
+    )
+    classes: dict[Text, Listed[Text]] = Field(
+        {},
+        description="names in the data that mean a class: {bird: [vogel, flying]}",
+        json_schema_extra={"default_text": "each name is a class"},
+    )
+    missing_classes: Literal["refuse", "allow"] = Field(
+        "refuse", description="domains that lack classes which others have"
+    )
+
+    def of_data(self) -> str:
+        """These fields alone, as JSON."""
+        return self.model_dump_json(include={*DataFields.model_fields})
+
+    @property
+    def meant(self) -> dict[str, str]:
+        """The class that a name in the data means, where that is another.
+
+        Raises:
+            UserError: a name means two classes.
+        """
+        found: dict[str, str] = {}
+        for name, others in self.classes.items():
+            for other in others:
+                if found.setdefault(other, name) != name:
+                    raise UserError(
+                        f"{other!r} means {found[other]!r} and {name!r}: name it once",
+                        *("classes", name),
+                    )
+        return found
+
+
 def _named_backbone(value: Any) -> Any:
     return {"backbone": value} if isinstance(value, str) else value
 
 
-class RunFields(Settings):
+class RunFields(DataFields):
     """What a run's numbers depend on. A field that is not set has its protocol's value."""
 
     protocol: str = Field(

@@ -134,7 +134,7 @@ def variant_label(label: str, variant: str) -> str:
     return f"{label} [{variant}]" if variant else label
 
 
-MANIFESTS = (".csv", ".jsonl")
+MANIFESTS = (".csv", ".tsv", ".jsonl")
 """The endings of files that list images, in lower case."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -60,25 +60,45 @@ from domainbed.config.dimensions import DatasetFacts
 from domainbed.errors import UserError
 from domainbed.core.files import cache_folder
 from domainbed.core.names import dataset_label, is_manifest
-from domainbed.config.run_fields import FeatureSource
+from domainbed.config.run_fields import DataFields, FeatureSource
 from domainbed.core.seeding import seed_everything
 
 
-def get_dataset_class(name: str) -> Any:
-    """The class registered under `name`, or that of a user's own images.
+def require_dataset(name: str) -> None:
+    """Makes sure that a name is registered, or of a user's own data, which it does not look at.
+
+    Raises:
+        UserError: no such dataset; the message suggests the nearest name and lists all.
+    """
+    if _maker(name) is None:
+        get_dataset_class(name)
+
+
+def _maker(name: str) -> Callable[[str, DataFields], Any] | None:
+    """What makes the class of a user's own data; None for other names."""
+    if name.startswith("folder:") or name.endswith((".yaml", ".yml")):
+        return folder_dataset
+    return manifest_dataset if is_manifest(name) else None
+
+
+def get_dataset_class(name: str, options: DataFields | None = None) -> Any:
+    """The class registered under `name`, or that of a user's own data.
 
     Args:
         name: a registered name; `folder:PATH`, images in `PATH/domain/class/`; the path of a
             YAML file that describes such a folder (see `folder_dataset`); or that of a CSV or
             JSON Lines file that lists images, also as `manifest:PATH` (see `manifest_dataset`).
+        options: how own data is to be read; those of a run, say.
 
     Raises:
         UserError: no such dataset; the message suggests the nearest name and lists all.
     """
-    if name.startswith("folder:") or name.endswith((".yaml", ".yml")):
-        return folder_dataset(name)
-    if is_manifest(name):
-        return manifest_dataset(name)
+    options = options or DataFields()
+    if maker := _maker(name):
+        return maker(name, options)
+    for field, usual in DataFields():
+        if getattr(options, field) != usual:
+            raise UserError(f"{field} is for data of your own, not for {name}: leave it out", field)
     if name not in DATASETS and ("/" in name or os.path.isdir(name)):
         raise UserError(
             f"unknown dataset {name!r}: for a folder of your own images, write 'folder:{name}'"
@@ -116,6 +136,7 @@ def load_dataset(
     trial_seed: int,
     data_seed: int | None = None,
     features: FeatureSource | None = None,
+    options: DataFields | None = None,
 ) -> MultipleDomainDataset:
     """Builds a dataset, or returns the one that an earlier run of this process built.
 
@@ -130,8 +151,9 @@ def load_dataset(
         trial_seed: decides what the dataset itself draws: shuffle, label and colour noise.
         data_seed: replaces the trial seed there; in DomainBed it is the run's seed.
         features: replace the images by features of them, which are computed unless they exist.
+        options: how own data is to be read.
     """
-    cls = get_dataset_class(name)
+    cls = get_dataset_class(name, options)
 
     def build() -> MultipleDomainDataset:
         dataset = _construct(cls, root, list(test_envs), hparams, trial_seed, data_seed)
@@ -145,7 +167,7 @@ def load_dataset(
     # Not inherited by the subclasses of plug-ins, whose constructors may read other things.
     if not (vars(cls).get("shareable") or (cls.__module__.startswith(__name__) and cls.shareable)):
         return build()
-    options = {option: cls.option(option, hparams) for option in cls.options}
+    chosen = {option: cls.option(option, hparams) for option in cls.options}
     key = (
         name,
         root,
@@ -153,7 +175,8 @@ def load_dataset(
         data_seed,
         features,
         str(data_options(hparams)),
-        *options.items(),
+        *chosen.items(),
+        options and options.of_data(),
     )
     if key not in _shared:
         _shared.clear()  # one dataset at a time: they are large
@@ -219,4 +242,5 @@ __all__ = [
     "get_dataset_class",
     "load_dataset",
     "manifest_dataset",
+    "require_dataset",
 ]

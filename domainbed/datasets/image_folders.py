@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from domainbed.config.dataset_info import DatasetInfo
+from domainbed.config.run_fields import DataFields
 from domainbed.core.image_files import (
     IMAGE_EXTENSIONS,
     class_folders,
@@ -39,12 +40,17 @@ class Contents:
         classes: names, in order.
         images: per domain the files that are there, and their labels.
         missing: what is missing, in one line; "" for nothing.
+        out_splits, groups, attribute_names, attributes: see `MultipleDomainDataset`.
     """
 
     domains: Sequence[str]
     classes: Sequence[str]
     images: Sequence[Sequence[tuple[Path, int]]]
     missing: str = ""
+    out_splits: Sequence[Sequence[int]] | None = None
+    groups: Sequence[Sequence[str]] | None = None
+    attribute_names: Sequence[str] = ()
+    attributes: Sequence[Sequence[int]] | None = None
 
     def by_class(self) -> dict[str, dict[str, list[Path]]]:
         """The files of each class that a domain has images of."""
@@ -97,6 +103,8 @@ class ImageDataset(MultipleDomainDataset):
                     )
         self.domain_names, self.classes = list(contents.domains), list(contents.classes)
         self.num_classes = len(self.classes)
+        self.out_splits, self.groups = contents.out_splits, contents.groups
+        self.attribute_names, self.attributes = contents.attribute_names, contents.attributes
         self.datasets = [
             ImageDomain([file for file, _ in own], [label for _, label in own], self.crop)
             for own in contents.images
@@ -120,15 +128,16 @@ class ImageFolderDataset(ImageDataset):
     """
 
     CHECKPOINT_FREQ = 300
+    names: ClassVar[DataFields] = DataFields()
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
         folder = self.locate(root)
-        domains = folder_names(folder) if os.path.isdir(folder) else []
+        domains, options = folder_names(folder) if os.path.isdir(folder) else [], self.names
         if len(domains) < 2:
             found = f"found {len(domains)} domain folder(s)"
             raise self._absent(folder, found, "<domain>/<class>/<image> below it")
-        places = class_folders(folder, domains)
-        classes = _common_classes(folder, places)
+        places = class_places(folder, domains, options.meant)
+        classes = _common_classes(folder, places, options.missing_classes == "allow")
         listed = [_listed(folder / name, places[name], classes) for name in domains]
         remedy = f"complete it, or use it as --dataset folder:{folder}"
         self._take(folder, Contents(domains, classes, listed), remedy)
@@ -136,14 +145,26 @@ class ImageFolderDataset(ImageDataset):
             warnings.warn(f"ignored in {str(folder)!r}: {others}", stacklevel=2)
 
 
+def class_places(
+    root: Path, domains: Sequence[str], meant: Mapping[str, str]
+) -> dict[str, dict[str, list[str]]]:
+    """For each domain the folders of its classes, by the names of the classes that they mean."""
+    places: dict[str, dict[str, list[str]]] = {}
+    for domain, own in class_folders(root, domains).items():
+        places[domain] = {}
+        for name, folder in own.items():
+            places[domain].setdefault(meant.get(name, name), []).append(folder)
+    return places
+
+
 def _listed(
-    folder: Path, places: Mapping[str, str], classes: Sequence[str]
+    folder: Path, places: Mapping[str, Sequence[str]], classes: Sequence[str]
 ) -> list[tuple[Path, int]]:
     """The images in the folders of the classes, class by class and within one in name order."""
     found: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        files = images(folder / places[name])
-        if not files:
+        files = [file for place in places.get(name, ()) for file in images(folder / place)]
+        if name in places and not files:
             raise UserError(
                 f"no images of class {name!r} in {folder / name}: expected files ending in "
                 + ", ".join(IMAGE_EXTENSIONS)
@@ -152,7 +173,9 @@ def _listed(
     return found
 
 
-def _common_classes(root: Path, places: Mapping[str, Mapping[str, str]]) -> list[str]:
+def _common_classes(
+    root: Path, places: Mapping[str, Mapping[str, Sequence[str]]], may_lack: bool
+) -> list[str]:
     """The classes, which every domain must have: labels are positions in this one list."""
     per_domain = {domain: sorted(own) for domain, own in places.items()}
     classes = sorted(set().union(*per_domain.values()))
@@ -161,16 +184,19 @@ def _common_classes(root: Path, places: Mapping[str, Mapping[str, str]]) -> list
         for domain, own in per_domain.items()
         if own != classes
     ]
-    if lacking:
+    if lacking and not may_lack:
         raise UserError(
             f"the domains in {str(root)!r} have different classes: {'; '.join(lacking)}. Add the "
-            "missing folders, or remove those classes from all domains"
+            f"missing folders, remove those classes from all domains, {ALLOW_MISSING}"
         )
     if not classes:
         raise UserError(
             f"no class folders in {root / next(iter(places))}: expected <domain>/<class>/<image>"
         )
     return classes
+
+
+ALLOW_MISSING = "name what means one class in 'classes', or set missing_classes to allow"
 
 
 class _Folder(Settings):
@@ -182,16 +208,19 @@ class _Folder(Settings):
     test_domains: Listed[Annotated[int, Field(ge=0)]] | None = None
 
 
-def folder_dataset(name: str) -> type[ImageFolderDataset]:
+def folder_dataset(name: str, options: DataFields) -> type[ImageFolderDataset]:
     """The dataset class of a user's own images, without code.
 
     Args:
         name: `folder:PATH`, or the path of a YAML file with `path` (from the file's own folder)
             and, if wanted, `steps`, `checkpoint_freq`, and the list `test_domains`.
+        options: the names of classes in the data, and whether domains may lack some.
 
     Raises:
         UserError: the folder or the file does not exist, or the file has other fields.
     """
+    if options.columns:
+        raise UserError(f"{name!r} is a folder, which has no columns: leave them out", "columns")
     if name == "folder:":
         raise UserError("dataset 'folder:' names no folder: write 'folder:PATH'", "dataset")
     if name.startswith("folder:"):
@@ -212,6 +241,7 @@ def folder_dataset(name: str) -> type[ImageFolderDataset]:
         "N_STEPS": fields.steps,
         "CHECKPOINT_FREQ": fields.checkpoint_freq,
         "test_domains": fields.test_domains,
+        "names": options,
         "__doc__": f"The images in {path}.",
     }
     return type(dataset_label(name), (ImageFolderDataset,), attributes)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import glob
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
+from domainbed.config.run_fields import DataFields
 from domainbed.core.files import regular
-from domainbed.core.names import MANIFESTS, dataset_label
-from domainbed.datasets.image_folders import Contents, ImageDataset
+from domainbed.core.image_files import is_image
+from domainbed.core.names import dataset_label
+from domainbed.datasets.image_folders import ALLOW_MISSING, Contents, ImageDataset
+from domainbed.datasets.rows import name_ignored_groups, read_rows
 from domainbed.errors import UserError
 
 _COLUMNS = ("path", "label", "domain")
@@ -25,13 +27,15 @@ _EXPECTED = "expected path, label and domain, and in all lines or in none split"
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a manifest; `split` is "in", "out", or empty where the trial decides."""
+    """An image of a manifest; `split` is "in", "out", or empty where the trial decides."""
 
     line: int
     path: str
     label: str
     domain: str
     split: str
+    group: str = ""
+    attribute: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,15 @@ class Manifest:
         contents: domains in name order; classes in name order, or in numeric order where all are
             whole numbers; images class by class and within a class in the order of the paths.
         lines: of the images, in the order of the lines.
-        out_splits: per domain the positions of the images that validate, where the file says so.
     """
 
     file: Path
     contents: Contents
     lines: Mapping[Path, int]
-    out_splits: Sequence[Sequence[int]] | None
 
 
 class ManifestDataset(ImageDataset):
     """The images that a manifest lists. `manifest_dataset` makes a class of each manifest.
-
-    Attributes:
-        out_splits: per domain the positions of the images that validate, where the manifest
-            says so; None where the trial decides, as it does for other datasets.
 
     Raises:
         UserError: an image does not exist, or is listed twice.
@@ -77,7 +75,6 @@ class ManifestDataset(ImageDataset):
             )
         _refuse_repeats(self.manifest)
         self._take(folder, self.contents(folder))
-        self.out_splits = self.manifest.out_splits
 
     @classmethod
     def locate(cls, root: str) -> Path:
@@ -105,13 +102,14 @@ def _refuse_repeats(manifest: Manifest) -> None:
         first[real] = line
 
 
-def manifest_dataset(name: str) -> type[ManifestDataset]:
+def manifest_dataset(name: str, options: DataFields) -> type[ManifestDataset]:
     """The dataset class of a manifest, without code.
 
     Args:
-        name: `manifest:FILE` or `FILE`, which ends in `.csv` or `.jsonl` (one object a line).
-            Columns, or keys: `path` of the image, `label` and `domain`; and if wanted `split`,
-            "in" or "train" for images that train, "out" or "val" for those that validate.
+        name: `manifest:FILE` or `FILE`, see `read_rows`. Columns, or keys: `path` of the image, or
+            a pattern of several paths, `label` and `domain`; and if wanted `split`, "in" or "train"
+            for images that train, "out" or "val" for those that validate.
+        options: other names of the columns, and the columns `group` and `attribute`.
 
     Raises:
         UserError: no such file, or one that is not a manifest; the message names the line.
@@ -119,7 +117,7 @@ def manifest_dataset(name: str) -> type[ManifestDataset]:
     file = Path(name.removeprefix("manifest:")).expanduser().resolve()
     try:
         facts = regular(file).stat()
-        manifest = _read(file, facts.st_mtime_ns, facts.st_size)
+        manifest = _read(file, facts.st_mtime_ns, facts.st_size, options.of_data())
     except OSError as error:
         raise UserError(
             f"dataset manifest {str(file)!r} cannot be read ({error.strerror}): check the path"
@@ -133,90 +131,54 @@ def manifest_dataset(name: str) -> type[ManifestDataset]:
 
 
 @lru_cache(maxsize=8)  # a sweep asks for its dataset's class once per run
-def _read(file: Path, modified: int, size: int) -> Manifest:
+def _read(file: Path, modified: int, size: int, of_data: str) -> Manifest:
     """Reads the file, again if it has changed since."""
-    if file.suffix.lower() not in MANIFESTS:
-        raise UserError(f"dataset manifest {str(file)!r}: expected a file ending in .csv or .jsonl")
-    rows = _csv_rows if file.suffix.lower() == ".csv" else _json_rows
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            entries = [_entry(row, file, line) for line, row in rows(stream, file)]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error}): save it as UTF-8") from error
-    if not entries:
+    options = DataFields.model_validate_json(of_data)
+    rows = read_rows(file)
+    if not rows.rows:
         raise UserError(f"{file} lists no images: {_EXPECTED}")
-    return _arranged(file, entries)
+    chosen = {name: str(column) for name, column in options.columns.items()}
+    # What was never said of a column of such a name must not change how its data is split.
+    optional = ("split", *(name for name in ("group", "attribute") if name in chosen))
+    columns = rows.columns(chosen, _COLUMNS, optional)
+    name_ignored_groups(rows, columns)
+    entries = [
+        each
+        for line, row in rows.rows
+        for each in _expanded(_entry(row, file, line, columns), file)
+    ]
+    return _arranged(file, entries, options)
 
 
-def _csv_rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
-    """Line numbers and rows; lines without any text are skipped."""
-    reader = csv.DictReader(stream, strict=True)
-    try:
-        names = list(reader.fieldnames or _COLUMNS)
-        separators = [each for each in ";\t|" if len(names) == 1 and each in names[0]]
-        if separators:
-            raise UserError(
-                f"{file}, line 1: the separator is {separators[0]!r}: save it with commas"
-            )
-        for name in (*_COLUMNS, "split"):
-            if names.count(name) > 1 or (name in _COLUMNS and name not in names):
-                raise UserError(
-                    f"{file}, line 1: {names.count(name)} columns {name!r} in "
-                    f"{', '.join(names)!r}: {_EXPECTED}, each once"
-                )
-        for row in reader:
-            if None in row:
-                raise UserError(
-                    f"{file}, line {reader.line_num}: more values than columns: put values that "
-                    "contain commas in double quotes"
-                )
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(
-            f"{file}, line {reader.reader.line_num}: not valid CSV ({error}): correct that line"
-        ) from error
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, none of whose keys may be given twice."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        raise ValueError("a key is given twice")
-    return row
-
-
-def _json_rows(stream: TextIO, file: Path) -> Iterator[tuple[int, dict[Any, Any]]]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, object_pairs_hook=_without_repeats)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{file}, line {number}: not valid JSON ({error}): write one object a line"
-            ) from error
-        if not isinstance(row, dict):
-            raise UserError(f"{file}, line {number}: not a JSON object: {_EXPECTED}")
-        yield number, row
-
-
-def _entry(row: Mapping[str, Any], file: Path, line: int) -> Entry:
+def _entry(row: Mapping[str, Any], file: Path, line: int, columns: Mapping[str, str]) -> Entry:
     values = {}
-    for name in (*_COLUMNS, "split"):
-        value = row.get(name)
+    for name, column in columns.items():
+        value = row.get(column)
         if not isinstance(value, (str, int, type(None))) or isinstance(value, bool):
             raise UserError(
-                f"{file}, line {line}: {name!r} is {value!r}: expected text or a whole number"
+                f"{file}, line {line}: {column!r} is {value!r}: expected text or a whole number"
             )
         values[name] = "" if value is None else str(value).strip()
-        if not values[name] and name in _COLUMNS:
-            raise UserError(f"{file}, line {line}: {name!r} is missing: {_EXPECTED}")
-    if values["split"] not in _SPLITS:
+        if not values[name] and name != "split":
+            raise UserError(f"{file}, line {line}: {column!r} is missing: {_EXPECTED}")
+    split = values.setdefault("split", "")
+    if split not in _SPLITS:
         raise UserError(
-            f"{file}, line {line}: 'split' is {values['split']!r}: expected one of "
+            f"{file}, line {line}: {columns['split']!r} is {split!r}: expected one of "
             + ", ".join(filter(None, _SPLITS))
         )
-    return Entry(line, **{**values, "split": _SPLITS[values["split"]]})
+    return Entry(line, **{**values, "split": _SPLITS[split]})
+
+
+def _expanded(entry: Entry, file: Path) -> list[Entry]:
+    """The entry, or one of each image that its path matches, as `scans/17/*.png` does."""
+    if not glob.has_magic(entry.path) or os.path.exists(file.parent / entry.path):
+        return [entry]
+    found = glob.glob(entry.path, root_dir=file.parent, recursive=True)
+    paths = sorted(path for path in found if is_image(os.path.basename(path)))
+    if not paths:
+        raise UserError(f"{file}, line {entry.line}: no image matches {entry.path!r}")
+    return [replace(entry, path=path) for path in paths]
 
 
 def _composed(entries: Sequence[Entry]) -> Sequence[Entry]:
@@ -228,9 +190,18 @@ def _composed(entries: Sequence[Entry]) -> Sequence[Entry]:
     return [replace(e, label=composed[e.label], domain=composed[e.domain]) for e in entries]
 
 
-def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Each once, in name order, or in numeric order where all are whole numbers."""
+    found = sorted(set(names))
+    if all(re.fullmatch(r"-?\d+", name) for name in found):
+        found.sort(key=int)
+    return found
+
+
+def _arranged(file: Path, entries: Sequence[Entry], options: DataFields) -> Manifest:
     """The manifest with these images, whatever their order in the file."""
-    entries = _composed(entries)
+    meant = options.meant
+    entries = [replace(e, label=meant.get(e.label, e.label)) for e in _composed(entries)]
     first: dict[str, int] = {}
     for entry in entries:
         line = first.setdefault(os.path.normpath(file.parent / entry.path), entry.line)
@@ -239,9 +210,7 @@ def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
                 f"{file}, line {entry.line}: {entry.path!r} is already listed in line {line}: "
                 "list each image once"
             )
-    classes = sorted({entry.label for entry in entries})
-    if all(re.fullmatch(r"-?\d+", label) for label in classes):
-        classes.sort(key=int)
+    classes = _in_order(entry.label for entry in entries)
     number = {name: label for label, name in enumerate(classes)}
     domains = sorted({entry.domain for entry in entries})
     images = {name: [entry for entry in entries if entry.domain == name] for name in domains}
@@ -253,12 +222,12 @@ def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
     fixes_splits = any(entry.split for entry in entries)
     for domain, own in images.items():
         lacking = set(classes).difference(entry.label for entry in own)
-        if lacking:
+        if lacking and options.missing_classes == "refuse":
             other = next(entry for entry in entries if entry.label in lacking)
             raise UserError(
                 f"{file}, line {other.line}: the domain {other.domain!r} has the label "
                 f"{other.label!r}, but {domain!r} lacks {', '.join(sorted(lacking))}: all domains "
-                "must have the same labels"
+                f"must have the same labels, {ALLOW_MISSING}"
             )
         splits = {entry.split for entry in own}
         if fixes_splits and splits != {"in", "out"}:
@@ -269,13 +238,18 @@ def _arranged(file: Path, entries: Sequence[Entry]) -> Manifest:
                 "('in') and images to validate ('out') in every domain, and no others"
             )
         own.sort(key=lambda entry: (number[entry.label], *os.path.split(entry.path)))
-    folder = file.parent
-    out_splits = [
-        [i for i, entry in enumerate(own) if entry.split == "out"] for own in images.values()
-    ]
+    folder, attributes = file.parent, _in_order(entry.attribute for entry in entries)
     listed = [
         [(folder / entry.path, number[entry.label]) for entry in own] for own in images.values()
     ]
-    lines = {folder / entry.path: entry.line for entry in entries}
     contents = Contents(domains, classes, listed)
-    return Manifest(file, contents, lines, out_splits if fixes_splits else None)
+    if fixes_splits:
+        out = [[i for i, e in enumerate(own) if e.split == "out"] for own in images.values()]
+        contents = replace(contents, out_splits=out)
+    if "group" in options.columns:
+        groups = [[entry.group for entry in own] for own in images.values()]
+        contents = replace(contents, groups=groups)
+    if "attribute" in options.columns:
+        found = [[attributes.index(entry.attribute) for entry in own] for own in images.values()]
+        contents = replace(contents, attribute_names=attributes, attributes=found)
+    return Manifest(file, contents, {folder / entry.path: entry.line for entry in entries})

@@ -260,7 +260,8 @@ def _own_problems(counts: Counts) -> list[Problem]:
 def _validating(dataset: Any) -> set[Path]:
     """The images that validate, where a manifest says so."""
     manifest = getattr(dataset, "manifest", None)
-    own = zip(manifest.contents.images, manifest.out_splits or ()) if manifest else ()
+    contents = manifest.contents if manifest else None
+    own = zip(contents.images, contents.out_splits or ()) if contents else ()
     return {images[position][0] for images, out in own for position in out}
 
 

@@ -68,7 +68,7 @@ def _chosen(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-_Dataset = Annotated[Text, known_to("domainbed.datasets", "get_dataset_class")]
+_Dataset = Annotated[Text, known_to("domainbed.datasets", "require_dataset")]
 _Algorithm = Annotated[Text, known_to("domainbed.algorithms", "get_algorithm_class")]
 _Selection = Annotated[Text, known_to("domainbed.selection", "SELECTION_METHODS")]
 _Domain = Annotated[int, Field(ge=0)]

@@ -93,8 +93,8 @@ class Launch:
     def _absent_data(self, fetched: bool) -> list[str]:
         """Which published datasets are not there, of those that a run fetches by itself or not."""
         data_dir = self.config.data_dir
-        names = dict.fromkeys(self.runs[run_id].dataset for run_id in self.todo)
-        infos = {name: get_dataset_class(name).info for name in names}
+        specs = {self.runs[run_id].dataset: self.runs[run_id] for run_id in self.todo}
+        infos = {name: get_dataset_class(name, spec).info for name, spec in specs.items()}
         return [
             f"{name} is not in {data_dir!r}: get it with `domainbed data download {name} "
             f"--data_dir {data_dir}`{' (a first run does so by itself)' * fetched}, or give "
@@ -254,7 +254,7 @@ def common_of(runs: Mapping[str, RunSpec]) -> dict[Cell, dict[str, Any]]:
     for cell, spec in firsts.items():
         values = common_to({**spec.as_json(), "identity": spec.identity()})
         with contextlib.suppress(UserError):  # it may not be registered where it is rerun
-            values["domains"] = list(get_dataset_class(spec.dataset).ENVIRONMENTS)
+            values["domains"] = list(get_dataset_class(spec.dataset, spec).ENVIRONMENTS)
         found[cell] = json.loads(json.dumps(values))
     return found
 

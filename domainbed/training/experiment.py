@@ -355,7 +355,7 @@ def dataset_of(spec: RunSpec, data_dir: str) -> MultipleDomainDataset:
     Raises:
         UserError: the data is not there.
     """
-    with _named(get_dataset_class(spec.dataset)):
+    with _named(get_dataset_class(spec.dataset, spec)):
         return load_dataset(
             spec.dataset,
             data_dir,
@@ -364,6 +364,7 @@ def dataset_of(spec: RunSpec, data_dir: str) -> MultipleDomainDataset:
             spec.trial_seed,
             data_seed=spec.seed if spec.data_seed == "run" else None,
             features=spec.features,
+            options=spec,
         )
 
 

@@ -463,7 +463,7 @@ def pictures(
         UserError: the data is not there, or its inputs are no pictures.
     """
     spec = read_spec(folder)
-    cls = get_dataset_class(spec.dataset)
+    cls = get_dataset_class(spec.dataset, spec)
     info = cls.info
     if info is None or not cls.small_images or spec.features:
         raise UserError(f"{spec.dataset} has no small images")

@@ -132,8 +132,8 @@ GOOD = ("x.png,cat,a", "y.png,cat,b")
     ("lines", "message"),
     [
         (("path,class,domain", *GOOD), "line 1: 0 columns 'label' in 'path, class, domain'"),
-        (("path;label;domain", "x.png;cat;a"), "line 1: the separator is ';': save it with commas"),
-        (("path\tlabel\tdomain",), "line 1: the separator is '\\t': save it with commas"),
+        (("path;label;domain", "x.png;cat;a"), "line 2: all images are of the domain 'a'"),
+        (("path\tlabel\tdomain", "x.png\tcat;a"), "line 2: 'domain' is missing"),
         ((), "bad.csv lists no images: expected path, label and domain"),
         ((HEADER,), "bad.csv lists no images"),
         ((HEADER, GOOD[0]), "line 2: all images are of the domain 'a'"),
@@ -175,8 +175,8 @@ def test_bad_csv(lines, message, tmp_path):
             ('{"path": "x", "label": 1, "label": 2, "domain": "a"}',),
             "line 1: not valid JSON (a key",
         ),
-        (("", "[1]"), "line 2: not a JSON object: expected path, label and domain"),
-        (('{"path": "x", "label": 1}',), "line 1: 'domain' is missing"),
+        (("", "[1]"), "line 2: not a JSON object: write one object a line"),
+        (('{"path": "x", "label": 1}',), "line 1: 0 columns 'domain' in 'path, label'"),
         (('{"path": "x", "label": [1], "domain": "a"}',), "line 1: 'label' is [1]: expected text"),
         (('{"path": "x", "label": true, "domain": "a"}',), "line 1: 'label' is True"),
     ],
@@ -190,10 +190,11 @@ def test_bad_json_lines(lines, message, tmp_path):
 def test_files_that_are_no_manifests(tmp_path):
     with pytest.raises(UserError, match=r"manifest '.*none.csv' cannot be read .*: check the path"):
         get_dataset_class(str(tmp_path / "none.csv"))
-    (tmp_path / "latin.csv").write_bytes(b"path,label,domain\n\xe9.png,cat,a\n")
-    with pytest.raises(UserError, match=r"latin.csv is not UTF-8 text"):
-        get_dataset_class(str(tmp_path / "latin.csv"))
-    with pytest.raises(UserError, match=r"expected a file ending in .csv or .jsonl"):
+    for content in (b"path,label,domain\n\x81.png,cat,a\n", "path,label".encode("utf-16-le")):
+        (tmp_path / "bytes.csv").write_bytes(content)
+        with pytest.raises(UserError, match=r"bytes.csv is neither UTF-8 nor marked UTF-16"):
+            get_dataset_class(str(tmp_path / "bytes.csv"))
+    with pytest.raises(UserError, match=r"expected a file ending in .csv, .tsv, .jsonl"):
         get_dataset_class(f"manifest:{written(tmp_path, HEADER, name='m.txt')}")
 
 
