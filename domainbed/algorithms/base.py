@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -176,6 +177,10 @@ class Algorithm(nn.Module):
     needs_text: ClassVar[bool] = False
     """Whether its classifier is made of the classes' names, by a backbone that reads text."""
 
+    memory_format: ClassVar[torch.memory_format] = torch.channels_last
+    """Of the weights of convolutions. Code that reshapes them by `view` needs PyTorch's usual
+    `torch.contiguous_format`."""
+
     predicts_batches: ClassVar[bool] = False
     """Whether a prediction depends on the other inputs of its batch, which must then be of one
     domain."""
@@ -322,6 +327,9 @@ class Algorithm(nn.Module):
     def on_start(self) -> None:
         """Called before the first update of a stage, and not when a run resumes."""
 
+    def on_step(self) -> None:
+        """Called after each update; its number is in `facts.step`, the data in `facts.splits`."""
+
     def on_record(self, metrics: dict[str, float]) -> bool | None:
         """Called with each record's numbers, to which it may add; true ends the stage there."""
 
@@ -331,6 +339,14 @@ class Algorithm(nn.Module):
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Logits: (B, *input_shape) to (B, C)."""
         raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """As `predict`."""
+        return self.predict(x)
+
+    def clone(self) -> Any:
+        """A copy with optimizers of its own."""
+        return copy.deepcopy(self)
 
     def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """A function that predicts the batches of one split, or of one domain, in turn.
@@ -476,6 +492,12 @@ def predictor_of(algorithm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     """See `Algorithm.predictor`; a module that only has `predict` predicts with that."""
     predictor = getattr(algorithm, "predictor", None)
     return predictor() if predictor else algorithm.predict
+
+
+def named_predictor_of(algorithm: Any) -> Callable[[torch.Tensor], Mapping[str, torch.Tensor]]:
+    """What it predicts, by name: with the empty name what `predictor_of` predicts."""
+    predict = predictor_of(algorithm)
+    return getattr(algorithm, "predict_named", None) or (lambda x: {"": predict(x)})
 
 
 _AT_HAND = ("cpu",)

@@ -1,20 +1,62 @@
 """Classes written for DomainBed's forks, as algorithms of this package.
 
-A fork's class has `update` and `predict`. What its constructor and its `update` are called with is
-read from the names of their parameters, as the train scripts of the forks call them.
+A fork's class has `update` and `predict`. What its constructor and its `update` are called with
+follows from the names of their parameters and from what the class unpacks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from domainbed.algorithms.base import Algorithm, Metrics, Minibatches, Unlabeled
+from domainbed import networks
+from domainbed.algorithms.base import (
+    Algorithm,
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    as_numbers,
+    chosen_options,
+)
+from domainbed.algorithms.foreign_code import batch_of, role, undriven
 from domainbed.algorithms.handed import construct
+from domainbed.algorithms.optimizers import StepRule
+from domainbed.core.minibatch import Nest, joined, mapped
 from domainbed.errors import UserError
+
+_PLACES = ("x", "y", "domain", "attribute", "index")
+"""What the parts of a minibatch are whose names say nothing."""
+_OWN = {*_PLACES, "minibatches", "unlabeled"}
+"""What an `update` is given only if it has a parameter for it."""
+
+
+class OnDevice(TorchFunctionMode):
+    """Within it, "cuda" in a call of PyTorch means the run's device."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        super().__init__()
+        self._device = torch.device(device)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.Tensor.cuda:
+            return args[0].to(self._device)
+        named = {name: self._here(value) for name, value in (kwargs or {}).items()}
+        return function(*map(self._here, args), **named)
+
+    def _here(self, value: Any) -> Any:
+        is_gpu = isinstance(value, (str, torch.device)) and str(value).startswith("cuda")
+        return self._device if is_gpu else value
 
 
 class ForeignAlgorithm(Algorithm):
@@ -22,25 +64,204 @@ class ForeignAlgorithm(Algorithm):
 
     Attributes:
         model: the object of the foreign class.
+        current: the parts of each domain's minibatch, within an update.
     """
 
-    foreign: ClassVar[type]
+    foreign: ClassVar[Any]
     folder: ClassVar[Path | None] = None
+    memory_format = torch.contiguous_format
 
     def build(self) -> None:
-        shared = (self.input_shape, self.num_classes, self.num_domains, self.hparams)
-        self.model = construct(self.foreign, self.folder, *shared, self.facts)
+        self.current: list[dict[str, Any]] = []
+        shared = (self.input_shape, self.num_classes, self.num_domains, self.hparams, self.facts)
+        makes = partial(construct, self.foreign, self.folder, *shared, self._known())
+        self.model = self._called(makes, device=self.facts.device)
+        self._batch = batch_of(self.foreign)
+        chosen = chosen_options(type(self), self.hparams)
+        if not chosen.keys() & {"optimizer", "momentum"}:  # the class has chosen these itself
+            for optimizer in optimizers_of(self):
+                StepRule(self.facts, chosen).attach(optimizer)
+
+    def on_start(self) -> None:
+        """Refuses what its fork trains by methods that nothing here calls."""
+        is_driven = type(self).on_step is not Algorithm.on_step
+        if names := not is_driven and undriven(self.foreign, self.folder):
+            raise UserError(
+                f"{self.foreign.__name__} trains also by {', '.join(names)}, which its own "
+                "train script calls: call them in 'on_start' or 'on_step' of a subclass"
+            )
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
-        returned: Metrics = self.model.update(minibatches, unlabeled)
-        return returned
+        self.current = [self._parts(number, each) for number, each in enumerate(minibatches)]
+        known: dict[str, Any] = {
+            name: [part[name] for part in self.current] for name in self.current[0]
+        }
+        known |= {"unlabeled": unlabeled, "step": self.facts.step}
+        known["minibatches"] = self._unpacked(minibatches, known)
+        args, kwargs = self._arguments(known)
+        returned = self._called(self.model.update, *args, **kwargs)
+        self.current = []
+        return numbers_of(returned)
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = self.model.predict(x)
-        return outputs
+        return self.predict_named(x)[""]
+
+    def predict_named(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """All that the class predicts, by name: (B, C) each, first its logits, without a name."""
+        found = self._called(self.model.predict, mapped(torch.Tensor.contiguous, x))
+        if isinstance(found, torch.Tensor):
+            return {"": found}
+        named = found if isinstance(found, Mapping) else dict(enumerate(found))
+        width = self.num_classes
+        logits = {
+            str(name): each.flatten(1)
+            for name, each in named.items()
+            if isinstance(each, torch.Tensor) and each.shape[1:].numel() == width
+        }
+        if not logits:
+            raise UserError(f"{self.foreign.__name__} predicts nothing of width {width}")
+        first = next(iter(logits))
+        return {"": logits.pop(first), **logits}
+
+    def _known(self) -> dict[str, Any]:
+        """What constructors are given beside DomainBed's arguments, by name."""
+        known: dict[str, Any] = {
+            "data_type": "tabular" if len(self.input_shape) == 1 else "images",
+            "num_attributes": len(self.facts.attribute_names) or self.num_domains,
+            "num_examples": sum(self.facts.group_sizes),
+            "grp_sizes": self._group_sizes(),
+            "logger": logging.getLogger(__name__),
+        }
+        if {"model", "dataset", "optimizer"} <= inspect.signature(self.foreign).parameters.keys():
+            network = WithFeatures(self.input_shape, self.num_classes, self.hparams)
+            known |= {"model": network, "dataset": CurrentBatch(self)}
+            known |= {"optimizer": self.new_optimizer(network)}
+        return known
+
+    def _group_sizes(self) -> list[int]:
+        """Training samples of each group y · A + a; a is the domain where there is no attribute."""
+        if self.facts.attribute_names:
+            return list(self.facts.group_sizes)
+        ones = torch.ones(self.num_domains, self.num_classes, dtype=torch.long)
+        counts = [split.labels.bincount(minlength=self.num_classes) for split in self.facts.splits]
+        return (torch.stack(counts) if counts else ones).T.flatten().tolist()
+
+    def _parts(self, number: int, minibatch: Any) -> dict[str, Any]:
+        """By role, or by the name of an extra, what a minibatch of a training domain has."""
+        x, y = minibatch
+        domain = torch.full((len(y),), number, device=y.device)
+        index, extras = getattr(minibatch, "index", None), getattr(minibatch, "extras", None)
+        if self.facts.splits and index is not None:
+            index = self.facts.splits[number].places[index].to(y.device)
+        known = {"y": y, "domain": domain, "attribute": domain, "index": index}
+        return {"x": mapped(torch.Tensor.contiguous, x), **known, **(extras or {})}
+
+    def _unpacked(self, minibatches: Minibatches, known: Mapping[str, Any]) -> Any:
+        """The minibatches with the parts that the class unpacks."""
+        if not self._batch.pooled and len(self._batch.parts) == 2:
+            return [(part["x"], part["y"]) for part in self.current]
+        places = list(enumerate(self._batch.parts))
+        names = [name if name in known else _PLACES[place] for place, name in places]
+        if self._batch.pooled:
+            return tuple(joined(known[name]) for name in names)
+        return list(zip(*(known[name] for name in names)))
+
+    def _arguments(self, known: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Those of the class's `update`: by name, and the minibatches first where no name fits."""
+        args: list[Any] = []
+        kwargs: dict[str, Any] = {}
+        lacking = []
+        for place, parameter in enumerate(inspect.signature(self.model.update).parameters.values()):
+            name = parameter.name if parameter.name in known else role(parameter.name)
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                args = [known["minibatches"], known["unlabeled"]]
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                others = {} if args else {n: known[n] for n in known.keys() - _OWN}
+                kwargs = {**others, **kwargs}
+            elif name in known:
+                kwargs[parameter.name] = known[name]
+            elif place == 0:
+                kwargs[parameter.name] = known["minibatches"]
+            elif parameter.default is parameter.empty:
+                lacking.append(repr(parameter.name))
+        if lacking:
+            raise UserError(
+                f"the update of {self.foreign.__name__} needs {', '.join(lacking)}, which its "
+                "train script computes: do that in the 'update' of a subclass"
+            )
+        return args, kwargs
+
+    def _called(self, function: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+        """What a function of the class returns, on the run's device."""
+        device = device or next((p.device for p in self.parameters()), self.facts.device)
+        with OnDevice(device):
+            return function(*args, **kwargs)
 
 
-def adapt(cls: type, folder: Path | None = None) -> type[Algorithm]:
+class WithFeatures(nn.Module):
+    """The network that WOODS' classes are given: inputs to logits (B, 1, C) and features."""
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int, hparams: Any) -> None:
+        super().__init__()
+        self.featurizer = networks.Featurizer(input_shape, hparams)
+        self.classifier = nn.Linear(self.featurizer.n_outputs, num_classes)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z = self.featurizer(x)
+        return self.classifier(z)[:, None], z[:, None]
+
+
+class CurrentBatch:
+    """What WOODS calls a dataset: the minibatches of the current update, and losses of domains.
+
+    Labels (N, 1) and outputs (N, 1, C) have a dimension of time there, of length 1.
+    """
+
+    def __init__(self, algorithm: ForeignAlgorithm) -> None:
+        self._algorithm = algorithm
+
+    def get_nb_training_domains(self) -> int:
+        return self._algorithm.num_domains
+
+    def get_next_batch(self) -> tuple[Nest, torch.Tensor]:
+        """The inputs and labels of all domains, domain by domain."""
+        x, y = (joined([part[name] for part in self._algorithm.current]) for name in "xy")
+        return x, y[:, None]
+
+    def loss_by_domain(self, out: torch.Tensor, y: torch.Tensor, domains: int) -> torch.Tensor:
+        """(E,) mean losses."""
+        pairs = zip(*self.split_tensor_by_domains(out, y, domains))
+        risk = self._algorithm.label_type.risk
+        return torch.stack([risk(each.flatten(0, 1), label.flatten()) for each, label in pairs])
+
+    def split_tensor_by_domains(
+        self, out: torch.Tensor, y: torch.Tensor, domains: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both as (E, B, 1, …)."""
+        return out.unflatten(0, (domains, -1)), y.unflatten(0, (domains, -1))
+
+
+def numbers_of(returned: Any) -> Metrics:
+    """The numbers in what an update returned: a dict, one number, a tuple with a dict, or None."""
+    if isinstance(returned, (list, tuple)):
+        returned = next((each for each in returned if isinstance(each, Mapping)), None)
+    named = returned if isinstance(returned, Mapping) else {"loss": returned}
+    one: dict[str, Any] = {
+        str(name): value
+        for name, value in named.items()
+        if isinstance(value, (int, float, np.number))
+        or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    }
+    return as_numbers(one)
+
+
+def optimizers_of(module: nn.Module) -> list[torch.optim.Optimizer]:
+    """Those among the attributes of its modules."""
+    values = [value for each in module.modules() for value in vars(each).values()]
+    return [value for value in values if isinstance(value, torch.optim.Optimizer)]
+
+
+def adapt(cls: Any, folder: Path | None = None) -> type[Algorithm]:
     """An algorithm of this package that trains and predicts by a class from elsewhere.
 
     Args:
@@ -57,10 +278,8 @@ def adapt(cls: type, folder: Path | None = None) -> type[Algorithm]:
     if lacking := [name for name in ("update", "predict") if not hasattr(cls, name)]:
         raise UserError(f"class {cls.__name__} has no {' and no '.join(map(repr, lacking))}")
     if issubclass(cls, Algorithm):
+        cls.memory_format = torch.contiguous_format
         return cls
-    members: Mapping[str, Any] = {
-        **{name: getattr(cls, name) for name in ("__doc__", "__module__", "__qualname__")},
-        **{name: getattr(cls, name) for name in ("paper", "search_space") if hasattr(cls, name)},
-        **{"foreign": cls, "folder": folder},
-    }
-    return type(cls.__name__, (ForeignAlgorithm,), dict(members))
+    copied = ("__doc__", "__module__", "__qualname__", "paper", "search_space", "options")
+    members = {name: getattr(cls, name) for name in copied if hasattr(cls, name)}
+    return type(cls.__name__, (ForeignAlgorithm,), {**members, "foreign": cls, "folder": folder})

@@ -9,12 +9,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+import torch
+
 from domainbed.config.run_facts import Handed, RunFacts
-from domainbed.core.fork_calls import arguments, by_name
+from domainbed.core.fork_calls import arguments
+from domainbed.errors import UserError
 
 T = TypeVar("T")
+
+_USUAL = ("input_shape", "num_classes", "num_domains", "hparams")
+"""What DomainBed's constructors take, in this order, under whatever names."""
 
 
 def construct(
@@ -25,27 +32,37 @@ def construct(
     num_domains: int,
     hparams: Mapping[str, Any],
     facts: RunFacts,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> T:
     """An object of a fork's class of algorithms, as the fork's train script makes it.
 
     Args:
-        cls: the class. Its first four arguments are DomainBed's; others go by their names.
+        cls: the class. Arguments go by their names; the first four are else DomainBed's.
         folder: of the fork, whose train scripts say which `args` there are.
         input_shape, num_classes, num_domains, hparams: as `Algorithm` has them.
         facts: of the run.
+        more: what else is known, by name.
     """
     of_run = _of_run(facts, num_classes, num_domains)
     handed = Handed({**of_run, **hparams}, facts)
-    known = {**of_run, "hparams": handed, "input_shape": input_shape}
+    known = {**of_run, **more, "hparams": handed, "input_shape": input_shape}
     known["args"] = arguments(folder, {**of_run, "hparams": handed})
-    usual = (input_shape, num_classes, num_domains, handed)
-    names = list(inspect.signature(cls).parameters)
-    if names[: len(usual)] == ["input_shape", "num_classes", "num_domains", "hparams"]:
-        return by_name(cls, known, *usual)
-    required = [p for p in inspect.signature(cls).parameters.values() if p.default is p.empty]
-    if all(p.name in known for p in required if p.kind is p.POSITIONAL_OR_KEYWORD):
-        return by_name(cls, known)
-    return cls(*usual)
+    parameters = inspect.signature(cls).parameters
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
+        return cls(*(known[name] for name in _USUAL))
+    given, lacking = {}, []
+    for place, (name, parameter) in enumerate(parameters.items()):
+        usual = [each for each in _USUAL[place : place + 1] if each not in parameters]
+        if name in known or usual:
+            given[name] = known[name] if name in known else known[usual[0]]
+        elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+            lacking.append(repr(name))
+    if lacking:
+        raise UserError(
+            f"the constructor of {cls.__name__} needs {', '.join(lacking)}, which nothing here "
+            "gives: take a subclass that does"
+        )
+    return cls(**given)
 
 
 def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, Any]:
@@ -54,6 +71,7 @@ def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, An
         ("class_names", "classnames", "classes"): list(facts.class_names),
         ("steps", "n_steps", "num_steps", "max_steps", "iters", "total_steps"): facts.steps,
         ("dataset", "dataset_name"): facts.dataset,
+        ("device",): torch.device(facts.device),
         ("test_envs", "test_env", "target_env"): list(facts.test_envs),
         ("group_sizes", "data_sizes", "num_examples", "env_sizes"): list(facts.group_sizes),
         ("domain_names", "env_names"): list(facts.domain_names),

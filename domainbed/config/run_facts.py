@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class RunFacts:
         labels: the name of the label type.
         dataset: its name, without paths.
         step: of the current update, from 0; of predictions, that of the last update before.
+        device: that computes the run.
+        splits: one `TrainingSplit` per training domain, a dataset of the samples that it trains
+            on; none outside a run.
     """
 
     steps: int = 5001
@@ -45,6 +48,8 @@ class RunFacts:
     labels: str = "classes"
     dataset: str = ""
     step: int = 0
+    device: ClassVar[str] = "cpu"
+    splits: ClassVar[Sequence[Any]] = ()
 
     @property
     def progress(self) -> float:
@@ -54,6 +59,10 @@ class RunFacts:
     def begin(self, step: int) -> None:
         """Sets the step, for everything that holds these facts."""
         object.__setattr__(self, "step", step)
+
+    def place(self, device: str, splits: Sequence[Any] = ()) -> None:
+        """Sets device and splits, which are no facts that are kept with a model."""
+        vars(self).update(device=device, splits=splits)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RunFacts:
         """Itself: a copy of a network is part of the same run."""

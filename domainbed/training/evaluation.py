@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from domainbed.algorithms import Algorithm
-from domainbed.algorithms.base import predictor_of
+from domainbed.algorithms.base import named_predictor_of
 from domainbed.core.minibatch import Minibatch, joined_extras, mapped
 from domainbed.core.record_keys import average_key, record_key
 from domainbed.datasets.domain import Domain, evaluation_draws
@@ -113,7 +114,9 @@ class Evaluator:
         algorithm.eval()
         try:
             for split in splits:
-                sums, kept, predict = [], [], predictor_of(algorithm)
+                sums: dict[str, list[torch.Tensor]] = defaultdict(list)
+                kept: dict[str, list[Minibatch]] = defaultdict(list)
+                predict = named_predictor_of(algorithm)
                 draws = evaluation_draws(
                     split.indices,
                     split=split.name,
@@ -125,28 +128,34 @@ class Evaluator:
                 batches = self._domains[split.domain].minibatches(draws, self._workers)
                 for batch in batches:
                     x, labels = batch
-                    outputs = predict(x)
-                    values = [
-                        values_of_samples(name, function, outputs, labels)
-                        for name, function in self._of_samples.items()
-                    ]
-                    if values:  # left on the device: nothing waits for it
-                        sums.append(torch.stack([each.float().sum() for each in values]))
-                    if self._of_splits:
-                        kept.append(_on_cpu(outputs, labels, batch.extras))
+                    for suffix, outputs in predict(x).items():
+                        values = [
+                            values_of_samples(name, function, outputs, labels)
+                            for name, function in self._of_samples.items()
+                        ]
+                        if values:  # left on the device: nothing waits for it
+                            sums[suffix].append(torch.stack([v.float().sum() for v in values]))
+                        if self._of_splits:
+                            kept[suffix].append(_on_cpu(outputs, labels, batch.extras))
                     done += len(labels)
                     if on_batch:
                         on_batch(done, total)
-                of_split = self._measured(kept)
-                if sums:
-                    totals = torch.stack(sums).cpu().double().sum(dim=0).tolist()
-                    means = [each / len(split.indices) for each in totals]
-                    of_split |= dict(zip(self._of_samples, means))
-                found += [
-                    Value(split.domain, split.name, name, of_split[name])
-                    for metric in self._metrics
-                    for name in metric.recorded
-                ]
+                for suffix in {**sums, **kept}:
+                    of_split = self._measured(kept[suffix])
+                    if sums:
+                        totals = torch.stack(sums[suffix]).cpu().double().sum(dim=0).tolist()
+                        means = [each / len(split.indices) for each in totals]
+                        of_split |= dict(zip(self._of_samples, means))
+                    found += [
+                        Value(
+                            split.domain,
+                            split.name,
+                            f"{name}_{suffix}" if suffix else name,
+                            of_split[name],
+                        )
+                        for metric in self._metrics
+                        for name in metric.recorded
+                    ]
         finally:
             algorithm.train()
         for value in found:

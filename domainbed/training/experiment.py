@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ from domainbed.training.sampling import (
     EpochDraws,
     IndexDraws,
     Split,
+    TrainingSplit,
     WholeDraws,
     minibatches,
     split_domains,
@@ -105,7 +107,7 @@ class Experiment:
         """The same experiment at another stage: with a fresh model, from the stage's seed."""
         is_undivided = self.algorithm.training_stages()[number - 1].data == "all"
         splits = list(map(undivided, self.splits)) if is_undivided else self.splits
-        facts = _facts(self.spec, self.dataset, self.domains, splits)
+        facts = _facts(self.spec, self.dataset, self.domains, splits, self.device)
         algorithm = _new_algorithm(self.spec, self.dataset, facts, self.device, number)
         return replace(self, algorithm=algorithm, facts=facts, stage_number=number)
 
@@ -271,7 +273,7 @@ def build(spec: RunSpec, machine: RunOptions | None = None, encoding: Any = None
     # In all, whatever the number of domains; by default one per core that PyTorch may use.
     cores = min(8, torch.get_num_threads())
     workers = cores if machine.num_workers is None else machine.num_workers
-    facts = _facts(spec, dataset, domains, splits)
+    facts = _facts(spec, dataset, domains, splits, device)
     return Experiment(
         spec,
         device,
@@ -314,6 +316,7 @@ def _facts(
     dataset: MultipleDomainDataset,
     domains: Sequence[Domain],
     splits: Sequence[Split],
+    device: torch.device,
 ) -> RunFacts:
     """What an algorithm may know before its first update."""
     names = _domain_names(dataset, len(splits))
@@ -329,7 +332,7 @@ def _facts(
     if has_classes and all(domains[e].labels_at_hand for e in trained):
         labels = [domains[e].labels[splits[e].inside].reshape(-1).long() for e in trained]
         class_sizes = _sizes(labels, len(dataset.class_names))
-    return RunFacts(
+    facts = RunFacts(
         steps=spec.steps,
         class_names=tuple(dataset.class_names),
         domain_names=tuple(names[e] for e in trained),
@@ -342,6 +345,10 @@ def _facts(
         labels=spec.labels,
         dataset=spec.dataset_label,
     )
+    starts = accumulate((len(splits[e].inside) for e in trained), initial=0)
+    data = [TrainingSplit(domains[e], splits[e].inside, n) for e, n in zip(trained, starts)]
+    facts.place(str(device), data)
+    return facts
 
 
 def _sizes(numbers: Sequence[Any], length: int) -> tuple[int, ...]:

@@ -17,9 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def to_device(network: nn.Module, device: torch.device | str, precision: str) -> None:
-    """Moves a network, with its weights in the memory layout that is fastest."""
+    """Moves a network, with its weights in the memory layout that is fastest, or its own."""
+    layout = getattr(network, "memory_format", torch.channels_last)
     # PyTorch's stubs know no overload with both a device and a memory format.
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device, memory_format=layout)  # type: ignore[call-overload]
     if precision != "bf16" or torch.device(device).type != "cpu":
         return
     # There GroupNorm takes several times as long channels-last, more than convolutions win.

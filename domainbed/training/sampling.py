@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 
-from domainbed.core.minibatch import Minibatch
+from domainbed.core.minibatch import Minibatch, taken
 from domainbed.core.seeding import seed_hash, split_seed
 from domainbed.datasets.domain import Domain, Draw
 from domainbed.errors import UserError
@@ -29,6 +31,43 @@ class Split:
     out: list[int]
     inside: list[int]
     unlabeled: list[int]
+
+
+class TrainingSplit(Dataset[Any]):
+    """The samples of a domain that a run trains on, not augmented, for a `DataLoader` or a loop.
+
+    Args:
+        domain: with all its samples.
+        indices: positions in the domain of those that are trained on.
+        first: how many samples the training domains before have.
+
+    Attributes:
+        labels: (n, …), on the CPU.
+        places: (samples of the domain,) the place of each among the samples of all training
+            domains; -1 of those that are not trained on.
+    """
+
+    def __init__(self, domain: Domain, indices: list[int], first: int = 0) -> None:
+        self._domain, self._indices = domain, indices
+        self.places = torch.full((len(domain),), -1)
+        self.places[indices] = torch.arange(first, first + len(indices))
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self._domain.labels[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: int) -> tuple[Any, ...]:
+        """One sample: (x, y), or (x, y, extras)."""
+        batch = next(self.batches([self._indices[place]]))
+        parts = (*batch, batch.extras) if batch.extras else batch
+        return tuple(taken(parts, 0))
+
+    def batches(self, indices: Sequence[int] | None = None, size: int = 64) -> Iterator[Minibatch]:
+        """All samples in order, `size` at a time; or those at `indices` in the domain."""
+        return self._domain.evaluation_batches(self._indices if indices is None else indices, size)
 
 
 def split_indices(n: int, holdout_fraction: float, seed: int) -> tuple[list[int], list[int]]:

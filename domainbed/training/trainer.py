@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 
 from domainbed.algorithms import Algorithm
-from domainbed.algorithms.base import chosen_options
+from domainbed.algorithms.base import chosen_options, trained_parameters
 from domainbed.algorithms.optimizers import OptimizerGuard
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, require_precision
@@ -27,6 +28,7 @@ from domainbed.core.record_keys import (
     record_key,
 )
 from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_once
+from domainbed.errors import UserError
 from domainbed.metrics import Value, recorded_names, selecting_metric
 from domainbed.runs.folder import NOT_WHOLE, RunFolder
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED
@@ -90,6 +92,14 @@ def run(
                 ranks.together(partial(refuse_other_data, folder, began, experiment))
             arguments = (experiment, folder, options, began, echo, on_step)
             ranks.together(partial(Trainer, *arguments)).train()
+
+
+def sums_of_weights(algorithm: Algorithm) -> list[float] | None:
+    """The sum of each parameter that optimizers may change; None where none is meant to change."""
+    trained = trained_parameters(algorithm)
+    if not algorithm.uses_optimizer or not trained:
+        return None
+    return torch.stack([weight.detach().double().sum().cpu() for weight in trained]).tolist()
 
 
 def _built(spec: RunSpec, options: RunOptions, encoding: Any) -> Experiment:
@@ -160,6 +170,7 @@ class Trainer:
         steps = range(progress.next_step, self.spec.steps)
         chosen = chosen_options(type(self.algorithm), self.spec.hparams)
         self.guard = OptimizerGuard(self.algorithm, chosen)
+        weights = sums_of_weights(self.algorithm)
         began = step_began = time.monotonic()
         for step, minibatches, unlabeled in zip(
             steps, self.experiment.minibatches(steps), self.experiment.unlabeled(steps)
@@ -196,13 +207,21 @@ class Trainer:
                 self._stop(replace(progress, next_step=step + 1, seconds=seconds))
             step_began = time.monotonic()
         self.algorithm.on_end()
+        if steps and weights == sums_of_weights(self.algorithm):
+            raise UserError(
+                f"no weight of {self.spec.algorithm} changed in {len(steps)} updates: the class is "
+                "trained in another way. Call what trains it in 'on_start' or 'on_step'; one that "
+                "needs no training says so by 'uses_optimizer = False'"
+            )
         return progress
 
     def _updated(self, *of_step: Any) -> Any:
         """What the algorithm's update returns."""
         try:
             with self.experiment.precision(), self.guard:
-                return self.algorithm.update(*of_step)
+                metrics = self.algorithm.update(*of_step)
+                self.algorithm.on_step()
+                return metrics
         except Exception:
             self.history.settle()  # that training diverged before is the better reason
             raise

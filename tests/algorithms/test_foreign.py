@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -10,16 +11,20 @@ from domainbed.algorithms import ALGORITHMS, adapt, register_algorithm
 from domainbed.training.trial import trial
 
 
-class Linear(nn.Module):
+@pytest.fixture(autouse=True)
+def _no_new_names(monkeypatch):
+    monkeypatch.setattr(ALGORITHMS, "_entries", {**ALGORITHMS._entries})
+
+
+class Method(nn.Module):
     """What the forks' classes below share."""
 
     def __init__(self, input_shape, num_classes, num_domains, hparams):
         super().__init__()
         self.hparams = hparams
-        self.network = nn.Sequential(
-            nn.Flatten(), nn.Linear(torch.Size(input_shape).numel(), num_classes)
-        )
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=hparams["lr"])
+        width = torch.Size(input_shape).numel()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(width, num_classes))
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=hparams.lr)
 
     def descend(self, loss):
         self.optimizer.zero_grad()
@@ -31,16 +36,81 @@ class Linear(nn.Module):
         return self.network(x)
 
 
-class OfPairs(Linear):
+class OfPairs(Method):
+    """DomainBed, with a method for tensors whose weights have PyTorch's usual layout."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.conv = nn.Conv2d(3, 4, 3)
+
     def update(self, minibatches, unlabeled=None):
         x, y = (torch.cat(part) for part in zip(*minibatches))
+        nn.utils.parameters_to_vector(self.conv.parameters())
+        assert x.view(len(x), -1).shape == (8, 3 * 28 * 28)
         return self.descend(F.cross_entropy(self.predict(x), y))
 
 
-def test_classes_of_forks_run():
-    for cls in (OfPairs,):
+class OfLists(Method):
+    """SWAD: lists of tensors by name, and whatever else a script passes."""
+
+    def update(self, x, y, **kwargs):
+        assert {"step"} == kwargs.keys()
+        weight = torch.ones(2).cuda() * torch.ones(2, device="cuda:0")
+        self.descend(F.cross_entropy(self.predict(torch.cat(x)), torch.cat(y), weight.to("cuda")))
+
+
+class OfTriples(Method):
+    """Batches (x, y, env), the step, no unlabeled; returns a tensor."""
+
+    def update(self, minibatches, step):
+        for _, _, env in minibatches:
+            assert env.shape == (4,)
+        assert [int(env[0]) for _, _, env in minibatches] == [0, 1]
+        loss = sum(F.cross_entropy(self.predict(x), y) for x, y, _ in minibatches)
+        self.descend(loss)
+        return loss.detach() * 0 + step
+
+
+class Pooled(Method):
+    """SubpopBench: one batch with positions and attributes, and sizes of groups."""
+
+    def __init__(self, data_type, input_shape, num_classes, num_attributes, num_examples, hparams,
+                 grp_sizes=None):  # fmt: skip
+        super().__init__(input_shape, num_classes, num_attributes, hparams)
+        assert (data_type, num_attributes, num_examples) == ("images", 2, sum(grp_sizes))
+        assert len(grp_sizes) == num_classes * num_attributes
+        self.register_buffer("seen", torch.zeros(num_examples))
+
+    def update(self, minibatch, step):
+        all_i, all_x, all_y, all_a = minibatch
+        self.seen[all_i] += 1
+        assert all_a.tolist() == [0] * 4 + [1] * 4
+        return self.descend(F.cross_entropy(self.predict(all_x), all_y))
+
+
+class TakesItsOwn(nn.Module):
+    """WOODS: a model, an optimizer, and a dataset that hands out batches."""
+
+    def __init__(self, model, dataset, optimizer, hparams):
+        super().__init__()
+        self.model, self.dataset, self.optimizer = model, dataset, optimizer
+        self.domains = dataset.get_nb_training_domains()
+
+    def predict(self, all_x):
+        return self.model(all_x)
+
+    def update(self):
+        x, y = self.dataset.get_next_batch()
+        out, _ = self.predict(x)
+        by_domain, _ = self.dataset.split_tensor_by_domains(out, y, self.domains)
+        assert by_domain.shape == (2, 4, 1, 2)
+        assert y.shape == (8, 1)
+        self.optimizer.zero_grad()
+        self.dataset.loss_by_domain(out, y, self.domains).mean().backward()
+        self.optimizer.step()
+
+
+def test_classes_of_each_family_run():
+    for cls in (OfPairs, OfLists, OfTriples, Pooled, TakesItsOwn):
         register_algorithm(adapt(cls))
-        try:
-            assert trial(cls.__name__) == ("runs", ""), cls
-        finally:
-            ALGORITHMS._entries.pop(cls.__name__)
+        assert [*trial(cls.__name__)] == ["runs", ""], cls

@@ -1,0 +1,140 @@
+"""What the code of a fork's class says about how its train script calls it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_NAMES = {
+    "x": ("x", "xs", "image", "images", "img", "imgs", "input", "inputs", "data"),
+    "y": ("y", "ys", "label", "labels", "target", "targets"),
+    "domain": ("d", "e", "env", "envs", "domain", "domains", "domain_label", "domain_labels"),
+    "attribute": ("a", "attr", "attrs", "attribute", "attributes"),
+    "index": ("i", "idx", "index", "indices"),
+    "step": ("step", "global_step", "current_step", "iteration", "iter", "it"),
+}
+_ROLES = {name: role for role, names in _NAMES.items() for name in names}
+_STEPS = {"step", "backward"}
+"""What a method calls that trains."""
+_STANDARD = {"update", "predict", "forward", "train", "eval", "clone"}
+
+
+def role(name: str) -> str:
+    """What a fork means by a name: a part of a minibatch, "step", or just that name.
+
+    Example:
+        >>> role("all_x"), role("env"), role("depth")
+        ('x', 'domain', 'depth')
+    """
+    name = name.removeprefix("all_")
+    return _ROLES.get(name, name)
+
+
+class Batch(NamedTuple):
+    """What an `update` unpacks of the minibatches that it is called with.
+
+    Attributes:
+        parts: the role of each.
+        pooled: whether it is called with one minibatch of all domains, and not with one of each.
+    """
+
+    parts: tuple[str, ...] = ("x", "y")
+    pooled: bool = False
+
+
+def batch_of(cls: Any) -> Batch:
+    """As a class unpacks the first argument of `update`, in a loop or an assignment."""
+    first = next(iter(list(inspect.signature(cls.update).parameters)[1:]), "")
+    for code in _methods(cls).values():
+        for node in ast.walk(code):
+            if isinstance(node, (ast.For, ast.comprehension)):
+                source, target = node.iter, node.target
+            elif isinstance(node, ast.Assign):
+                source, target = node.value, node.targets[0]
+            else:
+                continue
+            text = ast.unparse(source)
+            if text == f"enumerate({first})" and isinstance(target, ast.Tuple):
+                text, target = first, target.elts[-1]
+            if text in (first, f"zip(*{first})") and isinstance(target, ast.Tuple):
+                parts = tuple(role(ast.unparse(each)) for each in target.elts)
+                if not any(isinstance(each, ast.Tuple) for each in target.elts):
+                    return Batch(parts, isinstance(node, ast.Assign) and text == first)
+    return Batch()
+
+
+def undriven(cls: Any, folder: Path | None) -> list[str]:
+    """Methods of a class that train, and that only its train script calls.
+
+    Args:
+        cls: the class.
+        folder: of the fork with its scripts. Without one, methods that step an optimizer, and that
+            nothing in the class's file calls, are taken for such.
+    """
+    methods = _methods(cls)
+    used = {name: _attributes(code) for name, code in methods.items()}
+    sources = {sys.modules[getattr(cls, name).__module__] for name in methods}
+    called = set().union(*(_attributes(_code(each)) for each in sources))
+    by_scripts = _called_by_scripts(folder) if folder else methods.keys() - called
+    return [
+        name
+        for name in sorted(methods.keys() & by_scripts - _STANDARD)
+        if not name.startswith("_") and _trains(name, used) and name not in called
+    ]
+
+
+def _trains(name: str, used: dict[str, set[str]]) -> bool:
+    """Whether a method, or another of its class that it calls, steps an optimizer."""
+    reached: set[str] = set()
+    left = {name}
+    while left:
+        reached |= left
+        left = set().union(*(used[each] & used.keys() for each in left)) - reached
+    return any(used[each] & _STEPS for each in reached)
+
+
+@cache
+def _called_by_scripts(folder: Path) -> set[str]:
+    """The methods that scripts call on what they call `update` of."""
+    found: set[str] = set()
+    for file in folder.rglob("*.py"):
+        calls = [
+            node for node in ast.walk(_parsed(file.read_bytes())) if isinstance(node, ast.Call)
+        ]
+        methods = [call.func for call in calls if isinstance(call.func, ast.Attribute)]
+        objects = {ast.unparse(each.value) for each in methods if each.attr == "update"}
+        found |= {each.attr for each in methods if ast.unparse(each.value) in objects}
+    return found
+
+
+def _attributes(code: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(code) if isinstance(node, ast.Attribute)}
+
+
+def _methods(cls: Any) -> dict[str, ast.AST]:
+    """The code of the methods that a class and its foreign parents define, `update` first."""
+    found = {"update": cls.update, **dict(inspect.getmembers(cls, inspect.isfunction))}
+    foreign = {
+        n: f for n, f in found.items() if not f.__module__.startswith(("torch.", "domainbed."))
+    }
+    return {name: _code(function) for name, function in foreign.items()}
+
+
+def _code(source: Any) -> ast.AST:
+    """Parsed; empty of what was made at run time."""
+    try:
+        return _parsed(textwrap.dedent(inspect.getsource(source)))
+    except OSError:
+        return ast.Module([], [])
+
+
+def _parsed(text: Any) -> ast.AST:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError):  # Python 2, a template
+        return ast.Module([], [])
