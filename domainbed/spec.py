@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from domainbed.algorithms import Algorithm, get_algorithm_class, optimizers
-from domainbed.algorithms.base import chosen_options
+from domainbed.algorithms.base import AUTHORS, DOMAINBED, chosen_options
 from domainbed.config.protocols import (
     DEFAULT_PROTOCOL,
     FROZEN_FEATURES,
@@ -315,6 +315,8 @@ class Resolver:
             drawn = self.space.draw(seed, draft.draws == "in-sequence", ranges)
         usual = {name: each.default for name, each in options.items() if each.always_recorded}
         usual |= {name: value for name, value in protocol.options.items() if name in options}
+        if usual.get("fidelity") == DOMAINBED and AUTHORS in options["fidelity"].values:
+            usual["fidelity"] = AUTHORS  # of a method that DomainBed lacks
         if draft.initial_weights == "text":
             usual["featurizer"] = _OF_TEXT
         return {**drawn, **usual, **draft.fixed_hparams}

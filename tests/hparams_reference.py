@@ -41,6 +41,12 @@ LR_SMALL, LR_OTHER = (1e-3, _log10(-4.5, -2.5)), (5e-5, _log10(-5, -3.5))
 DECAY_SMALL, DECAY_OTHER = (0.0, _fixed(0.0)), (0.0, _log10(-6, -2))
 EXTRA = {
     "ERM": {},
+    "SAM": {"sam_rho": (0.05, _choice(0.01, 0.02, 0.05, 0.1))},
+    "ASAM": {"sam_rho": (0.5, _choice(0.1, 0.2, 0.5, 1.0))},
+    "SAGM": {
+        "sam_rho": (0.05, _fixed(0.05)),
+        "sagm_alpha": (0.001, _choice(0.0005, 0.001, 0.01, 0.02, 0.05, 0.1)),
+    },
     "CORAL": {"mmd_gamma": (1.0, _log10(-1, 1))},
     "IRM": {
         "irm_lambda": (1e2, _log10(-1, 5)),

@@ -19,7 +19,8 @@ from domainbed.algorithms.coral import CORAL
 from domainbed.algorithms.irm import IRM
 from domainbed.algorithms.vrex import VREx
 from domainbed.algorithms.fish import Fish
-from domainbed.algorithms.fishr import PREFIX, Fishr, with_fishr
+from domainbed.algorithms.add_ons import AddOn, added
+from domainbed.algorithms.fishr import Fishr, FishrAddOn
 from domainbed.algorithms.dann import DANN
 from domainbed.algorithms.erm_plus_plus import ERMPlusPlus
 from domainbed.algorithms.group_dro import GroupDRO
@@ -46,31 +47,41 @@ from domainbed.algorithms.rdm import RDM
 from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.t3a import T3A
+from domainbed.algorithms.sam import ASAM, SAGM, SAM
 from domainbed.algorithms.foreign import adapt
 from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean, ZeroShot
 from domainbed.algorithms import forks
 from domainbed.core.forks import on_fork
 
 
+ADD_ONS: dict[str, type[AddOn]] = {
+    "Fishr": FishrAddOn,
+    **{cls.__name__: cls for cls in (SAM, ASAM, SAGM)},
+}
+"""By the name before the `+`."""
+
+
 def get_algorithm_class(name: str) -> type[Algorithm]:
-    """The class registered under `name`, or for `Fishr+NAME` that with Fishr's penalty added.
+    """The class registered under `name`, or for `SAM+NAME` that of NAME with SAM added.
 
     Raises:
         UserError: no such algorithm; the message suggests the nearest name and lists all.
     """
-    if name.startswith(PREFIX) and name not in ALGORITHMS:
-        base = name.removeprefix(PREFIX)
+    prefix, plus, base = name.partition("+")
+    if plus and prefix in ADD_ONS and name not in ALGORITHMS:
         # Classes can be hashed; mypy looks at what nn.Module says of its instances.
-        return with_fishr(ALGORITHMS[base], base)  # type: ignore[arg-type]
+        return added(prefix, ADD_ONS[prefix], get_algorithm_class(base), base)  # type: ignore[arg-type]
     return ALGORITHMS[name]
 
 
 on_fork(forks.register)
 
 __all__ = [
+    "ADD_ONS",
     "ADRMX",
     "ALGORITHMS",
     "ARM",
+    "ASAM",
     "CAD",
     "CDANN",
     "CORAL",
@@ -89,6 +100,8 @@ __all__ = [
     "OPTIMIZERS",
     "RDM",
     "RSC",
+    "SAGM",
+    "SAM",
     "SD",
     "T3A",
     "TRM",

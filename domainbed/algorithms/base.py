@@ -42,20 +42,27 @@ Metrics = Mapping[str, torch.Tensor | float]
 Objective = Callable[[Minibatches, Unlabeled], tuple[torch.Tensor, Metrics]]
 """From minibatches and unlabeled inputs to a loss, a scalar in the graph, and metrics."""
 
-DOMAINBED, PAPER = "domainbed", "paper"
-"""The two readings of a method whose code in DomainBed differs from its paper."""
+DOMAINBED, PAPER, AUTHORS = "domainbed", "paper", "authors"
+"""The readings of a method where DomainBed's code, or its authors', differs from its paper."""
+OF_AUTHORS = (AUTHORS, PAPER)
+"""Those of a method that DomainBed lacks. Protocols that choose `DOMAINBED` mean `AUTHORS` here."""
 
 
-def two_readings(default: str, doc: str, further: tuple[str, ...] = ()) -> dict[str, Option]:
+def two_readings(
+    default: str,
+    doc: str,
+    further: tuple[str, ...] = (),
+    values: tuple[str, ...] = (DOMAINBED, PAPER),
+) -> dict[str, Option]:
     """The option `fidelity`, for an algorithm's `options`; every run records which one it used.
 
     Args:
-        default: `DOMAINBED`, `PAPER` or one of `further`.
-        doc: what DomainBed does differently, in a few words.
+        default: one of the readings.
+        doc: what DomainBed or the authors do differently, in a few words.
         further: more readings than the two.
+        values: the two; `OF_AUTHORS` of a method that DomainBed lacks.
     """
-    values = (DOMAINBED, PAPER, *further)
-    return {"fidelity": Option(default, doc, values, always_recorded=True)}
+    return {"fidelity": Option(default, doc, (*values, *further), always_recorded=True)}
 
 
 @dataclass(frozen=True)

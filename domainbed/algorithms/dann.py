@@ -113,6 +113,11 @@ class DANN(PooledAlgorithm):
         self.disc_opt = self.optimizer_over("d", self.discriminator)
         self.gen_opt = self.optimizer_over("g", self.featurizer, self.classifier)
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:  # type: ignore[override]
+        """What `descend` steps."""
+        return self.gen_opt
+
     def optimizer_over(self, which: str, *modules: nn.Module) -> torch.optim.Optimizer:
         """One with the rate and the decay of the discriminator (d) or of the network (g)."""
         return self.new_optimizer(

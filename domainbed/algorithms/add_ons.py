@@ -1,0 +1,137 @@
+"""What can be added to another algorithm, by a name such as `SAM+CORAL`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from domainbed.algorithms.base import (
+    Algorithm,
+    Metrics,
+    Minibatches,
+    Objective,
+    Stage,
+    Unlabeled,
+    declared_options,
+    declared_space,
+)
+from domainbed.algorithms.erm import PooledAlgorithm
+from domainbed.config.dimensions import DatasetFacts, Dimension, SearchSpace
+from domainbed.errors import UserError
+
+
+class AddOn(Algorithm):
+    """Another algorithm, whose objective a subclass changes.
+
+    It has the other's networks, optimizers, kinds of updates, stages and predictions. Each keeps
+    its own hyper-parameters.
+
+    Attributes:
+        base: the other algorithm.
+    """
+
+    base_class: ClassVar[type[Algorithm]]
+    own_space: ClassVar[SearchSpace] = {}
+    """The dimensions that come after the other algorithm's."""
+
+    base: Any
+
+    def build(self) -> None:
+        self.base = self.base_class(
+            self.input_shape, self.num_classes, self.num_domains, self.hparams
+        )
+
+    @classmethod
+    def obstacle(cls, base: type[Algorithm]) -> str | None:
+        """Why it cannot be added to `base`, for the end of a sentence; None if it can."""
+        if base.update is not Algorithm.update:
+            return "whose own 'update' would leave it out: it needs 'objective'"
+        own = base.objective is not Algorithm.objective
+        if not own or getattr(base, "objective_of", None) is PooledAlgorithm.objective_of:
+            return "it has no 'objective'"
+        return None
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:  # type: ignore[override]
+        """What the other steps on its objective."""
+        return self.base.optimizer
+
+    @property
+    def featurizer(self) -> nn.Module:
+        return self.base.featurizer
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.base.classifier
+
+    def objective(
+        self, minibatches: Minibatches, unlabeled: Unlabeled = None
+    ) -> tuple[torch.Tensor, Metrics]:
+        return self.base.objective(minibatches, unlabeled)
+
+    def update_on(
+        self, objective: Objective, minibatches: Minibatches, unlabeled: Unlabeled = None
+    ) -> Metrics:
+        return self.base.update_on(objective, minibatches, unlabeled)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base.predict(x)
+
+    def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self.base.predictor()
+
+    def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
+        return self.base.predicting_parts()
+
+    def training_stages(self) -> Sequence[Stage]:
+        return self.base.training_stages()
+
+    def take_over(self, before: Any) -> None:
+        self.base.take_over(before.base)
+
+    def on_start(self) -> None:
+        self.base.on_start()
+
+    def on_record(self, metrics: dict[str, float]) -> bool | None:
+        return self.base.on_record(metrics)
+
+    def on_end(self) -> None:
+        self.base.on_end()
+
+
+_EITHER = ("needs_images", "needs_tensor", "needs_classes", "predicts_batches")
+
+
+@cache
+def added(
+    prefix: str, add_on: type[AddOn], base: type[Algorithm], base_name: str
+) -> type[Algorithm]:
+    """The class of `<prefix>+<base_name>`.
+
+    Raises:
+        UserError: `add_on` cannot be added to that algorithm.
+    """
+    name, reason = f"{prefix}+{base_name}", add_on.obstacle(base)
+    if reason is not None:
+        raise UserError(f"no algorithm {name!r}: {prefix} cannot be added to {base_name}, {reason}")
+
+    def search_space(facts: DatasetFacts) -> dict[str, Dimension]:
+        return {**declared_space(base, facts), **add_on.own_space}
+
+    attributes: Mapping[str, Any] = {
+        "base_class": base,
+        "least_domains": max(base.least_domains, add_on.least_domains),
+        "least_samples": max(base.least_samples, add_on.least_samples),
+        **{need: getattr(base, need) or getattr(add_on, need) for need in _EITHER},
+        "paper": f"{base.paper}; with {add_on.paper}",
+        "search_space": staticmethod(search_space),
+        "options": {**add_on.options, **declared_options(base)},
+        "revision": base.revision,
+        "__doc__": f"{base_name} with {prefix} added, see `{add_on.__name__}`.",
+        "__module__": base.__module__,
+    }
+    return type(name, (add_on,), dict(attributes))

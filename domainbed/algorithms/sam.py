@@ -1,0 +1,162 @@
+"""Sharpness: gradients at weights that are moved uphill first. Alone, or added: `SAM+CORAL`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils import get_total_norm
+
+from domainbed.algorithms.add_ons import AddOn
+from domainbed.algorithms.base import (
+    AUTHORS,
+    DOMAINBED,
+    OF_AUTHORS,
+    PAPER,
+    Algorithm,
+    Metrics,
+    Minibatches,
+    Unlabeled,
+    gradients_of,
+    register_algorithm,
+    two_readings,
+)
+from domainbed.algorithms.erm import ERM
+from domainbed.config.dimensions import Choice, Fixed
+
+Tensors = Sequence[torch.Tensor]
+
+
+def uphill(gradients: Tensors, scales: Tensors, rho: float) -> list[torch.Tensor]:
+    """rho · s² g / ‖s g‖, all weights as one vector, s their scales."""
+    scaled = [s * g for s, g in zip(scales, gradients)]
+    length = get_total_norm(scaled) + 1e-12
+    return [rho * s * each / length for s, each in zip(scales, scaled)]
+
+
+@register_algorithm
+class SAM(AddOn):
+    """Sharpness-aware minimization, of ERM or of another algorithm.
+
+        g = ∇L(w),  ε = sam_rho · g / (‖g‖ + 1e-12),  g' = ∇L(w + ε)
+        the optimizer steps from w along g'
+
+    L: the other algorithm's objective on the minibatches; w: all weights that its optimizer steps,
+    as one vector; ε is a constant (Foret et al. 2021, equations 2 and 3). Both passes see the same
+    minibatches and the same draws of the algorithm's own source; dropout draws again. Running
+    statistics, moving averages and counts are those of the first pass, whose loss is reported.
+    """
+
+    paper = (
+        "Foret, Kleiner, Mobahi, Neyshabur, Sharpness-Aware Minimization for Efficiently Improving "
+        "Generalization, ICLR 2021, arXiv 2010.01412"
+    )
+    search_space = {
+        "sam_rho": Choice(0.05, (0.01, 0.02, 0.05, 0.1), "how far uphill the weights move", least=0)
+    }
+    base_class = ERM
+    needs_classes = False
+
+    @classmethod
+    def obstacle(cls, base: type[Algorithm]) -> str | None:
+        return "it has two passes already" if issubclass(base, SAM) else super().obstacle(base)
+
+    def moves(self, weights: Tensors, gradients: Tensors) -> list[torch.Tensor]:
+        """What is added to the weights for the second pass."""
+        return uphill(gradients, [torch.ones_like(g) for g in gradients], self.hparams["sam_rho"])
+
+    def direction(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """From the gradients of a weight in both passes to that of the step."""
+        return second
+
+    def objective(
+        self, minibatches: Minibatches, unlabeled: Unlabeled = None
+    ) -> tuple[torch.Tensor, Metrics]:
+        """A loss whose gradient is that of the step."""
+        groups, start = self.base.optimizer.param_groups, self._state()
+        trained = [w for group in groups for w in group["params"] if w.requires_grad]
+        loss, metrics = self.base.objective(minibatches, unlabeled)
+        found = zip(trained, torch.autograd.grad(loss, trained, allow_unused=True))
+        weights, first = zip(*((w, g) for w, g in found if g is not None))
+        after = self._state()
+        self._set(start)
+        with torch.no_grad():
+            for weight, move in zip(weights, self.moves(weights, first)):
+                weight += move
+        second = gradients_of(self.base.objective(minibatches, unlabeled)[0], weights)
+        self._set(after)
+        steps = map(self.direction, first, second)
+        along = torch.stack([(w * step).sum() for w, step in zip(weights, steps)]).sum()
+        return along, {"loss": loss, **metrics}
+
+    def _state(self) -> tuple[dict[str, Any], list[Any]]:
+        """A copy of what objectives change: weights, buffers, and sources of draws."""
+        return copy.deepcopy((self.base.state_dict(), [each.draws for each in self._sources()]))
+
+    def _set(self, state: tuple[dict[str, Any], list[Any]]) -> None:
+        self.base.load_state_dict(state[0])
+        for each, draws in zip(self._sources(), state[1]):
+            each.draws = draws
+
+    def _sources(self) -> list[Algorithm]:
+        return [each for each in self.base.modules() if isinstance(each, Algorithm)]
+
+
+@register_algorithm
+class ASAM(SAM):
+    """Adaptive SAM: weights move in proportion to their size.
+
+        ε = sam_rho · w² g / (‖|w| g‖ + 1e-12)
+
+    All products are by entry (Kwon et al. 2021, equation 8 with T_w = |w|).
+    """
+
+    paper = (
+        "Kwon, Kim, Park, Choi, ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant "
+        "Learning of Deep Neural Networks, ICML 2021, arXiv 2102.11600"
+    )
+    search_space = {
+        "sam_rho": Choice(0.5, (0.1, 0.2, 0.5, 1.0), "how far uphill the weights move", least=0)
+    }
+
+    def moves(self, weights: Tensors, gradients: Tensors) -> list[torch.Tensor]:
+        return uphill(gradients, [w.detach().abs() for w in weights], self.hparams["sam_rho"])
+
+
+@register_algorithm
+class SAGM(SAM):
+    """Sharpness-aware gradient matching.
+
+        ε = (sam_rho / (‖g‖ + 1e-12) − sagm_alpha) g,  the optimizer steps along g + g'
+
+    That is the gradient of L(w) + L(w + ρ g / ‖g‖ − α g) with a constant ε (Wang et al. 2023,
+    equations 9 and 10). With `fidelity: authors`, as in their code, the step is along half of it,
+    and ρ is 0.05 whatever `sam_rho` says; Adam without weight decay does not see the half. Where
+    the other algorithm has readings too, its `fidelity` chooses both.
+    """
+
+    paper = (
+        "Wang, Zhang, Lei, Zhang, Sharpness-Aware Gradient Matching for Domain Generalization, "
+        "CVPR 2023, arXiv 2303.10353"
+    )
+    search_space = {
+        "sam_rho": Fixed(0.05, "how far uphill the weights move", least=0),
+        "sagm_alpha": Choice(
+            0.001, (0.0005, 0.001, 0.01, 0.02, 0.05, 0.1), "share of a step downhill", least=0
+        ),
+    }
+    options = two_readings(PAPER, "authors: half the step, and ρ is 0.05", values=OF_AUTHORS)
+
+    def build(self) -> None:
+        super().build()
+        self.is_coded = self.option("fidelity") in (AUTHORS, DOMAINBED)
+
+    def moves(self, weights: Tensors, gradients: Tensors) -> list[torch.Tensor]:
+        rho = 0.05 if self.is_coded else self.hparams["sam_rho"]
+        factor = rho / (get_total_norm(gradients) + 1e-12) - self.hparams["sagm_alpha"]
+        return [factor * g for g in gradients]
+
+    def direction(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return (first + second) / 2 if self.is_coded else first + second
