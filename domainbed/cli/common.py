@@ -80,6 +80,8 @@ _SHARED: dict[str, dict[str, Any]] = {
     "folders": {"nargs": "+", "metavar": "FOLDER", "help": "sweep folders, or run folders"},
     "--datasets": {"nargs": "+", "metavar": "NAME", "help": "only these datasets"},
     "--algorithms": {"nargs": "+", "metavar": "NAME", "help": "only these algorithms"},
+    "--algorithm": {"metavar": "NAME", "help": "of a sweep: the algorithm, as tables call it"},
+    "--test_env": {"type": int, "metavar": "N", "help": "of a sweep: the test domain"},
     "--selection": {
         "nargs": "+",
         "metavar": "NAME",
@@ -165,7 +167,8 @@ def _flags_of_plugins(args: argparse.Namespace) -> list[str]:
     """Which flags would import the plug-ins of the results that a command reads."""
     from domainbed.runs.folder import plugin_flag
 
-    folders = getattr(args, "folders", None) or [getattr(args, "input_dir", "")]
+    folders = getattr(args, "folders", None)
+    folders = folders or [getattr(args, "folder", getattr(args, "input_dir", ""))]
     return [flag for folder in dict.fromkeys(folders) if (flag := plugin_flag(Path(folder)))]
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import csv
+import glob
+import os
 import sys
 from collections.abc import Iterator
 from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.data import computed_features
 from domainbed.cli.launching import launch_sweep
 from domainbed.config.run_fields import CURVATURES, DiagnosisOptions, FeatureSource, RunOptions
 from domainbed.core.flags import add_flags, default_text, read_flags
+from domainbed.core.image_files import images
 from domainbed.core.record_keys import AVERAGES
 from domainbed.core.safe_text import in_csv
 from domainbed.core.settings import load
@@ -34,16 +37,20 @@ _DIAGNOSIS_FLAGS = (
 
 
 def predict(parser: Parser) -> Run:
-    """Predict with a trained run: classes of image files, or of a domain of its dataset.
+    """Predict with a trained run: image files, or a domain of its dataset.
 
     Prints CSV. Of files: the file, its class, and the probability of each class, as p(NAME); of a
-    domain: the position, the label, the class and its probability. Where labels are no classes:
-    the probability of each property, or the numbers.
+    domain also position and label. Where labels are no classes: the probability of each property,
+    or the numbers, by the names of the outputs.
 
-    With --save_predictions it writes the logits of all images of the dataset into the run's folder.
+    Of a sweep, --algorithm, --selection and --test_env name the cell of the tables whose model
+    predicts. With --save_predictions it writes the logits of all images of the dataset into the
+    run's folder.
     """
-    parser.add_argument("folder", metavar="RUN_FOLDER", help="of a finished run with its weights")
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files of images")
+    parser.add_argument("folder", metavar="FOLDER", help="a finished run with its weights; a sweep")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="files of images, folders, or globs in quotes"
+    )
     parser.add_argument("--domain", type=int, metavar="N", help="instead: a domain of the dataset")
     parser.add_argument("--split", choices=("in", "out"), default="in", help="of that domain (in)")
     parser.add_argument(
@@ -57,7 +64,10 @@ def predict(parser: Parser) -> Run:
         metavar="NAME",
         help=f"with averaged weights of the run: {', '.join(AVERAGES)} (default: the last weights)",
     )
+    parser.add_argument("--selection", metavar="NAME", help="of a sweep: the method that chose")
+    add_shared(parser, "--algorithm", "--test_env")
     add_shared(parser, *_MACHINE)
+    parser.set_defaults(data_dir=None)
     return _predict
 
 
@@ -69,7 +79,13 @@ def _predict(args: argparse.Namespace) -> int:
         raise UserError("--save_predictions keeps those of the last weights: leave --average out")
     if args.save_predictions:
         return _save_predictions(args)
-    rows = _of_files(args) if args.images else _of_domain(args)
+    if args.images:
+        rows = _of_files(args)
+    else:
+        from domainbed.training import predictions
+
+        of_run = RunFolder(args.folder), _machine(args), args.dataset
+        rows = predictions(*of_run, args.domain, args.split, args.average)
     begun = list(islice(rows, 2))  # the header is not printed where no line can follow it
     csv.writer(sys.stdout, lineterminator="\n").writerows(
         [in_csv(value) for value in row] for row in chain(begun, rows)
@@ -83,29 +99,59 @@ def _save_predictions(args: argparse.Namespace) -> int:
     folder = RunFolder(args.folder)
     experiment = rebuild(folder, _machine(args), args.dataset)
     load_trained_weights(experiment, folder)
-    save_predictions(experiment, folder, args.data_dir)
+    save_predictions(experiment, folder)
     print(f"Predictions: {folder.predictions}")
     return 0
 
 
 def _machine(args: argparse.Namespace) -> RunOptions:
-    return RunOptions(data_dir=args.data_dir, device=args.device)
+    place = {} if args.data_dir is None else {"data_dir": args.data_dir}
+    return RunOptions(device=args.device, **place)
 
 
-def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
+def _model_of(args: argparse.Namespace) -> Model:
+    """That of a run, or of a cell of a sweep's tables."""
     from domainbed.training import load_model
 
-    model = load_model(args.folder, args.device, args.average)
+    cell = {name: getattr(args, name) for name in ("algorithm", "selection", "test_env")}
+    missing = [f"--{name}" for name, value in cell.items() if value is None]
+    if len(missing) == len(cell) and not Path(args.folder, "plan.json").is_file():
+        return load_model(args.folder, args.device, args.average)
+    if missing or args.average:
+        raise UserError(
+            f"{args.folder} is a sweep, of which --algorithm, --selection and --test_env name a "
+            f"model: {'give ' + ', '.join(missing) if missing else 'leave --average out'}"
+        )
+    from domainbed.sweeps.selected import load_selected
+
+    return load_selected(args.folder, dataset=args.dataset, device=args.device, **cell)
+
+
+def _files(words: list[str]) -> list[str]:
+    """The files that are named, those below folders, and those that globs match."""
+    found: list[str] = []
+    for word in words:
+        if os.path.isdir(word):
+            found += map(str, images(Path(word)))
+        else:
+            matching = [] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
+            found += matching or [word]
+    if not found:
+        raise UserError(f"no images in {words[0]!r}: give files, folders that have some, or globs")
+    return found
+
+
+def _of_files(args: argparse.Namespace) -> Iterator[list[Any]]:
+    from domainbed.training.trained import predicted_columns
+
+    model, files = _model_of(args), _files(args.images)
     if model.preprocess is None:
         raise UserError(
             f"{args.folder} was trained on {model.spec.dataset_label}, whose inputs are no image "
             "files: give --domain N instead"
         )
-    labels = label_type(model.spec.labels)
-    is_number = labels.kind == "regression"
-    names = [name if is_number else f"p({name})" for name in model.classes]
-    yield "file", *(["class"] if labels.has_classes else []), *names
-    rows = _predicted(model, args.images)
+    yield ["file", *predicted_columns(label_type(model.spec.labels), model.classes)]
+    rows = _predicted(model, files)
     if model.module.predicts_batches:
         print(
             f"{model.spec.algorithm} looks at all images of a batch to predict each: those given "
@@ -113,33 +159,21 @@ def _of_files(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
             file=sys.stderr,
         )
         rows = iter(sorted(rows, key=itemgetter(0)))
-    yield from ((args.images[position], *row) for position, *row in rows)
+    yield from ([files[position], *cells] for position, cells in rows)
 
 
-def _predicted(model: Model, images: list[str]) -> Iterator[tuple[object, ...]]:
-    """Position, class and all probabilities of each file; or numbers, where labels are these."""
+def _predicted(model: Model, files: list[str]) -> Iterator[tuple[int, list[str | float]]]:
+    """Position of each file, and what is predicted."""
     import torch
 
+    from domainbed.training.trained import predicted_cells
+
     assert model.preprocess is not None
-    device = next(model.module.parameters()).device
-    labels = label_type(model.spec.labels)
-    digits = ".6g" if labels.kind == "regression" else ".4f"
-    for batch in model.together(len(images)):
-        x = torch.stack([model.preprocess(Path(images[position])) for position in batch])
+    device, labels = next(model.module.parameters()).device, label_type(model.spec.labels)
+    for batch in model.together(len(files)):
+        x = torch.stack([model.preprocess(Path(files[position])) for position in batch])
         for position, found in zip(batch, model.probabilities(x.to(device))):
-            shown = (format(value, digits) for value in found.tolist())
-            named = [model.classes[int(found.argmax())]] if labels.has_classes else []
-            yield position, *named, *shown
-
-
-def _of_domain(args: argparse.Namespace) -> Iterator[tuple[object, ...]]:
-    from domainbed.training import predictions
-    from domainbed.training.trained import read_spec
-
-    folder, machine = RunFolder(args.folder), _machine(args)
-    has_classes = label_type(read_spec(folder).labels).has_classes
-    yield "position", "label", *(["class", "probability"] if has_classes else ["predicted"])
-    yield from predictions(folder, machine, args.dataset, args.domain, args.split, args.average)
+            yield position, predicted_cells(labels, model.classes, found)
 
 
 def diagnose(parser: Parser) -> Run:

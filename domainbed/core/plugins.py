@@ -177,6 +177,11 @@ def changed(made_with: Iterable[tuple[str, str]]) -> list[str]:
     return sorted({name for name, digest in made_with if now.get(name) != digest})
 
 
+def is_imported(name: str) -> bool:
+    """Whether this process has a plug-in of that name, of whatever version."""
+    return name in dict(_imported.values())
+
+
 def plugins_of(objects: Iterable[Any]) -> dict[str, str]:
     """The digests of the plug-ins that define these objects, by name.
 

@@ -34,7 +34,7 @@ _PREFIX = "rerun-"
 def load_selected(
     sweep: Path | str,
     *,
-    dataset: str,
+    dataset: str | None = None,
     algorithm: str,
     test_env: int,
     selection: str,
@@ -48,7 +48,7 @@ def load_selected(
 
     Args:
         sweep: the folder of the sweep.
-        dataset: as in the tables.
+        dataset: as in the tables; None for that of a sweep with one.
         algorithm: as in the tables; "ERM + SWAD" for averaged weights.
         test_env: the test domain.
         selection: the short name of a method.
@@ -63,7 +63,6 @@ def load_selected(
     Example:
         >>> model = load_selected(  # doctest: +SKIP
         ...     "results/mine",
-        ...     dataset="PACS",
         ...     algorithm="ERM",
         ...     test_env=0,
         ...     selection="training-domain",
@@ -71,11 +70,18 @@ def load_selected(
         >>> model.classes  # doctest: +SKIP
         ['dog', 'elephant', 'giraffe', 'guitar', 'horse', 'house', 'person']
     """
+    method, records = SELECTION_METHODS[selection], load_records(sweep)
+    runs = records.runs
+    datasets = sorted(set(runs["dataset"])) if dataset is None else [dataset]
+    if len(datasets) > 1:
+        raise UserError(
+            f"{str(sweep)!r} has runs on {', '.join(datasets)}: name one of them as the dataset",
+            "dataset",
+        )
+    dataset = datasets[0]
     wanted = {"dataset": dataset, "algorithm": algorithm, "test_env": test_env}
     if trial_seed is not None:
         wanted["trial_seed"] = trial_seed
-    method, records = SELECTION_METHODS[selection], load_records(sweep)
-    runs = records.runs
     records = records.only((runs["dataset"] == dataset) & (runs["algorithm"] == algorithm))
     rows = [
         row

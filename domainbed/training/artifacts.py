@@ -8,6 +8,7 @@ is an option. Only a run that selects reads its records: that takes pandas along
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -172,9 +173,15 @@ def write_environment(
     if progress.records and began and now != first and now not in resumed:
         resumed.append(now)
     encoding = experiment.dataset.encoding
+    kind, colon, path = experiment.spec.dataset.rpartition(":")
+    there = os.path.abspath(os.path.expanduser(path))
     facts = {
         **first,
         "data": experiment.data,
+        "place": {  # of the data, for what looks at the run later
+            "dataset": kind + colon + (there if os.path.exists(there) else path),
+            "data_dir": os.path.abspath(experiment.data_dir),
+        },
         **({"encoding": encoding} if encoding else {}),
         "protocol": experiment.spec.protocol,
         "protocol_version": experiment.spec.protocol_version,

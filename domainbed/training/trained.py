@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device
 from domainbed.core.minibatch import Nest, mapped, taken, tensors_of
 from domainbed.core.names import dataset_label
-from domainbed.core.plugins import warn_once
+from domainbed.core.plugins import is_imported, warn_once
 from domainbed.core.seeding import global_sources_kept, seed_everything
 from domainbed.datasets import DATASETS, get_dataset_class
 from domainbed.datasets.base import domains_of
@@ -31,7 +32,7 @@ from domainbed.datasets.images.dataset_files import read_image
 from domainbed.datasets.images.transforms import IMAGE_SIZE, evaluation_transform
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams
-from domainbed.metrics.labels import label_type
+from domainbed.metrics.labels import LabelType, label_type
 from domainbed.networks import NETWORKS
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import Predicted, write_predictions
@@ -73,7 +74,7 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
             f"{folder.spec} is of another version, or describes no run ({field}: {first['msg']}): "
             "train the run again"
         ) from error
-    if changed := folder.changed_plugins():
+    if changed := [name for name in folder.changed_plugins() if is_imported(name)]:
         warn_once(
             f"runs in {folder.path.parent} were made with another version of {', '.join(changed)}"
         )
@@ -99,19 +100,27 @@ def rebuild(
 ) -> Experiment:
     """The experiment of a finished run, with the weights before training.
 
-    The process's random sources stay as they are.
+    Its data is looked for where it was then, unless `dataset` or `machine` says where it is. The
+    process's random sources stay as they are.
 
     Raises:
         UserError: see `read_spec` and `experiment.build`; or the data has other domains or
             classes than what the run was trained on.
     """
-    spec = read_spec(folder, dataset)
-    if dataset is None and spec.dataset not in DATASETS:
-        raise UserError(
-            f"{folder.path} was trained on {spec.dataset!r}, which is not registered: say where "
-            "its images are with --dataset folder:PATH, or what registers it with --plugins"
-        )
+    spec, machine = read_spec(folder, dataset), machine or RunOptions()
     kept = folder.read_json(folder.environment) or {}
+    place = kept.get("place", {})
+    if "data_dir" not in machine.model_fields_set:
+        machine = machine.model_copy(update={"data_dir": place.get("data_dir", "data")})
+    if dataset is None and spec.dataset not in DATASETS:
+        there = place.get("dataset", "")
+        if not os.path.exists(there.rpartition(":")[2]):
+            raise UserError(
+                f"{folder.path} was trained on {there or spec.dataset!r}, which is not there or "
+                "not registered: say where its images are with --dataset folder:PATH, or what "
+                "registers it with --plugins"
+            )
+        spec = spec.model_copy(update={"dataset": there})
     with global_sources_kept():
         experiment = build(spec, machine, kept.get("encoding"))
     require_same_names(folder, experiment)
@@ -339,10 +348,11 @@ def predictions(
     domain: int,
     split: str,
     average: str | None = None,
-) -> Iterator[tuple[object, ...]]:
-    """Position in the domain, label, predicted class and its probability, image by image.
+) -> Iterator[list[Any]]:
+    """The names of columns, then a row for each image of a split.
 
-    Where labels are no classes: position, label and predicted label, as text.
+    These are its position in the domain, its file where it has one, its label, the predicted class
+    and the probability of each. Where labels are no classes, a label and a number for each output.
 
     Args:
         folder: of a finished run with its weights.
@@ -363,33 +373,47 @@ def predictions(
             f"{len(experiment.domains) - 1}",
             "domain",
         )
-    chosen = experiment.splits[domain]
+    chosen, own = experiment.splits[domain], experiment.domains[domain]
     indices = chosen.inside if split == "in" else chosen.out
+    labels, names = experiment.label_type, list(experiment.dataset.class_names)
+    of_labels = ["label"] if labels.has_classes else [f"label({name})" for name in names]
+    files = {index: str(own.files[index]) for index in indices if own.files}
+    yield ["position", *(["file"] if files else []), *of_labels, *predicted_columns(labels, names)]
     positions, predict = iter(indices), experiment.algorithm.eval().predictor()
-    rows = _rows_of_classes if experiment.label_type.has_classes else _rows_of_numbers
-    for x, y in experiment.domains[domain].evaluation_batches(indices, workers=experiment.workers):
+    for x, y in own.evaluation_batches(indices, workers=experiment.workers):
         with experiment.precision():
-            outputs = predict(x).float()
-        yield from ((next(positions), *row) for row in rows(experiment, y, outputs))
+            scores = _probabilities(experiment.spec, predict(x).float())
+        for target, found in zip(y, scores):
+            index = next(positions)
+            truth = [names[int(target)]] if labels.has_classes else target.reshape(-1).tolist()
+            place = [index, files[index]] if files else [index]
+            yield [*place, *truth, *predicted_cells(labels, names, found)]
 
 
-def _rows_of_classes(
-    experiment: Experiment, y: torch.Tensor, outputs: torch.Tensor
-) -> Iterator[tuple[str, str, float]]:
-    names = experiment.dataset.class_names
-    found = _probabilities(experiment.spec, outputs).max(dim=1)
-    for probability, number, label in zip(*found, y):
-        yield names[int(label)], names[number], round(probability.item(), 4)
+def predicted_columns(labels: LabelType, names: Sequence[str]) -> list[str]:
+    """The names of `predicted_cells`."""
+    if labels.kind == "regression":
+        return list(names)
+    return [*(["class"] if labels.has_classes else []), *(f"p({name})" for name in names)]
 
 
-def _rows_of_numbers(
-    experiment: Experiment, y: torch.Tensor, outputs: torch.Tensor
-) -> Iterator[list[str]]:
-    for pair in zip(y, experiment.label_type.decode(outputs)):
-        yield [" ".join(f"{value:g}" for value in each.reshape(-1).tolist()) for each in pair]
+def predicted_cells(
+    labels: LabelType, names: Sequence[str], scores: torch.Tensor
+) -> list[str | float]:
+    """The class, if labels are classes, and the probability of each; or the predicted numbers.
+
+    Args:
+        labels: their type.
+        names: of the classes.
+        scores: (C,) of one sample, as `Model.probabilities` returns them.
+    """
+    if labels.kind == "regression":
+        return [float(f"{value:.6g}") for value in scores.tolist()]
+    first = [names[int(scores.argmax())]] if labels.has_classes else []
+    return [*first, *(round(value, 4) for value in scores.tolist())]
 
 
-def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -> None:
+def save_predictions(experiment: Experiment, folder: RunFolder) -> None:
     """Writes what the algorithm predicts for every split of every domain into the run's folder.
 
     The images are not augmented, and the batches are those of an evaluation.
@@ -397,7 +421,6 @@ def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -
     Args:
         experiment: with its final weights; in training mode afterwards.
         folder: the run's.
-        data_dir: the data folder, below which images are named.
 
     Raises:
         UserError: an image cannot be read.
@@ -414,14 +437,14 @@ def save_predictions(experiment: Experiment, folder: RunFolder, data_dir: str) -
     splits = splits_to_evaluate(experiment.splits, spec.test_envs, everything=True)
     experiment.algorithm.eval()
     try:
-        parts = (_predicted(experiment, split, data_dir) for split in splits)
+        parts = (_predicted(experiment, split) for split in splits)
         write_predictions(folder.predictions, facts, parts)
     finally:
         experiment.algorithm.train()
 
 
 @torch.no_grad()
-def _predicted(experiment: Experiment, split: EvaluationSplit, data_dir: str) -> Predicted:
+def _predicted(experiment: Experiment, split: EvaluationSplit) -> Predicted:
     domain, predict = experiment.domains[split.domain], experiment.algorithm.predictor()
     key = experiment.dataset.group
     labels, logits = [], []
@@ -436,7 +459,10 @@ def _predicted(experiment: Experiment, split: EvaluationSplit, data_dir: str) ->
     return Predicted(
         split.domain,
         split.name,
-        [_name(domain.files[i], data_dir) if domain.files else str(i) for i in split.indices],
+        [
+            _name(domain.files[i], experiment.data_dir) if domain.files else str(i)
+            for i in split.indices
+        ],
         torch.cat(labels).numpy(),
         torch.cat(logits).numpy(),
         groups or None,

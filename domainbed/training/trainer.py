@@ -387,7 +387,7 @@ class Trainer:
     def _finish(self, progress: Progress) -> None:
         self.kept.at_end(self.experiment, self.averages)
         if self.options.save_predictions:
-            save_predictions(self.experiment, self.folder, self.options.data_dir)
+            save_predictions(self.experiment, self.folder)
         write_environment(self.folder, self.experiment, self.began, progress)
         check_guard(self.folder.path)
         self.folder.errors.unlink(missing_ok=True)

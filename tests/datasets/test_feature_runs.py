@@ -180,15 +180,17 @@ def test_a_run_from_images_to_predictions(folder, tmp_path):
     assert len(records) == 3
     # A file of an image is predicted as what was stored of it.
     model = load_model(tmp_path / "run", "cpu")
-    rows = list(predictions(*_of_run(tmp_path / "run"), f"folder:{folder}", 0, "in"))
+    head, *rows = predictions(*_of_run(tmp_path / "run"), None, 0, "in")
     files = sorted((folder / "a").glob("*/*.png"))
     kept, _ = read_predictions(tmp_path / "run" / "predictions.parquet", domain=0)
     assert sorted(kept["image"]) == [file.as_posix() for file in files]
-    for position, _, predicted, probability in rows:
+    assert head[:4] == ["position", "file", "label", "class"]
+    for position, file, _, predicted, *probabilities in rows:
+        assert file == str(files[position])
         x = model.preprocess(files[position])[None]
         found = model.probabilities(x)[0]
         assert model.classes[int(found.argmax())] == predicted
-        assert float(found.max()) == pytest.approx(probability, abs=2e-3)
+        assert found.tolist() == pytest.approx(probabilities, abs=2e-3)
 
 
 def _of_run(folder: Path) -> tuple[Any, RunOptions]:

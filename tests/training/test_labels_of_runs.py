@@ -87,11 +87,16 @@ def test_predictions_of_each_type(tmp_path: Path, capsys: pytest.CaptureFixture[
             main(["model", "predict", str(folder), "--domain", "1", "--dataset", name])
         assert exit.value.code == 0
         found[name] = list(csv.reader(io.StringIO(capsys.readouterr().out)))
-    assert found["Labelled"][0] == ["position", "label", "class", "probability"]
+    assert found["Labelled"][0][:3] == ["position", "label", "class"]
     assert {row[1] for row in found["BinaryVectors"][1:]} <= {"0", "1"}
-    assert all(0.5 <= float(row[3]) <= 1 for row in found["BinaryVectors"][1:])
-    assert found["MultilabelVectors"][0] == ["position", "label", "predicted"]
-    assert all(len(row[2].split()) == 3 for row in found["MultilabelVectors"][1:])
+    assert found["BinaryVectors"][0][3:] == ["p(0)", "p(1)"]
+    for _, _, predicted, *both in found["BinaryVectors"][1:]:
+        assert sum(map(float, both)) == pytest.approx(1, abs=2e-4)
+        assert float(both[int(predicted)]) >= 0.5
+    of_labels = [f"label({k})" for k in range(3)]
+    assert found["MultilabelVectors"][0] == ["position", *of_labels, "p(0)", "p(1)", "p(2)"]
+    assert all(0 <= float(cell) <= 1 for row in found["MultilabelVectors"][1:] for cell in row[1:])
+    assert found["RegressionVectors"][0] == ["position", "label(0)", "0"]
     position, label, predicted = found["RegressionVectors"][1]
     x, y = RegressionVectors("", [], {}).datasets[1][int(position)]
     assert float(label) == pytest.approx(y.item(), rel=1e-5)
