@@ -64,6 +64,7 @@ setup(
         "domainbed.configs": ["*.yaml", "paper/*.yaml"],
         "domainbed": ["py.typed"],
         "domainbed.config.protocols": ["*.yaml"],
+        "domainbed.datasets": ["penguins.csv"],
         "domainbed.reporting.published": ["tables/*"],
         "domainbed.reporting.page": ["template/*"],
     },

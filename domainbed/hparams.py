@@ -32,7 +32,7 @@ from domainbed.config.dimensions import (
     with_defaults,
 )
 from domainbed.core.seeding import seed_hash
-from domainbed.datasets import DATASETS, dataset_facts
+from domainbed.datasets import class_for_search, dataset_facts
 from domainbed.datasets.image_domains import DATA_OPTIONS, OF_FEATURES
 from domainbed.errors import FEW_NAMES, UserError, did_you_mean
 from domainbed.networks import HEAD_OPTIONS, NETWORK_OPTIONS, named_network
@@ -143,9 +143,9 @@ class Space:
         if network := featurizer or facts.network:
             usual |= getattr(named_network(network), "options", {})
         of_data, shared = {}, shared_space(facts)
-        if dataset in DATASETS:
-            of_data = DATASETS[dataset].options
-            shared |= {} if features else declared_space(DATASETS[dataset], facts)
+        if data := class_for_search(dataset):
+            of_data = data.options
+            shared |= {} if features else declared_space(data, facts)
         return cls(
             algorithm=algorithm,
             dataset=dataset,

@@ -29,6 +29,7 @@ SPAWRIOUS = tuple(
 """The six sets that are made of the images of Spawrious."""
 
 
+_ISLANDS = ("Biscoe", "Dream", "Torgersen")
 DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     "ColoredMNIST": _COLORED,
     "RotatedMNIST": _ROTATED,
@@ -46,6 +47,7 @@ DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SPAWRIOUS, ("Test", "SC_group_1", "SC_group_2")),
     "ColoredDigits": _COLORED,
     "RotatedDigits": _ROTATED,
+    **dict.fromkeys(("Penguins", "PenguinsMass", "PenguinsSpecies"), _ISLANDS),
     "Debug28": ("0", "1", "2"),
     "Debug224": ("0", "1", "2"),
 }
@@ -55,7 +57,8 @@ NUM_CLASSES: dict[str, int] = {
     **{"ColoredMNIST": 2, "RotatedMNIST": 10, "VLCS": 5, "PACS": 7, "OfficeHome": 65},
     **{"TerraIncognita": 10, "DomainNet": 345, "SVIRO": 7, "WILDSCamelyon": 2, "WILDSFMoW": 62},
     **dict.fromkeys(SPAWRIOUS, 4),
-    **{"ColoredDigits": 2, "RotatedDigits": 10, "Debug28": 2, "Debug224": 2},
+    **{"ColoredDigits": 2, "RotatedDigits": 10, "Penguins": 2, "PenguinsSpecies": 3},
+    **{"Debug28": 2, "Debug224": 2},
 }
 """Of the datasets above; a test compares it with what they declare."""
 
@@ -138,20 +141,27 @@ MANIFESTS = (".csv", ".tsv", ".jsonl")
 """The endings of files that list images, in lower case."""
 
 
+SAMPLES = ("table:", "arrays:")
+"""How the names of datasets begin whose samples lie in one file."""
+
+
 def is_manifest(name: str) -> bool:
     """Whether a dataset's name is that of a file which lists images."""
-    return name.startswith("manifest:") or name.lower().endswith(MANIFESTS)
+    is_file = name.lower().endswith(MANIFESTS) and not name.startswith(SAMPLES)
+    return is_file or name.startswith("manifest:")
 
 
 def dataset_label(name: str) -> str:
     """The name of a dataset in records, seeds and tables, free of any machine's paths.
 
-    `folder:PATH` is named after its last folder, a YAML file or a manifest after itself, and one
-    of several datasets of a name after that.
+    `folder:PATH` is named after its last folder, a YAML file, a manifest, a table or arrays after
+    the file, and one of several datasets of a name after that.
     """
     name = _VARIANT.sub("", name)
     if name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser().resolve().name
+    if name.startswith(SAMPLES):
+        return Path(name.partition(":")[2]).stem
     if is_manifest(name) or name.endswith((".yaml", ".yml")):
         return Path(name.removeprefix("manifest:")).stem
     return name

@@ -51,15 +51,18 @@ from domainbed.datasets.published_trees import (
     SpawriousM2M_hard,
 )
 from domainbed.datasets.domain import TensorDomain
+from domainbed.datasets.penguins import Penguins, PenguinsMass, PenguinsSpecies
 from domainbed.datasets.debug import Debug28, Debug224
 from domainbed.datasets import forks
 from domainbed.core.forks import on_fork
 from domainbed.datasets.image_domains import apply_data_options, apply_features, data_options
+from domainbed.datasets.sample_files import sample_dataset
+from domainbed.datasets.samples import SampleDataset, TableDataset
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.config.dimensions import DatasetFacts
 from domainbed.errors import UserError
 from domainbed.core.files import cache_folder
-from domainbed.core.names import dataset_label, is_manifest
+from domainbed.core.names import SAMPLES, dataset_label, is_manifest
 from domainbed.config.run_fields import DataFields, FeatureSource
 from domainbed.core.seeding import seed_everything
 
@@ -78,6 +81,8 @@ def _maker(name: str) -> Callable[[str, DataFields], Any] | None:
     """What makes the class of a user's own data; None for other names."""
     if name.startswith("folder:") or name.endswith((".yaml", ".yml")):
         return folder_dataset
+    if name.startswith(SAMPLES):
+        return sample_dataset
     return manifest_dataset if is_manifest(name) else None
 
 
@@ -87,7 +92,8 @@ def get_dataset_class(name: str, options: DataFields | None = None) -> Any:
     Args:
         name: a registered name; `folder:PATH`, images in `PATH/domain/class/`; the path of a
             YAML file that describes such a folder (see `folder_dataset`); or that of a CSV or
-            JSON Lines file that lists images, also as `manifest:PATH` (see `manifest_dataset`).
+            JSON Lines file that lists images, also as `manifest:PATH` (see `manifest_dataset`);
+            `table:FILE` or `arrays:FILE` (see `sample_dataset`).
         options: how own data is to be read; those of a run, say.
 
     Raises:
@@ -106,6 +112,13 @@ def get_dataset_class(name: str, options: DataFields | None = None) -> Any:
     return DATASETS[name]
 
 
+def class_for_search(name: str) -> Any:
+    """The class whose search space and options a dataset has; None for a user's own images."""
+    if name.startswith("table:"):
+        return TableDataset  # whatever its columns are
+    return get_dataset_class(name) if name.startswith("arrays:") else DATASETS.get(name)
+
+
 def dataset_facts(name: str, features: bool = False) -> DatasetFacts:
     """What a search space may depend on.
 
@@ -118,7 +131,7 @@ def dataset_facts(name: str, features: bool = False) -> DatasetFacts:
         UserError: the dataset has a search space that does not exist.
     """
     # A class made for DomainBed may not declare the kind of its images.
-    label, cls = dataset_label(name), DATASETS.get(name)
+    label, cls = dataset_label(name), class_for_search(name)
     space, network = getattr(cls, "space", ""), network_of(cls)
     if space not in ("", "small", "large"):
         raise UserError(f"dataset {label} has the space {space!r}: expected small or large")
@@ -137,6 +150,7 @@ def load_dataset(
     data_seed: int | None = None,
     features: FeatureSource | None = None,
     options: DataFields | None = None,
+    labels: str = "",
 ) -> MultipleDomainDataset:
     """Builds a dataset, or returns the one that an earlier run of this process built.
 
@@ -152,11 +166,12 @@ def load_dataset(
         data_seed: replaces the trial seed there; in DomainBed it is the run's seed.
         features: replace the images by features of them, which are computed unless they exist.
         options: how own data is to be read.
+        labels: their type, for constructors that take it; empty for the class's own.
     """
     cls = get_dataset_class(name, options)
 
     def build() -> MultipleDomainDataset:
-        dataset = _construct(cls, root, list(test_envs), hparams, trial_seed, data_seed)
+        dataset = _construct(cls, root, list(test_envs), hparams, trial_seed, data_seed, labels)
         require_contract(dataset)
         if features is None:
             apply_data_options(dataset, dataset_label(name), root, hparams)
@@ -194,10 +209,11 @@ def _construct(
     hparams: Mapping[str, Any],
     trial_seed: int,
     data_seed: int | None,
+    labels: str,
 ) -> MultipleDomainDataset:
     parameters = inspect.signature(cls).parameters
-    seeds = {"trial_seed": trial_seed, "data_seed": data_seed}
-    taken = {name: seed for name, seed in seeds.items() if name in parameters}
+    offered = {"trial_seed": trial_seed, "data_seed": data_seed, "labels": labels}
+    taken = {name: value for name, value in offered.items() if name in parameters}
     if taken:
         return cls(root, test_envs, hparams, **taken)
     with seeding.global_sources_kept():
@@ -223,14 +239,19 @@ __all__ = [
     "Minibatch",
     "MultipleDomainDataset",
     "OfficeHome",
+    "Penguins",
+    "PenguinsMass",
+    "PenguinsSpecies",
     "RotatedDigits",
     "RotatedMNIST",
+    "SampleDataset",
     "SpawriousM2M_easy",
     "SpawriousM2M_hard",
     "SpawriousM2M_medium",
     "SpawriousO2O_easy",
     "SpawriousO2O_hard",
     "SpawriousO2O_medium",
+    "TableDataset",
     "TensorDomain",
     "TerraIncognita",
     "WILDSCamelyon",
@@ -243,4 +264,5 @@ __all__ = [
     "load_dataset",
     "manifest_dataset",
     "require_dataset",
+    "sample_dataset",
 ]

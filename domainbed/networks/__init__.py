@@ -19,6 +19,7 @@ from domainbed.networks.featurizer import (
     named_network,
 )
 from domainbed.networks.open_clip_models import PROMPTS
+from domainbed.networks.sequences import SequenceCNN, Transformer
 
 NETWORK_OPTIONS: dict[str, Option] = {**CHOICE_OPTIONS, **BACKBONE_OPTIONS, **MLP_OPTIONS}
 """What networks read where it is given, whatever the algorithm."""
@@ -48,6 +49,8 @@ __all__ = [
     "Featurizer",
     "Projection",
     "ResNet",
+    "SequenceCNN",
+    "Transformer",
     "UnitFeatures",
     "is_shape",
     "named_network",

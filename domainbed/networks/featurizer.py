@@ -60,9 +60,10 @@ class Featurizer(nn.Module, metaclass=_Choosing):
     """A network from (B, *input_shape) to (B, n_outputs) features.
 
     `Featurizer(input_shape, hparams)` builds one of the registered networks: vectors go through
-    an `MLP`, images of at most 28×28 through `MNIST_CNN`, of at least 32×32 through a `Backbone`,
-    and so do images of any size where `hparams["backbone"]` names one. `hparams["featurizer"]`
-    names another registered network, and wins; a dataset that names its network sets it.
+    an `MLP`, series (steps, channels) through a `SequenceCNN`, images of at most 28×28 through
+    `MNIST_CNN`, of at least 32×32 through a `Backbone`, and so do images of any size where
+    `hparams["backbone"]` names one. `hparams["featurizer"]` names another registered network, and
+    wins; a dataset that names its network sets it.
 
     Attributes:
         n_outputs: the width of the features.
@@ -129,14 +130,14 @@ def _suited(shape: tuple[int, ...], backbone: str) -> str:
             f"backbone {backbone!r} takes images, but the inputs have the shape "
             f"{shape}: leave 'backbone' out"
         )
-    if len(shape) == 1:
-        return "MLP"
+    if len(shape) in (1, 2):
+        return "MLP" if len(shape) == 1 else "SequenceCNN"
     if len(shape) == 3 and (backbone or min(shape[1:]) >= 32):
         return "Backbone"
     if len(shape) == 3 and max(shape[1:]) <= 28:
         return "MNIST_CNN"
     raise UserError(
-        f"no featurizer for inputs of shape {shape}: expected (features,) or "
+        f"no featurizer for inputs of shape {shape}: expected (features,), (steps, channels) or "
         "(channels, height, width); name a registered network in the hyper-parameter 'featurizer'"
     )
 

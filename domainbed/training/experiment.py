@@ -372,6 +372,7 @@ def dataset_of(spec: RunSpec, data_dir: str) -> MultipleDomainDataset:
             data_seed=spec.seed if spec.data_seed == "run" else None,
             features=spec.features,
             options=spec,
+            labels=spec.labels,
         )
 
 

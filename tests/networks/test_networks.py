@@ -84,7 +84,7 @@ def test_vectors_go_through_an_mlp():
     assert network(torch.rand(2, 7)).shape == (2, 5)
 
 
-@pytest.mark.parametrize("shape", [(3, 30, 30), (3, 28, 40), (3, 4), ()])
+@pytest.mark.parametrize("shape", [(3, 30, 30), (3, 28, 40), (2, 3, 4, 5), ()])
 def test_no_network_for_a_shape(shape):
     with pytest.raises(UserError, match="no featurizer for inputs of shape"):
         networks.Featurizer(shape, RESNET)
