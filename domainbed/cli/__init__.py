@@ -31,6 +31,8 @@ _GROUPS = {
         "sweep retry": ("sweep", "do the failed runs again"),
         "sweep rerun-best": ("sweep", "run what selection methods chose with new trials"),
         "sweep delete-incomplete": ("sweep", "remove runs that are neither done nor running"),
+        "sweep pack": ("sweep", "put the texts of finished runs into few files"),
+        "sweep unpack": ("sweep", "take runs out of these files again, into their folders"),
         "sweep export": ("sweep", "write all records of a sweep into one file, to share"),
     },
     "results": {

@@ -22,6 +22,7 @@ from domainbed.config.run_fields import add_run_flags
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
+from domainbed.runs import packing
 from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import DONE, FAILED, MISSING
 from domainbed.sweeps.config import SweepConfig, load_config, shipped_config
@@ -288,6 +289,36 @@ def _screen(status: Status) -> str:
     if len(lines) >= height:
         lines = [*lines[: height - 2], "…"]
     return _TO_TOP + "".join(line[:width] + _END_OF_LINE for line in lines) + _CLEAR_REST
+
+
+# ---- pack, unpack ----
+
+
+def pack(parser: Parser) -> Run:
+    """Put the texts of finished runs into few files, which all commands read as they do folders."""
+    parser.add_argument("folder", metavar="FOLDER", help="of a sweep, which may be in progress")
+    return _pack
+
+
+def _pack(args: argparse.Namespace) -> int:
+    store = Store(args.folder)
+    store.planned()  # which raises where there is no sweep
+    print(f"packed {count_runs(packing.pack(store.root))}")
+    return 0
+
+
+def unpack(parser: Parser) -> Run:
+    """Take runs out of the files of `sweep pack`, into folders as they were."""
+    parser.add_argument("folder", metavar="FOLDER", help="of a sweep")
+    parser.add_argument("runs", metavar="RUN", nargs="*", help="their ids (default: all)")
+    return _unpack
+
+
+def _unpack(args: argparse.Namespace) -> int:
+    store = Store(args.folder)
+    store.planned()
+    print(f"unpacked {count_runs(packing.unpack(store.root, args.runs))}")
+    return 0
 
 
 # ---- cancel, delete-incomplete, export ----

@@ -54,7 +54,11 @@ def read_sealed_json(file: Path) -> dict[str, Any]:
         ValueError, RecursionError: it does not have its digest, or is no JSON object.
         OSError: it cannot be read.
     """
-    text = file.read_bytes()
+    return parse_sealed_json(file.read_bytes())
+
+
+def parse_sealed_json(text: bytes) -> dict[str, Any]:
+    """The object in the text of a file, as `read_sealed_json`."""
     if not has_its_digest(text):
         raise ValueError(CHANGED)
     content = json.loads(text)

@@ -23,6 +23,7 @@ from domainbed.core.digests import CHANGED, digest_of
 from domainbed.core.files import cache_folder, file_digest, written_aside
 from domainbed.errors import UserError
 from domainbed.runs.folder import read_records
+from domainbed.runs.packed import pack_of, text_of
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def write_export(root: Path, folders: Sequence[Path], file: Path) -> int:
     Raises:
         UserError: the file cannot be written, or every run is damaged.
     """
-    folders = _undamaged(folders)
+    # Each pack is read once.
+    folders = _undamaged(sorted(folders, key=lambda folder: str(pack_of(folder))))
     texts = {name: _text(root / name) for name in _OF_SWEEP if (root / name).is_file()}
     about = json.dumps({**texts, "runs": len(folders)})
     digest = digest_of(about.encode())
@@ -94,7 +96,7 @@ def _undamaged(folders: Sequence[Path]) -> list[Path]:
     found, damages = [], []
     for folder in folders:
         try:
-            if (folder / "results.jsonl").is_file():
+            if _text(folder / "results.jsonl") is not None:
                 read_records(folder)
             found.append(folder)
         except UserError as error:
@@ -122,9 +124,8 @@ def _row(folder: Path) -> dict[str, Any]:
 
 
 def _text(file: Path) -> str | None:
-    if file.is_symlink() or not file.is_file():
-        return None
-    return file.read_text(encoding="utf-8", errors="replace")
+    content = None if file.is_symlink() else text_of(file.parent, file.name)
+    return None if content is None else content.decode("utf-8", errors="replace")
 
 
 def unpacked(file: Path) -> Path:

@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domainbed.core.digests import CHANGED, digest_of, read_sealed_json
+from domainbed.core.digests import CHANGED, digest_of, parse_sealed_json
 from domainbed.core.files import write_text
 from domainbed.core.plugins import changed
 from domainbed.core.text_table import printable
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.runs.ownership import is_owners, newest, owning, seems_at_work, silent_for
+from domainbed.runs.packed import is_packed, text_of
 from domainbed.runs.states import (
     DONE,
     FAILED,
@@ -139,10 +140,12 @@ class RunFolder:
     def is_done(self) -> bool:
         """Whether the run is marked as done, and its records have the size that they had then.
 
+        So it is if it is packed, see `runs.packed`.
+
         Of a mark without a digest, the last record is there to its end. The last line end may be
         missing, as editors leave it out.
         """
-        return is_done(os.fspath(self.path))
+        return is_done(os.fspath(self.path)) or is_packed(self.path)
 
     def state(self) -> str:
         """One of `STATES`."""
@@ -207,7 +210,8 @@ class RunFolder:
 
     def has_results(self) -> bool:
         """Whether there is a record, or a mark that all were written."""
-        return self.done.exists() or (self.results.exists() and self.results.stat().st_size > 0)
+        has_record = self.results.exists() and self.results.stat().st_size > 0
+        return has_record or self.done.exists() or is_packed(self.path)
 
     def changed_plugins(self) -> list[str]:
         """The plug-ins that differ from those which a session of the run was made with, by name.
@@ -241,10 +245,9 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
-        if not file.exists():
-            return None
         try:
-            return read_sealed_json(file)
+            text = text_of(self.path, file.name)
+            return None if text is None else parse_sealed_json(text)
         except (ValueError, RecursionError, OSError) as error:
             # Without its environment a run resumes; without its spec nobody knows whose it is.
             remedy = "remove it" if file == self.environment else "repair it, or remove its folder"
@@ -312,9 +315,12 @@ def read_records(folder: Path) -> tuple[bytes, bool]:
     """
     results, done = folder / "results.jsonl", folder / "done"
     # The mark first: of a run under way the records may grow meanwhile.
-    is_finished = done.exists()
-    mark = done.read_bytes().strip() if is_finished else _checkpoint_title(folder)
-    content, sealed = results.read_bytes(), _RECORDS.search(mark)
+    of_end = text_of(folder, done.name)
+    is_finished = of_end is not None
+    mark = _checkpoint_title(folder) if of_end is None else of_end.strip()
+    content, sealed = text_of(folder, results.name), _RECORDS.search(mark)
+    if content is None:
+        raise FileNotFoundError(f"there is no {results}")
     if is_finished and not content.endswith(b"\n"):
         content += b"\n"  # an editor may have left it out; of a torn record more is missing
     if sealed is None:

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import count, groupby
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,11 +26,12 @@ from domainbed.core import digests, names, record_keys
 from domainbed.core.files import cache_folder, written_aside
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
-from domainbed.runs import batches, results_file
+from domainbed.runs import batches, packed, results_file
 from domainbed.runs import folder as run_folder
 from domainbed.runs.batches import Batch, joined, read_batch
 from domainbed.runs.exported import SUFFIX, unpacked
 from domainbed.runs.folder import RunFolder
+from domainbed.runs.packed import is_packed, pack_of, packed_runs, title_of
 from domainbed.runs.records import RUN_KEYS, Records
 from domainbed.runs.results_file import parse_json
 from domainbed.runs.variants import told_apart
@@ -48,13 +50,13 @@ LEAST_FILES = 500
 _NAMED = 5  # of the runs that are left out
 _BATCH = 250  # files whose records are in memory as objects
 _SETTLED = 2e9  # ns: a younger file could change again and keep its times
-_MODULES = (batches, digests, run_folder, results_file, record_keys, names)
+_MODULES = (batches, digests, packed, run_folder, results_file, record_keys, names)
 _CODE = [__file__, *(str(module.__file__) for module in _MODULES)]
 
 _DIGEST = 32  # bytes
 
-Stamps = Mapping[str, list[list[int]]]
-"""By folder, what shows a change of its results.jsonl or its run.json."""
+Stamps = Mapping[str, Any]
+"""By folder, what shows a change of its files; of a packed run, the digest of the pack."""
 
 
 def load_records(folders: Folders, progress: Progress | None = None) -> Records:
@@ -123,12 +125,15 @@ def run_folders(root: Path) -> list[Path]:
     Raises:
         UserError: `root` is not a folder.
     """
+    if is_packed(root):
+        return [root]
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"{str(root)!r} {what}: name a sweep folder or a run folder")
     with os.scandir(root) as entries:  # far fewer system calls than by `Path.iterdir`
-        found = sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
-    inside = [root / entry.name for entry in found if not entry.is_symlink() or _stays(root, entry)]
+        found = [entry for entry in entries if entry.is_dir()]
+    names = {entry.name for entry in found if not entry.is_symlink() or _stays(root, entry)}
+    inside = [root / name for name in sorted(names | packed_runs(root).keys())]
     return [root, *inside] if (root / RECORDS_FILE).is_file() else inside
 
 
@@ -139,7 +144,7 @@ def record_files(root: Path) -> list[Path]:
         UserError: there is no such file.
     """
     files = [folder / RECORDS_FILE for folder in run_folders(root)]
-    found = [file for file in files if _is_own_file(root, file)]
+    found = [file for file in files if pack_of(file.parent) or _is_own_file(root, file)]
     if not found:
         sweeps = _sweeps_inside(root)
         why = _failures([root]) or (_not_read(sweeps) if sweeps else "")
@@ -216,7 +221,9 @@ def _warn_of_unsealed(records: Records) -> None:
 
 
 def _warn_of_unfinished(files: Sequence[Path]) -> None:
-    unfinished = sum(not os.path.exists(f"{file.parent}/done") for file in files)
+    unfinished = sum(
+        not (os.path.exists(f"{file.parent}/done") or pack_of(file.parent)) for file in files
+    )
     # Records of other programs may come without any mark of the end.
     marked = unfinished < len(files) or any(file.with_name("run.json").exists() for file in files)
     if unfinished and marked:
@@ -280,6 +287,7 @@ def read_files(
     for _ in known:
         on_file()
     new = [file for file, folder in zip(files, folders, strict=True) if folder not in known]
+    new.sort(key=lambda file: str(pack_of(file.parent)))  # each pack is read once
     for start in range(0, len(new), _BATCH):
         parts.append(read_batch(new[start : start + _BATCH], on_file, damages))
     whole = joined(parts).only(folders)
@@ -303,7 +311,10 @@ def _cache_file(root: Path) -> Path | None:
     return file if is_own and os.access(root, os.W_OK) else None
 
 
-def _stamps(folder: str) -> list[list[int]]:
+def _stamps(folder: str) -> Any:
+    with suppress(FileNotFoundError):  # of a pack whose runs were taken out
+        if pack := pack_of(Path(folder)):
+            return title_of(pack)["texts"]
     found = []
     for name in ("results.jsonl", "run.json", "environment.json"):
         with suppress(FileNotFoundError):
@@ -312,8 +323,10 @@ def _stamps(folder: str) -> list[list[int]]:
     return found
 
 
-def _is_finished(folder: str, stamps: list[list[int]]) -> bool:
+def _is_finished(folder: str, stamps: Any) -> bool:
     """Whether a run is finished, and a change of its files would show in their stamps."""
+    if isinstance(stamps, str):
+        return True
     changed = max((max(stamp[:2]) for stamp in stamps), default=0)
     return time.time_ns() - changed > _SETTLED and os.path.exists(f"{folder}/done")
 

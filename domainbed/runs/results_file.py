@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from domainbed.core.digests import read_sealed_json
+from domainbed.core.digests import parse_sealed_json
 from domainbed.core.names import (
     averaged_algorithm,
     dataset_label,
@@ -31,6 +31,7 @@ from domainbed.core.record_keys import (
     record_key,
 )
 from domainbed.errors import UserError
+from domainbed.runs.packed import text_of
 from domainbed.runs.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def read_results(path: Path, content: bytes) -> Iterator[tuple[Run, int, dict[st
         if described is not run or step in steps:
             counts = {"last_step": step, "diverged": False, "num_records": 0}
             run, steps = {"folder": str(path.parent), **described, **counts}, set()
-            run["data"] = _data(path)
+            run["data"] = _sealed(path.with_name("environment.json")).get("data")
             _check_run_json(path, run)
         steps.add(step)
         run["last_step"] = max(run["last_step"], step)
@@ -96,7 +97,7 @@ def _parse(path: Path, content: bytes) -> list[Numbered]:
                 raise UserError(f"{path}, line {number}: {_explain(error)}") from error
             is_torn = True
     if is_torn:
-        if path.with_name("done").exists():
+        if text_of(path.parent, "done") is not None:
             raise UserError(
                 f"{path}: the last line is cut off, but the run is marked done: remove its folder "
                 "and do the run again"
@@ -341,10 +342,7 @@ def _metrics_of(keys: tuple[str, ...]) -> tuple[str, list[str]]:
 def _check_run_json(path: Path, run: Run) -> None:
     """Raises where the folder's run.json names another run than the records of `path` do."""
     spec = path.with_name("run.json")
-    try:
-        named = read_sealed_json(spec) if spec.is_file() else {}
-    except _NOT_JSON as error:
-        raise UserError(f"{spec} is damaged ({error}): repair or remove it") from error
+    named = _sealed(spec)
     for key in [key for key in RUN_KEYS if key in named]:
         ours, theirs = _comparable(key, run[key]), _comparable(key, named[key])
         if ours != theirs:
@@ -354,15 +352,15 @@ def _check_run_json(path: Path, run: Run) -> None:
             )
 
 
-def _data(path: Path) -> Any:
-    """What the folder's environment.json says of the data; None where it says nothing.
+def _sealed(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run; empty where there is no such file.
 
     Raises:
         UserError: the file is damaged.
     """
-    file = path.with_name("environment.json")
     try:
-        return read_sealed_json(file).get("data") if file.is_file() else None
+        text = text_of(file.parent, file.name)
+        return {} if text is None else parse_sealed_json(text)
     except _NOT_JSON as error:
         raise UserError(f"{file} is damaged ({error}): repair or remove it") from error
 

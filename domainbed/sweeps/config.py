@@ -133,6 +133,9 @@ class SweepConfig(RunFields, RunOptions):
         ("training-domain", "leave-one-domain-out", "oracle"),
         description="selection methods that the runs are to serve",
     )
+    pack: bool = Field(
+        False, description="pack finished runs as the sweep proceeds: few files in place of many"
+    )
     on_finish: Text | None = Field(
         None,
         description="shell command for when a launch has ended, with DOMAINBED_SWEEP, "

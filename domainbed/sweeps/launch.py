@@ -21,6 +21,7 @@ from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, is_out_of_memory, reason_of
 from domainbed.launchers import Event, Handle, Job, Launcher, Resources, create_launcher
 from domainbed.runs.folder import Busy, RunFolder, made_with_others
+from domainbed.runs.packing import pack
 from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, RUNNING
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
@@ -30,6 +31,8 @@ from domainbed.sweeps.store import Cell, PlannedRun, Store, common_to
 from domainbed.training import run
 
 log = logging.getLogger(__name__)
+
+_RUNS_BETWEEN_PACKS = 50
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Launch:
 
     @property
     def _job(self) -> RunJob:
-        return RunJob(str(self.store.root), self.config.run_options(), self.config.plugins)
+        config = self.config
+        return RunJob(str(self.store.root), config.run_options(), config.plugins, config.pack)
 
     def costs(self) -> Costs | None:
         """Estimates from the runs that are done; None if none is."""
@@ -147,6 +151,8 @@ class Launch:
             handle.wait(on_event)
             for event in follow(self.store, theirs, self.config.launcher):
                 display.on_event(event)
+        if self.config.pack:
+            pack_finished(self.store.root)
         return unwritten
 
     def submit(self) -> Handle:
@@ -180,6 +186,14 @@ class Launch:
     def _check_device(self) -> None:
         if self.launcher.blocking:  # else it is chosen on the machine of each run
             require_precision(self.config.precision, choose_device(self.config.device))
+
+
+def pack_finished(root: Path) -> None:
+    """Packs what is finished; where that fails, the sweep continues without."""
+    try:
+        pack(root)
+    except (UserError, OSError) as error:
+        log.warning("warning: finished runs were not packed (%s)", error)
 
 
 def prepare(
@@ -267,11 +281,13 @@ class RunJob(Job):
         output_dir: the sweep's folder.
         options: of the run.
         plugins: what to import first.
+        pack: whether every 50th run, by its id, packs those that are finished.
     """
 
     output_dir: str
     options: RunOptions
     plugins: tuple[str, ...] = ()
+    pack: bool = False
 
     def __call__(self, spec: RunSpec, on_step: Callable[[int], None]) -> None:
         """Trains `spec` in its folder; an error is written there and raised.
@@ -299,6 +315,8 @@ class RunJob(Job):
             with contextlib.suppress(OSError):  # `Launch.execute` reports it
                 _write_error(folder, _with_summary(error, spec))
             raise
+        if self.pack and int(spec.run_id, 16) % _RUNS_BETWEEN_PACKS == 0:
+            pack_finished(store.root)
 
     def on_failure(self, spec: RunSpec, error: str) -> None:
         """Writes the error into the run's folder, unless there is one, or the run is done.

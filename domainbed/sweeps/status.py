@@ -317,7 +317,8 @@ def _taken(folder: RunFolder, steps: int) -> list[list[float]]:
     if facts.get("seconds") is None:
         return []
     seconds, on_cpu = facts["seconds"] / steps, facts.get("device", "cpu") == "cpu"
-    files = [file for file in folder.path.iterdir() if file.is_file() and not file.is_symlink()]
+    paths = folder.path.iterdir() if folder.path.is_dir() else ()  # else it is packed: little
+    files = [file for file in paths if file.is_file() and not file.is_symlink()]
     disk = sum(file.stat().st_size for file in files)
     cores = facts.get("threads", 1) if on_cpu else 0
     return [[seconds, seconds * cores, seconds * (not on_cpu), disk]]

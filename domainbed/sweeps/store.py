@@ -24,6 +24,7 @@ from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.runs.folder import Busy, RunFolder, is_done
 from domainbed.runs.ownership import owning
+from domainbed.runs.packed import packed_runs
 from domainbed.runs.states import DONE, MISSING, RUNNING, RunStatus
 from domainbed.sweeps.config import SweepConfig
 
@@ -75,7 +76,8 @@ class Store:
     ) -> dict[str, RunStatus]:
         """What is known of each run; the folders of those `known` to be done are not read."""
         there, known, root = self._names(), known or {}, os.fspath(self.root)
-        done = {run_id for run_id, status in known.items() if status.state == DONE}
+        # Looked at after the folders: what is not there any more has been packed.
+        done = {*packed_runs(self.root), *(i for i, each in known.items() if each.state == DONE)}
 
         def status(run_id: str) -> RunStatus:
             if run_id in done:
@@ -242,9 +244,10 @@ class Store:
     def run_folders(self) -> list[RunFolder]:
         """The folders of runs that are there, planned or not, by name."""
         planned = self._content()["runs"]
-        paths = [self.root / name for name in sorted(self._names())]
-        folders = [RunFolder(path) for path in paths if path.is_dir()]
-        return [f for f in folders if f.path.name in planned or f.spec.exists()]
+        names = {name for name in self._names() if (self.root / name).is_dir()}
+        packed = packed_runs(self.root)
+        folders = [RunFolder(self.root / name) for name in sorted(names | packed.keys())]
+        return [f for f in folders if f.path.name in {*planned, *packed} or f.spec.exists()]
 
     def incomplete(self) -> list[RunFolder]:
         """The folders of runs that are not done, not running, and were not done before a redo."""

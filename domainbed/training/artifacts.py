@@ -35,6 +35,8 @@ from domainbed.metrics import registered_as, selecting_metric
 from domainbed.networks import NETWORKS, is_shape
 from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder, made_with_others, read_records
+from domainbed.runs.packed import is_packed, packed_lately
+from domainbed.runs.packing import unpack
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
 from domainbed.training.averages import Averages
@@ -66,7 +68,8 @@ def claim(
     """
     identity = json.loads(json.dumps(spec.identity()))
     owner = folder.read_json(folder.spec)
-    if not folder.has_results():  # nothing to lose: it failed at its start, say
+    # Nothing to lose: it failed at its start, say; or it was packed a moment ago.
+    if not folder.has_results() and not packed_lately(folder.path):
         return _new_run(folder, spec, identity)
     if owner is None:
         raise UserError(
@@ -79,6 +82,8 @@ def claim(
     if plugins_changed != "accept" and (names := folder.changed_plugins()):
         if plugins_changed is None:
             raise made_with_others(f"the run in {folder.path} was", names)
+        if is_packed(folder.path):
+            unpack(folder.path.parent, [folder.path.name])
         folder.set_aside()
         return _new_run(folder, spec, identity)
     if folder.is_done():

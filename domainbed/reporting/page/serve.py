@@ -19,7 +19,15 @@ REFRESH = 15
 """Seconds after which the page reloads itself."""
 
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
-_SOURCES = ("plan.json", "sweep.yaml", "results.jsonl", "*/results.jsonl", "*/done", "*/err.txt")
+_SOURCES = (
+    "plan.json",
+    "sweep.yaml",
+    "results.jsonl",
+    "*/results.jsonl",
+    "*/done",
+    "*/err.txt",
+    "packed",
+)
 
 
 def serve(render: Callable[[], str], folders: Folders, host: str, port: int) -> int:
