@@ -438,6 +438,12 @@ class Resolver:
                 ("hparams", "class_balanced"),
             ),
             (
+                draft.split == "published" or labels.has_classes,
+                f"split is {draft.split!r}, but labels are {draft.labels!r}, of which there are no "
+                "classes: leave it out",
+                ("split",),
+            ),
+            (
                 labels.kind == "classes" or draft.initial_weights in ("own", "shared"),
                 f"initial_weights is {draft.initial_weights!r}, which needs classes, but labels "
                 f"are {draft.labels!r}: choose 'shared' or 'own'",

@@ -170,6 +170,7 @@ def test_every_field_is_part_of_the_identity():
         **{"protocol": "domainbed-2020", "digests": {"weights": "sha256:0"}},
         **{"features": FeatureSource(), "labels": "binary"},
         **{"columns": {"path": "x"}, "classes": {"a": ("b",)}, "missing_classes": "allow"},
+        **{"split": "stratified"},
     }
     assert set(changed) == set(RunSpec.model_fields) - {"fixed_hparams"}
     ids = {spec.model_copy(update={k: v}).run_id for k, v in changed.items()}

@@ -111,6 +111,11 @@ class RunFields(DataFields):
     uda_holdout_fraction: float = Field(
         0.0, ge=0, lt=1, description="share of a test domain's in-split given without labels"
     )
+    split: Literal["published", "stratified"] = Field(
+        "published",
+        description="published: the data's own, or at random; stratified: at random, with the same "
+        "share of each class in all splits of a domain",
+    )
     task: Literal["domain_generalization", "domain_adaptation"] = Field(
         "domain_generalization", description="domain_adaptation also gives unlabelled test images"
     )

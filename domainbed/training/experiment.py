@@ -295,6 +295,7 @@ def _splits(spec: RunSpec, domains: Sequence[Domain]) -> list[Split]:
         spec.trial_seed,
         spec.uda_holdout_fraction,
         mixed=get_algorithm_class(spec.algorithm).predicts_batches,
+        stratified=spec.split == "stratified",
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,22 +92,33 @@ def split_domains(
     trial_seed: int,
     uda_holdout_fraction: float = 0.0,
     mixed: bool = False,
+    stratified: bool = False,
 ) -> list[Split]:
     """The split of every domain, without the images that cannot be read.
 
     A domain's own out-split takes the place of a random one. Its images, and those that it
     leaves, come in their order in the domain, which is often by class; with `mixed` in random
-    order, as those of a random split do.
+    order, as those of a random split do. No split cuts a group of the domain; those that are
+    `stratified` are random ones, and have each class in proportion, as far as groups allow.
 
     Raises:
-        UserError: a domain is too small to leave two images to train on and one to validate on.
+        UserError: a domain is too small to leave two images to train on and one to validate on, or
+            its own out-split cuts a group. A test domain may have none.
     """
     splits = []
     for number, domain in enumerate(domains):
         seed = split_seed(trial_seed, number)
         adapts = uda_holdout_fraction if number in test_envs else 0.0
-        split = _adapted(_cut(domain, holdout_fraction, seed, mixed), adapts, seed)
-        _require_images(split, number, len(domain), holdout_fraction, adapts)
+        parted = partial(_parted, domain, seed=seed, stratified=stratified)
+        if domain.out_split is None or stratified:
+            split = Split(*parted(range(len(domain)), holdout_fraction), [])
+        else:
+            split = _own(domain, seed, mixed)
+        if adapts:
+            unlabeled, inside = parted(split.inside, adapts)
+            split = Split(split.out, inside, unlabeled)
+        if split.out or domain.out_split is None or number not in test_envs:
+            _require_images(split, number, domain, holdout_fraction, adapts)
         splits.append(without_unreadable(split, number, domain.unreadable))
     return splits
 
@@ -116,11 +128,47 @@ def undivided(split: Split) -> Split:
     return Split([], [*split.out, *split.inside], split.unlabeled)
 
 
-def _cut(domain: Domain, holdout_fraction: float, seed: int, mixed: bool) -> Split:
-    if domain.out_split is None:
-        return Split(*split_indices(len(domain), holdout_fraction, seed), [])
-    out = list(domain.out_split)
+def _parted(
+    domain: Domain, positions: Sequence[int], fraction: float, seed: int, stratified: bool
+) -> tuple[list[int], list[int]]:
+    """A share of the positions in a domain, at random, and the others."""
+    if domain.groups is None and not stratified:
+        chosen, kept = split_indices(len(positions), fraction, seed)
+        return [positions[i] for i in chosen], [positions[i] for i in kept]
+    order = [positions[i] for i in shuffled(len(positions), seed)]
+    groups = order if domain.groups is None else [domain.groups[i] for i in order]
+    labels = (
+        domain.labels[order].reshape(-1).long() if stratified else torch.tensor([0] * len(order))
+    )
+    counts: dict[object, np.ndarray] = {}
+    for group, one_hot in zip(groups, torch.nn.functional.one_hot(labels).numpy()):
+        counts[group] = counts.get(group, 0) + one_hot
+    total = sum(counts.values())
+    # Of each class one at least, where another is left.
+    lacking = np.where(total > 1, np.maximum(fraction * total, 1), fraction * total)
+    taken = set()
+    for group, own in counts.items():
+        if np.abs(lacking - own).sum() < np.abs(lacking).sum():
+            lacking = lacking - own
+            taken.add(group)
+    if not taken and len(counts) > 1:  # each is more than twice as large as the share
+        taken = {min(counts, key=lambda group: counts[group].sum())}
+    chosen = [i for i, group in zip(order, groups) if group in taken]
+    return chosen, [i for i, group in zip(order, groups) if group not in taken]
+
+
+def _own(domain: Domain, seed: int, mixed: bool) -> Split:
+    """The split that the data says."""
+    out = list(domain.out_split or ())
     inside = sorted(set(range(len(domain))).difference(out))
+    if domain.groups is not None:
+        both = {domain.groups[i] for i in out}.intersection(domain.groups[i] for i in inside)
+        if both:
+            raise UserError(
+                f"the data's own split cuts {len(both)} groups, such as {min(both)!r}: let each "
+                "train or validate, or leave the columns 'split' or 'group' out",
+                "dataset",
+            )
     if mixed:
         out, inside = ([part[i] for i in shuffled(len(part), seed)] for part in (out, inside))
     return Split(out, inside, [])
@@ -131,16 +179,10 @@ def shuffled(n: int, seed: int) -> list[int]:
     return split_indices(n, 0.0, seed)[1]
 
 
-def _adapted(split: Split, fraction: float, seed: int) -> Split:
-    """The split with a share of the in-split as unlabeled images."""
-    if not fraction:
-        return split
-    chosen, kept = split_indices(len(split.inside), fraction, seed)
-    inside = split.inside
-    return Split(split.out, [inside[i] for i in kept], [inside[i] for i in chosen])
-
-
-def _require_images(split: Split, number: int, n: int, holdout: float, adapts: float) -> None:
+def _require_images(
+    split: Split, number: int, domain: Domain, holdout: float, adapts: float
+) -> None:
+    groups = "" if domain.groups is None else f" of {len(set(domain.groups))} groups"
     lacking = {
         f"holdout_fraction of {holdout}": not split.out or len(split.inside) < 2,
         f"uda_holdout_fraction of {adapts}": adapts and not split.unlabeled,
@@ -148,8 +190,8 @@ def _require_images(split: Split, number: int, n: int, holdout: float, adapts: f
     for fraction, is_lacking in lacking.items():
         if is_lacking:
             raise UserError(
-                f"domain {number} has {n} images, too few for a {fraction}: add images or change "
-                "the fraction"
+                f"domain {number} has {len(domain)} images{groups}, too few for a {fraction}: add "
+                "images or change the fraction"
             )
 
 
@@ -163,7 +205,7 @@ def without_unreadable(split: Split, number: int, unreadable: Collection[int]) -
     kept = Split(
         *([i for i in part if i not in bad] for part in (split.out, split.inside, split.unlabeled))
     )
-    if not kept.out or len(kept.inside) < 2:
+    if bool(kept.out) < bool(split.out) or len(kept.inside) < 2:
         raise UserError(
             f"domain {number} has {len(bad)} images that cannot be read, and too few others: "
             "replace them"

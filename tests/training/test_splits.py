@@ -104,3 +104,57 @@ def test_an_out_split_of_the_domains_own(mixed):
     assert ((split.out, split.inside) == (own, others)) != mixed
     assert (len(labels[split.inside][:40].unique()) == 2) == mixed
     assert split_domains([domain], [], 0.2, 0, mixed=mixed) == [split]
+
+
+def grouped(groups, labels):
+    """A domain of these samples."""
+    domain = TensorDomain(torch.zeros(len(labels), 1), torch.tensor(labels))
+    return domain if groups is None else domain.with_groups(groups)
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("trial", range(4))
+def test_no_split_cuts_a_group(stratified, trial):
+    """Nor that for adaptation; and all splits have about their share."""
+    random = np.random.RandomState(trial)
+    groups = [f"p{n}" for n in random.randint(0, 40, 300)]
+    domain = grouped(groups, random.randint(0, 3, 300).tolist())
+    splits = split_domains([domain] * 2, [1], 0.2, trial, 0.3, stratified=stratified)
+    for split in splits:
+        parts = [split.out, split.inside, split.unlabeled]
+        assert sorted(split.out + split.inside + split.unlabeled) == list(range(300))
+        of_parts = [{groups[i] for i in part} for part in parts]
+        assert sum(map(len, of_parts)) == len(set(groups))
+        assert abs(len(split.out) - 60) <= 14
+    assert abs(len(splits[1].unlabeled) - 0.3 * 240) <= 12
+    assert split_domains([domain], [], 0.2, trial, stratified=stratified)[0] == splits[0]
+
+
+def test_a_stratified_split_has_each_class_in_proportion():
+    labels = [0] * 50 + [1] * 10 + [2] * 2 + [3]
+    for trial in range(5):
+        (split,) = split_domains([grouped(None, labels)], [], 0.2, trial, stratified=True)
+        assert torch.tensor(labels)[split.out].bincount(minlength=4).tolist() == [10, 2, 1, 0]
+        assert len(split.inside) == 50
+    fixed = grouped(None, labels).with_out_split([0])
+    assert split_domains([fixed], [], 0.2, 4, stratified=True)[0] == split
+
+
+def test_groups_that_cannot_be_kept_whole():
+    whole = grouped(["p"] * 20, [0] * 20)
+    with pytest.raises(
+        UserError, match="domain 0 has 20 images of 1 groups, too few for a holdout"
+    ):
+        split_domains([whole], [], 0.2, 0)
+    (split,) = split_domains([grouped(["p"] * 12 + ["q"] * 8, [0] * 20)], [], 0.2, 0)
+    assert sorted(split.out) == list(range(12, 20))
+    cut = grouped(["p"] * 10 + ["q"] * 10, [0] * 20).with_out_split(range(15))
+    with pytest.raises(UserError, match="own split cuts 1 groups, such as 'q'"):
+        split_domains([cut], [], 0.2, 0)
+
+
+def test_a_test_domain_may_have_no_validation_images():
+    fixed = [grouped(None, [0] * 6).with_out_split(out) for out in ([0], [])]
+    assert [len(split.out) for split in split_domains(fixed, [1], 0.2, 0)] == [1, 0]
+    with pytest.raises(UserError, match="domain 1 has 6 images, too few"):
+        split_domains(fixed, [0], 0.2, 0)
