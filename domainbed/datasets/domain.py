@@ -99,6 +99,8 @@ class Domain(ABC):
         noted: what the dataset notes of its samples, by name a tensor (n, …) or a list of n
             values: minibatches have it in their extras.
         files: of the images, by position; empty where they are not files.
+        contents: (n, 16) uint8 digests of the files, zeros where one cannot be read; empty before
+            they are read.
         labels_at_hand: whether `labels` is known without reading all images.
         join: how inputs of several domains are joined; None for zeros where lengths differ.
     """
@@ -109,6 +111,7 @@ class Domain(ABC):
     groups: Sequence[str] | None = None
     noted: Mapping[str, Any] = _NONE
     files: Sequence[Path] = ()
+    contents: Any = ()
     labels_at_hand: bool = True
     join: Join | None = None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,7 +42,7 @@ def data_facts(
 
     Args:
         dataset: as it was loaded.
-        domains: its domains.
+        domains: its domains, which are given the digests of their files.
         names: of the domains.
         data_dir: digests of files are cached below it.
         ignores_exif: whether images are left as they are stored, whatever their EXIF data say.
@@ -58,9 +57,11 @@ def data_facts(
     digest.update(dataset.fingerprint.encode())
     if all(domain.files and domain.labels_at_hand for domain in domains):
         files = [file for domain in domains for file in domain.files]
-        contents, turned, new = content_digests(files, cache_folder(data_dir))
+        contents, turned = content_digests(files, cache_folder(data_dir))
         digest.update(contents.tobytes())
-        for domain in domains:
+        ends = np.cumsum([len(domain) for domain in domains])
+        for domain, own in zip(domains, np.split(contents, ends[:-1])):
+            domain.contents = own
             digest.update(domain.labels.cpu().numpy().tobytes())
         if turned.any() and ignores_exif:
             log.warning(
@@ -69,18 +70,15 @@ def data_facts(
                 f"{turned.sum():,}",
                 printable(str(files[turned.argmax()])),
             )
-        if new:
-            for line in repeated(domains, contents):
-                log.warning("warning: %s", printable(line))
     return {**facts, "images": [len(domain) for domain in domains], "digest": digest.hexdigest()}
 
 
-def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, np.ndarray, bool]:
+def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, np.ndarray]:
     """What is known of files once they were read.
 
     Returns:
-        (n, 16) uint8, the digest of each one's content, zeros where it cannot be read; (n,) whether
-        its EXIF data ask for turning; and whether any had to be read.
+        (n, 16) uint8, the digest of each one's content, zeros where it cannot be read; and (n,)
+        whether its EXIF data ask for turning.
     """
     paths = [os.path.abspath(file) for file in files]
     key = hashlib.md5("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
@@ -94,7 +92,7 @@ def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, np.
         known = (before["states"] == states).all(axis=1)
     unknown = np.flatnonzero(~known)
     if not len(unknown):
-        return digests, turned, False
+        return digests, turned
     read = in_order(_seen, [paths[i] for i in unknown], min(_THREADS, len(unknown)))
     shown = tqdm(read, "reading images once", len(unknown), unit="image", disable=None)
     for i, (digest, turned[i]) in zip(unknown, shown):
@@ -104,7 +102,7 @@ def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, np.
         (cache / CACHE_TAG).write_text(_TAG, encoding="utf-8")
         with written_aside(kept) as aside, aside.open("wb") as stream:
             np.savez(stream, states=states, digests=digests, turned=turned)
-    return digests, turned, True
+    return digests, turned
 
 
 def _state(path: str) -> tuple[int, int, int]:
@@ -122,34 +120,3 @@ def _seen(path: str) -> tuple[bytes, bool]:
     except OSError:  # whoever needs the image reports it
         return bytes(_DIGEST), False
     return hashlib.blake2b(content, digest_size=_DIGEST).digest(), is_turned(content)
-
-
-def repeated(domains: Sequence[Domain], contents: np.ndarray) -> list[str]:
-    """What is said of files of equal content, of which one may train and another test or validate.
-
-    Args:
-        domains: of files.
-        contents: the digest of each, domain by domain, as `content_digests` returns them.
-    """
-    places: dict[bytes, list[tuple[int, int]]] = defaultdict(list)
-    rows = iter(contents)
-    for number, domain in enumerate(domains):
-        for position in range(len(domain)):
-            places[next(rows).tobytes()].append((number, position))
-    places.pop(bytes(_DIGEST), None)
-    across: list[str] = []
-    within: list[str] = []
-    for found in places.values():
-        (number, position), *others = found
-        for other, place in others:
-            pair = f"{domains[number].files[position]} and {domains[other].files[place]}"
-            (across if other != number else within).append(pair)
-    said = (
-        (across, "in several domains: what is tested is also trained on"),
-        (within, "twice in a domain: one copy may train, and the other validate"),
-    )
-    return [
-        f"{len(pairs)} image{'s' * (len(pairs) > 1)} of equal content {where}, such as {pairs[0]}"
-        for pairs, where in said
-        if pairs
-    ]

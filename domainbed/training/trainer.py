@@ -48,6 +48,7 @@ from domainbed.training.evaluation import RecordedSplits
 from domainbed.training.experiment import Experiment, build, set_initial_weights
 from domainbed.training.machine import peak_memory, process_set_up
 from domainbed.training.progress import History, ProgressTable
+from domainbed.training.remarks import remarks
 from domainbed.training.state import unseen
 from domainbed.training.trained import save_predictions
 
@@ -306,7 +307,7 @@ class Trainer:
         self.table.line(f"Hyper-parameters: {json.dumps(self.spec.hparams, sort_keys=True)}")
         if skipped := sum(len(domain.unreadable) for domain in self.experiment.domains):
             self.table.line(f"Images skipped, because they cannot be read: {skipped}")
-        for note in self.experiment.dataset.notes:
+        for note in (*self.experiment.dataset.notes, *remarks(self.experiment)):
             self.table.line(note)
         for name in unseen(self.algorithm):
             self.table.line(f"warning: {name} cannot be saved: an interrupted run starts again")
