@@ -41,6 +41,12 @@ LR_SMALL, LR_OTHER = (1e-3, _log10(-4.5, -2.5)), (5e-5, _log10(-5, -3.5))
 DECAY_SMALL, DECAY_OTHER = (0.0, _fixed(0.0)), (0.0, _log10(-6, -2))
 EXTRA = {
     "ERM": {},
+    "MIRO": {"miro_lambda": (0.1, _choice(0.001, 0.01, 0.1, 1.0))},
+    "RIDG": {"ridg_lambda": (0.01, _log10(-2, -1)), "ridg_momentum": (1e-3, _log10(-4, -1))},
+    **{
+        name: {"mix_alpha": (0.1, _choice(0.1, 0.2, 0.3))} for name in ("MixStyle", "EFDMix", "DSU")
+    },
+    "LISA": {"lisa_alpha": (2.0, _log10(-1, 1)), "lisa_p": (0.5, lambda r: r.uniform(0, 1))},
     "SAM": {"sam_rho": (0.05, _choice(0.01, 0.02, 0.05, 0.1))},
     "ASAM": {"sam_rho": (0.5, _choice(0.1, 0.2, 0.5, 1.0))},
     "SAGM": {

@@ -48,6 +48,10 @@ from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.t3a import T3A
 from domainbed.algorithms.sam import ASAM, SAGM, SAM
+from domainbed.algorithms.miro import MIRO
+from domainbed.algorithms.ridg import RIDG
+from domainbed.algorithms.mixstyle import DSU, EFDMix, MixStyle
+from domainbed.algorithms.lisa import LISA
 from domainbed.algorithms.foreign import adapt
 from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean, ZeroShot
 from domainbed.algorithms import forks
@@ -56,7 +60,7 @@ from domainbed.core.forks import on_fork
 
 ADD_ONS: dict[str, type[AddOn]] = {
     "Fishr": FishrAddOn,
-    **{cls.__name__: cls for cls in (SAM, ASAM, SAGM)},
+    **{cls.__name__: cls for cls in (SAM, ASAM, SAGM, MixStyle, EFDMix, DSU)},
 }
 """By the name before the `+`."""
 
@@ -86,6 +90,7 @@ __all__ = [
     "CDANN",
     "CORAL",
     "DANN",
+    "DSU",
     "EQRM",
     "ERM",
     "IB_ERM",
@@ -93,12 +98,15 @@ __all__ = [
     "IGA",
     "IRM",
     "KNN",
+    "LISA",
     "LR_SCHEDULES",
+    "MIRO",
     "MLDG",
     "MMD",
     "MTL",
     "OPTIMIZERS",
     "RDM",
+    "RIDG",
     "RSC",
     "SAGM",
     "SAM",
@@ -111,6 +119,7 @@ __all__ = [
     "CausIRL_CORAL",
     "CausIRL_MMD",
     "CondCAD",
+    "EFDMix",
     "ERMPlusPlus",
     "Fish",
     "Fishr",
@@ -118,6 +127,7 @@ __all__ = [
     "ForwardPass",
     "GroupDRO",
     "LinearProbe",
+    "MixStyle",
     "Mixup",
     "NearestMean",
     "PooledAlgorithm",

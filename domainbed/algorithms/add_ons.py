@@ -103,7 +103,13 @@ class AddOn(Algorithm):
         self.base.on_end()
 
 
-_EITHER = ("needs_images", "needs_tensor", "needs_classes", "predicts_batches")
+_EITHER = (
+    "needs_images",
+    "needs_tensor",
+    "needs_classes",
+    "predicts_batches",
+    "whole_batch_inside",
+)
 
 
 @cache

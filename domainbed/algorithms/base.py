@@ -192,6 +192,10 @@ class Algorithm(nn.Module):
     """Whether a prediction depends on the other inputs of its batch, which must then be of one
     domain."""
 
+    whole_batch_inside: ClassVar[bool] = False
+    """Whether it looks into the featurizer, at all samples of a batch, so that processes of a run
+    cannot share these out."""
+
     counters: ClassVar[tuple[str, ...]] = ()
     """Buffers that count updates, from 0. They stay on the CPU: to ask a GPU for a count would
     wait for all its work."""

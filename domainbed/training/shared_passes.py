@@ -41,10 +41,17 @@ def share_passes(algorithm: nn.Module) -> None:
     These are the outermost modules with `n_outputs` and parameters, and their copies.
 
     Raises:
-        UserError: one of them has batch norm layers that train, which need the whole batch.
+        UserError: one of them has batch norm layers that train, or the algorithm looks into it,
+            which needs the whole batch.
     """
     if count() == 1:
         return
+    if getattr(algorithm, "whole_batch_inside", False):
+        raise UserError(
+            f"{type(algorithm).__name__} looks into the network at all images of a batch, and "
+            f"{count()} processes share them out: train without torchrun",
+            "algorithm",
+        )
     for module in algorithm.children():
         is_featurizer = hasattr(module, "n_outputs") and any(True for _ in module.parameters())
         if not is_featurizer:

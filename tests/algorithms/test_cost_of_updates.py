@@ -46,6 +46,7 @@ PASSES = {
     "IGA": (1, 2),  # gradients of gradients
     "Transfer": (3, 2),
     **dict.fromkeys(TWO_PASS, (2, 2)),
+    "MIRO": (2, 1),
     "ADRMX": (2, Fraction(2, 3)),  # two featurizers, and the discriminator's steps
 }
 """Forward and backward passes of all images per update, where there is not one of each."""

@@ -97,7 +97,11 @@ def as_tokens(pairs: Any) -> Any:
 
 
 CASES = {
-    **{name: {"algorithm": name} for name, cls in ALGORITHMS.items() if not cls.needs_features},
+    **{
+        name: {"algorithm": name}
+        for name, cls in ALGORITHMS.items()
+        if not cls.needs_features and not cls.whole_batch_inside
+    },
     **VARIANTS,
 }
 
@@ -213,7 +217,7 @@ def next_step_when_stopped(out: Path) -> int:
 
 
 def do_runs(out: Path) -> dict[str, Any]:
-    """Two whole runs, one that was stopped, and two that are refused."""
+    """Two whole runs, one that was stopped, and some that are refused."""
     run(spec_of(), out / "whole", OPTIONS)
     recorded = recorded_of(out / "selected")
     stopped_at = next_step_when_stopped(out / "pieces")
@@ -222,6 +226,7 @@ def do_runs(out: Path) -> dict[str, Any]:
     run(spec_of(), out / "pieces", OPTIONS)  # is done
     hparams = {"backbone": "resnet18", "weights": "none", "freeze_bn": False}
     batch_norm = RunSpec.create("ColoredDigits", "ERM", [2], hparams=hparams)
+    styles = RunSpec.create("ColoredDigits", "MixStyle+CORAL", [2])
     reading = Labelled()
     alone = list(reading.batches(DRAWS))
     parted = share_reading(reading.to(torch.device("cpu")))
@@ -239,6 +244,7 @@ def do_runs(out: Path) -> dict[str, Any]:
         "stopped at": stopped_at,
         "another run": refused(lambda: run(spec_of(trial_seed=1), out / "whole", OPTIONS)),
         "batch norm": refused(lambda: run(batch_norm, out / "batch_norm", OPTIONS)),
+        "styles": refused(lambda: run(styles, out / "styles", OPTIONS)),
     }
 
 

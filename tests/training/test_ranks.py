@@ -127,7 +127,8 @@ def test_one_process_says_what_is_refused(both: list[dict[str, Any]]) -> None:
     first, second = (each["said"] for each in both)
     assert "holds another run (trial_seed is 0 there and 1 here)" in first["another run"]
     assert "set the hyper-parameter 'freeze_bn' to true" in first["batch norm"]
-    assert second["another run"] == second["batch norm"] == ""
+    assert "MixStyle+CORAL looks into the network at all images of a batch" in first["styles"]
+    assert second["another run"] == second["batch norm"] == second["styles"] == ""
 
 
 def test_image_files_are_read_in_parts(both: list[dict[str, Any]]) -> None:
