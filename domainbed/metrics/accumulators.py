@@ -11,7 +11,7 @@ import numpy as np
 
 from domainbed.core.plugins import warn_once
 from domainbed.errors import UserError
-from domainbed.metrics.contract import GROUP_PARTS, Accumulator, Metric, number_of
+from domainbed.metrics.contract import PARTS, Accumulator, Metric, number_of
 
 if TYPE_CHECKING:
     import torch
@@ -93,38 +93,47 @@ class WholeSplit(Accumulator):
         return self._function(outputs.double(), targets)
 
 
-def by_group(metric: Metric) -> Metric:
+def by_part(metric: Metric, suffix: str) -> Metric:
     """The metric's worst value of all groups, its mean over them, and the gap of best and worst.
+
+    Args:
+        metric: of one value.
+        suffix: "_by_group", of the extras, or "_by_class", of the labels.
 
     Raises:
         UserError: it has several values.
     """
     if metric.parts:
-        raise UserError(f"metric {metric.name!r} has several values: none by group", "metrics")
+        raise UserError(
+            f"metric {metric.name!r} has several values: none {suffix[1:].replace('_', ' ')}",
+            "metrics",
+        )
 
     def new(labels: LabelType) -> Accumulator:
-        return ByGroup(metric, labels)
+        return ByGroup(metric, labels, suffix)
 
-    return replace(metric, new=new, parts=GROUP_PARTS, per_sample=None)
+    kinds = metric.label_kinds if suffix == "_by_group" else ("classes", "binary")
+    return replace(metric, new=new, parts=PARTS[suffix], per_sample=None, label_kinds=kinds)
 
 
 class ByGroup(Accumulator):
-    """A metric of each group of a split, and what is recorded of them.
+    """A metric of each group, or class, of a split, and what is recorded of them.
 
     Groups without a value, such as the AUROC of a group with one class, are left out with a
     warning.
     """
 
-    def __init__(self, metric: Metric, labels: LabelType) -> None:
-        self._metric, self._labels = metric, labels
+    def __init__(self, metric: Metric, labels: LabelType, suffix: str) -> None:
+        self._metric, self._labels, self._suffix = metric, labels, suffix
         self._groups: dict[Any, Accumulator] = {}
 
     def update(
         self, outputs: torch.Tensor, targets: torch.Tensor, extras: Mapping[str, Any] | None
     ) -> None:
-        if extras is None or "group" not in extras:
+        groups = targets if self._suffix == "_by_class" else (extras or {}).get("group")
+        if groups is None:
             raise UserError("metrics by group need samples with a group in their extras", "metrics")
-        names, of_samples = np.unique(np.asarray(extras["group"]), return_inverse=True)
+        names, of_samples = np.unique(np.asarray(groups), return_inverse=True)
         for number, name in enumerate(names.tolist()):
             rows = np.flatnonzero(of_samples == number)
             group = self._groups.setdefault(name, self._metric.new(self._labels))
@@ -134,12 +143,12 @@ class ByGroup(Accumulator):
         values = [number_of(self._metric.name, group.compute()) for group in self._groups.values()]
         defined = [value for value in values if not math.isnan(value)]
         if not defined:
-            return dict.fromkeys(GROUP_PARTS, math.nan)
+            return dict.fromkeys(PARTS[self._suffix], math.nan)
         if len(defined) < len(values):
             warn_once(
-                f"{self._metric.name} by group is of {len(defined)} of {len(values)} groups: it is "
-                "not defined in the others"
+                f"{self._metric.name}{self._suffix} is of {len(defined)} of {len(values)} parts: it "
+                "is not defined in the others"
             )
         lowest, highest = min(defined), max(defined)
         worst = lowest if self._metric.higher_is_better else highest
-        return dict(zip(GROUP_PARTS, (worst, float(np.mean(defined)), highest - lowest)))
+        return dict(zip(PARTS[self._suffix], (worst, float(np.mean(defined)), highest - lowest)))

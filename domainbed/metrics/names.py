@@ -1,6 +1,7 @@
 """Names of metrics: those in a run's field `metrics`, and those of their values in records.
 
-A field names a registered metric, `torchmetrics:CLASS`, or one of these with `_by_group` behind it.
+A field names a registered metric, `torchmetrics:CLASS`, or one of these with `_by_group` or
+`_by_class` behind it.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from domainbed.errors import UserError
 from domainbed.metrics import foreign
-from domainbed.metrics.accumulators import by_group, of_samples
-from domainbed.metrics.contract import GROUP_PARTS, METRICS, Metric, MetricFacts
+from domainbed.metrics.accumulators import by_part, of_samples
+from domainbed.metrics.contract import METRICS, PARTS, Metric, MetricFacts
 from domainbed.metrics.labels import label_type
 
 if TYPE_CHECKING:
     from domainbed.metrics.labels import LabelType
 
 BY_GROUP = "_by_group"
+_SUFFIXES = {f"_{part}": suffix for suffix, parts in PARTS.items() for part in parts}
 
 
 def get_metric(name: str) -> Metric:
@@ -27,8 +29,9 @@ def get_metric(name: str) -> Metric:
     Raises:
         UserError: there is none, or its name cannot be that of a value in records.
     """
-    if name.endswith(BY_GROUP):
-        return by_group(get_metric(name.removesuffix(BY_GROUP)))
+    for suffix in PARTS:
+        if name.endswith(suffix):
+            return by_part(get_metric(name.removesuffix(suffix)), suffix)
     if name.startswith(foreign.PREFIX):
         return foreign.metric(name)
     named = name if name in METRICS else recorded_by(name)
@@ -60,16 +63,16 @@ def recorded_by(value: str) -> str:
         >>> recorded_by("mae_worst_group")
         'mae_by_group'
     """
-    for part in GROUP_PARTS:
-        if value.endswith(f"_{part}"):
-            return value.removesuffix(f"_{part}") + BY_GROUP
+    for part, suffix in _SUFFIXES.items():
+        if value.endswith(part):
+            return value.removesuffix(part) + suffix
     of_several = (known for known in METRICS if value.startswith(f"{known}_"))
     return next((known for known in of_several if value in get_metric(known).recorded), value)
 
 
 def registered_as(names: Iterable[str]) -> list[Any]:
     """What is registered under the names of metrics, and of those by group."""
-    own = (name.removesuffix(BY_GROUP) for name in names)
+    own = (re.sub("_by_(group|class)$", "", name) for name in names)
     return [METRICS[name] for name in own if name in METRICS]
 
 
@@ -147,11 +150,11 @@ def describe_metric(name: str) -> MetricFacts:
         >>> describe_metric("rmse_worst_group")
         MetricFacts(name='rmse_worst_group', higher_is_better=False, percent=False)
     """
-    for part in GROUP_PARTS:
-        if name.endswith(f"_{part}"):
-            of_all = describe_metric(name.removesuffix(f"_{part}"))
-            higher = of_all.higher_is_better and part != "group_gap"
-            return MetricFacts(f"{of_all.name}_{part}", higher, of_all.percent)
+    for part in _SUFFIXES:
+        if name.endswith(part):
+            of_all = describe_metric(name.removesuffix(part))
+            higher = of_all.higher_is_better and not part.endswith("_gap")
+            return MetricFacts(f"{of_all.name}{part}", higher, of_all.percent)
     if name.startswith(foreign.RECORDED_PREFIX):
         return MetricFacts(name, foreign.higher_is_better(name.split("_")[1]), percent=False)
     several = name if name in METRICS else recorded_by(name)

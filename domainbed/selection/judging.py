@@ -22,7 +22,7 @@ from domainbed.metrics import (
     measure_predictions,
     recorded_names,
 )
-from domainbed.metrics.names import BY_GROUP, recorded_by
+from domainbed.metrics.names import recorded_by
 from domainbed.runs.folder import RunFolder, plugin_hint
 from domainbed.runs.records import NO_DOMAIN, Records
 
@@ -144,8 +144,7 @@ def _with_predictions(records: Records, asked: str) -> Records:
     metric, runs = describe_metric(asked).name, records.runs
     if _has(records, metric).any():
         return records
-    base, _, _ = metric.partition("_worst_group")
-    name = f"{base}{BY_GROUP}" if base != metric else asked
+    name = recorded_by(metric) if metric.endswith(("_worst_group", "_worst_class")) else asked
     rows = []
     for number, run in enumerate(runs.to_dict("records")):
         file = RunFolder(run["folder"]).predictions

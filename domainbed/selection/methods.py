@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -161,18 +162,23 @@ def score_worst_domain(records: Records) -> pd.DataFrame:
     return best_step(singles.keys.assign(val=pd.DataFrame(others).min(axis=1).to_numpy()))
 
 
-def score_worst_group(records: Records) -> pd.DataFrame:
-    """As `score_training_domain`, by the worst group of samples in each out-split.
+def score_worst_part(name: str, records: Records) -> pd.DataFrame:
+    """As `score_training_domain`, by the worst group of samples, or class, in each out-split.
+
+    Args:
+        name: of the selection method.
+        records: of all runs.
 
     Raises:
         UserError: the runs did not record it.
     """
     metric = records.selection_metric
-    worst = SELECTION_METHODS["worst-group"].chooses_by(metric)
+    worst = SELECTION_METHODS[name].chooses_by(metric)
     if not (records.values["metric"] == worst).any():
+        of = "group, on data whose samples have groups" if name == "worst-group" else "class"
         raise UserError(
-            f"worst-group selects by {worst}, which no run recorded: train with --metrics "
-            f"{metric} {metric}_by_group, on data whose samples have groups"
+            f"{name} selects by {worst}, which no run recorded: train with --metrics "
+            f"{metric} {metric}_by_{of}"
         )
     return score_training_domain(replace(records, selection_metric=worst))
 
@@ -286,14 +292,15 @@ register(
         score=score_worst_domain,
     )
 )
-register(
-    SelectionMethod(
-        name="worst-group",
-        title="worst group of the training-domain validation set",
-        needs_pairs=False,
-        score=score_worst_group,
-        suffix="_worst_group",
+for _part in ("group", "class"):  # with the groups of validation samples, and without
+    register(
+        SelectionMethod(
+            name=f"worst-{_part}",
+            title=f"worst {_part} of the training-domain validation set",
+            needs_pairs=False,
+            score=partial(score_worst_part, f"worst-{_part}"),
+            suffix=f"_worst_{_part}",
+        )
     )
-)
 PUBLISHED_METHODS = (TRAINING_DOMAIN.name, LEAVE_ONE_OUT.name, ORACLE.name)
 """Those of the tables, where no others are asked for."""

@@ -129,6 +129,12 @@ def test_by_group() -> None:
         "accuracy_group_gap": pytest.approx(2 / 3),
     }
     assert tuple(found) == recorded(["accuracy_by_group"])
+    recalls = [right[label == LABELS].mean().item() for label in LABELS.unique()]
+    assert measured("accuracy_by_class", OUTPUTS, LABELS) == {
+        "accuracy_worst_class": pytest.approx(min(recalls)),
+        "accuracy_mean_class": pytest.approx(sum(recalls) / len(recalls)),
+        "accuracy_class_gap": pytest.approx(max(recalls) - min(recalls)),
+    }
     numbers = torch.tensor([[0.0], [1], [2], [3]])
     errors = torch.tensor([1.0, 1, 4, 3])
     found = measured(
@@ -148,7 +154,7 @@ def test_groups_without_a_value_are_left_out() -> None:
     """The AUROC of group b, whose labels are all 1, is not defined."""
     scores, labels = torch.tensor([[0.0], [1], [2], [3], [4]]), torch.tensor([0, 1, 0, 1, 1])
     warn_once.cache_clear()
-    with pytest.warns(UserWarning, match="auroc by group is of 1 of 2 groups"):
+    with pytest.warns(UserWarning, match="auroc_by_group is of 1 of 2 parts"):
         found = measured("auroc_by_group", scores, labels, "binary", group=list("aaabb"))
     assert found["auroc_worst_group"] == found["auroc_mean_group"] == pytest.approx(0.5)
     assert found["auroc_group_gap"] == 0

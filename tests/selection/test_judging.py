@@ -159,3 +159,14 @@ def test_what_selects_has_its_name_in_records():
     assert selecting_metric("f1_worst_group", "classes", ("f1_by_group",)) == "f1_worst_group"
     with pytest.raises(UserError, match="'f1', and the metrics accuracy are recorded as accuracy"):
         selecting_metric("f1", "classes", ("accuracy",))
+
+
+def test_worst_class():
+    """The same choice, where the runs recorded the metric by class."""
+    found = records()
+    worst = found.values[found.values["metric"] == "rmse"].assign(metric="rmse_worst_class")
+    values = pd.concat([found.values, worst], ignore_index=True)
+    found = judged_alike(replace(found, values=values))
+    assert chosen(found, "worst-class") == chosen(found, "training-domain")
+    with pytest.raises(UserError, match=r"rmse_worst_class, which no run .* rmse rmse_by_class"):
+        SELECTION_METHODS["worst-class"].select(judged_alike(records()))

@@ -23,7 +23,7 @@ from domainbed.selection import (
     SelectionMethod,
 )
 
-ALL = [name for name in SELECTION_METHODS if name != "worst-group"]  # which needs groups
+ALL = [name for name in SELECTION_METHODS if name not in ("worst-group", "worst-class")]
 
 
 def record(test_envs, step, in_acc, out_acc, hparams_seed=0, trial_seed=0, algorithm="ERM"):
@@ -316,6 +316,7 @@ def test_names_titles_and_needs():
         "oracle": ("test-domain validation set (oracle)", False),
         "worst-domain": ("worst training domain's validation set", False),
         "worst-group": ("worst group of the training-domain validation set", False),
+        "worst-class": ("worst class of the training-domain validation set", False),
     }
     assert list(found)[:3] == list(PUBLISHED_METHODS)
     assert all(isinstance(method, SelectionMethod) for method in SELECTION_METHODS.values())
