@@ -260,7 +260,10 @@ class Resolver:
             "hparams": {},
             "fixed_hparams": dict(hparams or {}),
         }
-        usual_metrics = label_type(values["labels"]).default_metrics
+        own_metrics = values["labels"] == getattr(data, "labels", "") and getattr(
+            data, "metrics", ()
+        )
+        usual_metrics = own_metrics or label_type(values["labels"]).default_metrics
         draft = make(kind, {"metrics": usual_metrics, **values})
         featurizer = str(draft.fixed_hparams.get("featurizer", ""))
         space = Space.of(algorithm, declaring, dataset, draft.features is not None, featurizer)

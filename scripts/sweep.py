@@ -10,13 +10,14 @@ from domainbed.cli.common import Parser, Run, add_shared, run_script, tell
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
 from domainbed.cli.sweep import delete_folders, show_status
 from domainbed.core.flags import add_flags, read_flags
-from domainbed.core.names import DATASET_DOMAINS, DOMAINBED_ALGORITHMS
+from domainbed.core.names import DATASET_DOMAINS, DOMAINBED_ALGORITHMS, SUBPOPULATIONS
 from domainbed.errors import UserError
 from domainbed.sweeps.config import SweepConfig, load_config
 from domainbed.sweeps.store import Store
 
 COMMANDS = ("launch", "delete_incomplete", "status", "retry")
-DATASETS = [n for n in DATASET_DOMAINS if "Digits" not in n and not n.startswith("Debug")]
+_OWN = ("ColoredDigits", "RotatedDigits", "Debug28", "Debug224", *SUBPOPULATIONS, "NICOpp")
+DATASETS = [n for n in DATASET_DOMAINS if n not in _OWN and not n.startswith("Penguins")]
 LAUNCHERS = {"multi_gpu": "local", "dummy": "debug"}  # DomainBed's names, where they differ
 SAME = (  # DomainBed's flags that are fields of a config
     *("datasets", "algorithms", "task", "data_dir", "steps", "hparams"),

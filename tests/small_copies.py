@@ -108,6 +108,49 @@ def spawrious_tree():
     }
 
 
+SUBPOPULATION_IMAGES = {"Waterbirds": (9, 8), "CelebA": (9, 8), "MetaShift": (12, 4)}
+"""Of the domains train and test."""
+
+
+def subpopulation_rows():
+    """(label, attribute, split) of each image, of which two validate."""
+    splits = [0] * 7 + [1] * 2 + [2] * 8
+    return [(k % 2, (k // 2) % 2, splits[(5 * k) % 17]) for k in range(17)]
+
+
+@cache
+def waterbirds():
+    species = ("001.Albatross", "002.Warbler")
+    rows = [
+        (k, f"{species[y]}/{k}.jpg", y, split, place, f"/p/{k}.jpg")
+        for k, (y, place, split) in enumerate(subpopulation_rows())
+    ]
+    header = "img_id img_filename y split place place_filename"
+    files = {row[1]: picture(3000 + row[0]) for row in rows}
+    return {"metadata.csv": csv(header, rows), **files}
+
+
+@cache
+def celeba():
+    rows = list(enumerate(subpopulation_rows(), start=1))
+    signs = ("-1", "1")
+    lines = [f"{k:06d}.jpg -1 {signs[y]}  {signs[a]}" for k, (y, a, _) in rows]
+    attributes = "\n".join([str(len(rows)), "5_o_Clock_Shadow Blond_Hair Male ", *lines])
+    return {
+        "list_attr_celeba.txt": attributes.encode(),
+        "list_eval_partition.txt": "".join(f"{k:06d}.jpg {s}\n" for k, (_, _, s) in rows).encode(),
+        **{f"img_align_celeba/{k:06d}.jpg": picture(3100 + k) for k, _ in rows},
+    }
+
+
+@cache
+def metashift():
+    places = ("train/cat/cat(indoor)", "train/dog/dog(outdoor)")
+    places += ("test/cat/cat(outdoor)", "test/dog/dog(indoor)")
+    return {f"{place}/{k}.jpg": picture(3200 + 4 * i + k) for i, place in enumerate(places)
+            for k in range(4)}  # fmt: skip
+
+
 def shrink(monkeypatch):
     """Makes the published numbers those of the copies."""
     n, own = SPAWRIOUS_IN_FOLDER, SPAWRIOUS_CORRELATED
@@ -115,7 +158,7 @@ def shrink(monkeypatch):
     monkeypatch.setattr(published_trees._Spawrious, "correlated", own)
     replaced = {"WILDSCamelyon": CAMELYON_IMAGES}
     replaced |= {f"Spawrious{name}": (8 * n, 4 * n, 4 * n) for name in SPAWRIOUS_SETS}
-    for name, images in replaced.items():
+    for name, images in {**replaced, **SUBPOPULATION_IMAGES}.items():
         info = dataclasses.replace(DATASETS[name].info, images=images)
         monkeypatch.setattr(DATASETS[name], "info", info)
 
@@ -124,6 +167,7 @@ COPIES = {
     "WILDSCamelyon": camelyon,
     "WILDSFMoW": fmow,
     **{f"Spawrious{name}": spawrious_tree for name in SPAWRIOUS_SETS},
+    **{"Waterbirds": waterbirds, "CelebA": celeba, "MetaShift": metashift},
 }
 
 

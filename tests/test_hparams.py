@@ -36,7 +36,7 @@ from domainbed.spec import RunSpec
 PUBLISHED = (
     *("ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome", "TerraIncognita"),
     *("DomainNet", "ColoredDigits", "RotatedDigits", "Debug28", "Debug224"),
-    *("SVIRO", "WILDSCamelyon", "WILDSFMoW"),
+    *("SVIRO", "WILDSCamelyon", "WILDSFMoW", "Waterbirds", "CelebA", "MetaShift", "NICOpp"),
     *(f"Spawrious{k}_{level}" for k in ("O2O", "M2M") for level in ("easy", "medium", "hard")),
 )
 SEEDS = [naive_seed_hash(h, t) for h in range(1, 20, 3) for t in range(3)]

@@ -27,6 +27,8 @@ SPAWRIOUS = tuple(
     f"Spawrious{kind}_{level}" for kind in ("O2O", "M2M") for level in ("easy", "medium", "hard")
 )
 """The six sets that are made of the images of Spawrious."""
+SUBPOPULATIONS = ("Waterbirds", "CelebA", "MetaShift")
+"""Those with groups of label and attribute, and one domain to train on."""
 
 
 _ISLANDS = ("Biscoe", "Dream", "Torgersen")
@@ -45,6 +47,8 @@ DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     "WILDSCamelyon": tuple(f"hospital_{number}" for number in range(5)),
     "WILDSFMoW": tuple(f"region_{number}" for number in range(6)),
     **dict.fromkeys(SPAWRIOUS, ("Test", "SC_group_1", "SC_group_2")),
+    **dict.fromkeys(SUBPOPULATIONS, ("train", "test")),
+    "NICOpp": ("autumn", "dim", "grass", "outdoor", "rock", "water"),
     "ColoredDigits": _COLORED,
     "RotatedDigits": _ROTATED,
     **dict.fromkeys(("Penguins", "PenguinsMass", "PenguinsSpecies"), _ISLANDS),
@@ -57,12 +61,17 @@ NUM_CLASSES: dict[str, int] = {
     **{"ColoredMNIST": 2, "RotatedMNIST": 10, "VLCS": 5, "PACS": 7, "OfficeHome": 65},
     **{"TerraIncognita": 10, "DomainNet": 345, "SVIRO": 7, "WILDSCamelyon": 2, "WILDSFMoW": 62},
     **dict.fromkeys(SPAWRIOUS, 4),
+    **dict.fromkeys(SUBPOPULATIONS, 2),
+    "NICOpp": 60,
     **{"ColoredDigits": 2, "RotatedDigits": 10, "Penguins": 2, "PenguinsSpecies": 3},
     **{"Debug28": 2, "Debug224": 2},
 }
 """Of the datasets above; a test compares it with what they declare."""
 
-TEST_DOMAINS: dict[str, tuple[int, ...]] = dict.fromkeys(SPAWRIOUS, (0,))
+TEST_DOMAINS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(SPAWRIOUS, (0,)),
+    **dict.fromkeys(SUBPOPULATIONS, (1,)),
+}
 """The domains that a dataset is evaluated on, where that is not all of them."""
 
 

@@ -50,6 +50,7 @@ from domainbed.datasets.published_trees import (
     SpawriousM2M_medium,
     SpawriousM2M_hard,
 )
+from domainbed.datasets.subpopulations import Waterbirds, CelebA, MetaShift, NICOpp
 from domainbed.datasets.domain import TensorDomain
 from domainbed.datasets.penguins import Penguins, PenguinsMass, PenguinsSpecies
 from domainbed.datasets.debug import Debug28, Debug224
@@ -228,6 +229,7 @@ __all__ = [
     "PACS",
     "SVIRO",
     "VLCS",
+    "CelebA",
     "ColoredDigits",
     "ColoredMNIST",
     "DatasetInfo",
@@ -236,8 +238,10 @@ __all__ = [
     "DomainNet",
     "ImageFolderDataset",
     "ManifestDataset",
+    "MetaShift",
     "Minibatch",
     "MultipleDomainDataset",
+    "NICOpp",
     "OfficeHome",
     "Penguins",
     "PenguinsMass",
@@ -256,6 +260,7 @@ __all__ = [
     "TerraIncognita",
     "WILDSCamelyon",
     "WILDSFMoW",
+    "Waterbirds",
     "check_domains",
     "dataset_facts",
     "domains_of",

@@ -73,6 +73,7 @@ class MultipleDomainDataset:
         test_domains: the domains that it is evaluated on, which sweeps plan; None for all of them.
         augmented_domains: the domains whose images are always augmented; None for the training
             domains.
+        metrics: what is recorded where a run names none; empty for those of the label type.
         options: what hyper-parameters may change about the data; see `option`.
         reads_images: whether inputs are files of natural images, with their published
             preprocessing.
@@ -92,6 +93,7 @@ class MultipleDomainDataset:
     options: ClassVar[Mapping[str, Option]] = {}
     reads_images: ClassVar[bool] = False
     labels: ClassVar[str] = "classes"
+    metrics: ClassVar[Sequence[str]] = ()
     group: ClassVar[str] = "group"
     learns_encoding: ClassVar[bool] = False
 

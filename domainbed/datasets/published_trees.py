@@ -85,22 +85,22 @@ def absent(folder: Path, paths: Collection[str]) -> set[str]:
     return set(paths).difference(f"{each}/{name}" for each in names for name in names[each])
 
 
-def _table(file: Path, columns: Mapping[str, type]) -> Any:
-    """Some columns of a CSV file; no text is taken for a missing value."""
+def read_columns(file: Path, columns: Mapping[Any, type], **options: Any) -> Any:
+    """Some columns of a table; no text is taken for a missing value; `options` are of pandas."""
     import pandas
 
     try:
         return pandas.read_csv(
-            regular(file), usecols=list(columns), dtype=columns, keep_default_na=False
+            regular(file), usecols=[*columns], dtype=columns, keep_default_na=False, **options
         )
     except (OSError, ValueError) as error:  # pandas' errors are ValueErrors
         raise UserError(
-            f"{file} cannot be read as a table with the columns {', '.join(columns)} "
+            f"{file} cannot be read as a table with the columns {', '.join(map(str, columns))} "
             f"({one_line(error)}): get it again"
         ) from error
 
 
-def _contents(
+def listed_contents(
     folder: Path,
     table: str,
     rows: Sequence[tuple[str, int, str]],
@@ -150,7 +150,7 @@ class WILDSCamelyon(PublishedTree):
         # The numbers of patients have leading zeros, which are part of the file names.
         columns = {"patient": str, "node": int, "x_coord": int, "y_coord": int}
         columns |= {"tumor": int, "center": int}
-        table = _table(folder / "metadata.csv", columns)
+        table = read_columns(folder / "metadata.csv", columns)
         if not table["tumor"].isin((0, 1)).all():
             raise UserError(f"{folder / 'metadata.csv'}: expected 0 or 1 in the column 'tumor'")
         patient, node, x, y, tumor, center = (table[name].tolist() for name in columns)
@@ -158,7 +158,7 @@ class WILDSCamelyon(PublishedTree):
         paths = [f"patches/{s}/patch_{s}_x_{i}_y_{j}.png" for s, i, j in zip(scans, x, y)]
         rows = [(path, t, f"hospital_{c}") for path, t, c in zip(paths, tumor, center)]
         domains = [f"hospital_{number}" for number in sorted(set(center))]
-        return _contents(folder, "metadata.csv", rows, domains, ("normal", "tumor"))
+        return listed_contents(folder, "metadata.csv", rows, domains, ("normal", "tumor"))
 
 
 @DATASETS.register
@@ -187,10 +187,12 @@ class WILDSFMoW(PublishedTree):
 
     @classmethod
     def contents(cls, folder: Path) -> Contents:
-        table = _table(
+        table = read_columns(
             folder / "rgb_metadata.csv", {"split": str, "category": str, "country_code": str}
         )
-        countries = _table(folder / "country_code_mapping.csv", {"alpha-3": str, "region": str})
+        countries = read_columns(
+            folder / "country_code_mapping.csv", {"alpha-3": str, "region": str}
+        )
         region_of = dict(zip(countries["alpha-3"], countries["region"]))
         regions = [region_of.get(code) or "Other" for code in table["country_code"]]
         classes = sorted(set(table["category"]))
@@ -205,7 +207,7 @@ class WILDSFMoW(PublishedTree):
         ]
         kept = {region for _, _, region in rows}
         domains = [region for region in dict.fromkeys(regions) if region in kept]
-        return _contents(folder, "rgb_metadata.csv", rows, domains, classes)
+        return listed_contents(folder, "rgb_metadata.csv", rows, domains, classes)
 
 
 class _Spawrious(PublishedTree):

@@ -89,6 +89,18 @@ def _wilds(bundle: str, size: int, *repositories: str) -> Origin:
     return Origin(sources=(*(_hub(repository, size) for repository in repositories), codalab))
 
 
+def _dropbox(path: str, size: int) -> Origin:
+    """One archive; its size is not published."""
+    archive = Archive(f"https://www.dropbox.com/{path}?dl=1", path.rpartition("/")[2])
+    return Origin(sources=(DataSource("dropbox.com", size, (archive,)),))
+
+
+_BIRDS = "waterbird_complete95_forest2water2"
+_CELEBA = (
+    ("list_attr_celeba.txt", "blRyaVFSWGxPY0U", "75e246fa4810816ffd6ee81facbd244c"),
+    ("list_eval_partition.txt", "Y0NSMzRuSXJEVkk", "d32c9cbf5e040fd4025c592c306e6668"),
+    ("img_align_celeba.zip", "ZjFTYXZWM3FlRnM", "00d2c5bc6d35e252742224ab0c1e8fcb"),
+)
 _LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps/"
 _VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source/"
 _DOMAIN_NET = (
@@ -189,6 +201,36 @@ SOURCES: dict[str, Origin] = {
             ),
         )
     ),
+    "Waterbirds": Origin(
+        sources=(
+            DataSource(
+                "nlp.stanford.edu",
+                500 * _MB,  # not published
+                (
+                    Archive(
+                        f"https://nlp.stanford.edu/data/dro/{_BIRDS}.tar.gz", f"{_BIRDS}.tar.gz"
+                    ),
+                ),
+            ),
+            *_wilds("0x505056d5cdea4e4eaa0e242cbfe2daa4", 500 * _MB).sources,
+        )
+    ),
+    "CelebA": Origin(
+        sources=(
+            DataSource(
+                "Google Drive",
+                1_500 * _MB,
+                tuple(
+                    Archive(f"https://drive.google.com/uc?id=0B7EVK8r0v71p{file}", name, md5)
+                    for name, file, md5 in _CELEBA
+                ),
+            ),
+        )
+    ),
+    "MetaShift": _dropbox("s/a7k65rlj4ownyr2/metashift.tar.gz", 500 * _MB),
+    "NICOpp": _dropbox(
+        "sh/u2bq2xo8sbax4pr/AACvgYpfQHfS7u_M3yJwkK-ra/track_1/track_1.zip", 15 * _GB
+    ),
     "WILDSCamelyon": _wilds(
         *("0xe45e15f39fb54e9d9e919556af67aabe", 10_658_709_504),
         *("pangwei/wilds-camelyon17", "wltjr1007/Camelyon17-WILDS"),
@@ -198,19 +240,6 @@ SOURCES: dict[str, Origin] = {
     ),
     **dict.fromkeys(
         SPAWRIOUS,
-        Origin(
-            sources=(
-                DataSource(
-                    "dropbox.com",
-                    15 * _GB,  # not published: 152,064 images of 100 KB
-                    (
-                        Archive(
-                            "https://www.dropbox.com/s/e40j553480h3f3s/spawrious224.tar.gz?dl=1",
-                            "spawrious224.tar.gz",
-                        ),
-                    ),
-                ),
-            )
-        ),
+        _dropbox("s/e40j553480h3f3s/spawrious224.tar.gz", 15 * _GB),  # 152,064 images of 100 KB
     ),
 }

@@ -67,13 +67,18 @@ def find_layout(name: str, dataset: Any, origin: Origin, roots: Sequence[Path]) 
     Raises:
         Unusable: several folders hold it, or files that describe it are damaged.
     """
+    named = {file.name: file for root in roots for file in root.rglob("*")}
+    if name == "CelebA" and set(dataset.files) <= set(named):  # three files, of which one is packed
+        faces = [each for each in named.values() if each.parent.name == "img_align_celeba"]
+        placed = [(each, named[each]) for each in dataset.files]
+        placed += [(f"img_align_celeba/{each.name}", each) for each in faces]
+        return Layout(placed, complete=bool(faces))
     if hasattr(dataset, "contents"):  # it is kept as it was published
         if found := _best_folder(roots, lambda folder: int(dataset.holds(folder))):
             return Layout((f.relative_to(found[0]).as_posix(), f) for f in files(found[0]))
         tables = _parquet(roots) if name == "WILDSCamelyon" else []
         return Layout(_camelyon_rows(tables)) if tables else None
     info: DatasetInfo = dataset.info
-    named = {file.name: file for root in roots for file in root.rglob("*")}
     if info.folder == MNIST_FOLDER:
         return Layout(_mnist_files(named))
     layout = Layout(())

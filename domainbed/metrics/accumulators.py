@@ -146,8 +146,8 @@ class ByGroup(Accumulator):
             return dict.fromkeys(PARTS[self._suffix], math.nan)
         if len(defined) < len(values):
             warn_once(
-                f"{self._metric.name}{self._suffix} is of {len(defined)} of {len(values)} parts: it "
-                "is not defined in the others"
+                f"{self._metric.name}{self._suffix} is of {len(defined)} of {len(values)} parts: "
+                "it is not defined in the others"
             )
         lowest, highest = min(defined), max(defined)
         worst = lowest if self._metric.higher_is_better else highest

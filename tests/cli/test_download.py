@@ -43,6 +43,7 @@ def test_several_names(monkeypatch, capsys, tmp_path):
     assert run("all", "--data_dir", "d", "--accept_checksum") == 2
     names = ["ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome"]
     names += ["TerraIncognita", "DomainNet", "SVIRO", "WILDSCamelyon", "WILDSFMoW", *SPAWRIOUS]
+    names += ["Waterbirds", "CelebA", "MetaShift", "NICOpp"]
     assert asked == [(name, "d", None, True, False) for name in names]
     assert capsys.readouterr().err == "error: VLCS: no source delivers\n"
     assert run("PACS", "PACS", "--accept-incomplete") == 0

@@ -205,7 +205,7 @@ def test_all_datasets_of_domainbed_are_listed(capsys):
     spawrious = {f"Spawrious{k}_{d}" for k in ("O2O", "M2M") for d in ("easy", "medium", "hard")}
     assert {"Debug28", "Debug224", "ColoredMNIST", "RotatedMNIST", "VLCS", "PACS", "OfficeHome",
             "TerraIncognita", "DomainNet", "SVIRO", "WILDSCamelyon", "WILDSFMoW",
-            *spawrious} <= set(rows)  # fmt: skip
+            "Waterbirds", "CelebA", "MetaShift", "NICOpp", *spawrious} <= set(rows)  # fmt: skip
     assert all(re.search(r"SC_group_2 +Test +4 +50,688", rows[name]) for name in spawrious)
     assert re.search(r"zoe +each +7 +not stated", rows["SVIRO"])
     assert re.search(r"hospital_4 +each +2 +455,954", rows["WILDSCamelyon"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import small_copies
 import torch
 from torch.utils.data import TensorDataset
 
 from domainbed.datasets import DATASETS, MultipleDomainDataset
 from domainbed.datasets.domain import evaluation_draws
 from domainbed.spec import RunSpec
-from domainbed.training import build
+from domainbed.training import RunOptions, build, run
 
 
 class Birds(MultipleDomainDataset):
@@ -51,6 +55,52 @@ def test_attributes_reach_minibatches_facts_and_metrics() -> None:
         assert torch.equal(minibatch.extras["group"], group + minibatch.extras["attribute"])
     found = {value.metric for value in experiment.evaluate(0, experiment.all_splits())}
     assert "accuracy_worst_group" in found
+
+
+SMALL = {"backbone": "shufflenet_v2_x0_5", "weights": "none", "batch_size": 2}
+
+
+@pytest.mark.parametrize("name", ["Waterbirds", "CelebA"])
+def test_published_groups_and_splits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the tables of the copies say; the whole test domain tests."""
+    small_copies.shrink(monkeypatch)
+    small_copies.write_copy(name, tmp_path)
+    spec = RunSpec.create(name, "ERM", [1], steps=1, hparams=SMALL)
+    assert spec.metrics == ("accuracy", "accuracy_by_group", "accuracy_by_class")
+    options = RunOptions(data_dir=str(tmp_path), num_workers=0)
+    experiment = build(spec, options)
+    rows = small_copies.subpopulation_rows()
+    train, test = experiment.splits
+    assert (len(train.inside), len(train.out), len(test.inside), test.out) == (7, 2, 8, [])
+    sizes = [sum(row == (y, a, 0) for row in rows) for y in (0, 1) for a in (0, 1)]
+    assert experiment.facts.group_sizes == tuple(sizes)
+    for domain, part in zip(experiment.domains, ((0, 1), (2,))):
+        found = list(zip(domain.labels.tolist(), domain.noted["attribute"].tolist()))
+        assert found == [row[:2] for row in rows if row[2] in part]
+    run(spec, tmp_path / "run", options)
+    (record,) = map(json.loads, (tmp_path / "run" / "results.jsonl").read_text().splitlines())
+    for part in ("worst_group", "mean_group", "worst_class", "class_gap"):
+        assert 0 <= record[f"env0_out_accuracy_{part}"] <= 1
+        assert 0 <= record[f"env1_in_accuracy_{part}"] <= 1
+    assert "env1_out_acc" not in record
+
+
+def test_the_draw_of_metashift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_copies.shrink(monkeypatch)
+    small_copies.write_copy("MetaShift", tmp_path)
+    dataset: Any = DATASETS["MetaShift"](str(tmp_path), [1], {})
+    assert [len(domain) for domain in dataset] == [12, 4]
+    assert [len(out) for out in dataset.out_splits] == [1, 0]
+    tested = np.random.RandomState(42).choice(np.arange(16), 4, replace=False)
+    places = ["cat(indoor)", "dog(outdoor)", "cat(outdoor)", "dog(indoor)"]
+    found = [f"{file.parent.name}/{file.name}" for file in dataset[1].files]
+    assert found == [f"{places[n // 4]}/{n % 4}.jpg" for n in sorted(tested)]
+    for domain, values in zip(dataset, dataset.attributes):
+        for file, label, value in zip(domain.files, domain.targets, values):
+            name = f"{dataset.classes[label]}({dataset.attribute_names[value]})"
+            assert file.parent.name == name
 
 
 def test_groups_without_an_attribute_are_noted_by_name() -> None:

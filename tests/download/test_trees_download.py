@@ -25,8 +25,9 @@ from domainbed.download import catalogue, verify_dataset
 from domainbed.download.catalogue import Archive, DataSource
 from domainbed.errors import UserError
 
-NAMES = ("WILDSCamelyon", "WILDSFMoW", "SpawriousO2O_easy")
+NAMES = ("WILDSCamelyon", "WILDSFMoW", "SpawriousO2O_easy", "Waterbirds", "MetaShift")
 IMAGES = {"WILDSCamelyon": 35, "WILDSFMoW": 68, "SpawriousO2O_easy": 80}
+IMAGES |= {"Waterbirds": 17, "MetaShift": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -54,8 +55,9 @@ def serve(tmp_path, monkeypatch):
 
 
 def archived(name):
-    """As the publisher packs it: WILDS without a folder around it, Spawrious with one."""
-    return below("spawrious224", COPIES[name]()) if "Spawrious" in name else dict(COPIES[name]())
+    """As the publisher packs it: some without a folder around it, others with one."""
+    is_below = "Spawrious" in name or name in ("Waterbirds", "MetaShift")
+    return below(DATASETS[name].info.folder if is_below else ".", COPIES[name]())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,11 +92,11 @@ class TestDownload:
 
     def test_a_part_is_refused(self, name, serve, said, data):
         files = archived(name)
-        needed = "0/dirt/bulldog/bulldog_0.png" if name == "SpawriousO2O_easy" else ".png"
+        needed = "0/dirt/bulldog/bulldog_0.png" if name == "SpawriousO2O_easy" else (".png", ".jpg")
         del files[next(path for path in files if path.endswith(needed))]
         serve(name, files)
         with pytest.raises(
-            UserError, match=f"not {name} as published .*(are not there|published 40)"
+            UserError, match=f"not {name} as published .*(are not there|published [0-9]+)"
         ):
             said(name)
         assert visible(data) == []
@@ -135,6 +137,55 @@ def test_a_full_disk_leaves_nothing_behind(serve, said, data, monkeypatch):
     with pytest.raises(UserError, match="is full: make room"):
         said("WILDSCamelyon")
     assert visible(data) == []
+
+
+def celeba_as_published():
+    """Two lists, and the images packed."""
+    lists = {name: text for name, text in COPIES["CelebA"]().items() if name.endswith("txt")}
+    faces = {name: image for name, image in COPIES["CelebA"]().items() if name not in lists}
+    return lists, faces
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_copy_of_celeba(packed, said, data, tmp_path):
+    lists, faces = celeba_as_published()
+    mine = write(lists, tmp_path / "mine")
+    if packed:
+        write_zip(mine / "img_align_celeba.zip", faces)
+    else:
+        write(faces, mine / "deep")
+    assert "CelebA: 17 images in 2 domains are in" in said("CelebA", mine)
+    assert content_of(data / "celeba") == COPIES["CelebA"]()
+    report = verify_dataset("CelebA", data)
+    assert (report.ok, report.edition) == (True, "published")
+    assert report.published == {"train": 9, "test": 8}
+
+
+def test_celeba_from_its_three_files(said, data, tmp_path, monkeypatch):
+    lists, faces = celeba_as_published()
+    www = write(lists, tmp_path / "www")
+    write_zip(www / "img_align_celeba.zip", faces)
+    with serving(www) as server:
+        archives = [Archive(f"{server.url}/{f.name}", f.name) for f in sorted(www.iterdir())]
+        source = DataSource("the source", 1000, tuple(archives))
+        origin = dataclasses.replace(catalogue.SOURCES["CelebA"], sources=(source,))
+        monkeypatch.setitem(catalogue.SOURCES, "CelebA", origin)
+        assert "17 images in 2 domains" in said("CelebA")
+    assert content_of(data / "celeba") == COPIES["CelebA"]()
+
+
+def test_nico_from_a_copy(said, data, tmp_path):
+    info, contexts = DATASETS["NICOpp"].info, DATASETS["NICOpp"].ENVIRONMENTS
+    info = dataclasses.replace(info, classes=tuple(f"class {k:02d}" for k in range(60)))
+    files = tree_files(info, (60,) * 6)
+    del files[next(name for name in files if name.startswith("dim/class 59"))]
+    mine = write(below("track_1/public_dg_0416/train", files), tmp_path / "mine")
+    assert "359 images in 6 domains" in said("NICOpp", mine)
+    assert verify_dataset("NICOpp", data).ok
+    dataset = DATASETS["NICOpp"](str(data), [0], {})
+    assert dataset.attribute_names == list(contexts)
+    assert [set(own) for own in dataset.attributes] == [{e} for e in range(6)]
+    assert len(dataset.group_names) == 360
 
 
 class TestSVIRO:

@@ -1,0 +1,188 @@
+"""Datasets whose images have an attribute beside the label, and whose groups are of unequal size.
+
+Waterbirds and CelebA as in Sagawa et al., ICLR 2020 (arXiv 1911.08731), MetaShift and NICO++ as in
+Yang et al., ICML 2023 (SubpopBench, arXiv 2302.12254), whose numbers of steps these are, but that
+NICO++'s contexts are domains.
+
+The first three have two domains: `train`, whose out-split are the published validation images, and
+`test`, all of whose images test. So they have no split by the trial, and no oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from domainbed.config.dataset_info import DatasetInfo
+from domainbed.config.run_fields import DataFields
+from domainbed.core.image_files import images
+from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS
+from domainbed.datasets.base import DATASETS
+from domainbed.datasets.image_folders import Contents, ImageFolderDataset
+from domainbed.datasets.published_trees import PublishedTree, listed_contents, read_columns
+
+BY_GROUP_AND_CLASS = ("accuracy", "accuracy_by_group", "accuracy_by_class")
+
+
+class _Subpopulations(PublishedTree):
+    """What the datasets with two domains share.
+
+    Attributes:
+        values: of the attribute, in order.
+        files: what its folder holds.
+    """
+
+    ENVIRONMENTS = DATASET_DOMAINS["Waterbirds"]
+    CHECKPOINT_FREQ = 300
+    test_domains = TEST_DOMAINS["Waterbirds"]
+    metrics = BY_GROUP_AND_CLASS
+    values: ClassVar[Sequence[str]]
+    files: ClassVar[Sequence[str]]
+
+    @classmethod
+    def holds(cls, folder: Path) -> bool:
+        return all((folder / name).exists() for name in cls.files)
+
+    @classmethod
+    def contents(cls, folder: Path) -> Contents:
+        rows = cls.rows(folder)
+        domains: tuple[Any, ...] = ([], [])
+        for row in rows:
+            domains[row[3] == 2].append(row)
+        named = [(path, label, cls.ENVIRONMENTS[split == 2]) for path, label, _, split in rows]
+        assert cls.info is not None
+        classes = cls.info.classes or ()
+        found = listed_contents(folder, cls.files[0], named, cls.ENVIRONMENTS, classes)
+        return replace(
+            found,
+            attribute_names=cls.values,
+            attributes=[[value for _, _, value, _ in own] for own in domains],
+            out_splits=[[i for i, row in enumerate(own) if row[3] == 1] for own in domains],
+        )
+
+    @classmethod
+    def rows(cls, folder: Path) -> Sequence[tuple[str, int, int, int]]:
+        """Of each image the path, the label, the attribute, and 0, 1, 2: train, val or test."""
+        raise NotImplementedError
+
+
+@DATASETS.register
+class Waterbirds(_Subpopulations):
+    """Birds cut out and pasted on places, most of them where such birds live."""
+
+    layout = "metadata.csv and the images that it lists, in folders of species"
+    values, files = ("land", "water"), ("metadata.csv",)
+    info = DatasetInfo(
+        domains=_Subpopulations.ENVIRONMENTS,
+        classes=("landbird", "waterbird"),
+        num_classes=2,
+        images=(5_994, 5_794),
+        source="https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz",
+        licence="non-commercial research and education (of the photographs in CUB)",
+        citation="Sagawa et al., Distributionally Robust Neural Networks, ICLR 2020",
+        folder="waterbird_complete95_forest2water2",
+        note="the published split: 4,795 images train, 1,199 validate and 5,794 test",
+    )
+
+    @classmethod
+    def rows(cls, folder: Path) -> Sequence[tuple[str, int, int, int]]:
+        columns = {"img_filename": str, "y": int, "place": int, "split": int}
+        table = read_columns(folder / "metadata.csv", columns)
+        return list(zip(*(table[name] for name in columns)))
+
+
+@DATASETS.register
+class CelebA(_Subpopulations):
+    """Faces: is the hair blond? Few of the men's is."""
+
+    N_STEPS, CHECKPOINT_FREQ = 30_001, 1000
+    layout = "list_attr_celeba.txt, list_eval_partition.txt and the folder img_align_celeba"
+    values, files = ("female", "male"), ("list_attr_celeba.txt", "list_eval_partition.txt")
+    info = DatasetInfo(
+        domains=_Subpopulations.ENVIRONMENTS,
+        classes=("not blond", "blond"),
+        num_classes=2,
+        images=(182_637, 19_962),
+        source="Google Drive, as torchvision.datasets.CelebA",
+        licence="non-commercial research",
+        citation="Liu et al., Deep Learning Face Attributes in the Wild, ICCV 2015",
+        folder="celeba",
+        note="the published split: 162,770 images train, 19,867 validate and 19,962 test",
+    )
+
+    @classmethod
+    def rows(cls, folder: Path) -> Sequence[tuple[str, int, int, int]]:
+        columns = {"Blond_Hair": int, "Male": int}
+        table = read_columns(folder / cls.files[0], columns, sep=r"\s+", skiprows=1)
+        splits = read_columns(folder / cls.files[1], {1: int}, sep=" ", header=None)[1]
+        paths = [f"img_align_celeba/{name}" for name in table.index]
+        is_blond, is_male = (table[name] == 1 for name in columns)
+        return list(zip(paths, is_blond.astype(int), is_male.astype(int), splits))
+
+
+@DATASETS.register
+class MetaShift(_Subpopulations):
+    """Cats, most of them indoors, and dogs, most of them outdoors."""
+
+    layout = "the folders train and test with <cat or dog>/<class>(<indoor or outdoor>)"
+    values, files = ("outdoor", "indoor"), ("train/cat/cat(indoor)", "test/dog/dog(indoor)")
+    info = DatasetInfo(
+        domains=_Subpopulations.ENVIRONMENTS,
+        classes=("dog", "cat"),
+        num_classes=2,
+        images=(2_625, 874),
+        source="https://www.dropbox.com/s/a7k65rlj4ownyr2/metashift.tar.gz",
+        licence="of the images, those of Visual Genome: CC BY 4.0",
+        citation="Liang and Zou, MetaShift, ICLR 2022",
+        folder="MetaShift-Cat-Dog-indoor-outdoor",
+        note="SubpopBench's draw of 25% that test and 10% that validate, here in name order",
+    )
+
+    @classmethod
+    def rows(cls, folder: Path) -> Sequence[tuple[str, int, int, int]]:
+        found = [
+            (file.relative_to(folder).as_posix(), int(name == "cat"), int(place == "indoor"))
+            for part, name, place in (
+                ("train", "cat", "indoor"),
+                ("train", "dog", "outdoor"),
+                ("test", "cat", "outdoor"),
+                ("test", "dog", "indoor"),
+            )
+            for file in images(folder / part / name / f"{name}({place})")
+        ]
+        n, random = len(found), np.random.RandomState(42)
+        split = np.zeros(n, int)
+        split[random.choice(np.arange(n), int(n / 4), replace=False)] = 2
+        split[random.choice(np.flatnonzero(split == 0), int(n / 10), replace=False)] = 1
+        return [(*row, number) for row, number in zip(found, split.tolist())]
+
+
+@DATASETS.register
+class NICOpp(ImageFolderDataset):
+    """NICO++: objects in six contexts, which are both the domains and the attribute."""
+
+    N_STEPS, CHECKPOINT_FREQ = 30_001, 1000
+    ENVIRONMENTS = DATASET_DOMAINS["NICOpp"]
+    names = DataFields(missing_classes="allow")
+    metrics = BY_GROUP_AND_CLASS
+    info = DatasetInfo(
+        domains=ENVIRONMENTS,
+        classes=None,
+        num_classes=60,
+        images=(),
+        source="https://www.dropbox.com/sh/u2bq2xo8sbax4pr (track_1/track_1.zip)",
+        licence="not stated; research use",
+        citation="Zhang et al., NICO++, CVPR 2023",
+        folder="nicopp",
+        note="88,866 images in all (not verified), of the training part of the challenge's track 1",
+        sparse=True,
+    )
+
+    def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        super().__init__(root, test_envs, hparams)
+        self.attribute_names = self.domain_names
+        self.attributes = [[e] * len(own) for e, own in enumerate(self.datasets)]  # type: ignore[arg-type]
