@@ -383,6 +383,21 @@ class Constants(Queue):
         self.place, self.sizes, self.kind = Path("here"), torch.Size([2, 3]), torch.float32
 
 
+class OptimizerAroundAnother(Base):
+    """As sharpness-aware minimisation is written."""
+
+    class Around(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {"lr": LR})
+            self.inner = torch.optim.Adam(self.param_groups, lr=LR)
+
+        def step(self):
+            self.inner.step()
+
+    def setup(self):
+        self.optimizer = self.Around(list(self.network.parameters()))
+
+
 HOSTILE = [
     cls
     for cls in list(globals().values())
@@ -518,23 +533,6 @@ class LateModuleOfAFunction(Base):
         if "local" not in self._modules:
             self.local = Local(1, 1)
         return 1 + self.local.weight.detach().square().sum()
-
-
-class OptimizerAroundAnother(Base):
-    """As sharpness-aware minimisation is written."""
-
-    where = "optimizer"
-
-    class Around(torch.optim.Optimizer):
-        def __init__(self, parameters):
-            super().__init__(parameters, {"lr": LR})
-            self.inner = torch.optim.Adam(self.param_groups, lr=LR)
-
-        def step(self):
-            self.inner.step()
-
-    def setup(self):
-        self.optimizer = self.Around(list(self.network.parameters()))
 
 
 REFUSED = [

@@ -219,6 +219,7 @@ class CurrentBatch:
 
     def __init__(self, algorithm: ForeignAlgorithm) -> None:
         self._algorithm = algorithm
+        self.ENVS, self.test_env = algorithm.facts.domain_names, None
 
     def get_nb_training_domains(self) -> int:
         return self._algorithm.num_domains
@@ -228,17 +229,20 @@ class CurrentBatch:
         x, y = (joined([part[name] for part in self._algorithm.current]) for name in "xy")
         return x, y[:, None]
 
+    def loss(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The mean loss."""
+        return self._algorithm.label_type.risk(out[:, 0], y[:, 0])
+
     def loss_by_domain(self, out: torch.Tensor, y: torch.Tensor, domains: int) -> torch.Tensor:
         """(E,) mean losses."""
         pairs = zip(*self.split_tensor_by_domains(out, y, domains))
-        risk = self._algorithm.label_type.risk
-        return torch.stack([risk(each.flatten(0, 1), label.flatten()) for each, label in pairs])
+        return torch.stack([self._algorithm.label_type.risk(*pair) for pair in pairs])
 
     def split_tensor_by_domains(
         self, out: torch.Tensor, y: torch.Tensor, domains: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both as (E, B, 1, …)."""
-        return out.unflatten(0, (domains, -1)), y.unflatten(0, (domains, -1))
+        """Outputs (E, B, C) and labels (E, B), without time."""
+        return out[:, 0].unflatten(0, (domains, -1)), y[:, 0].unflatten(0, (domains, -1))
 
 
 def numbers_of(returned: Any) -> Metrics:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 from domainbed.algorithms.base import ALGORITHMS, Algorithm
 from domainbed.algorithms.foreign import adapt
+from domainbed.algorithms.handed import script_hparams
 from domainbed.config.dimensions import DatasetFacts, Foreign
 from domainbed.core.fork_calls import arguments, by_name
 from domainbed.core.forks import SPACES, Fork
@@ -51,7 +53,7 @@ def _space(
     known: dict[str, Any] = dict.fromkeys(names, algorithm)
     known |= dict.fromkeys(("dataset", "dataset_name"), dataset)
     known["args"] = arguments(fork.folder, known)
-    defaults = _hparams(registry, known, 0, False)
+    defaults = {**script_hparams(fork.folder), **_hparams(registry, known, 0, False)}
     draw = cache(partial(_hparams, registry, known))
 
     def drawn(name: str, seed: int) -> Any:
@@ -69,7 +71,8 @@ def _hparams(
     known = {**known, "seed": seed, "random_seed": seed, "sample": is_random}
     found: dict[str, Any] = {}
     for function in [own] if own else [getattr(registry, name) for name in names]:
-        found |= by_name(function, known)
+        with suppress(NotImplementedError):  # of datasets that it does not know
+            found |= by_name(function, known)
     return {
         name: value.item() if hasattr(value, "item") else value for name, value in found.items()
     }

@@ -7,12 +7,15 @@ under the names that forks use.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
+import yaml
 
 from domainbed.config.run_facts import Handed, RunFacts
 from domainbed.core.fork_calls import arguments
@@ -22,6 +25,9 @@ T = TypeVar("T")
 
 _USUAL = ("input_shape", "num_classes", "num_domains", "hparams")
 """What DomainBed's constructors take, in this order, under whatever names."""
+
+
+_SET_FROM_ARGS = re.compile(r"""^\s*hparams\[["'](\w+)["']\] *=.*?\bargs\.(\w+)""", re.MULTILINE)
 
 
 def construct(
@@ -79,3 +85,17 @@ def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, An
         ("num_domains", "n_domains", "num_envs", "domain_num"): num_domains,
     }
     return {name: value for names, value in named.items() for name in names}
+
+
+@cache
+def script_hparams(folder: Path) -> dict[str, Any]:
+    """Hyper-parameters that a fork's registry lacks: of `config.yaml`, or of a train script that
+    sets `hparams["name"] = args.name`."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder.rglob("config.yaml"), key=lambda file: len(file.parts))[:1]:
+        found = yaml.safe_load(file.read_text()) or {}
+    args = vars(arguments(folder, {}))
+    for file in folder.rglob("train*.py"):
+        for name, argument in _SET_FROM_ARGS.findall(file.read_text()):
+            found.setdefault(name, args.get(argument))
+    return found

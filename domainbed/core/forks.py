@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from domainbed.errors import UserError, one_line
 
 _OF_FORKS = "domainbed_fork_"
@@ -109,8 +111,9 @@ class Fork:
         folder = file.parent
         while (folder / "__init__.py").exists():
             folder = folder.parent
-        if folder.name == "domainbed":  # a package without __init__.py
-            folder = folder.parent
+        # A package without __init__.py is a folder whose name its own files import.
+        imported = {"domainbed", *_imported(file)}
+        folder = next((p.parent for p in file.parents if p.name in imported), folder)
         self.folder, self.path = folder, path
         self._inside = cache(self._find_inside)
 
@@ -146,6 +149,8 @@ class Fork:
 
     def load(self, module: str = "") -> ModuleType:
         """Imports one of its modules: by default that of its algorithms."""
+        for alias in (bool, complex, float, int, object, str):  # NumPy had these names once
+            vars(np).setdefault(alias.__name__, alias)
         before, self.loading = self.loading, True
         try:
             return importlib.import_module(module or self.name_of(self.file))
@@ -238,6 +243,14 @@ class Fork:
 
 def _is_module(folder: Path, name: str) -> bool:
     return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()
+
+
+def _imported(file: Path) -> set[str]:
+    """The outermost packages that a file imports."""
+    nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    plain = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    parts = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module and not n.level]
+    return {name.partition(".")[0] for name in (*plain, *parts)}
 
 
 @cache

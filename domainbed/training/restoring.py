@@ -141,7 +141,7 @@ _VALUES: dict[str, Any] = {  # what is replaced, whatever was there
 }
 
 
-_FILLED = ("module", "random", "stateful", "object")
+_FILLED = ("module", "random", "stateful", "object", "wrapper")
 """Kinds of objects that only their constructor can make: their state is put into them."""
 
 
@@ -215,6 +215,13 @@ class _Restore:
         optimizer = old if fits else self._new_optimizer(old, encoded, where)
         optimizer.load_state_dict(encoded["value"])
         return optimizer
+
+    def _decode_wrapper(self, old: Any, encoded: State, where: str) -> Any:
+        self.attributes(old, encoded["attributes"], where)
+        old.load_state_dict(self._decode(None, encoded["value"], where))
+        for name in encoded["shared"]:  # loading has given each groups of its own
+            vars(old)[name].param_groups = old.param_groups
+        return old
 
     def _new_optimizer(self, old: Any, encoded: State, where: str) -> torch.optim.Optimizer:
         """An optimizer that replaced the constructor's: of another class, or other parameters."""

@@ -53,6 +53,7 @@ _CONSTANTS = (
 )
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque, bytearray, memoryview, Iterator)
 _MODULE_INTERNALS = set(vars(nn.Module()))
+_OPTIMIZER = set(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0)))
 _SKIP = {"kind": "skip"}
 
 
@@ -195,9 +196,17 @@ class _Capture:
         return {"kind": "unseen", "class": class_name(value), "fingerprint": fingerprint}
 
     def _encode_optimizer(self, optimizer: torch.optim.Optimizer, where: str) -> State:
-        if any(isinstance(v, torch.optim.Optimizer) for v in vars(optimizer).values()):
-            # One around another: its state dict is without the other's moments.
-            return self._encode_unseen(optimizer, where, None)
+        if inner := inner_optimizers(optimizer):  # its state dict is without their moments
+            own = {name: value for name, value in vars(optimizer).items() if name not in _OPTIMIZER}
+            return {
+                "kind": "wrapper",
+                "class": class_name(optimizer),
+                "shared": [
+                    n for n, o in inner.items() if o.param_groups[0] is optimizer.param_groups[0]
+                ],
+                "attributes": {n: self._encode(v, below(where, n)) for n, v in own.items()},
+                "value": self._encode(optimizer.state_dict(), where),
+            }
         groups = [
             [self._parameters.get(id(p)) for p in g["params"]] for g in optimizer.param_groups
         ]
@@ -207,6 +216,12 @@ class _Capture:
             "groups": groups,
             "value": optimizer.state_dict(),
         }
+
+
+def inner_optimizers(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
+    """Those that it wraps, by the names of its attributes."""
+    named = vars(optimizer).items()
+    return {name: value for name, value in named if isinstance(value, torch.optim.Optimizer)}
 
 
 def _is_plain(key: Any) -> bool:

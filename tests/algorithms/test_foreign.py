@@ -103,7 +103,7 @@ class TakesItsOwn(nn.Module):
         x, y = self.dataset.get_next_batch()
         out, _ = self.predict(x)
         by_domain, _ = self.dataset.split_tensor_by_domains(out, y, self.domains)
-        assert by_domain.shape == (2, 4, 1, 2)
+        assert by_domain.shape == (2, 4, 2)
         assert y.shape == (8, 1)
         self.optimizer.zero_grad()
         self.dataset.loss_by_domain(out, y, self.domains).mean().backward()
