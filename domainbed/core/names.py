@@ -31,7 +31,6 @@ SUBPOPULATIONS = ("Waterbirds", "CelebA", "MetaShift")
 """Those with groups of label and attribute, and one domain to train on."""
 
 
-_ISLANDS = ("Biscoe", "Dream", "Torgersen")
 DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     "ColoredMNIST": _COLORED,
     "RotatedMNIST": _ROTATED,
@@ -51,7 +50,9 @@ DATASET_DOMAINS: dict[str, tuple[str, ...]] = {
     "NICOpp": ("autumn", "dim", "grass", "outdoor", "rock", "water"),
     "ColoredDigits": _COLORED,
     "RotatedDigits": _ROTATED,
-    **dict.fromkeys(("Penguins", "PenguinsMass", "PenguinsSpecies"), _ISLANDS),
+    **dict.fromkeys(
+        ("Penguins", "PenguinsMass", "PenguinsSpecies"), ("Biscoe", "Dream", "Torgersen")
+    ),
     "Debug28": ("0", "1", "2"),
     "Debug224": ("0", "1", "2"),
 }
@@ -156,8 +157,9 @@ SAMPLES = ("table:", "arrays:")
 
 def is_manifest(name: str) -> bool:
     """Whether a dataset's name is that of a file which lists images."""
-    is_file = name.lower().endswith(MANIFESTS) and not name.startswith(SAMPLES)
-    return is_file or name.startswith("manifest:")
+    return name.startswith("manifest:") or (
+        name.lower().endswith(MANIFESTS) and not name.startswith(SAMPLES)
+    )
 
 
 def dataset_label(name: str) -> str:
@@ -169,10 +171,8 @@ def dataset_label(name: str) -> str:
     name = _VARIANT.sub("", name)
     if name.startswith("folder:"):
         return Path(name.removeprefix("folder:")).expanduser().resolve().name
-    if name.startswith(SAMPLES):
-        return Path(name.partition(":")[2]).stem
-    if is_manifest(name) or name.endswith((".yaml", ".yml")):
-        return Path(name.removeprefix("manifest:")).stem
+    if is_manifest(name) or name.startswith(SAMPLES) or name.endswith((".yaml", ".yml")):
+        return Path(re.sub("^(manifest|table|arrays):", "", name)).stem
     return name
 
 

@@ -52,13 +52,17 @@ from domainbed.datasets.published_trees import (
 )
 from domainbed.datasets.subpopulations import Waterbirds, CelebA, MetaShift, NICOpp
 from domainbed.datasets.domain import TensorDomain
-from domainbed.datasets.penguins import Penguins, PenguinsMass, PenguinsSpecies
+from domainbed.datasets.samples import (
+    Penguins,
+    PenguinsMass,
+    PenguinsSpecies,
+    SampleDataset,
+    sample_dataset,
+)
 from domainbed.datasets.debug import Debug28, Debug224
 from domainbed.datasets import forks
 from domainbed.core.forks import on_fork
 from domainbed.datasets.image_domains import apply_data_options, apply_features, data_options
-from domainbed.datasets.sample_files import sample_dataset
-from domainbed.datasets.samples import SampleDataset, TableDataset
 from domainbed.datasets.manifest import ManifestDataset, manifest_dataset
 from domainbed.config.dimensions import DatasetFacts
 from domainbed.errors import UserError
@@ -115,9 +119,9 @@ def get_dataset_class(name: str, options: DataFields | None = None) -> Any:
 
 def class_for_search(name: str) -> Any:
     """The class whose search space and options a dataset has; None for a user's own images."""
-    if name.startswith("table:"):
-        return TableDataset  # whatever its columns are
-    return get_dataset_class(name) if name.startswith("arrays:") else DATASETS.get(name)
+    if name.startswith(SAMPLES):
+        return get_dataset_class(name) if name.startswith("arrays:") else SampleDataset
+    return DATASETS.get(name)
 
 
 def dataset_facts(name: str, features: bool = False) -> DatasetFacts:
@@ -255,7 +259,6 @@ __all__ = [
     "SpawriousO2O_easy",
     "SpawriousO2O_hard",
     "SpawriousO2O_medium",
-    "TableDataset",
     "TensorDomain",
     "TerraIncognita",
     "WILDSCamelyon",

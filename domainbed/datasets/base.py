@@ -58,9 +58,9 @@ class MultipleDomainDataset:
         features_folder: of the features that are the inputs; None where these are images.
         notes: what a new run says of the data at its start, in lines.
         fingerprint: a digest of what the samples are made of, where these are no image files.
-        learns_encoding: whether numbers and categories become inputs by what is learned from the
-            samples that train, such as means; see `learned_encoding`.
-        encoding: what was learned, as plain values; None before.
+        encoding: what was learned of the samples that train, of how values become inputs: plain
+            values, which a run keeps. A dataset that has a method `encode(trained, encoding)` is
+            called with their positions, by domain, and what was kept by an earlier session or None.
         network: what turns x into features: a name in `NETWORKS`, or a class or function, which
             is registered by its own name; empty where the shape of x decides.
         space: "small" for the search spaces of networks that start from random weights (the
@@ -95,7 +95,6 @@ class MultipleDomainDataset:
     labels: ClassVar[str] = "classes"
     metrics: ClassVar[Sequence[str]] = ()
     group: ClassVar[str] = "group"
-    learns_encoding: ClassVar[bool] = False
 
     datasets: Sequence[Dataset[Any]]
     input_shape: Any
@@ -111,18 +110,6 @@ class MultipleDomainDataset:
     notes: Sequence[str] = ()
     fingerprint: str = ""
     encoding: Any = None
-
-    def learned_encoding(self, rows: Sequence[Sequence[int]]) -> Any:
-        """How values become inputs, as plain values that a run keeps with its model.
-
-        Args:
-            rows: for each domain the positions of the samples that train; none of a test domain.
-        """
-        raise NotImplementedError
-
-    def encoded(self, encoding: Any) -> MultipleDomainDataset:
-        """The same dataset with inputs by `encoding`, of this run or of an earlier session."""
-        raise NotImplementedError
 
     @property
     def class_names(self) -> list[str]:

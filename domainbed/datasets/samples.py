@@ -1,22 +1,27 @@
-"""Datasets whose samples lie in one file: the rows of a table, or arrays."""
+"""Datasets whose samples lie in one file, a table or NumPy's arrays; and penguins, as a table."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
+from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.dimensions import Choice, Dimension, LogUniform
-from domainbed.core.files import file_digest
-from domainbed.datasets.base import MultipleDomainDataset
+from domainbed.config.run_fields import DataFields
+from domainbed.core.files import file_digest, regular
+from domainbed.core.names import DATASET_DOMAINS, dataset_label
+from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.domain import TensorDomain
-from domainbed.datasets.encoding import Values, as_texts, encoded, learned
-from domainbed.errors import UserError
+from domainbed.datasets.rows import Rows, read_rows
+from domainbed.errors import UserError, one_line
 from domainbed.metrics.labels import label_type
 
 _SMALL: dict[str, Dimension] = {
@@ -26,183 +31,385 @@ _SMALL: dict[str, Dimension] = {
         32, 3, 6, "samples per training domain and step", base=2, integer=True, least=1
     ),
 }
+_VECTORS: dict[str, Dimension] = {
+    **_SMALL,
+    "mlp_width": Choice(64, (32, 64, 128), "width of the network", least=1),
+    "mlp_depth": Choice(3, (2, 3), "its linear layers", least=2),
+    "mlp_dropout": Choice(0.0, (0.0, 0.1, 0.5), "its dropout", least=0, below=1),
+}
 _SEQUENCES: dict[str, Dimension] = {
     **_SMALL,
-    "sequence_width": Choice(64, (32, 64, 128), "width of the network"),
+    "sequence_width": Choice(64, (32, 64, 128), "width of the network, a multiple of 4", least=4),
     "sequence_depth": Choice(2, (1, 2, 3), "its layers", least=1),
     "sequence_dropout": Choice(0.0, (0.0, 0.1, 0.5), "its dropout", least=0, below=1),
 }
-SPACES: dict[str, dict[str, Dimension]] = {
-    "MLP": {
-        **_SMALL,
-        "mlp_width": Choice(64, (32, 64, 128), "width of the network", least=1),
-        "mlp_depth": Choice(3, (2, 3), "its linear layers", least=2),
-        "mlp_dropout": Choice(0.0, (0.0, 0.1, 0.5), "its dropout", least=0, below=1),
-    },
-    "SequenceCNN": _SEQUENCES,
-    "Transformer": _SEQUENCES,
-    "": {},
-}
-"""By network; of images, whose size decides, the published ones."""
 
 
-@dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """What a file holds.
 
     Attributes:
-        file: it.
-        x: inputs before they are encoded, see `domainbed.datasets.encoding`.
+        x: inputs before they are encoded: the columns of a table, a data frame; or an array, int64
+            (n, L) of tokens, else float32 (n, …).
         y: (n,) or (n, C) labels: numbers, or the texts of classes.
-        roles: (n,) texts: of each sample the `domain`, and where the file says so the `group`, the
-            `attribute` and the `split`.
-        label_names: of the columns of labels, where these have names.
-        notes: what is said at the start of a run.
+        roles: a data frame of texts: `domain`, and where there are these `split` and `group`.
+        label_names: of columns of labels.
+        note: what is said at the start of a run.
     """
 
-    file: Path
-    x: Values
+    x: Any
     y: np.ndarray
-    roles: Mapping[str, np.ndarray]
-    label_names: Sequence[str] = ()
-    notes: Sequence[str] = ()
-
-    @property
-    def domains(self) -> list[str]:
-        """Their names, in order."""
-        return sorted(set(self.roles["domain"]))
-
-    def labelled(self, kind: str) -> tuple[torch.Tensor, list[str]]:
-        """Labels as those of this kind are, and the names of classes or columns.
-
-        Raises:
-            UserError: they are no numbers, but have to be.
-        """
-        if kind in ("classes", "binary") and self.y.ndim == 1:
-            values = self.y.astype(str) if self.y.dtype == object else self.y
-            names, numbers = np.unique(values, return_inverse=True)
-            return torch.from_numpy(numbers.astype(np.int64)), as_texts(names)
-        if self.y.dtype == object:
-            raise UserError(
-                f"{self.file}: labels of the type {kind!r} are numbers, and there are texts such "
-                f"as {self.y.flat[0]!r}: leave 'labels' out, or name another column of labels",
-                "labels",
-            )
-        return torch.from_numpy(self.y.astype(np.float32)), list(self.label_names)
-
-
-def usual_labels(y: np.ndarray) -> str:
-    """The type of labels that a dataset has where nothing else is said.
-
-    Several columns are properties if all are 0 or 1; one is of classes if there are texts or whole
-    numbers. Others are numbers to regress.
-    """
-    if y.ndim > 1:
-        return "multilabel" if np.isin(y, (0, 1)).all() else "regression"
-    return "classes" if y.dtype == object or (y % 1 == 0).all() else "regression"
+    roles: Any
+    label_names: Sequence[str]
+    note: str
 
 
 class SampleDataset(MultipleDomainDataset):
     """The samples in one file; inputs are encoded by what is learned from those that train.
 
     Attributes:
-        read: what the file holds.
-        may_lack_classes: whether a domain may have no sample of some class.
+        file: it; arrays where it ends in .npz, else a table.
+        fields: the names of columns, which labels mean one class, and whether domains may lack
+            classes.
 
     Raises:
         UserError: labels that are none of their type, or a domain that lacks a class.
     """
 
     N_STEPS, CHECKPOINT_FREQ = 1001, 100
-    space = "small"
-    learns_encoding = True
-    may_lack_classes: ClassVar[bool] = False
-    read: ClassVar[Callable[[], Samples]]
+    network, space, search_space = "MLP", "small", _VECTORS
+    file: ClassVar[Path]
+    fields: ClassVar[DataFields]
 
     def __init__(
         self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any], labels: str = ""
     ) -> None:
-        self.samples = type(self).read()
-        kind, self.notes = label_type(labels or self.labels).kind, self.samples.notes
-        self.y, self.classes = self.samples.labelled(kind)
-        if kind == "regression" and self.y.abs().max() > 100:
-            largest = f"{self.y.abs().max():g}"
-            said = f"labels reach {largest}: give them in a unit in which they are about 1"
-            self.notes = [*self.notes, said]
-        self.num_classes = len(self.classes) or self.y.reshape(len(self.y), -1).shape[1]
-        domain = self.samples.roles["domain"]
-        self.rows = [np.flatnonzero(domain == name) for name in self.samples.domains]
-        if kind == "classes" and not self.may_lack_classes:
-            self._require_classes()
-        self.fingerprint = file_digest(self.samples.file)
-        self._take_roles(self.samples.roles)
-        self._take(np.empty((len(self.y), 0), np.float32))  # until they are encoded
-
-    def _take_roles(self, roles: Mapping[str, np.ndarray]) -> None:
-        """Which samples validate, and their groups and attributes, where the file says so."""
-        of_domains = {name: [texts[own] for own in self.rows] for name, texts in roles.items()}
+        self.samples = self.read()
+        y, roles, self.notes = self.samples.y, self.samples.roles, [self.samples.note]
+        kind = label_type(labels or self.labels).kind
+        if kind in ("classes", "binary") and y.ndim == 1:
+            names, numbers = np.unique(y, return_inverse=True)
+            self.y, self.classes = torch.from_numpy(numbers), [str(name) for name in names]
+        elif y.dtype == object:
+            raise UserError(
+                f"labels are {kind!r}, which are numbers, and there are texts such as "
+                f"{y.flat[0]!r}: leave 'labels' out, or name another column of labels",
+                "labels",
+            )
+        else:
+            self.y, self.classes = torch.from_numpy(y.astype(np.float32)), self.samples.label_names
+        self.num_classes = len(self.classes) or self.y[:1].numel()
+        self.rows = [np.flatnonzero(roles.domain == name) for name in sorted(set(roles.domain))]
         if "split" in roles:
-            self.out_splits = [np.flatnonzero(own == "out").tolist() for own in of_domains["split"]]
+            is_out = roles.split.isin(("out", "val"))
+            self.out_splits = [np.flatnonzero(is_out[own]).tolist() for own in self.rows]
         if "group" in roles:
-            self.groups = [own.tolist() for own in of_domains["group"]]
-        if "attribute" in roles:
-            self.attribute_names = sorted(set(roles["attribute"]))
-            self.attributes = [
-                np.searchsorted(self.attribute_names, own).tolist()
-                for own in of_domains["attribute"]
-            ]
-
-    def _require_classes(self) -> None:
-        for name, own in zip(self.samples.domains, self.rows):
-            here = {self.classes[label] for label in self.y[own].tolist()}
-            if lacking := [each for each in self.classes if each not in here]:
+            self.groups = [roles.group[own].tolist() for own in self.rows]
+        for own in self.rows if self.fields.missing_classes == "refuse" else ():
+            if self.y.dtype == torch.int64 and len(self.y[own].unique()) < self.num_classes:
                 raise UserError(
-                    f"{self.samples.file}: the domain {name!r} lacks the classes "
-                    f"{', '.join(lacking)}: all domains must have all, unless 'missing_classes' "
-                    "is 'allow'; numbers to regress need 'labels' regression",
+                    f"{self.file}: the domain {roles.domain[own[0]]!r} lacks some of the classes "
+                    f"{', '.join(self.classes)[:200]}: set missing_classes to allow, or labels to "
+                    "regression where they are numbers",
                     "missing_classes",
                 )
+        self.fingerprint = file_digest(self.file)
+        self._take(np.empty((len(self.y), 0), np.float32))  # until they are encoded
+
+    @classmethod
+    def read(cls) -> Samples:
+        """What the file holds.
+
+        Raises:
+            UserError: it cannot be read, or not by these fields.
+        """
+        try:
+            modified = regular(cls.file).stat().st_mtime_ns
+            return _read(cls.file, modified, cls.fields.of_data())
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"dataset {str(cls.file)!r} cannot be read ({one_line(error)}): expected a table "
+                "ending in .csv, .tsv, .jsonl or .parquet, or arrays in .npz",
+                "dataset",
+            ) from error
 
     def _take(self, x: np.ndarray) -> None:
-        self.input_shape: Any = x.shape[1:]
-        inputs = torch.from_numpy(x)
+        inputs, self.input_shape = torch.from_numpy(x), x.shape[1:]
         self.datasets: Sequence[Any] = [TensorDomain(inputs[own], self.y[own]) for own in self.rows]
 
-    def learned_encoding(self, rows: Sequence[Sequence[int]]) -> Any:
-        trained = np.concatenate([own[list(chosen)] for own, chosen in zip(self.rows, rows)])
-        return learned(_chosen(self.samples.x, trained))
+    def encode(self, trained: Sequence[Sequence[int]], encoding: Any = None) -> None:
+        """Makes the inputs, see `learned` and `encoded`.
 
-    def encoded(self, encoding: Any) -> SampleDataset:
-        made, x = copy.copy(self), encoded(self.samples.x, encoding)
-        made.encoding = encoding
-        made._take(x)
-        made.notes = [*self.notes, *_unseen(self.samples.x, encoding)]
-        if "tokens" in encoding:
-            made.input_shape = {"vocabulary": len(encoding["tokens"]) + 1, "length": x.shape[1]}
-        return made
-
-
-def _unseen(x: Values, encoding: Any) -> list[str]:
-    """What is said of categories that none of the samples that train has."""
-    found = []
-    for column in encoding if isinstance(x, Mapping) else ():
-        values = set(as_texts(x[column["column"]])) if "categories" in column else set()
-        if others := sorted(values.difference(column.get("categories", ()))):
-            found.append(
-                f"no sample that trains has {column['column']} {', '.join(others)}: all inputs of "
-                "that column are 0 then"
-            )
-    return found
+        Args:
+            trained: for each domain the positions of the samples that train.
+            encoding: what was learned before; None to learn it of these.
+        """
+        x = self.samples.x
+        rows = np.concatenate([own[list(at)] for own, at in zip(self.rows, trained)])
+        self.encoding = encoding or learned(x[rows] if isinstance(x, np.ndarray) else x.iloc[rows])
+        self._take(encoded(x, self.encoding))
+        if "tokens" in self.encoding:
+            known = len(self.encoding["tokens"])
+            self.input_shape = {"vocabulary": known + 1, "length": x.shape[1]}
 
 
-def _chosen(x: Values, rows: np.ndarray) -> Values:
+def learned(x: Any) -> dict[str, Any]:
+    """How the tokens, numbers and categories of samples become inputs, as plain values.
+
+    Returns:
+        Of tokens `tokens`, those that there are. Of others `mean` and `scale`, which is one over
+        the deviation, or 0 where all are equal: for each column of numbers of a table, feature
+        (n, d), channel of a series (n, T, C) or channel of images (n, C, H, W). Of a table also
+        the names of these columns as `numbers`; `missing`, whether any was; and `categories`,
+        those of each other column.
+    """
+    import pandas as pd
+
+    if isinstance(x, np.ndarray) and x.dtype == np.int64:
+        return {"tokens": np.unique(x[x > 0]).tolist()}
     if isinstance(x, np.ndarray):
-        return x[rows]
-    return {name: column[rows] for name, column in x.items()}
+        of_channels = np.moveaxis(x, 1 if x.ndim == 4 else -1, -1)
+        numbers = pd.DataFrame(of_channels.reshape(-1, of_channels.shape[-1]), dtype=float)
+    else:
+        numbers = x.select_dtypes("number")
+    deviation = numbers.std(ddof=0)
+    scale = (1 / deviation).where(deviation > 0, 0)
+    encoding = {"mean": numbers.mean().fillna(0).tolist(), "scale": scale.tolist()}
+    if isinstance(x, np.ndarray):
+        return encoding
+    categories = {name: sorted(set(x[name])) for name in x if name not in numbers}
+    missing = numbers.isna().any().tolist()
+    return {**encoding, "numbers": list(numbers), "missing": missing, "categories": categories}
 
 
-class TableDataset(SampleDataset):
-    """The rows of a table."""
+def encoded(x: Any, encoding: Mapping[str, Any]) -> np.ndarray:
+    """The inputs, float32 (n, d) of a table and (n, …) of an array, or int64 (n, L) of tokens.
 
-    network = "MLP"
-    search_space = SPACES["MLP"]
+    Tokens are numbered from 1; one that was in no sample that trains becomes 0, as padding is.
+
+    Of a table come first the numbers in deviations from their means, 0 where one is missing; then
+    of each column where any was missing in training, whether it is; then of each category that
+    there was in training, of which "" is a missing one, whether it is that.
+    """
+    if "tokens" in encoding:
+        known = np.array([*encoding["tokens"], np.iinfo(np.int64).max])
+        places = np.searchsorted(known, x)
+        return np.where(known[places] == x, places + 1, 0)
+    numbers = x[encoding["numbers"]].to_numpy(float) if "numbers" in encoding else x
+    shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
+    mean, scale = (np.reshape(encoding[name], shape) for name in ("mean", "scale"))
+    standardised = np.nan_to_num((numbers - mean) * scale)
+    if "numbers" not in encoding:
+        return standardised.astype(np.float32)
+    missing = np.isnan(numbers)[:, encoding["missing"]]
+    found = [x[name] == each for name, known in encoding["categories"].items() for each in known]
+    return np.column_stack([standardised, missing, *found]).astype(np.float32)
+
+
+def sample_dataset(name: str, fields: DataFields) -> type[SampleDataset]:
+    """The dataset class of a table or of arrays, without code.
+
+    Labels of one column, or an array (n,), are classes if they are texts or whole numbers. Several
+    columns, or (n, C), are properties if all are 0 or 1. Others are numbers to regress.
+
+    Args:
+        name: `table:FILE` or `arrays:FILE`, see `_table` and `_arrays`.
+        fields: see `SampleDataset`.
+
+    Raises:
+        UserError: see `SampleDataset.read`.
+    """
+    file = Path(name.partition(":")[2]).expanduser().resolve()
+    attributes = {"file": file, "fields": fields, "__doc__": f"The samples in {file}."}
+    made: Any = type(dataset_label(name), (SampleDataset,), attributes)
+    x, y, roles, *_ = made.read()
+    made.ENVIRONMENTS = tuple(sorted(set(roles.domain)))
+    if y.ndim > 1 or y.dtype.kind == "f":
+        made.labels = "multilabel" if np.isin(y, (0, 1)).all() else "regression"
+    if isinstance(x, np.ndarray):
+        of_rows = "MLP" if x.dtype.kind == "f" else "Transformer"
+        made.network = {2: of_rows, 3: "SequenceCNN"}.get(x.ndim, "")  # of images the size decides
+        made.search_space = {"MLP": _VECTORS, "": {}}.get(made.network, _SEQUENCES)
+        made.space = "large" if x.ndim == 4 and max(x.shape[2:]) > 28 else "small"
+    return made
+
+
+@lru_cache(maxsize=8)  # a sweep asks for its dataset's class once per run
+def _read(file: Path, modified: int, of_data: str) -> Samples:
+    """Reads the file, again if it has been `modified` since."""
+    fields = DataFields.model_validate_json(of_data)
+    samples = (_arrays if file.suffix.lower() == ".npz" else _table)(file, fields)
+    y, roles = samples.y, samples.roles
+    known = roles.get("split", roles[:0]).isin(("in", "train", "out", "val"))
+    if roles.domain.nunique() < 2 or not known.all(axis=None):
+        raise UserError(
+            f"{file}: expected samples of two domains or more, and where there is a split, in, "
+            "train, out or val",
+            "columns",
+        )
+    is_whole = y.ndim == 1 and y.dtype.kind == "f" and (y % 1 == 0).all()
+    return samples._replace(y=y.astype(np.int64)) if is_whole else samples
+
+
+def _listed(names: str | list[str]) -> list[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def _table(file: Path, fields: DataFields) -> Samples:
+    """A sample in each row that has all labels and its domain.
+
+    The inputs are the columns `features`, or all that have no other role. There may be several
+    columns `label`. A column `group` counts only where it is named so.
+    """
+    import pandas as pd
+
+    is_parquet = file.suffix.lower() == ".parquet"
+    rows = [] if is_parquet else [row for _, row in read_rows(file).rows]
+    frame = pd.read_parquet(file) if is_parquet else pd.DataFrame(rows)
+    # Which columns are numbers, and what is missing, is as pandas reads CSV.
+    text = io.StringIO(frame.to_csv(index=False))
+    frame = pd.read_csv(text, na_values=["?"], low_memory=False)
+    chosen = {role: _listed(names) for role, names in fields.columns.items()}
+    labels, features = chosen.pop("label", ["label"]), chosen.pop("features", list(frame))
+    columns = Rows(file, list(frame), []).columns
+    optional = ("split", "group") if "group" in chosen else ("split",)
+    roles = columns({role: names[0] for role, names in chosen.items()}, ("domain",), optional)
+    for name in (*labels, *features):
+        columns({"features": name}, ("features",))
+    taken = [*labels, *roles.values()]
+    kept = frame.dropna(subset=taken).reset_index(drop=True)
+    x = kept[[name for name in features if name not in taken]]
+    lacking = [f"{name} ({count})" for name, count in x.isna().sum().items() if count]
+    note = (
+        f"{file.name}: {len(kept)} of {len(frame)} rows have a label and a domain; missing values: "
+        f"{', '.join(lacking) or 'none'} (a number counts as the mean of those that train, and one "
+        "more input says so; a category is one of its own)"
+    )
+    words = x.select_dtypes(exclude="number").fillna("").astype(str)
+    for name, column in words.items():
+        if pd.to_numeric(column.str.replace(",", "."), errors="coerce").notna().mean() > 0.5:
+            texts = column[pd.to_numeric(column, errors="coerce").isna() & (column != "")]
+            raise UserError(
+                f"{file}: {name!r} has numbers and also texts, such as {texts.iloc[0]!r}: write "
+                "numbers with points, and nothing where one is missing",
+                *("columns", "features"),
+            )
+    y = kept[labels].replace(fields.meant).to_numpy()
+    texts = kept[list(roles.values())].convert_dtypes().astype(str).set_axis(list(roles), axis=1)
+    return Samples(x.assign(**words), y[:, 0] if len(labels) == 1 else y, texts, labels, note)
+
+
+def _arrays(file: Path, fields: DataFields) -> Samples:
+    """A sample in each row of `x`, `y` and `domain`, as `numpy.savez` writes them.
+
+    x: whole numbers (n, L) are tokens, 0 is padding; others are numbers: vectors (n, d), series
+    (n, T, C) or images (n, C, H, W). There may be `split` and `group`. Other names of the arrays
+    are chosen as those of a table's columns: of x by `features`, of y by `label`.
+    """
+    import pandas as pd
+
+    with np.load(file, allow_pickle=False) as content:
+        arrays = dict(content)
+    chosen = {role: _listed(names)[0] for role, names in fields.columns.items()}
+    names = Rows(file, list(arrays), []).columns(
+        {"features": "x", "label": "y", **chosen},
+        ("features", "label", "domain"),
+        ("split", "group"),
+    )
+    x, y, *others = (arrays[name] for name in names.values())
+    is_tokens = x.dtype.kind in "iu" and x.ndim == 2
+    if not (
+        x.dtype.kind in "biuf"
+        and x.ndim > 1
+        and np.isfinite(x).all()
+        and (not is_tokens or x.min() >= 0)
+        and len(x) == len(y) == len(others[0])
+    ):
+        raise UserError(
+            f"{file}: the inputs {names['features']!r} are {x.dtype} of the shape {x.shape}, with "
+            f"{len(y)} labels and {len(others[0])} domains: expected finite numbers (n, …), or "
+            "tokens (n, L) from 0 on, and n labels and domains",
+            "dataset",
+        )
+    roles = pd.DataFrame(dict(zip(list(names)[2:], others))).astype(str)
+    y = y.astype(object if y.dtype.kind in "US" else float)
+    note = f"{file.name}: {len(x)} samples, {'tokens' if is_tokens else 'numbers'} {x.shape[1:]}"
+    return Samples(x.astype(np.int64 if is_tokens else np.float32), y, roles, (), note)
+
+
+# ---- Palmer penguins, the embedded table: 344 birds of three species on three islands ----
+
+
+_MEASURES = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm"]
+
+
+@DATASETS.register
+class Penguins(SampleDataset):
+    """The sex of penguins on three islands; one species may live on the test island alone."""
+
+    file = Path(__file__).with_name("penguins.csv")
+    ENVIRONMENTS = DATASET_DOMAINS["Penguins"]
+    fields = DataFields(
+        columns={
+            "label": "sex",
+            "domain": "island",
+            "features": [*_MEASURES, "body_mass_g", "species"],
+        }
+    )
+    info = DatasetInfo(
+        domains=ENVIRONMENTS,
+        classes=("female", "male"),
+        num_classes=2,
+        images=(163, 123, 47),
+        source="comes with the package; github.com/allisonhorst/palmerpenguins",
+        licence="CC0",
+        citation="Gorman, Williams, Fraser, PLoS ONE 9(3), 2014, doi:10.1371/journal.pone.0090081",
+        note="11 of the 344 birds have no known sex",
+    )
+
+
+@DATASETS.register
+class PenguinsMass(Penguins):
+    """The body mass of penguins in kg, a regression."""
+
+    labels = "regression"
+    fields = DataFields(
+        columns={
+            "label": "body_mass_g",
+            "domain": "island",
+            "features": [*_MEASURES, "sex", "species"],
+        }
+    )
+    info = replace(
+        Penguins.info,
+        classes=None,
+        num_classes=1,
+        images=(167, 124, 51),
+        note="2 of the 344 birds were not weighed",
+    )
+
+    @classmethod
+    def read(cls) -> Samples:
+        samples = super().read()
+        return samples._replace(y=samples.y / 1000, label_names=["body_mass_kg"])
+
+
+@DATASETS.register
+class PenguinsSpecies(Penguins):
+    """The species of penguins: no island has all three, and one has a single species."""
+
+    fields = DataFields(
+        columns={
+            "label": "species",
+            "domain": "island",
+            "features": [*_MEASURES, "body_mass_g", "sex"],
+        },
+        missing_classes="allow",
+    )
+    info = replace(
+        Penguins.info,
+        classes=("Adelie", "Chinstrap", "Gentoo"),
+        num_classes=3,
+        images=(168, 124, 52),
+        note="",
+    )

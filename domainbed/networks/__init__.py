@@ -14,12 +14,13 @@ from domainbed.networks.featurizer import (
     Classifier,
     Featurizer,
     Projection,
+    SequenceCNN,
+    Transformer,
     UnitFeatures,
     is_shape,
     named_network,
 )
 from domainbed.networks.open_clip_models import PROMPTS
-from domainbed.networks.sequences import SequenceCNN, Transformer
 
 NETWORK_OPTIONS: dict[str, Option] = {**CHOICE_OPTIONS, **BACKBONE_OPTIONS, **MLP_OPTIONS}
 """What networks read where it is given, whatever the algorithm."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.config.dimensions import Option, with_defaults
@@ -60,10 +61,9 @@ class Featurizer(nn.Module, metaclass=_Choosing):
     """A network from (B, *input_shape) to (B, n_outputs) features.
 
     `Featurizer(input_shape, hparams)` builds one of the registered networks: vectors go through
-    an `MLP`, series (steps, channels) through a `SequenceCNN`, images of at most 28×28 through
-    `MNIST_CNN`, of at least 32×32 through a `Backbone`, and so do images of any size where
-    `hparams["backbone"]` names one. `hparams["featurizer"]` names another registered network, and
-    wins; a dataset that names its network sets it.
+    an `MLP`, images of at most 28×28 through `MNIST_CNN`, of at least 32×32 through a `Backbone`,
+    and so do images of any size where `hparams["backbone"]` names one. `hparams["featurizer"]`
+    names another registered network, and wins; a dataset that names its network sets it.
 
     Attributes:
         n_outputs: the width of the features.
@@ -130,14 +130,14 @@ def _suited(shape: tuple[int, ...], backbone: str) -> str:
             f"backbone {backbone!r} takes images, but the inputs have the shape "
             f"{shape}: leave 'backbone' out"
         )
-    if len(shape) in (1, 2):
-        return "MLP" if len(shape) == 1 else "SequenceCNN"
+    if len(shape) == 1:
+        return "MLP"
     if len(shape) == 3 and (backbone or min(shape[1:]) >= 32):
         return "Backbone"
     if len(shape) == 3 and max(shape[1:]) <= 28:
         return "MNIST_CNN"
     raise UserError(
-        f"no featurizer for inputs of shape {shape}: expected (features,), (steps, channels) or "
+        f"no featurizer for inputs of shape {shape}: expected (features,) or "
         "(channels, height, width); name a registered network in the hyper-parameter 'featurizer'"
     )
 
@@ -269,6 +269,66 @@ class MNIST_CNN(Featurizer):
 def _relu(x: torch.Tensor) -> torch.Tensor:
     """In place where no gradient needs what was there."""
     return F.relu(x, inplace=not torch.is_grad_enabled())
+
+
+@NETWORKS.register
+class SequenceCNN(Featurizer):
+    """Convolutions over time, then the mean over time.
+
+    Each of `sequence_depth` layers has a kernel of 7 steps, GroupNorm, ReLU and dropout, and halves
+    the length.
+
+    Args:
+        input_shape: (T, C), steps and channels.
+        hparams: reads `sequence_width`, a multiple of 4, `sequence_depth` and `sequence_dropout`.
+    """
+
+    def __init__(self, input_shape: Sequence[int], hparams: Mapping[str, Any]) -> None:
+        super().__init__()
+        widths = [hparams["sequence_width"]] * hparams["sequence_depth"]
+        layers = [
+            nn.Sequential(
+                nn.Conv1d(before, width, kernel_size=7, stride=2, padding=3),
+                nn.GroupNorm(4, width),
+                nn.ReLU(),
+                nn.Dropout(hparams["sequence_dropout"]),
+            )
+            for before, width in zip([input_shape[1], *widths], widths)
+        ]
+        self.layers, self.n_outputs = nn.Sequential(*layers), widths[-1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x.transpose(1, 2)).mean(dim=2)
+
+
+@NETWORKS.register
+class Transformer(Featurizer):
+    """Self-attention of tokens with learned places; one more token, the first, sums up the others.
+
+    `sequence_depth` layers with four heads, normalised before attention (Vaswani et al. 2017; Xiong
+    et al. 2020). Padding, token 0, changes nothing.
+
+    Args:
+        data: `vocabulary`, the number of tokens with 0, and `length`, the most in a sequence.
+        hparams: reads what `SequenceCNN` does.
+    """
+
+    def __init__(self, data: Mapping[str, int], hparams: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.n_outputs = width = hparams["sequence_width"]
+        self.tokens = nn.Embedding(data["vocabulary"] + 1, width)
+        self.places = nn.Embedding(data["length"] + 1, width)
+        layer = nn.TransformerEncoderLayer(
+            *(width, 4, 2 * width, hparams["sequence_dropout"]), batch_first=True, norm_first=True
+        )
+        depth, norm = hparams["sequence_depth"], nn.LayerNorm(width)
+        self.encoder = nn.TransformerEncoder(layer, depth, norm, enable_nested_tensor=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, L)
+        x = F.pad(x, (1, 0), value=self.tokens.num_embeddings - 1)
+        z = self.tokens(x) + self.places.weight[: x.shape[1]]
+        with sdpa_kernel(SDPBackend.MATH):  # the only one with second derivatives
+            return self.encoder(z, src_key_padding_mask=x == 0)[:, 0]
 
 
 @NETWORKS.register

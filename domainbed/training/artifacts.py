@@ -177,7 +177,6 @@ def write_environment(
     resumed = [*began.get("resumed", [])]
     if progress.records and began and now != first and now not in resumed:
         resumed.append(now)
-    encoding = experiment.dataset.encoding
     kind, colon, path = experiment.spec.dataset.rpartition(":")
     there = os.path.abspath(os.path.expanduser(path))
     facts = {
@@ -187,7 +186,7 @@ def write_environment(
             "dataset": kind + colon + (there if os.path.exists(there) else path),
             "data_dir": os.path.abspath(experiment.data_dir),
         },
-        **({"encoding": encoding} if encoding else {}),
+        "encoding": experiment.dataset.encoding,
         "protocol": experiment.spec.protocol,
         "protocol_version": experiment.spec.protocol_version,
         "resumed": resumed,

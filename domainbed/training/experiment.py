@@ -262,13 +262,22 @@ def build(spec: RunSpec, machine: RunOptions | None = None, encoding: Any = None
     labels = label_type(spec.labels)
     domains = domains_of(dataset, labels)
     _check_data(spec, dataset, len(domains))
-    if dataset.learns_encoding:
-        dataset = dataset.encoded(encoding or _learned_encoding(spec, dataset, domains))
-        domains = domains_of(dataset, labels)
     check_domains(dataset, domains, spec.hparams.get("featurizer", ""), labels)
+    splits = split_domains(
+        domains,
+        spec.test_envs,
+        spec.holdout_fraction,
+        spec.trial_seed,
+        spec.uda_holdout_fraction,
+        mixed=get_algorithm_class(spec.algorithm).predicts_batches,
+        stratified=spec.split == "stratified",
+    )
+    if hasattr(dataset, "encode"):
+        inside = [() if e in spec.test_envs else split.inside for e, split in enumerate(splits)]
+        dataset.encode(inside, encoding)
+        domains = domains_of(dataset, labels)
     _check_kind(get_algorithm_class(spec.algorithm), spec, domains)
     domains = [domain.to(device) for domain in domains]
-    splits = _splits(spec, domains)
     _check_groups(spec, dataset, domains, splits)
     # In all, whatever the number of domains; by default one per core that PyTorch may use.
     cores = min(8, torch.get_num_threads())
@@ -285,27 +294,6 @@ def build(spec: RunSpec, machine: RunOptions | None = None, encoding: Any = None
         facts,
         machine.data_dir,
     )
-
-
-def _splits(spec: RunSpec, domains: Sequence[Domain]) -> list[Split]:
-    return split_domains(
-        domains,
-        spec.test_envs,
-        spec.holdout_fraction,
-        spec.trial_seed,
-        spec.uda_holdout_fraction,
-        mixed=get_algorithm_class(spec.algorithm).predicts_batches,
-        stratified=spec.split == "stratified",
-    )
-
-
-def _learned_encoding(
-    spec: RunSpec, dataset: MultipleDomainDataset, domains: Sequence[Domain]
-) -> Any:
-    """Of the training domains' in-splits alone."""
-    splits = enumerate(_splits(spec, domains))
-    rows = [[] if domain in spec.test_envs else split.inside for domain, split in splits]
-    return dataset.learned_encoding(rows)
 
 
 def _domain_names(dataset: MultipleDomainDataset, domains: int) -> list[str]:

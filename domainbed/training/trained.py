@@ -80,9 +80,9 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
         )
     of_features = spec.features is not None
     expected = default_hparams(spec.algorithm, dataset or spec.dataset, of_features)
-    if "featurizer" in spec.hparams and dataset is None:  # of data that may be anywhere
-        expected = {name: v for name, v in expected.items() if not name.startswith("resnet")}
     lacking = set(expected) - set(spec.hparams)
+    if "featurizer" in spec.hparams:  # what is expected of data that may be anywhere is of images
+        lacking -= {"resnet18", "resnet_dropout"}
     if lacking:
         raise UserError(
             f"{folder.spec} is of another version, or describes no run (hparams: {min(lacking)!r} "
