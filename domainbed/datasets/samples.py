@@ -101,8 +101,9 @@ class SampleDataset(MultipleDomainDataset):
         self.num_classes = len(self.classes) or self.y[:1].numel()
         self.rows = [np.flatnonzero(roles.domain == name) for name in sorted(set(roles.domain))]
         if "split" in roles:
-            is_out = roles.split.isin(("out", "val"))
-            self.out_splits = [np.flatnonzero(is_out[own]).tolist() for own in self.rows]
+            self.out_splits = [
+                np.flatnonzero(roles.split[own].isin(("out", "val"))).tolist() for own in self.rows
+            ]
         if "group" in roles:
             self.groups = [roles.group[own].tolist() for own in self.rows]
         for own in self.rows if self.fields.missing_classes == "refuse" else ():
@@ -124,8 +125,7 @@ class SampleDataset(MultipleDomainDataset):
             UserError: it cannot be read, or not by these fields.
         """
         try:
-            modified = regular(cls.file).stat().st_mtime_ns
-            return _read(cls.file, modified, cls.fields.of_data())
+            return _read(cls.file, regular(cls.file).stat().st_mtime_ns, cls.fields.of_data())
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(
                 f"dataset {str(cls.file)!r} cannot be read ({one_line(error)}): expected a table "
@@ -149,8 +149,10 @@ class SampleDataset(MultipleDomainDataset):
         self.encoding = encoding or learned(x[rows] if isinstance(x, np.ndarray) else x.iloc[rows])
         self._take(encoded(x, self.encoding))
         if "tokens" in self.encoding:
-            known = len(self.encoding["tokens"])
-            self.input_shape = {"vocabulary": known + 1, "length": x.shape[1]}
+            self.input_shape = {
+                "vocabulary": len(self.encoding["tokens"]) + 1,
+                "length": x.shape[1],
+            }
 
 
 def learned(x: Any) -> dict[str, Any]:
@@ -183,19 +185,22 @@ def learned(x: Any) -> dict[str, Any]:
 
 
 def encoded(x: Any, encoding: Mapping[str, Any]) -> np.ndarray:
-    """The inputs, float32 (n, d) of a table and (n, …) of an array, or int64 (n, L) of tokens.
+    """The inputs: float32 (n, d) of a table, float32 (n, …) of numbers, int64 (n, L) of tokens.
 
     Tokens are numbered from 1; one that was in no sample that trains becomes 0, as padding is.
 
     Of a table come first the numbers in deviations from their means, 0 where one is missing; then
     of each column where any was missing in training, whether it is; then of each category that
     there was in training, of which "" is a missing one, whether it is that.
+
+    Raises:
+        UserError: a table lacks a column, or has texts where there were numbers.
     """
     if "tokens" in encoding:
         known = np.array([*encoding["tokens"], np.iinfo(np.int64).max])
         places = np.searchsorted(known, x)
         return np.where(known[places] == x, places + 1, 0)
-    numbers = x[encoding["numbers"]].to_numpy(float) if "numbers" in encoding else x
+    numbers = _numbers(x, encoding) if "numbers" in encoding else x
     shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
     mean, scale = (np.reshape(encoding[name], shape) for name in ("mean", "scale"))
     standardised = np.nan_to_num((numbers - mean) * scale)
@@ -204,6 +209,17 @@ def encoded(x: Any, encoding: Mapping[str, Any]) -> np.ndarray:
     missing = np.isnan(numbers)[:, encoding["missing"]]
     found = [x[name] == each for name, known in encoding["categories"].items() for each in known]
     return np.column_stack([standardised, missing, *found]).astype(np.float32)
+
+
+def _numbers(x: Any, encoding: Mapping[str, Any]) -> np.ndarray:
+    wrong = {*encoding["categories"]}.difference(x)
+    wrong |= {*encoding["numbers"]}.difference(x.select_dtypes("number"))
+    if wrong:
+        raise UserError(
+            f"the table has no column {min(wrong)!r}, which is one of the inputs, or texts in it "
+            "where there were numbers"
+        )
+    return x[encoding["numbers"]].to_numpy(float)
 
 
 def sample_dataset(name: str, fields: DataFields) -> type[SampleDataset]:
@@ -240,8 +256,8 @@ def _read(file: Path, modified: int, of_data: str) -> Samples:
     fields = DataFields.model_validate_json(of_data)
     samples = (_arrays if file.suffix.lower() == ".npz" else _table)(file, fields)
     y, roles = samples.y, samples.roles
-    known = roles.get("split", roles[:0]).isin(("in", "train", "out", "val"))
-    if roles.domain.nunique() < 2 or not known.all(axis=None):
+    known = roles.get("split", roles.domain[:0]).isin(("in", "train", "out", "val"))
+    if roles.domain.nunique() < 2 or not known.all():
         raise UserError(
             f"{file}: expected samples of two domains or more, and where there is a split, in, "
             "train, out or val",
@@ -249,10 +265,6 @@ def _read(file: Path, modified: int, of_data: str) -> Samples:
         )
     is_whole = y.ndim == 1 and y.dtype.kind == "f" and (y % 1 == 0).all()
     return samples._replace(y=y.astype(np.int64)) if is_whole else samples
-
-
-def _listed(names: str | list[str]) -> list[str]:
-    return [names] if isinstance(names, str) else names
 
 
 def _table(file: Path, fields: DataFields) -> Samples:
@@ -263,17 +275,17 @@ def _table(file: Path, fields: DataFields) -> Samples:
     """
     import pandas as pd
 
-    is_parquet = file.suffix.lower() == ".parquet"
-    rows = [] if is_parquet else [row for _, row in read_rows(file).rows]
-    frame = pd.read_parquet(file) if is_parquet else pd.DataFrame(rows)
+    if file.suffix.lower() == ".parquet":
+        frame = pd.read_parquet(file)
+    else:
+        frame = pd.DataFrame([row for _, row in read_rows(file).rows])
     # Which columns are numbers, and what is missing, is as pandas reads CSV.
-    text = io.StringIO(frame.to_csv(index=False))
-    frame = pd.read_csv(text, na_values=["?"], low_memory=False)
-    chosen = {role: _listed(names) for role, names in fields.columns.items()}
+    frame = pd.read_csv(io.StringIO(frame.to_csv(index=False)), na_values=["?"], low_memory=False)
+    chosen = {r: [name] if isinstance(name, str) else name for r, name in fields.columns.items()}
     labels, features = chosen.pop("label", ["label"]), chosen.pop("features", list(frame))
     columns = Rows(file, list(frame), []).columns
-    optional = ("split", "group") if "group" in chosen else ("split",)
-    roles = columns({role: names[0] for role, names in chosen.items()}, ("domain",), optional)
+    first = {role: names[0] for role, names in chosen.items()}
+    roles = columns(first, ("domain",), ("split", *(["group"] if "group" in chosen else [])))
     for name in (*labels, *features):
         columns({"features": name}, ("features",))
     taken = [*labels, *roles.values()]
@@ -288,9 +300,9 @@ def _table(file: Path, fields: DataFields) -> Samples:
     words = x.select_dtypes(exclude="number").fillna("").astype(str)
     for name, column in words.items():
         if pd.to_numeric(column.str.replace(",", "."), errors="coerce").notna().mean() > 0.5:
-            texts = column[pd.to_numeric(column, errors="coerce").isna() & (column != "")]
+            others = column[pd.to_numeric(column, errors="coerce").isna() & (column != "")]
             raise UserError(
-                f"{file}: {name!r} has numbers and also texts, such as {texts.iloc[0]!r}: write "
+                f"{file}: {name!r} has numbers and also texts, such as {others.iloc[0]!r}: write "
                 "numbers with points, and nothing where one is missing",
                 *("columns", "features"),
             )
@@ -310,9 +322,9 @@ def _arrays(file: Path, fields: DataFields) -> Samples:
 
     with np.load(file, allow_pickle=False) as content:
         arrays = dict(content)
-    chosen = {role: _listed(names)[0] for role, names in fields.columns.items()}
+    chosen = {"features": "x", "label": "y", **fields.columns}
     names = Rows(file, list(arrays), []).columns(
-        {"features": "x", "label": "y", **chosen},
+        {role: name if isinstance(name, str) else name[0] for role, name in chosen.items()},
         ("features", "label", "domain"),
         ("split", "group"),
     )
