@@ -9,32 +9,30 @@ submit, to ask and to cancel, but not to follow: the events are in files, see `r
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import math
 import os
 import re
-import signal
-import socket
-import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from domainbed.core.cores import usable_cores
-from domainbed.core.settings import Text
+from domainbed.core.settings import Text, checked
 from domainbed.errors import UserError, one_line
 from domainbed.launchers.base import (
     LAUNCHERS,
     Event,
     Handle,
     Job,
+    JobReport,
     Launcher,
     OnEvent,
     Resources,
@@ -42,6 +40,7 @@ from domainbed.launchers.base import (
 )
 from domainbed.launchers.event_files import EventReader, Following
 from domainbed.launchers.local import THREAD_VARIABLES, visible_gpus
+from domainbed.launchers.ray_connection import NAMESPACE, connected
 from domainbed.launchers.ray_tasks import (
     ALIVE,
     SECONDS_TO_STOP,
@@ -50,17 +49,21 @@ from domainbed.launchers.ray_tasks import (
     log_file,
     write_plan,
 )
-from domainbed.runs.states import INTERRUPTED
+from domainbed.runs.states import INTERRUPTED, RUNNING
 
 log = logging.getLogger(__name__)
 
-NAMESPACE = "domainbed"
 _ID = re.compile(r"(?P<coordinator>.+)_(?P<index>\d+)@(?P<address>.+)")
-_SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_ANSWER = 60.0
 _SECONDS_OF_SILENCE = 30.0
 """After which a launch that follows asks the cluster whether the coordinator is there."""
-_STORE_BYTES = 100 * 2**20  # of Ray's objects: tasks and events are small, and travel in files
+_SET_HERE = {"address", "namespace", "ignore_reinit_error"}
+
+
+def _init(options: dict[str, Any]) -> dict[str, Any]:
+    for name in _SET_HERE & options.keys():
+        raise UserError(f"the launcher sets {name!r} of ray.init itself", name)
+    return options
 
 
 @LAUNCHERS.register(name="ray")
@@ -78,6 +81,11 @@ class RayLauncher(Launcher):
         description="HOST:PORT of a running Ray cluster, or auto for this machine's",
         json_schema_extra={"default_text": "RAY_ADDRESS, else a cluster started for the sweep"},
     )
+    init: Annotated[dict[str, Any], checked(_init)] = Field(
+        {},
+        description="further arguments of ray.init, such as {runtime_env: {pip: […]}}, {num_gpus: "
+        "1}",
+    )
 
     @property
     def blocking(self) -> bool:  # type: ignore[override]  # it depends on an option
@@ -90,12 +98,13 @@ class RayLauncher(Launcher):
 
     def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
         folder = folder.absolute() / f"ray-{uuid.uuid4().hex[:12]}"
-        start = partial(_start, job, tasks, resources, folder)
+        environment = self.init.get("runtime_env") or {}
+        start = partial(_start, job, tasks, resources, folder, environment, self._cluster is None)
         if self._cluster is None:
-            return _OnOwnCluster(start, folder, len(tasks))
+            return _OnOwnCluster(start, folder, len(tasks), self.init)
         ids: list[str] = []
         if tasks:
-            with connected(self._cluster) as ray:
+            with connected(self._cluster, self.init) as ray:
                 ids = _ids(ray, folder, len(tasks))
                 start(ray, ids)
         return _OnCluster(folder, ids)
@@ -106,7 +115,7 @@ class RayLauncher(Launcher):
             nodes = [{"CPU": float(usable_cores()), "GPU": gpus, "memory": math.inf}]
         else:
             with connected(self._cluster) as ray:
-                nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+                nodes = _nodes(ray)
         return min(tasks, places(nodes, needs_of(nodes, resources)))
 
     def reaches(self, job: str) -> bool:
@@ -114,17 +123,21 @@ class RayLauncher(Launcher):
 
     def known(self, jobs: Iterable[str]) -> set[str]:
         """None of a cluster that does not answer: they resume elsewhere from what they wrote."""
-        known: set[str] = set()
+        try:
+            return set(self.ask(jobs))
+        except UserError as error:
+            log.warning("warning: %s; its runs are considered lost", error)
+            return set()
+
+    def ask(self, jobs: Iterable[str]) -> dict[str, JobReport]:
+        found: dict[str, JobReport] = {}
         for address, by_coordinator in _grouped(jobs).items():
-            try:
-                # Only its own cluster, if it has one: it does not know the others' coordinators.
-                with connected(self._cluster or address) as ray:
-                    for name, indices in by_coordinator.items():
-                        left = _left(ray, name, indices)
-                        known |= {_id(name, index, address) for index in left}
-            except UserError as error:
-                log.warning("warning: %s; its runs are considered lost", error)
-        return known
+            # Only its own cluster, if it has one: it does not know the others' coordinators.
+            with connected(self._cluster or address) as ray:
+                for name, indices in by_coordinator.items():
+                    reports = _reports(ray, name, indices)
+                    found |= {_id(name, index, address): each for index, each in reports.items()}
+        return found
 
     def cancel(self, jobs: Iterable[str]) -> None:
         jobs = list(jobs)
@@ -157,15 +170,39 @@ def _grouped(jobs: Iterable[str]) -> dict[str, dict[str, set[int]]]:
     return groups
 
 
-def _left(ray: Any, name: str, indices: set[int]) -> set[int]:
-    """Those of a coordinator's tasks that have not ended."""
+def _reports(ray: Any, name: str, indices: set[int]) -> dict[int, JobReport]:
+    """Of those of a coordinator's tasks that have not ended."""
     try:
         coordinator = ray.get_actor(name, namespace=NAMESPACE)
-        return indices & set(ray.get(coordinator.left.remote(), timeout=_SECONDS_TO_ANSWER))
+        left, begun, needs = ray.get(coordinator.look.remote(), timeout=_SECONDS_TO_ANSWER)
     except (ValueError, ray.exceptions.RayActorError):  # it is gone: none was left
-        return set()
-    except ray.exceptions.GetTimeoutError:  # it is being restarted
-        return indices
+        return {}
+    except ray.exceptions.GetTimeoutError:
+        return dict.fromkeys(indices, JobReport(why="its coordinator is being restarted"))
+    waiting = _why_waiting(needs, _nodes(ray), ray.available_resources())
+    return {i: JobReport(RUNNING) if i in begun else waiting for i in indices & set(left)}
+
+
+def _why_waiting(
+    needs: Mapping[str, float], nodes: Sequence[Mapping[str, float]], free: Mapping[str, float]
+) -> JobReport:
+    """What a task that waits asks for, and what there is."""
+    asked = [what for what, need in needs.items() if need]
+    words = ", ".join(f"{needs[what]:g} {what}" for what in asked)
+    if not places(nodes, needs):
+        most = {what: max((node.get(what, 0) for node in nodes), default=0) for what in asked}
+        there = ", ".join(f"{most[what]:g} {what}" for what in asked)
+        return JobReport(why=f"asks for {words}, and the nodes have at most {there}", stuck=True)
+    unused = {
+        what: f"{free.get(what, 0):g} of {sum(n.get(what, 0) for n in nodes):g}" for what in asked
+    }
+    there = ", ".join(f"{unused[what]} {what}" for what in asked)
+    return JobReport(why=f"asks for {words}; free are {there}")
+
+
+def _nodes(ray: Any) -> list[dict[str, float]]:
+    """What each node that is alive has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class _OnCluster(Following):
@@ -207,16 +244,17 @@ class _OnOwnCluster(_OnCluster):
     """Tasks on a cluster of this machine that exists while they are waited for."""
 
     def __init__(
-        self, start: Callable[[Any, Sequence[str]], None], folder: Path, count: int
-    ) -> None:
+        self, start: Callable[[Any, Sequence[str]], None], folder: Path, count: int,
+        init: Mapping[str, Any],
+    ) -> None:  # fmt: skip
         super().__init__(folder, [this_process()] * count)
-        self._start, self._cancelled = start, False
+        self._start, self._init, self._cancelled = start, init, False
 
     def wait(self, on_event: OnEvent) -> None:
         if not self._left or self._cancelled:
             return
         noted = self.noting(on_event)
-        with connected(None) as ray:
+        with connected(None, self._init) as ray:
             self._ids = _ids(ray, self._folder, len(self.jobs))
             self._start(ray, self.jobs)
             try:
@@ -233,8 +271,8 @@ class _OnOwnCluster(_OnCluster):
 
 
 def _start(
-    job: Job, tasks: Sequence[Any], resources: Resources, folder: Path, ray: Any,
-    jobs: Sequence[str],
+    job: Job, tasks: Sequence[Any], resources: Resources, folder: Path,
+    environment: Mapping[str, Any], own: bool, ray: Any, jobs: Sequence[str],
 ) -> None:  # fmt: skip
     """Hands the tasks, which find `jobs` as their ids, to a coordinator.
 
@@ -248,13 +286,12 @@ def _start(
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [node["Resources"] for node in alive]
     needs = needs_of(nodes, resources)
-    if not places(nodes, needs):
-        words = ", ".join(f"{need:g} {what}" for what, need in needs.items() if need)
-        log.warning(
-            "warning: no node of the Ray cluster has what a run asks for (%s): runs wait until "
-            "one joins", words,
-        )  # fmt: skip
-    write_plan(folder, job, tasks, jobs, task_options(needs), resources.minutes)
+    if (waiting := _why_waiting(needs, nodes, {})).stuck:
+        if own:  # no other node will ever join
+            raise UserError(f"a run {waiting.why}", "launcher")
+        log.warning("warning: a run %s: runs wait until one joins", waiting.why)
+    options = task_options(needs, environment)
+    write_plan(folder, job, tasks, jobs, options, resources.minutes, needs)
     head = next((n for n in alive if "node:__internal_head__" in n["Resources"]), alive[0])
     options = {
         **{"name": folder.name, "namespace": NAMESPACE, "lifetime": "detached"},
@@ -263,7 +300,7 @@ def _start(
     }
     coordinator = ray.remote(**options)(Coordinator).remote(str(folder))
     try:
-        ray.get(coordinator.left.remote(), timeout=_SECONDS_TO_ANSWER)
+        ray.get(coordinator.look.remote(), timeout=_SECONDS_TO_ANSWER)
     except (ray.exceptions.RayError, OSError) as error:
         ray.kill(coordinator, no_restart=True)
         raise UserError(
@@ -271,76 +308,6 @@ def _start(
             f"its nodes need the same version of domainbed, and the folder {str(folder)!r}",
             "address",
         ) from error
-
-
-@contextlib.contextmanager
-def connected(cluster: str | None) -> Iterator[Any]:
-    """Ray, connected to a cluster, or to one started here; an existing connection stays.
-
-    Raises:
-        UserError: Ray is not installed, or the cluster cannot be reached, or refuses.
-    """
-    # Before it is imported: it reads them then.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # else it announces a change
-    try:
-        ray = importlib.import_module("ray")
-    except ImportError as error:
-        raise UserError(
-            f"the launcher 'ray' needs Ray ({error}): pip install ray", "name"
-        ) from error
-    if ray.is_initialized():
-        yield ray
-        return
-    address, own = "local", {}
-    if cluster:
-        address = _reachable(cluster)
-    else:
-        own = {"num_cpus": usable_cores(), "object_store_memory": _STORE_BYTES}
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=True,
-            logging_level=logging.CRITICAL, include_dashboard=None if cluster else False, **own,
-        )  # fmt: skip
-    except Exception as error:
-        raise UserError(
-            f"the Ray cluster at {address!r} cannot be joined ({one_line(error)[:300]}): is this "
-            "machine one of its nodes, with the same versions of Python and Ray?",
-            "address",
-        ) from error
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray installs its own
-    # What Ray says of workers and nodes that die: the coordinator handles it.
-    ray._private.worker._worker_logs_enabled = False
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _reachable(cluster: str) -> str:
-    """The address of a cluster, at which something answers: Ray itself would try for minutes.
-
-    Raises:
-        UserError: nothing does.
-    """
-    from ray._private.services import canonicalize_bootstrap_address
-
-    address = cluster
-    try:
-        if "://" not in cluster:
-            address = canonicalize_bootstrap_address(cluster) or cluster
-        host, _, port = address.rpartition("://")[2].rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise UserError(
-            f"the Ray cluster at {cluster!r} cannot be reached ({one_line(error)}): start it with "
-            "`ray start --head`, which says its address, and give that as --address HOST:PORT",
-            "address",
-        ) from error
-    return address
 
 
 def needs_of(nodes: Sequence[Mapping[str, float]], resources: Resources) -> dict[str, float]:
@@ -371,13 +338,21 @@ def places(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> 
     )
 
 
-def task_options(needs: Mapping[str, float]) -> dict[str, Any]:
-    """Of Ray's `remote`. It ends a worker that had a GPU after a task, which frees the memory."""
+def task_options(
+    needs: Mapping[str, float], environment: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Of Ray's `remote`. It ends a worker that had a GPU after a task, which frees the memory.
+
+    Args:
+        needs: of a task, by Ray's names.
+        environment: the runtime environment of the sweep. A task has the rest of it from its
+            coordinator, but these variables in place of all.
+    """
     threads = dict.fromkeys(THREAD_VARIABLES, str(int(needs["CPU"])))
     return {
         "num_cpus": needs["CPU"],
         "num_gpus": needs["GPU"],
         "memory": int(needs["memory"]) or None,
         "max_retries": 0,  # the coordinator decides
-        "runtime_env": {"env_vars": threads},
+        "runtime_env": {"env_vars": {**threads, **environment.get("env_vars", {})}},
     }

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,7 @@ class Plan:
         tasks: pickled.
         jobs: the engine's id of each task.
         options: of each task, as Ray takes them.
+        needs: what each takes of a node, by Ray's names.
         minutes: the time limit of each task.
         directory: the working directory of each task.
         import_path: where each finds modules, as the launching process does.
@@ -79,6 +80,7 @@ class Plan:
     tasks: list[bytes]
     jobs: list[str]
     options: dict[str, Any]
+    needs: dict[str, float]
     minutes: float | None
     directory: str
     import_path: list[str]
@@ -91,7 +93,7 @@ class Plan:
 
 def write_plan(
     folder: Path, job: Job, tasks: Sequence[Any], jobs: Sequence[str], options: dict[str, Any],
-    minutes: float | None,
+    minutes: float | None, needs: Mapping[str, float],
 ) -> None:  # fmt: skip
     """For the coordinator of this folder; tasks work in the directory of this process."""
     plan = Plan(
@@ -99,6 +101,7 @@ def write_plan(
         tasks=[pickled(task) for task in tasks],
         jobs=list(jobs),
         options=options,
+        needs=dict(needs),
         minutes=minutes,
         directory=os.getcwd(),
         import_path=[os.path.abspath(each) for each in sys.path],
@@ -142,9 +145,9 @@ class Coordinator:
         self._me = self._ray.get_runtime_context().current_actor
         threading.Thread(target=lambda: asyncio.run(self._work()), daemon=True).start()
 
-    def left(self) -> list[int]:
-        """The tasks that have not ended."""
-        return list(self._left)
+    def look(self) -> tuple[list[int], list[int], dict[str, float]]:
+        """The tasks that have not ended, those that have started, and what each takes of a node."""
+        return list(self._left), list(self._began), self._plan.needs
 
     def cancel(self, indices: Sequence[int]) -> None:
         """Soon stops these tasks."""
@@ -264,13 +267,13 @@ def do_task(folder: str, index: int, again: bool) -> str:
             events.send(event)
 
     # Ray cancels by what Ctrl-C does, and ends the workers of a node that leaves by SIGTERM.
-    with _printing_to(log_file(place, index)), stopping_on([signal.SIGINT, signal.SIGTERM]):
+    with printing_to(log_file(place, index)), stopping_on([signal.SIGINT, signal.SIGTERM]):
         perform(plan.job, index, plan.tasks[index], send)
     return withheld[0]
 
 
 @contextlib.contextmanager
-def _printing_to(file: Path) -> Iterator[None]:
+def printing_to(file: Path) -> Iterator[None]:
     """What this process prints, native code too, goes to the end of `file`."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8", buffering=1) as stream:

@@ -1,8 +1,11 @@
 """The launcher for Ray, on a real cluster of two nodes, with jobs that train nothing."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,9 +15,9 @@ from submission import CPU, Submission
 from waiting import wait_until
 
 from domainbed.errors import UserError
-from domainbed.launchers import RayLauncher, Resources, create_launcher
+from domainbed.launchers import RayLauncher, Resources, create_launcher, ray_connection
 from domainbed.launchers.ray import NAMESPACE, connected, needs_of, places, task_options
-from domainbed.runs.states import DONE, FAILED, INTERRUPTED, STARTED
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, RUNNING, STARTED
 
 PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
 
@@ -144,6 +147,69 @@ def test_a_cluster_that_cannot_be_reached_is_one_line(tmp_path):
     for address in ("nowhere", "ray.invalid:6379", "localhost:99999"):
         with pytest.raises(UserError, match=f"{address}' cannot be reached"):
             RayLauncher(address=address).parallelism(1, CPU)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(b"HTTP/1.0 400 Bad request\r\n", "what answers there is not Ray"), (b"", "timed out")],
+)
+def test_what_is_no_ray_is_not_waited_for(answer, said, monkeypatch, capfd):
+    """Something else at the port, and a controller that stands still: Ray would try for minutes."""
+    monkeypatch.setattr(ray_connection, "_SECONDS_TO_CONNECT", 0.3)
+    server = socket.create_server(("", 0))  # Ray takes 127.0.0.1 for this machine's own address
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+
+    def serve():
+        with contextlib.suppress(OSError):
+            accepted.append(server.accept()[0])
+            accepted[0].sendall(answer)
+
+    accepted = []
+    serving = threading.Thread(target=serve)
+    serving.start()
+    with pytest.raises(UserError, match=f"'{address}' cannot be reached .*{said}"):
+        RayLauncher(address=address).parallelism(1, CPU)
+    serving.join()
+    for each in [server, *accepted]:
+        each.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_why_a_task_waits_is_what_it_asks_for_and_what_there_is(ray_nodes, tmp_path, caplog):
+    launcher = RayLauncher(address=ray_nodes.address)
+    large = Submission(tmp_path / "large", ["ok"], launcher, Resources(device="cpu", cores=64))
+    why = "asks for 64 CPU, and the nodes have at most 1 CPU"
+    assert caplog.text.count(f"warning: a run {why}: runs wait until one joins") == 1
+    small = Submission(tmp_path / "small", ["wait"] * 3, launcher)
+    wait_until(lambda: len(small.job.begun()) == 2)
+
+    def reports():
+        said = launcher.ask([*large.handle.jobs, *small.handle.jobs])
+        return sorted((each.state, each.why, each.stuck) for each in said.values())
+
+    expected = [
+        (PENDING, "asks for 1 CPU; free are 0 of 2 CPU", False),
+        (PENDING, why, True),
+        *[(RUNNING, "", False)] * 2,
+    ]
+    wait_until(lambda: reports() == expected)
+    for submitted in (large, small):
+        submitted.handle.cancel()
+        submitted.wait()
+
+
+def test_arguments_of_ray_init_reach_the_cluster_and_its_tasks(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    init = {"resources": {"licence": 1}, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": "7"}}}
+    launcher, _ = create_launcher("ray", {"init": init})
+    submitted = Submission(tmp_path, ["ok"], launcher).wait()
+    assert submitted.ends() == {0: DONE}
+    assert [line[2:4] for line in submitted.job.lines()] == [["1", "7"]]
+    too_large = Submission(tmp_path, ["ok"], launcher, Resources(device="cpu", cores=4711))
+    with pytest.raises(UserError, match="a run asks for 4711 CPU, and the nodes have at most"):
+        too_large.wait()
+    with pytest.raises(UserError, match=r"the launcher sets .address. of ray\.init itself"):
+        create_launcher("ray", {"init": {"address": "auto"}})
 
 
 def test_jobs_of_a_cluster_that_is_gone_are_unknown_and_said_so(caplog):
