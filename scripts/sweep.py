@@ -8,11 +8,12 @@ from typing import Any
 
 from domainbed.cli.common import Parser, Run, add_shared, run_script, tell
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
-from domainbed.cli.sweep import delete_folders, show_status
+from domainbed.cli.sweep import delete_folders
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.names import DATASET_DOMAINS, DOMAINBED_ALGORITHMS, SUBPOPULATIONS
 from domainbed.errors import UserError
 from domainbed.sweeps.config import SweepConfig, load_config
+from domainbed.sweeps.status import status_lines, status_of
 from domainbed.sweeps.store import Store
 
 COMMANDS = ("launch", "delete_incomplete", "status", "retry")
@@ -61,7 +62,8 @@ def _sweep(args: argparse.Namespace) -> int:
         return delete_folders(Path(args.output_dir), args.skip_confirmation)
     if args.command == "status":
         store = Store(args.output_dir)
-        return show_status(store, store.planned())
+        print("\n".join(status_lines(status_of(store, store.planned()))))
+        return 0
     if args.seed is not None:
         tell("--seed has no effect, as in DomainBed: each run's seed follows from what defines it")
     config = load_config(None, overrides(args), **launcher_flags(args))

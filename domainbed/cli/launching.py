@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from domainbed.core.flags import add_flags, read_flags
+from domainbed.core.safe_text import in_shell
 from domainbed.core.settings import Settings
 from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
 from domainbed.launchers import WITH_FLAGS, Resources
@@ -50,6 +51,7 @@ def launch_sweep(
     dry_run: bool = False,
     wait: bool = False,
     skip_confirmation: bool = False,
+    resubmit: bool = False,
 ) -> int:
     """Launches a sweep and reports the outcome.
 
@@ -60,6 +62,7 @@ def launch_sweep(
         wait: until runs that an engine does without this process, and those that earlier launches
             have queued or running, are done.
         skip_confirmation: do not ask on a terminal.
+        resubmit: withdraw what is queued, and submit it again.
 
     Returns:
         0 if no run of the sweep has failed, 1 if one has; after Ctrl-C or a signal 128 and its
@@ -67,7 +70,9 @@ def launch_sweep(
     """
     from domainbed.sweeps.launch import prepare
 
-    return launch_prepared(prepare(config, retry), dry_run, wait, skip_confirmation)
+    return launch_prepared(
+        prepare(config, retry, resubmit=resubmit), dry_run, wait, skip_confirmation
+    )
 
 
 def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation: bool) -> int:
@@ -79,9 +84,10 @@ def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation
         print("\n".join(plan_lines(launch)))
         return 0
     todo = len(launch.todo)
-    question = f"Launch {count_runs(todo)}, {launch.workers} at a time?" if todo else ""
-    if question and sys.stdin.isatty() and not skip_confirmation and not confirmed(question):
-        return 0
+    if todo and sys.stdin.isatty() and not skip_confirmation:  # else nobody asks for the workers
+        question = f"Launch {count_runs(todo)}, {launch.workers} at a time?"
+        if not confirmed(question):
+            return 0
     if not launch.launcher.blocking and not wait:
         return _tell_submitted(launch, launch.submit())
     try:
@@ -96,7 +102,9 @@ def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation
 
 
 def _tell_submitted(launch: Launch, handle: Handle) -> int:
-    jobs, root = list(dict.fromkeys(handle.jobs)), launch.store.root
+    jobs, root = list(dict.fromkeys(handle.jobs)), in_shell(launch.store.root)
+    if not jobs and not launch.others:
+        return _tell_outcome(launch, {})
     if jobs:
         shown = " … ".join(dict.fromkeys([jobs[0], jobs[-1]]))
         print(f"submitted {count_runs(len(handle.jobs))} as {len(jobs)} jobs: {shown}")
@@ -114,7 +122,7 @@ def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
     done, failed = status.total[DONE], len(failures)
     left = len(launch.runs) - done - failed
     if done == len(launch.runs):
-        root = launch.store.root
+        root = in_shell(launch.store.root)
         print(f"All runs are done ({done}): `domainbed collect {root}` shows the tables.")
         return 0
     print(f"{done} of {count_runs(len(launch.runs))} are done, {failed} failed.")
@@ -122,7 +130,7 @@ def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
         print(f"{count_runs(left)} more: owned by another launch, or not selected by this one.")
     if failed:
         print("\n".join(["Failed:", *failure_lines(failures)]))
-        print(f"`domainbed sweep retry {launch.store.root}` does them again.")
+        print(f"`domainbed sweep retry {in_shell(launch.store.root)}` does them again.")
     return 1 if failed else 0
 
 
@@ -145,7 +153,7 @@ def _on_finish(launch: Launch) -> None:
 
 def _interrupted_line(launch: Launch) -> str:
     done = list(launch.store.states(launch.runs).values()).count(DONE)
-    count, root = count_runs(len(launch.runs)), launch.store.root
+    count, root = count_runs(len(launch.runs)), in_shell(launch.store.root)
     if not launch.launcher.blocking:
         return (
             f"\nno longer waiting: {done} of {count} are done, and the others continue. "

@@ -8,6 +8,7 @@ import sys
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
 from domainbed.core.flags import add_flags, read_flags
+from domainbed.core.safe_text import in_shell
 from domainbed.core.settings import load
 from domainbed.errors import UserError
 from domainbed.experiments.irm_colored_mnist.settings import Config
@@ -86,7 +87,10 @@ def _tell(config: SweepConfig, paper: str) -> None:
     report = build_report(load_records(config.output_dir), config.selection)
     print(renderer("text")(report))
     print(section_renderer("text")(agreement_sections(agreement(report, paper), paper)))
-    print(f"`domainbed compare {config.output_dir}` compares the algorithms with each other.")
+    print(
+        f"`domainbed compare {in_shell(config.output_dir)}` compares the algorithms with each "
+        "other."
+    )
 
 
 def irm_colored_mnist(parser: Parser) -> Run:

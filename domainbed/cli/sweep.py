@@ -7,8 +7,10 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.launching import (
@@ -20,12 +22,15 @@ from domainbed.cli.launching import (
 )
 from domainbed.config.run_fields import add_run_flags
 from domainbed.core.flags import add_flags, read_flags
+from domainbed.core.safe_text import in_shell
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
+from domainbed.launchers import RayLauncher
 from domainbed.runs import packing
 from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import DONE, FAILED, MISSING
 from domainbed.sweeps.config import SweepConfig, load_config, shipped_config
+from domainbed.sweeps.engines import Asking
 from domainbed.sweeps.status import (
     Status,
     count_runs,
@@ -41,6 +46,8 @@ _RERUN_FIELDS = (
     *("keep", "launcher"),
 )
 _ON_A_TERMINAL, _IN_A_LOG = 5.0, 60.0
+_SECONDS_OF_REST = 60.0
+"""After which nothing more is expected: workers take some time to start."""
 _LONGEST_PAUSE = 86_400  # a day; Python cannot sleep for ever
 _TO_TOP, _CLEAR_REST, _END_OF_LINE = "\x1b[H", "\x1b[J", "\x1b[K\n"
 
@@ -103,8 +110,8 @@ def _refuse_reruns(target: str | None) -> None:
     if target and is_rerun(Path(target)):
         raise UserError(
             f"{target!r} holds new trials of what was chosen: `domainbed sweep rerun-best "
-            f"{Path(target).parent}`, with the same --trials, resumes them, and with --retry does "
-            "again what failed"
+            f"{in_shell(Path(target).parent)}`, with the same --trials, resumes them, and with "
+            "--retry does again what failed"
         )
 
 
@@ -154,6 +161,11 @@ def _add_launch(parser: Parser) -> None:
         action="store_true",
         help="wait until all runs are done, also those of earlier launches",
     )
+    parser.add_argument(
+        "--resubmit",
+        action="store_true",
+        help="withdraw queued runs, and submit them again with the options of this launch",
+    )
     _add_config(parser)
 
 
@@ -175,6 +187,7 @@ def _launch(args: argparse.Namespace, retry: bool = False) -> int:
         dry_run=args.dry_run,
         wait=args.wait,
         skip_confirmation=args.skip_confirmation,
+        resubmit=args.resubmit,
     )
 
 
@@ -225,8 +238,11 @@ def _rerun_best(args: argparse.Namespace) -> int:
 def status(parser: Parser) -> Run:
     """Count the runs by their state."""
     _add_target(parser)
+    add_flags(parser, RayLauncher, only=["address"])
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--watch", action="store_true", help="repeat until no run is left to do")
+    parser.add_argument(
+        "--watch", action="store_true", help="repeat until nothing is running or will be started"
+    )
     parser.add_argument(
         "--every",
         type=float,
@@ -244,39 +260,47 @@ def _status(args: argparse.Namespace) -> int:
             f"--every {args.every:g}: expected seconds above 0 and at most {_LONGEST_PAUSE}, with "
             "--watch"
         )
-    store, runs = _store_and_runs(args)
-    return _watch(store, runs, args.every) if args.watch else show_status(store, runs, args.json)
-
-
-def _store_and_runs(args: argparse.Namespace) -> tuple[Store, dict[str, PlannedRun]]:
-    if Path(args.target).is_dir():
-        store = Store(args.target)
-        return store, store.planned()
-    config = _load(args.target, args)
-    return Store(config.output_dir), {run.run_id: run.planned() for run in config.plan()}
-
-
-def show_status(store: Store, runs: dict[str, PlannedRun], as_json: bool = False) -> int:
-    """Prints how many of these runs are in which state; returns the exit status."""
-    found = status_of(store, runs)
-    print(status_json(found) if as_json else "\n".join(status_lines(found)))
+    store, runs, chosen = _what_to_look_at(args)
+    asking = Asking(store, chosen)
+    if args.watch:
+        return _watch(store, runs, asking, args.every)
+    found = status_of(store, runs, ask=asking)
+    print(status_json(found) if args.json else "\n".join(status_lines(found)))
     return 0
 
 
-def _watch(store: Store, runs: dict[str, PlannedRun], every: float | None) -> int:
-    """Shows the status until no run is left to do; returns 1 if one has failed."""
+def _what_to_look_at(
+    args: argparse.Namespace,
+) -> tuple[Store, dict[str, PlannedRun], Mapping[str, Any]]:
+    """The sweep's folder, its runs, and the launcher that says where its engine is."""
+    address = read_flags(args, RayLauncher, only=["address"])
+    if Path(args.target).is_dir():  # it may be a stranger's: no address that it names is contacted
+        store = Store(args.target)
+        return store, store.planned(), {"name": "ray", **address}
+    config = _load(args.target, args)
+    runs: dict[str, PlannedRun] = {run.run_id: run.planned() for run in config.plan()}
+    return Store(config.output_dir), runs, {**config.launcher, **address}
+
+
+def _watch(store: Store, runs: dict[str, PlannedRun], asking: Asking, every: float | None) -> int:
+    """Shows the status until nothing changes any more; returns 0 if all runs are done."""
     on_terminal = sys.stdout.isatty()
     pause = every or (_ON_A_TERMINAL if on_terminal else _IN_A_LOG)
-    found = None
+    found, changed = None, time.monotonic()
     try:
         while True:
-            found = status_of(store, runs, found)
+            found = status_of(store, runs, found, asking)
+            changed = time.monotonic() if found.may_change else changed
             if on_terminal:
                 print(_screen(found), end="", flush=True)
             else:
                 print(time.strftime("%H:%M:%S"), summary_line(found), flush=True)
             if set(found.total) <= {DONE, FAILED}:
                 return int(bool(found.failures))
+            if time.monotonic() - changed >= _SECONDS_OF_REST:
+                rest = [] if on_terminal else status_lines(found)
+                print("\n".join([*rest, "Nothing is running, and no engine will start a run."]))
+                return 1
             time.sleep(pause)
     except KeyboardInterrupt:  # the usual end of watching
         return 0
@@ -333,7 +357,7 @@ def cancel(parser: Parser) -> Run:
 
 def _cancel(args: argparse.Namespace) -> int:
     config = _load(args.target, args)
-    from domainbed.sweeps.following import cancel
+    from domainbed.sweeps.engines import cancel
 
     store = Store(config.output_dir)
     cancelled = cancel(store, store.statuses(store.planned()), config.launcher)

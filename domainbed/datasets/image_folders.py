@@ -24,6 +24,7 @@ from domainbed.core.image_files import (
     images,
 )
 from domainbed.core.names import DATASET_DOMAINS, dataset_label
+from domainbed.core.safe_text import in_shell
 from domainbed.core.settings import Listed, Settings, load
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.image_domains import ImageDomain
@@ -115,7 +116,7 @@ class ImageDataset(MultipleDomainDataset):
             return "give the folder that holds two or more domains"
         return (
             f"get it with `domainbed data download {type(self).__name__} --data_dir "
-            f"{folder.parent}`, or give the folder that holds it as --data_dir"
+            f"{in_shell(folder.parent)}`, or give the folder that holds it as --data_dir"
         )
 
 
@@ -139,7 +140,7 @@ class ImageFolderDataset(ImageDataset):
         places = class_places(folder, domains, options.meant)
         classes = _common_classes(folder, places, options.missing_classes == "allow")
         listed = [_listed(folder / name, places[name], classes) for name in domains]
-        remedy = f"complete it, or use it as --dataset folder:{folder}"
+        remedy = f"complete it, or use it as --dataset {in_shell(f'folder:{folder}')}"
         self._take(folder, Contents(domains, classes, listed), remedy)
         if self.info is None and (others := ignored(folder)):
             warnings.warn(f"ignored in {str(folder)!r}: {others}", stacklevel=2)

@@ -24,6 +24,7 @@ from domainbed.config.dimensions import Option
 from domainbed.core import seeding
 from domainbed.core.files import regular
 from domainbed.core.names import DATASET_DOMAINS
+from domainbed.core.safe_text import in_shell
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.domain import Draw, TensorDomain
 from domainbed.errors import UserError, one_line
@@ -98,7 +99,7 @@ def _mnist(root: str) -> tuple[torch.Tensor, torch.Tensor]:
         if len(list(raw.glob("*-ubyte"))) == 4:
             message = (
                 f"MNIST in {str(raw)!r} is damaged ({reason}): remove that folder, and get it "
-                f"again with `domainbed data download ColoredMNIST --data_dir {root}`"
+                f"again with `domainbed data download ColoredMNIST --data_dir {in_shell(root)}`"
             )
         raise UserError(message) from error
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from domainbed.core.files import locked, regular
 from domainbed.core.image_files import images
+from domainbed.core.safe_text import in_shell
 from domainbed.download.catalogue import SOURCES, DataSource, Origin, plain
 from domainbed.download.fetch import (
     ARCHIVE_SUFFIXES,
@@ -279,7 +280,8 @@ class _Job:
         for line in notes + report.notes + [problem.message for problem in problems]:
             self.say(f"  {line}")
         self.say(
-            f"  `domainbed data verify {self.name} --data_dir {self.data_dir}` checks every image"
+            f"  `domainbed data verify {self.name} --data_dir {in_shell(self.data_dir)}` checks "
+            "every image"
         )
 
     def _inspect(self, folder: Path) -> tuple[Verification, int]:

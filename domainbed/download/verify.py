@@ -18,6 +18,7 @@ from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.cores import usable_cores
 from domainbed.core.files import regular
 from domainbed.core.image_files import class_folders, folder_names, ignored, images
+from domainbed.core.safe_text import in_shell
 from domainbed.download.catalogue import SOURCES, Origin
 from domainbed.errors import UserError
 
@@ -117,7 +118,7 @@ def verify_dataset(name: str, data_dir: Path | str) -> Verification:
     else:
         raise UserError(f"{name} has no image files that could be verified")
     if not root.is_dir():
-        get = f"get it with `domainbed data download {name} --data_dir {data_dir}`"
+        get = f"get it with `domainbed data download {name} --data_dir {in_shell(data_dir)}`"
         message = f"{root} does not exist: {get if name in SOURCES else 'check the path'}"
         return Verification(name, str(root), problems=[Problem("missing", "", message)])
     report, found = inspect(name, cls, root)

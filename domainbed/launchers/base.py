@@ -6,12 +6,14 @@ an engine (a queue, a cluster), which executes them whether or not anybody waits
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -49,6 +51,8 @@ LAUNCHERS: Registry[Any] = Registry(
 
 _SECONDS_BETWEEN_REPORTS = 0.3
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Event:
@@ -57,6 +61,7 @@ class Event:
     Attributes:
         kind: STARTED; PROGRESS; and at the end exactly one of DONE, FAILED, INTERRUPTED (it was
             asked to stop, and can resume) and BUSY (another process is executing the same task).
+            PENDING if it was interrupted, and waits to be executed again.
             A task that is restarted, elsewhere or after its worker died, is STARTED again.
         index: the task's position in the list.
         steps: for PROGRESS, how many steps it has taken.
@@ -270,6 +275,14 @@ class Launcher(Settings):
             if (pid := process_named(job)) is not None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
+
+
+def warn_of_stuck(reports: Iterable[JobReport], warned: set[str]) -> None:
+    """Says once of each reason, which is added to `warned`, that jobs cannot start."""
+    for why, count in Counter(each.why for each in reports if each.stuck).items():
+        if why not in warned:
+            log.warning("warning: %d of the queued jobs cannot start: %s", count, why)
+            warned.add(why)
 
 
 def this_process() -> str:

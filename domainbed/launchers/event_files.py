@@ -9,12 +9,12 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 
 from domainbed.launchers.base import Event, Handle, OnEvent
-from domainbed.runs.states import ENDS, PROGRESS
+from domainbed.runs.states import ENDS, PENDING, PROGRESS
 
 _ENDING = ".events.jsonl"
 _SECONDS_BETWEEN_REPORTS = 5.0
@@ -102,7 +102,7 @@ class Following(Handle):
         jobs: the engine's id of each task's job.
         reader: of these jobs' events.
         ends: the events that end a task. Where a job may be requeued, INTERRUPTED does not, and
-            is not passed on.
+            is passed on as PENDING.
     """
 
     def __init__(
@@ -123,7 +123,10 @@ class Following(Handle):
         """Passes events on until no task is left, or until `end` of the monotonic clock."""
         while self._left and time.monotonic() < end:
             lost = self._lost()  # asked first: what their jobs wrote can be read afterwards
-            events = [e for e in self._reader.read() if e.kind in self._ends or e.kind not in ENDS]
+            events = [
+                replace(event, kind=PENDING) if event.kind in set(ENDS) - set(self._ends) else event
+                for event in self._reader.read()
+            ]
             for event in events + lost:
                 if event.index in self._left:
                     self._left -= {event.index} if event.kind in ENDS else set()

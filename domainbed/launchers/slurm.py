@@ -43,6 +43,7 @@ from domainbed.launchers.base import (
     Launcher,
     Resources,
     failed,
+    warn_of_stuck,
 )
 from domainbed.launchers.event_files import EventReader, EventWriter, Following, last_words
 from domainbed.launchers.local import LocalLauncher
@@ -252,6 +253,7 @@ class _Submitted(Following):
         self._launcher, self._folder = launcher, folder
         self._began = self._looked = time.monotonic()
         self._gone: set[str] = set()
+        self._warned: set[str] = set()
 
     def cancel(self) -> None:
         self._launcher.cancel(self.jobs)
@@ -272,10 +274,14 @@ class _Submitted(Following):
         except UserError as error:  # it may answer later
             log.warning("warning: %s", error)
             return []
+        warn_of_stuck((reports[job] for job in jobs & reports.keys()), self._warned)
+        requeued = {job for job in jobs & reports.keys() if reports[job].state == PENDING}
+        waiting = [i for i in self._left if self.jobs[i] in requeued and self.state(i) == RUNNING]
         gone = {job for job in jobs if job not in reports or not reports[job].in_hand}
         lost = [index for index in sorted(self._left) if self.jobs[index] in gone & self._gone]
         self._gone = gone
-        return [self._end_of(index, reports.get(self.jobs[index])) for index in lost]
+        ends = [self._end_of(index, reports.get(self.jobs[index])) for index in lost]
+        return [*ends, *(Event(PENDING, index) for index in waiting)]
 
     def _end_of(self, index: int, report: JobReport | None) -> Event:
         if report is None or report.state != FAILED:

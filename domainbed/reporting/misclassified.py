@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed.core.digests import digest_file
+from domainbed.core.safe_text import in_shell
 from domainbed.errors import UserError
 from domainbed.reporting.section import Section
 from domainbed.reporting.tables import domain_names, only
@@ -122,7 +123,7 @@ def misclassified(
         raise UserError(
             f"{len(lacking)} of {len(named)} chosen runs have no predictions, such as "
             f"{lacking[0]}: train them with --save_predictions, or, if they kept their weights, "
-            f"use `domainbed model predict {lacking[0]} --save_predictions`"
+            f"use `domainbed model predict {in_shell(lacking[0])} --save_predictions`"
         )
     unsealed = [f for f in named if not digest_file(RunFolder(f).predictions).exists()]
     if unsealed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from domainbed.core.digests import CHANGED, digest_of, parse_sealed_json
 from domainbed.core.files import write_text
 from domainbed.core.plugins import changed
+from domainbed.core.safe_text import in_shell
 from domainbed.core.text_table import printable
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
@@ -118,11 +119,15 @@ class RunFolder:
             self.pending.unlink(missing_ok=True)
             yield
 
-    def mark_pending(self, engine: str, job: str) -> None:
-        """Notes that an engine has the run in its queue; creates the folder if need be."""
+    def mark_pending(self, engine: str, job: str, options: Mapping[str, Any]) -> None:
+        """Notes that an engine has the run in its queue; creates the folder if need be.
+
+        `options` are the launcher and its options.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        content = {"engine": engine, "job": job, "options": options}
         with suppress(FileNotFoundError):  # it has been taken up already, and swept
-            write_text(self.pending, json.dumps({"engine": engine, "job": job}) + "\n")
+            write_text(self.pending, json.dumps(content) + "\n")
 
     def link_log(self, file: Path) -> None:
         """Links `log` to a file, which need not exist yet; does nothing where links are impossible.
@@ -182,7 +187,8 @@ class RunFolder:
     def _pending(self) -> RunStatus | None:
         try:
             content = json.loads(self.pending.read_bytes())
-            return RunStatus(PENDING, engine=str(content["engine"]), job=str(content["job"]))
+            engine, job = str(content["engine"]), str(content["job"])
+            return RunStatus(PENDING, engine, job, options=dict(content.get("options", {})))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError):  # which job it is cannot be read
@@ -270,7 +276,7 @@ def plugin_flag(path: Path) -> str:
     if not names:
         facts = RunFolder(path).read_json(path / "environment.json") or {}
         names = list(facts.get("plugins", ()))
-    return printable(f"--plugins {' '.join(names)}") if names else ""
+    return printable(f"--plugins {in_shell(*names)}") if names else ""
 
 
 def made_with_others(runs: str, plugins: Iterable[str]) -> UserError:

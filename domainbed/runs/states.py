@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 DONE, RUNNING, PENDING = "done", "running", "pending"
 FAILED, INTERRUPTED, MISSING = "failed", "interrupted", "missing"
@@ -34,6 +36,9 @@ class RunStatus:
         job: the engine's name of its job.
         host, pid: of the process that works on it, or did last.
         silent_for: seconds since the last sign of life of a process elsewhere.
+        options: of a pending run, the launcher and its options that it was submitted with.
+        why: what its engine says of its job, where it was asked: why it waits, or how it ended.
+        stuck: whether the job waits for what does not happen unless somebody changes something.
     """
 
     state: str
@@ -42,3 +47,6 @@ class RunStatus:
     host: str = ""
     pid: int = 0
     silent_for: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    why: str = ""
+    stuck: bool = False

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from domainbed.config.run_fields import RunFields, RunOptions
 from domainbed.core import plugins
 from domainbed.core.names import dataset_label
+from domainbed.core.safe_text import in_shell
 from domainbed.core.settings import (
     Items,
     Listed,
@@ -372,7 +373,7 @@ def load_config(
             raise UserError(
                 f"{file}: the sweep needs code that its folder names, "
                 f"{', '.join(map(repr, names))}: if you trust it, add --plugins "
-                f"{' '.join(map(str, names))}",
+                f"{in_shell(*names)}",
                 "plugins",
             )
         if overrides.get("launcher") is None:
@@ -403,7 +404,7 @@ def _refuse_kept_address(file: str | Path, kept: Any, given: Mapping[str, Any]) 
     if address and not (given.get("address") or os.environ.get("RAY_ADDRESS")):
         raise UserError(
             f"{file}: the sweep's folder names the cluster {address!r}: if you trust it, add "
-            f"--address {address}",
+            f"--address {in_shell(address)}",
             "launcher",
         )
 

@@ -1,6 +1,6 @@
-"""Runs that an engine or another launch is doing: finding, cancelling and following them.
+"""Following runs that an engine or another launch is doing; and the display of progress.
 
-And the display of progress: a bar on a terminal, a line now and then in a log.
+That is a bar on a terminal, and a line now and then in a log.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import math
 import shutil
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from domainbed.core.text_table import duration
-from domainbed.errors import UserError
-from domainbed.launchers import Event, Launcher, create_launcher
-from domainbed.runs.ownership import shown_job
+from domainbed.launchers import Event
+from domainbed.launchers.base import warn_of_stuck
 from domainbed.runs.states import (
     DONE,
     ENDS,
@@ -32,13 +31,11 @@ from domainbed.runs.states import (
     RunStatus,
 )
 from domainbed.spec import RunSpec
+from domainbed.sweeps.engines import Statuses, reports
 from domainbed.sweeps.status import share_taken
 from domainbed.sweeps.store import Store
 
 log = logging.getLogger(__name__)
-
-Statuses = Mapping[str, RunStatus]
-"""What is known of each run, by its id."""
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SHARE_OF_LOOKS = 0.1
@@ -47,58 +44,6 @@ _SECONDS_BETWEEN_QUESTIONS = 30.0
 """To engines; long enough for a worker that died to be replaced."""
 _SECONDS_BETWEEN_LINES = 10.0
 _BAR = "{desc}  {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-
-
-def in_hand(statuses: Statuses, chosen: Mapping[str, Any]) -> set[str]:
-    """The runs that an engine still has queued or running, as it says itself.
-
-    Args:
-        chosen: a config's launcher, whose options say where its engine is.
-
-    Raises:
-        UserError: an engine cannot be asked.
-    """
-    found: set[str] = set()
-    for engine, job_of in _jobs_by_engine(statuses).items():
-        launcher, jobs = _launcher(engine, chosen), set(job_of.values())
-        if launcher.blocking:  # there is no engine, or the folder alone says where it is
-            _warn_of({job for job in jobs if "@" in shown_job(job)}, engine)
-            continue
-        known = launcher.known(jobs)
-        found |= {run_id for run_id, job in job_of.items() if job in known}
-    return found
-
-
-def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Cancels the jobs of runs that are pending or running.
-
-    Returns:
-        The jobs, by engine.
-
-    Raises:
-        UserError: an engine cannot be asked, or refuses.
-    """
-    cancelled = {}
-    for engine, job_of in _jobs_by_engine(statuses).items():
-        launcher = _launcher(engine, chosen)
-        jobs = set(job_of.values())
-        reached = set(filter(launcher.reaches, jobs))
-        _warn_of(jobs - reached, engine)
-        if reached:
-            cancelled[engine] = reached
-            launcher.cancel(reached)
-        for run_id in [run_id for run_id, job in job_of.items() if job in reached]:
-            store.folder(run_id).pending.unlink(missing_ok=True)
-    return cancelled
-
-
-def _warn_of(left_alone: set[str], engine: str) -> None:
-    if left_alone:
-        log.warning(
-            "warning: %s jobs such as %s are left alone: this program started no such process "
-            "here, or the folder alone says where they are (--address names a cluster)",
-            engine, shown_job(min(left_alone)),
-        )  # fmt: skip
 
 
 def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any]) -> Iterator[Event]:
@@ -114,6 +59,7 @@ def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any])
     left = {spec.run_id: index for index, spec in runs.items()}
     at_work: dict[str, RunStatus] = {}  # the last status of each that was pending or running
     gone: set[str] = set()
+    warned: set[str] = set()
     asked = time.monotonic()
     while left:
         began, idle = time.monotonic(), set()
@@ -132,10 +78,12 @@ def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any])
                 yield Event(PROGRESS, index, math.floor(share_taken(folder, steps) * steps))
             else:
                 idle.add(run_id)
-            if status.state in (PENDING, RUNNING):
+                if run_id in at_work and at_work[run_id].state == RUNNING:  # it may be requeued
+                    yield Event(PENDING, index)
+            if status.state in (PENDING, RUNNING, INTERRUPTED):
                 at_work[run_id] = status
         if time.monotonic() - asked >= _SECONDS_BETWEEN_QUESTIONS:
-            before, gone = gone, _without_a_job(idle, at_work, chosen)
+            before, gone = gone, _without_a_job(idle, at_work, chosen, warned)
             for run_id in before & gone:
                 yield Event(INTERRUPTED, left.pop(run_id))
             asked = time.monotonic()
@@ -143,28 +91,15 @@ def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any])
         time.sleep(max(_SECONDS_BETWEEN_LOOKS, looked / _SHARE_OF_LOOKS) if left else 0)
 
 
-def _without_a_job(idle: set[str], at_work: Statuses, chosen: Mapping[str, Any]) -> set[str]:
-    """Those of the runs that no engine knows any more; none if an engine does not answer."""
-    try:
-        return idle - in_hand({i: at_work[i] for i in idle if i in at_work}, chosen)
-    except UserError as error:
-        log.warning("warning: %s", error)
-        return set()
-
-
-def _jobs_by_engine(statuses: Statuses) -> dict[str, dict[str, str]]:
-    """By engine, the job of each run that was submitted to it."""
-    jobs: dict[str, dict[str, str]] = defaultdict(dict)
-    for run_id, status in statuses.items():
-        if status.state in (PENDING, RUNNING) and status.engine and status.job:
-            jobs[status.engine][run_id] = status.job
-    return dict(jobs)
-
-
-def _launcher(engine: str, chosen: Mapping[str, Any]) -> Launcher:
-    options = {name: value for name, value in chosen.items() if name != "name"}
-    launcher, _ = create_launcher(engine, options if chosen["name"] == engine else {})
-    return launcher
+def _without_a_job(
+    idle: set[str], at_work: Statuses, chosen: Mapping[str, Any], warned: set[str]
+) -> set[str]:
+    """Those of the runs that no engine has any more; none of an engine that does not answer."""
+    asked = {run_id: at_work[run_id] for run_id in idle if run_id in at_work}
+    told = reports(asked, chosen)
+    warn_of_stuck(told.values(), warned)
+    unknown = {i for i, status in asked.items() if status.job and i not in told}
+    return {i for i in idle - unknown if i not in told or not told[i].in_hand}
 
 
 class Display:

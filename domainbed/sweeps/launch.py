@@ -16,16 +16,18 @@ from domainbed.core.device import choose_device, require_precision
 from domainbed.core.files import write_text
 from domainbed.core.names import describe_run
 from domainbed.core.plugins import import_plugins
+from domainbed.core.safe_text import in_shell
 from domainbed.core.stopping import Interrupted
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, is_out_of_memory, reason_of
 from domainbed.launchers import Event, Handle, Job, Launcher, Resources, create_launcher
 from domainbed.runs.folder import Busy, RunFolder, made_with_others
 from domainbed.runs.packing import pack
-from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, RUNNING
+from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, RUNNING
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
-from domainbed.sweeps.following import Display, follow, in_hand
+from domainbed.sweeps.engines import Statuses, in_hand, queued, withdraw
+from domainbed.sweeps.following import Display, follow
 from domainbed.sweeps.status import Costs, count_runs, finished_costs
 from domainbed.sweeps.store import Cell, PlannedRun, Store, common_to
 from domainbed.training import run
@@ -51,6 +53,8 @@ class Launch:
         todo: those to do, by id.
         left_out: runs that the sweep asks for but that are impossible; see `SweepConfig.left_out`.
         retried: whether this is a retry of failed runs.
+        withdrawn: of those to do, those that an engine has queued, and that are taken back first.
+        outdated: by the runs that stay queued with other options of their launcher, these.
     """
 
     config: SweepConfig
@@ -64,6 +68,8 @@ class Launch:
     todo: Sequence[str]
     left_out: Sequence[Mapping[str, Any]]
     retried: bool
+    withdrawn: Statuses
+    outdated: Mapping[str, str]
 
     @property
     def workers(self) -> int:
@@ -100,9 +106,9 @@ class Launch:
         specs = {self.runs[run_id].dataset: self.runs[run_id] for run_id in self.todo}
         infos = {name: get_dataset_class(name, spec).info for name, spec in specs.items()}
         return [
-            f"{name} is not in {data_dir!r}: get it with `domainbed data download {name} "
-            f"--data_dir {data_dir}`{' (a first run does so by itself)' * fetched}, or give "
-            "another --data_dir"
+            f"{name} is not in {data_dir!r}: get it with `domainbed data download {in_shell(name)} "
+            f"--data_dir {in_shell(data_dir)}`{' (a first run does so by itself)' * fetched}, or "
+            "give another --data_dir"
             for name, info in infos.items()
             if info and info.folder and info.fetched == fetched
             if not (Path(data_dir) / info.folder).exists()
@@ -167,6 +173,8 @@ class Launch:
             if self.launcher.blocking:
                 raise UserError(absent, "data_dir")
             log.warning("warning: %s", absent)  # it may lie on the machines of the engine
+        if self.withdrawn:
+            withdraw(self.store, self.withdrawn, self.config.launcher)
         self.store.write_plan(self.config, self.planned, self.left_out, common_of(self.runs))
         for run_id in self.todo if self.retried else ():
             # Not where another launch has taken it up already.
@@ -178,7 +186,8 @@ class Launch:
         )
         for index, run_id in enumerate(() if self.launcher.blocking else self.todo):
             run_folder = self.store.folder(run_id)
-            run_folder.mark_pending(self.config.launcher["name"], handle.jobs[index])
+            options = self.config.launcher
+            run_folder.mark_pending(options["name"], handle.jobs[index], options)
             for file in handle.logs(index):
                 run_folder.link_log(file)
         return handle
@@ -197,7 +206,10 @@ def pack_finished(root: Path) -> None:
 
 
 def prepare(
-    config: SweepConfig, retry: bool = False, specs: Iterable[RunSpec] | None = None
+    config: SweepConfig,
+    retry: bool = False,
+    specs: Iterable[RunSpec] | None = None,
+    resubmit: bool = False,
 ) -> Launch:
     """Plans a sweep and reads the states of its runs; nothing is written yet.
 
@@ -205,6 +217,7 @@ def prepare(
         config: of the sweep.
         retry: run the failed ones again, and no others.
         specs: runs in place of those of the config.
+        resubmit: withdraw what is queued, and submit it again with the options of this config.
 
     Raises:
         UserError: the folder holds a sweep with other settings, or an engine cannot be asked.
@@ -224,16 +237,33 @@ def prepare(
     begun = [run_id for run_id, state in states.items() if state in counted]
     redone = _made_with_other_plugins(config, store, begun, planned)
     taken = in_hand(statuses, config.launcher)
+    again = queued(statuses, config.launcher) & taken if resubmit else set()
+    taken -= again
     # A run whose pending job its engine has forgotten is done again. A run of another process is
     # left to a launcher that waits, which finds out whether that process is still alive.
     skipped = {DONE, FAILED} if launcher.blocking else {DONE, FAILED, RUNNING}
     wanted = [
-        i for i, s in states.items() if i in redone or (s == FAILED if retry else s not in skipped)
+        i
+        for i, s in states.items()
+        if i in redone or i in again or (s == FAILED if retry else s not in skipped)
     ]
     todo = [run_id for run_id in wanted if run_id not in taken]
     return Launch(
-        config, store, launcher, resources, runs, planned, states, taken, todo, left_out, retry
-    )
+        config, store, launcher, resources, runs, planned, states, taken, todo, left_out, retry,
+        withdrawn={run_id: statuses[run_id] for run_id in again},
+        outdated=_outdated({i: statuses[i] for i in taken if states[i] == PENDING}, config),
+    )  # fmt: skip
+
+
+def _outdated(waiting: Statuses, config: SweepConfig) -> dict[str, str]:
+    """Of the runs that stay queued with other options, what differs."""
+    here, found = json.loads(json.dumps(config.launcher)), {}
+    for run_id, status in waiting.items():
+        there = status.options
+        if there and there != here:
+            names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+            found[run_id] = ", ".join(f"{name} {there.get(name, 'not set')}" for name in names)
+    return found
 
 
 def _made_with_other_plugins(

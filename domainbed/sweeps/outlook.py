@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.cores import usable_cores
+from domainbed.core.safe_text import in_shell
 from domainbed.core.text_table import duration, text_table
 from domainbed.errors import UserError
-from domainbed.runs.states import DONE, FAILED, PENDING, RUNNING
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, RUNNING
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 from domainbed.sweeps.launch import Launch
@@ -48,6 +49,15 @@ def outlook(launch: Launch) -> list[str]:
     ]
     if waiting := [i for i in launch.in_hand if launch.states[i] == PENDING]:
         lines.append(f"{count_runs(len(waiting))} queued by an earlier launch")
+    for options, count in Counter(launch.outdated.values()).items():
+        lines.append(
+            f"{count} of them keep the options that they were submitted with "
+            f"({options}): `--resubmit` submits them again with those of this launch"
+        )
+    if launch.withdrawn:
+        lines.append(f"{count_runs(len(launch.withdrawn))} are queued: withdrawn, then resubmitted")
+    if requeued := [i for i in launch.in_hand if launch.states[i] == INTERRUPTED]:
+        lines.append(f"{count_runs(len(requeued))} interrupted, in jobs that are queued again")
     if redone := [i for i in launch.todo if launch.states[i] == DONE]:
         lines.append(f"{count_runs(len(redone))} done with other plug-ins: redone")
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
@@ -65,7 +75,7 @@ def outlook(launch: Launch) -> list[str]:
     if failed and not launch.retried:
         lines.append(
             f"{count_runs(failed)} failed before and are left alone: "
-            f"`domainbed sweep retry {root}` runs them again"
+            f"`domainbed sweep retry {in_shell(root)}` runs them again"
         )
     return lines
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from domainbed.core.names import average_in, dataset_label, trained_algorithm
 from domainbed.core.record_keys import AVERAGES_BY_TITLE
+from domainbed.core.safe_text import in_shell
 from domainbed.errors import UserError
 from domainbed.reporting import load_records
 from domainbed.runs.folder import RunFolder
@@ -181,7 +182,8 @@ def prepare_reruns(
     if left := sum(states.values()) - states[DONE] - states[FAILED]:
         raise UserError(
             f"{left} of the {sum(states.values())} runs in {str(store.root)!r} are not done: new "
-            f"trials are of what was chosen among all: `domainbed sweep launch {store.root}`"
+            "trials are of what was chosen among all: `domainbed sweep launch "
+            f"{in_shell(store.root)}`"
         )
     records = judged_alike(
         load_records(config.output_dir), selection_metric=config.selection_metric
@@ -192,7 +194,7 @@ def prepare_reruns(
     if not best:
         raise UserError(
             f"{method.name} chose nothing in {config.output_dir!r}: `domainbed collect "
-            f"{config.output_dir} --explain` says what is missing"
+            f"{in_shell(config.output_dir)} --explain` says what is missing"
         )
     specs = [
         spec.variant(spec.hparams_seed, seed, spec.hparams).model_copy(

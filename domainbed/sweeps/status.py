@@ -6,8 +6,9 @@ import json
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,7 +71,8 @@ class Status:
         counts: runs by state, of each dataset and algorithm.
         failures: run id, description and last line of the error, of each failed run.
         running: the runs in progress.
-        pending: runs that wait for an engine, by the engine and its job.
+        pending: runs that wait for an engine, by the engine, its job and what it says of that.
+        gone: runs whose jobs have ended before them, in the same way.
         runs: what is known of each run, by its id.
         pace: runs an hour, if as many run as now; None if no run is in progress, or none is done.
         left: seconds until all runs that have not failed are done, at that pace.
@@ -79,7 +81,8 @@ class Status:
     counts: Mapping[Group, Mapping[str, int]]
     failures: Sequence[tuple[str, str, str]]
     running: Sequence[Running]
-    pending: Mapping[tuple[str, str], int]
+    pending: Mapping[Waiting, int]
+    gone: Mapping[Waiting, int]
     runs: Mapping[str, RunStatus]
     pace: float | None
     left: float | None
@@ -89,25 +92,58 @@ class Status:
         """Runs by state."""
         return sum((Counter(counts) for counts in self.counts.values()), Counter())
 
+    @property
+    def may_change(self) -> bool:
+        """Whether a run is in progress, or waits for an engine that will start it."""
+        return bool(self.running) or any(not waiting.stuck for waiting in self.pending)
 
-def status_of(store: Store, runs: Mapping[str, PlannedRun], before: Status | None = None) -> Status:
+
+class Waiting(NamedTuple):
+    """The job that an engine has, or had, of some runs: `why` and `stuck` as in `RunStatus`."""
+
+    engine: str
+    job: str
+    why: str
+    stuck: bool
+
+    @classmethod
+    def of(cls, status: RunStatus) -> Waiting:
+        """That of a run."""
+        return cls(status.engine, status.job, status.why, status.stuck)
+
+
+def status_of(
+    store: Store,
+    runs: Mapping[str, PlannedRun],
+    before: Status | None = None,
+    ask: Callable[[Mapping[str, RunStatus]], Mapping[str, RunStatus]] = dict,
+) -> Status:
     """The states of `runs`, which are given by their ids.
 
-    `before` is an earlier status of the same runs: the folders of those done then are not read.
+    Args:
+        store: of the runs.
+        runs: by their ids.
+        before: an earlier status of the same runs: the folders of those done then are not read.
+        ask: corrects what folders say by what engines say, see `engines.Asking`.
     """
-    known = store.statuses(runs, before.runs if before else None)
+    known = ask(store.statuses(runs, before.runs if before else None))
     counts: dict[Group, Counter[str]] = defaultdict(Counter)
     by_state: dict[str, list[str]] = defaultdict(list)
     for run_id, run in runs.items():
         state = known[run_id].state
         counts[run["dataset"], run["algorithm"]][state] += 1
         by_state[state].append(run_id)
-    failures = [(i, describe_run(runs[i]), store.folder(i).last_error()) for i in by_state[FAILED]]
+    failures = [
+        (i, describe_run(runs[i]), known[i].why or store.folder(i).last_error())
+        for i in by_state[FAILED]
+    ]
     running = [
         Running(i, describe_run(runs[i]), known[i], share_taken(store.folder(i), runs[i]["steps"]))
         for i in by_state[RUNNING]
     ]
-    pending = Counter((known[i].engine, known[i].job) for i in by_state[PENDING])
+    pending = Counter(Waiting.of(known[i]) for i in by_state[PENDING])
+    ended = [i for state in (INTERRUPTED, MISSING) for i in by_state[state] if known[i].why]
+    gone = Counter(Waiting.of(known[i]) for i in ended)
     pace, left = None, None
     if running and (costs := finished_costs(store, runs, by_state[DONE])):
         share_left = {i: 1.0 for state in _LEFT for i in by_state[state]}
@@ -116,7 +152,7 @@ def status_of(store: Store, runs: Mapping[str, PlannedRun], before: Status | Non
         pace = 3600 * len(running) / max(mean, 1e-9)
         seconds = sum(share * costs.of_run[i].seconds for i, share in share_left.items())
         left = seconds / len(running)
-    return Status(dict(counts), failures, running, pending, known, pace, left)
+    return Status(dict(counts), failures, running, pending, gone, known, pace, left)
 
 
 def share_taken(folder: RunFolder, steps: int) -> float:
@@ -162,7 +198,9 @@ def status_lines(status: Status) -> list[str]:
         hidden = len(status.running) - _LISTED
         lines += [f"  and {hidden} more"] if hidden > 0 else []
     if status.pending:
-        lines += ["", "Pending:", *_pending_lines(status)]
+        lines += ["", "Pending:", *_waiting_lines(status.pending)]
+    if status.gone:
+        lines += ["", "Withdrawn, or ended before these runs:", *_waiting_lines(status.gone)]
     if status.failures:
         lines += ["", "Failed:", *failure_lines(status.failures)]
     return lines
@@ -176,16 +214,18 @@ def _running_row(running: Running) -> list[str]:
     return [printable(running.what), f"{running.taken:.0%}", printable(place)]
 
 
-def _pending_lines(status: Status) -> list[str]:
-    """For each engine the number of pending runs, and their jobs."""
+def _waiting_lines(waiting: Mapping[Waiting, int]) -> list[str]:
+    """For each engine, and each thing that it says, the number of runs, and their jobs."""
+    groups: dict[tuple[str, str, bool], dict[str, int]] = defaultdict(dict)
+    for (engine, job, why, stuck), count in waiting.items():
+        groups[engine, why, stuck][job] = count
     lines = []
-    for engine in dict.fromkeys(engine for engine, _ in status.pending):
-        jobs = {job: n for (of, job), n in status.pending.items() if of == engine}
+    for (engine, why, stuck), jobs in groups.items():
         named = [job for job in jobs if job]
         listed = ", ".join(map(shown_job, named[:_LISTED])) + ", …" * (len(named) > _LISTED)
-        runs = sum(jobs.values())
-        line = f"  {runs} run{'s' * (runs > 1)}, {engine or 'of an unknown engine'}"
-        lines.append(printable(line + (f" jobs {listed}" if listed else "")))
+        line = f"  {count_runs(sum(jobs.values()))}, {engine or 'of an unknown engine'}"
+        line += f" jobs {listed}" if listed else ""
+        lines.append(printable(line + ": cannot start" * stuck + (f": {why}" if why else "")))
     return lines
 
 
@@ -219,9 +259,8 @@ def status_json(status: Status) -> str:
             }
             for each in status.running
         ],
-        "pending": [
-            {"engine": engine, "job": job, "runs": n} for (engine, job), n in status.pending.items()
-        ],
+        "pending": [{**each._asdict(), "runs": n} for each, n in status.pending.items()],
+        "gone": [{**each._asdict(), "runs": n} for each, n in status.gone.items()],
         "failures": [{"run": i, "what": what, "error": e} for i, what, e in status.failures],
         "runs_per_hour": status.pace,
         "seconds_left": status.left,

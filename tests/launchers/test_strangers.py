@@ -18,7 +18,7 @@ from domainbed.launchers import LocalLauncher
 from domainbed.launchers.base import this_process
 from domainbed.runs.ownership import Process, process_stat, shown_job
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.following import cancel, in_hand
+from domainbed.sweeps.engines import cancel, in_hand
 from domainbed.sweeps.launch import common_of, prepare
 from domainbed.sweeps.store import Store
 
@@ -77,7 +77,7 @@ def folder(tmp_path):
     launch = prepare(load_config(None, fields))
     launch.store.write_plan(launch.config, launch.planned, (), common_of(launch.runs))
     first = next(iter(launch.runs))
-    launch.store.folder(first).mark_pending("ray", f"ray-0123456789ab_0@{address}")
+    launch.store.folder(first).mark_pending("ray", f"ray-0123456789ab_0@{address}", {})
     yield launch.store.root, address, server
     server.close()
 

@@ -66,7 +66,7 @@ def test_an_empty_err_is_no_failure_and_any_word_of_this_program_is_one(folder):
 
 def test_a_pending_run_names_its_job_until_it_is_taken_up(folder):
     folder.path.rmdir()
-    folder.mark_pending("slurm", "17_3")
+    folder.mark_pending("slurm", "17_3", {})
     assert folder.status() == RunStatus(PENDING, engine="slurm", job="17_3")
     folder.refuse_foreign()
     folder.errors.write_text("ImportError: no such plugin\n")
@@ -75,7 +75,7 @@ def test_a_pending_run_names_its_job_until_it_is_taken_up(folder):
     with folder.exclusive():
         assert folder.state() == RUNNING
     assert folder.state() == MISSING
-    folder.mark_pending("slurm", "18")
+    folder.mark_pending("slurm", "18", {})
     folder.pending.write_text("{")
     assert folder.status() == RunStatus(PENDING)
     folder.pending.unlink()

@@ -1,17 +1,20 @@
 """Runs that are handed to an engine: marked, followed, taken up again and taken back."""
 
+import json
 from typing import ClassVar
 
 import pytest
 
 from domainbed.cli.launching import launch_sweep
 from domainbed.errors import UserError
-from domainbed.launchers import LAUNCHERS, Event, Handle, Launcher
-from domainbed.runs.states import DONE, FAILED, MISSING, PENDING, RUNNING, RunStatus
+from domainbed.launchers import LAUNCHERS, Event, Handle, JobReport, Launcher
+from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING, RunStatus
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.following import cancel, in_hand
+from domainbed.sweeps.engines import Asking, cancel, in_hand
 from domainbed.sweeps.launch import prepare
 from domainbed.sweeps.outlook import outlook
+from domainbed.sweeps.status import status_json, status_lines, status_of
 
 
 class Queue(Launcher):
@@ -19,6 +22,8 @@ class Queue(Launcher):
 
     blocking = False
     queued: ClassVar[dict] = {}
+    said: ClassVar[dict] = {}
+    priority: int = 0
 
     def submit(self, job, tasks, resources, folder):
         jobs = [f"{len(self.queued)}_{position // 2}" for position in range(len(tasks))]
@@ -30,6 +35,9 @@ class Queue(Launcher):
 
     def known(self, jobs):
         return set(jobs) & set(self.queued)
+
+    def ask(self, jobs):
+        return {job: self.said.get(job, JobReport()) for job in self.known(jobs)}
 
     def cancel(self, jobs):
         for job in jobs:
@@ -50,6 +58,7 @@ def queued(monkeypatch):
     """The jobs of the launcher `queue`, which is registered."""
     monkeypatch.setitem(LAUNCHERS._entries, "queue", Queue)
     monkeypatch.setattr(Queue, "queued", {})
+    monkeypatch.setattr(Queue, "said", {})
     return Queue.queued
 
 
@@ -107,6 +116,111 @@ def test_cancelled_jobs_are_the_engines_no_more(config, queued):
     assert queued == {}
     assert {status.state for status in statuses(launch)} == {MISSING}
     assert cancel(launch.store, launch.store.statuses(launch.runs), config.launcher) == {}
+
+
+def begin_and_stop(folder, job, monkeypatch):
+    """What an interrupted run leaves, in which its job is noted."""
+    work_in(job, monkeypatch)
+    with folder.exclusive():
+        folder.spec.write_text("{}")
+
+
+def work_in(job, monkeypatch):
+    for name, value in {ENGINE_VARIABLE: "queue", JOB_VARIABLE: job}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_an_interrupted_run_of_a_requeued_job_is_not_submitted_again(config, queued, monkeypatch):
+    launch = prepare(config)
+    launch.submit()
+    first = launch.store.folder(launch.todo[0])
+    begin_and_stop(first, "0_0", monkeypatch)
+    again = prepare(config)
+    assert (again.states[launch.todo[0]], again.todo) == (INTERRUPTED, [])
+    assert "1 run interrupted, in jobs that are queued again" in outlook(again)
+    assert status_of(again.store, again.planned, ask=asking(again)).total == {PENDING: 3}
+    elsewhere = config.model_copy(update={"launcher": {"name": "debug"}})
+    monkeypatch.setattr(Queue, "known", unreachable)
+    launch.store.folder(launch.todo[1]).pending.unlink()
+    launch.store.folder(launch.todo[2]).pending.unlink()
+    assert prepare(elsewhere).todo == launch.todo  # where there is no such engine
+    assert launch.store.folder(launch.todo[0]).state() == INTERRUPTED
+
+
+def unreachable(self, jobs):
+    raise UserError("there is no `squeue` here")
+
+
+def asking(launch):
+    return Asking(launch.store, launch.config.launcher)
+
+
+def test_a_status_says_what_the_engine_says(config, queued, monkeypatch):
+    launch = prepare(config)
+    launch.submit()
+    folders = list(map(launch.store.folder, launch.todo))
+    log = launch.store.launcher_folder / "0_0.out"
+    log.parent.mkdir()
+    log.write_text("loading\n\nno such module: cuda\n")
+    folders[0].link_log(log)
+
+    def told(said):
+        Queue.said = said
+        found = status_of(launch.store, launch.planned, ask=asking(launch))
+        return found, "\n".join(status_lines(found))
+
+    found, lines = told({"0_0": JobReport(PENDING, "Resources"), "0_1": JobReport(RUNNING)})
+    assert (found.total, found.may_change) == ({PENDING: 3}, True)
+    assert "  2 runs, queue jobs 0_0: Resources" in lines
+    found, lines = told(dict.fromkeys(queued, JobReport(PENDING, "PartitionConfig", stuck=True)))
+    assert (found.total, found.may_change) == ({PENDING: 3}, False)
+    assert "  3 runs, queue jobs 0_0, 0_1: cannot start: PartitionConfig" in lines
+    del queued["0_1"]
+    found, lines = told({"0_0": JobReport(FAILED, "FAILED")})
+    assert (found.total, found.may_change) == ({FAILED: 2, MISSING: 1}, False)
+    said = "queue job 0_0 ended before the run began: FAILED (loading / no such module: cuda)"
+    assert said in lines
+    assert "  1 run, queue jobs 0_1: which it does not know any more" in lines
+    assert json.loads(status_json(found))["gone"][0]["runs"] == 1
+    monkeypatch.setattr(Queue, "known", unreachable)
+    found, lines = told({})
+    assert found.total == {PENDING: 3}
+
+
+def test_queued_runs_keep_their_options_until_they_are_resubmitted(config, queued, monkeypatch):
+    launch = prepare(config)
+    launch.submit()
+    other = config.model_copy(update={"launcher": {"name": "queue", "priority": 3}})
+    again = prepare(other)
+    assert again.todo == []
+    assert (
+        "3 of them keep the options that they were submitted with (priority not set): "
+        "`--resubmit` submits them again with those of this launch"
+    ) in outlook(again)
+    assert prepare(config).outdated == {}
+    work_in("0_0", monkeypatch)
+    with launch.store.folder(launch.todo[0]).exclusive():
+        begun = prepare(other, resubmit=True)
+        assert begun.todo == launch.todo[2:]
+    launch.store.folder(launch.todo[0]).mark_pending("queue", "0_0", {})
+    anew = prepare(other, resubmit=True)
+    assert anew.todo == launch.todo
+    assert "3 runs are queued: withdrawn, then resubmitted" in outlook(anew)
+    anew.submit()
+    assert len(queued) == 2
+    assert prepare(other).outdated == {}
+
+
+def test_nothing_is_offered_when_all_is_done(config, capsys):
+    launch = prepare(config)
+    launch.submit()
+    for folder in map(launch.store.folder, launch.todo):
+        folder.results.write_text("{}\n")
+        folder.done.touch()
+    assert launch_sweep(config) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"All runs are done (3): `domainbed collect {config.output_dir}` shows the tables."
+    )
 
 
 def test_an_engine_that_is_unknown_here_is_named():

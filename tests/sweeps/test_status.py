@@ -53,7 +53,7 @@ def test_pace_and_time_left_by_hand(store, runs):
     failed.path.mkdir()
     failed.errors.write_text("it broke\n")
     pending.path.mkdir()
-    pending.mark_pending("slurm", "123_4")
+    pending.mark_pending("slurm", "123_4", {})
     with running.exclusive():
         running.results.write_text(record(9) + record(49))
         found = status_of(store, runs)
@@ -69,7 +69,9 @@ def test_pace_and_time_left_by_hand(store, runs):
     assert "    it broke" in lines
     content = json.loads(status_json(found))
     assert content["running"][0]["taken"] == 0.5
-    assert content["pending"] == [{"engine": "slurm", "job": "123_4", "runs": 1}]
+    assert content["pending"] == [
+        {"engine": "slurm", "job": "123_4", "why": "", "stuck": False, "runs": 1}
+    ]
     assert (content["runs_per_hour"], content["seconds_left"]) == (60.0, 150.0)
     assert content["total"] == {**dict.fromkeys(content["total"], 0), **expected}
 
@@ -127,7 +129,12 @@ def planned(store, runs):
 
 def pause_by(sleep, monkeypatch):
     """What the command does between two looks; other threads of the process sleep as ever."""
-    clock = SimpleNamespace(sleep=sleep, strftime=time.strftime)
+    slept = []
+    clock = SimpleNamespace(
+        sleep=lambda seconds: (slept.append(seconds), sleep(seconds)),
+        strftime=time.strftime,
+        monotonic=lambda: sum(slept),
+    )
     monkeypatch.setattr(command, "time", clock)
 
 
@@ -160,6 +167,17 @@ def test_watching_on_a_terminal(store, planned, monkeypatch, capsys):
         assert len(lines) == 5
         assert max(map(len, lines)) <= 30
     assert "1 of 2 runs done, 1 f" in screens[1]
+
+
+def test_watching_ends_where_nothing_is_running_and_nothing_will_be(
+    store, planned, monkeypatch, capsys
+):
+    """A minute later: a launch needs some seconds until its first runs are marked."""
+    pauses = []
+    pause_by(pauses.append, monkeypatch)
+    assert run(["sweep", "status", "--watch", "--every", "25", str(store.root)]) == 1
+    assert pauses == [25, 25, 25]
+    assert capsys.readouterr().out.endswith("Nothing is running, and no engine will start a run.\n")
 
 
 def test_ctrl_c_ends_watching(store, planned, monkeypatch):
