@@ -146,9 +146,9 @@ def _read(file: Path, filters: Any = None) -> tuple[pa.Table, dict[str, Any]]:
     remedy = (
         "remove it, and predict again with `domainbed model predict RUN_FOLDER --save_predictions`"
     )
-    if differs_from_digest(file):
-        raise UserError(f"{file} is damaged ({CHANGED}): {remedy}")
     try:
+        if differs_from_digest(file):
+            raise UserError(f"{file} is damaged ({CHANGED}): {remedy}")
         table = pq.read_table(file, filters=filters, partitioning=None)
         facts = json.loads(table.schema.metadata[_KEY])
         table.select(["image", "domain", "split"])
@@ -156,7 +156,7 @@ def _read(file: Path, filters: Any = None) -> tuple[pa.Table, dict[str, Any]]:
             _matrix(table, name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         raise UserError(
-            f"{file} is damaged, or holds no predictions ({type(error).__name__}): {remedy}"
+            f"{file} is missing, or holds no predictions ({type(error).__name__}): {remedy}"
         ) from error
     return table, facts
 
