@@ -61,7 +61,7 @@ setup(
     packages=[*find_packages(include=["domainbed", "domainbed.*"]), *BESIDE],
     package_dir=BESIDE,
     package_data={
-        "domainbed.configs": ["*.yaml", "paper/*.yaml"],
+        "domainbed.configs": ["*.yaml", "paper/*.yaml", "start/*", "start/images/*"],
         "domainbed": ["py.typed"],
         "domainbed.config.protocols": ["*.yaml"],
         "domainbed.datasets": ["penguins.csv"],

@@ -23,6 +23,7 @@ _GROUPS = {
     },
     "training": {
         "quickstart": ("quickstart", "sweep seven algorithms on embedded digits: tables, a report"),
+        "init": ("listing", "write a config, a plug-in and a manifest to start from"),
         "train": ("train", "train one algorithm on one dataset"),
         "sweep plan": ("sweep", "show the runs of a sweep, the time and the disk they need"),
         "sweep launch": ("sweep", "do the runs of a sweep that are not done"),

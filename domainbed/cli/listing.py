@@ -1,10 +1,13 @@
-"""Commands that list names, hyper-parameters, and what a config may say."""
+"""Commands that list names, say what a config may say, and write a first one."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from domainbed.cli.common import Parser, Run, add_shared
@@ -15,6 +18,7 @@ from domainbed.config.protocols import (
     protocol_names,
 )
 from domainbed.core.text_table import text_table
+from domainbed.errors import UserError
 
 Rows = list[list[str]]
 
@@ -123,4 +127,24 @@ def _config(args: argparse.Namespace) -> int:
         print(docs_table(SweepConfig), end="")
     else:
         print(json.dumps(json_schema(SweepConfig), indent=2, ensure_ascii=False))
+    return 0
+
+
+def init(parser: Parser) -> Run:
+    """Write a config, a plug-in and a manifest to start from, with a few images.
+
+    They run as they are: `cd FOLDER`, then `domainbed sweep launch sweep.yaml`.
+    """
+    parser.add_argument("folder", metavar="FOLDER", help="a new one")
+    return _init
+
+
+def _init(args: argparse.Namespace) -> int:
+    from domainbed.sweeps.config import shipped_config
+
+    if Path(args.folder).exists():
+        raise UserError(f"{args.folder!r} exists: name a new folder")
+    ours = Path(shipped_config("start/sweep")).parent
+    shutil.copytree(ours, args.folder, ignore=shutil.ignore_patterns("__pycache__"))
+    print(f"Next: cd {shlex.quote(args.folder)} && domainbed sweep launch sweep.yaml")
     return 0

@@ -31,7 +31,7 @@ def test_help_lists_all_commands_in_groups_with_their_summaries(capsys):
         assert lines[first : first + len(group)] == expected
     names = dict.fromkeys(name.split()[0] for name in COMMANDS)
     assert set(names) == {
-        *("data", "quickstart", "train", "sweep", "collect", "compare", "report", "plot"),
+        *("data", "quickstart", "init", "train", "sweep", "collect", "compare", "report", "plot"),
         *("errors", "top-hparams", "published", "reproduce", "model", "list", "config"),
         *("completion", "irm-colored-mnist"),
     }
@@ -71,7 +71,7 @@ def test_every_command_that_looks_names_up_takes_plugins(capsys):
     helps = {name: said(capsys, *name.split(), "--help")[1] for name in COMMANDS}
     without = {name for name, text in helps.items() if "--plugins" not in text}
     assert without == {
-        *("quickstart", "sweep export", "config", "completion", "irm-colored-mnist"),
+        *("quickstart", "init", "sweep export", "config", "completion", "irm-colored-mnist"),
     }
 
 
