@@ -104,6 +104,21 @@ _SHARED: dict[str, dict[str, Any]] = {
         "help": "where the run's own images are now: folder:PATH, a YAML file or a manifest"
     },
     "--device": {"help": "cpu, cuda, mps (default: the best available)"},
+    "--image_size": {
+        "type": int,
+        "metavar": "N",
+        "help": "as the hyper-parameter of that name (default: 224, of features the backbone's)",
+    },
+    "--orientation": {
+        "choices": ("ignore", "exif"),
+        "help": "likewise: exif turns images as their EXIF says (default: ignore)",
+    },
+    "--window": {
+        "nargs": 2,
+        "type": float,
+        "metavar": ("LOW", "HIGH"),
+        "help": "likewise: the values of black and white, of more than 8 bits",
+    },
     "--corrupt_images": {
         "choices": ("error", "skip"),
         "default": "error",

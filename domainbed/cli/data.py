@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.config.run_fields import FeatureSource
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from domainbed.datasets.features import StoredFeatures
     from domainbed.download.verify import Verification
 
+_READ = ("corrupt_images", "image_size", "orientation", "window")
 _MOST_COLUMNS = 12  # classes that fit beside each other
 
 
@@ -148,7 +150,7 @@ def pack(parser: Parser) -> Run:
     folder, or in the folder that the variable DOMAINBED_CACHE_DIR names.
     """
     parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
-    add_shared(parser, "--data_dir", "--corrupt_images", "--plugins")
+    add_shared(parser, "--data_dir", *(f"--{name}" for name in _READ), "--plugins")
     parser.add_argument(
         "--size",
         type=int,
@@ -174,7 +176,7 @@ def _pack(args: argparse.Namespace) -> int:
         "data_path": "fast",
         "packed_size": args.size,
         "packed_format": args.format,
-        "corrupt_images": args.corrupt_images,
+        **_reading(args),
     }
     dataset = load_dataset(args.dataset, args.data_dir, [0], hparams, trial_seed=0)
     first = dataset[0]
@@ -183,6 +185,11 @@ def _pack(args: argparse.Namespace) -> int:
     if first.pack.unreadable:
         print(f"{len(first.pack.unreadable)} of them cannot be read and are skipped")
     return 0
+
+
+def _reading(args: argparse.Namespace) -> dict[str, Any]:
+    """How image files are read, as hyper-parameters."""
+    return {name: getattr(args, name) for name in _READ if getattr(args, name) is not None}
 
 
 def features(parser: Parser) -> Run:
@@ -194,14 +201,14 @@ def features(parser: Parser) -> Run:
     """
     parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
     add_flags(parser, FeatureSource)
-    add_shared(parser, "--data_dir", "--device", "--corrupt_images", "--plugins")
+    add_shared(parser, "--data_dir", "--device", *(f"--{name}" for name in _READ), "--plugins")
     return _features
 
 
 def _features(args: argparse.Namespace) -> int:
     """Computes, unless that was done before, and says where the features are."""
     source = load(FeatureSource, None, read_flags(args, FeatureSource))
-    _, stored = computed_features(args, source, args.corrupt_images == "skip")
+    _, stored = computed_features(args, source, _reading(args))
     number, views, width = stored.values.shape
     of_views = f" and {views - 1} views of each" if views > 1 else ""
     print(f"{width:,} features of {number:,} images{of_views} in {stored.folder}")
@@ -211,14 +218,14 @@ def _features(args: argparse.Namespace) -> int:
 
 
 def computed_features(
-    args: argparse.Namespace, source: FeatureSource, skip_corrupt: bool = False
+    args: argparse.Namespace, source: FeatureSource, hparams: Mapping[str, Any]
 ) -> tuple[MultipleDomainDataset, StoredFeatures]:
     """The dataset that the flags name, and the features of its images.
 
     Args:
         args: `dataset`, `data_dir` and `device`.
         source: what computes them.
-        skip_corrupt: leave images out that cannot be read.
+        hparams: how images are read.
 
     Raises:
         UserError: no such dataset or backbone, no image files, or a corrupt image.
@@ -232,7 +239,10 @@ def computed_features(
     from domainbed.datasets.image_domains import listing_of
 
     dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)
-    listing = listing_of(dataset, dataset_label(args.dataset))
+    listing = listing_of(dataset, dataset_label(args.dataset), hparams)
     device, cache = choose_device(args.device), cache_folder(args.data_dir)
-    stored = open_features(listing, cache, source, device, usable_cores(), skip_corrupt)
+    stored = open_features(
+        *(listing, cache, source, device, usable_cores()),
+        skip_corrupt=hparams.get("corrupt_images") == "skip",
+    )
     return dataset, stored

@@ -84,8 +84,10 @@ def _predict(args: argparse.Namespace) -> int:
     else:
         from domainbed.training import predictions
 
-        of_run = RunFolder(args.folder), _machine(args), args.dataset
-        rows = predictions(*of_run, args.domain, args.split, args.average)
+        rows = predictions(
+            *(RunFolder(args.folder), _machine(args), args.dataset),
+            *(args.domain, args.split, args.average),
+        )
     begun = list(islice(rows, 2))  # the header is not printed where no line can follow it
     csv.writer(sys.stdout, lineterminator="\n").writerows(
         [in_csv(value) for value in row] for row in chain(begun, rows)
@@ -105,8 +107,8 @@ def _save_predictions(args: argparse.Namespace) -> int:
 
 
 def _machine(args: argparse.Namespace) -> RunOptions:
-    place = {} if args.data_dir is None else {"data_dir": args.data_dir}
-    return RunOptions(device=args.device, **place)
+    given = {"data_dir": args.data_dir, "device": args.device}
+    return RunOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def _model_of(args: argparse.Namespace) -> Model:
@@ -131,11 +133,9 @@ def _files(words: list[str]) -> list[str]:
     """The files that are named, those below folders, and those that globs match."""
     found: list[str] = []
     for word in words:
-        if os.path.isdir(word):
-            found += map(str, images(Path(word)))
-        else:
-            matching = [] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
-            found += matching or [word]
+        matching = [] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
+        for each in matching or [word]:
+            found += map(str, images(Path(each))) if os.path.isdir(each) else [each]
     if not found:
         raise UserError(f"no images in {words[0]!r}: give files, folders that have some, or globs")
     return found
@@ -328,7 +328,7 @@ def _zero_shot(args: argparse.Namespace) -> int:
     given = {"backbone": args.backbone, **read_flags(args, FeatureSource)}
     source = load(FeatureSource, None, given)
     # Now, since what is wrong with them would be wrong in each run.
-    dataset, stored = computed_features(args, source)
+    dataset, stored = computed_features(args, source, {})
     open_text_head(stored.folder, source, dataset.class_names, args.prompts)
     config = load_config(
         None,

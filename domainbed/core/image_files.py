@@ -160,11 +160,6 @@ USUAL = Decoding()
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
 
 
-def is_dicom(data: bytes) -> bool:
-    """Whether the content of a file is DICOM's."""
-    return data[128:132] == b"DICM"
-
-
 def rgb_pixels(data: bytes, decoding: Decoding = USUAL) -> tuple[np.ndarray, str]:
     """Decodes an image file.
 
@@ -183,7 +178,7 @@ def rgb_pixels(data: bytes, decoding: Decoding = USUAL) -> tuple[np.ndarray, str
         Exception: `data` is not an image, is truncated, or has 32 bits per value and no window.
             PIL raises different exceptions for each format; see `why_unreadable`.
     """
-    if is_dicom(data):
+    if data[128:132] == b"DICM":
         return _dicom_pixels(data, decoding.window), "DICOM"
     with Image.open(io.BytesIO(data)) as image:
         mode = image.mode
@@ -235,10 +230,11 @@ def _dicom_pixels(data: bytes, window: Sequence[float]) -> np.ndarray:
     if "VOILUTSequence" in file and not window:
         values = processing.apply_voi_lut(values, file)
     elif "WindowCenter" in file and not window:
-        named = (file[name].value for name in ("WindowCenter", "WindowWidth"))
-        center, width = (float(np.atleast_1d(value)[0]) for value in named)
-        is_exact = file.get("VOILUTFunction") == "LINEAR_EXACT"
-        window = center - width / 2, center + width / 2 - (not is_exact)
+        center, width = (
+            float(np.atleast_1d(file[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
+        )
+        last = 0 if file.get("VOILUTFunction") == "LINEAR_EXACT" else 1
+        window = center - width / 2, center + width / 2 - last
     return _windowed(values, window or (values.min(), values.max()), kind == "MONOCHROME1")
 
 

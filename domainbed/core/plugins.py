@@ -168,18 +168,17 @@ def named(names: Iterable[str]) -> dict[str, str]:
     return dict(_imported[_roots[name]] for name in names)
 
 
-def changed(made_with: Iterable[tuple[str, str]]) -> list[str]:
-    """The names of those plug-ins, given with digests, that are not the same in this process."""
+def changed(made_with: Iterable[tuple[str, str]], missing: bool = True) -> list[str]:
+    """The names of those plug-ins, given with digests, that are not the same in this process.
+
+    Those that it does not have at all count as well, unless `missing` is false.
+    """
     now = dict(_imported.values())
     for name, _ in made_with:
         if name not in now and not name.endswith((".py", "/")):  # it may be imported later
             now[name] = _digest(name)
-    return sorted({name for name, digest in made_with if now.get(name) != digest})
-
-
-def is_imported(name: str) -> bool:
-    """Whether this process has a plug-in of that name, of whatever version."""
-    return name in dict(_imported.values())
+    different = {name for name, digest in made_with if now.get(name) != digest}
+    return sorted(name for name in different if missing or name in now)
 
 
 def plugins_of(objects: Iterable[Any]) -> dict[str, str]:

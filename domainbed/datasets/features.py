@@ -87,14 +87,12 @@ class FeatureExtractor:
         with global_sources_kept():  # random weights, where there are no others, are the same
             torch.manual_seed(0)
             network = headless_model(source.backbone, source.weights)
-        wanted: Preprocessing = preprocessing_of(source.backbone)
-        if size is not None:
-            resized = round(wanted.resized * size / wanted.size)
-            wanted = replace(wanted, size=size, resized=resized)
-        self.preprocessing = wanted
+        usual: Preprocessing = preprocessing_of(source.backbone)
+        size = size or usual.size
+        resized = round(usual.resized * size / usual.size)
+        self.preprocessing = replace(usual, size=size, resized=resized)
         # PyTorch's stubs know no overload with both a device and a memory format.
         self._network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        size = self.preprocessing.size
         try:
             _, self.width = self.features(torch.zeros(1, 3, size, size)).shape
         except Exception as error:  # models raise different exceptions

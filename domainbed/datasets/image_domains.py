@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,8 +33,6 @@ from domainbed.datasets.images.transforms import (
     training_transform,
 )
 from domainbed.errors import UserError
-
-_NONE: Mapping[str, Any] = MappingProxyType({})
 
 DATA_OPTIONS: dict[str, Option] = {
     "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),
@@ -87,10 +84,8 @@ class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
     def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
         image = self.pixels(index)
         if augment:
-            x = training_transform(image, self.crop, self.size)
-        else:
-            x = evaluation_transform(image, self.size)
-        return x, self.targets[index]
+            return training_transform(image, self.crop, self.size), self.targets[index]
+        return evaluation_transform(image, self.size), self.targets[index]
 
     def pixels(self, index: int) -> torch.Tensor:
         """(3, H, W) uint8."""
@@ -197,31 +192,31 @@ def decoding_of(hparams: Mapping[str, Any]) -> Decoding:
         UserError: the window is none.
     """
     chosen = with_defaults(DATA_OPTIONS, hparams)
-    window = tuple(chosen["window"])
+    window = chosen["window"]
     if window and not (len(window) == 2 and all(map(is_number, window)) and window[0] < window[1]):
         raise UserError(
-            f"hyper-parameter 'window' is {list(window)}: expected two numbers, the value of black "
+            f"hyper-parameter 'window' is {window}: expected two numbers, the value of black "
             "and a higher one of white",
             *("hparams", "window"),
         )
-    return Decoding(chosen["orientation"], window)
+    return Decoding(chosen["orientation"], tuple(map(float, window)))
 
 
 def listing_of(
     dataset: MultipleDomainDataset,
     name: str,
+    hparams: Mapping[str, Any],
     reason: str = "features are computed from them",
     where: Sequence[str] = ("features",),
-    hparams: Mapping[str, Any] = _NONE,
 ) -> Listing:
     """The images of all domains, domain by domain.
 
     Args:
         dataset: with domains of image files.
         name: the dataset's, without paths.
+        hparams: see `DATA_OPTIONS`.
         reason: why it needs to have image files, for the error.
         where: the field that asks for it.
-        hparams: see `DATA_OPTIONS`.
 
     Raises:
         UserError: the dataset's inputs are not image files.
@@ -258,7 +253,7 @@ def apply_data_options(
         return
     option, value = next(iter(wanted.items()))
     reason = f"hyper-parameter {option!r} is {value!r}: leave it out"
-    listing = listing_of(dataset, name, reason, ("hparams", option), hparams)
+    listing = listing_of(dataset, name, hparams, reason, ("hparams", option))
     chosen = with_defaults(DATA_OPTIONS, hparams)
     size, skip = chosen["packed_size"], chosen["corrupt_images"] == "skip"
     if chosen["data_path"] == "fast" and size < chosen["image_size"]:
@@ -282,7 +277,7 @@ def apply_features(
     name: str,
     cache: Path,
     source: FeatureSource,
-    hparams: Mapping[str, Any] = _NONE,
+    hparams: Mapping[str, Any],
 ) -> None:
     """Replaces images by their features, which are computed first unless they exist.
 
@@ -296,9 +291,12 @@ def apply_features(
     Raises:
         UserError: the dataset has no image files; or see `open_features`.
     """
-    listing, threads = listing_of(dataset, name, hparams=hparams), torch.get_num_threads()
-    skip = hparams.get("corrupt_images") == "skip"
-    stored = open_features(listing, cache, source, skip_corrupt=skip, threads=threads)
+    listing, threads = listing_of(dataset, name, hparams), torch.get_num_threads()
+    stored = open_features(
+        *(listing, cache, source),
+        skip_corrupt=hparams.get("corrupt_images") == "skip",
+        threads=threads,
+    )
     domains: list[Any] = [FeatureDomain(stored, *place) for place in _places(dataset)]
     dataset.datasets = domains
     dataset.input_shape = (stored.values.shape[2],)

@@ -321,17 +321,18 @@ def look_at(file: Path) -> tuple[str, str, str]:
     """
     from PIL import Image
 
-    from domainbed.core.image_files import is_dicom, rgb_pixels, why_unreadable
+    from domainbed.core.image_files import rgb_pixels, why_unreadable
 
     try:
         content = regular(file).read_bytes()
     except OSError as error:
         return error.strerror or str(error), "", ""
     try:
-        if not is_dicom(content):
+        mode = rgb_pixels(content)[1]
+        if mode != "DICOM":
             with Image.open(io.BytesIO(content)) as image:
                 image.verify()  # the checksums that PNG files have
-        return "", rgb_pixels(content)[1], hashlib.sha256(content).hexdigest()
+        return "", mode, hashlib.sha256(content).hexdigest()
     except Exception as error:  # decoders raise anything over damaged bytes
         return why_unreadable(error, content), "", ""
 

@@ -219,16 +219,17 @@ class RunFolder:
         has_record = self.results.exists() and self.results.stat().st_size > 0
         return has_record or self.done.exists() or is_packed(self.path)
 
-    def changed_plugins(self) -> list[str]:
+    def changed_plugins(self, missing: bool = True) -> list[str]:
         """The plug-ins that differ from those which a session of the run was made with, by name.
 
-        None where nothing was recorded yet.
+        None where nothing was recorded yet; see `plugins.changed`.
         """
         if not self.has_results():
             return []
         facts = self.read_json(self.environment) or {}
         sessions = [facts, *facts.get("resumed", [])]
-        return changed([each for facts in sessions for each in facts.get("plugins", {}).items()])
+        made_with = [each for facts in sessions for each in facts.get("plugins", {}).items()]
+        return changed(made_with, missing)
 
     def set_aside(self) -> Path:
         """Moves what the run left into a folder of its own in `before`; returns that.

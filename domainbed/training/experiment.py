@@ -137,9 +137,9 @@ class Experiment:
     @cached_property
     def data(self) -> dict[str, Any]:
         """What the dataset consists of, see `listing.data_facts`."""
-        ignores_exif = self.spec.hparams.get("orientation") != "exif"
         return data_facts(
-            self.dataset, self.domains, self.domain_names, self.data_dir, ignores_exif
+            *(self.dataset, self.domains, self.domain_names, self.data_dir),
+            ignores_exif=self.spec.hparams.get("orientation") != "exif",
         )
 
     @property

@@ -21,7 +21,7 @@ from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device
 from domainbed.core.minibatch import Nest, mapped, taken, tensors_of
 from domainbed.core.names import dataset_label
-from domainbed.core.plugins import is_imported, warn_once
+from domainbed.core.plugins import warn_once
 from domainbed.core.seeding import global_sources_kept, seed_everything
 from domainbed.datasets import DATASETS, get_dataset_class
 from domainbed.datasets.base import domains_of
@@ -74,7 +74,7 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
             f"{folder.spec} is of another version, or describes no run ({field}: {first['msg']}): "
             "train the run again"
         ) from error
-    if changed := [name for name in folder.changed_plugins() if is_imported(name)]:
+    if changed := folder.changed_plugins(missing=False):
         warn_once(
             f"runs in {folder.path.parent} were made with another version of {', '.join(changed)}"
         )
@@ -318,17 +318,15 @@ def model_in(run: RunFolder, file: Path, device: str | None = None) -> Model:
 def _image_input(spec: RunSpec) -> Callable[[Path], torch.Tensor]:
     """From the file of an image to an input, which is its features where the run is on these."""
     decoding, size = decoding_of(spec.hparams), spec.hparams.get("image_size")
-    if spec.features is None:
-        return lambda file: evaluation_transform(
-            read_image(Path(file), decoding), size or IMAGE_SIZE
-        )
-    extractor = FeatureExtractor(spec.features, size=size)
+    extractor = FeatureExtractor(spec.features, size=size) if spec.features else None
 
-    def features(file: Path) -> torch.Tensor:
-        image = extractor.image(read_image(Path(file), decoding))
-        return extractor.features(image[None])[0].float()
+    def read(file: Path) -> torch.Tensor:
+        image = read_image(Path(file), decoding)
+        if extractor:
+            return extractor.features(extractor.image(image)[None])[0].float()
+        return evaluation_transform(image, size or IMAGE_SIZE)
 
-    return features
+    return read
 
 
 def _load(module: Algorithm, state: dict[str, Any], folder: RunFolder) -> None:
@@ -379,8 +377,12 @@ def predictions(
     indices = chosen.inside if split == "in" else chosen.out
     labels, names = experiment.label_type, list(experiment.dataset.class_names)
     of_labels = ["label"] if labels.has_classes else [f"label({name})" for name in names]
-    files = {index: str(own.files[index]) for index in indices if own.files}
-    yield ["position", *(["file"] if files else []), *of_labels, *predicted_columns(labels, names)]
+    yield [
+        "position",
+        *(["file"] if own.files else []),
+        *of_labels,
+        *predicted_columns(labels, names),
+    ]
     positions, predict = iter(indices), experiment.algorithm.eval().predictor()
     for x, y in own.evaluation_batches(indices, workers=experiment.workers):
         with experiment.precision():
@@ -388,8 +390,8 @@ def predictions(
         for target, found in zip(y, scores):
             index = next(positions)
             truth = [names[int(target)]] if labels.has_classes else target.reshape(-1).tolist()
-            place = [index, files[index]] if files else [index]
-            yield [*place, *truth, *predicted_cells(labels, names, found)]
+            place = map(str, own.files[index : index + 1])
+            yield [index, *place, *truth, *predicted_cells(labels, names, found)]
 
 
 def predicted_columns(labels: LabelType, names: Sequence[str]) -> list[str]:

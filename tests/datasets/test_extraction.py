@@ -41,7 +41,7 @@ def plain(folder: Path) -> Any:
 
 
 def computed(folder: Path, cache: Path, threads: int = 0, **source: Any) -> StoredFeatures:
-    listing = listing_of(plain(folder), "images")
+    listing = listing_of(plain(folder), "images", {})
     return open_features(listing, cache, FeatureSource(**{**SMALL, **source}), threads=threads)
 
 
@@ -118,7 +118,7 @@ def test_what_a_kill_leaves_is_gone_on_with(folder, tmp_path, monkeypatch):
 def test_progress_with_other_weights_is_not_gone_on_with(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "_SAVE_EVERY", 1)
     name = extraction.features_folder(
-        listing_of(plain(folder), "images"), tmp_path, FeatureSource(**SMALL)
+        listing_of(plain(folder), "images", {}), tmp_path, FeatureSource(**SMALL)
     ).name
     aside = tmp_path / f"{name}.part"
     aside.mkdir()
@@ -132,7 +132,7 @@ def test_each_of_what_features_depend_on_has_its_own(folder, tmp_path):
     torch.manual_seed(1)
     file = tmp_path / "weights.pt"
     torch.save(models.squeezenet1_1().state_dict(), file)
-    listing = listing_of(plain(folder), "images")
+    listing = listing_of(plain(folder), "images", {})
 
     def place(**source: Any) -> str:
         return extraction.features_folder(
@@ -146,7 +146,7 @@ def test_each_of_what_features_depend_on_has_its_own(folder, tmp_path):
     torch.save(models.squeezenet1_1().state_dict(), file)
     places.append(place(weights=str(file)))
     plain(folder)[0].files[0].touch()
-    listing = listing_of(plain(folder), "images")
+    listing = listing_of(plain(folder), "images", {})
     assert place() not in places
     assert len(set(places)) == 6
 
@@ -161,7 +161,7 @@ def test_bf16_takes_half_the_room(folder, tmp_path):
 
 def test_domains_give_views_to_training_alone(folder, tmp_path):
     dataset = plain(folder)
-    apply_features(dataset, "images", tmp_path, FeatureSource(**SMALL, views=2))
+    apply_features(dataset, "images", tmp_path, FeatureSource(**SMALL, views=2), {})
     domain = dataset[1]
     assert isinstance(domain, FeatureDomain)
     assert dataset.input_shape == (512,)
@@ -244,7 +244,7 @@ def test_a_source_that_cannot_be(source, said, folder, tmp_path):
 
 def test_features_are_of_image_files():
     with pytest.raises(UserError, match="Debug28 has no image files, but features are computed"):
-        listing_of(load_dataset("Debug28", "", [0], {}, 0), "Debug28")
+        listing_of(load_dataset("Debug28", "", [0], {}, 0), "Debug28", {})
 
 
 def test_the_command(folder, tmp_path, monkeypatch, capsys):

@@ -167,10 +167,9 @@ def _make(listing: Listing, folder: Path, options: PackOptions) -> None:
 
 
 def _write(listing: Listing, folder: Path, options: PackOptions) -> None:
-    shape = None
-    if listing.decoding.orientation == "ignore":
-        shape = _common_size(listing.files, options.size)
-    shape = shape or (options.size, options.size)
+    # Those that EXIF turns have another size than their file says.
+    files = listing.files if listing.decoding.orientation == "ignore" else ()
+    shape = _common_size(files, options.size) or (options.size, options.size)
     _announce(listing, folder.parent, shape, options)
     encode = partial(_encoded, shape=shape, options=options, decoding=listing.decoding)
     images = in_order(encode, listing.files, options.threads)
