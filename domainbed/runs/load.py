@@ -155,7 +155,8 @@ def record_files(root: Path) -> list[Path]:
 
 def _sweeps_inside(root: Path, files: Iterable[Path] = ()) -> list[Path]:
     """The sweeps in a folder that is not a sweep itself; `files` are the records found in it."""
-    if (root / PLAN_FILE).is_file():  # what lies in it is its own, such as its new trials
+    # What lies in a sweep is its own, such as its new trials; a packed run has no folder.
+    if (root / PLAN_FILE).is_file() or not root.is_dir():
         return []
     runs = {file.parent for file in files}
     others = [path for path in root.iterdir() if path not in runs]
