@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +11,7 @@ from domainbed.core.safe_text import in_shell
 from domainbed.core.settings import Settings
 from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
 from domainbed.launchers import WITH_FLAGS, Resources
-from domainbed.runs.states import DONE, FAILED
+from domainbed.runs.states import DONE
 from domainbed.sweeps.status import count_runs, failure_lines, status_of
 
 if TYPE_CHECKING:
@@ -97,7 +95,8 @@ def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation
         print(_interrupted_line(launch), file=sys.stderr)
         return 128 + signal_of(interrupt)  # as shells count
     exit_status = _tell_outcome(launch, unwritten)
-    _on_finish(launch)
+    if not launch.finished_by_engine:
+        launch.finish()
     return exit_status
 
 
@@ -132,23 +131,6 @@ def _tell_outcome(launch: Launch, unwritten: dict[str, str]) -> int:
         print("\n".join(["Failed:", *failure_lines(failures)]))
         print(f"`domainbed sweep retry {in_shell(launch.store.root)}` does them again.")
     return 1 if failed else 0
-
-
-def _on_finish(launch: Launch) -> None:
-    """Runs the command of the config, which changes nothing about the outcome."""
-    command = launch.config.on_finish
-    if not command:
-        return
-    total = status_of(launch.store, launch.planned).total
-    told = {
-        "DOMAINBED_SWEEP": str(launch.store.root.absolute()),
-        "DOMAINBED_DONE": str(total[DONE]),
-        "DOMAINBED_FAILED": str(total[FAILED]),
-    }
-    sys.stdout.flush()
-    found = subprocess.run(command, shell=True, env={**os.environ, **told}, check=False)
-    if found.returncode:
-        print(f"warning: on_finish ended with status {found.returncode}", file=sys.stderr)
 
 
 def _interrupted_line(launch: Launch) -> str:

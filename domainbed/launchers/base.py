@@ -191,9 +191,11 @@ class Launcher(Settings):
     Attributes:
         blocking: whether tasks are executed only while the handle is waited for.
         resource_options: the fields of `Resources` that it supports; they are its options too.
+        has_after: whether `submit_after` is there.
     """
 
     blocking: ClassVar[bool] = True
+    has_after: ClassVar[bool] = False
     resource_options: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -219,7 +221,7 @@ class Launcher(Settings):
 
     def submit_after(
         self, jobs: Sequence[str], work: Callable[[], None], resources: Resources, folder: Path
-    ) -> str | None:
+    ) -> str:
         """Has an engine do some work, once, when its `jobs` have ended, whatever became of them.
 
         Args:
@@ -229,12 +231,12 @@ class Launcher(Settings):
             folder: as for `submit`.
 
         Returns:
-            The engine's id of that job; None where the launcher submits no such work.
+            The engine's id of that job.
 
         Raises:
             UserError: the engine refuses it.
         """
-        return None
+        raise NotImplementedError
 
     def known(self, jobs: Iterable[str]) -> set[str]:
         """Those of an engine's jobs that are still queued or running, whoever submitted them.

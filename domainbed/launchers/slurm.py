@@ -102,6 +102,7 @@ class SlurmLauncher(Launcher):
     """Submits the tasks as one job array; `cores`, `gpus` and so on are those of one task."""
 
     blocking: ClassVar[bool] = False
+    has_after: ClassVar[bool] = True
     resource_options: ClassVar[tuple[str, ...]] = ("cores", "gpus", "memory_gb", "minutes")
 
     partition: Text | None = Field(None, description="partition of SLURM")
@@ -157,7 +158,7 @@ class SlurmLauncher(Launcher):
 
     def submit_after(
         self, jobs: Sequence[str], work: Callable[[], None], resources: Resources, folder: Path
-    ) -> str | None:
+    ) -> str:
         folder = folder.absolute() / f"slurm-{uuid.uuid4().hex[:12]}"
         after = "afterany:" + ":".join(dict.fromkeys(map(_array, jobs)))
         (name,) = self._submit(lambda _: work(), [None], resources, folder, after)

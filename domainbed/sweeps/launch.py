@@ -5,9 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +163,6 @@ class Launch:
             handle.wait(on_event)
             for event in follow(self.store, theirs, self.config.launcher):
                 display.on_event(event)
-        if self.config.pack:
-            pack_finished(self.store.root)
         return unwritten
 
     def submit(self) -> Handle:
@@ -190,7 +194,30 @@ class Launch:
             run_folder.mark_pending(options["name"], handle.jobs[index], options)
             for file in handle.logs(index):
                 run_folder.link_log(file)
+        if self.finished_by_engine:
+            of_jobs = {file.parent for n in range(len(handle.jobs)) for file in handle.logs(n)}
+            try:
+                self.launcher.submit_after(
+                    list(dict.fromkeys(handle.jobs)),
+                    partial(self.finish, sorted(of_jobs)),
+                    self.resources,
+                    self.store.launcher_folder.absolute(),
+                )
+            except UserError as error:
+                log.warning("warning: the job for when all have ended was refused (%s)", error)
         return handle
+
+    @property
+    def finished_by_engine(self) -> bool:
+        """Whether `finish` is a job of the engine, after all others, where it has these runs."""
+        asked = self.config.pack or self.config.on_finish
+        return bool(asked and self.todo and self.launcher.has_after)
+
+    @property
+    def finish(self) -> Callable[..., None]:
+        """See `finish`; picklable."""
+        config = self.config
+        return partial(finish, self.store.root.absolute(), config.on_finish, config.pack)
 
     def _check_device(self) -> None:
         if self.launcher.blocking:  # else it is chosen on the machine of each run
@@ -203,6 +230,36 @@ def pack_finished(root: Path) -> None:
         pack(root)
     except (UserError, OSError) as error:
         log.warning("warning: finished runs were not packed (%s)", error)
+
+
+def finish(root: Path, command: str | None, packs: bool, of_jobs: Sequence[Path] = ()) -> None:
+    """What is done when the runs of a launch have ended; it changes nothing about the outcome.
+
+    Args:
+        root: of the sweep.
+        command: of the user's; what came of the sweep is in its environment.
+        packs: whether finished runs are packed.
+        of_jobs: folders of the engine's jobs, then removed as well if all runs are done.
+    """
+    if packs:
+        pack_finished(root)
+    if not (command or of_jobs):
+        return
+    store = Store(root)
+    states = Counter(store.states(store.planned()).values())
+    for folder in of_jobs if packs and set(states) == {DONE} else ():
+        shutil.rmtree(folder, ignore_errors=True)
+    if not command:
+        return
+    told = {
+        "DOMAINBED_SWEEP": str(root),
+        "DOMAINBED_DONE": str(states[DONE]),
+        "DOMAINBED_FAILED": str(states[FAILED]),
+    }
+    sys.stdout.flush()
+    found = subprocess.run(command, shell=True, env={**os.environ, **told}, check=False)
+    if found.returncode:
+        print(f"warning: on_finish ended with status {found.returncode}", file=sys.stderr)
 
 
 def prepare(

@@ -9,6 +9,7 @@ from slurm_cluster import HELD_BY, ask, start, until, until_queued_again
 from domainbed import cli
 from domainbed.algorithms import ALGORITHMS
 from domainbed.launchers import SlurmLauncher
+from domainbed.runs.packed import packs_in
 from domainbed.runs.states import DONE, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.sweeps.store import Store
 
@@ -184,6 +185,32 @@ def test_a_cancelled_sweep_is_launched_again_and_waited_for(
     assert "All runs are done (2)" in capsys.readouterr().out
     records = sweep.records()
     assert records == {run_id: undisturbed.records()[run_id] for run_id in records}
+
+
+def test_a_last_job_packs_the_runs_and_does_what_the_config_says(slurm, tmp_path, capsys):
+    """Nobody waits for it, and it begins when the others have ended; their files are gone then."""
+    said, root = tmp_path / "said", tmp_path / "sweep"
+    words = f"{said}.tmp && mv {said}.tmp {said}"
+    config = tmp_path / "sweep.yaml"
+    config.write_text(
+        "{datasets: [ColoredDigits], algorithms: [ERM], test_envs: [[0], [1]], trials: 1, steps: 1,"
+        " hparams_seeds: 1, selection: [oracle], keep: none, device: cpu, pack: true, hparams:"
+        f" {{batch_size: 4}}, on_finish: 'echo $DOMAINBED_DONE $DOMAINBED_FAILED > {words}',"
+        f" output_dir: {root}, launcher: {{name: slurm, cores: 1, tasks_per_job: 2}}}}"
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "launch", str(config)])
+    store = Store(root)
+    assert "submitted 2 runs as 1 jobs" in capsys.readouterr().out
+    until(said.exists)
+    assert said.read_text() == "2 0\n"
+    assert set(store.states(store.planned()).values()) == {DONE}
+    assert {path.name for path in root.iterdir()} == {
+        *(".launcher", ".plan", "packed", "plan.json", "sweep.yaml")
+    }
+    assert len(packs_in(root)) == 1
+    [of_last] = store.launcher_folder.iterdir()
+    assert len(list(of_last.glob("*_submitted.pkl"))) == 1
 
 
 def test_a_refused_sweep_can_be_launched_elsewhere(slurm, tmp_path, monkeypatch, capsys):
