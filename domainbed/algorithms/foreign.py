@@ -88,7 +88,7 @@ class ForeignAlgorithm(Algorithm):
         if names := not is_driven and undriven(self.foreign, self.folder):
             raise UserError(
                 f"{self.foreign.__name__} trains also by {', '.join(names)}, which its own "
-                "train script calls: call them in 'on_start' or 'on_step' of a subclass"
+                "train script calls: call it in 'on_start' or 'on_step' of a subclass"
             )
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:

@@ -63,8 +63,8 @@ class TrainingSplit(Dataset[Any]):
     def __getitem__(self, place: int) -> tuple[Any, ...]:
         """One sample: (x, y), or (x, y, extras)."""
         batch = next(self.batches([self._indices[place]]))
-        parts = (*batch, batch.extras) if batch.extras else batch
-        return tuple(taken(parts, 0))
+        parts = (*batch, batch.extras) if batch.extras else (*batch,)
+        return tuple(taken(each, 0) for each in parts)
 
     def batches(self, indices: Sequence[int] | None = None, size: int = 64) -> Iterator[Minibatch]:
         """All samples in order, `size` at a time; or those at `indices` in the domain."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from domainbed.algorithms import ALGORITHMS, adapt, register_algorithm
+from domainbed.core.stopping import Interrupted, request_stop, stopping_on
+from domainbed.errors import UserError
+from domainbed.spec import RunSpec
+from domainbed.training import run
 from domainbed.training.trial import trial
 
 
@@ -114,3 +120,82 @@ def test_classes_of_each_family_run():
     for cls in (OfPairs, OfLists, OfTriples, Pooled, TakesItsOwn):
         register_algorithm(adapt(cls))
         assert [*trial(cls.__name__)] == ["runs", ""], cls
+
+
+class Driven(OfPairs):
+    """What `update` leaves untrained, its train script trains by another method."""
+
+    def update(self, minibatches, unlabeled=None):
+        return {"seen": len(minibatches)}
+
+    def train_main(self, minibatches):
+        self.descend(F.cross_entropy(self.predict(minibatches[0][0]), minibatches[0][1]))
+
+
+class NeverTrained(OfPairs):
+    """Two predictions, and an update that forgets to step."""
+
+    def update(self, minibatches):
+        return "done"
+
+    def predict(self, x):
+        return {"features": x.mean(dim=(2, 3)), "main": self.network(x), "other": -self.network(x)}
+
+
+def spec_of(cls):
+    register_algorithm(adapt(cls), name=cls.__name__)
+    fixed = {"batch_size": 4}
+    return RunSpec.create("Debug28", cls.__name__, [0], steps=5, checkpoint_freq=2, hparams=fixed)
+
+
+def test_what_nothing_trains_ends_with_an_error(tmp_path):
+    reasons = {
+        Driven: "Driven trains also by train_main, which its own train script calls: call it",
+        NeverTrained: "no weight of NeverTrained changed in 5 updates",
+    }
+    for cls, reason in reasons.items():
+        with pytest.raises(UserError, match=reason):
+            run(spec_of(cls), tmp_path / cls.__name__)
+        assert trial(cls.__name__).result == "does not run"
+
+
+def test_hooks_call_what_a_train_script_calls(tmp_path):
+    class Hooked(adapt(Driven)):
+        def on_start(self):
+            self.sizes = [len(split) for split in self.facts.splits]
+            (x, y), *_ = [split[0] for split in self.facts.splits]
+            assert (x.shape, y.shape) == ((3, 28, 28), ())
+
+        def on_step(self):
+            batches = [next(split.batches(size=3)) for split in self.facts.splits]
+            assert [len(y) for _, y in batches] == [3, 3]
+            getattr(self.model, "train_" + "main")(batches)  # a call here would count as its file's
+
+    register_algorithm(Hooked)
+    assert [*trial("Hooked")] == ["runs", ""]
+
+
+def test_several_predictions_are_evaluated_under_their_names(tmp_path):
+    class Two(NeverTrained):
+        def update(self, x, y, **kwargs):
+            return self.descend(F.cross_entropy(self.network(torch.cat(x)), torch.cat(y)))
+
+    run(spec_of(Two), tmp_path)
+    record = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
+    for split in ("in", "out"):
+        both = [record[f"env0_{split}_acc"], record[f"env0_{split}_accuracy_other"]]
+        assert sum(both) == pytest.approx(1), "of two classes one is right"
+
+
+def test_updates_resume_exactly(tmp_path):
+    spec, stopped_at = spec_of(Pooled), 3
+    run(spec, tmp_path / "whole")
+    with pytest.raises(Interrupted), stopping_on({}):
+        run(spec, tmp_path / "two", on_step=lambda step: step == stopped_at and request_stop())
+    run(spec, tmp_path / "two")
+    names = ("loss", "env0_in_acc", "env0_out_acc")
+    whole, two = (
+        [json.loads(line) for line in (tmp_path / name / "results.jsonl").read_text().splitlines()]
+        for name in ("whole", "two")
+    )
+    assert [[r[n] for n in names] for r in whole] == [[r[n] for n in names] for r in two]
