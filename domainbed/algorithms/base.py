@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -340,6 +341,10 @@ class Algorithm(nn.Module):
 
     def on_step(self) -> None:
         """Called after each update; its number is in `facts.step`, the data in `facts.splits`."""
+
+    def context(self) -> AbstractContextManager[Any]:
+        """In which updates and their hooks are computed."""
+        return nullcontext()
 
     def on_record(self, metrics: dict[str, float]) -> bool | None:
         """Called with each record's numbers, to which it may add; true ends the stage there."""

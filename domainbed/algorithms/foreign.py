@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,8 +76,7 @@ class ForeignAlgorithm(Algorithm):
         self.current: list[dict[str, Any]] = []
         shared = (self.input_shape, self.num_classes, self.num_domains, self.hparams, self.facts)
         makes = partial(construct, self.foreign, self.folder, *shared, self._known())
-        self.model = self._called(makes, device=self.facts.device)
-        self._batch = batch_of(self.foreign)
+        self.model = self._called(makes)
         chosen = chosen_options(type(self), self.hparams)
         if not chosen.keys() & {"optimizer", "momentum"}:  # the class has chosen these itself
             for optimizer in optimizers_of(self):
@@ -91,13 +91,17 @@ class ForeignAlgorithm(Algorithm):
                 "train script calls: call it in 'on_start' or 'on_step' of a subclass"
             )
 
+    def context(self) -> AbstractContextManager[Any]:
+        """In which "cuda" is the device of the weights, or that of the run before there are any."""
+        return OnDevice(next((p.device for p in self.parameters()), self.facts.device))
+
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         self.current = [self._parts(number, each) for number, each in enumerate(minibatches)]
         known: dict[str, Any] = {
             name: [part[name] for part in self.current] for name in self.current[0]
         }
         known |= {"unlabeled": unlabeled, "step": self.facts.step}
-        known["minibatches"] = self._unpacked(minibatches, known)
+        known["minibatches"] = self._unpacked(known)
         args, kwargs = self._arguments(known)
         returned = self._called(self.model.update, *args, **kwargs)
         self.current = []
@@ -156,15 +160,14 @@ class ForeignAlgorithm(Algorithm):
         known = {"y": y, "domain": domain, "attribute": domain, "index": index}
         return {"x": mapped(torch.Tensor.contiguous, x), **known, **(extras or {})}
 
-    def _unpacked(self, minibatches: Minibatches, known: Mapping[str, Any]) -> Any:
+    def _unpacked(self, known: Mapping[str, Any]) -> Any:
         """The minibatches with the parts that the class unpacks."""
-        if not self._batch.pooled and len(self._batch.parts) == 2:
-            return [(part["x"], part["y"]) for part in self.current]
-        places = list(enumerate(self._batch.parts))
-        names = [name if name in known else _PLACES[place] for place, name in places]
-        if self._batch.pooled:
-            return tuple(joined(known[name]) for name in names)
-        return list(zip(*(known[name] for name in names)))
+        batch = batch_of(self.foreign)
+        if not batch.pooled and len(batch.parts) == 2:
+            return list(zip(known["x"], known["y"]))
+        named = zip(batch.parts, _PLACES)
+        parts = [known[name if name in known else usual] for name, usual in named]
+        return tuple(map(joined, parts)) if batch.pooled else list(zip(*parts))
 
     def _arguments(self, known: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Those of the class's `update`: by name, and the minibatches first where no name fits."""
@@ -191,10 +194,9 @@ class ForeignAlgorithm(Algorithm):
             )
         return args, kwargs
 
-    def _called(self, function: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+    def _called(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """What a function of the class returns, on the run's device."""
-        device = device or next((p.device for p in self.parameters()), self.facts.device)
-        with OnDevice(device):
+        with self.context():
             return function(*args, **kwargs)
 
 

@@ -47,6 +47,7 @@ class Batch(NamedTuple):
     pooled: bool = False
 
 
+@cache
 def batch_of(cls: Any) -> Batch:
     """As a class unpacks the first argument of `update`, in a loop or an assignment."""
     first = next(iter(list(inspect.signature(cls.update).parameters)[1:]), "")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from domainbed.core.minibatch import Minibatch, taken
+from domainbed.core.minibatch import Minibatch, mapped, taken
 from domainbed.core.seeding import seed_hash, split_seed
 from domainbed.datasets.domain import Domain, Draw
 from domainbed.errors import UserError
@@ -68,7 +68,9 @@ class TrainingSplit(Dataset[Any]):
 
     def batches(self, indices: Sequence[int] | None = None, size: int = 64) -> Iterator[Minibatch]:
         """All samples in order, `size` at a time; or those at `indices` in the domain."""
-        return self._domain.evaluation_batches(self._indices if indices is None else indices, size)
+        for each in self._domain.evaluation_batches(indices or self._indices, size):
+            x, y = mapped(torch.Tensor.contiguous, tuple(each))
+            yield Minibatch(x, y, each.extras, index=each.index, join=each.join)
 
 
 def split_indices(n: int, holdout_fraction: float, seed: int) -> tuple[list[int], list[int]]:

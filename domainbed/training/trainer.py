@@ -219,7 +219,7 @@ class Trainer:
     def _updated(self, *of_step: Any) -> Any:
         """What the algorithm's update returns."""
         try:
-            with self.experiment.precision(), self.guard:
+            with self.experiment.precision(), self.guard, self.algorithm.context():
                 metrics = self.algorithm.update(*of_step)
                 self.algorithm.on_step()
                 return metrics
