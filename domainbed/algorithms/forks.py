@@ -13,19 +13,17 @@ from domainbed.algorithms.base import ALGORITHMS, Algorithm
 from domainbed.algorithms.foreign import adapt
 from domainbed.algorithms.handed import script_hparams
 from domainbed.config.dimensions import DatasetFacts, Foreign
-from domainbed.core.fork_calls import arguments, by_name
-from domainbed.core.forks import SPACES, Fork
+from domainbed.core.forks import Fork, arguments, by_name
 
 
 def register(fork: Fork) -> None:
     """Registers the classes of a fork that have `update` and `predict`.
 
     Raises:
-        UserError: its file of algorithms cannot be imported.
+        Exception: its file of algorithms cannot be imported.
     """
     fork.load()
-    registry = fork.module_of(SPACES)
-    adapted = []
+    registry, adapted = fork.load("/hparams_registry.py", "/hyperparams.py"), []
     for cls in filter(_is_algorithm, fork.classes()):
         adapted.append(adapt(cls, fork.folder))
         if registry is not None and not (issubclass(cls, Algorithm) and cls.search_space):
@@ -36,10 +34,8 @@ def register(fork: Fork) -> None:
 def _is_algorithm(cls: type) -> bool:
     """Whether a class has what is trained and evaluated, and says how."""
     methods = [getattr(cls, name, None) for name in ("update", "predict")]
-    codes = [getattr(method, "__code__", None) for method in methods]
-    return all(map(callable, methods)) and not any(
-        code is not None and code.co_names == ("NotImplementedError",) for code in codes
-    )
+    names = [getattr(getattr(each, "__code__", None), "co_names", ()) for each in methods]
+    return all(map(callable, methods)) and ("NotImplementedError",) not in names
 
 
 def _space(
@@ -49,12 +45,13 @@ def _space(
     dataset = facts.name.removeprefix(f"{fork.name}-")
     if facts.small_images and dataset not in ("ColoredMNIST", "Debug28"):
         dataset = "RotatedMNIST"  # registries know small images by their names
-    names = ("algorithm", "algorithm_name", "objective_name", "objective")
-    known: dict[str, Any] = dict.fromkeys(names, algorithm)
-    known |= dict.fromkeys(("dataset", "dataset_name"), dataset)
+    known: dict[str, Any] = {
+        **dict.fromkeys(("algorithm", "algorithm_name", "objective", "objective_name"), algorithm),
+        **dict.fromkeys(("dataset", "dataset_name"), dataset),
+    }
     known["args"] = arguments(fork.folder, known)
-    defaults = {**script_hparams(fork.folder), **_hparams(registry, known, 0, False)}
     draw = cache(partial(_hparams, registry, known))
+    defaults = {**script_hparams(fork.folder), **draw(0, False)}
 
     def drawn(name: str, seed: int) -> Any:
         return draw(seed, True).get(name, defaults[name])
@@ -73,6 +70,4 @@ def _hparams(
     for function in [own] if own else [getattr(registry, name) for name in names]:
         with suppress(NotImplementedError):  # of datasets that it does not know
             found |= by_name(function, known)
-    return {
-        name: value.item() if hasattr(value, "item") else value for name, value in found.items()
-    }
+    return {n: value.item() if hasattr(value, "item") else value for n, value in found.items()}

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from domainbed.config.run_facts import Handed, RunFacts
-from domainbed.core.fork_calls import arguments
+from domainbed.core.forks import arguments
 from domainbed.errors import UserError
 
 T = TypeVar("T")

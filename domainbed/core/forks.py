@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -21,62 +23,50 @@ from functools import cache, cached_property
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from domainbed.errors import UserError, one_line
+
+T = TypeVar("T")
 
 _OF_FORKS = "domainbed_fork_"
 _KNOWN = "DOMAINBED_FORKS"
 """The environment variable with the paths of forks, by module: for processes that are spawned."""
 
 ALGORITHMS = ("algorithms.py", "objectives.py", "algorithms/__init__.py")
-SPACES = ("hparams_registry.py", "hyperparams.py")
-DATASETS = ("datasets.py", "datasets/__init__.py")
-
-
-def nearest(folder: Path, names: Sequence[str]) -> Path | None:
-    """The file of one of these names that is nearest to the top of `folder`."""
-    found = [file for name in names for file in folder.rglob(name)]
-    return min(found, key=lambda file: (len(file.parts), str(file)), default=None)
 
 
 def is_fork(path: Path) -> bool:
-    """Whether a path is a folder, or a file of a package that has algorithms."""
-    package = path.parent
-    while (package.parent / "__init__.py").exists():
-        package = package.parent
-    is_inside = (package / "__init__.py").exists() and nearest(package, ALGORITHMS) is not None
-    return path.is_dir() or path.name in ALGORITHMS or is_inside
+    """Whether a path is a folder, or a file of algorithms or of a package."""
+    is_inside = path.name in ALGORITHMS or (path.parent / "__init__.py").exists()
+    return path.is_dir() or (is_inside and path.exists())
 
 
 class Missing:
-    """Stands for what a fork imports and the environment lacks; to use it is an error.
+    """Stands for what a fork imports and cannot have; to use it is an error.
 
     So what does not need it runs all the same.
     """
 
     def __init__(self, fork: Fork, name: str, reason: str) -> None:
-        self._fork, self._name, self._reason = fork, name, reason
+        self._what = fork, name, reason
 
     def __getattr__(self, name: str) -> Missing:
         if name.startswith("__"):
             raise AttributeError(name)
-        return Missing(self._fork, f"{self._name}.{name}", self._reason)
+        fork, whole, reason = self._what
+        return Missing(fork, f"{whole}.{name}", reason)
 
     def __call__(self, *args: Any, **settings: Any) -> Missing:
-        if self._fork.loading:  # a decorator, say
+        fork, name, reason = self._what
+        if fork.loading:  # a decorator, say
             return self
-        raise UserError(
-            f"{self._fork.name} needs {self._name} ({self._reason}): install what provides it"
-        )
+        raise UserError(f"{fork.name} needs {name}, which cannot be imported ({reason})")
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
-        return (type(self._name, (), {"__new__": self._missing_base}),)
-
-    def _missing_base(self, cls: type, *args: Any, **settings: Any) -> Any:
-        return self(*args, **settings)
+        return (type("Missing", (), {"__new__": lambda cls, *args, **settings: self()}),)
 
 
 class Fork:
@@ -84,101 +74,91 @@ class Fork:
 
     Args:
         path: its folder, or one of its files.
-        name: what it is called.
 
     Attributes:
-        file: the one with its algorithms.
-        folder: what it imports from: the folder of its outermost package.
+        file: the one with its algorithms: the nearest to the top of its folder.
+        folder: what it imports from, which has its outermost package.
+        name: that of its folder; of a second one of that name, with the parent's folder's.
         module: the name of the root of its modules.
-        loading: whether its modules are being executed.
-        names: of the classes that are registered.
-        failures: why a module beside its algorithms could not be imported, by the module's name.
+        loading: whether one of its modules is being executed.
 
     Raises:
         UserError: the folder has no file of algorithms.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
-        file = nearest(path, ALGORITHMS) if path.is_dir() else path
-        if file is None:
-            raise UserError(
-                f"plug-in {str(path)!r} has no algorithms.py: give the path of the file with its "
-                "algorithms"
-            )
-        self.name, self.file, self.module = name, file, _OF_FORKS + name.replace(".", "_")
-        self.loading, self.failures = False, dict[str, str]()
-        self.names: dict[str, type] = {}
-        folder = file.parent
+    def __init__(self, path: Path) -> None:
+        self.path = path = path.resolve()
+        found = [file for name in ALGORITHMS for file in path.rglob(name)]
+        self.file = min(found, key=lambda file: (len(file.parts), str(file)), default=path)
+        if self.file.is_dir():
+            raise UserError(f"{path} has no algorithms.py: give the file with its algorithms")
+        folder = self.file.parent
         while (folder / "__init__.py").exists():
             folder = folder.parent
         # A package without __init__.py is a folder whose name its own files import.
-        imported = {"domainbed", *_imported(file)}
-        folder = next((p.parent for p in file.parents if p.name in imported), folder)
-        self.folder, self.path = folder, path
+        imported = {"domainbed", *_imported(self.file)}
+        self.folder = next((p.parent for p in self.file.parents if p.name in imported), folder)
+        self.name = (path if path in self.folder.parents else self.folder).name
+        if self.name in [fork.name for fork in FORKS.values() if fork.folder != self.folder]:
+            self.name = f"{self.folder.parent.name}-{self.name}"
+        self.module = _OF_FORKS + self.name.replace(".", "_")
+        self.loading = False
         self._inside = cache(self._find_inside)
 
     @cached_property
     def files(self) -> list[Path]:
-        """All its Python files, or those beside a file that is in no package."""
-        if self.path.is_file() and self.folder == self.file.parent:
-            return sorted(self.folder.glob("*.py"))
-        found = sorted(self.folder.rglob("*.py"))
+        """Its Python files; of a file that is in no package, those beside it."""
+        is_alone = self.path.is_file() and self.folder == self.path.parent
+        found = sorted(self.folder.glob("*.py" if is_alone else "**/*.py"))
         return [file for file in found if "/." not in f"/{file.relative_to(self.folder)}"]
 
-    @property
-    def package(self) -> Path:
-        """The folder of its outermost package."""
-        inside = self.file.relative_to(self.folder).parts
-        return self.folder / inside[0] if len(inside) > 1 else self.folder
+    def load(self, *names: str) -> ModuleType | None:
+        """Imports its algorithms, or the file of one of these names that is nearest to them.
 
-    def name_of(self, file: Path) -> str:
-        """The name of a file as a module."""
-        parts = file.relative_to(self.folder).with_suffix("").parts
-        return ".".join([self.module, *parts]).removesuffix(".__init__")
-
-    def module_of(self, names: Sequence[str]) -> ModuleType | None:
-        """Its module of one of these file names, imported; None where it has none that can be."""
-        file = nearest(self.package, names)
-        if file is None or (module := self.name_of(file)) in self.failures:
+        Returns:
+            the module; None, with a warning, where there is no other one that can be imported.
+        """
+        among = [file for file in self.files if str(file).endswith(names)]
+        near = {file: -len(os.path.commonpath([file, self.file])) for file in among}
+        file = min(near, key=lambda file: (near[file], len(file.parts), file), default=None)
+        if names and file is None:
             return None
-        try:
-            return self.load(module)
-        except (Exception, SystemExit) as error:
-            self.failures[module] = f"{type(error).__name__}: {one_line(error)}"
-        return None
-
-    def load(self, module: str = "") -> ModuleType:
-        """Imports one of its modules: by default that of its algorithms."""
+        place = (file or self.file).relative_to(self.folder).with_suffix("")
         for alias in (bool, complex, float, int, object, str):  # NumPy had these names once
             vars(np).setdefault(alias.__name__, alias)
-        before, self.loading = self.loading, True
+        self.loading = True
         try:
-            return importlib.import_module(module or self.name_of(self.file))
+            module = ".".join([self.module, *place.parts]).removesuffix(".__init__")
+            return importlib.import_module(module)
+        except (Exception, SystemExit) as error:
+            if not names:
+                raise
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            warnings.warn(f"{file} of {self.name} cannot be imported ({reason})", stacklevel=2)
+            return None
         finally:
-            self.loading = before
+            self.loading = False
 
     def classes(self) -> list[type]:
         """The classes that its modules define, as far as they are imported."""
-        modules = [m for name, m in sys.modules.items() if f"{name}.".startswith(f"{self.module}.")]
-        return [
-            value
-            for module in modules
-            for value in [*vars(module).values()]
-            if isinstance(value, type) and value.__module__ == module.__name__
-        ]
+        modules = [module for name, module in sys.modules.items() if self.has(name)]
+        values = [(module, value) for module in modules for value in [*vars(module).values()]]
+        return [v for m, v in values if isinstance(v, type) and v.__module__ == m.__name__]
+
+    def has(self, module: str) -> bool:
+        """Whether a module of this name is its own."""
+        return f"{module}.".startswith(f"{self.module}.")
 
     def register(self, registry: Any, entries: Iterable[type]) -> None:
         """Registers classes under their own names, or with a prefix where these are taken."""
-        renamed = []
+        renamed: list[str] = []
         for entry in entries:
-            name = entry.__name__
-            try:
-                registry.register(entry)
-            except ValueError:
-                name = f"{self.name}-{entry.__name__}"
-                registry.register(entry, name=name)
-                renamed.append(name)
-            self.names[name] = entry
+            place = entry.__module__.rpartition(".")[2]
+            for prefix in ("", f"{self.name}-", f"{self.name}-{place}-"):
+                with contextlib.suppress(ValueError):
+                    registry.register(entry, name=prefix + entry.__name__)
+                    renamed += [prefix + entry.__name__] * bool(prefix)
+                    break
         if renamed:
             more = f" and {len(renamed) - 3} more" if len(renamed) > 3 else ""
             warnings.warn(
@@ -187,62 +167,49 @@ class Fork:
                 stacklevel=2,
             )
 
-    def forget(self) -> None:
-        """Drops its modules, so that they are imported again."""
-        for name in [name for name in sys.modules if f"{name}.".startswith(f"{self.module}.")]:
-            del sys.modules[name]
-
     def import_(
         self,
         name: str,
         of: Mapping[str, Any] | None = None,
         local: Mapping[str, Any] | None = None,
-        wanted: Sequence[str] = (),
+        wanted: Sequence[str] | None = (),
         level: int = 0,
     ) -> Any:
-        """`__import__` for its modules."""
+        """`__import__` for its modules: what a module cannot have, it has as `Missing`.
+
+        That does not hold for imports in functions, or where the fork itself tries them.
+        """
         first, _, rest = name.partition(".")
         inside = None if level else self._inside(first)
-        if inside is not None:
+        try:
+            if inside is None:
+                return builtins.__import__(name, of, local, wanted or (), level)
             top = f"{self.module}.{inside}".rstrip(".")
             module = importlib.import_module(f"{top}.{rest}".rstrip("."))
             if wanted:
-                return builtins.__import__(module.__name__, of, local, wanted, 0)
+                return builtins.__import__(module.__name__, of, local, wanted)
             return sys.modules[top]
-        frame = sys._getframe(1)
-        may_lack = level == 0 and frame.f_code.co_name == "<module>"
-        may_lack = may_lack and frame.f_lineno not in _guarded(frame.f_code.co_filename)
-        try:
-            found = builtins.__import__(name, of, local, wanted, level)
-        except ImportError as error:
-            if not may_lack or (error.name or "").startswith(self.module):
+        except Exception as error:
+            place = sys._getframe(1)
+            is_tried = place.f_lineno in _tried(Path(place.f_code.co_filename))
+            if place.f_code.co_name != "<module>" or is_tried or "*" in (wanted or ()):
                 raise
             return Missing(self, name if wanted else first, one_line(error))
-        if may_lack and any(each != "*" and not hasattr(found, each) for each in wanted or ()):
-            reason = f"{name} has none"
-            parts = {w: getattr(found, w, Missing(self, f"{name}.{w}", reason)) for w in wanted}
-            return SimpleNamespace(**parts)
-        return found
 
     def _find_inside(self, first: str) -> str | None:
         """The name below its root of what it imports as `first`; None of what is not its own."""
-        places = [self.folder]
-        for part in self.file.relative_to(self.folder).parts[:-1]:
-            places.append(places[-1] / part)
-        if _is_module(self.folder, first):
-            return first
-        if first == "domainbed":
-            is_there = any((self.folder / first).rglob("*.py"))
-            return first if is_there else ".".join(places[-1].relative_to(self.folder).parts)
-        if importlib.util.find_spec(first) is None:
-            for place in places:
-                if _is_module(place, first) or any((place / first).rglob("*.py")):
-                    return ".".join((place / first).relative_to(self.folder).parts)
-        return None
-
-
-def _is_module(folder: Path, name: str) -> bool:
-    return (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file()
+        depth = len(self.file.relative_to(self.folder).parts)
+        places = [*self.file.parents][:depth][::-1]
+        is_elsewhere = first != "domainbed" and importlib.util.find_spec(first) is not None
+        for place in places:
+            here = place / first
+            is_there = here.with_suffix(".py").is_file() or (here / "__init__.py").is_file()
+            if is_elsewhere and place != self.folder:
+                continue  # the folders of a package are not searched before those of Python
+            if is_there or (not is_elsewhere and any(here.glob("**/*.py"))):
+                return ".".join(here.relative_to(self.folder).parts)
+        is_renamed = first == "domainbed" and (places[-1] / "networks.py").is_file()
+        return ".".join(places[-1].relative_to(self.folder).parts) if is_renamed else None
 
 
 def _imported(file: Path) -> set[str]:
@@ -253,12 +220,11 @@ def _imported(file: Path) -> set[str]:
     return {name.partition(".")[0] for name in (*plain, *parts)}
 
 
-@cache
-def _guarded(file: str) -> set[int]:
-    """The lines of a file that are tried, so that it says itself what happens if they fail."""
-    tried = [n for n in ast.walk(ast.parse(Path(file).read_bytes())) if isinstance(n, ast.Try)]
-    spans = [(s.lineno, s.end_lineno or s.lineno) for node in tried for s in node.body]
-    return {line for first, last in spans for line in range(first, last + 1)}
+def _tried(file: Path) -> set[int]:
+    """The lines of a file that are in the first part of a `try`."""
+    tried = [node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.Try)]
+    spans = [range(s.lineno, (s.end_lineno or 0) + 1) for node in tried for s in node.body]
+    return {line for span in spans for line in span}
 
 
 class _Loader(SourceFileLoader):
@@ -268,8 +234,8 @@ class _Loader(SourceFileLoader):
         return compile(self.get_data(self.path), self.path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        fork = _FORKS[module.__name__.partition(".")[0]]
-        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": fork.import_}
+        fork = FORKS[module.__name__.partition(".")[0]]
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": fork.import_}
         super().exec_module(module)
 
 
@@ -281,11 +247,11 @@ class _Finder:
         root = name.partition(".")[0]
         if not root.startswith(_OF_FORKS):
             return None
-        if root not in _FORKS and (place := json.loads(os.environ.get(_KNOWN, "{}")).get(root)):
-            _FORKS[root] = Fork(Path(place), root.removeprefix(_OF_FORKS))
-        if name == root and root in _FORKS:
+        if root not in FORKS:
+            FORKS[root] = Fork(Path(json.loads(os.environ[_KNOWN])[root]))
+        if name == root:
             spec = ModuleSpec(root, None, is_package=True)
-            spec.submodule_search_locations = [str(_FORKS[root].folder)]
+            spec.submodule_search_locations = [str(FORKS[root].folder)]
             return spec
         found = PathFinder.find_spec(name, path)
         if found is not None and isinstance(found.loader, SourceFileLoader):
@@ -293,7 +259,7 @@ class _Finder:
         return found
 
 
-_FORKS: dict[str, Fork] = {}
+FORKS: dict[str, Fork] = {}
 """By the name of the root of their modules."""
 _VISITORS: list[Callable[[Fork], None]] = []
 
@@ -303,31 +269,43 @@ sys.meta_path.insert(0, _Finder)
 def on_fork(visit: Callable[[Fork], None]) -> None:
     """Calls a function with each fork, those that are here and those that will be."""
     _VISITORS.append(visit)
-    for fork in [*_FORKS.values()]:
+    for fork in [*FORKS.values()]:
         visit(fork)
-
-
-def fork_at(path: Path) -> Fork:
-    """The fork of this folder or file. A second one of the same name is called after its parent's
-    folder, too.
-
-    Raises:
-        UserError: there is no such path, or it has no algorithms.
-    """
-    if not path.exists():
-        raise UserError(f"plug-in {str(path)!r} does not exist: give the path of a fork")
-    path = path.resolve()
-    fork = Fork(path, "fork")
-    name = path.name if path in (fork.folder, *fork.folder.parents) else fork.folder.name
-    if (known := _FORKS.get(_OF_FORKS + name)) and known.folder != fork.folder:
-        name = f"{fork.folder.parent.name}-{name}"
-    return Fork(path, name)
 
 
 def announce(fork: Fork) -> None:
-    """Makes a fork known to what registers its classes, after an earlier version is forgotten."""
-    fork.forget()
-    _FORKS[fork.module] = fork
-    os.environ[_KNOWN] = json.dumps({name: str(each.path) for name, each in _FORKS.items()})
+    """Makes a fork known to what registers its classes; an earlier version is forgotten."""
+    for name in filter(fork.has, [*sys.modules]):
+        del sys.modules[name]
+    FORKS[fork.module] = fork
+    os.environ[_KNOWN] = json.dumps({name: str(each.path) for name, each in FORKS.items()})
     for visit in _VISITORS:
         visit(fork)
+
+
+def by_name(function: Callable[..., T], known: Mapping[str, Any], *first: Any) -> T:
+    """Calls a function with what is known of its parameters, after its first ones."""
+    parameters = list(inspect.signature(function).parameters)[len(first) :]
+    return function(*first, **{name: known[name] for name in parameters if name in known})
+
+
+def arguments(folder: Path | None, known: Mapping[str, Any]) -> SimpleNamespace:
+    """The `args` of a fork's train script: its own defaults, and what is known of the run."""
+    return SimpleNamespace(**{**(_defaults(folder) if folder else {}), **known})
+
+
+@cache
+def _defaults(folder: Path) -> dict[str, Any]:
+    """The defaults of the arguments that the train scripts of a fork declare."""
+    scripts = [ast.parse(file.read_bytes()) for file in sorted(folder.rglob("train*.py"))]
+    calls = [node for script in scripts for node in ast.walk(script) if isinstance(node, ast.Call)]
+    found: dict[str, Any] = {}
+    for call in calls:
+        flags = [flag.value for flag in call.args if isinstance(flag, ast.Constant)]
+        if getattr(call.func, "attr", "") == "add_argument" and flags:
+            settings = {word.arg: word.value for word in call.keywords}
+            name = str(flags[-1]).lstrip("-").replace("-", "_")
+            found[name] = False if "action" in settings else None
+            with contextlib.suppress(KeyError, ValueError):  # what only a running script knows
+                found[name] = ast.literal_eval(settings["default"])
+    return found

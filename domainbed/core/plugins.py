@@ -93,9 +93,10 @@ def _is_path(name: str) -> bool:
 
 def _import_fork(path: Path) -> str:
     """Announces a fork, unless it is the same as before; returns the root of its modules."""
-    fork = forks.fork_at(path)
+    fork = forks.Fork(path)
     plugin = Plugin(f"{fork.name}/", _digest_of((file, fork.folder) for file in fork.files))
-    if _imported.get(fork.module) != plugin:
+    known = forks.FORKS.get(fork.module)
+    if _imported.get(fork.module) != plugin or known is None or known.path != fork.path:
         forks.announce(fork)
     _imported[fork.module] = plugin
     return fork.module

@@ -13,9 +13,7 @@ from PIL.Image import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from domainbed.config.run_facts import Handed, RunFacts
-from domainbed.core.fork_calls import arguments, by_name
-from domainbed.core.forks import DATASETS as FILES
-from domainbed.core.forks import Fork
+from domainbed.core.forks import Fork, arguments, by_name
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.images.transforms import evaluation_transform, training_transform
 
@@ -79,7 +77,7 @@ class _Samples(Dataset[tuple[Any, ...]]):
 
 def register(fork: Fork) -> None:
     """Registers the datasets of a fork that can be made of a data folder."""
-    fork.module_of(FILES)
+    fork.load("/datasets.py", "/datasets/__init__.py")
     fork.register(DATASETS, [_adapted(cls, fork) for cls in fork.classes() if _is_dataset(cls)])
 
 
