@@ -57,6 +57,7 @@ _GROUPS = {
         "list algorithms": ("listing", "names and papers"),
         "list datasets": ("listing", "names, domains, classes, images, licences"),
         "list protocols": ("listing", "named protocols, and how they differ from the default"),
+        "list plugin": ("listing", "which classes of somebody's fork run here, or why they do not"),
         "list hparams": ("listing", "defaults and ranges of an algorithm's hyper-parameters"),
         "config": ("listing", "print what the config of a sweep may say, for editors and people"),
         "completion": ("completion", "print what completes commands in bash, zsh or fish"),

@@ -99,6 +99,34 @@ def _hparams(args: argparse.Namespace) -> Rows:
     return [["name", "default", "random draw", "meaning"], *rows]
 
 
+def plugin(parser: Parser) -> Run:
+    """List the classes of a fork: those that run here, with what, and why others do not.
+
+    Each algorithm is trained for two updates on small random images.
+    """
+    parser.add_argument("path", metavar="PATH", help="a fork's folder, or one of its files")
+    return _plugin
+
+
+def _plugin(args: argparse.Namespace) -> int:
+    from domainbed.algorithms import ALGORITHMS
+    from domainbed.core.plugins import import_plugins, named, plugins_of
+    from domainbed.datasets import DATASETS
+    from domainbed.training.trial import trial
+
+    import_plugins([args.path])
+    (plugin,) = named([args.path])
+    own = [n for n, algorithm in ALGORITHMS.items() if plugin in plugins_of([algorithm])]
+    data = [name for name, dataset in DATASETS.items() if plugin in plugins_of([dataset])]
+    width = max(map(len, (*own, *data)), default=0)
+    for name in own:
+        tried = trial(name)
+        print(f"{name:{width}}  {tried.result}{': ' * bool(tried.note)}{tried.note}", flush=True)
+    for name in data:
+        print(f"{name:{width}}  is a dataset of {len(DATASETS[name].ENVIRONMENTS)} domains")
+    return 0
+
+
 def _listing(parser: Parser, rows: Callable[[argparse.Namespace], Rows]) -> Run:
     add_shared(parser, "--plugins")
 

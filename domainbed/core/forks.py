@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -181,20 +181,26 @@ class Fork:
         """
         first, _, rest = name.partition(".")
         inside = None if level else self._inside(first)
+        place = sys._getframe(1)
         try:
             if inside is None:
-                return builtins.__import__(name, of, local, wanted or (), level)
-            top = f"{self.module}.{inside}".rstrip(".")
-            module = importlib.import_module(f"{top}.{rest}".rstrip("."))
-            if wanted:
-                return builtins.__import__(module.__name__, of, local, wanted)
-            return sys.modules[top]
+                found = builtins.__import__(name, of, local, wanted or (), level)
+            else:
+                top = f"{self.module}.{inside}".rstrip(".")
+                found = importlib.import_module(f"{top}.{rest}".rstrip("."))
+                found = builtins.__import__(found.__name__, of, local, wanted or ("__name__",))
+                found = found if wanted else sys.modules[top]
         except Exception as error:
-            place = sys._getframe(1)
-            is_tried = place.f_lineno in _tried(Path(place.f_code.co_filename))
-            if place.f_code.co_name != "<module>" or is_tried or "*" in (wanted or ()):
+            if "*" in (wanted or ()) or _must_have(place):
                 raise
             return Missing(self, name if wanted else first, one_line(error))
+        parts = {each: f"{found.__name__}.{each}" for each in wanted or () if each != "*"}
+        absent = [n for n, m in parts.items() if not hasattr(found, n) and m not in sys.modules]
+        if not absent or _must_have(place):
+            return found
+        there = {each: getattr(found, each, None) for each in parts}
+        lacking = {each: Missing(self, f"{name}.{each}", "there is none") for each in absent}
+        return SimpleNamespace(**{**there, **lacking})
 
     def _find_inside(self, first: str) -> str | None:
         """The name below its root of what it imports as `first`; None of what is not its own."""
@@ -220,11 +226,13 @@ def _imported(file: Path) -> set[str]:
     return {name.partition(".")[0] for name in (*plain, *parts)}
 
 
-def _tried(file: Path) -> set[int]:
-    """The lines of a file that are in the first part of a `try`."""
-    tried = [node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.Try)]
-    spans = [range(s.lineno, (s.end_lineno or 0) + 1) for node in tried for s in node.body]
-    return {line for span in spans for line in span}
+def _must_have(place: FrameType) -> bool:
+    """Whether an import there must fail, where it does: in a function, or where it is tried."""
+    script = ast.parse(Path(place.f_code.co_filename).read_bytes())
+    tried = [body for node in ast.walk(script) if isinstance(node, ast.Try) for body in node.body]
+    spans = [range(body.lineno, (body.end_lineno or 0) + 1) for body in tried]
+    in_function = place.f_code.co_name != "<module>"
+    return in_function or any(place.f_lineno in span for span in spans)
 
 
 class _Loader(SourceFileLoader):

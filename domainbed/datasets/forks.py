@@ -82,15 +82,12 @@ def register(fork: Fork) -> None:
 
 
 def _is_dataset(cls: type) -> bool:
+    names = getattr(cls, "ENVIRONMENTS", None)
+    if names is None or len(names) == 0 or _BASE not in [base.__name__ for base in cls.__mro__]:
+        return False
     parameters = inspect.signature(cls).parameters.values()
     required = {p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL}
-    names = getattr(cls, "ENVIRONMENTS", None)
-    has_domains = names is not None and len(names) > 0
-    return (
-        any(base.__name__ == _BASE for base in cls.__mro__[1:])
-        and has_domains
-        and required <= _KNOWN
-    )
+    return required <= _KNOWN
 
 
 def _adapted(cls: Any, fork: Fork) -> type[MultipleDomainDataset]:
