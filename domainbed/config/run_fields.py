@@ -7,6 +7,7 @@ sweep's config, and the tables of the documentation follow from these declaratio
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -68,15 +69,11 @@ class DataFields(Settings):
         Raises:
             UserError: a name means two classes.
         """
-        found: dict[str, str] = {}
-        for name, others in self.classes.items():
-            for other in others:
-                if found.setdefault(other, name) != name:
-                    raise UserError(
-                        f"{other!r} means {found[other]!r} and {name!r}: name it once",
-                        *("classes", name),
-                    )
-        return found
+        pairs = [(other, name) for name, others in self.classes.items() for other in others]
+        for other, names in Counter(other for other, _ in pairs).items():
+            if names > 1:
+                raise UserError(f"{other!r} means {names} classes: name it once", "classes")
+        return dict(pairs)
 
 
 def _named_backbone(value: Any) -> Any:

@@ -250,35 +250,24 @@ def domains_of(dataset: Any, labels: LabelType = CLASSES) -> list[Domain]:
             domains.append(TensorDomain(*each.tensors))
         else:
             domains.append(ForeignDomain(each, num_classes, collate, labels))
-    if join := getattr(dataset, "join", None):
-        domains = [copy.copy(domain) for domain in domains]
-        for domain in domains:
-            domain.join = join
-    out_splits, groups, attributes = (
-        getattr(dataset, name, None) for name in ("out_splits", "groups", "attributes")
+    domains = list(map(copy.copy, domains))
+    join, out_splits, groups, attributes = (
+        getattr(dataset, name, None) for name in ("join", "out_splits", "groups", "attributes")
     )
-    if out_splits is not None:
-        domains = [domain.with_out_split(out) for domain, out in zip(domains, out_splits)]
-    if groups is not None:
-        domains = [domain.with_groups(own) for domain, own in zip(domains, groups)]
-    if attributes is not None:
-        number = len(dataset.attribute_names)
-        pairs = zip(domains, attributes)
-        domains = [_with_attribute(domain, own, number, labels) for domain, own in pairs]
+    for number, domain in enumerate(domains):
+        domain.join = join or domain.join
+        if out_splits is not None:
+            domain.out_split = out_splits[number]
+        if groups is not None:
+            domain.groups = groups[number]
+            domain.noted = {**domain.noted, "group": groups[number]}
+        if attributes is not None:
+            group = attribute = torch.as_tensor(attributes[number])
+            if labels.has_classes:
+                values = len(dataset.attribute_names)
+                group = attribute + values * domain.labels.reshape(-1).long()
+            domain.noted = {**domain.noted, "attribute": attribute, "group": group}
     return domains
-
-
-def _with_attribute(
-    domain: Domain, values: Sequence[int], number: int, labels: LabelType
-) -> Domain:
-    """The same samples, whose extras have the value of an attribute and the group."""
-    noted = copy.copy(domain)
-    attribute = torch.as_tensor(values)
-    group = attribute
-    if labels.has_classes:
-        group = group + number * domain.labels.reshape(-1).long()
-    noted.noted = {**domain.noted, "attribute": attribute, "group": group}
-    return noted
 
 
 def require_contract(dataset: Any) -> None:

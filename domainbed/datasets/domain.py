@@ -151,18 +151,6 @@ class Domain(ABC):
         moved.device, moved.noted = device, on_device(self.noted, device)
         return moved
 
-    def with_out_split(self: AnyDomain, positions: Sequence[int] | None) -> AnyDomain:
-        """The same images, of which those at `positions` validate."""
-        fixed = copy.copy(self)
-        fixed.out_split = positions
-        return fixed
-
-    def with_groups(self: AnyDomain, groups: Sequence[str]) -> AnyDomain:
-        """The same images, of groups that no split cuts."""
-        grouped = copy.copy(self)
-        grouped.groups, grouped.noted = groups, {**self.noted, "group": groups}
-        return grouped
-
     def evaluation_batches(
         self, indices: Sequence[int], batch_size: int = EVALUATION_BATCH, workers: int = 0
     ) -> Iterator[Minibatch]:

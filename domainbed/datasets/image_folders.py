@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -29,6 +29,7 @@ from domainbed.core.settings import Listed, Settings, load
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.image_domains import ImageDomain
 from domainbed.datasets.images.transforms import IMAGE_SIZE, Crop
+from domainbed.datasets.rows import by_roles
 from domainbed.errors import UserError
 
 
@@ -41,17 +42,14 @@ class Contents:
         classes: names, in order.
         images: per domain the files that are there, and their labels.
         missing: what is missing, in one line; "" for nothing.
-        out_splits, groups, attribute_names, attributes: see `MultipleDomainDataset`.
+        roles: what is known of the images beside their labels, see `rows.by_roles`.
     """
 
     domains: Sequence[str]
     classes: Sequence[str]
     images: Sequence[Sequence[tuple[Path, int]]]
     missing: str = ""
-    out_splits: Sequence[Sequence[int]] | None = None
-    groups: Sequence[Sequence[str]] | None = None
-    attribute_names: Sequence[str] = ()
-    attributes: Sequence[Sequence[int]] | None = None
+    roles: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
 
     def by_class(self) -> dict[str, dict[str, list[Path]]]:
         """The files of each class that a domain has images of."""
@@ -104,8 +102,7 @@ class ImageDataset(MultipleDomainDataset):
                     )
         self.domain_names, self.classes = list(contents.domains), list(contents.classes)
         self.num_classes = len(self.classes)
-        self.out_splits, self.groups = contents.out_splits, contents.groups
-        self.attribute_names, self.attributes = contents.attribute_names, contents.attributes
+        vars(self).update(by_roles(contents.roles))
         self.datasets = [
             ImageDomain([file for file, _ in own], [label for _, label in own], self.crop)
             for own in contents.images
@@ -150,9 +147,8 @@ def class_places(
     root: Path, domains: Sequence[str], meant: Mapping[str, str]
 ) -> dict[str, dict[str, list[str]]]:
     """For each domain the folders of its classes, by the names of the classes that they mean."""
-    places: dict[str, dict[str, list[str]]] = {}
+    places: dict[str, dict[str, list[str]]] = {domain: {} for domain in domains}
     for domain, own in class_folders(root, domains).items():
-        places[domain] = {}
         for name, folder in own.items():
             places[domain].setdefault(meant.get(name, name), []).append(folder)
     return places

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from domainbed.core.files import regular
 from domainbed.core.image_files import is_image
 from domainbed.core.names import dataset_label
 from domainbed.datasets.image_folders import ALLOW_MISSING, Contents, ImageDataset
-from domainbed.datasets.rows import name_ignored_groups, read_rows
+from domainbed.datasets.rows import in_order, name_ignored_groups, read_rows
 from domainbed.errors import UserError
 
 _COLUMNS = ("path", "label", "domain")
@@ -190,14 +189,6 @@ def _composed(entries: Sequence[Entry]) -> Sequence[Entry]:
     return [replace(e, label=composed[e.label], domain=composed[e.domain]) for e in entries]
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
-    """Each once, in name order, or in numeric order where all are whole numbers."""
-    found = sorted(set(names))
-    if all(re.fullmatch(r"-?\d+", name) for name in found):
-        found.sort(key=int)
-    return found
-
-
 def _arranged(file: Path, entries: Sequence[Entry], options: DataFields) -> Manifest:
     """The manifest with these images, whatever their order in the file."""
     meant = options.meant
@@ -210,7 +201,7 @@ def _arranged(file: Path, entries: Sequence[Entry], options: DataFields) -> Mani
                 f"{file}, line {entry.line}: {entry.path!r} is already listed in line {line}: "
                 "list each image once"
             )
-    classes = _in_order(entry.label for entry in entries)
+    classes = in_order(entry.label for entry in entries)
     number = {name: label for label, name in enumerate(classes)}
     domains = sorted({entry.domain for entry in entries})
     images = {name: [entry for entry in entries if entry.domain == name] for name in domains}
@@ -238,18 +229,12 @@ def _arranged(file: Path, entries: Sequence[Entry], options: DataFields) -> Mani
                 "('in') and images to validate ('out') in every domain, and no others"
             )
         own.sort(key=lambda entry: (number[entry.label], *os.path.split(entry.path)))
-    folder, attributes = file.parent, _in_order(entry.attribute for entry in entries)
+    folder = file.parent
     listed = [
         [(folder / entry.path, number[entry.label]) for entry in own] for own in images.values()
     ]
-    contents = Contents(domains, classes, listed)
-    if fixes_splits:
-        out = [[i for i, e in enumerate(own) if e.split == "out"] for own in images.values()]
-        contents = replace(contents, out_splits=out)
-    if "group" in options.columns:
-        groups = [[entry.group for entry in own] for own in images.values()]
-        contents = replace(contents, groups=groups)
-    if "attribute" in options.columns:
-        found = [[attributes.index(entry.attribute) for entry in own] for own in images.values()]
-        contents = replace(contents, attribute_names=attributes, attributes=found)
-    return Manifest(file, contents, {folder / entry.path: entry.line for entry in entries})
+    known: list[str] = [role for role in ("group", "attribute") if role in options.columns]
+    known += ["split"] * fixes_splits
+    roles = {role: [[getattr(e, role) for e in own] for own in images.values()] for role in known}
+    lines = {folder / entry.path: entry.line for entry in entries}
+    return Manifest(file, Contents(domains, classes, listed, roles=roles), lines)

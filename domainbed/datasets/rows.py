@@ -7,8 +7,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_SEPARATORS = ",;\t|"
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,21 @@ class Rows:
         Raises:
             UserError: there is no such role, or no such column, or two of a name.
         """
-        for role in set(chosen).difference(required, optional):
-            known = (*required, *optional)
+        known, found = (*required, *optional), {}
+        if unknown := set(chosen).difference(known):
+            hint = did_you_mean(min(unknown), known)
             raise UserError(
-                f"columns names the role {role!r}.{did_you_mean(role, known)} Known: "
-                f"{', '.join(known)}",
-                *("columns", role),
+                f"columns names the role {min(unknown)!r}.{hint} Known: {', '.join(known)}",
+                *("columns", min(unknown)),
             )
-        found = {}
-        for role in (*required, *optional):
+        for role in known:
             column = chosen.get(role, role)
             number = self.names.count(column)
             if number > 1 or (not number and (role in required or role in chosen)):
-                here = ", ".join(self.names)
                 raise UserError(
-                    f"{self.file}, line 1: {number} columns {column!r} in {here!r}: expected "
-                    f"{', '.join(required)}, each once, or other names in the field 'columns', as "
-                    f"in {{{role}: NAME}}",
+                    f"{self.file}, line 1: {number} columns {column!r} in "
+                    f"{', '.join(self.names)!r}: expected {', '.join(required)}, each once, or "
+                    f"other names in the field 'columns', as in {{{role}: NAME}}",
                     "columns",
                 )
             if number:
@@ -84,12 +82,42 @@ _LIKE_GROUPS = re.compile(
 """Names of columns, in lower case, whose values samples may share in other ways than by chance."""
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each once, in name order, or in numeric order where all are whole numbers."""
+    found = sorted(set(names))
+    if all(re.fullmatch(r"-?\d+", name) for name in found):
+        found.sort(key=int)
+    return found
+
+
+def by_roles(roles: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, Any]:
+    """Attributes of a dataset that say which samples validate, their groups and attributes.
+
+    Args:
+        roles: for each domain the texts of its samples, by `split` ("out" or "val" validates),
+            `group` and `attribute`; other roles are not looked at.
+    """
+    found: dict[str, Any] = {}
+    if "split" in roles:
+        outs = (
+            [i for i, text in enumerate(own) if text in ("out", "val")] for own in roles["split"]
+        )
+        found["out_splits"] = list(outs)
+    if "group" in roles:
+        found["groups"] = roles["group"]
+    if "attribute" in roles:
+        names = in_order(chain(*roles["attribute"]))
+        numbers = [[names.index(text) for text in own] for own in roles["attribute"]]
+        found |= {"attribute_names": names, "attributes": numbers}
+    return found
+
+
 def name_ignored_groups(rows: Rows, columns: Mapping[str, str]) -> None:
     """Warns of columns that look like groups, and that no role has."""
     ignored = [name for name in rows.names if _LIKE_GROUPS.fullmatch(name.lower())]
     for name in sorted(set(ignored).difference(columns.values())) * ("group" not in columns):
         warn_once(
-            f"{rows.file}: the column {name!r} is ignored: samples of one {name} may train and "
+            f"{rows.file}: the column {name!r} is no group: samples of one {name} may train and "
             f"validate; to keep them together, set columns to {{group: {name}}}"
         )
 
@@ -113,7 +141,7 @@ def read_rows(file: Path) -> Rows:
     header = stream.readline()
     stream.seek(0)
     # Of equals the comma; a name in quotes may contain the others.
-    separator = max(_SEPARATORS, key=lambda each: _fields(header, each))
+    separator = max(",;\t|", key=lambda each: len(next(csv.reader([header], delimiter=each), [])))
     reader = csv.DictReader(stream, strict=True, delimiter=separator)
     try:
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
@@ -138,10 +166,6 @@ def _text(file: Path) -> str:
             warn_once(f"{file} is not UTF-8: it is read as cp1252, the encoding of Windows")
         return text
     raise UserError(f"{file} is neither UTF-8 nor marked UTF-16 nor cp1252 text: save it as UTF-8")
-
-
-def _fields(header: str, separator: str) -> int:
-    return len(next(csv.reader([header], delimiter=separator), []))
 
 
 def _csv_rows(reader: csv.DictReader[str], file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -20,7 +20,7 @@ from domainbed.core.files import file_digest, regular
 from domainbed.core.names import DATASET_DOMAINS, dataset_label
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.domain import TensorDomain
-from domainbed.datasets.rows import Rows, read_rows
+from domainbed.datasets.rows import Rows, by_roles, name_ignored_groups, read_rows
 from domainbed.errors import UserError, one_line
 from domainbed.metrics.labels import label_type
 
@@ -52,7 +52,8 @@ class Samples(NamedTuple):
         x: inputs before they are encoded: the columns of a table, a data frame; or an array, int64
             (n, L) of tokens, else float32 (n, …).
         y: (n,) or (n, C) labels: numbers, or the texts of classes.
-        roles: a data frame of texts: `domain`, and where there are these `split` and `group`.
+        roles: a data frame of texts: `domain`, and where there are these `split`, `group` and
+            `attribute`.
         label_names: of columns of labels.
         note: what is said at the start of a run.
     """
@@ -100,12 +101,8 @@ class SampleDataset(MultipleDomainDataset):
             self.y, self.classes = torch.from_numpy(y.astype(np.float32)), self.samples.label_names
         self.num_classes = len(self.classes) or self.y[:1].numel()
         self.rows = [np.flatnonzero(roles.domain == name) for name in sorted(set(roles.domain))]
-        if "split" in roles:
-            self.out_splits = [
-                np.flatnonzero(roles.split[own].isin(("out", "val"))).tolist() for own in self.rows
-            ]
-        if "group" in roles:
-            self.groups = [roles.group[own].tolist() for own in self.rows]
+        texts = {role: [roles[role][own].tolist() for own in self.rows] for role in roles}
+        vars(self).update(by_roles(texts))
         for own in self.rows if self.fields.missing_classes == "refuse" else ():
             if self.y.dtype == torch.int64 and len(self.y[own].unique()) < self.num_classes:
                 raise UserError(
@@ -271,7 +268,7 @@ def _table(file: Path, fields: DataFields) -> Samples:
     """A sample in each row that has all labels and its domain.
 
     The inputs are the columns `features`, or all that have no other role. There may be several
-    columns `label`. A column `group` counts only where it is named so.
+    columns `label`. Columns `group` and `attribute` count only where they are named so.
     """
     import pandas as pd
 
@@ -285,7 +282,9 @@ def _table(file: Path, fields: DataFields) -> Samples:
     labels, features = chosen.pop("label", ["label"]), chosen.pop("features", list(frame))
     columns = Rows(file, list(frame), []).columns
     first = {role: names[0] for role, names in chosen.items()}
-    roles = columns(first, ("domain",), ("split", *(["group"] if "group" in chosen else [])))
+    named = [role for role in ("group", "attribute") if role in chosen]
+    roles = columns(first, ("domain",), ("split", *named))
+    name_ignored_groups(Rows(file, list(frame), []), roles)
     for name in (*labels, *features):
         columns({"features": name}, ("features",))
     taken = [*labels, *roles.values()]
@@ -315,7 +314,7 @@ def _arrays(file: Path, fields: DataFields) -> Samples:
     """A sample in each row of `x`, `y` and `domain`, as `numpy.savez` writes them.
 
     x: whole numbers (n, L) are tokens, 0 is padding; others are numbers: vectors (n, d), series
-    (n, T, C) or images (n, C, H, W). There may be `split` and `group`. Other names of the arrays
+    (n, T, C) or images (n, C, H, W). There may be `split`, `group` and `attribute`. Other names of the arrays
     are chosen as those of a table's columns: of x by `features`, of y by `label`.
     """
     import pandas as pd
@@ -326,7 +325,7 @@ def _arrays(file: Path, fields: DataFields) -> Samples:
     names = Rows(file, list(arrays), []).columns(
         {role: name if isinstance(name, str) else name[0] for role, name in chosen.items()},
         ("features", "label", "domain"),
-        ("split", "group"),
+        ("split", "group", "attribute"),
     )
     x, y, *others = (arrays[name] for name in names.values())
     is_tokens = x.dtype.kind in "iu" and x.ndim == 2

@@ -49,20 +49,17 @@ class _Subpopulations(PublishedTree):
 
     @classmethod
     def contents(cls, folder: Path) -> Contents:
-        rows = cls.rows(folder)
-        domains: tuple[Any, ...] = ([], [])
-        for row in rows:
-            domains[row[3] == 2].append(row)
-        named = [(path, label, cls.ENVIRONMENTS[split == 2]) for path, label, _, split in rows]
         assert cls.info is not None
+        rows = cls.rows(folder)
+        named = [(path, label, cls.ENVIRONMENTS[split == 2]) for path, label, _, split in rows]
         classes = cls.info.classes or ()
         found = listed_contents(folder, cls.files[0], named, cls.ENVIRONMENTS, classes)
-        return replace(
-            found,
-            attribute_names=cls.values,
-            attributes=[[value for _, _, value, _ in own] for own in domains],
-            out_splits=[[i for i, row in enumerate(own) if row[3] == 1] for own in domains],
-        )
+        domains = [[row for row in rows if (row[3] == 2) == is_test] for is_test in (False, True)]
+        roles = {
+            "attribute": [[cls.values[value] for _, _, value, _ in own] for own in domains],
+            "split": [["out" if split == 1 else "in" for *_, split in own] for own in domains],
+        }
+        return replace(found, roles=roles)
 
     @classmethod
     def rows(cls, folder: Path) -> Sequence[tuple[str, int, int, int]]:

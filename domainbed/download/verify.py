@@ -8,6 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -261,9 +262,10 @@ def _own_problems(counts: Counts) -> list[Problem]:
 def _validating(dataset: Any) -> set[Path]:
     """The images that validate, where a manifest says so."""
     manifest = getattr(dataset, "manifest", None)
-    contents = manifest.contents if manifest else None
-    own = zip(contents.images, contents.out_splits or ()) if contents else ()
-    return {images[position][0] for images, out in own for position in out}
+    if manifest is None:
+        return set()
+    pairs = zip(chain(*manifest.contents.images), chain(*manifest.contents.roles.get("split", ())))
+    return {file for (file, _), split in pairs if split == "out"}
 
 
 def _decode_all(report: Verification, found: ImageFiles, root: Path, validating: set[Path]) -> None:

@@ -310,17 +310,14 @@ def _facts(
     """What an algorithm may know before its first update."""
     names = _domain_names(dataset, len(splits))
     trained = [e for e in range(len(splits)) if e not in spec.test_envs]
-    sizes = tuple(len(splits[e].inside) for e in trained)
-    class_sizes: tuple[int, ...] = ()
+    inside = [(domains[e], splits[e].inside) for e in trained]
     attribute_names = tuple(getattr(dataset, "attribute_names", ()))
     group_names = tuple(dataset.group_names) if attribute_names else ()
+    sizes, class_sizes = tuple(len(rows) for _, rows in inside), ()
     if group_names:
-        groups = [domains[e].noted["group"][splits[e].inside] for e in trained]
-        sizes = _sizes(groups, len(group_names))
-    has_classes = label_type(spec.labels).has_classes
-    if has_classes and all(domains[e].labels_at_hand for e in trained):
-        labels = [domains[e].labels[splits[e].inside].reshape(-1).long() for e in trained]
-        class_sizes = _sizes(labels, len(dataset.class_names))
+        sizes = _sizes([d.noted["group"][rows] for d, rows in inside], group_names)
+    if label_type(spec.labels).has_classes and all(d.labels_at_hand for d, _ in inside):
+        class_sizes = _sizes([d.labels[rows] for d, rows in inside], dataset.class_names)
     facts = RunFacts(
         steps=spec.steps,
         class_names=tuple(dataset.class_names),
@@ -340,9 +337,9 @@ def _facts(
     return facts
 
 
-def _sizes(numbers: Sequence[Any], length: int) -> tuple[int, ...]:
-    """How often each number below `length` is there."""
-    return tuple(torch.cat(list(numbers)).bincount(minlength=length).tolist())
+def _sizes(numbers: list[torch.Tensor], names: Sequence[str]) -> Any:
+    """How often the number of each name is there."""
+    return tuple(torch.cat(numbers).reshape(-1).long().bincount(minlength=len(names)).tolist())
 
 
 def dataset_of(spec: RunSpec, data_dir: str) -> MultipleDomainDataset:

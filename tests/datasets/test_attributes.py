@@ -12,7 +12,7 @@ import small_copies
 import torch
 from torch.utils.data import TensorDataset
 
-from domainbed.datasets import DATASETS, MultipleDomainDataset
+from domainbed.datasets import DATASETS, MultipleDomainDataset, domains_of
 from domainbed.datasets.domain import evaluation_draws
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, build, run
@@ -104,8 +104,8 @@ def test_the_draw_of_metashift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_groups_without_an_attribute_are_noted_by_name() -> None:
-    experiment = build(RunSpec.create("Birds", "ERM", [2]))
-    domain = experiment.domains[0].with_groups([f"patient {n // 4}" for n in range(24)])
-    (batch,) = domain.minibatches(evaluation_draws([3, 20]))
+    dataset = Birds("", [], {})
+    dataset.attributes, dataset.groups = None, [[f"patient {n // 4}" for n in range(24)]] * 3
+    (batch,) = domains_of(dataset)[0].minibatches(evaluation_draws([3, 20]))
     assert batch.extras["group"] == ["patient 0", "patient 5"]
-    assert experiment.domains[0].groups is None
+    assert domains_of(dataset)[0].groups == dataset.groups[0]

@@ -66,7 +66,9 @@ def test_columns_decide_what_is_read_and_who_a_run_is(tmp_path: Path) -> None:
     ]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
     columns = {"path": "image", "label": "diagnosis"}
-    with pytest.warns(UserWarning, match=r"column 'patient_id' is ignored: .* \{group: patient_id"):
+    with pytest.warns(
+        UserWarning, match=r"column 'patient_id' is no group: .* \{group: patient_id"
+    ):
         plain = spec_of(tmp_path / "m.jsonl", columns=columns)
     more = {"group": "patient_id", "attribute": "scanner"}
     grouped = spec_of(tmp_path / "m.jsonl", columns={**columns, **more})
@@ -93,7 +95,7 @@ def test_columns_that_cannot_be(tmp_path: Path) -> None:
         spec_of("Debug28", columns={"path": "x"})
     with pytest.raises(UserError, match=r"is a folder, which has no columns"):
         spec_of(f"folder:{tmp_path}", columns={"path": "x"})
-    with pytest.raises(UserError, match=r"'b' means 'a' and 'c': name it once"):
+    with pytest.raises(UserError, match=r"'b' means 2 classes: name it once"):
         spec_of(tmp_path / "m.csv", columns={"path": "image"}, classes={"a": ["b"], "c": ["b"]})
 
 
