@@ -314,8 +314,8 @@ def _arrays(file: Path, fields: DataFields) -> Samples:
     """A sample in each row of `x`, `y` and `domain`, as `numpy.savez` writes them.
 
     x: whole numbers (n, L) are tokens, 0 is padding; others are numbers: vectors (n, d), series
-    (n, T, C) or images (n, C, H, W). There may be `split`, `group` and `attribute`. Other names of the arrays
-    are chosen as those of a table's columns: of x by `features`, of y by `label`.
+    (n, T, C) or images (n, C, H, W). There may be `split`, `group` and `attribute`. Other names of
+    the arrays are chosen as those of a table's columns: of x by `features`, of y by `label`.
     """
     import pandas as pd
 

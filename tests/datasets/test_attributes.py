@@ -109,3 +109,16 @@ def test_groups_without_an_attribute_are_noted_by_name() -> None:
     (batch,) = domains_of(dataset)[0].minibatches(evaluation_draws([3, 20]))
     assert batch.extras["group"] == ["patient 0", "patient 5"]
     assert domains_of(dataset)[0].groups == dataset.groups[0]
+
+
+def test_a_table_with_a_group_and_an_attribute(tmp_path: Path) -> None:
+    rows = [f"{d},{n % 2},{n},{d}{n // 4},{'abc'[n % 3]}" for d in "xy" for n in range(24)]
+    (tmp_path / "t.csv").write_text("\n".join(["domain,label,dose,patient,ward", *rows]))
+    columns = {"group": "patient", "attribute": "ward"}
+    experiment = build(RunSpec.create(f"table:{tmp_path}/t.csv", "ERM", [1], columns=columns))
+    assert experiment.facts.attribute_names == ("a", "b", "c")
+    assert experiment.domains[0].groups == [f"x{n // 4}" for n in range(24)]
+    assert experiment.domains[1].noted["group"].tolist() == [3 * (n % 2) + n % 3 for n in range(24)]
+    assert len(experiment.splits[0].out) == 4
+    with pytest.warns(UserWarning, match="column 'patient' is no group"):
+        RunSpec.create(f"table:{tmp_path}/t.csv", "ERM", [1])
