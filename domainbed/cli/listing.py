@@ -17,6 +17,7 @@ from domainbed.config.protocols import (
     get_protocol,
     protocol_names,
 )
+from domainbed.core.names import is_manifest
 from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
 
@@ -88,10 +89,11 @@ def hparams(parser: Parser) -> Run:
 
 
 def _hparams(args: argparse.Namespace) -> Rows:
-    from domainbed.datasets import require_dataset
+    from domainbed.datasets import get_dataset_class
     from domainbed.hparams import options, search_space
 
-    require_dataset(args.dataset)
+    if not is_manifest(args.dataset):  # whose columns may have any names
+        get_dataset_class(args.dataset)
     place = (args.algorithm, args.dataset, args.features)
     space: dict[str, Any] = search_space(*place)
     space |= {k: v for k, v in options(*place).items() if k not in space}

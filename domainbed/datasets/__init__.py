@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -72,25 +72,6 @@ from domainbed.config.run_fields import DataFields, FeatureSource
 from domainbed.core.seeding import seed_everything
 
 
-def require_dataset(name: str) -> None:
-    """Makes sure that a name is registered, or of a user's own data, which it does not look at.
-
-    Raises:
-        UserError: no such dataset; the message suggests the nearest name and lists all.
-    """
-    if _maker(name) is None:
-        get_dataset_class(name)
-
-
-def _maker(name: str) -> Callable[[str, DataFields], Any] | None:
-    """What makes the class of a user's own data; None for other names."""
-    if name.startswith("folder:") or name.endswith((".yaml", ".yml")):
-        return folder_dataset
-    if name.startswith(SAMPLES):
-        return sample_dataset
-    return manifest_dataset if is_manifest(name) else None
-
-
 def get_dataset_class(name: str, options: DataFields | None = None) -> Any:
     """The class registered under `name`, or that of a user's own data.
 
@@ -105,8 +86,12 @@ def get_dataset_class(name: str, options: DataFields | None = None) -> Any:
         UserError: no such dataset; the message suggests the nearest name and lists all.
     """
     options = options or DataFields()
-    if maker := _maker(name):
-        return maker(name, options)
+    if name.startswith("folder:") or name.endswith((".yaml", ".yml")):
+        return folder_dataset(name, options)
+    if name.startswith(SAMPLES):
+        return sample_dataset(name, options)
+    if is_manifest(name):
+        return manifest_dataset(name, options)
     for field, usual in DataFields():
         if getattr(options, field) != usual:
             raise UserError(f"{field} is for data of your own, not for {name}: leave it out", field)
@@ -271,6 +256,5 @@ __all__ = [
     "get_dataset_class",
     "load_dataset",
     "manifest_dataset",
-    "require_dataset",
     "sample_dataset",
 ]

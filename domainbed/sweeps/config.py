@@ -69,7 +69,6 @@ def _chosen(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-_Dataset = Annotated[Text, known_to("domainbed.datasets", "require_dataset")]
 _Algorithm = Annotated[Text, known_to("domainbed.algorithms", "get_algorithm_class")]
 _Selection = Annotated[Text, known_to("domainbed.selection", "SELECTION_METHODS")]
 _Domain = Annotated[int, Field(ge=0)]
@@ -108,7 +107,7 @@ class SweepConfig(RunFields, RunOptions):
     """A checked sweep. Fields of a run that are not given have their protocol's values."""
 
     plugins: Items[Text] = Field((), description="modules or .py files that register what is yours")
-    datasets: Listed[_Dataset] = Field(description="names of datasets")
+    datasets: Listed[Text] = Field(description="names of datasets")
     algorithms: Listed[_Algorithm] = Field(description="names of algorithms")
     output_dir: Text = Field(
         "results/sweep",
