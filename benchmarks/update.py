@@ -35,6 +35,7 @@ ONE_PASS: Counts = {"pass": 1, "step": 1}
 
 PASSES: dict[str, Callable[[int], Counts]] = {
     **dict.fromkeys(("SAM", "ASAM", "SAGM"), lambda domains: {"pass": 2, "step": 1, "copy": 4}),
+    "LfF": lambda domains: {"pass": 2, "step": 2},
     "MIRO": lambda domains: {**ONE_PASS, "forward": 1},
     "Fish": lambda domains: {"domain pass": domains, "step": domains, "copy": 2},
     "ERMPlusPlus": lambda domains: {"pass": 1, "step": 1, "copy": 1},

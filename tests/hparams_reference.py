@@ -41,6 +41,13 @@ LR_SMALL, LR_OTHER = (1e-3, _log10(-4.5, -2.5)), (5e-5, _log10(-5, -3.5))
 DECAY_SMALL, DECAY_OTHER = (0.0, _fixed(0.0)), (0.0, _log10(-6, -2))
 EXTRA = {
     "ERM": {},
+    **{name: {} for name in ("ReWeight", "SqrtReWeight", "ReSample", "BSoftmax")},
+    "CB": {"cb_rest": (1e-4, _log10(-5, -2))},
+    "Focal": {"focal_gamma": (1.0, _log10(-0.30103, 0.69897))},
+    "LDAM": {"ldam_margin": (0.5, _log10(-1, -0.1)), "ldam_scale": (30.0, _choice(10.0, 30.0))},
+    "GroupDROAttributes": {"groupdro_eta": (1e-2, _log10(-3, -1))},
+    "CVaRDRO": {"cvar_alpha": (0.1, _log10(-2, 0))},
+    "LfF": {"lff_q": (0.7, lambda r: r.uniform(0.05, 0.95))},
     "MIRO": {"miro_lambda": (0.1, _choice(0.001, 0.01, 0.1, 1.0))},
     "RIDG": {"ridg_lambda": (0.01, _log10(-2, -1)), "ridg_momentum": (1e-3, _log10(-4, -1))},
     **{

@@ -52,6 +52,18 @@ from domainbed.algorithms.miro import MIRO
 from domainbed.algorithms.ridg import RIDG
 from domainbed.algorithms.mixstyle import DSU, EFDMix, MixStyle
 from domainbed.algorithms.lisa import LISA
+from domainbed.algorithms.subpopulation import (
+    CB,
+    LDAM,
+    BSoftmax,
+    CVaRDRO,
+    Focal,
+    GroupDROAttributes,
+    LfF,
+    ReSample,
+    ReWeight,
+    SqrtReWeight,
+)
 from domainbed.algorithms.foreign import adapt
 from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean, ZeroShot
 from domainbed.algorithms import forks
@@ -63,6 +75,28 @@ ADD_ONS: dict[str, type[AddOn]] = {
     **{cls.__name__: cls for cls in (SAM, ASAM, SAGM, MixStyle, EFDMix, DSU)},
 }
 """By the name before the `+`."""
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "pooled risk": ("ERM", "ERMPlusPlus"),
+    "risks of domains": (
+        *("IRM", "VREx", "GroupDRO", "TRM", "IB_ERM", "IB_IRM", "Transfer", "EQRM", "RDM"),
+    ),
+    "gradients": ("Fish", "Fishr", "MLDG", "ANDMask", "SANDMask", "IGA", "SAM", "ASAM", "SAGM"),
+    "features alike": (
+        *("CORAL", "DANN", "MMD", "CDANN", "CAD", "CondCAD", "CausIRL_CORAL", "CausIRL_MMD"),
+        *("ADRMX", "URM"),
+    ),
+    "regularisers": ("RSC", "SD", "SelfReg", "MIRO", "RIDG"),
+    "mixing": ("Mixup", "SagNet", "MixStyle", "EFDMix", "DSU", "LISA"),
+    "adaptation": ("MTL", "ARM", "T3A"),
+    "subpopulations": (
+        *("ReWeight", "SqrtReWeight", "CB", "ReSample", "Focal", "LDAM", "BSoftmax"),
+        *("GroupDROAttributes", "CVaRDRO", "LfF"),
+    ),
+    "fitted once": ("LinearProbe", "NearestMean", "KNN", "ZeroShot"),
+}
+"""What the algorithms do, for lists of them."""
 
 
 def get_algorithm_class(name: str) -> type[Algorithm]:
@@ -87,6 +121,7 @@ __all__ = [
     "ARM",
     "ASAM",
     "CAD",
+    "CB",
     "CDANN",
     "CORAL",
     "DANN",
@@ -97,7 +132,9 @@ __all__ = [
     "IB_IRM",
     "IGA",
     "IRM",
+    "KINDS",
     "KNN",
+    "LDAM",
     "LISA",
     "LR_SCHEDULES",
     "MIRO",
@@ -116,6 +153,8 @@ __all__ = [
     "URM",
     "ANDMask",
     "Algorithm",
+    "BSoftmax",
+    "CVaRDRO",
     "CausIRL_CORAL",
     "CausIRL_MMD",
     "CondCAD",
@@ -124,16 +163,22 @@ __all__ = [
     "Fish",
     "Fishr",
     "FittedOnce",
+    "Focal",
     "ForwardPass",
     "GroupDRO",
+    "GroupDROAttributes",
+    "LfF",
     "LinearProbe",
     "MixStyle",
     "Mixup",
     "NearestMean",
     "PooledAlgorithm",
+    "ReSample",
+    "ReWeight",
     "SANDMask",
     "SagNet",
     "SelfReg",
+    "SqrtReWeight",
     "Stage",
     "Transfer",
     "VREx",

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
+from operator import attrgetter
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from domainbed.algorithms.base import (
     Algorithm,
-    Metrics,
-    Minibatches,
-    Objective,
-    Stage,
-    Unlabeled,
     declared_options,
     declared_space,
 )
@@ -39,6 +34,8 @@ class AddOn(Algorithm):
     """The dimensions that come after the other algorithm's."""
 
     base: Any
+    featurizer: nn.Module
+    classifier: nn.Module
 
     def build(self) -> None:
         self.base = self.base_class(
@@ -55,52 +52,15 @@ class AddOn(Algorithm):
             return "it has no 'objective'"
         return None
 
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:  # type: ignore[override]
-        """What the other steps on its objective."""
-        return self.base.optimizer
-
-    @property
-    def featurizer(self) -> nn.Module:
-        return self.base.featurizer
-
-    @property
-    def classifier(self) -> nn.Module:
-        return self.base.classifier
-
-    def objective(
-        self, minibatches: Minibatches, unlabeled: Unlabeled = None
-    ) -> tuple[torch.Tensor, Metrics]:
-        return self.base.objective(minibatches, unlabeled)
-
-    def update_on(
-        self, objective: Objective, minibatches: Minibatches, unlabeled: Unlabeled = None
-    ) -> Metrics:
-        return self.base.update_on(objective, minibatches, unlabeled)
-
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base.predict(x)
-
-    def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        return self.base.predictor()
-
-    def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
-        return self.base.predicting_parts()
-
-    def training_stages(self) -> Sequence[Stage]:
-        return self.base.training_stages()
-
     def take_over(self, before: Any) -> None:
         self.base.take_over(before.base)
 
-    def on_start(self) -> None:
-        self.base.on_start()
 
-    def on_record(self, metrics: dict[str, float]) -> bool | None:
-        return self.base.on_record(metrics)
-
-    def on_end(self) -> None:
-        self.base.on_end()
+for _name in (
+    *("optimizer", "featurizer", "classifier", "objective", "update_on", "predict", "predictor"),
+    *("predicting_parts", "training_stages", "on_start", "on_record", "on_end"),
+):
+    setattr(AddOn, _name, property(attrgetter(f"base.{_name}")))
 
 
 _EITHER = (

@@ -193,6 +193,10 @@ class Algorithm(nn.Module):
     """Whether a prediction depends on the other inputs of its batch, which must then be of one
     domain."""
 
+    balances_groups: ClassVar[bool] = False
+    """Whether minibatches have all groups of a domain equally often: those of label and attribute,
+    or without an attribute the classes."""
+
     whole_batch_inside: ClassVar[bool] = False
     """Whether it looks into the featurizer, at all samples of a batch, so that processes of a run
     cannot share these out."""

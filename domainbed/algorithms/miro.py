@@ -85,20 +85,15 @@ class MIRO(ERM):
         self.raw_variances = nn.ParameterList(
             torch.full((z.shape[1 if z.dim() == 4 else -1],), start) for z in found
         )
-        faster = self.hparams["lr"] * self.option("miro_lr_factor")
-        variances = {"params": [*self.raw_variances], "lr": faster}
-        self.optimizer = self.new_optimizer([{"params": [*self.network.parameters()]}, variances])
+        faster = {"lr": self.hparams["lr"] * self.option("miro_lr_factor")}
+        own, variances = [*self.network.parameters()], [*self.raw_variances]
+        self.optimizer = self.new_optimizer([{"params": own}, {"params": variances, **faster}])
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         with tapped(self.featurizer) as own:
             risk = forward.pooled_risk()
         with torch.no_grad(), tapped(self.pretrained) as fixed:
-            self.pretrained(forward.x)
+            self.pretrained.eval()(forward.x)
         terms = map(information_loss, own, fixed, self.raw_variances)
         penalty = torch.stack(list(terms)).sum()
         return risk + self.hparams["miro_lambda"] * penalty, {"nll": risk, "penalty": penalty}
-
-    def train(self, mode: bool = True) -> MIRO:
-        super().train(mode)
-        self.pretrained.eval()
-        return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -22,23 +23,33 @@ from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
 
 Rows = list[list[str]]
+_YEAR = re.compile(r"\b((?:19|20)\d\d)\b(?!\.\d)|arXiv (\d\d)")
 
 
 def algorithms(parser: Parser) -> Run:
-    """List algorithms: names, readings of the paper and of DomainBed's code, papers."""
+    """List algorithms by what they do: names, years, readings of paper and code, papers."""
     return _listing(parser, _algorithms)
 
 
 def _algorithms(_: argparse.Namespace) -> Rows:
-    from domainbed.algorithms import ALGORITHMS, declared_options
+    from domainbed.algorithms import ADD_ONS, ALGORITHMS, KINDS, declared_options
 
-    rows = [["algorithm", "fidelity", "paper"]]
-    for name, algorithm in ALGORITHMS.items():
+    kinds = {name: kind for kind, names in KINDS.items() for name in names}
+    order = [*KINDS, "other"]
+    rows = [["kind", "algorithm", "year", "fidelity", "paper"]]
+    for name in sorted(ALGORITHMS, key=lambda name: order.index(kinds.get(name, "other"))):
+        algorithm = ALGORITHMS[name]
         fidelity = declared_options(algorithm).get("fidelity")
         # The default is listed first.
-        readings = [fidelity.default, *fidelity.values] if fidelity else []
-        rows.append([name, ", ".join(dict.fromkeys(readings)), algorithm.paper])
-    return [*rows, ["Fishr+NAME", "", "Fishr's penalty added to another"]]
+        readings = (
+            ", ".join(dict.fromkeys([fidelity.default, *fidelity.values])) if fidelity else ""
+        )
+        year = _YEAR.search(algorithm.paper)
+        said = (year[1] or f"20{year[2]}") if year else ""
+        values = ", ".join(dict.fromkeys(readings))
+        rows.append([kinds.get(name, "other"), name, said, values, algorithm.paper])
+    others = [[f"{add_on}+NAME", f"{add_on} added to another"] for add_on in ADD_ONS]
+    return rows + [["", name, "", "", what] for name, what in others]
 
 
 def datasets(parser: Parser) -> Run:

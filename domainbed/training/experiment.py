@@ -173,11 +173,8 @@ class Experiment:
 
     def minibatches(self, steps: range) -> Iterator[list[Minibatch]]:
         """For each step one (x, y) per training domain: x (B, *input_shape), y (B,)."""
-        hparams = self.spec.hparams
-        draws = [
-            self._draws(e, self.stage_splits[e].inside, hparams["class_balanced"])
-            for e in self.train_envs
-        ]
+        balanced = self.spec.hparams["class_balanced"] or self.algorithm.balances_groups
+        draws = [self._draws(e, self.stage_splits[e].inside, balanced) for e in self.train_envs]
         return minibatches(self.domains, draws, steps, self.augmented_envs, self.workers)
 
     def unlabeled(self, steps: range) -> Iterator[list[Nest] | None]:
@@ -236,7 +233,9 @@ class Experiment:
         return sum(found) / len(found) if found else float("nan")
 
     def _draws(self, domain: int, indices: list[int], balanced: bool = False) -> IndexDraws:
-        labels = self.domains[domain].labels[indices].long() if balanced else None
+        own, by_group = self.domains[domain], self.algorithm.balances_groups
+        kinds = own.noted["group"].cpu() if by_group and self.facts.group_names else own.labels
+        labels = kinds[indices].long() if balanced else None
         size = self.spec.hparams["batch_size"]
         draws = IndexDraws if self.stage.replacement else EpochDraws
         draws = WholeDraws if self.stage.whole else draws

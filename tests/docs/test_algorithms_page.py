@@ -7,7 +7,8 @@ import re
 import pytest
 from page_files import REPOSITORY
 
-from domainbed.algorithms import ALGORITHMS, declared_options, get_algorithm_class
+from domainbed.algorithms import ALGORITHMS, KINDS, declared_options, get_algorithm_class
+from domainbed.cli.listing import _algorithms
 from domainbed.errors import UserError
 
 PAGE = (REPOSITORY / "docs" / "algorithms.md").read_text()
@@ -43,6 +44,15 @@ def test_row(name):
         "classes" if cls.needs_classes else "all",
         takes_fishr(name),
     ]
+
+
+def test_lists_are_by_kind_with_the_years_of_the_page():
+    listed = [row[:3] for row in _algorithms(None)[1:] if row[0]]
+    kinds = [(kind, name) for kind, names in KINDS.items() for name in names]
+    assert [(kind, name) for kind, name, _ in listed] == kinds
+    assert sorted(name for _, name in kinds) == sorted(ALGORITHMS)
+    years = dict(re.findall(r"^\| \[(\w+)\]\([^)]*\) \| (\d+) \|", PAGE, re.MULTILINE))
+    assert {name: year for _, name, year in listed} == years
 
 
 def test_every_algorithm_has_a_section():
