@@ -117,6 +117,11 @@ class LocalLauncher(Launcher):
     )
 
     def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
+        if (resources.cores or 0) > usable_cores():
+            log.warning(
+                "warning: a run has %d threads, and this machine %d cores for them",
+                resources.cores, usable_cores(),
+            )  # fmt: skip
         count = self.parallelism(len(tasks), resources)
         return Pool(job, tasks, self._places(resources)[:count], resources.minutes)
 

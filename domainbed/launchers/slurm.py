@@ -143,6 +143,9 @@ class SlurmLauncher(Launcher):
         do = partial(do_batch, job, self.workers_per_job, resources, self.requeue, folder)
         jobs: list[str] = []
         after = ""
+        if packs:
+            _submitit()  # which says so where there is no SLURM
+            self._refuse_cores(resources)
         try:
             while len(jobs) < len(packs):
                 some = packs[len(jobs) : len(jobs) + _largest_array()]
@@ -155,6 +158,23 @@ class SlurmLauncher(Launcher):
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return _Submitted(self, [name for name, pack in zip(jobs, packs) for _ in pack], folder)
+
+    def _refuse_cores(self, resources: Resources) -> None:
+        """SLURM itself may take a job that no node is large enough for, and never start it.
+
+        Raises:
+            UserError: there is no such node.
+        """
+        asked = (resources.cores or 0) * self.workers_per_job
+        where = [f"--partition={self.partition}"] if self.partition else []
+        sizes = _answer("sinfo", "--noheader", "--exact", "--format=%c", *where).split()
+        largest = max(map(int, sizes), default=asked)
+        if asked > largest:
+            raise UserError(
+                f"a job asks for {asked} cores, and SLURM's largest node has {largest}: give fewer "
+                "--cores, or --workers_per_job",
+                "cores",
+            )
 
     def submit_after(
         self, jobs: Sequence[str], work: Callable[[], None], resources: Resources, folder: Path
@@ -227,7 +247,8 @@ class SlurmLauncher(Launcher):
             "account": self.account,
             "qos": self.qos,
             "constraint": self.constraint,
-            "setup": list(self.setup) or None,
+            # These commands may have changed the folder.
+            "setup": [*self.setup, f"cd {shlex.quote(os.getcwd())} || exit 1"],
             "array_parallelism": self.max_jobs or jobs,
             "cpus_per_task": (resources.cores or 0) * workers or None,
             "gpus_per_node": math.ceil((resources.gpus or 0) * workers) or None,

@@ -200,7 +200,11 @@ def status_lines(status: Status) -> list[str]:
     if status.pending:
         lines += ["", "Pending:", *_waiting_lines(status.pending)]
     if status.gone:
-        lines += ["", "Withdrawn, or ended before these runs:", *_waiting_lines(status.gone)]
+        lines += [
+            "",
+            "Withdrawn, or ended before these runs, which the next launch submits again:",
+            *_waiting_lines(status.gone),
+        ]
     if status.failures:
         lines += ["", "Failed:", *failure_lines(status.failures)]
     return lines

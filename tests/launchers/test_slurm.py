@@ -297,7 +297,7 @@ def test_a_controller_that_is_away_for_a_while_ends_no_waiting(monkeypatch, capl
 
 def test_without_slurm_the_launcher_says_where_to_use_it(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"there is no `scontrol` here: use .* on a login node"):
+    with pytest.raises(UserError, match=r"there is no `sbatch` here: use .* on a login node"):
         SlurmLauncher().submit(print, [None], CPU, tmp_path)
     with pytest.raises(UserError, match="there is no `squeue` here"):
         SlurmLauncher().known(["12"])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 from slurm_cluster import HELD_BY, ask, start, until, until_queued_again
@@ -221,3 +222,52 @@ def test_a_refused_sweep_can_be_launched_elsewhere(slurm, tmp_path, monkeypatch,
         "failed: Invalid partition name specified"
     ]
     assert sweep.count(MISSING) == 4
+
+
+LITTLE = """\
+datasets: [ColoredDigits]
+algorithms: [ERM]
+test_envs: [[0], [1]]
+trials: 1
+hparams_seeds: 1
+selection: [oracle]
+steps: 2
+device: cpu
+launcher: {name: slurm, cores: 1, tasks_per_job: 2}
+"""
+
+
+@pytest.fixture
+def told(slurm, tmp_path, monkeypatch, capsys):
+    """What `domainbed sweep` prints, in a folder with a config whose name has a space."""
+    (tmp_path / "a sweep.yaml").write_text(LITTLE)
+    monkeypatch.chdir(tmp_path)
+
+    def told(*words):
+        with pytest.raises(SystemExit):
+            cli.main(["sweep", *words])
+        return "".join(capsys.readouterr())
+
+    return told
+
+
+def test_what_status_says_of_jobs_that_wait_or_have_ended(told):
+    launch = partial(told, "launch", "a sweep.yaml", "--output_dir")
+    large = launch("large", "--cores", "64")
+    assert "error: a job asks for 64 cores, and SLURM's largest node has 2" in large
+    launch("broken", "--setup", "echo no such module >&2", "exit 3")
+    stuck = launch("is stuck", "--sbatch", "{hold: true}")
+    assert "`domainbed sweep status 'is stuck'` shows their states" in stuck
+    [job] = {each.job for each in Store("is stuck").statuses(Store("is stuck").planned()).values()}
+    assert f"2 runs, slurm jobs {job}: cannot start: JobHeldUser" in told("status", "is stuck")
+    ask("scancel", job)
+    until(lambda: f"2 runs, slurm jobs {job}: CANCELLED" in told("status", "is stuck"))
+    failed = "ended before the run began: FAILED (no such module)"
+    until(lambda: failed in told("status", "broken"))
+
+
+@pytest.mark.slow  # it trains
+def test_a_setup_may_change_the_folder(told):
+    told("launch", "a sweep.yaml", "--output_dir", "there", "--setup", "cd /")
+    store = Store("there")
+    until(lambda: set(store.states(store.planned()).values()) == {DONE})
