@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +35,9 @@ T = TypeVar("T")
 _OF_FORKS = "domainbed_fork_"
 _KNOWN = "DOMAINBED_FORKS"
 """The environment variable with the paths of forks, by module: for processes that are spawned."""
+
+_IMPORTED = re.compile(r"^[ \t]*(?:from|import) +(\w+)", re.MULTILINE)
+"""The outermost packages that a file imports."""
 
 ALGORITHMS = ("algorithms.py", "objectives.py", "algorithms/__init__.py")
 
@@ -96,8 +100,8 @@ class Fork:
         while (folder / "__init__.py").exists():
             folder = folder.parent
         # A package without __init__.py is a folder whose name its own files import.
-        imported = {"domainbed", *_imported(self.file)}
-        self.folder = next((p.parent for p in self.file.parents if p.name in imported), folder)
+        names = {"domainbed", *_IMPORTED.findall(self.file.read_text("utf-8", "replace"))}
+        self.folder = next((p.parent for p in self.file.parents if p.name in names), folder)
         self.name = (path if path in self.folder.parents else self.folder).name
         if self.name in [fork.name for fork in FORKS.values() if fork.folder != self.folder]:
             self.name = f"{self.folder.parent.name}-{self.name}"
@@ -118,12 +122,12 @@ class Fork:
         Returns:
             the module; None, with a warning, where there is no other one that can be imported.
         """
-        among = [file for file in self.files if str(file).endswith(names)]
-        near = {file: -len(os.path.commonpath([file, self.file])) for file in among}
-        file = min(near, key=lambda file: (near[file], len(file.parts), file), default=None)
-        if names and file is None:
+        near = [file for file in self.files if str(file).endswith(names)]
+        near.sort(key=lambda f: (-len(os.path.commonpath([f, self.file])), len(f.parts), f))
+        if names and not near:
             return None
-        place = (file or self.file).relative_to(self.folder).with_suffix("")
+        file = near[0] if names else self.file
+        place = file.relative_to(self.folder).with_suffix("")
         for alias in (bool, complex, float, int, object, str):  # NumPy had these names once
             vars(np).setdefault(alias.__name__, alias)
         self.loading = True
@@ -160,12 +164,8 @@ class Fork:
                     renamed += [prefix + entry.__name__] * bool(prefix)
                     break
         if renamed:
-            more = f" and {len(renamed) - 3} more" if len(renamed) > 3 else ""
-            warnings.warn(
-                f"{registry.kind}s of {self.name} whose names are taken have a prefix: "
-                f"{', '.join(renamed[:3])}{more}",
-                stacklevel=2,
-            )
+            said = f"{registry.kind}s of {self.name} whose names are taken have a prefix"
+            warnings.warn(f"{said}: {', '.join(renamed)}", stacklevel=2)
 
     def import_(
         self,
@@ -190,17 +190,14 @@ class Fork:
                 found = importlib.import_module(f"{top}.{rest}".rstrip("."))
                 found = builtins.__import__(found.__name__, of, local, wanted or ("__name__",))
                 found = found if wanted else sys.modules[top]
+            for part in {*(wanted or ())} - {"*", *dir(found)}:
+                if f"{found.__name__}.{part}" not in sys.modules:  # which circular imports find
+                    raise ImportError(f"{found.__name__} has no {part}")
         except Exception as error:
             if "*" in (wanted or ()) or _must_have(place):
                 raise
             return Missing(self, name if wanted else first, one_line(error))
-        parts = {each: f"{found.__name__}.{each}" for each in wanted or () if each != "*"}
-        absent = [n for n, m in parts.items() if not hasattr(found, n) and m not in sys.modules]
-        if not absent or _must_have(place):
-            return found
-        there = {each: getattr(found, each, None) for each in parts}
-        lacking = {each: Missing(self, f"{name}.{each}", "there is none") for each in absent}
-        return SimpleNamespace(**{**there, **lacking})
+        return found
 
     def _find_inside(self, first: str) -> str | None:
         """The name below its root of what it imports as `first`; None of what is not its own."""
@@ -216,14 +213,6 @@ class Fork:
                 return ".".join(here.relative_to(self.folder).parts)
         is_renamed = first == "domainbed" and (places[-1] / "networks.py").is_file()
         return ".".join(places[-1].relative_to(self.folder).parts) if is_renamed else None
-
-
-def _imported(file: Path) -> set[str]:
-    """The outermost packages that a file imports."""
-    nodes = list(ast.walk(ast.parse(file.read_bytes())))
-    plain = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
-    parts = [n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module and not n.level]
-    return {name.partition(".")[0] for name in (*plain, *parts)}
 
 
 def _must_have(place: FrameType) -> bool:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from domainbed.config.run_facts import Handed, RunFacts
 from domainbed.core.forks import Fork, arguments, by_name
-from domainbed.datasets.base import DATASETS, MultipleDomainDataset
+from domainbed.datasets.base import DATASETS, ForeignDomain, MultipleDomainDataset
 from domainbed.datasets.images.transforms import evaluation_transform, training_transform
 
 _BASE = MultipleDomainDataset.__name__
@@ -39,40 +39,28 @@ class ForkDataset(MultipleDomainDataset):
         known["augment"] = hparams.get("data_augmentation", True)
         made = by_name(self.foreign, {**known, "args": arguments(self.folder, known)})
         domains = [made[number] for number in range(len(made))]
-        plain = [type(each) is TensorDataset and len(each.tensors) == 2 for each in domains]
-        self.datasets = [
-            each if is_plain else _Samples(each) for each, is_plain in zip(domains, plain)
+        collate = getattr(made, "collate_fn", None)
+        self.datasets: Sequence[Any] = [
+            each
+            if type(each) is TensorDataset and len(each.tensors) == 2
+            else _Samples(each, made.num_classes, collate)
+            for each in domains
         ]
         self.input_shape, self.num_classes = tuple(made.input_shape), made.num_classes
-        self.collate = getattr(made, "collate_fn", None)
         self.classes = getattr(made, "classes", getattr(domains[0], "classes", ()))
 
 
-class _Samples(Dataset[tuple[Any, ...]]):
+class _Samples(ForeignDomain):
     """The samples of one domain."""
 
-    def __init__(self, samples: Any) -> None:
-        self._samples = samples
-        if hasattr(samples, "targets") and getattr(samples, "target_transform", None) is None:
-            self.targets = samples.targets
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        return self._sample(index, evaluation_transform)
-
-    def augmented(self, index: int) -> tuple[Any, ...]:
-        """As `[index]`; a picture with the training augmentation."""
-        return self._sample(index, training_transform)
-
-    def _sample(self, index: int, transform: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-        x, y, *others = self._samples[index]
+    def read(self, index: int, augment: bool) -> tuple[Any, ...]:
+        x, y, *others = super().read(index, augment)
         if isinstance(x, Image):
+            transform = training_transform if augment else evaluation_transform
             x = transform(torch.from_numpy(np.array(x.convert("RGB"))).permute(2, 0, 1))
-        if not others or isinstance(others[0], Mapping):
-            return x, y, *others
-        return x, y, {f"extra{number}": value for number, value in enumerate(others)}
+        if others and not isinstance(others[0], Mapping):
+            others = [{f"extra{number}": value for number, value in enumerate(others)}]
+        return x, y, *others
 
 
 def register(fork: Fork) -> None:
@@ -98,5 +86,5 @@ def _adapted(cls: Any, fork: Fork) -> type[MultipleDomainDataset]:
     kept = ("N_STEPS", "CHECKPOINT_FREQ", "__doc__", "__module__", "__qualname__")
     members = {name: getattr(cls, name) for name in kept if hasattr(cls, name)}
     members |= {"foreign": cls, "folder": fork.folder, "small_images": is_small}
-    members["ENVIRONMENTS"] = [str(name) for name in cls.ENVIRONMENTS]
+    members |= {"ENVIRONMENTS": [str(name) for name in cls.ENVIRONMENTS]}
     return type(cls.__name__, (ForkDataset,), members)

@@ -43,7 +43,8 @@ OF_DOMAINBED = {
         import absent_package.parts
         from absent_package import layers, Base
         from torch import no_such_name
-        from domainbed import networks, never_committed
+        from domainbed import networks
+        from domainbed import never_committed
         try:
             import absent_tools
         except ImportError:
@@ -241,6 +242,9 @@ OF_SWAD = {  # its `domainbed` has no __init__.py
 }
 
 
+QUIET = pytest.mark.filterwarnings("ignore:(algorithms|datasets) of")
+
+
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     for registry in (ALGORITHMS, DATASETS):
@@ -277,6 +281,7 @@ def test_classes_have_their_own_names_and_the_package_stays_what_it_is(tmp_path)
     assert not list((tmp_path / "tilts").rglob("__pycache__"))
 
 
+@QUIET
 def test_the_registry_of_the_fork_is_the_search_space(tmp_path):
     import_plugins([written(tmp_path / "tilts", OF_DOMAINBED)])
     defaults = default_hparams("Tilted", "PACS")
@@ -292,6 +297,7 @@ def test_the_registry_of_the_fork_is_the_search_space(tmp_path):
         RunSpec.create("Debug28", "Tilted", [0], hparams={"tilt_weight": "a"})
 
 
+@QUIET
 def test_what_the_environment_lacks_is_named_where_it_is_used(tmp_path):
     import_plugins([written(tmp_path / "tilts", OF_DOMAINBED)])
     shapes = ((3, 4, 4), 2, 2, {"lr": 0.1, "batch_size": 8})
@@ -301,7 +307,7 @@ def test_what_the_environment_lacks_is_named_where_it_is_used(tmp_path):
             get_algorithm_class(name)(*shapes)
 
 
-@pytest.mark.filterwarnings("ignore:(algorithms|datasets) of")
+@QUIET
 def test_runs_of_forks_resume_and_know_their_version(tmp_path):
     fork = written(tmp_path / "tilts", OF_DOMAINBED)
     import_plugins([fork, written(tmp_path / "swad", OF_SWAD)])
@@ -348,7 +354,7 @@ def test_samples_become_inputs_labels_and_extras(tmp_path):
     assert batch.extras["extra0"].tolist() == [20, 30]
 
 
-@pytest.mark.filterwarnings("ignore:(algorithms|datasets) of")
+@QUIET
 def test_forks_of_one_name_live_side_by_side(tmp_path):
     one = written(tmp_path / "one" / "DomainBed", OF_DOMAINBED)
     two = {**OF_DOMAINBED}
