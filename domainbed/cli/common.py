@@ -128,7 +128,7 @@ _SHARED: dict[str, dict[str, Any]] = {
         "nargs": "+",
         "default": [],
         "metavar": "MODULE",
-        "help": "modules or .py files to import first, which register more names",
+        "help": "modules, .py files or folders of forks to import first: more names",
     },
     "--skip_confirmation": {
         "action": "store_true",

@@ -47,7 +47,7 @@ class TrainSettings(RunFields, RunOptions):
         json_schema_extra={"default_text": "derived from the run, as in a sweep"},
     )
     plugins: Items[Text] = Field(
-        (), description="modules or .py files to import first, which register more names"
+        (), description="modules, .py files or folders of forks to import first: more names"
     )
 
 

@@ -78,6 +78,7 @@ def import_plugins(names: Iterable[str]) -> None:
             lacking = error.name if isinstance(error, ImportError) else None
             if missing:
                 remedy = "give an importable module or the path of a .py file"
+                remedy += f", or ./{name} for that folder" * os.path.isdir(name)
             elif lacking and Path(name).with_name(f"{lacking}.py").exists():
                 remedy = (
                     "files beside a plug-in are not searched: put both into one file, or into a "

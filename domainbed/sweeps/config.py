@@ -106,7 +106,9 @@ class Resolved(NamedTuple):
 class SweepConfig(RunFields, RunOptions):
     """A checked sweep. Fields of a run that are not given have their protocol's values."""
 
-    plugins: Items[Text] = Field((), description="modules or .py files that register what is yours")
+    plugins: Items[Text] = Field(
+        (), description="modules, .py files or folders of forks that bring what is yours"
+    )
     datasets: Listed[Text] = Field(description="names of datasets")
     algorithms: Listed[_Algorithm] = Field(description="names of algorithms")
     output_dir: Text = Field(
