@@ -50,7 +50,7 @@ def construct(
         more: what else is known, by name.
     """
     of_run = _of_run(facts, num_classes, num_domains)
-    handed = Handed({**of_run, **hparams}, facts)
+    handed = Handed({**of_run, **dict(facts.data_options), **hparams}, facts)
     known = {**of_run, **more, "hparams": handed, "input_shape": input_shape}
     known["args"] = arguments(folder, {**of_run, "hparams": handed})
     parameters = inspect.signature(cls).parameters

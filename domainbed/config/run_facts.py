@@ -30,6 +30,7 @@ class RunFacts:
         class_sizes: training samples of each class; empty where that is not known beforehand.
         labels: the name of the label type.
         dataset: its name, without paths.
+        data_options: names and values of the dataset's options.
         step: of the current update, from 0; of predictions, that of the last update before.
         device: that computes the run.
         splits: one `TrainingSplit` per training domain, a dataset of the samples that it trains
@@ -47,6 +48,7 @@ class RunFacts:
     class_sizes: tuple[int, ...] = ()
     labels: str = "classes"
     dataset: str = ""
+    data_options: tuple[tuple[str, Any], ...] = ()
     step: int = 0
     device: ClassVar[str] = "cpu"
     splits: ClassVar[Sequence[Any]] = ()

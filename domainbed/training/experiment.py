@@ -329,6 +329,7 @@ def _facts(
         class_sizes=class_sizes,
         labels=spec.labels,
         dataset=spec.dataset_label,
+        data_options=tuple((n, dataset.option(n, spec.hparams)) for n in dataset.options),
     )
     starts = accumulate((len(splits[e].inside) for e in trained), initial=0)
     data = [TrainingSplit(domains[e], splits[e].inside, n) for e, n in zip(trained, starts)]

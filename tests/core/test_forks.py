@@ -85,6 +85,8 @@ OF_DOMAINBED = {
             def __init__(self, input_shape, num_classes, num_domains, hparams, args):
                 super().__init__(input_shape, num_classes, num_domains, hparams)
                 self.rate, self.names = args.tilt, hparams.class_names
+                if args.dataset == "RotatedDigits":
+                    assert hparams.rotation == hparams["rotation"] == "bilinear"
 
             def loss(self, x, y):
                 from domainbed.lib.misc import seed_hash
@@ -311,8 +313,7 @@ def test_what_the_environment_lacks_is_named_where_it_is_used(tmp_path):
 def test_runs_of_forks_resume_and_know_their_version(tmp_path):
     fork = written(tmp_path / "tilts", OF_DOMAINBED)
     import_plugins([fork, written(tmp_path / "swad", OF_SWAD)])
-    records = {}
-    for name, dataset in (("Tilted", "Debug28"), ("Mean", "Dots")):
+    for name, dataset in (("Tilted", "RotatedDigits"), ("Mean", "Dots")):
         spec = RunSpec.create(dataset, name, [0], steps=4, checkpoint_freq=2)
         whole, parts = tmp_path / name, tmp_path / f"{name}-again"
         run(spec, whole)
