@@ -208,7 +208,7 @@ class Trainer:
                 self._stop(replace(progress, next_step=step + 1, seconds=seconds))
             step_began = time.monotonic()
         self.algorithm.on_end()
-        if steps and weights == sums_of_weights(self.algorithm):
+        if steps and weights is not None and weights == sums_of_weights(self.algorithm):
             raise UserError(
                 f"no weight of {self.spec.algorithm} changed in {len(steps)} updates: the class is "
                 "trained in another way. Call what trains it in 'on_start' or 'on_step'; one that "
