@@ -47,7 +47,7 @@ def text_of(folder: Path, name: str) -> bytes | None:
 
 def pack_of(folder: Path) -> Path | None:
     """The pack of a run a second ago; None if it was not packed."""
-    return _recently(folder.parent, int(time.monotonic())).get(folder.name)
+    return recently(folder.parent, int(time.monotonic())).get(folder.name)
 
 
 def is_packed(folder: Path) -> bool:
@@ -82,7 +82,7 @@ def packed_runs(root: Path) -> dict[str, Path]:
 
 
 @lru_cache(maxsize=16)
-def _recently(root: Path, second: int) -> dict[str, Path]:
+def recently(root: Path, second: int) -> dict[str, Path]:
     """As `packed_runs` was in that second: a look at 100,000 runs lists the packs a few times."""
     return packed_runs(root)
 

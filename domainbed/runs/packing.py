@@ -25,6 +25,7 @@ from domainbed.runs.packed import (
     packed_runs,
     packs_in,
     read_pack,
+    recently,
     text_of,
     write_pack,
 )
@@ -120,4 +121,5 @@ def unpack(root: Path, names: Collection[str] = ()) -> int:
                 if runs:
                     write_pack(root, runs)
                 file.unlink()
+    recently.cache_clear()  # what this process does next with these runs knows it
     return len(wanted)

@@ -3,7 +3,8 @@
 Every algorithm and every option that keeps state, with each launcher that works elsewhere: workers,
 launchers and whole groups get SIGKILL, SIGTERM or SIGINT, and the sweep is launched again. At the
 end each run must be done, each record be there once, and records and weights be those of the
-undisturbed sweep, bit for bit but for timings. The last line counts.
+undisturbed sweep, bit for bit but for timings. Sweeps pack their finished runs, and so do further
+processes, some of which are killed; the undisturbed ones do not. The last line counts.
 
     python tests/faults/campaign.py --kills 108
 """
@@ -33,6 +34,7 @@ import slurm_cluster
 
 from domainbed.algorithms import ALGORITHMS
 from domainbed.runs.folder import RunFolder
+from domainbed.runs.packed import text_of
 from domainbed.runs.states import DONE, FAILED, RUNNING
 from domainbed.sweeps.store import Store
 
@@ -158,6 +160,7 @@ def _launched(config: str, folder: Path, flags: tuple[str, ...]) -> Iterator[Cli
     command = [sys.executable, "-m", "domainbed", "sweep", "retry" if retry else "launch"]
     command += [str(HERE / f"{config}.yaml"), "--output_dir", str(folder), "--cores", "1", *flags]
     command += ["--skip_confirmation"]
+    command += [] if folder.name.endswith("-undisturbed") else ["--pack"]
     if config == "algorithms":
         trained = [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features]
         command += ["--algorithms", *(name for name in trained if name != "T3A")]
@@ -183,6 +186,8 @@ def _disturb(
         with _launched(config, folder, engine.flags) as client:
             while time.monotonic() < end and (client.poll() is None or _workers(folder)):
                 time.sleep(random.uniform(0.2, 2.5))
+                if random.random() < 0.3:
+                    counts["packer SIGKILL"] += _packed_and_killed(folder)
                 workers = _workers(folder)
                 if kills > 0 and workers:
                     with suppress(ProcessLookupError, subprocess.CalledProcessError, KeyError):
@@ -192,6 +197,20 @@ def _disturb(
         if states and set(states.values()) == {DONE}:
             return
     print(f"{folder}: not done after {SECONDS_A_SWEEP:.0f} s: {Counter(_states(folder).values())}")
+
+
+def _packed_and_killed(folder: Path) -> bool:
+    """Packs what is finished in another process; whether that was killed before it was ready."""
+    ready = "import sys, pathlib, domainbed.runs.packing as p; print(flush=True)"
+    work = f"{ready}; p.pack(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", work, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as packer:
+        assert packer.stdout is not None
+        packer.stdout.readline()
+        with suppress(subprocess.TimeoutExpired):
+            packer.wait(random.choice((0.0, 0.005, 0.02, 0.1, 60.0)))
+        packer.kill()
+        return packer.wait() == -signal.SIGKILL
 
 
 def _kill(client: Client, workers: list[int], engine: Local | Slurm | Ray) -> str:
@@ -244,7 +263,7 @@ def _compare(calm: Path, disturbed: Path, outcome: Outcome) -> None:
 
 
 def _records(folder: RunFolder) -> list[dict]:
-    lines = folder.results.read_text(encoding="utf-8").splitlines()
+    lines = (text_of(folder.path, folder.results.name) or b"").decode().splitlines()
     records = [json.loads(line) for line in lines]
     for record in records:
         record["args"].pop("output_dir")
@@ -255,10 +274,11 @@ def _records(folder: RunFolder) -> list[dict]:
 
 def _same_files(left: Path, right: Path) -> bool:
     """Whether both folders have the same weights and predictions."""
-    names = {path.name for path in left.iterdir() if path.suffix in (".pkl", ".parquet")}
-    if names != {path.name for path in right.iterdir() if path.suffix in (".pkl", ".parquet")}:
-        return False
-    return all(_same(left / name, right / name) for name in names)
+    kept = [
+        {path.name for path in folder.glob("*") if path.suffix in (".pkl", ".parquet")}
+        for folder in (left, right)
+    ]
+    return kept[0] == kept[1] and all(_same(left / name, right / name) for name in kept[0])
 
 
 def _same(left: Path, right: Path) -> bool:

@@ -1,11 +1,11 @@
 """Damages every kind of file that a number is read from, and counts what becomes of the numbers.
 
 A small sweep is made with all that it may leave: finished and unfinished runs, an average, weights,
-predictions, an export, its unpacked copy, the cache of records; and features, packs, lists of
-unreadable images, classifiers of texts and results of the IRM experiment. Each file is damaged in
-many ways (a bit, some bits, a byte, a zeroed or repeated stretch, a cut, something appended), and
-what reads it must give the same, or say something: a line that names a file of that folder, or an
-error. Whatever else it gives is silent. The last line counts.
+predictions, an export, its unpacked copy, packed runs, the cache of records; and features, packs,
+lists of unreadable images, classifiers of texts and results of the IRM experiment. Each file is
+damaged in many ways (a bit, some bits, a byte, a zeroed or repeated stretch, a cut, something
+appended), and what reads it must give the same, or say something: a line that names a file of that
+folder, or an error. Whatever else it gives is silent. The last line counts.
 
     python tests/faults/damage.py --times 300
 """
@@ -17,6 +17,7 @@ import io
 import logging
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -45,9 +46,10 @@ from domainbed.experiments.irm_colored_mnist import results as irm
 from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.reporting import load_records, planned_gaps, planned_selection
 from domainbed.reporting.explain import survey
-from domainbed.runs import load
+from domainbed.runs import load, packed
 from domainbed.runs.exported import unpacked, write_export
 from domainbed.runs.folder import RunFolder
+from domainbed.runs.packing import pack
 from domainbed.runs.predictions import read_predictions
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
@@ -215,6 +217,7 @@ def world(root: Path) -> list[Kind]:
         *_of_sweep(sweep, finished[0]),
         *_of_unfinished(unfinished),
         *_of_export(root, sweep, finished),
+        _of_packed(root, sweep),
         *_of_images(root, cache),
         _of_irm(root),
     ]
@@ -314,6 +317,21 @@ def _of_unfinished(folder: RunFolder) -> list[Kind]:
             lambda: folder.read_json(folder.environment),
         ),
     ]
+
+
+def _of_packed(root: Path, sweep: Path) -> Kind:
+    """A copy of the sweep whose runs are packed."""
+    copy = root / "of_packs"
+    shutil.copytree(sweep, copy)
+    pack(copy)
+
+    def read() -> Any:
+        for kept in (packed.title_of, packed.read_pack, packed.recently):
+            kept.cache_clear()
+        folders = Store(copy).run_folders()
+        return _records(copy), [read_spec(folder).as_json() for folder in folders[:1]]
+
+    return Kind("packed runs", packed.packs_in(copy), read)
 
 
 def _of_export(root: Path, sweep: Path, finished: list[RunFolder]) -> list[Kind]:

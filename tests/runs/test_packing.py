@@ -33,7 +33,7 @@ from domainbed.sweeps.store import Store
 @pytest.fixture(autouse=True)
 def no_lasting_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen a second ago is not remembered: these tests do much in a second."""
-    monkeypatch.setattr(packed, "_recently", lambda root, second: packed_runs(root))
+    monkeypatch.setattr(packed, "recently", lambda root, second: packed_runs(root))
 
 
 def sweep(root: Path, **options: int) -> list[Path]:

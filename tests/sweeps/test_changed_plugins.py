@@ -97,6 +97,8 @@ def test_a_changed_plugin_is_named_and_nothing_is_lost(world):
     said = world.run("sweep", "launch", world.config, "--plugins_changed", "accept")
     assert "2 done, 0 failed, 0 running; 0 to do" in said
     before = (quiet / "results.jsonl").read_bytes()
+    assert world.run("sweep", "pack", world.root) == "packed 2 runs\n"  # their weights stay
+    assert sorted(each.name for each in quiet.iterdir()) == ["model.pkl", "model.pkl.sha256"]
     of_domain = [quiet, "--domain", 0, "--plugins", world.plugin]
     said = world.run("model", "predict", *of_domain)
     assert said.count("results/two were made with another version of quiet.py\n") == 1
