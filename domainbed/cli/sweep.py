@@ -324,24 +324,25 @@ def pack(parser: Parser) -> Run:
     return _pack
 
 
-def _pack(args: argparse.Namespace) -> int:
-    store = Store(args.folder)
-    store.planned()  # which raises where there is no sweep
-    print(f"packed {count_runs(packing.pack(store.root))}")
-    return 0
-
-
 def unpack(parser: Parser) -> Run:
     """Take runs out of the files of `sweep pack`, into folders as they were."""
     parser.add_argument("folder", metavar="FOLDER", help="of a sweep")
-    parser.add_argument("runs", metavar="RUN", nargs="*", help="their ids (default: all)")
-    return _unpack
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="*",
+        help="ids (default: all)",
+    )
+    return _pack
 
 
-def _unpack(args: argparse.Namespace) -> int:
+def _pack(args: argparse.Namespace) -> int:
     store = Store(args.folder)
-    store.planned()
-    print(f"unpacked {count_runs(packing.unpack(store.root, args.runs))}")
+    store.planned()  # which raises where there is no sweep
+    if "runs" in args:
+        print(f"unpacked {count_runs(packing.unpack(store.root, args.runs))}")
+    else:
+        print(f"packed {count_runs(packing.pack(store.root))}")
     return 0
 
 

@@ -90,7 +90,7 @@ _OF_THE_LAUNCHER = {
 def _sbatch(options: dict[str, Any]) -> dict[str, Any]:
     """By the names that sbatch has for them; those that are false are left out."""
     named = {name.strip("-").replace("_", "-"): value for name, value in options.items()}
-    for name in [name for name in named if name in _OF_THE_LAUNCHER]:
+    for name in named.keys() & _OF_THE_LAUNCHER:
         own = _OF_THE_LAUNCHER[name]
         remedy = f"give the launcher's option {own}" if own else "it cannot be changed"
         raise UserError(f"the launcher sets {name!r} of sbatch itself: {remedy}", name)

@@ -55,17 +55,16 @@ def is_packed(folder: Path) -> bool:
     return bool(pack_of(folder)) or folder.name in packed_runs(folder.parent)
 
 
-def packed_lately(folder: Path) -> bool:
-    """As `is_packed`, also where a network file system shows how a folder was a while ago.
+def packed_now(root: Path) -> dict[str, Path]:
+    """As `packed_runs`, also where a network file system shows how a folder was a while ago.
 
     To create a file in the folder is what makes it look again.
     """
-    packs = folder.parent / FOLDER
-    if packs.is_dir():
-        probe = aside_of(packs / "look")
+    if (root / FOLDER).is_dir():
+        probe = aside_of(root / FOLDER / "look")
         probe.touch()
         probe.unlink(missing_ok=True)
-    return folder.name in packed_runs(folder.parent)
+    return packed_runs(root)
 
 
 def packed_runs(root: Path) -> dict[str, Path]:
@@ -103,21 +102,18 @@ def title_of(pack: Path) -> Mapping[str, Any]:
         FileNotFoundError: there is no such pack.
         UserError: it is damaged.
     """
-    with pack.open("rb") as stream:
-        return _checked(pack, stream.readline())
-
-
-def _checked(pack: Path, title: bytes, texts: bytes | None = None) -> dict[str, Any]:
     try:
-        said = parse_sealed_json(title)
-        if texts is None or digest_of(texts) == said["texts"]:
-            return said
-        raise ValueError(CHANGED)
+        with pack.open("rb") as stream:
+            return parse_sealed_json(stream.readline())
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{pack} is damaged ({error}): put a copy in its place, or remove it, and its runs are "
-            "done again"
-        ) from error
+        raise _damaged(pack, error) from error
+
+
+def _damaged(pack: Path, error: object) -> UserError:
+    return UserError(
+        f"{pack} is damaged ({error}): put a copy in its place, or remove it, and its runs are "
+        "done again"
+    )
 
 
 @lru_cache(maxsize=4)
@@ -130,9 +126,10 @@ def read_pack(pack: Path) -> dict[str, dict[str, bytes]]:
     """
     import pyarrow as pa  # not at the top: the states of runs are read without
 
-    title, _, content = pack.read_bytes().partition(b"\n")
-    size = _checked(pack, title + b"\n", content)["size"]
-    runs = orjson.loads(pa.decompress(content, size, "zstd", asbytes=True))
+    title, (_, _, content) = title_of(pack), pack.read_bytes().partition(b"\n")
+    if digest_of(content) != title["texts"]:
+        raise _damaged(pack, CHANGED)
+    runs = orjson.loads(pa.decompress(content, title["size"], "zstd", asbytes=True))
     return {
         run: {name: text.encode("latin-1") for name, text in texts.items()}
         for run, texts in runs.items()

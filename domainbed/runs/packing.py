@@ -1,8 +1,9 @@
 """Packing finished runs of a sweep, and taking them out of their packs again.
 
-Whoever packs a run owns its folder. A pack is in place before the folders are emptied, and runs are
-in folders before their pack is removed: where a process is killed in between both are there and say
-the same, and the next packing removes what is left. So any number of processes may pack.
+Whoever packs or unpacks a run owns its folder, and looks then which packs there are. A pack is in
+place, and is read back, before folders are emptied; runs are in their folders before their pack is
+removed. A process killed in between leaves both, which say the same, and the next packing empties
+the folders. So any number of processes may pack and unpack.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from domainbed.core.files import check_guard, written_aside
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder, is_done, read_records
-from domainbed.runs.ownership import is_owners, owning
+from domainbed.runs.ownership import is_owners
 from domainbed.runs.packed import (
     FOLDER,
     MOST,
     TEXTS,
+    packed_now,
     packed_runs,
-    packs_in,
     read_pack,
     recently,
     text_of,
@@ -51,36 +52,33 @@ def pack(root: Path) -> int:
 
 def _pack(root: Path, folders: Iterable[Path]) -> int:
     """Packs finished runs into one file."""
-    packed = packed_runs(root)
-    new: dict[str, dict[str, bytes]] = {}
     with ExitStack() as stack:
         owned = []
         for run in map(RunFolder, folders):
             with suppress(Busy):
                 stack.enter_context(run.exclusive())
-                # Else its folder was left by a process that was killed.
-                if run.path.name not in packed:
-                    new |= _finished(run)
                 owned.append(run)
+        packed = packed_now(root)
+        new = {k: v for run in owned if run.path.name not in packed for k, v in _finished(run)}
         if new:
             write_pack(root, new)
+            packed = packed_runs(root)
         for run in owned:
-            if run.path.name in {**packed, **new}:
+            if run.path.name in packed and read_pack(packed[run.path.name]):
                 _empty(run)
     return len(new)
 
 
-def _finished(run: RunFolder) -> dict[str, dict[str, bytes]]:
-    """The texts of a run by its name; nothing if it is not finished any more, or damaged."""
+def _finished(run: RunFolder) -> list[tuple[str, dict[str, bytes]]]:
+    """A run's name and its texts; nothing if it is not finished any more, or is damaged."""
     try:
         read_records(run.path)
-        if not is_done(os.fspath(run.path)):
-            return {}
         texts = {name: text_of(run.path, name) for name in TEXTS}
-        return {run.path.name: {name: text for name, text in texts.items() if text is not None}}
     except (UserError, OSError) as error:
         log.warning("warning: %s; the run is not packed", printable(error))
-        return {}
+        return []
+    whole = {name: text for name, text in texts.items() if text is not None}
+    return [(run.path.name, whole)] if is_done(os.fspath(run.path)) else []
 
 
 def _empty(run: RunFolder) -> None:
@@ -96,30 +94,34 @@ def _empty(run: RunFolder) -> None:
 
 
 def unpack(root: Path, names: Collection[str] = ()) -> int:
-    """Takes runs out of their packs, into folders as they were; all of them if none is named.
+    """Takes runs out of their packs, into folders as they were, with the others of each pack.
+
+    Args:
+        root: of the sweep.
+        names: of runs; all if none is named.
 
     Returns:
-        how many.
+        how many runs are in folders now.
 
     Raises:
-        UserError: one of them is not packed, nothing can be written there, or a pack is damaged.
+        UserError: one of them is not packed, nothing can be written there, a pack is damaged, or
+            another process is at work on it.
     """
-    packed = packed_runs(root)
+    packed, count = packed_runs(root), 0
     if unknown := [name for name in names if name not in packed]:
         raise UserError(f"no packed run in {str(root)!r} is called {unknown[0]!r}")
-    wanted = set(names or packed)
-    with owning(root / FOLDER, in_turn=True):
-        for file in packs_in(root):
-            runs = dict(read_pack(file))
-            for name in wanted & runs.keys():
-                folder = root / os.path.basename(name)
-                folder.mkdir(exist_ok=True)
-                for text, content in runs.pop(name).items():
-                    with written_aside(folder / text) as aside:
+    for file in {packed[name] for name in names or packed}:
+        with ExitStack() as stack:
+            for name, texts in read_pack(file).items():
+                run = RunFolder(root / os.path.basename(name))
+                try:
+                    stack.enter_context(run.exclusive())
+                except Busy as error:
+                    raise UserError(f"{error}: try again") from error
+                for text, content in texts.items():
+                    with written_aside(run.path / text) as aside:
                         aside.write_bytes(content)
-            if wanted & read_pack(file).keys():
-                if runs:
-                    write_pack(root, runs)
-                file.unlink()
+                count += 1
+            file.unlink()
     recently.cache_clear()  # what this process does next with these runs knows it
-    return len(wanted)
+    return count

@@ -28,7 +28,8 @@ from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, is_out_of_memory, reason_of
 from domainbed.launchers import Event, Handle, Job, Launcher, Resources, create_launcher
 from domainbed.runs.folder import Busy, RunFolder, made_with_others
-from domainbed.runs.packing import pack
+from domainbed.runs.packed import packed_runs
+from domainbed.runs.packing import pack, unpack
 from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, RUNNING
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
@@ -179,6 +180,8 @@ class Launch:
             log.warning("warning: %s", absent)  # it may lie on the machines of the engine
         if self.withdrawn:
             withdraw(self.store, self.withdrawn, self.config.launcher)
+        if redone := packed_runs(self.store.root).keys() & set(self.todo):
+            unpack(self.store.root, redone)
         self.store.write_plan(self.config, self.planned, self.left_out, common_of(self.runs))
         for run_id in self.todo if self.retried else ():
             # Not where another launch has taken it up already.

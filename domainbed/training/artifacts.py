@@ -35,8 +35,7 @@ from domainbed.metrics import registered_as, selecting_metric
 from domainbed.networks import NETWORKS, is_shape
 from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder, made_with_others, read_records
-from domainbed.runs.packed import is_packed, packed_lately
-from domainbed.runs.packing import unpack
+from domainbed.runs.packed import is_packed, packed_now
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
 from domainbed.training.averages import Averages
@@ -69,7 +68,7 @@ def claim(
     identity = json.loads(json.dumps(spec.identity()))
     owner = folder.read_json(folder.spec)
     # Nothing to lose: it failed at its start, say; or it was packed a moment ago.
-    if not folder.has_results() and not packed_lately(folder.path):
+    if not folder.has_results() and folder.path.name not in packed_now(folder.path.parent):
         return _new_run(folder, spec, identity)
     if owner is None:
         raise UserError(
@@ -83,7 +82,7 @@ def claim(
         if plugins_changed is None:
             raise made_with_others(f"the run in {folder.path} was", names)
         if is_packed(folder.path):
-            unpack(folder.path.parent, [folder.path.name])
+            raise UserError(f"{folder.path} is packed: `domainbed sweep unpack` takes it out")
         folder.set_aside()
         return _new_run(folder, spec, identity)
     if folder.is_done():

@@ -20,11 +20,11 @@ from fake_sweep import random_runs, write
 from domainbed import cli
 from domainbed.core.digests import sealed_json
 from domainbed.errors import UserError
-from domainbed.runs import ownership, packed
+from domainbed.runs import ownership, packed, packing
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.load import load_records
 from domainbed.runs.ownership import owning
-from domainbed.runs.packed import is_packed, packed_lately, packed_runs, packs_in, read_pack
+from domainbed.runs.packed import is_packed, packed_now, packed_runs, packs_in, read_pack
 from domainbed.runs.packing import pack, unpack
 from domainbed.runs.states import DONE, MISSING
 from domainbed.sweeps.store import Store
@@ -66,14 +66,17 @@ def states(root: Path, folders: list[Path]) -> set[str]:
     return set(Store(root).states(folder.name for folder in folders).values())
 
 
-def test_packed_runs_are_read_as_their_folders_were(tmp_path: Path) -> None:
-    folders = sweep(tmp_path, n_hparams=2)
+def test_packed_runs_are_read_as_their_folders_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "MOST", 5)
+    folders = sweep(tmp_path)
     (kept := folders[3] / "model.pkl").write_bytes(b"weights")
     before, lines = content(tmp_path), read(tmp_path)
     assert pack(tmp_path) == len(folders)
     assert [path.name for path in tmp_path.iterdir() if path.name != "packed"] == [folders[3].name]
     assert list(folders[3].iterdir()) == [kept]
-    assert len(packs_in(tmp_path)) == 1
+    assert len(packs_in(tmp_path)) == -(-len(folders) // 5)
     assert read(tmp_path) == lines
     alone = read(folders[0])  # the folder of a single run, which is not there any more
     assert alone[0] in lines
@@ -83,19 +86,24 @@ def test_packed_runs_are_read_as_their_folders_were(tmp_path: Path) -> None:
     assert (folder.is_done(), folder.has_results(), folder.last_error()) == (True, True, "")
     assert pack(tmp_path) == 0
 
-    assert unpack(tmp_path, [folders[0].name]) == 1
+    together = {*read_pack(packed_runs(tmp_path)[folders[0].name])}
+    assert unpack(tmp_path, [folders[0].name]) == len(together) <= 5
     assert content(folders[0]) == {
         name.partition("/")[2]: text
         for name, text in before.items()
         if name.startswith(folders[0].name)
     }
-    assert len(packed_runs(tmp_path)) == len(folders) - 1
+    assert packed_runs(tmp_path).keys() == {folder.name for folder in folders} - together
+    busy = next(folder for folder in folders if folder.name not in together)
+    with owning(busy), pytest.raises(UserError, match=r"another process is at work .* try again"):
+        unpack(tmp_path)
+    assert is_packed(busy)
     with pytest.raises(UserError, match=r"no packed run in .* is called 'nope'"):
         unpack(tmp_path, ["nope"])
-    assert unpack(tmp_path) == len(folders) - 1
+    assert 0 < unpack(tmp_path) <= len(folders) - len(together)
     assert content(tmp_path) == before
     assert not is_packed(folders[0])
-    assert not packed_lately(folders[0])
+    assert folders[0].name not in packed_now(tmp_path)
 
 
 def test_a_kill_at_any_moment_loses_and_doubles_nothing(
@@ -201,5 +209,5 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     places = str.maketrans("", "", "0123456789abcdef")
     assert str(read(export)).translate(places) == str(expected).translate(places)
     assert command("delete-incomplete", str(tmp_path)) == "0 no incomplete runs\n"
-    assert command("unpack", str(tmp_path), folders[0].name) == "0 unpacked 1 run\n"
+    assert command("unpack", str(tmp_path), folders[0].name) == f"0 unpacked {len(folders)} runs\n"
     assert (folders[0] / "out.txt").exists()
