@@ -1,8 +1,8 @@
 """Files, bytes and seconds of a large sweep whose runs are finished, before and after packing.
 
 The runs are generated: the files that a run without weights leaves, with as many records of PACS as
-DomainBed's protocol asks for, of random numbers. Seconds are by the clock, of commands in new
-processes; `collect` is timed without a cache of records and with one.
+DomainBed's protocol asks for, of random numbers. Seconds are by the clock and, in brackets, of the
+processor, of commands in new processes; `collect` is timed without a cache of records and with one.
 
     python benchmarks/packing.py --runs 36960 --folder /a/disk/with/room
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -40,11 +41,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         root = Path(folder) / "sweep"
         generate(root, args.runs)
-        print(f"{args.runs:,} runs{'':14}inodes  MB on disk  status  collect  collect again")
+        print(
+            f"{args.runs:,} runs{'':14}inodes  MB on disk       status      collect  collect again"
+        )
         tables = [_measured("in folders", root)]
         seconds = _command("pack", str(root))[0]
         tables.append(_measured("packed", root))
-        print(f"packing took {seconds:.0f} s; the tables are {_told(tables)}")
+        print(f"packing took {seconds} s; the tables are {_told(tables)}")
 
 
 def generate(root: Path, runs: int) -> None:
@@ -95,7 +98,7 @@ def _measured(what: str, root: Path) -> str:
     first, table = _command("collect", str(root))
     again, _ = _command("collect", str(root))
     print(
-        f"{what:24}{inodes:10,}{size / 1e6:12,.0f}{status:8.1f}{first:9.1f}{again:15.1f}",
+        f"{what:24}{inodes:10,}{size / 1e6:12,.0f}{status:>13}{first:>13}{again:>15}",
         flush=True,
     )
     for cache in (root / "cache").rglob("*.arrow"):
@@ -103,16 +106,23 @@ def _measured(what: str, root: Path) -> str:
     return table
 
 
-def _command(name: str, root: str) -> tuple[float, str]:
-    """The seconds that a command takes, and what it prints."""
+def _command(name: str, root: str) -> tuple[str, str]:
+    """The seconds that a command takes, by the clock and of the processor; and what it prints."""
     words = [name] if name == "collect" else ["sweep", name]
-    began = time.monotonic()
+    began, cpu_began = time.monotonic(), _cpu_seconds()
     done = subprocess.run(
         [sys.executable, "-m", "domainbed", *words, root],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return time.monotonic() - began, done.stdout
+    seconds, cpu = time.monotonic() - began, _cpu_seconds() - cpu_began
+    return f"{seconds:.1f} ({cpu:.1f})", done.stdout
+
+
+def _cpu_seconds() -> float:
+    """Of all commands so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _told(tables: list[str]) -> str:
