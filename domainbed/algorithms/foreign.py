@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -28,11 +29,11 @@ from domainbed.algorithms.base import (
     as_numbers,
     chosen_options,
 )
-from domainbed.algorithms.foreign_code import batch_of, role, undriven
+from domainbed.algorithms.foreign_code import Batch, batch_of, role, undriven
 from domainbed.algorithms.handed import construct
 from domainbed.algorithms.optimizers import StepRule
 from domainbed.core.minibatch import Nest, joined, mapped
-from domainbed.errors import UserError
+from domainbed.errors import UserError, one_line
 
 _PLACES = ("x", "y", "domain", "attribute", "index")
 """What the parts of a minibatch are whose names say nothing."""
@@ -196,8 +197,16 @@ class ForeignAlgorithm(Algorithm):
 
     def _called(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """What a function of the class returns, on the run's device."""
-        with self.context():
-            return function(*args, **kwargs)
+        try:
+            with self.context():
+                return function(*args, **kwargs)
+        except (AssertionError, RuntimeError) as error:
+            if not re.search("NVIDIA driver|compiled with CUDA", str(error)):
+                raise
+            raise UserError(
+                f"{self.foreign.__name__} needs a GPU ({one_line(error)}): give --device cuda on a "
+                "machine with one, or ask for devices by 'cuda' alone"
+            ) from error
 
 
 class WithFeatures(nn.Module):
@@ -271,7 +280,8 @@ def adapt(cls: Any, folder: Path | None = None) -> type[Algorithm]:
     """An algorithm of this package that trains and predicts by a class from elsewhere.
 
     Args:
-        cls: with `update` and `predict`. A subclass of this package's `Algorithm` stays as it is.
+        cls: with `update` and `predict`. A subclass of this package's `Algorithm` that is called
+            as that is stays as it is.
         folder: of the fork, whose train scripts say which further methods they call; None where
             there is no more than a file.
 
@@ -283,7 +293,8 @@ def adapt(cls: Any, folder: Path | None = None) -> type[Algorithm]:
     """
     if lacking := [name for name in ("update", "predict") if not hasattr(cls, name)]:
         raise UserError(f"class {cls.__name__} has no {' and no '.join(map(repr, lacking))}")
-    if issubclass(cls, Algorithm):
+    is_usual = list(inspect.signature(cls.update).parameters)[1:3] == ["minibatches", "unlabeled"]
+    if issubclass(cls, Algorithm) and is_usual and batch_of(cls) == Batch():
         cls.memory_format = torch.contiguous_format
         return cls
     copied = ("__doc__", "__module__", "__qualname__", "paper", "search_space", "options")

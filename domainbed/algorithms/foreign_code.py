@@ -19,8 +19,8 @@ _NAMES = {
     "step": ("step", "global_step", "current_step", "iteration", "iter", "it"),
 }
 _ROLES = {name: role for role, names in _NAMES.items() for name in names}
-_STEPS = {"step", "backward"}
-"""What a method calls that trains."""
+_STEPS, _STORES = {"step", "backward"}, "="
+"""What a method calls that trains; and what stands for setting an attribute."""
 _STANDARD = {"update", "predict", "forward", "train", "eval", "clone"}
 
 
@@ -74,36 +74,34 @@ def undriven(cls: Any, folder: Path | None) -> list[str]:
 
     Args:
         cls: the class.
-        folder: of the fork with its scripts. Without one, methods that step an optimizer, and that
-            nothing in the class's file calls, are taken for such.
+        folder: of the fork with its scripts, in which a method that sets attributes counts too.
+            Without any, those are meant that step an optimizer and that nothing in the file calls.
     """
     methods = _methods(cls)
     used = {name: _attributes(code) for name, code in methods.items()}
     sources = {sys.modules[getattr(cls, name).__module__] for name in methods}
     called = set().union(*(_attributes(_code(each)) for each in sources))
-    by_scripts = _called_by_scripts(folder) if folder else methods.keys() - called
-    return [
-        name
-        for name in sorted(methods.keys() & by_scripts - _STANDARD)
-        if not name.startswith("_") and _trains(name, used) and name not in called
-    ]
+    by_scripts = _called_by_scripts(folder) if folder else set()
+    marks = _STEPS | {_STORES} if by_scripts else _STEPS
+    driven = methods.keys() & (by_scripts or methods.keys()) - _STANDARD - called
+    return sorted(n for n in driven if not n.startswith("_") and _reaches(n, used) & marks)
 
 
-def _trains(name: str, used: dict[str, set[str]]) -> bool:
-    """Whether a method, or another of its class that it calls, steps an optimizer."""
+def _reaches(name: str, used: dict[str, set[str]]) -> set[str]:
+    """What a method uses, and the other methods of its class that it calls."""
     reached: set[str] = set()
     left = {name}
     while left:
         reached |= left
         left = set().union(*(used[each] & used.keys() for each in left)) - reached
-    return any(used[each] & _STEPS for each in reached)
+    return set().union(*(used[each] for each in reached))
 
 
 @cache
 def _called_by_scripts(folder: Path) -> set[str]:
     """The methods that scripts call on what they call `update` of."""
     found: set[str] = set()
-    for file in folder.rglob("*.py"):
+    for file in folder.rglob("*ain*.py"):  # train, trainer, main
         calls = [
             node for node in ast.walk(_parsed(file.read_bytes())) if isinstance(node, ast.Call)
         ]
@@ -114,7 +112,10 @@ def _called_by_scripts(folder: Path) -> set[str]:
 
 
 def _attributes(code: ast.AST) -> set[str]:
-    return {node.attr for node in ast.walk(code) if isinstance(node, ast.Attribute)}
+    """The names of attributes, and `_STORES` where one is set."""
+    found = [node for node in ast.walk(code) if isinstance(node, ast.Attribute)]
+    stores = {_STORES for node in found if isinstance(node.ctx, ast.Store)}
+    return {node.attr for node in found} | stores
 
 
 def _methods(cls: Any) -> dict[str, ast.AST]:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
+
+from domainbed.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,18 @@ class HParams(dict[str, Any]):
         return dict, (dict(self),)
 
 
+class NoValue(UserError, KeyError):
+    """A hyper-parameter that a fork's class reads, and that has no value."""
+
+
 class Handed(HParams):
     """Hyper-parameters that are also attributes."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise NoValue(
+            f"hyper-parameter {name!r} has no value: the fork's registry has none for this "
+            "algorithm, so declare it in 'search_space'"
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name not in self:

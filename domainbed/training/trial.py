@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from domainbed.config.run_fields import RunOptions
-from domainbed.errors import one_line
+from domainbed.errors import UserError, one_line
 from domainbed.spec import RunSpec
 from domainbed.training.trainer import run
 
@@ -33,7 +33,7 @@ class Trial(NamedTuple):
 
 
 def trial(name: str, seconds: float = 120.0) -> Trial:
-    """Two updates of a registered algorithm on small random images, on the CPU.
+    """One or two updates of a registered algorithm on random images, on the CPU.
 
     They are a run in a temporary folder: with records, evaluation and a checkpoint. Images are as
     small as DomainBed's digits, or of ImageNet's size where an algorithm does not run on these.
@@ -45,16 +45,17 @@ def trial(name: str, seconds: float = 120.0) -> Trial:
     """
     reasons = []
     options = RunOptions(device="cpu", num_workers=0, keep="none")
-    for dataset, needs in (("Debug28", []), ("Debug224", ["images of 224 x 224"])):
-        needs = list(needs)
+    for dataset, steps, size in (("Debug28", 2, []), ("Debug224", 1, ["images of 224 x 224"])):
+        needs = list(size)
         try:
             with _silent_within(seconds), _without_weights(needs), TemporaryDirectory() as folder:
                 fixed = {"batch_size": 4}
-                spec = RunSpec.create(dataset, name, [0], steps=2, checkpoint_freq=2, hparams=fixed)
+                spec = RunSpec.create(dataset, name, [0], steps=steps, hparams=fixed)
                 run(spec, folder, options)
             return Trial("runs with" if needs else "runs", ", ".join(needs))
         except (Exception, SystemExit) as error:
-            reasons.append(f"{type(error).__name__}: {one_line(error)}")
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            reasons.append(kind + one_line(error))
     return Trial("does not run", "; ".join(dict.fromkeys(reasons)))
 
 
@@ -81,10 +82,10 @@ def _without_weights(needs: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _silent_within(seconds: float) -> Iterator[None]:
-    """Hides what foreign code prints, and raises `TimeoutError` after a time."""
+    """Hides what foreign code prints, and raises a UserError after a time."""
 
     def stop(*signalled: Any) -> None:
-        raise TimeoutError(f"no update ended within {seconds:g} s")
+        raise UserError(f"no small run ended within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

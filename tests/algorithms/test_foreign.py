@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from domainbed.algorithms import ALGORITHMS, adapt, register_algorithm
+from domainbed.algorithms import ALGORITHMS, ERM, adapt, register_algorithm
+from domainbed.algorithms.foreign_code import undriven
 from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
@@ -199,3 +200,66 @@ def test_updates_resume_exactly(tmp_path):
         for name in ("whole", "two")
     )
     assert [[r[n] for n in names] for r in whole] == [[r[n] for n in names] for r in two]
+
+
+class OfListsOnERM(ERM):
+    """SWAD's update on this package's ERM."""
+
+    def update(self, x, y, **kwargs):
+        return {"seen": len(x), **super().update(list(zip(x, y)))}
+
+
+def test_subclasses_of_this_package_are_called_as_they_ask():
+    class Usual(ERM):
+        def update(self, minibatches, unlabeled=None):
+            return super().update([(x, y) for x, y in minibatches], unlabeled)
+
+    assert adapt(Usual) is Usual
+    assert Usual.memory_format == torch.contiguous_format
+    register_algorithm(adapt(OfListsOnERM))
+    assert [*trial("OfListsOnERM")] == ["runs", ""]
+
+
+def test_what_a_class_lacks_is_named():
+    class Unset(OfPairs):
+        def update(self, minibatches):
+            return self.hparams["unset"]
+
+    class CountsGpus(OfPairs):
+        def update(self, minibatches):
+            return torch.cuda.current_device()
+
+    class Computed(OfPairs):
+        def update(self, x, y, features):
+            return {}
+
+    class Base(OfPairs):
+        def __init__(self, input_shape, num_classes, num_domains, hparams, gaussian):
+            pass
+
+    reasons = {
+        Unset: "hyper-parameter 'unset' has no value",
+        Computed: "the update of Computed needs 'features', which its train script computes",
+        Base: "the constructor of Base needs 'gaussian'",
+    }
+    if not torch.cuda.is_available():
+        reasons[CountsGpus] = "CountsGpus needs a GPU"
+    for cls, reason in reasons.items():
+        register_algorithm(adapt(cls), name=cls.__name__)
+        assert reason in trial(cls.__name__).note
+
+
+def test_a_script_that_clusters_again_is_noticed(tmp_path):
+    class Clustered(OfPairs):
+        def recluster(self, loader):
+            self.clusters = list(loader)
+
+        def saved(self):
+            return self.network.state_dict()
+
+    (tmp_path / "train.py").write_text(
+        "algorithm.update(x)\nalgorithm.recluster(y)\nalgorithm.saved()\n"
+    )
+    assert undriven(Clustered, tmp_path) == ["recluster"]
+    assert undriven(Clustered, None) == []
+    assert undriven(OfPairs, tmp_path) == []
