@@ -185,7 +185,10 @@ def _init(args: argparse.Namespace) -> int:
 
     if Path(args.folder).exists():
         raise UserError(f"{args.folder!r} exists: name a new folder")
-    ours = Path(shipped_config("start/sweep")).parent
-    shutil.copytree(ours, args.folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(shipped_config("start/sweep")).parent,
+        args.folder,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     print(f"Next: cd {shlex.quote(args.folder)} && domainbed sweep launch sweep.yaml")
     return 0

@@ -157,7 +157,6 @@ class Decoding:
 
 
 USUAL = Decoding()
-_ORIENTATION, _PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
 
 
 def rgb_pixels(data: bytes, decoding: Decoding = USUAL) -> tuple[np.ndarray, str]:
@@ -190,7 +189,7 @@ def rgb_pixels(data: bytes, decoding: Decoding = USUAL) -> tuple[np.ndarray, str
                 f"its values have 32 bits (mode {mode}), and which one is white is unknown: "
                 "save it with 8 or 16 bits, or set the hyper-parameter window"
             )
-        starts_white = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+        starts_white = getattr(image, "tag_v2", {}).get(262) == 0  # TIFF's photometric tag
         if decoding.orientation == "exif":
             image = ImageOps.exif_transpose(image)
         if is_wide or mode in ("I", "F"):
@@ -233,8 +232,8 @@ def _dicom_pixels(data: bytes, window: Sequence[float]) -> np.ndarray:
         center, width = (
             float(np.atleast_1d(file[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
         )
-        last = 0 if file.get("VOILUTFunction") == "LINEAR_EXACT" else 1
-        window = center - width / 2, center + width / 2 - last
+        half, is_exact = width / 2, file.get("VOILUTFunction") == "LINEAR_EXACT"
+        window = center - half, center + half - (0 if is_exact else 1)
     return _windowed(values, window or (values.min(), values.max()), kind == "MONOCHROME1")
 
 
@@ -246,7 +245,7 @@ def is_turned(data: bytes) -> bool:
     if b"exif" not in data.lower():
         return False
     with suppress(Exception), Image.open(io.BytesIO(data)) as image:
-        return image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        return image.format != "TIFF" and image.getexif().get(0x0112, 1) not in (0, 1)
     return False
 
 

@@ -89,8 +89,9 @@ class FeatureExtractor:
             network = headless_model(source.backbone, source.weights)
         usual: Preprocessing = preprocessing_of(source.backbone)
         size = size or usual.size
-        resized = round(usual.resized * size / usual.size)
-        self.preprocessing = replace(usual, size=size, resized=resized)
+        self.preprocessing = replace(
+            usual, size=size, resized=round(usual.resized * size / usual.size)
+        )
         # PyTorch's stubs know no overload with both a device and a memory format.
         self._network = network.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         try:

@@ -45,8 +45,8 @@ DATA_OPTIONS: dict[str, Option] = {
 }
 """How image files are read, whatever the algorithm."""
 
+# Those of them that runs on features of images have as well.
 OF_FEATURES = ("corrupt_images", "image_size", "orientation", "window")
-"""Those of them that runs on features of images have as well."""
 
 
 class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):

@@ -82,16 +82,15 @@ def decide(
     )
     is_best = recall - fall_out if sensitivity is None else recall >= sensitivity
     threshold = float(at[np.argmax(is_best)])
-    found = optimize.minimize_scalar(
-        lambda log_temperature: metrics.log_loss(
+    calibrated = optimize.minimize_scalar(
+        lambda temperature: metrics.log_loss(
             labels[validates],
-            special.softmax(logits[validates] / np.exp(log_temperature), axis=1),
+            special.softmax(logits[validates] / temperature, axis=1),
             labels=range(logits.shape[1]),
         ),
-        bounds=(-5, 5),
+        bounds=(0.01, 100),
         method="bounded",
     )
-    temperature = float(np.exp(found.x))
     by_domain = {}
     for domain, own in frame.groupby("domain"):
         truth, score = own["truth"].to_numpy(), own["score"].to_numpy()
@@ -111,10 +110,10 @@ def decide(
             **drawn.quantile(0.025).add_suffix("_low"),
             **drawn.quantile(0.975).add_suffix("_high"),
             "ece": ece(outputs, targets, CLASSES),
-            "ece_calibrated": ece(outputs / temperature, targets, CLASSES),
+            "ece_calibrated": ece(outputs / calibrated.x, targets, CLASSES),
             **dict(zip(("tp", "fn", "fp", "tn"), confusion.ravel())),
         }
-    return threshold, temperature, pd.DataFrame.from_dict(by_domain, orient="index")
+    return threshold, float(calibrated.x), pd.DataFrame.from_dict(by_domain, orient="index")
 
 
 def _rates(truth: np.ndarray, score: np.ndarray, threshold: float) -> list[float]:

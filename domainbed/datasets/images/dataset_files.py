@@ -104,8 +104,10 @@ class Listing:
 
         Also with how they are decoded.
         """
-        lines = [f"{name}\t{_state(file)}\n" for name, file in zip(self.relative, self.files)]
-        lines += [] if self.decoding == USUAL else [repr(self.decoding)]
+        lines = [
+            *(f"{name}\t{_state(file)}\n" for name, file in zip(self.relative, self.files)),
+            *([] if self.decoding == USUAL else [repr(self.decoding)]),
+        ]
         return hashlib.md5("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
     def require(self, unreadable: Sequence[int]) -> None:
