@@ -48,6 +48,7 @@ def _space(
     known: dict[str, Any] = {
         **dict.fromkeys(("algorithm", "algorithm_name", "objective", "objective_name"), algorithm),
         **dict.fromkeys(("dataset", "dataset_name"), dataset),
+        "test_envs": [],  # of any run
     }
     known["args"] = arguments(fork.folder, known)
     draw = cache(partial(_hparams, registry, known))

@@ -14,7 +14,6 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import re
 import sys
@@ -33,8 +32,6 @@ from domainbed.errors import UserError, one_line
 T = TypeVar("T")
 
 _OF_FORKS = "domainbed_fork_"
-_KNOWN = "DOMAINBED_FORKS"
-"""The environment variable with the paths of forks, by module: for processes that are spawned."""
 
 _IMPORTED = re.compile(r"^[ \t]*(?:from|import) +(\w+)", re.MULTILINE)
 """The outermost packages that a file imports."""
@@ -218,10 +215,10 @@ class Fork:
 def _must_have(place: FrameType) -> bool:
     """Whether an import there must fail, where it does: in a function, or where it is tried."""
     script = ast.parse(Path(place.f_code.co_filename).read_bytes())
-    tried = [body for node in ast.walk(script) if isinstance(node, ast.Try) for body in node.body]
-    spans = [range(body.lineno, (body.end_lineno or 0) + 1) for body in tried]
-    in_function = place.f_code.co_name != "<module>"
-    return in_function or any(place.f_lineno in span for span in spans)
+    bodies = [node.body for node in ast.walk(script) if isinstance(node, ast.Try)]
+    tried = [(each.lineno, each.end_lineno or 0) for body in bodies for each in body]
+    is_tried = any(first <= place.f_lineno <= last for first, last in tried)
+    return is_tried or place.f_code.co_name != "<module>"
 
 
 class _Loader(SourceFileLoader):
@@ -244,9 +241,9 @@ class _Finder:
         root = name.partition(".")[0]
         if not root.startswith(_OF_FORKS):
             return None
-        if root not in FORKS:
-            FORKS[root] = Fork(Path(json.loads(os.environ[_KNOWN])[root]))
-        if name == root:
+        if root not in FORKS and root in os.environ:
+            FORKS[root] = Fork(Path(os.environ[root]))
+        if name == root and root in FORKS:
             spec = ModuleSpec(root, None, is_package=True)
             spec.submodule_search_locations = [str(FORKS[root].folder)]
             return spec
@@ -275,7 +272,7 @@ def announce(fork: Fork) -> None:
     for name in filter(fork.has, [*sys.modules]):
         del sys.modules[name]
     FORKS[fork.module] = fork
-    os.environ[_KNOWN] = json.dumps({name: str(each.path) for name, each in FORKS.items()})
+    os.environ[fork.module] = str(fork.path)  # for processes that are spawned
     for visit in _VISITORS:
         visit(fork)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 from textwrap import dedent
@@ -254,7 +255,7 @@ def alone(monkeypatch):
         monkeypatch.setattr(registry, "_modules", dict(registry._modules))
     for module, name in ((forks, "FORKS"), (plugins, "_imported"), (plugins, "_roots")):
         monkeypatch.setattr(module, name, {})
-    monkeypatch.setenv("DOMAINBED_FORKS", "{}")
+    monkeypatch.setattr(os, "environ", os.environ.copy())
 
 
 def written(folder, files) -> str:
