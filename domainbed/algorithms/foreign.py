@@ -128,6 +128,14 @@ class ForeignAlgorithm(Algorithm):
         first = next(iter(logits))
         return {"": logits.pop(first), **logits}
 
+    def train(self, mode: bool = True) -> ForeignAlgorithm:
+        """Calls the class's own `train` or `eval`, which may take no argument."""
+        self.training = mode
+        switch = getattr(self.model, "train" if mode else "eval", None)
+        if switch is not None:
+            switch()
+        return self
+
     def _known(self) -> dict[str, Any]:
         """What constructors are given beside DomainBed's arguments, by name."""
         known: dict[str, Any] = {

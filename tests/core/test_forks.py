@@ -82,6 +82,12 @@ OF_DOMAINBED = {
             def predict(self, x):
                 return self.network(x)
 
+            def train(self):
+                self.network.train()
+
+            def eval(self):
+                self.network.eval()
+
         class Tilted(ERM):
             def __init__(self, input_shape, num_classes, num_domains, hparams, args):
                 super().__init__(input_shape, num_classes, num_domains, hparams)
