@@ -49,8 +49,12 @@ class Batch(NamedTuple):
 
 @cache
 def batch_of(cls: Any) -> Batch:
-    """As a class unpacks the first argument of `update`, in a loop or an assignment."""
-    first = next(iter(list(inspect.signature(cls.update).parameters)[1:]), "")
+    """As a class unpacks its minibatches in `update`, in a loop or an assignment.
+
+    They are the first argument, or the first that is called a batch.
+    """
+    names = list(inspect.signature(cls.update).parameters)[1:]
+    first = next((name for name in names if "batch" in name), "".join(names[:1]))
     for code in _methods(cls).values():
         for node in ast.walk(code):
             if isinstance(node, (ast.For, ast.comprehension)):

@@ -13,6 +13,7 @@ import torch
 
 import domainbed
 from domainbed.algorithms import ALGORITHMS, ERM, get_algorithm_class
+from domainbed.algorithms.foreign_code import batch_of
 from domainbed.cli import main
 from domainbed.core import forks, plugins
 from domainbed.core.plugins import changed, import_plugins, located, named
@@ -402,3 +403,15 @@ def test_the_command_says_of_each_class_whether_it_runs(tmp_path, capsys):
         "Mean  runs",
         "Dots  is a dataset of 2 domains",
     ]
+
+
+class StepFirst:
+    def update(self, step, minibatches, unlabeled=None):
+        return sum(x.mean() for x, y, env in minibatches)
+
+    def predict(self, x):
+        return x
+
+
+def test_minibatches_may_come_after_the_step():
+    assert batch_of(StepFirst) == (("x", "y", "domain"), False)
