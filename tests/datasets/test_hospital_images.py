@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from domainbed.cli import main
 from domainbed.config.run_fields import FeatureSource
-from domainbed.core.image_files import USUAL, Decoding, is_turned, rgb_pixels
+from domainbed.core.image_files import USUAL, Decoding, is_image, is_turned, rgb_pixels
 from domainbed.datasets import domains_of, load_dataset
 from domainbed.datasets.domain import Draw
 from domainbed.datasets.images.dataset_files import read_image
@@ -80,6 +81,7 @@ def test_dicom_is_rescaled_and_windowed_as_the_standard_says() -> None:
     assert expected.min() == 0
     assert expected.max() == 255
     assert greys(dicom(stored)) == np.rint(expected).tolist()
+    assert is_image("scan.DCM")
     several = dicom(stored, WindowCenter=[40, 300], WindowWidth=[400, 1500])
     assert greys(several) == greys(dicom(stored))
     inverted = greys(dicom(stored, PhotometricInterpretation="MONOCHROME1"))
@@ -249,3 +251,18 @@ def test_ignored_exif_is_named(pictures: Path, caplog: pytest.LogCaptureFixture)
     same = data_facts(dataset, domains_of(dataset), ["d0", "d1"], str(pictures.parent), False)
     assert same == facts
     assert not caplog.messages
+
+
+def test_what_is_packed_beforehand_is_what_runs_read(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(pictures.parent)
+    reading = ("--orientation", "exif", "--window", "0", "4095", "--size", "250")
+    with pytest.raises(SystemExit) as exit:
+        main(["data", "pack", f"folder:{pictures}", "--data_dir", root, *reading])
+    assert exit.value.code == 0
+    options = {"orientation": "exif", "window": [0, 4095], "packed_size": 250}
+    pack = loaded(pictures, data_path="fast", **options).datasets[0].pack
+    assert str(pack.folder) in capsys.readouterr().out
+    usual = loaded(pictures, data_path="fast", packed_size=250).datasets[0].pack
+    assert usual.folder != pack.folder
