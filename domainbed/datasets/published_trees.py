@@ -49,6 +49,7 @@ class PublishedTree(ImageDataset):
 
     Attributes:
         layout: what its folder holds, in words.
+        files: paths, also of folders, by which its folder is known.
 
     Raises:
         UserError: the dataset or some of its images are missing, or it has more or fewer
@@ -56,6 +57,7 @@ class PublishedTree(ImageDataset):
     """
 
     layout: ClassVar[str]
+    files: ClassVar[Sequence[str]]
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
         folder = self.locate(root)
@@ -64,9 +66,9 @@ class PublishedTree(ImageDataset):
         self._take(folder, self.contents(folder), self._remedy(folder))
 
     @classmethod
-    @abstractmethod
     def holds(cls, folder: Path) -> bool:
         """Whether `folder` looks like the dataset, complete or not."""
+        return all((folder / name).exists() for name in cls.files)
 
     @classmethod
     @abstractmethod
@@ -127,7 +129,7 @@ class WILDSCamelyon(PublishedTree):
     """Patches of lymph nodes from five hospitals: is there tumour tissue in the middle?"""
 
     crop = "resized"
-    layout = "metadata.csv and the folder patches"
+    layout, files = "metadata.csv and the folder patches", ("metadata.csv", "patches")
     ENVIRONMENTS = DATASET_DOMAINS["WILDSCamelyon"]
     info = DatasetInfo(
         domains=ENVIRONMENTS,
@@ -140,10 +142,6 @@ class WILDSCamelyon(PublishedTree):
         folder="camelyon17_v1.0",
         note="WILDS itself tests on hospital 2 and validates on hospital 1",
     )
-
-    @classmethod
-    def holds(cls, folder: Path) -> bool:
-        return (folder / "metadata.csv").exists() and (folder / "patches").is_dir()
 
     @classmethod
     def contents(cls, folder: Path) -> Contents:
@@ -167,6 +165,7 @@ class WILDSFMoW(PublishedTree):
 
     crop = "resized"
     layout = "rgb_metadata.csv, country_code_mapping.csv and the folder images"
+    files = ("rgb_metadata.csv", "images")
     ENVIRONMENTS = DATASET_DOMAINS["WILDSFMoW"]
     info = DatasetInfo(
         domains=("Asia", "Europe", "Africa", "Americas", "Oceania", "Other"),
@@ -180,10 +179,6 @@ class WILDSFMoW(PublishedTree):
         note="about 470,000 images (not verified); a region may lack some of the classes",
         sparse=True,
     )
-
-    @classmethod
-    def holds(cls, folder: Path) -> bool:
-        return (folder / "rgb_metadata.csv").exists() and (folder / "images").is_dir()
 
     @classmethod
     def contents(cls, folder: Path) -> Contents:

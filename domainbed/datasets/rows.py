@@ -75,11 +75,11 @@ class Rows:
         return found
 
 
+# Names of columns, in lower case, whose values samples share in other ways than by chance.
 _LIKE_GROUPS = re.compile(
     "(patient|subject|person|participant|individual|animal|donor|case|study|exam|group|scene|site|"
     "location|session|sequence|video|burst|slide)s?([ _-]?(id|no|nr|number|code|name))?"
 )
-"""Names of columns, in lower case, whose values samples may share in other ways than by chance."""
 
 
 def in_order(names: Iterable[str]) -> list[str]:

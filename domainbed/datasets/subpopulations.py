@@ -32,8 +32,7 @@ class _Subpopulations(PublishedTree):
     """What the datasets with two domains share.
 
     Attributes:
-        values: of the attribute, in order.
-        files: what its folder holds.
+        values: of the attribute, by their numbers in `rows`.
     """
 
     ENVIRONMENTS = DATASET_DOMAINS["Waterbirds"]
@@ -41,11 +40,6 @@ class _Subpopulations(PublishedTree):
     test_domains = TEST_DOMAINS["Waterbirds"]
     metrics = BY_GROUP_AND_CLASS
     values: ClassVar[Sequence[str]]
-    files: ClassVar[Sequence[str]]
-
-    @classmethod
-    def holds(cls, folder: Path) -> bool:
-        return all((folder / name).exists() for name in cls.files)
 
     @classmethod
     def contents(cls, folder: Path) -> Contents:

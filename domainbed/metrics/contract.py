@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from domainbed.metrics.labels import LabelType
 
+# What a metric by group, or by class, records behind its name.
 PARTS = {
     "_by_group": ("worst_group", "mean_group", "group_gap"),
     "_by_class": ("worst_class", "mean_class", "class_gap"),
 }
-"""What a metric by group, or by class, records behind its name."""
 
 
 class Value(NamedTuple):

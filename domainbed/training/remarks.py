@@ -15,8 +15,6 @@ from domainbed.core.text_table import printable
 from domainbed.datasets.domain import Domain
 from domainbed.training.experiment import Experiment
 
-_FAR_SMALLER = 10  # times, than the median
-
 
 def remarks(experiment: Experiment) -> list[str]:
     """One line for each thing that is worth a warning.
@@ -88,5 +86,5 @@ def _small(what: str, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
     return [
         f"{what} {name} has {size:,} samples, and the median {what} {median:,.0f}"
         for name, size in zip(names, sizes)
-        if size * _FAR_SMALLER < median
+        if 10 * size < median
     ]
