@@ -51,7 +51,8 @@ def construct(
     """
     of_run = _of_run(facts, num_classes, num_domains)
     handed = Handed({**of_run, **dict(facts.data_options), **hparams}, facts)
-    known = {**of_run, **more, "hparams": handed, "input_shape": input_shape}
+    passed = _passed(folder) if folder else {}
+    known = {**passed, **of_run, **more, "hparams": handed, "input_shape": input_shape}
     known["args"] = arguments(folder, {**of_run, "hparams": handed})
     parameters = inspect.signature(cls).parameters
     if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
@@ -69,6 +70,14 @@ def construct(
             "gives: take a subclass that does"
         )
     return cls(**given)
+
+
+@cache
+def _passed(folder: Path) -> dict[str, Any]:
+    """What a fork's train scripts hand on by name, as in `weights=args.weights`."""
+    scripts = "".join(file.read_text() for file in sorted(folder.rglob("train*.py")))
+    args = vars(arguments(folder, {}))
+    return {name: args.get(arg) for name, arg in re.findall(r"\b(\w+) *= *args\.(\w+)", scripts)}
 
 
 def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import multiprocessing
 import os
 import re
 import sys
@@ -160,7 +161,7 @@ class Fork:
                     registry.register(entry, name=prefix + entry.__name__)
                     renamed += [prefix + entry.__name__] * bool(prefix)
                     break
-        if renamed:
+        if renamed and multiprocessing.parent_process() is None:  # workers need not say it again
             said = f"{registry.kind}s of {self.name} whose names are taken have a prefix"
             warnings.warn(f"{said}: {', '.join(renamed)}", stacklevel=2)
 

@@ -90,8 +90,9 @@ OF_DOMAINBED = {
                 self.network.eval()
 
         class Tilted(ERM):
-            def __init__(self, input_shape, num_classes, num_domains, hparams, args):
+            def __init__(self, input_shape, num_classes, num_domains, hparams, args, start=None):
                 super().__init__(input_shape, num_classes, num_domains, hparams)
+                assert start == "warm"
                 self.rate, self.names = args.tilt, hparams.class_names
                 if args.dataset == "RotatedDigits":
                     assert hparams.rotation == hparams["rotation"] == "bilinear"
@@ -175,6 +176,8 @@ OF_DOMAINBED = {
     "domainbed/scripts/train.py": """
         parser.add_argument('--tilt', type=float, default=0.25)
         parser.add_argument('--fast', action='store_true')
+        parser.add_argument('--start_from', type=str, default='warm')
+        algorithm = algorithm_class(dataset.input_shape, start=args.start_from)
         """,
 }
 
