@@ -63,8 +63,9 @@ class RIDG(ERM):
             counts = members.sum(dim=0)
             means = torch.einsum("nc,nkd->ckd", members, rationales.detach())
             means = means / counts.clamp(min=1)[:, None, None]
-            share = torch.where(self.seen, self.hparams["ridg_momentum"], 1.0) * (counts > 0)
-            self.bank = self.bank + share[:, None, None].to(means.dtype) * (means - self.bank)
+            rest = (1 - self.hparams["ridg_momentum"]) * self.seen.to(means.dtype)
+            share = (1 - rest) * (counts > 0)
+            self.bank = self.bank + share[:, None, None] * (means - self.bank)
             self.seen = self.seen | (counts > 0)
             deviations = (rationales - self.bank[y]).square().sum(dim=2).mean(dim=1)  # (N,)
             penalty = (deviations / counts[y]).sum()

@@ -121,7 +121,8 @@ class LDAM(Grouped):
 
         ℓ_n = CE(s (z_n − m_y e_y), y),  m_k = n_k^-¼, scaled so that the largest is ldam_margin
 
-    z: (N, K) logits; e_y: 1 at the label; s: ldam_scale (Cao et al. 2019, equations 12 and 13).
+    z: (N, K) logits; e_y: 1 at the label; s: ldam_scale; a class without samples has the margin 0
+    (Cao et al. 2019, equations 12 and 13).
     """
 
     paper = (
@@ -134,7 +135,7 @@ class LDAM(Grouped):
     }
 
     def losses(self, forward: ForwardPass) -> torch.Tensor:
-        margins = self.class_sizes.clamp(min=1) ** -0.25
+        margins = self.class_sizes.clamp(min=1) ** -0.25 * (self.class_sizes > 0)
         margins = margins * self.hparams["ldam_margin"] / margins.max()
         own = torch.arange(self.num_classes, device=margins.device) == forward.y[:, None]
         logits = self.hparams["ldam_scale"] * (forward.logits - margins * own)
@@ -143,7 +144,10 @@ class LDAM(Grouped):
 
 @register_algorithm
 class BSoftmax(Grouped):
-    """Balanced softmax: ℓ_n = CE(z_n + log n_k, y); predictions are by z alone."""
+    """Balanced softmax: ℓ_n = CE(z_n + log n_k, y); predictions are by z alone.
+
+    A class without samples counts as one with a single one.
+    """
 
     paper = (
         "Ren, Yu, Sheng, Ma, Zhao, Yi, Li, Balanced Meta-Softmax for Long-Tailed Visual "
@@ -201,7 +205,7 @@ class CVaRDRO(Grouped):
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         losses = self.losses(forward).sort(descending=True).values
-        places = torch.arange(len(losses), device=losses.device)
+        places = torch.arange(len(losses), device=losses.device, dtype=losses.dtype)
         weights = (self.hparams["cvar_alpha"] * len(losses) - places).clamp(0, 1)
         return (weights * losses).sum() / weights.sum(), {}
 

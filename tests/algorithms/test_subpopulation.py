@@ -53,6 +53,8 @@ def test_losses_by_hand(monkeypatch):
     # Margins of 100^-¼ and 1, in the scale of one half.
     ldam = loss_of("LDAM", logits, [1], facts)
     assert ldam == pytest.approx(math.log1p(math.exp(30 * 0.15811388)), rel=1e-6)
+    absent = RunFacts(class_sizes=(0, 100, 1))  # whose margin would be the largest
+    assert loss_of("LDAM", logits, [1], absent) == pytest.approx(ldam)
     ldam = loss_of("LDAM", logits, [2], facts, ldam_scale=10.0)
     assert ldam == pytest.approx(math.log1p(math.exp(10 * 0.5)), rel=1e-6)
 
