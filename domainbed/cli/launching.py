@@ -107,6 +107,8 @@ def _tell_submitted(launch: Launch, handle: Handle) -> int:
     if jobs:
         shown = " … ".join(dict.fromkeys([jobs[0], jobs[-1]]))
         print(f"submitted {count_runs(len(handle.jobs))} as {len(jobs)} jobs: {shown}")
+    address = launch.config.launcher.get("address")
+    root += f" --address {in_shell(address)}" if address else ""
     print(
         f"`domainbed sweep status {root}` shows their states, `domainbed sweep cancel {root}` "
         "cancels them."

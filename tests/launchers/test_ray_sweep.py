@@ -67,6 +67,7 @@ def test_a_sweep_that_loses_a_node_ends_as_an_undisturbed_one(ray_nodes, tmp_pat
     under_way = [folder for folder in folders if folder.state() == RUNNING]
     lost = under_way[0].status().pid
     ray_nodes.replace_node_of(lost)
+    assert prepared(tmp_path / "ray", launcher).todo == []  # it is begun again without a launch
     events = []
     handle.wait(events.append)
 

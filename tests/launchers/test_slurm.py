@@ -17,7 +17,7 @@ from submission import CPU, Submission
 from domainbed.errors import UserError
 from domainbed.launchers import Event, JobReport, Resources, SlurmLauncher, create_launcher
 from domainbed.launchers import slurm as engine
-from domainbed.launchers.event_files import EventReader
+from domainbed.launchers.event_files import EventReader, EventWriter
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import (
     BUSY,
@@ -29,6 +29,7 @@ from domainbed.runs.states import (
     RUNNING,
     STARTED,
 )
+from domainbed.sweeps.following import Display
 
 
 def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
@@ -293,6 +294,36 @@ def test_a_controller_that_is_away_for_a_while_ends_no_waiting(monkeypatch, capl
     handle.wait(events.append)
     assert events == [Event(INTERRUPTED, 0)]
     assert "`squeue` of SLURM failed: timed out" in caplog.text
+
+
+def test_a_requeued_run_waits_and_does_not_count_as_running(monkeypatch, caplog, tmp_path):
+    """By its own word, or by SLURM's where its node died; and what cannot start is told once."""
+    monkeypatch.setattr("domainbed.launchers.event_files._SECONDS_BETWEEN_READS", 0.01)
+    monkeypatch.setattr(engine, "_MOST_SECONDS_BETWEEN_LOOKS", 0)
+    said = {job: JobReport(PENDING, "BeginTime") for job in ("7_0", "7_1")}
+    said["7_2"] = JobReport(PENDING, "PartitionConfig", stuck=True)
+    monkeypatch.setattr(engine, "reports_of", lambda jobs: said)
+    writers = {job: EventWriter(tmp_path, job) for job in said}
+    writers["7_0"].send(Event(STARTED, 0))
+    writers["7_0"].send(Event(INTERRUPTED, 0))
+    writers["7_1"].send(Event(STARTED, 1))
+    handle = engine._Submitted(SlurmLauncher(), list(said), tmp_path)
+    display, events = Display([1] * 3), []
+
+    def on_event(event):
+        events.append((event.index, event.kind))
+        display.on_event(event)
+        if events.count((0, PENDING)) and events.count((1, PENDING)) and event.kind == PENDING:
+            assert display._at_work == set()
+            for index, writer in enumerate(writers.values()):
+                writer.send(Event(DONE, index))
+
+    handle.wait(on_event)
+    assert events == [
+        *[(0, STARTED), (0, PENDING), (1, STARTED), (1, PENDING)],
+        *[(0, DONE), (1, DONE), (2, DONE)],
+    ]
+    assert caplog.text.count("1 of the queued jobs cannot start: PartitionConfig") == 1
 
 
 def test_without_slurm_the_launcher_says_where_to_use_it(monkeypatch, tmp_path):
