@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import shlex
 from collections.abc import Iterable
 
 
@@ -43,6 +44,11 @@ _DISK_FULL = "file write failed"  # PyTorch's word
 def one_line(error: BaseException) -> str:
     """What an exception says, or is called."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def in_shell(*words: object) -> str:
+    """Words of a command that a message suggests, quoted for the shell."""
+    return shlex.join(map(str, words))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

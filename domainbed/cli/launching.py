@@ -7,9 +7,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from domainbed.core.flags import add_flags, read_flags
-from domainbed.core.safe_text import in_shell
 from domainbed.core.settings import Settings
 from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
+from domainbed.errors import in_shell
 from domainbed.launchers import WITH_FLAGS, Resources
 from domainbed.runs.states import DONE
 from domainbed.sweeps.status import count_runs, failure_lines, status_of

@@ -8,9 +8,8 @@ import sys
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
 from domainbed.core.flags import add_flags, read_flags
-from domainbed.core.safe_text import in_shell
 from domainbed.core.settings import load
-from domainbed.errors import UserError
+from domainbed.errors import UserError, in_shell
 from domainbed.experiments.irm_colored_mnist.settings import Config
 from domainbed.sweeps.config import SweepConfig
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,14 @@ from domainbed.cli.launching import (
 )
 from domainbed.config.run_fields import add_run_flags
 from domainbed.core.flags import add_flags, read_flags
-from domainbed.core.safe_text import in_shell
 from domainbed.core.text_table import printable
-from domainbed.errors import UserError
+from domainbed.errors import UserError, in_shell
 from domainbed.launchers import RayLauncher
 from domainbed.runs import packing
 from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import DONE, FAILED, MISSING
 from domainbed.sweeps.config import SweepConfig, load_config, shipped_config
-from domainbed.sweeps.engines import Asking
+from domainbed.sweeps.engines import as_reported
 from domainbed.sweeps.status import (
     Status,
     count_runs,
@@ -45,9 +44,8 @@ _RERUN_FIELDS = (
     *("plugins", "plugins_changed", "selection_metric", "data_dir", "device", "num_workers"),
     *("keep", "launcher"),
 )
-_ON_A_TERMINAL, _IN_A_LOG = 5.0, 60.0
-_SECONDS_OF_REST = 60.0
-"""After which nothing more is expected: workers take some time to start."""
+_ON_A_TERMINAL, _IN_A_LOG, _WITH_AN_ENGINE = 5.0, 60.0, 30.0
+_SECONDS_OF_REST = 60.0  # after which nothing more is expected: workers need some time to start
 _LONGEST_PAUSE = 86_400  # a day; Python cannot sleep for ever
 _TO_TOP, _CLEAR_REST, _END_OF_LINE = "\x1b[H", "\x1b[J", "\x1b[K\n"
 
@@ -261,10 +259,10 @@ def _status(args: argparse.Namespace) -> int:
             "--watch"
         )
     store, runs, chosen = _what_to_look_at(args)
-    asking = Asking(store, chosen)
+    look = partial(status_of, store, runs, ask=partial(as_reported, store, chosen))
     if args.watch:
-        return _watch(store, runs, asking, args.every)
-    found = status_of(store, runs, ask=asking)
+        return _watch(look, args.every)
+    found = look()
     print(status_json(found) if args.json else "\n".join(status_lines(found)))
     return 0
 
@@ -282,14 +280,13 @@ def _what_to_look_at(
     return Store(config.output_dir), runs, {**config.launcher, **address}
 
 
-def _watch(store: Store, runs: dict[str, PlannedRun], asking: Asking, every: float | None) -> int:
+def _watch(look: Callable[..., Status], every: float | None) -> int:
     """Shows the status until nothing changes any more; returns 0 if all runs are done."""
     on_terminal = sys.stdout.isatty()
-    pause = every or (_ON_A_TERMINAL if on_terminal else _IN_A_LOG)
     found, changed = None, time.monotonic()
     try:
         while True:
-            found = status_of(store, runs, found, asking)
+            found = look(before=found)
             changed = time.monotonic() if found.may_change else changed
             if on_terminal:
                 print(_screen(found), end="", flush=True)
@@ -301,7 +298,8 @@ def _watch(store: Store, runs: dict[str, PlannedRun], asking: Asking, every: flo
                 rest = [] if on_terminal else status_lines(found)
                 print("\n".join([*rest, "Nothing is running, and no engine will start a run."]))
                 return 1
-            time.sleep(pause)
+            on_screen = _WITH_AN_ENGINE if found.pending else _ON_A_TERMINAL
+            time.sleep(every or (on_screen if on_terminal else _IN_A_LOG))
     except KeyboardInterrupt:  # the usual end of watching
         return 0
 

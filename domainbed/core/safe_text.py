@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from domainbed.core.text_table import printable
@@ -22,11 +21,6 @@ _LATEX = {char: "\\" + char for char in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}"}
 _LATEX |= {"[": "{[}", "]": "{]}"}  # a row that begins with one would be an option of \\
-
-
-def in_shell(*words: Any) -> str:
-    """Words of a command that is suggested, quoted for the shell."""
-    return shlex.join(map(str, words))
 
 
 def in_markdown(text: str) -> str:

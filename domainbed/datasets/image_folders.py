@@ -24,13 +24,12 @@ from domainbed.core.image_files import (
     images,
 )
 from domainbed.core.names import DATASET_DOMAINS, dataset_label
-from domainbed.core.safe_text import in_shell
 from domainbed.core.settings import Listed, Settings, load
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.image_domains import ImageDomain
 from domainbed.datasets.images.transforms import IMAGE_SIZE, Crop
 from domainbed.datasets.rows import by_roles
-from domainbed.errors import UserError
+from domainbed.errors import UserError, in_shell
 
 
 @dataclass(frozen=True)

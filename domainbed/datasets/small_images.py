@@ -24,10 +24,9 @@ from domainbed.config.dimensions import Option
 from domainbed.core import seeding
 from domainbed.core.files import regular
 from domainbed.core.names import DATASET_DOMAINS
-from domainbed.core.safe_text import in_shell
 from domainbed.datasets.base import DATASETS, MultipleDomainDataset
 from domainbed.datasets.domain import Draw, TensorDomain
-from domainbed.errors import UserError, one_line
+from domainbed.errors import UserError, in_shell, one_line
 
 
 class ByteImages(TensorDomain, TensorDataset):

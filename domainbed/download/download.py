@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from domainbed.core.files import locked, regular
 from domainbed.core.image_files import images
-from domainbed.core.safe_text import in_shell
 from domainbed.download.catalogue import SOURCES, DataSource, Origin, plain
 from domainbed.download.fetch import (
     ARCHIVE_SUFFIXES,
@@ -33,7 +32,7 @@ from domainbed.download.fetch import (
 )
 from domainbed.download.layouts import PlacedFile, find_layout
 from domainbed.download.verify import Problem, Verification, inspect
-from domainbed.errors import UserError
+from domainbed.errors import UserError, in_shell
 
 if TYPE_CHECKING:
     from domainbed.config.dataset_info import DatasetInfo

@@ -19,9 +19,8 @@ from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.cores import usable_cores
 from domainbed.core.files import regular
 from domainbed.core.image_files import class_folders, folder_names, ignored, images
-from domainbed.core.safe_text import in_shell
 from domainbed.download.catalogue import SOURCES, Origin
-from domainbed.errors import UserError
+from domainbed.errors import UserError, in_shell
 
 ImageFiles = dict[str, dict[str, list[Path]]]
 """Files per domain and class."""

@@ -6,14 +6,12 @@ an engine (a queue, a cluster), which executes them whether or not anybody waits
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -50,8 +48,6 @@ LAUNCHERS: Registry[Any] = Registry(
 )
 
 _SECONDS_BETWEEN_REPORTS = 0.3
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -277,14 +273,6 @@ class Launcher(Settings):
             if (pid := process_named(job)) is not None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-
-
-def warn_of_stuck(reports: Iterable[JobReport], warned: set[str]) -> None:
-    """Says once of each reason, which is added to `warned`, that jobs cannot start."""
-    for why, count in Counter(each.why for each in reports if each.stuck).items():
-        if why not in warned:
-            log.warning("warning: %d of the queued jobs cannot start: %s", count, why)
-            warned.add(why)
 
 
 def this_process() -> str:

@@ -20,7 +20,7 @@ _ENDING = ".events.jsonl"
 _SECONDS_BETWEEN_REPORTS = 5.0
 """Of the progress of one task: thousands may write to one file server."""
 _SECONDS_BETWEEN_READS = 1.0
-_TAIL, _LAST_LINES = 4096, 3
+_LAST_LINES = 3
 
 
 class EventWriter:
@@ -86,13 +86,9 @@ def _job_and_number(file: Path) -> tuple[str, int]:
 
 def last_words(log: Path) -> str:
     """The last lines that a job printed, as one; "" if it printed nothing."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
-            lines = stream.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    return " / ".join([line.strip() for line in lines if line.strip()][-_LAST_LINES:])
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " / ".join(lines[-_LAST_LINES:])
 
 
 class Following(Handle):

@@ -9,23 +9,29 @@ submit, to ask and to cancel, but not to follow: the events are in files, see `r
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
 import re
+import signal
+import socket
+import sys
+import tempfile
+import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from domainbed.core.cores import usable_cores
-from domainbed.core.settings import Text, checked
+from domainbed.core.settings import Text
 from domainbed.errors import UserError, one_line
 from domainbed.launchers.base import (
     LAUNCHERS,
@@ -39,31 +45,35 @@ from domainbed.launchers.base import (
     this_process,
 )
 from domainbed.launchers.event_files import EventReader, Following
-from domainbed.launchers.local import THREAD_VARIABLES, visible_gpus
-from domainbed.launchers.ray_connection import NAMESPACE, connected
+from domainbed.launchers.local import visible_gpus
 from domainbed.launchers.ray_tasks import (
     ALIVE,
     SECONDS_TO_STOP,
     TEAM,
     Coordinator,
     log_file,
+    needs_of,
+    places,
+    printing_to,
+    task_options,
+    why_waiting,
     write_plan,
 )
 from domainbed.runs.states import INTERRUPTED, RUNNING
 
 log = logging.getLogger(__name__)
 
+NAMESPACE = "domainbed"
+_SECONDS_TO_CONNECT = 10.0
+# What an HTTP/2 connection begins with; a server of gRPC answers with its settings at once.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = 4
+_TOKEN_FILE = "~/.ray/auth_token"
+_STORE_BYTES = 100 * 2**20  # of Ray's objects: tasks and events are small, and travel in files
 _ID = re.compile(r"(?P<coordinator>.+)_(?P<index>\d+)@(?P<address>.+)")
 _SECONDS_TO_ANSWER = 60.0
 _SECONDS_OF_SILENCE = 30.0
 """After which a launch that follows asks the cluster whether the coordinator is there."""
-_SET_HERE = {"address", "namespace", "ignore_reinit_error"}
-
-
-def _init(options: dict[str, Any]) -> dict[str, Any]:
-    for name in _SET_HERE & options.keys():
-        raise UserError(f"the launcher sets {name!r} of ray.init itself", name)
-    return options
 
 
 @LAUNCHERS.register(name="ray")
@@ -81,7 +91,7 @@ class RayLauncher(Launcher):
         description="HOST:PORT of a running Ray cluster, or auto for this machine's",
         json_schema_extra={"default_text": "RAY_ADDRESS, else a cluster started for the sweep"},
     )
-    init: Annotated[dict[str, Any], checked(_init)] = Field(
+    init: dict[str, Any] = Field(
         {},
         description="further arguments of ray.init, such as {runtime_env: {pip: […]}}, {num_gpus: "
         "1}",
@@ -122,21 +132,20 @@ class RayLauncher(Launcher):
         return self._cluster is not None if _ID.fullmatch(job) else super().reaches(job)
 
     def known(self, jobs: Iterable[str]) -> set[str]:
-        """None of a cluster that does not answer: they resume elsewhere from what they wrote."""
-        try:
-            return set(self.ask(jobs))
-        except UserError as error:
-            log.warning("warning: %s; its runs are considered lost", error)
-            return set()
+        return set(self.ask(jobs))
 
     def ask(self, jobs: Iterable[str]) -> dict[str, JobReport]:
+        """Nothing of a cluster that does not answer: its runs resume elsewhere."""
         found: dict[str, JobReport] = {}
         for address, by_coordinator in _grouped(jobs).items():
-            # Only its own cluster, if it has one: it does not know the others' coordinators.
-            with connected(self._cluster or address) as ray:
-                for name, indices in by_coordinator.items():
-                    reports = _reports(ray, name, indices)
-                    found |= {_id(name, index, address): each for index, each in reports.items()}
+            try:
+                # Only its own cluster, if it has one: it does not know the others' coordinators.
+                with connected(self._cluster or address) as ray:
+                    for name, indices in by_coordinator.items():
+                        said = _reports(ray, name, indices)
+                        found |= {_id(name, i, address): report for i, report in said.items()}
+            except UserError as error:
+                log.warning("warning: %s; its runs are considered lost", error)
         return found
 
     def cancel(self, jobs: Iterable[str]) -> None:
@@ -179,25 +188,8 @@ def _reports(ray: Any, name: str, indices: set[int]) -> dict[int, JobReport]:
         return {}
     except ray.exceptions.GetTimeoutError:
         return dict.fromkeys(indices, JobReport(why="its coordinator is being restarted"))
-    waiting = _why_waiting(needs, _nodes(ray), ray.available_resources())
+    waiting = why_waiting(needs, _nodes(ray), ray.available_resources())
     return {i: JobReport(RUNNING) if i in begun else waiting for i in indices & set(left)}
-
-
-def _why_waiting(
-    needs: Mapping[str, float], nodes: Sequence[Mapping[str, float]], free: Mapping[str, float]
-) -> JobReport:
-    """What a task that waits asks for, and what there is."""
-    asked = [what for what, need in needs.items() if need]
-    words = ", ".join(f"{needs[what]:g} {what}" for what in asked)
-    if not places(nodes, needs):
-        most = {what: max((node.get(what, 0) for node in nodes), default=0) for what in asked}
-        there = ", ".join(f"{most[what]:g} {what}" for what in asked)
-        return JobReport(why=f"asks for {words}, and the nodes have at most {there}", stuck=True)
-    unused = {
-        what: f"{free.get(what, 0):g} of {sum(n.get(what, 0) for n in nodes):g}" for what in asked
-    }
-    there = ", ".join(f"{unused[what]} {what}" for what in asked)
-    return JobReport(why=f"asks for {words}; free are {there}")
 
 
 def _nodes(ray: Any) -> list[dict[str, float]]:
@@ -286,7 +278,7 @@ def _start(
     alive = [node for node in ray.nodes() if node["Alive"]]
     nodes = [node["Resources"] for node in alive]
     needs = needs_of(nodes, resources)
-    if (waiting := _why_waiting(needs, nodes, {})).stuck:
+    if (waiting := why_waiting(needs, nodes, {})).stuck:
         if own:  # no other node will ever join
             raise UserError(f"a run {waiting.why}", "launcher")
         log.warning("warning: a run %s: runs wait until one joins", waiting.why)
@@ -310,49 +302,86 @@ def _start(
         ) from error
 
 
-def needs_of(nodes: Sequence[Mapping[str, float]], resources: Resources) -> dict[str, float]:
-    """What a task takes of a node, by Ray's names; by default one GPU if the cluster has any.
+@contextlib.contextmanager
+def connected(cluster: str | None, init: Mapping[str, Any] = MappingProxyType({})) -> Iterator[Any]:
+    """Ray, connected to a cluster, or to one started here; an existing connection stays.
 
     Args:
-        nodes: what each node of the cluster has.
-        resources: of the task.
+        cluster: its address; None starts one.
+        init: further arguments of `ray.init`.
 
     Raises:
-        UserError: part of several GPUs is asked for.
+        UserError: Ray is not installed, or the cluster cannot be reached, or refuses.
     """
-    gpus = resources.gpus
-    if gpus is None:
-        wanted = resources.device is None or resources.device.startswith("cuda")
-        gpus = float(wanted and any(node.get("GPU") for node in nodes))
-    if gpus > 1 and gpus != int(gpus):
-        raise UserError(f"gpus is {gpus:g}: expected a share of one GPU, or a whole number", "gpus")
-    memory = (resources.memory_gb or 0) * 1e9
-    return {"CPU": resources.cores or 1, "GPU": gpus, "memory": float(round(memory))}
+    # Before it is imported: it reads them then.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # else it announces a change
+    if cluster and "ray" not in sys.modules and Path(_TOKEN_FILE).expanduser().is_file():
+        # As `ray start` does, but not `ray.init`. A cluster that wants none ignores a token.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError(
+            f"the launcher 'ray' needs Ray ({error}): pip install ray", "name"
+        ) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    address = _reachable(cluster) if cluster else "local"
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if not cluster:
+        options |= {"num_cpus": usable_cores(), "object_store_memory": _STORE_BYTES}
+        options["include_dashboard"] = False
+    options |= {**init, "address": address, "namespace": NAMESPACE}
+    handler = signal.getsignal(signal.SIGTERM)
+    with tempfile.NamedTemporaryFile() as said:
+        try:
+            with printing_to(Path(said.name)):  # what its native code prints of a failure
+                ray.init(configure_logging=True, **options)
+        except Exception as error:
+            remedy = "is this machine one of its nodes, with the same versions of Python and Ray?"
+            if b"Unauthenticated" in said.read():
+                remedy = f"copy its token, {_TOKEN_FILE}, from the machine that started it"
+            raise UserError(
+                f"the Ray cluster at {address!r} cannot be joined ({one_line(error)[:300]}): "
+                f"{remedy}",
+                "address",
+            ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray installs its own
+    # What Ray says of workers and nodes that die: the coordinator handles it.
+    ray._private.worker._worker_logs_enabled = False
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
-def places(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
-    """How many tasks the nodes have room for at the same time."""
-    return sum(
-        min(int(node.get(what, 0) / need + 1e-6) for what, need in needs.items() if need)
-        for node in nodes
-    )
+def _reachable(cluster: str) -> str:
+    """The address of a cluster, at which Ray answers: Ray itself would try for minutes.
 
-
-def task_options(
-    needs: Mapping[str, float], environment: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Any]:
-    """Of Ray's `remote`. It ends a worker that had a GPU after a task, which frees the memory.
-
-    Args:
-        needs: of a task, by Ray's names.
-        environment: the runtime environment of the sweep. A task has the rest of it from its
-            coordinator, but these variables in place of all.
+    Raises:
+        UserError: it does not.
     """
-    threads = dict.fromkeys(THREAD_VARIABLES, str(int(needs["CPU"])))
-    return {
-        "num_cpus": needs["CPU"],
-        "num_gpus": needs["GPU"],
-        "memory": int(needs["memory"]) or None,
-        "max_retries": 0,  # the coordinator decides
-        "runtime_env": {"env_vars": {**threads, **environment.get("env_vars", {})}},
-    }
+    from ray._private.services import canonicalize_bootstrap_address
+
+    address = cluster
+    try:
+        if "://" not in cluster:
+            address = canonicalize_bootstrap_address(cluster) or cluster
+        host, _, port = address.rpartition("://")[2].rpartition(":")
+        place = host.strip("[]"), int(port)
+        with socket.create_connection(place, _SECONDS_TO_CONNECT) as stream:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                stream.sendall(_PREFACE)
+                if stream.recv(4)[3:] != bytes([_SETTINGS]):
+                    raise OSError("what answers there is not Ray")
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"the Ray cluster at {cluster!r} cannot be reached ({one_line(error)}): start it with "
+            "`ray start --head`, which says its address, and give that as --address HOST:PORT",
+            "address",
+        ) from error
+    return address

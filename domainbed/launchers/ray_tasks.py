@@ -20,13 +20,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from domainbed.core.files import written_aside
 from domainbed.core.stopping import stopping_on
-from domainbed.errors import one_line
-from domainbed.launchers.base import Event, Job, failed, perform, time_limit_reached
+from domainbed.errors import UserError, one_line
+from domainbed.launchers.base import (
+    Event,
+    Job,
+    JobReport,
+    Resources,
+    failed,
+    perform,
+    time_limit_reached,
+)
 from domainbed.launchers.event_files import EventReader, EventWriter
+from domainbed.launchers.local import THREAD_VARIABLES
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import BUSY, ENDS, FAILED, INTERRUPTED, STARTED
 
@@ -287,3 +297,68 @@ def printing_to(file: Path) -> Iterator[None]:
             for number, kept in before.items():
                 os.dup2(kept, number)
                 os.close(kept)
+
+
+def why_waiting(
+    needs: Mapping[str, float], nodes: Sequence[Mapping[str, float]], free: Mapping[str, float]
+) -> JobReport:
+    """What a task that waits asks for, and what there is."""
+    asked = [what for what, need in needs.items() if need]
+    words = ", ".join(f"{needs[what]:g} {what}" for what in asked)
+    if not places(nodes, needs):
+        most = {what: max((node.get(what, 0) for node in nodes), default=0) for what in asked}
+        there = ", ".join(f"{most[what]:g} {what}" for what in asked)
+        return JobReport(why=f"asks for {words}, and the nodes have at most {there}", stuck=True)
+    unused = {
+        what: f"{free.get(what, 0):g} of {sum(n.get(what, 0) for n in nodes):g}" for what in asked
+    }
+    there = ", ".join(f"{unused[what]} {what}" for what in asked)
+    return JobReport(why=f"asks for {words}; free are {there}")
+
+
+def needs_of(nodes: Sequence[Mapping[str, float]], resources: Resources) -> dict[str, float]:
+    """What a task takes of a node, by Ray's names; by default one GPU if the cluster has any.
+
+    Args:
+        nodes: what each node of the cluster has.
+        resources: of the task.
+
+    Raises:
+        UserError: part of several GPUs is asked for.
+    """
+    gpus = resources.gpus
+    if gpus is None:
+        wanted = resources.device is None or resources.device.startswith("cuda")
+        gpus = float(wanted and any(node.get("GPU") for node in nodes))
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"gpus is {gpus:g}: expected a share of one GPU, or a whole number", "gpus")
+    memory = (resources.memory_gb or 0) * 1e9
+    return {"CPU": resources.cores or 1, "GPU": gpus, "memory": float(round(memory))}
+
+
+def places(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """How many tasks the nodes have room for at the same time."""
+    return sum(
+        min(int(node.get(what, 0) / need + 1e-6) for what, need in needs.items() if need)
+        for node in nodes
+    )
+
+
+def task_options(
+    needs: Mapping[str, float], environment: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Of Ray's `remote`. It ends a worker that had a GPU after a task, which frees the memory.
+
+    Args:
+        needs: of a task, by Ray's names.
+        environment: the runtime environment of the sweep. A task has the rest of it from its
+            coordinator, but these variables in place of all.
+    """
+    threads = dict.fromkeys(THREAD_VARIABLES, str(int(needs["CPU"])))
+    return {
+        "num_cpus": needs["CPU"],
+        "num_gpus": needs["GPU"],
+        "memory": int(needs["memory"]) or None,
+        "max_retries": 0,  # the coordinator decides
+        "runtime_env": {"env_vars": {**threads, **environment.get("env_vars", {})}},
+    }

@@ -43,7 +43,6 @@ from domainbed.launchers.base import (
     Launcher,
     Resources,
     failed,
-    warn_of_stuck,
 )
 from domainbed.launchers.event_files import EventReader, EventWriter, Following, last_words
 from domainbed.launchers.local import LocalLauncher
@@ -59,12 +58,12 @@ _ENDED = (
 """The states of SLURM's jobs that are neither queued nor running, nor will be."""
 _BY_ITSELF = ("BOOT_FAIL", "FAILED", "OUT_OF_MEMORY")
 """Of these, those of a job that another time would come to the same end."""
+# Of the reasons for which SLURM lets a job wait: until somebody changes the job, or the cluster.
 _STUCK = re.compile(
     r"PartitionConfig|Partition(Down|Inactive|NodeLimit|TimeLimit)|BadConstraints"
     r"|DependencyNeverSatisfied|ReservationDeleted|JobHeld.*|JobHoldMaxRequeue|.*requeued.held"
     r"|Invalid(Account|QOS)|(Account|QOS)NotAllowed|.*Per(Job|Node)(Limit)?|.*MinutesLimit"
 )
-"""The reasons for which SLURM lets a job wait until somebody changes the job, or the cluster."""
 _NAME = "domainbed"
 """Of its jobs: others that a folder names are not asked for, nor cancelled."""
 _JOB = re.compile(r"\d+(_\d+)?")  # a job of an array: 12_3
@@ -72,11 +71,8 @@ _SECONDS_OF_WARNING = 90
 _MOST_FRUITLESS_TRIES = 3
 _MOST_JOBS_A_COMMAND = 500
 _MOST_SECONDS_BETWEEN_LOOKS = 30.0
-_SECONDS_TO_ANSWER = 30.0
-"""For a command of SLURM: without its controller they try for longer, and some for ever."""
-_SECONDS_TO_COMPLETE, _SECONDS_BETWEEN_TRIES = 10.0, 0.5
-_COMPLETING = "COMPLETING"
-"""The state of a job that leaves its node: to end, or to be queued again."""
+_SECONDS_TO_ANSWER = 30.0  # of a command; without the controller some try for ever
+_COMPLETING = "COMPLETING"  # of a job that leaves its node: to end, or to be queued again
 _MAX_ARRAY = re.compile(r"MaxArraySize\s*=\s*(\d+)")
 _OF_THE_LAUNCHER = {
     **{"array": "max_jobs", "cpus-per-task": "cores", "gpus-per-node": "gpus"},
@@ -143,9 +139,7 @@ class SlurmLauncher(Launcher):
         do = partial(do_batch, job, self.workers_per_job, resources, self.requeue, folder)
         jobs: list[str] = []
         after = ""
-        if packs:
-            _submitit()  # which says so where there is no SLURM
-            self._refuse_cores(resources)
+        self._refuse_cores(resources)
         try:
             while len(jobs) < len(packs):
                 some = packs[len(jobs) : len(jobs) + _largest_array()]
@@ -217,19 +211,14 @@ class SlurmLauncher(Launcher):
         return min(tasks, min(jobs, self.max_jobs or jobs) * self.workers_per_job)
 
     def known(self, jobs: Iterable[str]) -> set[str]:
-        asked, end = set(jobs), time.monotonic() + _SECONDS_TO_COMPLETE
-        reports = self.ask(asked)
-        while _COMPLETING in {report.why for report in reports.values()} and time.monotonic() < end:
-            time.sleep(_SECONDS_BETWEEN_TRIES)
-            reports = self.ask(asked)
-        return {job for job, report in reports.items() if report.in_hand}
+        return {job for job, report in self.ask(jobs).items() if report.in_hand}
 
     def ask(self, jobs: Iterable[str]) -> dict[str, JobReport]:
         asked = set(jobs)
         return {job: report for job, report in reports_of(asked).items() if job in asked}
 
     def cancel(self, jobs: Iterable[str]) -> None:
-        there = sorted(job for job, report in self.ask(jobs).items() if report.in_hand)
+        there = sorted(self.known(jobs))
         for first in range(0, len(there), _MOST_JOBS_A_COMMAND):
             _answer("scancel", "--quiet", *there[first : first + _MOST_JOBS_A_COMMAND])
 
@@ -296,10 +285,13 @@ class _Submitted(Following):
         except UserError as error:  # it may answer later
             log.warning("warning: %s", error)
             return []
-        warn_of_stuck((reports[job] for job in jobs & reports.keys()), self._warned)
+        for why in {each.why for each in reports.values() if each.stuck} - self._warned:
+            log.warning("warning: some of the queued jobs cannot start: %s", why)
+            self._warned.add(why)
         requeued = {job for job in jobs & reports.keys() if reports[job].state == PENDING}
         waiting = [i for i in self._left if self.jobs[i] in requeued and self.state(i) == RUNNING]
-        gone = {job for job in jobs if job not in reports or not reports[job].in_hand}
+        there = {job for job, each in reports.items() if each.in_hand or each.why == _COMPLETING}
+        gone = jobs - there
         lost = [index for index in sorted(self._left) if self.jobs[index] in gone & self._gone]
         self._gone = gone
         ends = [self._end_of(index, reports.get(self.jobs[index])) for index in lost]
@@ -423,7 +415,7 @@ def reports_of(jobs: Iterable[str]) -> dict[str, JobReport]:
 def _report(state: str, reason: str) -> JobReport:
     if state == PENDING.upper():
         return JobReport(PENDING, reason, bool(_STUCK.fullmatch(reason)))
-    if state in _ENDED:
+    if state in (*_ENDED, _COMPLETING):
         return JobReport(FAILED if state in _BY_ITSELF else INTERRUPTED, state)
     return JobReport(RUNNING, state)
 

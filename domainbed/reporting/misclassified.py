@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed.core.digests import digest_file
-from domainbed.core.safe_text import in_shell
-from domainbed.errors import UserError
+from domainbed.errors import UserError, in_shell
 from domainbed.reporting.section import Section
 from domainbed.reporting.tables import domain_names, only
 from domainbed.runs.folder import RunFolder

@@ -14,10 +14,9 @@ from typing import Any
 from domainbed.core.digests import CHANGED, digest_of, parse_sealed_json
 from domainbed.core.files import write_text
 from domainbed.core.plugins import changed
-from domainbed.core.safe_text import in_shell
 from domainbed.core.text_table import printable
 from domainbed.core.yaml_file import read_yaml
-from domainbed.errors import UserError
+from domainbed.errors import UserError, in_shell
 from domainbed.runs.ownership import is_owners, newest, owning, seems_at_work, silent_for
 from domainbed.runs.packed import is_packed, text_of
 from domainbed.runs.states import (

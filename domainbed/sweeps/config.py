@@ -18,7 +18,6 @@ from pydantic import Field, model_validator
 from domainbed.config.run_fields import RunFields, RunOptions
 from domainbed.core import plugins
 from domainbed.core.names import dataset_label
-from domainbed.core.safe_text import in_shell
 from domainbed.core.settings import (
     Items,
     Listed,
@@ -32,7 +31,7 @@ from domainbed.core.settings import (
     make,
     read_fields,
 )
-from domainbed.errors import UserError, did_you_mean
+from domainbed.errors import UserError, did_you_mean, in_shell
 
 if TYPE_CHECKING:
     from domainbed.spec import Resolver, RunSpec

@@ -1,10 +1,8 @@
-"""The engines that have a sweep's runs: asking them for their jobs, and withdrawing these."""
+"""The engines that have a sweep's runs: asking them for their jobs, and cancelling these."""
 
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,56 +20,53 @@ log = logging.getLogger(__name__)
 Statuses = Mapping[str, RunStatus]
 """What is known of each run, by its id."""
 
-_SECONDS_BETWEEN_QUESTIONS = 30.0
-_SECONDS_TO_WITHDRAW, _SECONDS_BETWEEN_LOOKS = 60.0, 0.5
 
+def reports(
+    statuses: Statuses, chosen: Mapping[str, Any], strict: bool = False
+) -> dict[str, JobReport]:
+    """What engines say of the jobs of runs that may not have ended, by run, in bounded time.
 
-def in_hand(statuses: Statuses, chosen: Mapping[str, Any]) -> set[str]:
-    """The runs that an engine still has queued or running, as it says itself.
-
-    An interrupted run is one of them where its job was requeued.
+    An interrupted run is one of them: its job may have been requeued. Left out, with a warning, are
+    the runs of an engine that cannot be asked.
 
     Args:
         statuses: of the runs.
         chosen: a config's launcher, whose options say where its engine is.
+        strict: raise if an engine cannot be asked that has runs which are queued or running.
 
     Raises:
-        UserError: an engine cannot be asked.
-    """
-    found: set[str] = set()
-    for engine, job_of in _jobs_by_engine(statuses).items():
-        launcher = _launcher(engine, chosen)
-        if launcher.blocking:  # there is no engine, or the folder alone says where it is
-            _warn_of(_elsewhere(statuses, job_of), engine)
-            continue
-        try:
-            known = launcher.known(set(job_of.values()))
-        except UserError:
-            if {statuses[run_id].state for run_id in job_of} != {INTERRUPTED}:
-                raise
-            continue  # a sweep that was moved to a machine without that engine
-        found |= {run_id for run_id, job in job_of.items() if job in known}
-    return found
-
-
-def reports(statuses: Statuses, chosen: Mapping[str, Any]) -> dict[str, JobReport]:
-    """What engines say of the jobs of runs that may not have ended, in bounded time.
-
-    Runs whose engine cannot be asked are left out, with a warning.
+        UserError: see `strict`.
     """
     found: dict[str, JobReport] = {}
     for engine, job_of in _jobs_by_engine(statuses).items():
+        at_it = {job for i, job in job_of.items() if statuses[i].state != INTERRUPTED}
         try:
-            launcher, jobs = _launcher(engine, chosen), set(job_of.values())
-            unasked = _elsewhere(statuses, job_of) if launcher.blocking else set()
-            _warn_of(unasked, engine)
-            said = {} if launcher.blocking else launcher.ask(jobs)
+            launcher = _launcher(engine, chosen)
+            said = {} if launcher.blocking else launcher.ask(set(job_of.values()))
         except UserError as error:
+            if strict and at_it:
+                raise
             log.warning("warning: %s; the states of its jobs are those of before", error)
             continue
-        gone = JobReport(INTERRUPTED, "which it does not know any more")
-        found |= {i: said.get(job, gone) for i, job in job_of.items() if job not in unasked}
+        # There is no engine, or the folder alone says where it is.
+        elsewhere = {job for job in at_it if launcher.blocking and "@" in shown_job(job)}
+        _warn_of(elsewhere, engine)
+        if not elsewhere:
+            gone = JobReport(INTERRUPTED, "which it does not know any more")
+            found |= {run_id: said.get(job, gone) for run_id, job in job_of.items()}
     return found
+
+
+def in_hand(statuses: Statuses, chosen: Mapping[str, Any]) -> set[str]:
+    """The runs that an engine still has queued or running; see `reports`, which is strict."""
+    return {i for i, report in reports(statuses, chosen, strict=True).items() if report.in_hand}
+
+
+def as_reported(store: Store, chosen: Mapping[str, Any], statuses: Statuses) -> Statuses:
+    """The statuses of runs, corrected by what engines say of their jobs."""
+    idle = {i: each for i, each in statuses.items() if each.state in (PENDING, INTERRUPTED)}
+    told = reports(idle, chosen)
+    return {**statuses, **{i: _corrected(store, i, idle[i], told[i]) for i in told}}
 
 
 def _corrected(store: Store, run_id: str, status: RunStatus, report: JobReport) -> RunStatus:
@@ -86,61 +81,7 @@ def _corrected(store: Store, run_id: str, status: RunStatus, report: JobReport) 
     if report.state == FAILED:
         why = f"{status.engine} job {status.job} ended before the run began: {why}"
         return replace(status, state=FAILED, why=why)
-    begun = folder.spec.exists() or folder.results.exists()
-    return replace(status, state=INTERRUPTED if begun else MISSING, why=why)
-
-
-class Asking:
-    """Asks the engines of a sweep, but not all the time: each serves others, too.
-
-    Args:
-        store: of the sweep.
-        chosen: a launcher, whose options say where its engine is.
-    """
-
-    def __init__(self, store: Store, chosen: Mapping[str, Any]) -> None:
-        self._store, self._chosen = store, chosen
-        self._asked = -math.inf
-        self._told: Mapping[str, JobReport] = {}
-
-    def __call__(self, statuses: Statuses) -> Statuses:
-        """The statuses, corrected by what engines say, or said a short while ago."""
-        idle = {i: each for i, each in statuses.items() if each.state in (PENDING, INTERRUPTED)}
-        if idle and time.monotonic() - self._asked >= _SECONDS_BETWEEN_QUESTIONS:
-            self._told = reports(idle, self._chosen)
-            self._asked = time.monotonic()
-        told = {i: report for i, report in self._told.items() if i in idle}
-        return {**statuses, **{i: _corrected(self._store, i, idle[i], told[i]) for i in told}}
-
-
-def queued(statuses: Statuses, chosen: Mapping[str, Any]) -> set[str]:
-    """The pending runs of jobs that have not started, which can be withdrawn without any loss.
-
-    Raises:
-        UserError: an engine cannot be asked.
-    """
-    found: set[str] = set()
-    for engine, job_of in _jobs_by_engine(statuses).items():
-        at_work = {job for i, job in job_of.items() if statuses[i].state == RUNNING}
-        launcher = _launcher(engine, chosen)
-        said = {} if launcher.blocking else launcher.ask(set(job_of.values()))
-        waiting = {job for job, each in said.items() if each.state == PENDING} - at_work
-        found |= {run_id for run_id, job in job_of.items() if job in waiting}
-    return found
-
-
-def withdraw(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> None:
-    """Cancels the jobs of runs, and waits until their engines have let go of them.
-
-    Raises:
-        UserError: an engine cannot be asked, or does not let go.
-    """
-    cancel(store, statuses, chosen)
-    end = time.monotonic() + _SECONDS_TO_WITHDRAW
-    while in_hand(statuses, chosen):
-        if time.monotonic() > end:
-            raise UserError("the queued jobs were cancelled, and have not ended yet: launch again")
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return replace(status, state=INTERRUPTED if folder.spec.exists() else MISSING, why=why)
 
 
 def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[str, set[str]]:
@@ -153,11 +94,12 @@ def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[
         UserError: an engine cannot be asked, or refuses.
     """
     cancelled = {}
-    for engine, job_of in _jobs_by_engine(statuses).items():
+    stopped = {i: each for i, each in statuses.items() if each.state == INTERRUPTED}
+    ended = stopped.keys() - in_hand(stopped, chosen)
+    there = {i: each for i, each in statuses.items() if i not in ended}
+    for engine, job_of in _jobs_by_engine(there).items():
         launcher = _launcher(engine, chosen)
-        stopped = {job for i, job in job_of.items() if statuses[i].state == INTERRUPTED}
-        jobs = set(job_of.values()) - stopped
-        jobs |= set() if launcher.blocking else launcher.known(stopped)
+        jobs = set(job_of.values())
         reached = set(filter(launcher.reaches, jobs))
         _warn_of(jobs - reached, engine)
         if reached:
@@ -166,12 +108,6 @@ def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[
         for run_id in [run_id for run_id, job in job_of.items() if job in reached]:
             store.folder(run_id).pending.unlink(missing_ok=True)
     return cancelled
-
-
-def _elsewhere(statuses: Statuses, job_of: Mapping[str, str]) -> set[str]:
-    """The jobs of clusters, of which a folder says where they are."""
-    may_be = {job for i, job in job_of.items() if statuses[i].state != INTERRUPTED}
-    return {job for job in may_be if "@" in shown_job(job)}
 
 
 def _warn_of(left_alone: set[str], engine: str) -> None:

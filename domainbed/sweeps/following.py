@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from domainbed.core.text_table import duration
 from domainbed.launchers import Event
-from domainbed.launchers.base import warn_of_stuck
 from domainbed.runs.states import (
     DONE,
     ENDS,
@@ -59,7 +58,6 @@ def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any])
     left = {spec.run_id: index for index, spec in runs.items()}
     at_work: dict[str, RunStatus] = {}  # the last status of each that was pending or running
     gone: set[str] = set()
-    warned: set[str] = set()
     asked = time.monotonic()
     while left:
         began, idle = time.monotonic(), set()
@@ -83,7 +81,7 @@ def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any])
             if status.state in (PENDING, RUNNING, INTERRUPTED):
                 at_work[run_id] = status
         if time.monotonic() - asked >= _SECONDS_BETWEEN_QUESTIONS:
-            before, gone = gone, _without_a_job(idle, at_work, chosen, warned)
+            before, gone = gone, _without_a_job(idle, at_work, chosen)
             for run_id in before & gone:
                 yield Event(INTERRUPTED, left.pop(run_id))
             asked = time.monotonic()
@@ -91,13 +89,10 @@ def follow(store: Store, runs: Mapping[int, RunSpec], chosen: Mapping[str, Any])
         time.sleep(max(_SECONDS_BETWEEN_LOOKS, looked / _SHARE_OF_LOOKS) if left else 0)
 
 
-def _without_a_job(
-    idle: set[str], at_work: Statuses, chosen: Mapping[str, Any], warned: set[str]
-) -> set[str]:
+def _without_a_job(idle: set[str], at_work: Statuses, chosen: Mapping[str, Any]) -> set[str]:
     """Those of the runs that no engine has any more; none of an engine that does not answer."""
     asked = {run_id: at_work[run_id] for run_id in idle if run_id in at_work}
     told = reports(asked, chosen)
-    warn_of_stuck(told.values(), warned)
     unknown = {i for i, status in asked.items() if status.job and i not in told}
     return {i for i in idle - unknown if i not in told or not told[i].in_hand}
 

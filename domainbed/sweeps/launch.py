@@ -22,10 +22,9 @@ from domainbed.core.device import choose_device, require_precision
 from domainbed.core.files import write_text
 from domainbed.core.names import describe_run
 from domainbed.core.plugins import import_plugins
-from domainbed.core.safe_text import in_shell
 from domainbed.core.stopping import Interrupted
 from domainbed.datasets import get_dataset_class
-from domainbed.errors import UserError, is_out_of_memory, reason_of
+from domainbed.errors import UserError, in_shell, is_out_of_memory, reason_of
 from domainbed.launchers import Event, Handle, Job, Launcher, Resources, create_launcher
 from domainbed.runs.folder import Busy, RunFolder, made_with_others
 from domainbed.runs.packed import packed_runs
@@ -33,7 +32,7 @@ from domainbed.runs.packing import pack, unpack
 from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, RUNNING
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
-from domainbed.sweeps.engines import Statuses, in_hand, queued, withdraw
+from domainbed.sweeps.engines import Statuses, cancel, in_hand
 from domainbed.sweeps.following import Display, follow
 from domainbed.sweeps.status import Costs, count_runs, finished_costs
 from domainbed.sweeps.store import Cell, PlannedRun, Store, common_to
@@ -179,7 +178,7 @@ class Launch:
                 raise UserError(absent, "data_dir")
             log.warning("warning: %s", absent)  # it may lie on the machines of the engine
         if self.withdrawn:
-            withdraw(self.store, self.withdrawn, self.config.launcher)
+            cancel(self.store, self.withdrawn, self.config.launcher)
         if redone := packed_runs(self.store.root).keys() & set(self.todo):
             unpack(self.store.root, redone)
         self.store.write_plan(self.config, self.planned, self.left_out, common_of(self.runs))
@@ -297,7 +296,9 @@ def prepare(
     begun = [run_id for run_id, state in states.items() if state in counted]
     redone = _made_with_other_plugins(config, store, begun, planned)
     taken = in_hand(statuses, config.launcher)
-    again = queued(statuses, config.launcher) & taken if resubmit else set()
+    at_work = {status.job for status in statuses.values() if status.state == RUNNING}
+    waiting = {i for i in taken if states[i] == PENDING and statuses[i].job not in at_work}
+    again = waiting if resubmit else set()
     taken -= again
     # A run whose pending job its engine has forgotten is done again. A run of another process is
     # left to a launcher that waits, which finds out whether that process is still alive.
@@ -320,9 +321,9 @@ def _outdated(waiting: Statuses, config: SweepConfig) -> dict[str, str]:
     here, found = json.loads(json.dumps(config.launcher)), {}
     for run_id, status in waiting.items():
         there = status.options
-        if there and there != here:
-            names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-            found[run_id] = ", ".join(f"{name} {there.get(name, 'not set')}" for name in names)
+        if there not in ({}, here):
+            values = [f"{name} {there[name]}" for name in there if there[name] != here.get(name)]
+            found[run_id] = ", ".join(values) or "no others"
     return found
 
 

@@ -15,9 +15,8 @@ from tqdm import tqdm
 
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.cores import usable_cores
-from domainbed.core.safe_text import in_shell
 from domainbed.core.text_table import duration, text_table
-from domainbed.errors import UserError
+from domainbed.errors import UserError, in_shell
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, RUNNING
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec

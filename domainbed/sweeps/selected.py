@@ -14,8 +14,7 @@ from typing import Any
 
 from domainbed.core.names import average_in, dataset_label, trained_algorithm
 from domainbed.core.record_keys import AVERAGES_BY_TITLE
-from domainbed.core.safe_text import in_shell
-from domainbed.errors import UserError
+from domainbed.errors import UserError, in_shell
 from domainbed.reporting import load_records
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.records import Records

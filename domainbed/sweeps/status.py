@@ -8,7 +8,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -71,7 +70,7 @@ class Status:
         counts: runs by state, of each dataset and algorithm.
         failures: run id, description and last line of the error, of each failed run.
         running: the runs in progress.
-        pending: runs that wait for an engine, by the engine, its job and what it says of that.
+        pending: runs that wait for an engine, by what is known of them.
         gone: runs whose jobs have ended before them, in the same way.
         runs: what is known of each run, by its id.
         pace: runs an hour, if as many run as now; None if no run is in progress, or none is done.
@@ -81,8 +80,8 @@ class Status:
     counts: Mapping[Group, Mapping[str, int]]
     failures: Sequence[tuple[str, str, str]]
     running: Sequence[Running]
-    pending: Mapping[Waiting, int]
-    gone: Mapping[Waiting, int]
+    pending: Mapping[RunStatus, int]
+    gone: Mapping[RunStatus, int]
     runs: Mapping[str, RunStatus]
     pace: float | None
     left: float | None
@@ -98,20 +97,6 @@ class Status:
         return bool(self.running) or any(not waiting.stuck for waiting in self.pending)
 
 
-class Waiting(NamedTuple):
-    """The job that an engine has, or had, of some runs: `why` and `stuck` as in `RunStatus`."""
-
-    engine: str
-    job: str
-    why: str
-    stuck: bool
-
-    @classmethod
-    def of(cls, status: RunStatus) -> Waiting:
-        """That of a run."""
-        return cls(status.engine, status.job, status.why, status.stuck)
-
-
 def status_of(
     store: Store,
     runs: Mapping[str, PlannedRun],
@@ -124,7 +109,7 @@ def status_of(
         store: of the runs.
         runs: by their ids.
         before: an earlier status of the same runs: the folders of those done then are not read.
-        ask: corrects what folders say by what engines say, see `engines.Asking`.
+        ask: corrects what folders say by what engines say, see `engines.as_reported`.
     """
     known = ask(store.statuses(runs, before.runs if before else None))
     counts: dict[Group, Counter[str]] = defaultdict(Counter)
@@ -141,9 +126,8 @@ def status_of(
         Running(i, describe_run(runs[i]), known[i], share_taken(store.folder(i), runs[i]["steps"]))
         for i in by_state[RUNNING]
     ]
-    pending = Counter(Waiting.of(known[i]) for i in by_state[PENDING])
-    ended = [i for state in (INTERRUPTED, MISSING) for i in by_state[state] if known[i].why]
-    gone = Counter(Waiting.of(known[i]) for i in ended)
+    pending = Counter(known[i] for i in by_state[PENDING])
+    gone = Counter(s for s in known.values() if s.state in (INTERRUPTED, MISSING) and s.why)
     pace, left = None, None
     if running and (costs := finished_costs(store, runs, by_state[DONE])):
         share_left = {i: 1.0 for state in _LEFT for i in by_state[state]}
@@ -218,11 +202,11 @@ def _running_row(running: Running) -> list[str]:
     return [printable(running.what), f"{running.taken:.0%}", printable(place)]
 
 
-def _waiting_lines(waiting: Mapping[Waiting, int]) -> list[str]:
+def _waiting_lines(waiting: Mapping[RunStatus, int]) -> list[str]:
     """For each engine, and each thing that it says, the number of runs, and their jobs."""
-    groups: dict[tuple[str, str, bool], dict[str, int]] = defaultdict(dict)
-    for (engine, job, why, stuck), count in waiting.items():
-        groups[engine, why, stuck][job] = count
+    groups: dict[tuple[str, str, bool], Counter[str]] = defaultdict(Counter)
+    for status, count in waiting.items():
+        groups[status.engine, status.why, status.stuck][status.job] += count
     lines = []
     for (engine, why, stuck), jobs in groups.items():
         named = [job for job in jobs if job]
@@ -263,8 +247,13 @@ def status_json(status: Status) -> str:
             }
             for each in status.running
         ],
-        "pending": [{**each._asdict(), "runs": n} for each, n in status.pending.items()],
-        "gone": [{**each._asdict(), "runs": n} for each, n in status.gone.items()],
+        **{
+            name: [
+                {"engine": s.engine, "job": s.job, "why": s.why, "stuck": s.stuck, "runs": n}
+                for s, n in waiting.items()
+            ]
+            for name, waiting in (("pending", status.pending), ("gone", status.gone))
+        },
         "failures": [{"run": i, "what": what, "error": e} for i, what, e in status.failures],
         "runs_per_hour": status.pace,
         "seconds_left": status.left,

@@ -323,7 +323,7 @@ def test_a_requeued_run_waits_and_does_not_count_as_running(monkeypatch, caplog,
         *[(0, STARTED), (0, PENDING), (1, STARTED), (1, PENDING)],
         *[(0, DONE), (1, DONE), (2, DONE)],
     ]
-    assert caplog.text.count("1 of the queued jobs cannot start: PartitionConfig") == 1
+    assert caplog.text.count("some of the queued jobs cannot start: PartitionConfig") == 1
 
 
 def test_without_slurm_the_launcher_says_where_to_use_it(monkeypatch, tmp_path):

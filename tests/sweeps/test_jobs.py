@@ -1,6 +1,7 @@
 """Runs that are handed to an engine: marked, followed, taken up again and taken back."""
 
 import json
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -11,7 +12,7 @@ from domainbed.launchers import LAUNCHERS, Event, Handle, JobReport, Launcher
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING, RunStatus
 from domainbed.sweeps.config import load_config
-from domainbed.sweeps.engines import Asking, cancel, in_hand
+from domainbed.sweeps.engines import as_reported, cancel, in_hand
 from domainbed.sweeps.launch import prepare
 from domainbed.sweeps.outlook import outlook
 from domainbed.sweeps.status import status_json, status_lines, status_of
@@ -152,7 +153,7 @@ def unreachable(self, jobs):
 
 
 def asking(launch):
-    return Asking(launch.store, launch.config.launcher)
+    return partial(as_reported, launch.store, launch.config.launcher)
 
 
 def test_a_status_says_what_the_engine_says(config, queued, monkeypatch):
@@ -194,7 +195,7 @@ def test_queued_runs_keep_their_options_until_they_are_resubmitted(config, queue
     again = prepare(other)
     assert again.todo == []
     assert (
-        "3 of them keep the options that they were submitted with (priority not set): "
+        "3 of them keep the options that they were submitted with (no others): "
         "`--resubmit` submits them again with those of this launch"
     ) in outlook(again)
     assert prepare(config).outdated == {}
