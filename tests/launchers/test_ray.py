@@ -199,6 +199,7 @@ def test_why_a_task_waits_is_what_it_asks_for_and_what_there_is(ray_nodes, tmp_p
         submitted.wait()
 
 
+@pytest.mark.slow  # it starts two clusters
 def test_arguments_of_ray_init_reach_the_cluster_and_its_tasks(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     init = {"resources": {"licence": 1}, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "3"}}}
