@@ -328,7 +328,7 @@ def test_a_requeued_run_waits_and_does_not_count_as_running(monkeypatch, caplog,
 
 def test_without_slurm_the_launcher_says_where_to_use_it(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"there is no `sbatch` here: use .* on a login node"):
+    with pytest.raises(UserError, match=r"there is no `sinfo` here: use .* on a login node"):
         SlurmLauncher().submit(print, [None], CPU, tmp_path)
     with pytest.raises(UserError, match="there is no `squeue` here"):
         SlurmLauncher().known(["12"])
