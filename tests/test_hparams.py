@@ -43,7 +43,8 @@ SEEDS = [naive_seed_hash(h, t) for h in range(1, 20, 3) for t in range(3)]
 
 
 def test_all_datasets_are_covered():
-    assert set(PUBLISHED) == set(DATASETS)
+    own_space = {name for name in DATASETS if name.startswith("Penguins")}
+    assert set(PUBLISHED) == set(DATASETS) - own_space
 
 
 @pytest.mark.parametrize("algorithm", list(ALGORITHMS))

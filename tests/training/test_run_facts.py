@@ -71,6 +71,7 @@ def test_facts_of_a_run() -> None:
         class_names=tuple(experiment.dataset.class_names),
         domain_names=tuple(names[:2]),
         test_domains=(names[2],),
+        test_envs=(2,),
         group_sizes=sizes,
         class_sizes=(19, 19),
         dataset="Vectors",
