@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,26 +44,6 @@ _SEQUENCES: dict[str, Dimension] = {
     "sequence_depth": Choice(2, (1, 2, 3), "its layers", least=1),
     "sequence_dropout": Choice(0.0, (0.0, 0.1, 0.5), "its dropout", least=0, below=1),
 }
-
-
-class Samples(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        x: inputs before they are encoded: the columns of a table, a data frame; or an array, int64
-            (n, L) of tokens, else float32 (n, …).
-        y: (n,) or (n, C) labels: numbers, or the texts of classes.
-        roles: a data frame of texts: `domain`, and where there are these `split`, `group` and
-            `attribute`.
-        label_names: of columns of labels.
-        note: what is said at the start of a run.
-    """
-
-    x: Any
-    y: np.ndarray
-    roles: Any
-    label_names: Sequence[str]
-    note: str
 
 
 class SampleDataset(MultipleDomainDataset):
@@ -115,8 +96,15 @@ class SampleDataset(MultipleDomainDataset):
         self._take(np.empty((len(self.y), 0), np.float32))  # until they are encoded
 
     @classmethod
-    def read(cls) -> Samples:
+    def read(cls) -> SimpleNamespace:
         """What the file holds.
+
+        Returns:
+            `x`, inputs before they are encoded: the columns of a table, a data frame; or an array,
+            int64 (n, L) of tokens, else float32 (n, …). `y` (n,) or (n, C), labels: numbers, or the
+            texts of classes. `roles`, a data frame of texts: `domain`, and where there are these
+            `split`, `group` and `attribute`. `label_names`, of columns of labels. `note`, what is
+            said at the start of a run.
 
         Raises:
             UserError: it cannot be read, or not by these fields.
@@ -162,23 +150,22 @@ def learned(x: Any) -> dict[str, Any]:
         the names of these columns as `numbers`; `missing`, whether any was; and `categories`,
         those of each other column.
     """
-    import pandas as pd
-
-    if isinstance(x, np.ndarray) and x.dtype == np.int64:
+    is_table = not isinstance(x, np.ndarray)
+    if not is_table and x.dtype == np.int64:
         return {"tokens": np.unique(x[x > 0]).tolist()}
-    if isinstance(x, np.ndarray):
-        of_channels = np.moveaxis(x, 1 if x.ndim == 4 else -1, -1)
-        numbers = pd.DataFrame(of_channels.reshape(-1, of_channels.shape[-1]), dtype=float)
-    else:
-        numbers = x.select_dtypes("number")
-    deviation = numbers.std(ddof=0)
-    scale = (1 / deviation).where(deviation > 0, 0)
-    encoding = {"mean": numbers.mean().fillna(0).tolist(), "scale": scale.tolist()}
-    if isinstance(x, np.ndarray):
-        return encoding
-    categories = {name: sorted(set(x[name])) for name in x if name not in numbers}
-    missing = numbers.isna().any().tolist()
-    return {**encoding, "numbers": list(numbers), "missing": missing, "categories": categories}
+    numbers = x.select_dtypes("number").to_numpy(float) if is_table else x.astype(float)
+    of_channels = np.moveaxis(numbers, 1, -1) if numbers.ndim == 4 else numbers
+    rows = np.ma.masked_invalid(of_channels.reshape(-1, of_channels.shape[-1]))
+    mean, deviation = rows.mean(axis=0).filled(0), rows.std(axis=0).filled(0)
+    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    encoding = {"mean": mean.tolist(), "scale": scale.tolist()}
+    if is_table:
+        encoding["numbers"] = list(x.select_dtypes("number"))
+        encoding["missing"] = np.isnan(numbers).any(axis=0).tolist()
+        encoding["categories"] = {
+            name: sorted({*x[name]}) for name in x.select_dtypes(exclude="number")
+        }
+    return encoding
 
 
 def encoded(x: Any, encoding: Mapping[str, Any]) -> np.ndarray:
@@ -197,26 +184,24 @@ def encoded(x: Any, encoding: Mapping[str, Any]) -> np.ndarray:
         known = np.array([*encoding["tokens"], np.iinfo(np.int64).max])
         places = np.searchsorted(known, x)
         return np.where(known[places] == x, places + 1, 0)
-    numbers = _numbers(x, encoding) if "numbers" in encoding else x
+    if "numbers" in encoding:
+        lacking = {*encoding["numbers"]}.difference(x.select_dtypes("number"))
+        for name in sorted(lacking.union({*encoding["categories"]}.difference(x))):
+            raise UserError(
+                f"the table has no column {name!r}, which is one of the inputs, or texts in it "
+                "where there were numbers"
+            )
+    numbers = x[encoding["numbers"]].to_numpy(float) if "numbers" in encoding else x
     shape = (-1, 1, 1) if x.ndim == 4 else (-1,)
     mean, scale = (np.reshape(encoding[name], shape) for name in ("mean", "scale"))
-    standardised = np.nan_to_num((numbers - mean) * scale)
+    inputs = np.nan_to_num((numbers - mean) * scale).astype(np.float32)
     if "numbers" not in encoding:
-        return standardised.astype(np.float32)
+        return inputs
     missing = np.isnan(numbers)[:, encoding["missing"]]
-    found = [x[name] == each for name, known in encoding["categories"].items() for each in known]
-    return np.column_stack([standardised, missing, *found]).astype(np.float32)
-
-
-def _numbers(x: Any, encoding: Mapping[str, Any]) -> np.ndarray:
-    wrong = {*encoding["categories"]}.difference(x)
-    wrong |= {*encoding["numbers"]}.difference(x.select_dtypes("number"))
-    if wrong:
-        raise UserError(
-            f"the table has no column {min(wrong)!r}, which is one of the inputs, or texts in it "
-            "where there were numbers"
-        )
-    return x[encoding["numbers"]].to_numpy(float)
+    found = [
+        x[name].fillna("") == each for name, own in encoding["categories"].items() for each in own
+    ]
+    return np.column_stack([inputs, missing, *found]).astype(np.float32)
 
 
 def sample_dataset(name: str, fields: DataFields) -> type[SampleDataset]:
@@ -233,38 +218,40 @@ def sample_dataset(name: str, fields: DataFields) -> type[SampleDataset]:
         UserError: see `SampleDataset.read`.
     """
     file = Path(name.partition(":")[2]).expanduser().resolve()
-    attributes = {"file": file, "fields": fields, "__doc__": f"The samples in {file}."}
-    made: Any = type(dataset_label(name), (SampleDataset,), attributes)
-    x, y, roles, *_ = made.read()
-    made.ENVIRONMENTS = tuple(sorted(set(roles.domain)))
+    made: Any = type(dataset_label(name), (SampleDataset,), {"file": file, "fields": fields})
+    samples = made.read()
+    x, y = samples.x, samples.y
+    made.ENVIRONMENTS = tuple(sorted(set(samples.roles.domain)))
     if y.ndim > 1 or y.dtype.kind == "f":
         made.labels = "multilabel" if np.isin(y, (0, 1)).all() else "regression"
     if isinstance(x, np.ndarray):
-        of_rows = "MLP" if x.dtype.kind == "f" else "Transformer"
-        made.network = {2: of_rows, 3: "SequenceCNN"}.get(x.ndim, "")  # of images the size decides
+        # Of images the size decides.
+        made.network = {"i2": "Transformer", "f2": "MLP", "f3": "SequenceCNN"}.get(
+            f"{x.dtype.kind}{x.ndim}", ""
+        )
         made.search_space = {"MLP": _VECTORS, "": {}}.get(made.network, _SEQUENCES)
         made.space = "large" if x.ndim == 4 and max(x.shape[2:]) > 28 else "small"
     return made
 
 
 @lru_cache(maxsize=8)  # a sweep asks for its dataset's class once per run
-def _read(file: Path, modified: int, of_data: str) -> Samples:
+def _read(file: Path, modified: int, of_data: str) -> SimpleNamespace:
     """Reads the file, again if it has been `modified` since."""
     fields = DataFields.model_validate_json(of_data)
     samples = (_arrays if file.suffix.lower() == ".npz" else _table)(file, fields)
-    y, roles = samples.y, samples.roles
-    known = roles.get("split", roles.domain[:0]).isin(("in", "train", "out", "val"))
-    if roles.domain.nunique() < 2 or not known.all():
+    splits = {*samples.roles.get("split", ())}
+    if samples.roles.domain.nunique() < 2 or splits.difference(("in", "train", "out", "val")):
         raise UserError(
             f"{file}: expected samples of two domains or more, and where there is a split, in, "
             "train, out or val",
             "columns",
         )
-    is_whole = y.ndim == 1 and y.dtype.kind == "f" and (y % 1 == 0).all()
-    return samples._replace(y=y.astype(np.int64)) if is_whole else samples
+    if samples.y.ndim == 1 and samples.y.dtype.kind == "f" and (samples.y % 1 == 0).all():
+        samples.y = samples.y.astype(np.int64)
+    return samples
 
 
-def _table(file: Path, fields: DataFields) -> Samples:
+def _table(file: Path, fields: DataFields) -> SimpleNamespace:
     """A sample in each row that has all labels and its domain.
 
     The inputs are the columns `features`, or all that have no other role. There may be several
@@ -272,18 +259,21 @@ def _table(file: Path, fields: DataFields) -> Samples:
     """
     import pandas as pd
 
-    if file.suffix.lower() == ".parquet":
-        frame = pd.read_parquet(file)
-    else:
-        frame = pd.DataFrame([row for _, row in read_rows(file).rows])
+    frame = (
+        pd.read_parquet(file)
+        if file.suffix.lower() == ".parquet"
+        else pd.DataFrame([row for _, row in read_rows(file).rows])
+    )
     # Which columns are numbers, and what is missing, is as pandas reads CSV.
     frame = pd.read_csv(io.StringIO(frame.to_csv(index=False)), na_values=["?"], low_memory=False)
     chosen = {r: [name] if isinstance(name, str) else name for r, name in fields.columns.items()}
     labels, features = chosen.pop("label", ["label"]), chosen.pop("features", list(frame))
     columns = Rows(file, list(frame), []).columns
-    first = {role: names[0] for role, names in chosen.items()}
-    named = [role for role in ("group", "attribute") if role in chosen]
-    roles = columns(first, ("domain",), ("split", *named))
+    roles = columns(
+        {role: names[0] for role, names in chosen.items()},
+        ("domain",),
+        ("split", *(role for role in ("group", "attribute") if role in chosen)),
+    )
     name_ignored_groups(Rows(file, list(frame), []), roles)
     for name in (*labels, *features):
         columns({"features": name}, ("features",))
@@ -299,18 +289,24 @@ def _table(file: Path, fields: DataFields) -> Samples:
     words = x.select_dtypes(exclude="number").fillna("").astype(str)
     for name, column in words.items():
         if pd.to_numeric(column.str.replace(",", "."), errors="coerce").notna().mean() > 0.5:
-            others = column[pd.to_numeric(column, errors="coerce").isna() & (column != "")]
             raise UserError(
-                f"{file}: {name!r} has numbers and also texts, such as {others.iloc[0]!r}: write "
-                "numbers with points, and nothing where one is missing",
+                f"{file}: {name!r} has numbers and also texts, such as "
+                f"{column[pd.to_numeric(column, errors='coerce').isna()].max()!r}"
+                ": write numbers with points, and nothing where one is missing",
                 *("columns", "features"),
             )
     y = kept[labels].replace(fields.meant).to_numpy()
     texts = kept[list(roles.values())].convert_dtypes().astype(str).set_axis(list(roles), axis=1)
-    return Samples(x.assign(**words), y[:, 0] if len(labels) == 1 else y, texts, labels, note)
+    return SimpleNamespace(
+        x=x.assign(**words),
+        y=y[:, 0] if len(labels) == 1 else y,
+        roles=texts,
+        label_names=labels,
+        note=note,
+    )
 
 
-def _arrays(file: Path, fields: DataFields) -> Samples:
+def _arrays(file: Path, fields: DataFields) -> SimpleNamespace:
     """A sample in each row of `x`, `y` and `domain`, as `numpy.savez` writes them.
 
     x: whole numbers (n, L) are tokens, 0 is padding; others are numbers: vectors (n, d), series
@@ -321,9 +317,11 @@ def _arrays(file: Path, fields: DataFields) -> Samples:
 
     with np.load(file, allow_pickle=False) as content:
         arrays = dict(content)
-    chosen = {"features": "x", "label": "y", **fields.columns}
     names = Rows(file, list(arrays), []).columns(
-        {role: name if isinstance(name, str) else name[0] for role, name in chosen.items()},
+        {
+            role: name if isinstance(name, str) else name[0]
+            for role, name in {"features": "x", "label": "y", **fields.columns}.items()
+        },
         ("features", "label", "domain"),
         ("split", "group", "attribute"),
     )
@@ -345,7 +343,13 @@ def _arrays(file: Path, fields: DataFields) -> Samples:
     roles = pd.DataFrame(dict(zip(list(names)[2:], others))).astype(str)
     y = y.astype(object if y.dtype.kind in "US" else float)
     note = f"{file.name}: {len(x)} samples, {'tokens' if is_tokens else 'numbers'} {x.shape[1:]}"
-    return Samples(x.astype(np.int64 if is_tokens else np.float32), y, roles, (), note)
+    return SimpleNamespace(
+        x=x.astype(np.int64 if is_tokens else np.float32),
+        y=y,
+        roles=roles,
+        label_names=(),
+        note=note,
+    )
 
 
 # ---- Palmer penguins, the embedded table: 344 birds of three species on three islands ----
@@ -400,9 +404,11 @@ class PenguinsMass(Penguins):
     )
 
     @classmethod
-    def read(cls) -> Samples:
-        samples = super().read()
-        return samples._replace(y=samples.y / 1000, label_names=["body_mass_kg"])
+    def read(cls) -> SimpleNamespace:
+        grams = super().read()
+        return SimpleNamespace(
+            **vars(grams) | {"y": grams.y / 1000, "label_names": ["body_mass_kg"]}
+        )
 
 
 @DATASETS.register

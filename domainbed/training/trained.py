@@ -80,9 +80,8 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
         )
     of_features = spec.features is not None
     expected = default_hparams(spec.algorithm, dataset or spec.dataset, of_features)
-    lacking = set(expected) - set(spec.hparams)
-    if "featurizer" in spec.hparams:  # what is expected of data that may be anywhere is of images
-        lacking -= {"resnet18", "resnet_dropout"}
+    # Data that may be anywhere counts as images, and may have had a network of its own.
+    lacking = set(expected) - set(spec.hparams) - {"resnet18", "resnet_dropout"}
     if lacking:
         raise UserError(
             f"{folder.spec} is of another version, or describes no run (hparams: {min(lacking)!r} "
@@ -190,6 +189,8 @@ class Model:
         input_shape: the dataset's: of one input, without the batch, or what else describes it.
         preprocess: from the file of an image to an input; None where inputs are no image files.
         spec: what defines its run.
+        encoding: of tables and arrays, how their values become inputs, see
+            `domainbed.datasets.samples.encoded`; else None.
     """
 
     module: Algorithm
@@ -197,6 +198,7 @@ class Model:
     input_shape: Any
     preprocess: Callable[[Path], torch.Tensor] | None
     spec: RunSpec
+    encoding: Any = None
 
     @torch.no_grad()
     def probabilities(self, x: Nest) -> torch.Tensor:
@@ -312,6 +314,7 @@ def model_in(run: RunFolder, file: Path, device: str | None = None) -> Model:
         content["model_input_shape"],
         _image_input(spec) if content["model_reads_images"] else None,
         spec,
+        content.get("model_encoding"),
     )
 
 

@@ -37,7 +37,7 @@ TEXT_ONLY = {"", "csv", "toml"}
 
 SLOW = {
     *("add_a_dataset", "backbones", "clusters", "data_path", "diagnostics", "irm_colored_mnist"),
-    *("bring_your_code", "metrics", "own_data", "sweeps"),
+    *("bring_your_code", "metrics", "own_data", "sweeps", "tables_and_arrays"),
 }
 """Pages whose commands take minutes in all."""
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from domainbed import networks
 from domainbed.networks import NETWORKS
 
-SHAPES = {"MLP": (6,), "Projection": (6,), "UnitFeatures": (6,), "MNIST_CNN": (2, 10, 10)}
-SHAPES["Backbone"] = (3, 32, 32)
+SHAPES: dict[str, Any] = {
+    **{"MLP": (6,), "Projection": (6,), "UnitFeatures": (6,), "MNIST_CNN": (2, 10, 10)},
+    **{"Backbone": (3, 32, 32), "SequenceCNN": (9, 2)},
+    "Transformer": {"vocabulary": 7, "length": 5},
+}
 HPARAMS = {
+    **{"sequence_width": 8, "sequence_depth": 2, "sequence_dropout": 0.0},
     **{"head_depth": 1, "head_width": 5, "head_dropout": 0.0, "mlp_dropout": 0.0},
     **{"resnet18": True, "resnet_dropout": 0.0, "weights": "none"},
 }
@@ -24,7 +30,7 @@ def test_a_network_maps_each_sample_to_features(name: str) -> None:
         del hparams["weights"]
     torch.manual_seed(0)
     network = networks.Featurizer(shape, hparams)
-    x = torch.rand(4, *shape)
+    x = torch.randint(7, (4, 5)) if name == "Transformer" else torch.rand(4, *shape)
     z = network.eval()(x)
     assert z.shape == (4, network.n_outputs)
     assert (z.dtype, z.isfinite().all().item()) == (torch.float32, True)
