@@ -80,8 +80,9 @@ class ForeignAlgorithm(Algorithm):
         self.model = self._called(makes)
         chosen = chosen_options(type(self), self.hparams)
         if not chosen.keys() & {"optimizer", "momentum"}:  # the class has chosen these itself
-            for optimizer in optimizers_of(self):
-                StepRule(self.facts, chosen).attach(optimizer)
+            for value in [value for each in self.modules() for value in vars(each).values()]:
+                if isinstance(value, torch.optim.Optimizer):
+                    StepRule(self.facts, chosen).attach(value)
 
     def on_start(self) -> None:
         """Refuses what its fork trains by methods that nothing here calls."""
@@ -276,12 +277,6 @@ def numbers_of(returned: Any) -> Metrics:
         or (isinstance(value, torch.Tensor) and value.numel() == 1)
     }
     return as_numbers(one)
-
-
-def optimizers_of(module: nn.Module) -> list[torch.optim.Optimizer]:
-    """Those among the attributes of its modules."""
-    values = [value for each in module.modules() for value in vars(each).values()]
-    return [value for value in values if isinstance(value, torch.optim.Optimizer)]
 
 
 def adapt(cls: Any, folder: Path | None = None) -> type[Algorithm]:

@@ -106,9 +106,7 @@ def _called_by_scripts(folder: Path) -> set[str]:
     """The methods that scripts call on what they call `update` of."""
     found: set[str] = set()
     for file in folder.rglob("*ain*.py"):  # train, trainer, main
-        calls = [
-            node for node in ast.walk(_parsed(file.read_bytes())) if isinstance(node, ast.Call)
-        ]
+        calls = [node for node in ast.walk(_code(file)) if isinstance(node, ast.Call)]
         methods = [call.func for call in calls if isinstance(call.func, ast.Attribute)]
         objects = {ast.unparse(each.value) for each in methods if each.attr == "update"}
         found |= {each.attr for each in methods if ast.unparse(each.value) in objects}
@@ -132,15 +130,10 @@ def _methods(cls: Any) -> dict[str, ast.AST]:
 
 
 def _code(source: Any) -> ast.AST:
-    """Parsed; empty of what was made at run time."""
+    """Parsed; empty of what was made at run time, or is no Python of today."""
     try:
-        return _parsed(textwrap.dedent(inspect.getsource(source)))
-    except OSError:
-        return ast.Module([], [])
-
-
-def _parsed(text: Any) -> ast.AST:
-    try:
+        is_file = isinstance(source, Path)
+        text = source.read_text() if is_file else textwrap.dedent(inspect.getsource(source))
         return ast.parse(text)
-    except (SyntaxError, ValueError):  # Python 2, a template
+    except (OSError, SyntaxError, ValueError):
         return ast.Module([], [])

@@ -27,7 +27,10 @@ _USUAL = ("input_shape", "num_classes", "num_domains", "hparams")
 """What DomainBed's constructors take, in this order, under whatever names."""
 
 
-_SET_FROM_ARGS = re.compile(r"""^\s*hparams\[["'](\w+)["']\] *=.*?\bargs\.(\w+)""", re.MULTILINE)
+_SET_FROM_ARGS = re.compile(
+    r"""^\s*hparams\[["'](\w+)["']\] *=.*?\bargs\.(\w+)|^\s*["'](\w+)["']: *args\.(\w+)""",
+    re.MULTILINE,
+)
 
 
 def construct(
@@ -99,12 +102,14 @@ def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, An
 @cache
 def script_hparams(folder: Path) -> dict[str, Any]:
     """Hyper-parameters that a fork's registry lacks: of `config.yaml`, or of a train script that
-    sets `hparams["name"] = args.name`."""
+    sets `hparams["name"] = args.name`, or updates them with `"name": args.name`."""
     found: dict[str, Any] = {}
     for file in sorted(folder.rglob("config.yaml"), key=lambda file: len(file.parts))[:1]:
         found = yaml.safe_load(file.read_text()) or {}
     args = vars(arguments(folder, {}))
     for file in folder.rglob("train*.py"):
-        for name, argument in _SET_FROM_ARGS.findall(file.read_text()):
-            found.setdefault(name, args.get(argument))
+        for match in _SET_FROM_ARGS.finditer(file.read_text()):
+            name, argument = filter(None, match.groups())
+            if args.get(argument) is not None:
+                found.setdefault(name, args[argument])
     return found

@@ -109,6 +109,8 @@ class HParams(dict[str, Any]):
 class NoValue(UserError, KeyError):
     """A hyper-parameter that a fork's class reads, and that has no value."""
 
+    __str__ = Exception.__str__  # a KeyError shows its message in quotes
+
 
 class Handed(HParams):
     """Hyper-parameters that are also attributes."""
