@@ -103,7 +103,8 @@ def _hparams(args: argparse.Namespace) -> Rows:
     from domainbed.datasets import get_dataset_class
     from domainbed.hparams import options, search_space
 
-    if not is_manifest(args.dataset):  # whose columns may have any names
+    # The columns of tables and manifests may have any names.
+    if not is_manifest(args.dataset) and not args.dataset.startswith("table:"):
         get_dataset_class(args.dataset)
     place = (args.algorithm, args.dataset, args.features)
     space: dict[str, Any] = search_space(*place)

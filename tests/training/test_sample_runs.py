@@ -135,6 +135,14 @@ def test_a_sweep_is_collected_compared_and_reported(tmp_path, capsys):
     assert "Penguins" in (tmp_path / "report.html").read_text()
 
 
+def test_hyper_parameters_of_a_table_are_listed_whatever_its_columns_are(tmp_path, capsys):
+    (tmp_path / "birds.csv").write_text("sex,island\nmale,Dream\n")
+    call("list", "hparams", "CORAL", f"table:{tmp_path / 'birds.csv'}")
+    listed = capsys.readouterr().out
+    assert "mlp_width" in listed
+    assert "resnet18" not in listed
+
+
 def test_padding_changes_nothing_and_second_derivatives_exist():
     torch.manual_seed(0)
     network = NETWORKS["Transformer"](
