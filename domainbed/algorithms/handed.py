@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +34,7 @@ _SET_FROM_ARGS = re.compile(
 
 
 def construct(
-    cls: Callable[..., T],
+    cls: type[T],
     folder: Path | None,
     input_shape: Sequence[int],
     num_classes: int,
@@ -59,7 +59,10 @@ def construct(
     known["args"] = arguments(folder, {**of_run, "hparams": handed})
     parameters = inspect.signature(cls).parameters
     if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
-        return cls(*(known[name] for name in _USUAL))
+        of_bases = [p for base in cls.__mro__ for p in inspect.signature(base).parameters.values()]
+        taken = {p.name for p in of_bases if p.kind is p.POSITIONAL_OR_KEYWORD}
+        by_name = {name: value for name, value in passed.items() if name in taken - {*_USUAL}}
+        return cls(*(known[name] for name in _USUAL), **by_name)
     given, lacking = {}, []
     for place, (name, parameter) in enumerate(parameters.items()):
         usual = [each for each in _USUAL[place : place + 1] if each not in parameters]

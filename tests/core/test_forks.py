@@ -102,6 +102,15 @@ OF_DOMAINBED = {
                 assert seed_hash(self.rate) > 0 and absent_tools is None
                 return super().loss(x, y) * self.hparams["tilt_weight"]
 
+        class Warm(ERM):
+            def __init__(self, input_shape, num_classes, num_domains, hparams, start=None):
+                super().__init__(input_shape, num_classes, num_domains, hparams)
+                self.start = start
+
+        class AsWarm(Warm):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+
         class OfAbsent(ERM):
             def __init__(self, *args):
                 super().__init__(*args)
@@ -314,7 +323,7 @@ def test_the_registry_of_the_fork_is_the_search_space(tmp_path):
 def test_what_the_environment_lacks_is_named_where_it_is_used(tmp_path):
     import_plugins([written(tmp_path / "tilts", OF_DOMAINBED)])
     shapes = ((3, 4, 4), 2, 2, {"lr": 0.1, "batch_size": 8})
-    get_algorithm_class("tilts-ERM")(*shapes)
+    assert get_algorithm_class("AsWarm")(*shapes).model.start == "warm"
     for name, lacking in (("OfAbsent", "absent_package.layers.Dense"), ("OfAbsentBase", "Base")):
         with pytest.raises(UserError, match=rf"tilts needs .*{lacking}, .*\(No module named"):
             get_algorithm_class(name)(*shapes)
