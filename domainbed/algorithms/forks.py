@@ -50,7 +50,8 @@ def _space(
         **dict.fromkeys(("dataset", "dataset_name"), dataset),
         "test_envs": [],  # of any run
     }
-    known["args"] = arguments(fork.folder, known)
+    args = arguments(fork.folder, known)
+    known = {**vars(args), **known, "args": args}
     draw = cache(partial(_hparams, registry, known))
     defaults = {**script_hparams(fork.folder), **draw(0, False)}
 
