@@ -40,7 +40,7 @@ class Templates:
         weight = head.weight.detach().float()
         self.supports = F.normalize(weight, dim=1)  # (N, d)
         self.labels = torch.arange(len(weight), device=weight.device)  # (N,)
-        self.entropies = _entropy(self._logits(weight))  # (N,)
+        self.entropies = entropies(self._logits(weight))  # (N,)
 
     @torch.no_grad()
     def __call__(self, z: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class Templates:
         logits = self._logits(z)
         self.supports = torch.cat([self.supports, F.normalize(z, dim=1)])
         self.labels = torch.cat([self.labels, logits.argmax(dim=1)])
-        self.entropies = torch.cat([self.entropies, _entropy(logits)])
+        self.entropies = torch.cat([self.entropies, entropies(logits)])
         if self.most:
             self._filter()
         members = F.one_hot(self.labels, self.head.out_features).to(z.dtype)  # (N, C)
@@ -72,7 +72,7 @@ class Templates:
             return F.linear(z, self.head.weight.float(), None if bias is None else bias.float())
 
 
-def _entropy(logits: torch.Tensor) -> torch.Tensor:
+def entropies(logits: torch.Tensor) -> torch.Tensor:
     """(N, C) to (N,), of the softmax."""
     return -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1)
 

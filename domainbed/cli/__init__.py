@@ -50,7 +50,7 @@ _GROUPS = {
         "model predict": ("model", "predict the classes of images with a trained run"),
         "model diagnose": ("model", "measure how consistent the domains of a trained run are"),
         "model average": ("model", "average the weights, or the predictions, of runs"),
-        "model adapt": ("model", "adapt runs to their test images with T3A, without training"),
+        "model adapt": ("model", "adapt runs to their test images, without labels"),
         "model zero-shot": ("model", "classify images by the names of their classes"),
     },
     "more": {

@@ -252,33 +252,37 @@ def _average(args: argparse.Namespace) -> int:
 
 
 def adapt(parser: Parser) -> Run:
-    """Adapt the finished runs of a sweep to their test images with T3A, without training.
+    """Adapt the finished runs of a sweep to their test images, without labels.
 
     Each run that predicts by a linear classifier gets a record beside it, for `domainbed collect`.
     """
     parser.add_argument("folder", metavar="FOLDER", help="of a sweep that kept its weights")
     parser.add_argument(
+        "--method",
+        default="T3A",
+        metavar="NAME",
+        help="T3A (default), BatchNorm, Tent, PseudoLabel, SHOT_IM, SHOT or UniDG",
+    )
+    parser.add_argument(
         "--supports",
         nargs="+",
         type=int,
         metavar="M",
-        help="images kept of each class, 0 for all; the best in validation is taken (the paper's "
-        "values)",
+        help="of T3A: images kept of each class, 0 for all; the best in validation is taken (the "
+        "paper's values)",
     )
     add_shared(parser, "--algorithms", "--selection_metric", *_MACHINE)
     return _adapt
 
 
 def _adapt(args: argparse.Namespace) -> int:
-    from domainbed.algorithms.t3a import SUPPORTS
     from domainbed.sweeps.finished import adapt_runs
 
-    supports = args.supports or SUPPORTS
-    if min(supports) < 0:
-        raise UserError(f"--supports is {min(supports)}: expected 0 (all) or more", "supports")
+    if args.supports and min(args.supports) < 0:
+        raise UserError(f"--supports is {min(args.supports)}: expected 0 (all) or more", "supports")
     for line in adapt_runs(
-        *(args.folder, args.algorithms, supports, _machine(args), args.dataset),
-        args.selection_metric,
+        *(args.folder, args.algorithms, args.supports, _machine(args), args.dataset),
+        *(args.selection_metric, args.method),
     ):
         print(line, flush=True)
     return 0

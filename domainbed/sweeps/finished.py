@@ -1,8 +1,8 @@
-"""What is made of a sweep's finished runs: averages of weights or predictions, and T3A on each.
+"""What is made of a sweep's finished runs: averages of weights or predictions, and adapted runs.
 
 Runs are averaged that differ in hparams seed, and on request in algorithm: of one dataset, set of
-test domains and trial. T3A adapts runs one by one. What comes of either is written beside the runs,
-as records that the tables read like any run's.
+test domains and trial. They are adapted to test images one by one. What comes of either is written
+beside the runs, as records that the tables read like any run's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from domainbed.algorithms import Algorithm, PooledAlgorithm, get_algorithm_class
-from domainbed.algorithms.t3a import SUPPORTS, Templates
+from domainbed.algorithms.adaptation import METHODS as ADAPTATIONS
+from domainbed.algorithms.adaptation import Adapted, settings_of
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.digests import sealed_json
 from domainbed.core.files import as_json_values, write_text
@@ -378,6 +379,7 @@ def write_beside(
     kind: str = "average",
     hparams_seed: int | None = None,
     hparams: Mapping[str, Any] = MappingProxyType({}),
+    noted: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Evaluates the experiment's algorithm, and writes a record that tables read like a run's.
 
@@ -391,6 +393,7 @@ def write_beside(
         kind: what the folder's name begins with.
         hparams_seed: at which it stands; None where it is of several, and stands at 0.
         hparams: to record.
+        noted: further `args` of the record.
     """
     spec = experiment.spec
     own = [] if hparams_seed is None else [hparams_seed]
@@ -406,6 +409,7 @@ def write_beside(
         "torch": str(torch.__version__),
         "output_dir": str(folder.path),
         "runs": list(runs),
+        **noted,
     }
     declared = experiment.dataset.test_domains
     args |= {} if declared is None else {"test_domains": list(declared)}
@@ -423,71 +427,73 @@ def write_beside(
 # ---- adaptation ----
 
 
-class AdaptedHead(Algorithm):
-    """A trained featurizer with a linear classifier that T3A adjusts."""
-
-    predicts_batches = True
-
-    def __init__(self, featurizer: nn.Module, head: nn.Linear, supports: int) -> None:
-        nn.Module.__init__(self)
-        self.featurizer, self.head, self.supports = featurizer, head, supports
-
-    def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        templates = Templates(self.head, self.supports)
-        return lambda x: templates(self.featurizer(x))
-
-
 def adapt_runs(
     root: Path | str,
     algorithms: Sequence[str] | None = None,
-    supports: Sequence[int] = SUPPORTS,
+    supports: Sequence[int] | None = None,
     machine: RunOptions | None = None,
     dataset: str | None = None,
     selection_metric: str | None = None,
+    method: str = "T3A",
 ) -> Iterator[str]:
-    """Adapts each finished run with T3A, writes a record of it beside the run, and yields a line.
+    """Adapts each finished run to its test images, writes a record beside it, and yields a line.
 
-    M is the one of `supports` that validates best, on the out-splits of the training domains; of
-    equal ones the first. A run that does not predict by a linear classifier is left out.
+    The setting is the one that validates best, on the out-splits of the training domains; of equal
+    ones the first. A run that does not predict by a linear classifier is left out, and for Tent and
+    BatchNorm one without batch norm layers. The record's `args` say by what it was adapted, and
+    what the run measured without.
 
     Args:
         root: the folder of the sweep.
         algorithms: only their runs; None for all.
-        supports: values of M.
+        supports: values of M, of T3A; None for the paper's.
         machine: where the data lies and what computes.
         dataset: see `trained.read_spec`.
-        selection_metric: what M is chosen by; None for that of the labels.
+        selection_metric: what the setting is chosen by; None for that of the labels.
+        method: one of `adaptation.METHODS`.
 
     Raises:
         UserError: no finished runs, none that can be adapted, or weights that were not kept.
     """
+    if method not in ADAPTATIONS:
+        known = ", ".join(ADAPTATIONS)
+        raise UserError(f"--method is {method!r}: expected one of {known}", "method")
     adapted_runs = 0
     for member in finished_runs(root, algorithms, dataset):
         spec, experiment = member.spec, rebuild(member.folder, machine, dataset)
         load_trained_weights(experiment, member.folder)
         try:
             if experiment.label_type.kind != "classes":
-                raise UserError(f"labels are {spec.labels!r}, and T3A adjusts to classes")
+                raise UserError(f"labels are {spec.labels!r}, and {method} adapts to classes")
             parts = linear_head(experiment)
+            tried = settings_of(method, supports, spec.hparams.get("lr", 1e-3))
+            adapted = [
+                replace(experiment, algorithm=Adapted(*parts, method, each)) for each in tried
+            ]
         except UserError as error:
             yield f"{spec.describe()}: left out: {error}"
             continue
-        adapted = {m: replace(experiment, algorithm=AdaptedHead(*parts, m)) for m in supports}
         metric = selecting_metric(selection_metric, spec.labels, spec.metrics)
         sign = Unit.of(metric).sign
-        found = {m: each.validated(metric) for m, each in adapted.items()}
-        best = max(found, key=lambda m: sign * found[m])
+        found = [each.validated(metric) for each in adapted]
+        best = max(range(len(tried)), key=lambda number: sign * found[number])
+        base = experiment.evaluate(spec.steps - 1, experiment.all_splits())
         write_beside(
             Path(root),
-            averaged_algorithm(spec.algorithm, "T3A"),
+            averaged_algorithm(spec.algorithm, method),
             adapted[best],
             runs=[spec.run_id],
             kind="adapted",
             hparams_seed=spec.hparams_seed,
-            hparams={**spec.hparams, "t3a_supports": best},
+            hparams={**spec.hparams, **tried[best]},
+            noted={
+                "adaptation": method,
+                "adapted_in": "batches of 64 of one split in stored order, each split afresh",
+                "unadapted": {record_key(v.domain, v.split, v.metric): v.value for v in base},
+            },
         )
-        validation = f"validation {_shown(found[best], metric)}"
-        yield f"{spec.describe()}: M {best or 'all'}, {validation}"
+        chosen = ", ".join(f"{name} {value or 'all'}" for name, value in tried[best].items())
+        yield f"{spec.describe()}: {chosen}, validation {_shown(found[best], metric)}"
         adapted_runs += 1
     if not adapted_runs:
         raise UserError(f"no run in {str(root)!r} predicts by a linear classifier on features")
