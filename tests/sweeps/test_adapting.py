@@ -89,3 +89,25 @@ def test_what_cannot_be_adapted(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert adapt(str(tmp_path), "--supports", "-1") != 0
     assert "--supports is -1" in capsys.readouterr().err
     assert adapt(str(tmp_path / "none")) != 0
+
+
+def test_runs_are_adapted_by_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The record says by what, and what the run measured without; what needs batch norm is told."""
+    spec = spec_of("ERM")
+    run(spec, tmp_path / spec.run_id, CPU)
+    assert adapt(str(tmp_path), "--method", "SHOT_IM") == 0
+    (file,) = tmp_path.glob("adapted-*/results.jsonl")
+    record = json.loads(file.read_text())
+    assert record["args"]["algorithm"] == "ERM + SHOT_IM"
+    assert record["args"]["adaptation"] == "SHOT_IM"
+    assert "batches of 64" in record["args"]["adapted_in"]
+    own = json.loads((tmp_path / spec.run_id / "results.jsonl").read_text().splitlines()[-1])
+    before = record["args"]["unadapted"]
+    assert before["env2_in_acc"] == own["env2_in_acc"]
+    assert record["hparams"]["adapt_lr"] in (0.001, 0.01, 0.1)
+    assert record["hparams"]["adapt_steps"] in (1, 3)
+    capsys.readouterr()
+    assert adapt(str(tmp_path), "--method", "Tent") != 0
+    assert "left out: Tent needs batch norm layers" in capsys.readouterr().out
+    assert adapt(str(tmp_path), "--method", "Tant") != 0
+    assert "--method is 'Tant': expected one of T3A, BatchNorm, Tent" in capsys.readouterr().err
