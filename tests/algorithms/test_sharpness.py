@@ -193,7 +193,7 @@ def test_protocols_of_domainbed_mean_the_authors_reading():
         spec = RunSpec.create("ColoredDigits", algorithm, [0], protocol=protocol)
         return spec.hparams["fidelity"]
 
-    for protocol in ("domainbed-2020", "fishr-2022", "domainbed-2024"):
+    for protocol in ("domainbed-2020", "fishr-2022", "domainbed-2024", "swad-2021"):
         assert fidelity("SAGM", protocol) == "authors"
         assert fidelity("SAGM+TRM", protocol) == fidelity("TRM", protocol) == "domainbed"
     assert fidelity("SAGM", "default") == "paper"
