@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,8 +28,8 @@ from domainbed.algorithms.base import (
     as_numbers,
     chosen_options,
 )
-from domainbed.algorithms.foreign_code import Batch, batch_of, role, undriven
-from domainbed.algorithms.handed import construct
+from domainbed.algorithms.foreign_code import Batch, batch_of, undriven
+from domainbed.algorithms.handed import construct, given
 from domainbed.algorithms.optimizers import StepRule
 from domainbed.core.minibatch import Nest, joined, mapped
 from domainbed.errors import UserError, one_line
@@ -66,18 +65,20 @@ class ForeignAlgorithm(Algorithm):
 
     Attributes:
         model: the object of the foreign class.
+        elsewhere: returns values for hyper-parameters that its registry lacks; see `Handed`.
         current: the parts of each domain's minibatch, within an update.
     """
 
     foreign: ClassVar[Any]
     folder: ClassVar[Path | None] = None
+    elsewhere: ClassVar[Any] = None
     memory_format = torch.contiguous_format
 
     def build(self) -> None:
         self.current: list[dict[str, Any]] = []
         shared = (self.input_shape, self.num_classes, self.num_domains, self.hparams, self.facts)
-        makes = partial(construct, self.foreign, self.folder, *shared, self._known())
-        self.model = self._called(makes)
+        more = (self._known(), self.elsewhere or dict)
+        self.model = self._called(construct, self.foreign, self.folder, *shared, *more)
         chosen = chosen_options(type(self), self.hparams)
         if not chosen.keys() & {"optimizer", "momentum"}:  # the class has chosen these itself
             for value in [value for each in self.modules() for value in vars(each).values()]:
@@ -181,28 +182,15 @@ class ForeignAlgorithm(Algorithm):
 
     def _arguments(self, known: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Those of the class's `update`: by name, and the minibatches first where no name fits."""
-        args: list[Any] = []
-        kwargs: dict[str, Any] = {}
-        lacking = []
-        for place, parameter in enumerate(inspect.signature(self.model.update).parameters.values()):
-            name = parameter.name if parameter.name in known else role(parameter.name)
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                args = [known["minibatches"], known["unlabeled"]]
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                others = {} if args else {n: known[n] for n in known.keys() - _OWN}
-                kwargs = {**others, **kwargs}
-            elif name in known:
-                kwargs[parameter.name] = known[name]
-            elif place == 0:
-                kwargs[parameter.name] = known["minibatches"]
-            elif parameter.default is parameter.empty:
-                lacking.append(repr(parameter.name))
-        if lacking:
-            raise UserError(
-                f"the update of {self.foreign.__name__} needs {', '.join(lacking)}, which its "
-                "train script computes: do that in the 'update' of a subclass"
-            )
-        return args, kwargs
+        parameters = inspect.signature(self.model.update).parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        if inspect.Parameter.VAR_POSITIONAL in kinds:
+            return [known["minibatches"], known["unlabeled"]], {}
+        takes_others = inspect.Parameter.VAR_KEYWORD in kinds
+        others = {name: known[name] for name in known.keys() - _OWN if takes_others}
+        needs = f"the update of {self.foreign.__name__} needs {{}}, which its train script computes"
+        remedy = ": do that in the 'update' of a subclass"
+        return [], {**others, **given(parameters, known, ("minibatches",), needs + remedy)}
 
     def _called(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """What a function of the class returns, on the run's device."""

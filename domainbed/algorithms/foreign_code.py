@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from domainbed.core.forks import code_of
 
 _NAMES = {
     "x": ("x", "xs", "image", "images", "img", "imgs", "input", "inputs", "data"),
@@ -55,7 +56,10 @@ def batch_of(cls: Any) -> Batch:
     """
     names = list(inspect.signature(cls.update).parameters)[1:]
     first = next((name for name in names if "batch" in name), "".join(names[:1]))
-    for code in _methods(cls).values():
+    methods = _methods(cls)
+    used = {name: _attributes(code) for name, code in methods.items()}
+    reached = {"update", *_reaches("update", used)}
+    for code in [code for name, code in methods.items() if name in reached]:
         for node in ast.walk(code):
             if isinstance(node, (ast.For, ast.comprehension)):
                 source, target = node.iter, node.target
@@ -84,7 +88,7 @@ def undriven(cls: Any, folder: Path | None) -> list[str]:
     methods = _methods(cls)
     used = {name: _attributes(code) for name, code in methods.items()}
     sources = {sys.modules[getattr(cls, name).__module__] for name in methods}
-    called = set().union(*(_attributes(_code(each)) for each in sources))
+    called = set().union(*(_attributes(code_of(each)) for each in sources))
     by_scripts = _called_by_scripts(folder) if folder else set()
     marks = _STEPS | {_STORES} if by_scripts else _STEPS
     driven = methods.keys() & (by_scripts or methods.keys()) - _STANDARD - called
@@ -106,7 +110,7 @@ def _called_by_scripts(folder: Path) -> set[str]:
     """The methods that scripts call on what they call `update` of."""
     found: set[str] = set()
     for file in folder.rglob("*ain*.py"):  # train, trainer, main
-        calls = [node for node in ast.walk(_code(file)) if isinstance(node, ast.Call)]
+        calls = [node for node in ast.walk(code_of(file)) if isinstance(node, ast.Call)]
         methods = [call.func for call in calls if isinstance(call.func, ast.Attribute)]
         objects = {ast.unparse(each.value) for each in methods if each.attr == "update"}
         found |= {each.attr for each in methods if ast.unparse(each.value) in objects}
@@ -126,14 +130,4 @@ def _methods(cls: Any) -> dict[str, ast.AST]:
     foreign = {
         n: f for n, f in found.items() if not f.__module__.startswith(("torch.", "domainbed."))
     }
-    return {name: _code(function) for name, function in foreign.items()}
-
-
-def _code(source: Any) -> ast.AST:
-    """Parsed; empty of what was made at run time, or is no Python of today."""
-    try:
-        is_file = isinstance(source, Path)
-        text = source.read_text() if is_file else textwrap.dedent(inspect.getsource(source))
-        return ast.parse(text)
-    except (OSError, SyntaxError, ValueError):
-        return ast.Module([], [])
+    return {name: code_of(function) for name, function in foreign.items()}

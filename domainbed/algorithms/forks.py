@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from domainbed.algorithms.base import ALGORITHMS, Algorithm
-from domainbed.algorithms.foreign import adapt
+from domainbed.algorithms.foreign import ForeignAlgorithm, adapt
 from domainbed.algorithms.handed import script_hparams
 from domainbed.config.dimensions import DatasetFacts, Foreign
-from domainbed.core.forks import Fork, arguments, by_name
+from domainbed.core import forks
+from domainbed.core.forks import Fork, arguments, by_name, code_of
+
+_REGISTRIES = ("/hparams_registry.py", "/hyperparams.py")
+_OF_IMAGES = {"image_size", "orientation", "window"}
+"""What an option of this package means otherwise than a fork's registry."""
 
 
 def register(fork: Fork) -> None:
@@ -23,19 +30,37 @@ def register(fork: Fork) -> None:
         Exception: its file of algorithms cannot be imported.
     """
     fork.load()
-    registry, adapted = fork.load("/hparams_registry.py", "/hyperparams.py"), []
+    registry, adapted = fork.load(*_REGISTRIES), []
     for cls in filter(_is_algorithm, fork.classes()):
-        adapted.append(adapt(cls, fork.folder))
+        made = adapt(cls, fork.folder)
+        adapted.append(made)
         if registry is not None and not (issubclass(cls, Algorithm) and cls.search_space):
-            adapted[-1].search_space = partial(_space, fork, registry, cls.__name__)
+            made.search_space = partial(_space, fork, registry, cls.__name__)
+        if issubclass(made, ForeignAlgorithm):
+            names = tuple(base.__name__ for base in cls.__mro__)
+            made.elsewhere = partial(_elsewhere, fork.module, names)
     fork.register(ALGORITHMS, adapted)
 
 
-def _is_algorithm(cls: type) -> bool:
-    """Whether a class has what is trained and evaluated, and says how."""
+def _is_algorithm(cls: Any) -> bool:
+    """Whether a class has what is trained and evaluated, and says how.
+
+    One whose constructor needs what those of its subclasses give is abstract.
+    """
     methods = [getattr(cls, name, None) for name in ("update", "predict")]
+    if not all(map(callable, methods)):
+        return False
     names = [getattr(getattr(each, "__code__", None), "co_names", ()) for each in methods]
-    return all(map(callable, methods)) and ("NotImplementedError",) not in names
+    is_abstract = any(_required(cls) - _required(below) for below in cls.__subclasses__())
+    return ("NotImplementedError",) not in names and not is_abstract
+
+
+def _required(cls: Any) -> set[str]:
+    """What a constructor needs beside DomainBed's four arguments."""
+    parameters = list(inspect.signature(cls).parameters.values())
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return _required(cls.__mro__[1])
+    return {p.name for p in parameters[4:] if p.default is p.empty and p.kind < p.VAR_POSITIONAL}
 
 
 def _space(
@@ -45,29 +70,64 @@ def _space(
     dataset = facts.name.removeprefix(f"{fork.name}-")
     if facts.small_images and dataset not in ("ColoredMNIST", "Debug28"):
         dataset = "RotatedMNIST"  # registries know small images by their names
+    draw = cache(partial(_hparams, fork, registry, algorithm, dataset))
+    defaults = {**script_hparams(fork.folder), **draw(0, False)}
+
+    def drawn(name: str, seed: int) -> Any:
+        return draw(seed, True).get(name, defaults[name])
+
+    names = [name for name in defaults if name not in _OF_IMAGES]
+    return {name: Foreign(defaults[name], partial(drawn, name)) for name in names}
+
+
+@cache
+def _elsewhere(root: str, names: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
+    """What a fork has for hyper-parameters that its registry does not give an algorithm.
+
+    Args:
+        root: the name of the root of the fork's modules.
+        names: of the algorithm and its bases.
+
+    Returns:
+        values with their places: of the bases, of the other algorithms and datasets that the
+        registry compares names with, and of the arguments that scripts declare.
+    """
+    fork = forks.FORKS[root]
+    registry = fork.load(*_REGISTRIES)
+    found: dict[str, tuple[Any, str]] = {}
+    if registry is None:
+        return found
+    tests = [
+        n for n in ast.walk(code_of(Path(str(registry.__file__)))) if isinstance(n, ast.Compare)
+    ]
+    constants = [n.value for test in tests for n in ast.walk(test) if isinstance(n, ast.Constant)]
+    others = [value for value in constants if isinstance(value, str)]
+    pairs = [(name, "PACS", name) for name in [*names, *others]]
+    for algorithm, dataset, of in pairs + [(names[0], other, other) for other in others]:
+        with suppress(Exception):  # of names that are neither
+            for name, value in _hparams(fork, registry, algorithm, dataset, 0, False).items():
+                place = "" if of == names[0] else f"which the fork's registry has for {of}"
+                found.setdefault(name, (value, place))
+    for name, value in vars(arguments(fork.folder, {})).items():
+        if value is not None:
+            found.setdefault(name, (value, "the default of an argument of the fork's scripts"))
+    return found
+
+
+def _hparams(
+    fork: Fork, registry: ModuleType, algorithm: str, dataset: str, seed: int, is_random: bool
+) -> dict[str, Any]:
+    """What a registry's functions return."""
+    own = getattr(registry, "random_hparams" if is_random else "default_hparams", None)
+    names = [name for name in vars(registry) if re.fullmatch(r"get_\w+_hparams", name)]
     known: dict[str, Any] = {
         **dict.fromkeys(("algorithm", "algorithm_name", "objective", "objective_name"), algorithm),
         **dict.fromkeys(("dataset", "dataset_name"), dataset),
         "test_envs": [],  # of any run
     }
     args = arguments(fork.folder, known)
-    known = {**vars(args), **known, "args": args}
-    draw = cache(partial(_hparams, registry, known))
-    defaults = {**script_hparams(fork.folder), **draw(0, False)}
-
-    def drawn(name: str, seed: int) -> Any:
-        return draw(seed, True).get(name, defaults[name])
-
-    return {name: Foreign(value, partial(drawn, name)) for name, value in defaults.items()}
-
-
-def _hparams(
-    registry: ModuleType, known: Mapping[str, Any], seed: int, is_random: bool
-) -> dict[str, Any]:
-    """What a registry's functions return."""
-    own = getattr(registry, "random_hparams" if is_random else "default_hparams", None)
-    names = [name for name in vars(registry) if re.fullmatch(r"get_\w+_hparams", name)]
-    known = {**known, "seed": seed, "random_seed": seed, "sample": is_random}
+    known = {**vars(args), **known, "args": args, "seed": seed, "random_seed": seed}
+    known["sample"] = is_random
     found: dict[str, Any] = {}
     for function in [own] if own else [getattr(registry, name) for name in names]:
         with suppress(NotImplementedError):  # of datasets that it does not know

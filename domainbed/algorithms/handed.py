@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 import yaml
 
+from domainbed.algorithms.foreign_code import role
 from domainbed.config.run_facts import Handed, RunFacts
 from domainbed.core.forks import arguments
 from domainbed.errors import UserError
@@ -41,7 +41,8 @@ def construct(
     num_domains: int,
     hparams: Mapping[str, Any],
     facts: RunFacts,
-    more: Mapping[str, Any] = MappingProxyType({}),
+    more: Mapping[str, Any],
+    elsewhere: Callable[[], Mapping[str, tuple[Any, str]]],
 ) -> T:
     """An object of a fork's class of algorithms, as the fork's train script makes it.
 
@@ -51,39 +52,63 @@ def construct(
         input_shape, num_classes, num_domains, hparams: as `Algorithm` has them.
         facts: of the run.
         more: what else is known, by name.
+        elsewhere: see `Handed`.
     """
     of_run = _of_run(facts, num_classes, num_domains)
-    handed = Handed({**of_run, **dict(facts.data_options), **hparams}, facts)
+    handed = Handed({**of_run, **dict(facts.data_options), **hparams}, facts, elsewhere)
     passed = _passed(folder) if folder else {}
     known = {**passed, **of_run, **more, "hparams": handed, "input_shape": input_shape}
     known["args"] = arguments(folder, {**of_run, "hparams": handed})
-    parameters = inspect.signature(cls).parameters
-    if any(each.kind is each.VAR_POSITIONAL for each in parameters.values()):
+    parameters = inspect.signature(cls).parameters.values()
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
         of_bases = [p for base in cls.__mro__ for p in inspect.signature(base).parameters.values()]
         taken = {p.name for p in of_bases if p.kind is p.POSITIONAL_OR_KEYWORD}
         by_name = {name: value for name, value in passed.items() if name in taken - {*_USUAL}}
         return cls(*(known[name] for name in _USUAL), **by_name)
-    given, lacking = {}, []
-    for place, (name, parameter) in enumerate(parameters.items()):
-        usual = [each for each in _USUAL[place : place + 1] if each not in parameters]
-        if name in known or usual:
-            given[name] = known[name] if name in known else known[usual[0]]
-        elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+    needs = f"the constructor of {cls.__name__} needs {{}}, which nothing here gives: take a "
+    return cls(**given(parameters, known, _USUAL, needs + "subclass that does"))
+
+
+def given(
+    parameters: Iterable[inspect.Parameter],
+    known: Mapping[str, Any],
+    first: Sequence[str],
+    needs: str,
+) -> dict[str, Any]:
+    """What a function is called with, by name.
+
+    Args:
+        parameters: of the function.
+        known: by name, or by what a name means.
+        first: what the first ones are where their names say nothing.
+        needs: the error where nothing is known of others without a default; `{}` are their names.
+    """
+    named = {each.name: each for each in parameters}
+    found, lacking = {}, []
+    for place, (name, parameter) in enumerate(named.items()):
+        usual = [each for each in first[place : place + 1] if each not in named]
+        names = [each for each in (name, role(name), *usual) if each in known]
+        if names and parameter.kind is not parameter.VAR_KEYWORD:
+            found[name] = known[names[0]]
+        elif parameter.default is parameter.empty and parameter.kind < parameter.VAR_KEYWORD:
             lacking.append(repr(name))
     if lacking:
-        raise UserError(
-            f"the constructor of {cls.__name__} needs {', '.join(lacking)}, which nothing here "
-            "gives: take a subclass that does"
-        )
-    return cls(**given)
+        raise UserError(needs.format(", ".join(lacking)))
+    return found
 
 
 @cache
 def _passed(folder: Path) -> dict[str, Any]:
     """What a fork's train scripts hand on by name, as in `weights=args.weights`."""
-    scripts = "".join(file.read_text() for file in sorted(folder.rglob("train*.py")))
     args = vars(arguments(folder, {}))
-    return {name: args.get(arg) for name, arg in re.findall(r"\b(\w+) *= *args\.(\w+)", scripts)}
+    handed = re.findall(r"\b(\w+) *= *args\.(\w+)", _scripts(folder))
+    return {name: args.get(argument) for name, argument in handed}
+
+
+def _scripts(folder: Path) -> str:
+    """The code of a fork's train scripts."""
+    files = sorted(folder.rglob("train*.py"))
+    return "".join(file.read_text("utf-8", "replace") for file in files)
 
 
 def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, Any]:
@@ -110,9 +135,8 @@ def script_hparams(folder: Path) -> dict[str, Any]:
     for file in sorted(folder.rglob("config.yaml"), key=lambda file: len(file.parts))[:1]:
         found = yaml.safe_load(file.read_text()) or {}
     args = vars(arguments(folder, {}))
-    for file in folder.rglob("train*.py"):
-        for match in _SET_FROM_ARGS.finditer(file.read_text()):
-            name, argument = filter(None, match.groups())
-            if args.get(argument) is not None:
-                found.setdefault(name, args[argument])
+    for match in _SET_FROM_ARGS.finditer(_scripts(folder)):
+        name, argument = filter(None, match.groups())
+        if args.get(argument) is not None:
+            found.setdefault(name, args[argument])
     return found

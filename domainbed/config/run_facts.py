@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from domainbed.errors import UserError
 
@@ -106,25 +107,51 @@ class HParams(dict[str, Any]):
         return dict, (dict(self),)
 
 
-class NoValue(UserError, KeyError):
+class NoValue(UserError, KeyError, AttributeError):
     """A hyper-parameter that a fork's class reads, and that has no value."""
 
     __str__ = Exception.__str__  # a KeyError shows its message in quotes
 
 
-class Handed(HParams):
-    """Hyper-parameters that are also attributes."""
+class LentValue(UserWarning):
+    """A fork's registry lacks a value for an algorithm; another place in the fork has it."""
 
-    def __missing__(self, name: str) -> NoReturn:
-        raise NoValue(
-            f"hyper-parameter {name!r} has no value: the fork's registry has none for this "
-            "algorithm, so declare it in 'search_space'"
-        )
+
+class Handed(HParams):
+    """Hyper-parameters that are also attributes.
+
+    Args:
+        hparams, facts: as usual.
+        elsewhere: returns values of hyper-parameters that are not there, each with the place that
+            it is from; without a place where no one need be told.
+    """
+
+    def __init__(
+        self,
+        hparams: Mapping[str, Any],
+        facts: RunFacts,
+        elsewhere: Callable[[], Mapping[str, tuple[Any, str]]] = dict,
+    ) -> None:
+        super().__init__(hparams, facts)
+        self._elsewhere = elsewhere
+
+    def __missing__(self, name: str) -> Any:
+        lent = self._elsewhere()
+        if name not in lent:
+            raise NoValue(
+                f"hyper-parameter {name!r} has no value: the fork's registry has none for this "
+                "algorithm, so declare it in 'search_space'"
+            )
+        self[name], place = lent[name]
+        if place:
+            message = f"hyper-parameter {name!r} is {self[name]!r}, {place}"
+            warnings.warn(message, LentValue, stacklevel=2)
+        return self[name]
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self:
+        if name.startswith("_"):
             raise AttributeError(name)
         return self[name]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Handed, (dict(self), self.facts)
+        return Handed, (dict(self), self.facts, self._elsewhere)

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
@@ -25,8 +26,6 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar
-
-import numpy as np
 
 from domainbed.errors import UserError, one_line
 
@@ -126,6 +125,8 @@ class Fork:
             return None
         file = near[0] if names else self.file
         place = file.relative_to(self.folder).with_suffix("")
+        import numpy as np  # not above, since what loads no fork needs none
+
         for alias in (bool, complex, float, int, object, str):  # NumPy had these names once
             vars(np).setdefault(alias.__name__, alias)
         self.loading = True
@@ -215,8 +216,8 @@ class Fork:
 
 def _must_have(place: FrameType) -> bool:
     """Whether an import there must fail, where it does: in a function, or where it is tried."""
-    script = ast.parse(Path(place.f_code.co_filename).read_bytes())
-    bodies = [node.body for node in ast.walk(script) if isinstance(node, ast.Try)]
+    nodes = ast.walk(code_of(Path(place.f_code.co_filename)))
+    bodies = [node.body for node in nodes if isinstance(node, ast.Try)]
     tried = [(each.lineno, each.end_lineno or 0) for body in bodies for each in body]
     is_tried = any(first <= place.f_lineno <= last for first, last in tried)
     return is_tried or place.f_code.co_name != "<module>"
@@ -278,6 +279,17 @@ def announce(fork: Fork) -> None:
         visit(fork)
 
 
+@cache
+def code_of(source: Any) -> ast.AST:
+    """Parsed; empty of what was made at run time, or is no Python of today."""
+    try:
+        is_file = isinstance(source, Path)
+        text = source.read_bytes() if is_file else textwrap.dedent(inspect.getsource(source))
+        return ast.parse(text)
+    except (OSError, SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
 def by_name(function: Callable[..., T], known: Mapping[str, Any], *first: Any) -> T:
     """Calls a function with what is known of its parameters, after its first ones."""
     parameters = list(inspect.signature(function).parameters)[len(first) :]
@@ -291,11 +303,11 @@ def arguments(folder: Path | None, known: Mapping[str, Any]) -> SimpleNamespace:
 
 @cache
 def _defaults(folder: Path) -> dict[str, Any]:
-    """The defaults of the arguments that the train scripts of a fork declare."""
-    scripts = [ast.parse(file.read_bytes()) for file in sorted(folder.rglob("train*.py"))]
-    calls = [node for script in scripts for node in ast.walk(script) if isinstance(node, ast.Call)]
+    """The defaults of the arguments that a fork's scripts declare; a train script's come first."""
+    files = sorted(folder.rglob("*.py"), key=lambda file: (file.name.startswith("train"), file))
+    codes = [code_of(file) for file in files if b"add_argument" in file.read_bytes()]
     found: dict[str, Any] = {}
-    for call in calls:
+    for call in [n for code in codes for n in ast.walk(code) if isinstance(n, ast.Call)]:
         flags = [flag.value for flag in call.args if isinstance(flag, ast.Constant)]
         if getattr(call.func, "attr", "") == "add_argument" and flags:
             settings = {word.arg: word.value for word in call.keywords}

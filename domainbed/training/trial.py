@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ from unittest import mock
 import torch
 from torch import nn
 
+from domainbed.config.run_facts import LentValue
 from domainbed.config.run_fields import RunOptions
 from domainbed.errors import UserError, one_line
 from domainbed.spec import RunSpec
@@ -37,7 +39,8 @@ def trial(name: str, seconds: float = 120.0) -> Trial:
 
     They are a run in a temporary folder: with records, evaluation and a checkpoint. Images are as
     small as DomainBed's digits, or of ImageNet's size where an algorithm does not run on these.
-    Weights are not downloaded: where PyTorch would, random ones are tried.
+    Weights are not downloaded: where PyTorch would, random ones are tried. What a fork's registry
+    does not give an algorithm, and another place in the fork does, is said.
 
     Args:
         name: of the algorithm.
@@ -48,11 +51,17 @@ def trial(name: str, seconds: float = 120.0) -> Trial:
     for dataset, steps, size in (("Debug28", 2, []), ("Debug224", 1, ["images of 224 x 224"])):
         needs = list(size)
         try:
-            with _silent_within(seconds), _without_weights(needs), TemporaryDirectory() as folder:
-                fixed = {"batch_size": 4}
-                spec = RunSpec.create(dataset, name, [0], steps=steps, hparams=fixed)
+            with (
+                _silent_within(seconds),
+                _without_weights(needs),
+                TemporaryDirectory() as folder,
+                warnings.catch_warnings(record=True) as said,
+            ):
+                warnings.simplefilter("always", LentValue)
+                spec = RunSpec.create(dataset, name, [0], steps=steps, hparams={"batch_size": 4})
                 run(spec, folder, options)
-            return Trial("runs with" if needs else "runs", ", ".join(needs))
+            needs += [str(each.message) for each in said if each.category is LentValue]
+            return Trial("runs with" if needs else "runs", ", ".join(dict.fromkeys(needs)))
         except (Exception, SystemExit) as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reasons.append(kind + one_line(error))

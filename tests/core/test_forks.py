@@ -15,6 +15,7 @@ import domainbed
 from domainbed.algorithms import ALGORITHMS, ERM, get_algorithm_class
 from domainbed.algorithms.foreign_code import batch_of
 from domainbed.cli import main
+from domainbed.config.run_facts import LentValue
 from domainbed.core import forks, plugins
 from domainbed.core.plugins import changed, import_plugins, located, named
 from domainbed.core.seeding import seed_hash
@@ -23,6 +24,7 @@ from domainbed.errors import UserError
 from domainbed.hparams import default_hparams, random_hparams
 from domainbed.spec import RunSpec
 from domainbed.training import run
+from domainbed.training.trial import trial
 
 OF_DOMAINBED = {
     "domainbed/__init__.py": "",
@@ -111,6 +113,19 @@ OF_DOMAINBED = {
             def __init__(self, *args, **kwargs):
                 super().__init__(*args, **kwargs)
 
+        class AbstractMatch(ERM):
+            def __init__(self, input_shape, num_classes, num_domains, hparams, gaussian):
+                super().__init__(input_shape, num_classes, num_domains, hparams)
+
+            def loss(self, x, y):
+                assert self.hparams["image_size"] == 28
+                factor = self.hparams["tilt_weight"] * self.hparams.width * self.hparams["scale"]
+                return super().loss(x, y) * factor
+
+        class Match(AbstractMatch):
+            def __init__(self, input_shape, num_classes, num_domains, hparams):
+                super().__init__(input_shape, num_classes, num_domains, hparams, True)
+
         class OfAbsent(ERM):
             def __init__(self, *args):
                 super().__init__(*args)
@@ -133,6 +148,9 @@ OF_DOMAINBED = {
             rate = 1e-3 if dataset == "RotatedMNIST" else 5e-5
             _hparam("lr", rate, lambda r: 10**r.uniform(-5, -3))
             _hparam("batch_size", 8, lambda r: int(2**r.uniform(2, 4)))
+            _hparam("image_size", 28, lambda r: 28)
+            if "ColoredMNIST" in dataset:
+                _hparam("width", 3, lambda r: 3)
             if algorithm == "Tilted":
                 _hparam("tilt_weight", 0.5, lambda r: 10**r.uniform(-1, 1))
             return hparams
@@ -181,6 +199,10 @@ OF_DOMAINBED = {
                 self.datasets = [Views(), Views()]
                 self.input_shape, self.num_classes = [3, 224, 224], 2
                 assert hparams.data_augmentation
+        """,
+    "domainbed/scripts/arguments.py": """
+        parser.add_argument('--scale', type=float, default=0.5)
+        parser.add_argument('--tilt', type=float, default=7)
         """,
     "domainbed/scripts/train.py": """
         parser.add_argument('--tilt', type=float, default=0.25)
@@ -295,7 +317,8 @@ def test_classes_have_their_own_names_and_the_package_stays_what_it_is(tmp_path)
     tilted = get_algorithm_class("Tilted")
     assert get_algorithm_class("tilts-ERM").foreign is not ERM
     assert get_algorithm_class("tilts-ERM").foreign in tilted.foreign.__mro__
-    assert "Algorithm" not in ALGORITHMS
+    assert not {"Algorithm", "AbstractMatch"} & ALGORITHMS.keys()
+    assert "Match" in ALGORITHMS
     assert {"Pictures"} <= DATASETS.keys()
     assert "OfMNIST" not in DATASETS
     assert sys.modules["domainbed"] is domainbed
@@ -317,6 +340,28 @@ def test_the_registry_of_the_fork_is_the_search_space(tmp_path):
         UserError, match=r"'tilt_weight' of Tilted cannot be 'a': expected a number"
     ):
         RunSpec.create("Debug28", "Tilted", [0], hparams={"tilt_weight": "a"})
+
+
+@QUIET
+def test_values_that_the_registry_does_not_give_an_algorithm_come_from_elsewhere_in_the_fork(
+    tmp_path,
+):
+    import_plugins([written(tmp_path / "tilts", OF_DOMAINBED)])
+    assert "image_size" not in default_hparams("Match", "Debug28")
+    ran = trial("Match")
+    assert ran.result == "runs with", ran
+    assert ran.note.split(", hyper-") == [
+        "hyper-parameter 'tilt_weight' is 0.5, which the fork's registry has for Tilted",
+        "parameter 'width' is 3, which the fork's registry has for ColoredMNIST",
+        "parameter 'scale' is 0.5, the default of an argument of the fork's scripts",
+    ]
+    hparams = get_algorithm_class("Match")((3, 4, 4), 2, 2, {"lr": 0.1}).model.hparams
+    with pytest.warns(LentValue):
+        assert pickle.loads(pickle.dumps(hparams))["width"] == 3
+    assert not hasattr(hparams, "nowhere")
+    for read in (lambda: hparams["nowhere"], lambda: hparams.nowhere):
+        with pytest.raises(UserError, match="'nowhere' has no value"):
+            read()
 
 
 @QUIET
@@ -418,6 +463,9 @@ def test_the_command_says_of_each_class_whether_it_runs(tmp_path, capsys):
 
 
 class StepFirst:
+    def by_halves(self, minibatches):  # which `update` never calls
+        _first, _second = minibatches
+
     def update(self, step, minibatches, unlabeled=None):
         return sum(x.mean() for x, y, env in minibatches)
 
