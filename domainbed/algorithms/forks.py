@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 from contextlib import suppress
 from functools import cache, partial
@@ -11,16 +10,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
+
 from domainbed.algorithms.base import ALGORITHMS, Algorithm
-from domainbed.algorithms.foreign import ForeignAlgorithm, adapt
-from domainbed.algorithms.handed import script_hparams
+from domainbed.algorithms.foreign import adapt
+from domainbed.algorithms.handed import parameters_of
 from domainbed.config.dimensions import DatasetFacts, Foreign
 from domainbed.core import forks
 from domainbed.core.forks import Fork, arguments, by_name, code_of
 
 _REGISTRIES = ("/hparams_registry.py", "/hyperparams.py")
+# What an option of this package means otherwise than a fork's registry.
 _OF_IMAGES = {"image_size", "orientation", "window"}
-"""What an option of this package means otherwise than a fork's registry."""
 
 
 def register(fork: Fork) -> None:
@@ -32,11 +33,10 @@ def register(fork: Fork) -> None:
     fork.load()
     registry, adapted = fork.load(*_REGISTRIES), []
     for cls in filter(_is_algorithm, fork.classes()):
-        made = adapt(cls, fork.folder)
+        made: Any = adapt(cls, fork.folder)
         adapted.append(made)
         if registry is not None and not (issubclass(cls, Algorithm) and cls.search_space):
             made.search_space = partial(_space, fork, registry, cls.__name__)
-        if issubclass(made, ForeignAlgorithm):
             names = tuple(base.__name__ for base in cls.__mro__)
             made.elsewhere = partial(_elsewhere, fork.module, names)
     fork.register(ALGORITHMS, adapted)
@@ -57,10 +57,8 @@ def _is_algorithm(cls: Any) -> bool:
 
 def _required(cls: Any) -> set[str]:
     """What a constructor needs beside DomainBed's four arguments."""
-    parameters = list(inspect.signature(cls).parameters.values())
-    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
-        return _required(cls.__mro__[1])
-    return {p.name for p in parameters[4:] if p.default is p.empty and p.kind < p.VAR_POSITIONAL}
+    others = parameters_of(cls)[4:]
+    return {p.name for p in others if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
 
 
 def _space(
@@ -71,7 +69,7 @@ def _space(
     if facts.small_images and dataset not in ("ColoredMNIST", "Debug28"):
         dataset = "RotatedMNIST"  # registries know small images by their names
     draw = cache(partial(_hparams, fork, registry, algorithm, dataset))
-    defaults = {**script_hparams(fork.folder), **draw(0, False)}
+    defaults = draw(0, False)
 
     def drawn(name: str, seed: int) -> Any:
         return draw(seed, True).get(name, defaults[name])
@@ -90,28 +88,28 @@ def _elsewhere(root: str, names: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
 
     Returns:
         values with their places: of the bases, of the other algorithms and datasets that the
-        registry compares names with, and of the arguments that scripts declare.
+        registry compares names with, and of the arguments of scripts and `config.yaml`.
     """
     fork = forks.FORKS[root]
     registry = fork.load(*_REGISTRIES)
-    found: dict[str, tuple[Any, str]] = {}
-    if registry is None:
-        return found
-    tests = [
+    assert registry is not None
+    nodes = [
         n for n in ast.walk(code_of(Path(str(registry.__file__)))) if isinstance(n, ast.Compare)
     ]
-    constants = [n.value for test in tests for n in ast.walk(test) if isinstance(n, ast.Constant)]
+    constants = [n.value for node in nodes for n in ast.walk(node) if isinstance(n, ast.Constant)]
     others = [value for value in constants if isinstance(value, str)]
     pairs = [(name, "PACS", name) for name in [*names, *others]]
+    found: dict[str, tuple[Any, str]] = {}
     for algorithm, dataset, of in pairs + [(names[0], other, other) for other in others]:
         with suppress(Exception):  # of names that are neither
-            for name, value in _hparams(fork, registry, algorithm, dataset, 0, False).items():
-                place = "" if of == names[0] else f"which the fork's registry has for {of}"
-                found.setdefault(name, (value, place))
-    for name, value in vars(arguments(fork.folder, {})).items():
-        if value is not None:
-            found.setdefault(name, (value, "the default of an argument of the fork's scripts"))
-    return found
+            place = "" if of == names[0] else f"which the fork's registry has for {of}"
+            values = _hparams(fork, registry, algorithm, dataset, 0, False)
+            found = {**{name: (value, place) for name, value in values.items()}, **found}
+    of_scripts = vars(arguments(fork.folder, {}))
+    for file in sorted(fork.folder.rglob("config.yaml"), key=lambda file: len(file.parts))[:1]:
+        of_scripts |= yaml.safe_load(file.read_text()) or {}
+    place = "the default of the fork's scripts"
+    return {n: (v, place) for n, v in of_scripts.items() if v is not None} | found
 
 
 def _hparams(

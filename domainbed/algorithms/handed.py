@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 
 from domainbed.algorithms.foreign_code import role
 from domainbed.config.run_facts import Handed, RunFacts
@@ -23,14 +22,8 @@ from domainbed.errors import UserError
 
 T = TypeVar("T")
 
+# What DomainBed's constructors take, in this order, under whatever names.
 _USUAL = ("input_shape", "num_classes", "num_domains", "hparams")
-"""What DomainBed's constructors take, in this order, under whatever names."""
-
-
-_SET_FROM_ARGS = re.compile(
-    r"""^\s*hparams\[["'](\w+)["']\] *=.*?\bargs\.(\w+)|^\s*["'](\w+)["']: *args\.(\w+)""",
-    re.MULTILINE,
-)
 
 
 def construct(
@@ -59,14 +52,18 @@ def construct(
     passed = _passed(folder) if folder else {}
     known = {**passed, **of_run, **more, "hparams": handed, "input_shape": input_shape}
     known["args"] = arguments(folder, {**of_run, "hparams": handed})
-    parameters = inspect.signature(cls).parameters.values()
-    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
-        of_bases = [p for base in cls.__mro__ for p in inspect.signature(base).parameters.values()]
-        taken = {p.name for p in of_bases if p.kind is p.POSITIONAL_OR_KEYWORD}
-        by_name = {name: value for name, value in passed.items() if name in taken - {*_USUAL}}
-        return cls(*(known[name] for name in _USUAL), **by_name)
     needs = f"the constructor of {cls.__name__} needs {{}}, which nothing here gives: take a "
-    return cls(**given(parameters, known, _USUAL, needs + "subclass that does"))
+    values = given(parameters_of(cls), known, _USUAL, needs + "subclass that does")
+    takes_all = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(cls).parameters.values())
+    first = [values.pop(name) for name in list(values)[: len(_USUAL) * takes_all]]
+    return cls(*first, **values)
+
+
+def parameters_of(cls: Any) -> list[inspect.Parameter]:
+    """Those of its constructor, or of the one that this hands `*args` to."""
+    found = list(inspect.signature(cls).parameters.values())
+    takes_all = any(each.kind is each.VAR_POSITIONAL for each in found)
+    return parameters_of(cls.__mro__[1]) if takes_all else found
 
 
 def given(
@@ -101,14 +98,9 @@ def given(
 def _passed(folder: Path) -> dict[str, Any]:
     """What a fork's train scripts hand on by name, as in `weights=args.weights`."""
     args = vars(arguments(folder, {}))
-    handed = re.findall(r"\b(\w+) *= *args\.(\w+)", _scripts(folder))
-    return {name: args.get(argument) for name, argument in handed}
-
-
-def _scripts(folder: Path) -> str:
-    """The code of a fork's train scripts."""
     files = sorted(folder.rglob("train*.py"))
-    return "".join(file.read_text("utf-8", "replace") for file in files)
+    scripts = "".join(file.read_text("utf-8", "replace") for file in files)
+    return {name: args.get(arg) for name, arg in re.findall(r"\b(\w+) *= *args\.(\w+)", scripts)}
 
 
 def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, Any]:
@@ -125,18 +117,3 @@ def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, An
         ("num_domains", "n_domains", "num_envs", "domain_num"): num_domains,
     }
     return {name: value for names, value in named.items() for name in names}
-
-
-@cache
-def script_hparams(folder: Path) -> dict[str, Any]:
-    """Hyper-parameters that a fork's registry lacks: of `config.yaml`, or of a train script that
-    sets `hparams["name"] = args.name`, or updates them with `"name": args.name`."""
-    found: dict[str, Any] = {}
-    for file in sorted(folder.rglob("config.yaml"), key=lambda file: len(file.parts))[:1]:
-        found = yaml.safe_load(file.read_text()) or {}
-    args = vars(arguments(folder, {}))
-    for match in _SET_FROM_ARGS.finditer(_scripts(folder)):
-        name, argument = filter(None, match.groups())
-        if args.get(argument) is not None:
-            found.setdefault(name, args[argument])
-    return found
