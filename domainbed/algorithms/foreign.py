@@ -34,10 +34,10 @@ from domainbed.algorithms.optimizers import StepRule
 from domainbed.core.minibatch import Nest, joined, mapped
 from domainbed.errors import UserError, one_line
 
+# What the parts of a minibatch are whose names say nothing.
 _PLACES = ("x", "y", "domain", "attribute", "index")
-"""What the parts of a minibatch are whose names say nothing."""
+# What an `update` is given only if it has a parameter for it.
 _OWN = {*_PLACES, "minibatches", "unlabeled"}
-"""What an `update` is given only if it has a parameter for it."""
 
 
 class OnDevice(TorchFunctionMode):

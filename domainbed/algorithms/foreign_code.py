@@ -20,8 +20,8 @@ _NAMES = {
     "step": ("step", "global_step", "current_step", "iteration", "iter", "it"),
 }
 _ROLES = {name: role for role, names in _NAMES.items() for name in names}
+# What a method calls that trains; and what stands for setting an attribute.
 _STEPS, _STORES = {"step", "backward"}, "="
-"""What a method calls that trains; and what stands for setting an attribute."""
 _STANDARD = {"update", "predict", "forward", "train", "eval", "clone"}
 
 
@@ -56,8 +56,7 @@ def batch_of(cls: Any) -> Batch:
     """
     names = list(inspect.signature(cls.update).parameters)[1:]
     first = next((name for name in names if "batch" in name), "".join(names[:1]))
-    methods = _methods(cls)
-    used = {name: _attributes(code) for name, code in methods.items()}
+    methods, used = _methods(cls)
     reached = {"update", *_reaches("update", used)}
     for code in [code for name, code in methods.items() if name in reached]:
         for node in ast.walk(code):
@@ -85,8 +84,7 @@ def undriven(cls: Any, folder: Path | None) -> list[str]:
         folder: of the fork with its scripts, in which a method that sets attributes counts too.
             Without any, those are meant that step an optimizer and that nothing in the file calls.
     """
-    methods = _methods(cls)
-    used = {name: _attributes(code) for name, code in methods.items()}
+    methods, used = _methods(cls)
     sources = {sys.modules[getattr(cls, name).__module__] for name in methods}
     called = set().union(*(_attributes(code_of(each)) for each in sources))
     by_scripts = _called_by_scripts(folder) if folder else set()
@@ -124,10 +122,11 @@ def _attributes(code: ast.AST) -> set[str]:
     return {node.attr for node in found} | stores
 
 
-def _methods(cls: Any) -> dict[str, ast.AST]:
-    """The code of the methods that a class and its foreign parents define, `update` first."""
+def _methods(cls: Any) -> tuple[dict[str, ast.AST], dict[str, set[str]]]:
+    """The code of the methods that are not PyTorch's, `update` first, and what each uses."""
     found = {"update": cls.update, **dict(inspect.getmembers(cls, inspect.isfunction))}
     foreign = {
         n: f for n, f in found.items() if not f.__module__.startswith(("torch.", "domainbed."))
     }
-    return {name: code_of(function) for name, function in foreign.items()}
+    codes = {name: code_of(function) for name, function in foreign.items()}
+    return codes, {name: _attributes(code) for name, code in codes.items()}

@@ -33,8 +33,8 @@ T = TypeVar("T")
 
 _OF_FORKS = "domainbed_fork_"
 
+# The outermost packages that a file imports.
 _IMPORTED = re.compile(r"^[ \t]*(?:from|import) +(\w+)", re.MULTILINE)
-"""The outermost packages that a file imports."""
 
 ALGORITHMS = ("algorithms.py", "objectives.py", "algorithms/__init__.py")
 
@@ -255,8 +255,8 @@ class _Finder:
         return found
 
 
+# By the name of the root of their modules.
 FORKS: dict[str, Fork] = {}
-"""By the name of the root of their modules."""
 _VISITORS: list[Callable[[Fork], None]] = []
 
 sys.meta_path.insert(0, _Finder)
