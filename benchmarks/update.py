@@ -36,7 +36,7 @@ ONE_PASS: Counts = {"pass": 1, "step": 1}
 PASSES: dict[str, Callable[[int], Counts]] = {
     **dict.fromkeys(("SAM", "ASAM", "SAGM"), lambda domains: {"pass": 2, "step": 1, "copy": 4}),
     "LfF": lambda domains: {"pass": 2, "step": 2},
-    "MIRO": lambda domains: {**ONE_PASS, "forward": 1},
+    **dict.fromkeys(("MIRO", "JTT"), lambda domains: {**ONE_PASS, "forward": 1}),
     "Fish": lambda domains: {"domain pass": domains, "step": domains, "copy": 2},
     "ERMPlusPlus": lambda domains: {"pass": 1, "step": 1, "copy": 1},
     "DANN": lambda domains: {"pass": 0.5, "forward": 0.5, "step": 0.5, "discriminator": 1},
@@ -88,7 +88,7 @@ class Setting:
         """With everything that begins late begun."""
         hparams = default_hparams(name, "ColoredMNIST") | {"weights": "none", "resnet18": True}
         hparams |= {key: 0 for key in hparams if key.endswith("iters")}
-        hparams |= {"linear_steps": 0, "sma_start": 1}
+        hparams |= {"linear_steps": 0, "sma_start": 1, "jtt_first": 0.0}
         algorithm = ALGORITHMS[name](self.shape, self.classes, self.domains, hparams)
         return algorithm.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

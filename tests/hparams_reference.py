@@ -47,6 +47,11 @@ EXTRA = {
     "LDAM": {"ldam_margin": (0.5, _log10(-1, -0.1)), "ldam_scale": (30.0, _choice(10.0, 30.0))},
     "GroupDROAttributes": {"groupdro_eta": (1e-2, _log10(-3, -1))},
     "CVaRDRO": {"cvar_alpha": (0.1, _log10(-2, 0))},
+    "JTT": {
+        "jtt_first": (0.5, lambda r: r.uniform(0.2, 0.8)),
+        "jtt_lambda": (10.0, _log10(0, 2.5)),
+    },
+    "DFR": {"dfr_c": (1.0, _choice(1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01))},
     "LfF": {"lff_q": (0.7, lambda r: r.uniform(0.05, 0.95))},
     "MIRO": {"miro_lambda": (0.1, _choice(0.001, 0.01, 0.1, 1.0))},
     "RIDG": {"ridg_lambda": (0.01, _log10(-2, -1)), "ridg_momentum": (1e-3, _log10(-4, -1))},

@@ -56,6 +56,7 @@ NO_COLOUR = {
     **dict.fromkeys(["TRM", "IB_ERM", "IB_IRM", "CAD", "CondCAD", "Transfer"], ONE_CLASS),
     **dict.fromkeys(["CausIRL_MMD", "EQRM", "ADRMX"], ONE_CLASS),
     "ERMPlusPlus": "trains its head alone for 501 updates",
+    "JTT": "repeats those whose colour is wrong until they outweigh the rest, and so inverts it",
 }
 """Methods that so short a training does not lead to a domain that nobody has seen, and why."""
 

@@ -54,6 +54,7 @@ from domainbed.algorithms.mixstyle import DSU, EFDMix, MixStyle
 from domainbed.algorithms.lisa import LISA
 from domainbed.algorithms.subpopulation import (
     CB,
+    JTT,
     LDAM,
     BSoftmax,
     CVaRDRO,
@@ -65,7 +66,7 @@ from domainbed.algorithms.subpopulation import (
     SqrtReWeight,
 )
 from domainbed.algorithms.foreign import adapt
-from domainbed.algorithms.fitted import KNN, FittedOnce, LinearProbe, NearestMean, ZeroShot
+from domainbed.algorithms.fitted import DFR, KNN, FittedOnce, LinearProbe, NearestMean, ZeroShot
 from domainbed.algorithms import forks
 from domainbed.core.forks import on_fork
 
@@ -92,7 +93,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "adaptation": ("MTL", "ARM", "T3A"),
     "subpopulations": (
         *("ReWeight", "SqrtReWeight", "CB", "ReSample", "Focal", "LDAM", "BSoftmax"),
-        *("GroupDROAttributes", "CVaRDRO", "LfF"),
+        *("GroupDROAttributes", "CVaRDRO", "LfF", "JTT", "DFR"),
     ),
     "fitted once": ("LinearProbe", "NearestMean", "KNN", "ZeroShot"),
 }
@@ -125,6 +126,7 @@ __all__ = [
     "CDANN",
     "CORAL",
     "DANN",
+    "DFR",
     "DSU",
     "EQRM",
     "ERM",
@@ -132,6 +134,7 @@ __all__ = [
     "IB_IRM",
     "IGA",
     "IRM",
+    "JTT",
     "KINDS",
     "KNN",
     "LDAM",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from domainbed.algorithms.base import (
     concatenate,
     register_algorithm,
 )
-from domainbed.config.dimensions import Choice, LogUniform
+from domainbed.config.dimensions import Choice, LogUniform, Option
 from domainbed.core.device import full_precision
+from domainbed.core.minibatch import joined_extras
 from domainbed.errors import UserError
 from domainbed.networks import UnitFeatures, is_shape
 
@@ -60,13 +61,18 @@ class FittedOnce(Algorithm):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         with full_precision(x.device):
-            facts = self.fit(x.flatten(1).float(), y)
+            extras = joined_extras(minibatches) or {}
+            groups = extras["group"] if self.facts.group_names else y
+            facts = self.fit(x.flatten(1).float(), y, groups)
             with torch.no_grad():
                 loss = F.cross_entropy(self.predict(x), y)
         return {"loss": loss.item(), **facts}
 
-    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-        """From (N, d) features and (N,) labels; returns what to watch beside the loss."""
+    def fit(self, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
+        """From (N, d) features, (N,) labels and groups; returns what to watch beside the loss.
+
+        Groups are those of label and attribute, or labels where there is no attribute.
+        """
         raise NotImplementedError
 
 
@@ -110,13 +116,33 @@ def logistic_regression(
     return best[:, :-1], best[:, -1], float(abs(found.jac).max())
 
 
-@register_algorithm
-class LinearProbe(FittedOnce):
-    """Logistic regression to convergence, see `logistic_regression`; its l2 is `probe_l2`.
+class LinearFit(FittedOnce):
+    """A linear classifier on the features.
 
     Attributes:
         classifier: W and b.
     """
+
+    def build(self) -> None:
+        super().build()
+        self.classifier = nn.Linear(self.width, self.num_classes)
+
+    def keep(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Takes W (C, d) and b (C,)."""
+        with torch.no_grad():
+            self.classifier.weight.copy_(weight)
+            self.classifier.bias.copy_(bias)
+
+    def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
+        return nn.Flatten(), self.classifier
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(x.flatten(1).float())
+
+
+@register_algorithm
+class LinearProbe(LinearFit):
+    """Logistic regression to convergence, see `logistic_regression`; its l2 is `probe_l2`."""
 
     paper = (
         "Alain, Bengio, Understanding intermediate layers using linear classifier probes, 2016, "
@@ -126,24 +152,12 @@ class LinearProbe(FittedOnce):
         "probe_l2": LogUniform(1e-3, -5, 0, "weight of half the squared norm of W", above=0)
     }
 
-    def build(self) -> None:
-        super().build()
-        self.classifier = nn.Linear(self.width, self.num_classes)
-
-    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+    def fit(self, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
         weight, bias, steepest = logistic_regression(
             x, y, self.num_classes, self.hparams["probe_l2"]
         )
-        with torch.no_grad():
-            self.classifier.weight.copy_(weight)
-            self.classifier.bias.copy_(bias)
+        self.keep(weight, bias)
         return {"gradient": steepest}
-
-    def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
-        return nn.Flatten(), self.classifier
-
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(x.flatten(1).float())
 
 
 @register_algorithm
@@ -173,7 +187,7 @@ class NearestMean(FittedOnce):
         self.register_buffer("means", torch.zeros(self.num_classes, self.width))
         self.register_buffer("counts", torch.zeros(self.num_classes))
 
-    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+    def fit(self, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
         members = F.one_hot(y, self.num_classes).to(x.dtype)  # (N, C)
         self.counts.copy_(members.sum(dim=0))
         self.means.copy_(members.T @ x / self.counts.clamp(min=1)[:, None])
@@ -217,7 +231,7 @@ class KNN(FittedOnce):
     def set_extra_state(self, state: list[torch.Tensor]) -> None:
         self.memory = state
 
-    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+    def fit(self, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
         self.memory = [F.normalize(x, dim=1), y]
         return {}
 
@@ -228,6 +242,65 @@ class KNN(FittedOnce):
         classes = F.one_hot(labels[nearest.indices], self.num_classes)  # (B, k, C)
         log_votes = (nearest.values / 0.07)[..., None].masked_fill(classes == 0, _LEAST)
         return log_votes.logsumexp(dim=1).clamp(min=_LEAST)
+
+
+def sparse_regression(x: np.ndarray, y: np.ndarray, c: float, seed: int) -> np.ndarray:
+    """w and b of scikit-learn's logistic regression by liblinear, as one vector (d + 1,).
+
+        min over w, b of  ‖w‖₁ + |b| + c Σ_n log(1 + exp(−y_n (w · x_n + b)))
+
+    Args:
+        x: (N, d).
+        y: (N,) false or true, which counts as −1 and 1; zeros if all are the same.
+        c: more than 0.
+        seed: of the order in which liblinear goes over the features.
+    """
+    import sklearn
+    from sklearn.linear_model import LogisticRegression  # which most runs need not wait for
+
+    if y.all() or not y.any():
+        return np.zeros(x.shape[1] + 1)
+    older = [int(part) for part in sklearn.__version__.split(".")[:2]] < [1, 8]
+    penalty: dict[str, Any] = {"penalty": "l1"} if older else {"l1_ratio": 1}
+    model = LogisticRegression(**penalty, C=c, solver="liblinear", random_state=seed).fit(x, y)
+    return np.append(model.coef_[0], model.intercept_)
+
+
+@register_algorithm
+class DFR(LinearFit):
+    """Deep feature reweighting: a sparse classifier, fitted to groups of one size.
+
+    The mean of `dfr_subsamples` classifiers. Each is fitted to as many samples of each group,
+    drawn without replacement, as the smallest one has, by `sparse_regression` of each class against
+    the others with c = `dfr_c`. Features are standardised by all samples (Kirichenko et al. 2023).
+    """
+
+    paper = (
+        "Kirichenko, Izmailov, Wilson, Last Layer Re-Training is Sufficient for Robustness to "
+        "Spurious Correlations, ICLR 2023, arXiv 2204.02937"
+    )
+    search_space = {
+        "dfr_c": Choice(1.0, (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), "weight of the loss", above=0)
+    }
+    options = {"dfr_subsamples": Option(20, "of which each gives a classifier", least=1)}
+
+    def fit(self, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
+        std, mean = torch.std_mean(x, dim=0, correction=0)
+        std = torch.where(std > 0, std, 1)
+        scaled, labels = ((x - mean) / std).double().cpu().numpy(), y.cpu().numpy()
+        places = [torch.nonzero(groups.cpu() == g)[:, 0] for g in groups.unique().cpu()]
+        size, found = min(map(len, places)), []
+        for seed in range(self.option("dfr_subsamples")):
+            rows = torch.cat([of[self.draws.permutation(len(of))[:size]] for of in places]).numpy()
+            found += [
+                sparse_regression(scaled[rows], labels[rows] == k, self.hparams["dfr_c"], seed)
+                for k in range(self.num_classes)
+            ]
+        mean_of_all = np.reshape(found, (-1, self.num_classes, self.width + 1)).mean(axis=0)
+        fitted = torch.from_numpy(mean_of_all).to(x)
+        weight = fitted[:, :-1] / std
+        self.keep(weight, fitted[:, -1] - weight @ mean)
+        return {"zero_weights": (weight == 0).double().mean().item()}
 
 
 @register_algorithm
@@ -256,7 +329,7 @@ class ZeroShot(FittedOnce):
         self.featurizer = UnitFeatures((self.width,), self.hparams)
         self.classifier = nn.Linear(self.width, self.num_classes)
 
-    def fit(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+    def fit(self, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
         return {}
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:

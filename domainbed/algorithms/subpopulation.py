@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-from domainbed.algorithms.base import Metrics, register_algorithm
+from domainbed.algorithms.base import AUTHORS, Metrics, register_algorithm, two_readings
 from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.algorithms.group_dro import GroupDRO, reweighted
 from domainbed.config.dimensions import Choice, LogUniform, Uniform
@@ -210,25 +210,12 @@ class CVaRDRO(Grouped):
         return (weights * losses).sum() / weights.sum(), {}
 
 
-@register_algorithm
-class LfF(Grouped):
-    """Learning from failure: a biased network, and one that learns from what that one fails at.
-
-        loss = mean_n p_n^q q B_n  +  mean_n B_n / (B_n + CE_n + 1e-8) CE_n
-
-    B_n, CE_n: losses of the biased network and of the one that predicts; p_n: the probability that
-    the biased one gives the label. p_n^q and the fraction are constants (Nam et al. 2020, equations
-    2 and 4).
+class TwoNetworks(Grouped):
+    """An algorithm with a further network, which its one optimizer trains as well.
 
     Attributes:
-        biased: the biased network.
+        biased: that network, of the same architecture and with a start of its own.
     """
-
-    paper = (
-        "Nam, Cha, Ahn, Lee, Shin, Learning from Failure: Training Debiased Classifier from "
-        "Biased Classifier, NeurIPS 2020, arXiv 2007.02561"
-    )
-    search_space = {"lff_q": Uniform(0.7, 0.05, 0.95, "q, how much bias is amplified", least=0)}
 
     def build(self) -> None:
         super().build()
@@ -237,9 +224,70 @@ class LfF(Grouped):
         self.biased = nn.Sequential(*own)
         self.optimizer = self.new_optimizer(self.network, self.biased)
 
+    def biased_losses(self, forward: ForwardPass) -> torch.Tensor:
+        """(N,) B_n, the losses of the biased network."""
+        return self.label_type.losses(self.biased(forward.x), forward.y)
+
+
+@register_algorithm
+class LfF(TwoNetworks):
+    """Learning from failure: a biased network, and one that learns from what that one fails at.
+
+        loss = mean_n p_n^q q B_n  +  mean_n B_n / (B_n + CE_n + 1e-8) CE_n
+
+    B_n, CE_n: losses of the biased network and of the one that predicts; p_n: the probability that
+    the biased one gives the label. p_n^q and the fraction are constants (Nam et al. 2020).
+    """
+
+    paper = (
+        "Nam, Cha, Ahn, Lee, Shin, Learning from Failure: Training Debiased Classifier from "
+        "Biased Classifier, NeurIPS 2020, arXiv 2007.02561"
+    )
+    search_space = {"lff_q": Uniform(0.7, 0.05, 0.95, "q, how much bias is amplified", least=0)}
+
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
-        own, q = self.losses(forward), self.hparams["lff_q"]
-        biased = self.label_type.losses(self.biased(forward.x), forward.y)
+        own, q, biased = self.losses(forward), self.hparams["lff_q"], self.biased_losses(forward)
         amplified = ((-q * biased).exp().detach() * q * biased).mean()
         fails = (biased / (biased + own + 1e-8)).detach()
         return (fails * own).mean() + amplified, {"biased_loss": amplified}
+
+
+SUBPOPBENCH = "subpopbench"
+
+
+@register_algorithm
+class JTT(TwoNetworks):
+    """Just train twice: a network by ERM, and a fresh one that attends to what that one gets wrong.
+
+        the first ⌊jtt_first · steps⌋ updates:  loss = mean_n B_n
+        the others:  loss = Σ_n w_n CE_n / Σ_n w_n,  w_n = 1 + jtt_lambda if the first errs, else 1
+
+    B_n, CE_n: losses of the first network, which is fixed after its updates and errs in evaluation
+    mode, and of the second, which predicts (Liu et al. 2021). With `fidelity: subpopbench`, as in
+    SubpopBench, w_n is jtt_lambda where the first one errs, and the loss is mean_n w_n CE_n.
+    """
+
+    paper = (
+        "Liu, Haghgoo, Chen, Raghunathan, Koh, Sagawa, Liang, Finn, Just Train Twice: Improving "
+        "Group Robustness without Training Group Information, ICML 2021, arXiv 2107.09044"
+    )
+    search_space = {
+        "jtt_first": Uniform(
+            0.5, 0.2, 0.8, "share of the updates that train the first network", least=0, most=1
+        ),
+        "jtt_lambda": LogUniform(10.0, 0, 2.5, "how often its errors are repeated", least=0),
+    }
+    options = two_readings(
+        AUTHORS, "subpopbench: weights that are not divided", values=(AUTHORS, SUBPOPBENCH)
+    )
+
+    def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
+        if self.facts.step < int(self.hparams["jtt_first"] * self.facts.steps):
+            return self.biased_losses(forward).mean(), {}
+        with torch.no_grad():
+            errs = self.biased.eval()(forward.x).argmax(dim=1) != forward.y
+        losses, times = self.losses(forward), self.hparams["jtt_lambda"]
+        if self.option("fidelity") == SUBPOPBENCH:
+            return (torch.where(errs, times, 1.0) * losses).mean(), {}
+        weights = 1 + times * errs.to(losses.dtype)
+        return (weights * losses).sum() / weights.sum(), {}

@@ -174,6 +174,42 @@ def test_updates_follow_loops(name):
         assert not torch.equal(flat_parameters(algorithm.biased), start)
 
 
+def test_just_train_twice_follows_loops():
+    """Two updates of the first network, then four of the second, which has a start of its own."""
+    facts = RunFacts(steps=6, class_sizes=(43, 7, 30))
+    for reading in ("authors", "subpopbench"):
+        algorithm = grouped("JTT", facts, jtt_first=0.4, jtt_lambda=5.0, fidelity=reading)
+        networks = [copy.deepcopy(each) for each in (algorithm.biased, algorithm.network)]
+        adams = [
+            torch.optim.Adam(each.parameters(), lr=algorithm.hparams["lr"], weight_decay=0.01)
+            for each in networks
+        ]
+        for step in range(6):
+            facts.begin(step)
+            minibatches, _ = with_groups((7, 6), step)
+            x, y = concatenated(minibatches)
+            second = step >= 2
+            losses = [sample_loss(row, label) for row, label in zip(networks[second](x), y)]
+            weights = [1.0] * len(y)
+            if second:
+                errs = [row.argmax() != label for row, label in zip(networks[0](x), y)]
+                assert any(errs)
+                assert not all(errs)
+                weights = [
+                    (1 + 5.0 if reading == "authors" else 5.0) if wrong else 1.0 for wrong in errs
+                ]
+            whole = len(y) if reading == "subpopbench" else sum(weights)
+            loss = sum(w * own for w, own in zip(weights, losses)) / whole
+            adams[second].zero_grad()
+            loss.backward()
+            adams[second].step()
+            assert algorithm.update(minibatches)["loss"] == pytest.approx(loss.item(), rel=1e-7)
+            for own, theirs in zip((algorithm.biased, algorithm.network), networks):
+                torch.testing.assert_close(
+                    flat_parameters(own), flat_parameters(theirs), rtol=1e-6, atol=1e-6
+                )
+
+
 def test_without_an_attribute_groups_are_classes():
     """And outside a run all are of one size, so that weights do nothing."""
     minibatches = random_minibatches((5, 4), 0, VECTORS, dtype=torch.float64)
