@@ -27,7 +27,7 @@ class LISA(ERM):
         loss = mean_i [λ_i ℓ(x̃_i, y_i) + (1 − λ_i) ℓ(x̃_i, y_j)]
 
     a: the attribute of a sample, where the data has one, else its domain. Partners are drawn from
-    the minibatch; a sample without one stays as it is (Yao et al. 2022, algorithm 1, with Mixup).
+    the minibatch; a sample without one stays as it is (Yao et al. 2022).
     With `fidelity: authors`, as in their code for domain shifts, partners have the same label,
     whatever their domain.
     """

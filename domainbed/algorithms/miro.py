@@ -56,8 +56,8 @@ class MIRO(ERM):
 
     z_l: what stage l of the network gives, see `networks.stages`; z⁰_l: what it gave before
     training, with frozen weights and statistics; v_l: a variance for each channel, trained as well,
-    with `miro_lr_factor` times the rate, 0.1 at first (Cha et al. 2022, equation 6, with the
-    identity as mean encoder). The loss may be negative. Of a network that starts from random
+    with `miro_lr_factor` times the rate, 0.1 at first (Cha et al. 2022, with the identity as
+    mean encoder). The loss may be negative. Of a network that starts from random
     weights it keeps the features near those random ones.
 
     Attributes:

@@ -58,8 +58,8 @@ class MixStyle(AddOn):
 
     x: (B, C, H, W) after a stage; μ, σ: see `style`, constants; μ', σ': those of another image, by
     a random permutation, or with `mix_pairs: domains` of another domain, see `across_domains`. At
-    each place a minibatch is mixed with probability `mix_probability` (Zhou et al. 2021, equations
-    3 to 5). The places are the stages but the stem and the last one: layer1 to layer3 of a ResNet.
+    each place a minibatch is mixed with probability `mix_probability` (Zhou et al. 2021). The
+    places are the stages but the stem and the last one: layer1 to layer3 of a ResNet.
     """
 
     paper = (
@@ -132,7 +132,7 @@ class EFDMix(MixStyle):
         x̃ = x + (1 − λ)(m − x),  m: the sorted values of another image at the ranks of x
 
     By image and channel, over H · W. The subtracted x is a constant: the gradient for x is 1, and
-    the other image has 1 − λ of it through its values (Zhang et al. 2022, equation 8). Places,
+    the other image has 1 − λ of it through its values (Zhang et al. 2022). Places,
     pairs and λ are those of `MixStyle`.
     """
 
@@ -156,7 +156,7 @@ class DSU(MixStyle):
         β = μ + ε s_μ,  γ = σ + ε' s_σ,  x̃ = γ (x − μ)/σ + β,  ε, ε' ~ N(0, 1)
 
     s_μ, s_σ: √(variance + 1e-6) of μ and σ over the minibatch, (1, C, 1, 1); gradients go through
-    all of it (Li et al. 2022, equations 4 to 6). The places are the first convolution of a ResNet,
+    all of it (Li et al. 2022). The places are the first convolution of a ResNet,
     before its batch norm, the stem and all stages.
     """
 

@@ -22,7 +22,7 @@ class RIDG(ERM):
 
     W: (K, D), z: (N, D). Only classes that are there count; the first m_c of a class is its bank,
     and later μ is `ridg_momentum`. The bank is updated first, and then is a constant (Chen et al.
-    2023, equations 2 to 4).
+    2023).
 
     Attributes:
         bank: (K, K, D), a buffer.

@@ -44,7 +44,7 @@ class SAM(AddOn):
         the optimizer steps from w along g'
 
     L: the other algorithm's objective on the minibatches; w: all weights that its optimizer steps,
-    as one vector; ε is a constant (Foret et al. 2021, equations 2 and 3). Both passes see the same
+    as one vector; ε is a constant (Foret et al. 2021). Both passes see the same
     minibatches and the same draws of the algorithm's own source; dropout draws again. Running
     statistics, moving averages and counts are those of the first pass, whose loss is reported.
     """
@@ -110,7 +110,7 @@ class ASAM(SAM):
 
         ε = sam_rho · w² g / (‖|w| g‖ + 1e-12)
 
-    All products are by entry (Kwon et al. 2021, equation 8 with T_w = |w|).
+    All products are by entry (Kwon et al. 2021, with T_w = |w|).
     """
 
     paper = (
@@ -131,10 +131,10 @@ class SAGM(SAM):
 
         ε = (sam_rho / (‖g‖ + 1e-12) − sagm_alpha) g,  the optimizer steps along g + g'
 
-    That is the gradient of L(w) + L(w + ρ g / ‖g‖ − α g) with a constant ε (Wang et al. 2023,
-    equations 9 and 10). With `fidelity: authors`, as in their code, the step is along half of it,
-    and ρ is 0.05 whatever `sam_rho` says; Adam without weight decay does not see the half. Where
-    the other algorithm has readings too, its `fidelity` chooses both.
+    That is the gradient of L(w) + L(w + ρ g / ‖g‖ − α g) with a constant ε (Wang et al. 2023).
+    With `fidelity: authors`, as in their code, the step is along half of it, and ρ is 0.05
+    whatever `sam_rho` says; Adam without weight decay does not see the half. Where the other
+    algorithm has readings too, its `fidelity` chooses both.
     """
 
     paper = (

@@ -122,7 +122,7 @@ class LDAM(Grouped):
         ℓ_n = CE(s (z_n − m_y e_y), y),  m_k = n_k^-¼, scaled so that the largest is ldam_margin
 
     z: (N, K) logits; e_y: 1 at the label; s: ldam_scale; a class without samples has the margin 0
-    (Cao et al. 2019, equations 12 and 13).
+    (Cao et al. 2019).
     """
 
     paper = (
@@ -166,7 +166,7 @@ class GroupDROAttributes(Grouped):
         q_g ← q_g exp(groupdro_eta · L_g) / Σ,   loss = Σ_g q_g L_g,  with the new q as a constant
 
     L_g: the mean loss of the samples of group g in the minibatches, 0 where there are none (Sagawa
-    et al. 2020, algorithm 1).
+    et al. 2020).
 
     Attributes:
         q: (G,), a buffer; 1/G at first.
