@@ -26,7 +26,7 @@ def reproduce(parser: Parser) -> Run:
     Estimates the time and says what is left out, does the runs that are not done, prints their
     tables, and compares them with the paper's.
     """
-    parser.add_argument("paper", metavar="PAPER", help="fishr-2022, domainbed-2020")
+    parser.add_argument("paper", metavar="PAPER", help="fishr-2022, domainbed-2020, miro-2022, …")
     parser.add_argument("--dataset", required=True, metavar="NAME", help="one of the paper's")
     parser.add_argument(
         "--scale",

@@ -187,7 +187,7 @@ def compare(parser: Parser) -> Run:
         "--with",
         dest="paper",
         metavar="PAPER",
-        help="put the tables beside a paper's: fishr-2022, domainbed-2020",
+        help="put the tables beside a paper's: fishr-2022, domainbed-2020, miro-2022, …",
     )
     parser.add_argument(
         "--unit",
@@ -477,7 +477,10 @@ def _ranked_csv(choices: Sequence[dict[str, Any]], numbers: Sequence[str]) -> st
 def published(parser: Parser) -> Run:
     """Print the numbers that papers print."""
     parser.add_argument(
-        "papers", nargs="*", metavar="PAPER", help="fishr-2022, domainbed-2020 (default: all)"
+        "papers",
+        nargs="*",
+        metavar="PAPER",
+        help="fishr-2022, domainbed-2020, miro-2022, … (default: all)",
     )
     parser.add_argument(
         "--datasets",

@@ -8,7 +8,7 @@ from typing import Any
 from domainbed.algorithms import ALGORITHMS
 from domainbed.core.names import order_algorithms
 from domainbed.errors import UserError
-from domainbed.reporting.published import Source, find_values, get_source
+from domainbed.reporting.published import Source, find_values, get_source, steps_of
 from domainbed.selection import SELECTION_METHODS
 from domainbed.sweeps.config import SweepConfig, load_config
 
@@ -76,7 +76,7 @@ def reproduction(
         "protocol": source.protocol,
         "trials": source.trials,
         "hparams_seeds": source.draws,
-        "steps": source.steps,
+        "steps": steps_of(source, dataset),
         "output_dir": f"results/{paper}/{dataset}" + ("" if scale == FULL else f"_{scale}"),
         "skip_model_save": True,
         **SCALES[scale],

@@ -6,7 +6,7 @@ import random
 
 from domainbed.runs.folder import RunFolder
 
-DOMAINS = {"ColoredMNIST": 3, "PACS": 4, "Birds": 3}
+DOMAINS = {"ColoredMNIST": 3, "PACS": 4, "Birds": 3, "DomainNet": 6}
 
 
 def random_runs(seed, datasets=("ColoredMNIST",), algorithms=("Fishr", "ERM"), **options):

@@ -128,6 +128,26 @@ def test_how_much_is_evaluated_is_no_reason(tmp_path):
     assert beside(as_published(tmp_path, eval_splits="needed")).mismatches == ()
 
 
+def test_a_paper_whose_steps_depend_on_the_dataset(tmp_path):
+    """MIRO's: DomainNet trains 15,001 updates, and a sweep that trains 5,001 is not compared."""
+    named = {"protocol": "swad-2021", "protocol_version": 1, "n_trials": 3, "n_hparams": 1}
+    for dataset, steps, reasons in [
+        ("DomainNet", 15001, []),
+        ("DomainNet", 5001, [("steps", "5001", "5001, DomainNet 15001")]),
+        ("PACS", 5001, []),
+    ]:
+        folder = tmp_path / f"{dataset}{steps}"
+        runs = random_runs(0, (dataset,), ["MIRO"], pairs=False, steps=steps, **named)
+        write(folder, [run[-1:] for run in runs])
+        report = build_report(load_records(folder), ["training-domain"])
+        (cell,) = cells_of(report, "miro-2022")
+        assert [tuple(each) for each in cell.mismatches] == reasons
+    (mismatch,) = [
+        each for each in cells_of(report, "miro-2022-clip")[0].mismatches if each.what == "backbone"
+    ]
+    assert tuple(mismatch) == ("backbone", "ResNet-50", "open_clip:ViT-B-16.openai")
+
+
 def test_fixed_hyperparameters_are_a_reason(tmp_path):
     as_published(tmp_path)
     for file in tmp_path.glob("*/results.jsonl"):

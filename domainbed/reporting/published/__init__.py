@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from domainbed.config.protocols import get_protocol
 from domainbed.errors import UserError, did_you_mean
 from domainbed.reporting.section import Section
 
@@ -34,7 +35,9 @@ class Source:
         files: in `TABLES`; of each the values of columns that are the same in all its rows.
         protocol: the named protocol that does as its authors did.
         foremost: the baseline, and the algorithm that does best in it.
-        trials, draws, steps: how many trials, hparams seeds, and updates in each run.
+        trials, draws: how many trials and hparams seeds; of a single draw the authors chose
+            hyper-parameters for each dataset.
+        steps: updates in each run, where the protocol does not say.
         backbone: of datasets of photographs.
     """
 
@@ -73,8 +76,42 @@ SOURCES = {
             protocol="fishr-2022",
             foremost=("ERM", "Fishr"),
         ),
+        Source(
+            "miro-2022",
+            'Cha et al., "Domain Generalization by Mutual-Information Regularization", ECCV 2022',
+            "https://arxiv.org/abs/2203.10789",
+            {"miro_2022_averages.csv": _AVERAGES},
+            protocol="swad-2021",
+            foremost=("MIRO",),
+            draws=1,
+        ),
+        Source(
+            "miro-2022-clip",
+            'Cha et al., "MIRO" from CLIP\'s ViT-B/16',
+            "https://github.com/kakaobrain/miro/issues/6",
+            {"miro_2022_clip_averages.csv": _AVERAGES},
+            protocol="swad-2021",
+            foremost=("ERM", "MIRO"),
+            draws=1,
+            backbone="open_clip:ViT-B-16.openai",
+        ),
+        Source(
+            "sagm-2023",
+            'Wang et al., "Sharpness-Aware Gradient Matching", CVPR 2023: one seed of PACS',
+            "https://github.com/Wang-pengfei/SAGM",
+            {"sagm_2023_pacs.csv": _DOMAINS},
+            protocol="swad-2021",
+            foremost=("SAGM",),
+            trials=1,
+            draws=1,
+        ),
     )
 }
+
+
+def steps_of(source: Source, dataset: str) -> int:
+    """How many updates a run on a dataset has."""
+    return get_protocol(source.protocol).steps.get(dataset, source.steps)
 
 
 def get_source(name: str) -> Source:

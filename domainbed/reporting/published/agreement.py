@@ -13,7 +13,7 @@ import pandas as pd
 from domainbed.config.protocols import get_protocol, protocol_names
 from domainbed.core.names import DATASET_DOMAINS
 from domainbed.errors import UserError
-from domainbed.reporting.published import CELL, Source, get_source, published_values
+from domainbed.reporting.published import CELL, Source, get_source, published_values, steps_of
 from domainbed.reporting.render import to_frame
 from domainbed.reporting.section import NOTHING, Section
 from domainbed.reporting.statistics import TIE
@@ -104,8 +104,9 @@ def _conditions(
         **get_protocol(paper.protocol).fields,
     }
     fields.pop("eval_splits")  # it changes no number of a table
+    longer = [f"{name} {steps}" for name, steps in get_protocol(paper.protocol).steps.items()]
     usual = {
-        "steps": str(paper.steps),
+        "steps": ", ".join([str(paper.steps), *longer]),
         "backbone": paper.backbone,
         "protocol": paper.protocol,
         "fixed hyper-parameters": "none",
@@ -114,13 +115,14 @@ def _conditions(
     named = {name: get_protocol(name).fields for name in protocol_names()}
     rows = [
         {
-            "steps": str(_steps(run["args"], run["last_step"])),
+            "steps": usual["steps"] if steps == steps_of(paper, run["dataset"]) else str(steps),
             "backbone": run["features"] or _backbone(run["hparams"]),
             "protocol": run["protocol"],
             "fixed hyper-parameters": _fixed(run["args"]),
             **_fields(run["args"], fields, named.get(run["protocol"], fields)),
         }
         for run in runs.to_dict("records")
+        for steps in [_steps(run["args"], run["last_step"])]
     ]
     keys = [key for key in RUN_KEYS if key != "hparams_seed"]
     seeds = runs.groupby(keys)["hparams_seed"].transform("nunique")
