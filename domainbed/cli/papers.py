@@ -11,6 +11,7 @@ from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.settings import load
 from domainbed.errors import UserError, in_shell
 from domainbed.experiments.irm_colored_mnist.settings import Config
+from domainbed.runs.states import DONE
 from domainbed.sweeps.config import SweepConfig
 
 SCALES = ("paper", "small")
@@ -72,7 +73,7 @@ def _reproduce(args: argparse.Namespace) -> int:
     if obstacles and planned.launcher.blocking:
         raise UserError(obstacles[0])
     status = launch_sweep(config, wait=True, skip_confirmation=args.skip_confirmation)
-    if status in (0, 1) and any(planned.store.root.glob("*/done")):
+    if status in (0, 1) and DONE in planned.store.states(planned.runs).values():
         _tell(config, args.paper)
     return status
 

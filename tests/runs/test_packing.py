@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -18,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
 from fake_sweep import random_runs, write
 
 from domainbed import cli
+from domainbed.config.run_fields import RunOptions
 from domainbed.core.digests import sealed_json
 from domainbed.errors import UserError
 from domainbed.runs import ownership, packed, packing
@@ -27,7 +30,11 @@ from domainbed.runs.ownership import owning
 from domainbed.runs.packed import is_packed, packed_now, packed_runs, packs_in, read_pack
 from domainbed.runs.packing import pack, unpack
 from domainbed.runs.states import DONE, MISSING
+from domainbed.sweeps.launch import RunJob
 from domainbed.sweeps.store import Store
+
+if TYPE_CHECKING:
+    from domainbed.spec import RunSpec
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +189,16 @@ def test_damage_to_a_pack_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFi
         read(folders[1])
     file.unlink()
     assert states(tmp_path, folders[1:]) == {MISSING}
+
+
+def test_a_late_error_leaves_no_folder_of_a_packed_run(tmp_path: Path) -> None:
+    """As of a worker that died after its run was done, and packed by another process."""
+    folder, *_ = sweep(tmp_path)
+    assert pack(tmp_path) > 0
+    spec = SimpleNamespace(run_id=folder.name)
+    RunJob(str(tmp_path), RunOptions()).on_failure(cast("RunSpec", spec), "its worker died")
+    assert not folder.exists()
+    assert states(tmp_path, [folder]) == {DONE}
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

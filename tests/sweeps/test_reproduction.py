@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from domainbed.cli import main
+from domainbed.cli import main, papers
 from domainbed.cli.papers import SCALES as OFFERED
 from domainbed.config.run_fields import RunOptions
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.reporting.published import get_source
+from domainbed.runs.packed import write_pack
 from domainbed.spec import RunSpec
 from domainbed.sweeps import outlook
 from domainbed.sweeps.outlook import Timing, measure
@@ -70,6 +71,18 @@ def test_what_the_small_scale_leaves_out():
 def test_what_cannot_be_reproduced(asked, says):
     with pytest.raises(UserError, match=says):
         reproduction(*asked)
+
+
+def test_packed_runs_are_compared_with_the_paper(tmp_path, monkeypatch):
+    config = reproduction("fishr-2022", "ColoredMNIST", "small")
+    compared = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(papers, "_tell", lambda config, paper: compared.append(paper))
+    Path(config.output_dir, "packed").mkdir(parents=True)
+    write_pack(Path(config.output_dir), {run.run_id: {"done": b""} for run in config.plan()})
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", "fishr-2022", "--dataset", "ColoredMNIST", "--scale", "small"])
+    assert (ended.value.code, compared) == (0, ["fishr-2022"])
 
 
 def test_the_time_by_hand():
