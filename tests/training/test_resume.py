@@ -83,6 +83,19 @@ def run_until_stopped(spec: RunSpec, folder: Path, step: int) -> None:
     assert f"Stopping at step {step} of" in (folder / "out.txt").read_text()
 
 
+def test_a_run_writes_only_at_its_records(tmp_path: Path) -> None:
+    """So nothing is gained by training on a node's own disk, and copying at records."""
+    spec, looks = spec_of("ERM"), []
+
+    def on_step(taken: int) -> None:
+        files = [file for file in tmp_path.iterdir() if not file.name.startswith("owner.")]
+        looks.append({file.name: (file.stat().st_ino, file.stat().st_size) for file in files})
+
+    run(spec, RunFolder(tmp_path), RunOptions(keep="selected"), on_step=on_step)
+    changed = [step for step in range(1, STEPS) if looks[step] != looks[step - 1]]
+    assert changed == [2, 4, 6, 8, 9]
+
+
 TRAINED = [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features]
 
 
