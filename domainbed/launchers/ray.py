@@ -331,8 +331,11 @@ def connected(cluster: str | None, init: Mapping[str, Any] = MappingProxyType({}
     address = _reachable(cluster) if cluster else "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if not cluster:
-        options |= {"num_cpus": usable_cores(), "object_store_memory": _STORE_BYTES}
-        options["include_dashboard"] = False
+        options |= {
+            "num_cpus": usable_cores(),
+            "object_store_memory": _STORE_BYTES,
+            "include_dashboard": False,
+        }
     options |= {**init, "address": address, "namespace": NAMESPACE}
     handler = signal.getsignal(signal.SIGTERM)
     with tempfile.NamedTemporaryFile() as said:
@@ -340,9 +343,11 @@ def connected(cluster: str | None, init: Mapping[str, Any] = MappingProxyType({}
             with printing_to(Path(said.name)):  # what its native code prints of a failure
                 ray.init(configure_logging=True, **options)
         except Exception as error:
-            remedy = "is this machine one of its nodes, with the same versions of Python and Ray?"
-            if b"Unauthenticated" in said.read():
-                remedy = f"copy its token, {_TOKEN_FILE}, from the machine that started it"
+            remedy = (
+                f"copy its token, {_TOKEN_FILE}, from the machine that started it"
+                if b"Unauthenticated" in said.read()
+                else "is this machine one of its nodes, with the same versions of Python and Ray?"
+            )
             raise UserError(
                 f"the Ray cluster at {address!r} cannot be joined ({one_line(error)[:300]}): "
                 f"{remedy}",

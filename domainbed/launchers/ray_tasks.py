@@ -306,13 +306,13 @@ def why_waiting(
     asked = [what for what, need in needs.items() if need]
     words = ", ".join(f"{needs[what]:g} {what}" for what in asked)
     if not places(nodes, needs):
-        most = {what: max((node.get(what, 0) for node in nodes), default=0) for what in asked}
-        there = ", ".join(f"{most[what]:g} {what}" for what in asked)
+        there = ", ".join(
+            f"{max((node.get(what, 0) for node in nodes), default=0):g} {what}" for what in asked
+        )
         return JobReport(why=f"asks for {words}, and the nodes have at most {there}", stuck=True)
-    unused = {
-        what: f"{free.get(what, 0):g} of {sum(n.get(what, 0) for n in nodes):g}" for what in asked
-    }
-    there = ", ".join(f"{unused[what]} {what}" for what in asked)
+    there = ", ".join(
+        f"{free.get(what, 0):g} of {sum(n.get(what, 0) for n in nodes):g} {what}" for what in asked
+    )
     return JobReport(why=f"asks for {words}; free are {there}")
 
 

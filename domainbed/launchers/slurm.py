@@ -75,21 +75,24 @@ _SECONDS_TO_ANSWER = 30.0  # of a command; without the controller some try for e
 _COMPLETING = "COMPLETING"  # of a job that leaves its node: to end, or to be queued again
 _MAX_ARRAY = re.compile(r"MaxArraySize\s*=\s*(\d+)")
 _OF_THE_LAUNCHER = {
-    **{"array": "max_jobs", "cpus-per-task": "cores", "gpus-per-node": "gpus"},
-    **{"mem": "memory_gb", "time": "minutes", "requeue": "requeue", "no-requeue": "requeue"},
-    **{name: name for name in ("partition", "account", "qos", "constraint")},
-    **dict.fromkeys(("error", "job-name", "open-mode", "output", "signal", "wckey")),
+    **{"array": "give max_jobs", "cpus-per-task": "give cores", "gpus-per-node": "give gpus"},
+    **{"mem": "give memory_gb", "time": "give minutes"},
+    **dict.fromkeys(("requeue", "no-requeue"), "give the launcher's requeue"),
+    **dict.fromkeys(("partition", "account", "qos", "constraint"), "give the launcher's own"),
+    **dict.fromkeys(
+        ("error", "job-name", "open-mode", "output", "signal", "wckey"), "it cannot be changed"
+    ),
 }
-"""Options of sbatch that the launcher sets, and which of its own says what they are to be."""
+"""Options of sbatch that the launcher sets, and what to give in their place."""
 
 
 def _sbatch(options: dict[str, Any]) -> dict[str, Any]:
     """By the names that sbatch has for them; those that are false are left out."""
     named = {name.strip("-").replace("_", "-"): value for name, value in options.items()}
     for name in named.keys() & _OF_THE_LAUNCHER:
-        own = _OF_THE_LAUNCHER[name]
-        remedy = f"give the launcher's option {own}" if own else "it cannot be changed"
-        raise UserError(f"the launcher sets {name!r} of sbatch itself: {remedy}", name)
+        raise UserError(
+            f"the launcher sets {name!r} of sbatch itself: {_OF_THE_LAUNCHER[name]}", name
+        )
     return {name: value for name, value in named.items() if value not in (None, False)}
 
 
@@ -161,8 +164,8 @@ class SlurmLauncher(Launcher):
         """
         asked = (resources.cores or 0) * self.workers_per_job
         where = [f"--partition={self.partition}"] if self.partition else []
-        sizes = _answer("sinfo", "--noheader", "--exact", "--format=%c", *where).split()
-        largest = max(map(int, sizes), default=asked)
+        sizes = _answer("sinfo", "--noheader", "--exact", "--format=%c", *where)
+        largest = max(map(int, sizes.split()), default=asked)
         if asked > largest:
             raise UserError(
                 f"a job asks for {asked} cores, and SLURM's largest node has {largest}: give fewer "
@@ -300,8 +303,7 @@ class _Submitted(Following):
     def _end_of(self, index: int, report: JobReport | None) -> Event:
         if report is None or report.state != FAILED:
             return Event(INTERRUPTED, index)
-        (file,) = self.logs(index)
-        last = last_words(file) or "it printed nothing"
+        last = last_words(self.logs(index)[0]) or "it printed nothing"
         error = f"the job {self.jobs[index]} of SLURM ended as {report.why} ({last})\n"
         return Event(FAILED, index, error=error)
 

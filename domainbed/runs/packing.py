@@ -73,19 +73,22 @@ def _finished(run: RunFolder) -> list[tuple[str, dict[str, bytes]]]:
     """A run's name and its texts; nothing if it is not finished any more, or is damaged."""
     try:
         read_records(run.path)
-        texts = {name: text_of(run.path, name) for name in TEXTS}
+        found = [(name, text_of(run.path, name)) for name in TEXTS]
     except (UserError, OSError) as error:
         log.warning("warning: %s; the run is not packed", printable(error))
         return []
-    whole = {name: text for name, text in texts.items() if text is not None}
-    return [(run.path.name, whole)] if is_done(os.fspath(run.path)) else []
+    texts = {name: text for name, text in found if text is not None}
+    return [(run.path.name, texts)] if is_done(os.fspath(run.path)) else []
 
 
 def _empty(run: RunFolder) -> None:
     """Removes what nobody reads any more, and the folder if nothing else, as weights, is in it."""
     check_guard(run.path)
-    others = (run.log, run.pending, run.errors, run.checkpoint, run.checkpoint_before)
-    unread = {*TEXTS, *(file.name for file in others)}
+    unread = {
+        *TEXTS,
+        *(f.name for f in (run.log, run.pending, run.errors)),
+        *(f.name for f in (run.checkpoint, run.checkpoint_before)),
+    }
     for name in sorted(os.listdir(run.path), key=lambda name: name == run.done.name):
         if name in unread or is_owners(name):
             (run.path / name).unlink(missing_ok=True)

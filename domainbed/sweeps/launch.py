@@ -191,9 +191,8 @@ class Launch:
             self._job, tasks, self.resources, self.store.launcher_folder.absolute()
         )
         for index, run_id in enumerate(() if self.launcher.blocking else self.todo):
-            run_folder = self.store.folder(run_id)
-            options = self.config.launcher
-            run_folder.mark_pending(options["name"], handle.jobs[index], options)
+            run_folder, engine = self.store.folder(run_id), self.config.launcher
+            run_folder.mark_pending(engine["name"], handle.jobs[index], engine)
             for file in handle.logs(index):
                 run_folder.link_log(file)
         if self.finished_by_engine:
@@ -218,8 +217,7 @@ class Launch:
     @property
     def finish(self) -> Callable[..., None]:
         """See `finish`; picklable."""
-        config = self.config
-        return partial(finish, self.store.root.absolute(), config.on_finish, config.pack)
+        return partial(finish, self.store.root.absolute(), self.config.on_finish, self.config.pack)
 
     def _check_device(self) -> None:
         if self.launcher.blocking:  # else it is chosen on the machine of each run
@@ -297,8 +295,9 @@ def prepare(
     redone = _made_with_other_plugins(config, store, begun, planned)
     taken = in_hand(statuses, config.launcher)
     at_work = {status.job for status in statuses.values() if status.state == RUNNING}
-    waiting = {i for i in taken if states[i] == PENDING and statuses[i].job not in at_work}
-    again = waiting if resubmit else set()
+    again = {
+        i for i in taken if resubmit and states[i] == PENDING and statuses[i].job not in at_work
+    }
     taken -= again
     # A run whose pending job its engine has forgotten is done again. A run of another process is
     # left to a launcher that waits, which finds out whether that process is still alive.
@@ -318,13 +317,12 @@ def prepare(
 
 def _outdated(waiting: Statuses, config: SweepConfig) -> dict[str, str]:
     """Of the runs that stay queued with other options, what differs."""
-    here, found = json.loads(json.dumps(config.launcher)), {}
-    for run_id, status in waiting.items():
-        there = status.options
-        if there not in ({}, here):
-            values = [f"{name} {there[name]}" for name in there if there[name] != here.get(name)]
-            found[run_id] = ", ".join(values) or "no others"
-    return found
+    here = json.loads(json.dumps(config.launcher))
+    there = {i: each.options for i, each in waiting.items() if each.options not in ({}, here)}
+    return {
+        i: ", ".join(f"{k} {v}" for k, v in its.items() if v != here.get(k)) or "no others"
+        for i, its in there.items()
+    }
 
 
 def _made_with_other_plugins(
@@ -416,7 +414,7 @@ class RunJob(Job):
             OSError: it cannot be written.
         """
         folder = Store(self.output_dir).folder(spec.run_id)
-        if not folder.last_error() and not folder.done.exists():
+        if not folder.last_error() and not folder.is_done():
             _write_error(folder, error)
 
 
