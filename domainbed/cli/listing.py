@@ -41,13 +41,10 @@ def _algorithms(_: argparse.Namespace) -> Rows:
         algorithm = ALGORITHMS[name]
         fidelity = declared_options(algorithm).get("fidelity")
         # The default is listed first.
-        readings = (
-            ", ".join(dict.fromkeys([fidelity.default, *fidelity.values])) if fidelity else ""
-        )
+        readings = dict.fromkeys([fidelity.default, *fidelity.values]) if fidelity else ()
         year = _YEAR.search(algorithm.paper)
         said = (year[1] or f"20{year[2]}") if year else ""
-        values = ", ".join(dict.fromkeys(readings))
-        rows.append([kinds.get(name, "other"), name, said, values, algorithm.paper])
+        rows.append([kinds.get(name, "other"), name, said, ", ".join(readings), algorithm.paper])
     others = [[f"{add_on}+NAME", f"{add_on} added to another"] for add_on in ADD_ONS]
     return rows + [["", name, "", "", what] for name, what in others]
 

@@ -210,3 +210,9 @@ def test_all_datasets_of_domainbed_are_listed(capsys):
     assert all(re.search(r"SC_group_2 +Test +4 +50,688", rows[name]) for name in spawrious)
     assert re.search(r"zoe +each +7 +not stated", rows["SVIRO"])
     assert re.search(r"hospital_4 +each +2 +455,954", rows["WILDSCamelyon"])
+
+
+def test_list_shows_kind_year_and_readings_of_algorithms(capsys):
+    listed = said(capsys, "list", "algorithms")[1]
+    assert re.search(r"^risks of domains +TRM +2021 +paper, domainbed +Xu", listed, re.M)
+    assert re.search(r"^gradients +SAM +2021 +Foret", listed, re.M)
