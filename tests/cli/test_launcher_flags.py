@@ -37,5 +37,6 @@ def test_gpus_are_chosen_by_one_or_several_words(flags, words, expected):
 def test_every_option_of_the_built_in_launchers_is_a_flag(flags):
     for kind in WITH_FLAGS:
         for name in (*kind.model_fields, *kind.resource_options):
-            given = flags(f"--{name}", "1")
+            value = {"sbatch": ["{}"], "init": ["{}"], "requeue": []}.get(name, ["1"])
+            given = flags(f"--{name}", *value)
             assert list(given) == [name]

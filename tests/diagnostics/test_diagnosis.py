@@ -289,16 +289,12 @@ def test_images_in_folders(image_run):
     assert [domain.images for domain in fewer.domains] == [2, 2, 2]
 
 
-@pytest.mark.parametrize(
-    ("dataset", "message"),
-    [
-        (None, "'animals', which is not registered: .* --dataset folder:PATH"),
-        ("ColoredDigits", "'ColoredDigits' is not animals"),
-    ],
-)
-def test_the_place_of_own_images_must_be_said(image_run, dataset, message):
-    with pytest.raises(UserError, match=message):
-        diagnose(image_run[0], DiagnosisOptions(dataset=dataset, device="cpu"))
+def test_own_images_are_found_where_the_run_had_them(image_run):
+    folder, *_ = image_run
+    found = diagnose(folder, DiagnosisOptions(device="cpu", samples=2))
+    assert [domain.images for domain in found.domains] == [2, 2, 2]
+    with pytest.raises(UserError, match="'ColoredDigits' is not animals"):
+        diagnose(folder, DiagnosisOptions(dataset="ColoredDigits", device="cpu"))
 
 
 @pytest.mark.parametrize(
@@ -374,6 +370,8 @@ def test_folders_that_cannot_be_diagnosed(copied, message):
 def test_an_algorithm_without_a_classifier(tmp_path):
     @register_algorithm(name="Headless")
     class Headless(Algorithm):
+        uses_optimizer = False
+
         def __init__(self, input_shape, num_classes, num_domains, hparams):
             super().__init__(input_shape, num_classes, num_domains, hparams)
             self.featurizer = nn.Linear(128, 2)

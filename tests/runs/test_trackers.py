@@ -147,7 +147,7 @@ def test_what_is_not_installed_is_told_before_training(
 ) -> None:
     lacking = type("Lacking", (Noted,), {"packages": ("no_such_package",)})
     monkeypatch.setitem(TRACKERS._entries, "lacking", lacking)
-    with pytest.raises(UserError, match="tracker 'lacking' needs no_such_package: install it"):
+    with pytest.raises(UserError, match="tracker 'lacking' needs no_such_package: pip install"):
         run(spec_of(), tmp_path, tracked("lacking"))
 
 

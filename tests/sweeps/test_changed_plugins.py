@@ -153,7 +153,7 @@ def test_a_sweep_is_read_without_its_plugins(world, monkeypatch):
     world.run("top-hparams", "--input_dir", world.root, *of_cell, "--selection", "oracle")
     said = world.run("collect", world.root, "--selection", "last-word", status=2)
     assert said.startswith("error: unknown selection method 'last-word'. Known: ")
-    assert said.endswith(f"worst-group. Made with --plugins {world.plugin}\n")
+    assert said.endswith(f". Made with --plugins {world.plugin}\n")
     assert "Quiet" in world.run("sweep", "status", world.root)
     assert "the last word" in world.run("collect", world.root, "--plugins", world.plugin)
 
