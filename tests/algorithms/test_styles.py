@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -183,6 +184,41 @@ def test_updates_of_lisa_follow_loops():
                 flat_parameters(lisa.network), flat_parameters(network), rtol=1e-9, atol=1e-9
             )
         assert kinds == {True, False}
+
+
+def test_cutmix_of_lisa_follows_loops():
+    """Boxes of all sizes, cut at the edges; labels count by the pixels that are left."""
+    lisa, shares = build("LISA", 2, dtype=torch.float64, lisa_mix="cutmix"), set()
+    for step in range(6):
+        minibatches = random_minibatches((5, 4), step, dtype=torch.float64)
+        x, y = concatenated(minibatches)
+        before, drawn = copy.deepcopy(lisa.network), copy.deepcopy(lisa.draws)
+        lisa.draws, kept = copy.deepcopy(drawn), lisa.draws
+        partners = lisa.partners(torch.as_tensor(y), torch.tensor([0] * 5 + [1] * 4)).tolist()
+        after, lisa.draws = lisa.draws, kept
+        share = after.beta(2.0, 2.0)
+        height, width = x.shape[2:]
+        half = [int(size * math.sqrt(1 - share)) // 2 for size in (height, width)]
+        centre = [after.integer(size) for size in (height, width)]
+        mixed, left = x.clone(), 0
+        for row in range(height):
+            for column in range(width):
+                if all(c - h <= at < c + h for c, h, at in zip(centre, half, (row, column))):
+                    for i, j in enumerate(partners):
+                        mixed[i, :, row, column] = x[j, :, row, column]
+                else:
+                    left += 1
+        weight = left / (height * width)
+        shares.add(weight)
+        terms = [
+            weight * sample_loss(z, y[i]) + (1 - weight) * sample_loss(z, y[j])
+            for i, (z, j) in enumerate(zip(before(mixed), partners))
+        ]
+        assert lisa.update(minibatches)["loss"] == pytest.approx(sum(terms).item() / 9, rel=1e-9)
+    assert len(shares) >= 3
+    assert min(shares) < 1
+    with pytest.raises(UserError, match="CutMix needs images"):
+        build("LISA", shape=VECTORS, lisa_mix="cutmix", **MLP)
 
 
 def test_an_attribute_takes_the_place_of_the_domain():
