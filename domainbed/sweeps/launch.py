@@ -255,6 +255,10 @@ def finish(root: Path, command: str | None, packs: bool, of_jobs: Sequence[Path]
         "DOMAINBED_SWEEP": str(root),
         "DOMAINBED_DONE": str(states[DONE]),
         "DOMAINBED_FAILED": str(states[FAILED]),
+        # Last: `domainbed` is found, also on a node whose PATH does not lead to this Python.
+        "PATH": os.pathsep.join(
+            [os.environ.get("PATH", os.defpath), os.path.dirname(sys.executable)]
+        ),
     }
     sys.stdout.flush()
     found = subprocess.run(command, shell=True, env={**os.environ, **told}, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def test_it_is_told_what_came_of_the_sweep(
     assert not Path("said").exists()
     assert launch_sweep(wanted) == 1
     assert Path("said").read_text() == f"{tmp_path / 'sweep'}: 1 done, 1 failed\n"
+    # A node's own, which does not lead to the environment of this Python.
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "domainbed").touch(0o755)
+    assert launch_sweep(config(tmp_path, "command -v domainbed > said")) == 1
+    assert Path("said").read_text() == f"{tmp_path / 'bin' / 'domainbed'}\n"
     assert launch_sweep(config(tmp_path, "exit 3")) == 1
     assert "warning: on_finish ended with status 3" in capfd.readouterr().err
 
