@@ -14,7 +14,7 @@ import yaml
 
 from domainbed.algorithms.base import ALGORITHMS, Algorithm
 from domainbed.algorithms.foreign import adapt
-from domainbed.algorithms.handed import parameters_of
+from domainbed.algorithms.handed import required
 from domainbed.config.dimensions import DatasetFacts, Foreign
 from domainbed.core import forks
 from domainbed.core.forks import Fork, arguments, by_name, code_of
@@ -51,14 +51,8 @@ def _is_algorithm(cls: Any) -> bool:
     if not all(map(callable, methods)):
         return False
     names = [getattr(getattr(each, "__code__", None), "co_names", ()) for each in methods]
-    is_abstract = any(_required(cls) - _required(below) for below in cls.__subclasses__())
+    is_abstract = any(required(cls) - required(below) for below in cls.__subclasses__())
     return ("NotImplementedError",) not in names and not is_abstract
-
-
-def _required(cls: Any) -> set[str]:
-    """What a constructor needs beside DomainBed's four arguments."""
-    others = parameters_of(cls)[4:]
-    return {p.name for p in others if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
 
 
 def _space(

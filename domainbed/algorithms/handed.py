@@ -50,7 +50,9 @@ def construct(
     of_run = _of_run(facts, num_classes, num_domains)
     handed = Handed({**of_run, **dict(facts.data_options), **hparams}, facts, elsewhere)
     passed = _passed(folder) if folder else {}
-    known = {**passed, **of_run, **more, "hparams": handed, "input_shape": input_shape}
+    args = vars(arguments(folder, {}))
+    needed = {name: args[name] for name in required(cls) & args.keys()}
+    known = {**needed, **passed, **of_run, **more, "hparams": handed, "input_shape": input_shape}
     known["args"] = arguments(folder, {**of_run, "hparams": handed})
     needs = f"the constructor of {cls.__name__} needs {{}}, which nothing here gives: take a "
     values = given(parameters_of(cls), known, _USUAL, needs + "subclass that does")
@@ -64,6 +66,12 @@ def parameters_of(cls: Any) -> list[inspect.Parameter]:
     found = list(inspect.signature(cls).parameters.values())
     takes_all = any(each.kind is each.VAR_POSITIONAL for each in found)
     return parameters_of(cls.__mro__[1]) if takes_all else found
+
+
+def required(cls: Any) -> set[str]:
+    """What a constructor needs beside DomainBed's four arguments."""
+    others = parameters_of(cls)[4:]
+    return {p.name for p in others if p.default is p.empty and p.kind is not p.VAR_KEYWORD}
 
 
 def given(
@@ -107,7 +115,15 @@ def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, An
     """The facts of a run, under the names that forks give them."""
     named: dict[tuple[str, ...], Any] = {
         ("class_names", "classnames", "classes"): list(facts.class_names),
-        ("steps", "n_steps", "num_steps", "max_steps", "iters", "total_steps"): facts.steps,
+        (
+            "steps",
+            "n_steps",
+            "n_step",
+            "num_steps",
+            "max_steps",
+            "iters",
+            "total_steps",
+        ): facts.steps,
         ("dataset", "dataset_name"): facts.dataset,
         ("device",): torch.device(facts.device),
         ("test_envs", "test_env", "target_env"): list(facts.test_envs),

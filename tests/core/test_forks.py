@@ -92,9 +92,11 @@ OF_DOMAINBED = {
                 self.network.eval()
 
         class Tilted(ERM):
-            def __init__(self, input_shape, num_classes, num_domains, hparams, args, start=None):
+            def __init__(
+                self, input_shape, num_classes, num_domains, hparams, args, fast, n_step, start=None
+            ):
                 super().__init__(input_shape, num_classes, num_domains, hparams)
-                assert start == "warm"
+                assert (start, fast, n_step) == ("warm", False, hparams["steps"])
                 self.rate, self.names = args.tilt, hparams.class_names
                 if args.dataset == "RotatedDigits":
                     assert hparams.rotation == hparams["rotation"] == "bilinear"
