@@ -175,7 +175,8 @@ def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> 
         flags = [] if given else _flags_of_plugins(args)
         if not flags:
             raise
-        raise UserError(f"{error}. Made with {' '.join(flags)}", *error.where) from error
+        end = "" if str(error).endswith("?") else "."
+        raise UserError(f"{error}{end} Made with {' '.join(flags)}", *error.where) from error
 
 
 def _flags_of_plugins(args: argparse.Namespace) -> list[str]:

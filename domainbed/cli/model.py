@@ -44,8 +44,8 @@ def predict(parser: Parser) -> Run:
     or the numbers, by the names of the outputs.
 
     Of a sweep, --algorithm, --selection and --test_env name the cell of the tables whose model
-    predicts. With --save_predictions it writes the logits of all images of the dataset into the
-    run's folder.
+    predicts files. With --save_predictions it writes the logits of all images of the dataset into
+    the run's folder.
     """
     parser.add_argument("folder", metavar="FOLDER", help="a finished run with its weights; a sweep")
     parser.add_argument(
@@ -75,6 +75,11 @@ def _predict(args: argparse.Namespace) -> int:
     """Prints a line for each image, or keeps all predictions."""
     if bool(args.images) + (args.domain is not None) + args.save_predictions != 1:
         raise UserError("give either files of images, or --domain N, or --save_predictions")
+    if not args.images and {args.algorithm, args.selection, args.test_env} != {None}:
+        raise UserError(
+            "--algorithm, --selection and --test_env choose a model for files of images: with "
+            "--domain or --save_predictions, name the folder of a run"
+        )
     if args.average and args.save_predictions:
         raise UserError("--save_predictions keeps those of the last weights: leave --average out")
     if args.save_predictions:

@@ -22,7 +22,7 @@ class TrainSettings(RunFields, RunOptions):
     dataset: Text = Field(
         "ColoredDigits",
         description="a name of `domainbed list datasets`, folder:PATH, a YAML file, a .csv or "
-        ".jsonl of images",
+        ".jsonl of images, table:FILE, arrays:FILE",
     )
     algorithm: Text = Field("ERM", description="a name of `domainbed list algorithms`")
     test_envs: Listed[int] = Field(

@@ -57,7 +57,8 @@ class Rows:
         if unknown := set(chosen).difference(known):
             hint = did_you_mean(min(unknown), known)
             raise UserError(
-                f"columns names the role {min(unknown)!r}.{hint} Known: {', '.join(known)}",
+                f"columns names the role {min(unknown)!r}.{hint} Known: "
+                f"{', '.join(dict.fromkeys((*known, 'group', 'attribute')))}",
                 *("columns", min(unknown)),
             )
         for role in known:

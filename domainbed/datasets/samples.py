@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -155,9 +156,11 @@ def learned(x: Any) -> dict[str, Any]:
         return {"tokens": np.unique(x[x > 0]).tolist()}
     numbers = x.select_dtypes("number").to_numpy(float) if is_table else x.astype(float)
     of_channels = np.moveaxis(numbers, 1, -1) if numbers.ndim == 4 else numbers
-    rows = np.ma.masked_invalid(of_channels.reshape(-1, of_channels.shape[-1]))
+    count = math.prod(of_channels.shape[:-1])
+    rows = np.ma.masked_invalid(of_channels.reshape(count, of_channels.shape[-1]))
     mean, deviation = rows.mean(axis=0).filled(0), rows.std(axis=0).filled(0)
-    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    differs = np.ma.ptp(rows, axis=0).filled(0) > 0  # of equal numbers the mean may be rounded
+    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=differs & (deviation > 0))
     encoding = {"mean": mean.tolist(), "scale": scale.tolist()}
     if is_table:
         encoding["numbers"] = list(x.select_dtypes("number"))
@@ -199,7 +202,9 @@ def encoded(x: Any, encoding: Mapping[str, Any]) -> np.ndarray:
         return inputs
     missing = np.isnan(numbers)[:, encoding["missing"]]
     found = [
-        x[name].fillna("") == each for name, own in encoding["categories"].items() for each in own
+        x[name].astype(str).where(x[name].notna(), "") == each  # true or false, say, as text
+        for name, own in encoding["categories"].items()
+        for each in own
     ]
     return np.column_stack([inputs, missing, *found]).astype(np.float32)
 
@@ -281,11 +286,16 @@ def _table(file: Path, fields: DataFields) -> SimpleNamespace:
     kept = frame.dropna(subset=taken).reset_index(drop=True)
     x = kept[[name for name in features if name not in taken]]
     lacking = [f"{name} ({count})" for name, count in x.isna().sum().items() if count]
+    others = "".join(f" and a value of {role!r}" for role in roles if role != "domain")
     note = (
-        f"{file.name}: {len(kept)} of {len(frame)} rows have a label and a domain; missing values: "
-        f"{', '.join(lacking) or 'none'} (a number counts as the mean of those that train, and one "
-        "more input says so; a category is one of its own)"
+        f"{file.name}: {len(kept)} of {len(frame)} rows have a label and a domain{others}; "
+        f"missing values: {', '.join(lacking) or 'none'}"
     )
+    if lacking:
+        note += (
+            " (a number counts as the mean of those that train, and one more input says so; a "
+            "category is one of its own)"
+        )
     words = x.select_dtypes(exclude="number").fillna("").astype(str)
     for name, column in words.items():
         if pd.to_numeric(column.str.replace(",", "."), errors="coerce").notna().mean() > 0.5:

@@ -53,8 +53,8 @@ class Survey(NamedTuple):
 
     def of(self, dataset: str, algorithm: str) -> pd.DataFrame:
         """The runs of one algorithm on a dataset."""
-        runs, dataset = self.runs, dataset_label(dataset)
-        return runs[(runs["dataset"] == dataset) & (runs["algorithm"] == algorithm)]
+        runs, names = self.runs, (dataset, dataset_label(dataset))  # plans know no variants
+        return runs[runs["dataset"].isin(names) & (runs["algorithm"] == algorithm)]
 
 
 def explain(report: Report, folders: Folders) -> list[str]:
@@ -147,7 +147,7 @@ def _reasons_of_cell(
     cell: Cell, env: int, runs: pd.DataFrame, method: SelectionMethod, trials: int
 ) -> list[str]:
     """Why a cell is incomplete, of the runs of its algorithm and dataset; [] where it is whole."""
-    needed = runs[[method.uses(envs, env) for envs in runs["test_envs"]]]
+    needed = runs.loc[[method.uses(envs, env) for envs in runs["test_envs"]]]
     reasons = [f"left out of the plan: {cell.gap}"] if cell.gap else []
     reasons += _reasons(needed)
     if reasons or cell.n_trials == trials:
@@ -161,8 +161,13 @@ def _reasons_of_cell(
 
 def _absent(report: Report, found: Survey) -> list[tuple[str, list[str]]]:
     """What is planned and asked for, but has no row or table because it has no record at all."""
-    tables = [(dataset_label(t.dataset), t) for t in report.tables if t.dataset]
-    shown = {(dataset, name) for dataset, table in tables for name in table.rows}
+    tables = [table for table in report.tables if table.dataset]
+    shown = {
+        (dataset, name)
+        for table in tables
+        for dataset in (str(table.dataset), dataset_label(str(table.dataset)))
+        for name in table.rows
+    }
     lacks = []
     planned = list(dict.fromkeys(zip(found.runs["dataset"], found.runs["algorithm"])))
     for dataset, algorithm in planned:

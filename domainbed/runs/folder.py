@@ -270,7 +270,7 @@ def plugin_flag(path: Path) -> str:
     """The flag with the plug-ins of a sweep's folder, or of a run's; "" where there are none."""
     names: list[str] = []
     for file in (path / "sweep.yaml", path.parent / "sweep.yaml"):
-        if file.is_file():
+        if file.is_file() and not names:  # beside a sweep's folder there may be its config
             content = read_yaml(file)[0]
             names += content.get("plugins", ()) if isinstance(content, dict) else ()
     if not names:

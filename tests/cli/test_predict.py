@@ -116,6 +116,8 @@ def test_folders_globs_and_the_choice_of_a_sweep(
     assert "give --selection, --test_env\n" in said
     said = refused(capsys, sweep, pets, *chosen, "--average", "ema")
     assert "leave --average out" in said
+    said = refused(capsys, sweep, "--domain", 0, *chosen)
+    assert "choose a model for files of images: with --domain or --save_predictions, name" in said
     (pets.parent / "empty").mkdir()
     assert "no images in" in refused(capsys, folder, pets.parent / "empty")
 
@@ -171,4 +173,5 @@ def test_a_plugin_that_a_model_lacks_is_named(
     said = refused(capsys, tmp_path / "run", "--domain", 0)
     assert "unknown algorithm 'Mine'" in said
     assert "Made with --plugins mine.py\n" in said
+    assert "?. " not in said
     assert "another version" not in said

@@ -83,6 +83,7 @@ def test_columns_that_cannot_be(tmp_path: Path) -> None:
     for columns, message in (
         ({"path": "bild"}, "line 1: 0 columns 'bild' in 'image, label, domain'"),
         ({"pfad": "image"}, "columns names the role 'pfad'"),
+        ({"pfad": "image"}, "Known: path, label, domain, split, group, attribute"),
         ({"path": "image", "group": "patient"}, "line 1: 0 columns 'patient'"),
     ):
         with pytest.raises(UserError) as caught:

@@ -12,6 +12,7 @@ import torch
 
 from domainbed.config.run_fields import DataFields
 from domainbed.datasets import DATASETS, get_dataset_class
+from domainbed.datasets.samples import encoded, learned
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.training.experiment import build
@@ -100,6 +101,29 @@ def test_what_is_missing(tmp_path):
     assert dataset.datasets[0].x.tolist()[1] == [0, 1, 0]
     dataset.encode([[0, 3], []], kept)  # as an earlier session of the run had it
     np.testing.assert_allclose(dataset.datasets[0].x, expected, rtol=1e-6)
+
+
+def test_equal_numbers_have_no_deviation_whatever_their_mean_is_rounded_to():
+    encoding = learned(pd.DataFrame({"rate": np.full(50, 0.1)}))
+    assert encoding["scale"] == [0.0]
+    assert encoded(pd.DataFrame({"rate": [0.2]}), encoding).tolist() == [[0]]
+
+
+def test_categories_alone_and_of_any_type():
+    encoding = learned(pd.DataFrame({"smokes": ["True", "False"]}))
+    for column in ([True, False, True], pd.Categorical(["True", "False", "True"])):
+        rows = pd.DataFrame({"smokes": column})
+        assert encoded(rows, encoding).tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert encoded(pd.DataFrame({"smokes": pd.Categorical([None])}), encoding).tolist() == [[0, 0]]
+
+
+def test_a_row_without_a_group_is_not_counted(tmp_path):
+    rows = ["1,a,0,x", "2,,1,x", "3,a,1,x", "3,b,0,y", "5,b,1,y"]
+    fields = DataFields(columns={**COLUMNS.columns, "group": "blood"})
+    dataset = of(write_table(tmp_path, rows), fields)
+    assert dataset.notes == [
+        "t.csv: 4 of 5 rows have a label and a domain and a value of 'group'; missing values: none"
+    ]
 
 
 def test_arrays_are_standardised_by_channel_and_tokens_numbered(tmp_path):

@@ -239,3 +239,18 @@ def test_averages_lack_what_their_runs_lack(tmp_path):
     assert [line.split(", ")[1] for line in lines if ", test domain" in line] == [
         *("ERM", "ERM + SWAD")
     ]
+
+
+def test_runs_of_datasets_that_share_a_name_are_told_apart(tmp_path):
+    runs = random_runs(0, ["PACS"], ["ERM", "CORAL"], pairs=False)
+    folders = write(tmp_path, runs, done=True)
+    for run, folder in zip(runs, folders, strict=True):
+        digest = run[0]["args"]["algorithm"].lower() * 20
+        facts = {"data": {"domains": list("ACPS"), "images": [9] * 4, "digest": digest}}
+        (folder / "environment.json").write_text(json.dumps(facts))
+    lines = lines_of(tmp_path, selection=["oracle"])
+    assert len(lines) == 4 * 8  # four domains for each of two algorithms on the other's data
+    assert lines[1].startswith("PACS [data coralc], ERM, test domain 0")
+    assert lines[2:4] == [
+        f"  missing: test_envs [0], trial {trial}, hparams seeds 0" for trial in (0, 1)
+    ]
