@@ -339,8 +339,7 @@ def shipped_config(name: str) -> str:
     """
     package = Path(__file__).parents[1]  # where an install has them; a checkout, beside it
     folder = next(at for at in (package, package.parent) if (at / "configs").is_dir()) / "configs"
-    files = [*folder.glob("*.yaml"), *folder.glob("paper/*.yaml")]
-    names = [file.relative_to(folder).with_suffix("").as_posix() for file in files]
+    names = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")]
     if name not in names:
         hint = did_you_mean(name, names) or f" Known: {', '.join(sorted(names))}"
         raise UserError(
