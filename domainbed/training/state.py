@@ -53,8 +53,13 @@ _CONSTANTS = (
 )
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque, bytearray, memoryview, Iterator)
 _MODULE_INTERNALS = set(vars(nn.Module()))
-_OPTIMIZER = set(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0)))
 _SKIP = {"kind": "skip"}
+
+
+@functools.cache
+def _optimizer_internals() -> set[str]:
+    """Not a constant: the first optimizer imports PyTorch's compiler, which takes a second."""
+    return set(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0)))
 
 
 def capture(algorithm: nn.Module) -> State:
@@ -197,7 +202,11 @@ class _Capture:
 
     def _encode_optimizer(self, optimizer: torch.optim.Optimizer, where: str) -> State:
         if inner := inner_optimizers(optimizer):  # its state dict is without their moments
-            own = {name: value for name, value in vars(optimizer).items() if name not in _OPTIMIZER}
+            own = {
+                name: value
+                for name, value in vars(optimizer).items()
+                if name not in _optimizer_internals()
+            }
             return {
                 "kind": "wrapper",
                 "class": class_name(optimizer),
