@@ -170,8 +170,9 @@ def test_interrupt(folder):
     assert process.returncode == 130
     assert out == ""
     # Lines before it tell how many were at work, which is the machine's choice.
-    last = err.strip().splitlines()[-1]
-    assert last == "stopped: 1 of 4 restarts are done; the same command computes the others"
+    # A worker that was still starting may say its own after it.
+    said = err.strip().splitlines()
+    assert "stopped: 1 of 4 restarts are done; the same command computes the others" in said
 
 
 @pytest.mark.parametrize(
