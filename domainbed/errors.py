@@ -25,8 +25,10 @@ class UserError(Exception):
         self.where = where
 
 
-class UnknownName(UserError):
+class UnknownName(UserError, KeyError):
     """A name that nothing has registered."""
+
+    __str__ = Exception.__str__  # a KeyError shows its message in quotes
 
 
 _OF_THE_MACHINE = (

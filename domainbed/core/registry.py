@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Generic, TypeVar, overload
@@ -16,8 +17,6 @@ T = TypeVar("T")
 Entry = TypeVar("Entry")
 
 
-_FEW = 12
-"""The most names that a message lists."""
 _LISTED = ("algorithm", "dataset")
 """Kinds whose names a command lists."""
 
@@ -45,11 +44,9 @@ class Registry(Mapping[str, T], Generic[T]):
         entry_point_group: str | None = None,
         check: Callable[[Any], None] = lambda entry: None,
     ) -> None:
-        self.kind, self._check = kind, check
-        self._group = entry_point_group
+        self.kind, self._check, self._group = kind, check, entry_point_group or ""
         self._entries: dict[str, T] = {}
         self._modules: dict[str, ModuleType | None] = {}
-        self._pending: dict[str, EntryPoint] | None = None if entry_point_group else {}
 
     # What is registered keeps its own type: a decorated class stays that class.
     @overload
@@ -78,13 +75,13 @@ class Registry(Mapping[str, T], Generic[T]):
         again = taken is not entry and module is self._modules.get(key)
         # Cells of a notebook run again, and so do functions that make a class.
         if again and module is not sys.modules["__main__"] and "<locals>" not in _origin(entry):
-            message = f"{_origin(entry)} registers the {self.kind} {key!r} twice: the later counts"
-            warnings.warn(message, stacklevel=2)
+            said = f"{_origin(entry)} registers the {self.kind} {key!r} twice: the later counts"
+            warnings.warn(said, stacklevel=2)
         self._entries[key], self._modules[key] = entry, module
         return entry
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._entries:
+        if name not in self._entries and name in self._advertised:
             self._import_plugin(name)
         if name not in self._entries:
             raise UnknownName(f"unknown {self.kind} {name!r}.{self._remedy(name)}")
@@ -97,35 +94,25 @@ class Registry(Mapping[str, T], Generic[T]):
         hint = did_you_mean(name, self) or did_you_mean(meant[0] if meant else "", meant[:1])
         if len(self) <= FEW_NAMES or self.kind not in _LISTED:
             return f"{hint} Known: {', '.join(self) or 'none'}"
-        listed = f"`domainbed list {self.kind}s` lists the names that there are"
-        return hint or f" {listed}, --plugins brings your own"
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The entry, or `default` where there is none."""
-        if name not in self:
-            return default
-        return self[name]
+        listed = f" `domainbed list {self.kind}s` lists the names that there are"
+        return hint or f"{listed}, --plugins brings your own"
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._plugins()
+        return name in self._entries or name in self._advertised
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._entries
-        yield from [name for name in self._plugins() if name not in self._entries]
+        return iter(dict.fromkeys([*self._entries, *self._advertised]))
 
     def __len__(self) -> int:
-        return len(set(self._entries) | set(self._plugins()))
+        return sum(1 for _ in self)
 
-    def _plugins(self) -> dict[str, EntryPoint]:
-        if self._pending is None:
-            self._pending = {point.name: point for point in entry_points(group=self._group or "")}
-        return self._pending
+    @cached_property
+    def _advertised(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self._group)}
 
     def _import_plugin(self, name: str) -> None:
-        point = self._plugins().get(name)
-        if point is None:
-            return
-        values = {p.value for p in entry_points(group=self._group or "", name=name)}
+        point = self._advertised[name]
+        values = {p.value for p in entry_points(group=self._group, name=name)}
         if len(values) > 1:
             raise UserError(
                 f"{self.kind} {name!r} comes from several installed packages "
