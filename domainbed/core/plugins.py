@@ -9,13 +9,13 @@ files in that; a fork by its name with a `/`, and the SHA-256 of its Python file
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -54,37 +54,35 @@ def import_plugins(names: Iterable[str]) -> None:
     files: dict[str, str] = {}
     for name in names:
         is_fork = _is_path(name) and forks.is_fork(Path(name))
-        is_file = name.endswith(".py") and not is_fork
-        if is_file and files.setdefault(Path(name).name, name) != name:
+        first = name if is_fork else files.setdefault(Path(name).name, name)
+        if name.endswith(".py") and first != name:
             raise UserError(
-                f"plug-ins {files[Path(name).name]!r} and {name!r} are files of the same name: "
-                "rename one"
+                f"plug-ins {first!r} and {name!r} are files of the same name: rename one"
             )
+        load = _import_fork if is_fork else _import_file
         try:
-            if is_fork:
-                _roots[name] = _import_fork(Path(name))
-            elif _is_path(name):
-                _roots[name] = _import_file(Path(name))
-            else:
-                _roots[name] = note(importlib.import_module(name))
+            _roots[name] = load(Path(name)) if _is_path(name) else note(import_module(name))
         except UserError:
             raise
         except (Exception, SystemExit) as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
-            missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(
-                f"{error.name}."
-            )
-            remedy = "repair it"
-            lacking = error.name if isinstance(error, ImportError) else None
-            if missing:
-                remedy = "give an importable module or the path of a .py file"
-                remedy += f", or ./{name} for that folder" * os.path.isdir(name)
-            elif lacking and Path(name).with_name(f"{lacking}.py").exists():
-                remedy = (
-                    "files beside a plug-in are not searched: put both into one file, or into a "
-                    "package on PYTHONPATH"
-                )
-            raise UserError(f"plug-in {name!r} cannot be imported ({reason}): {remedy}") from error
+            raise UserError(
+                f"plug-in {name!r} cannot be imported ({reason}): {_remedy(name, error)}"
+            ) from error
+
+
+def _remedy(name: str, error: BaseException) -> str:
+    """What to do about a plug-in that cannot be imported."""
+    lacking = error.name if isinstance(error, ImportError) else None
+    if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{lacking}."):
+        path = f", or ./{name} for that folder" * os.path.isdir(name)
+        return f"give an importable module or the path of a .py file{path}"
+    if lacking and Path(name).with_name(f"{lacking}.py").exists():
+        return (
+            "files beside a plug-in are not searched: put both into one file, or into a package "
+            "on PYTHONPATH"
+        )
+    return "repair it"
 
 
 def _is_path(name: str) -> bool:
@@ -109,15 +107,11 @@ def _import_file(path: Path) -> str:
     path, module_name = path.resolve(), _OF_FILES + path.stem
     content = path.read_bytes()
     plugin = Plugin(path.name, f"sha256:{hashlib.sha256(content).hexdigest()}")
-    loaded = sys.modules.get(module_name)
-    is_same = loaded is not None and Path(str(loaded.__file__)) == path
-    if is_same and _imported.get(module_name) == plugin:
+    loaded = getattr(sys.modules.get(module_name), "__file__", None)
+    if loaded == str(path) and _imported.get(module_name) == plugin:
         return module_name
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"plug-in {str(path)!r} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
+    module = sys.modules[module_name] = ModuleType(module_name)
+    module.__file__ = str(path)
     try:
         # Not by the loader: of a file edited within a second it may run the bytecode of before.
         exec(compile(content, path, "exec"), vars(module))
