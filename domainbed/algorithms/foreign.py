@@ -28,8 +28,7 @@ from domainbed.algorithms.base import (
     as_numbers,
     chosen_options,
 )
-from domainbed.algorithms.foreign_code import Batch, batch_of, undriven
-from domainbed.algorithms.handed import construct, given
+from domainbed.algorithms.foreign_code import Batch, batch_of, construct, given, undriven
 from domainbed.algorithms.optimizers import StepRule
 from domainbed.core.minibatch import Nest, joined, mapped
 from domainbed.errors import UserError, one_line
@@ -76,14 +75,13 @@ class ForeignAlgorithm(Algorithm):
 
     def build(self) -> None:
         self.current: list[dict[str, Any]] = []
-        shared = (self.input_shape, self.num_classes, self.num_domains, self.hparams, self.facts)
-        more = (self._known(), self.elsewhere or dict)
-        self.model = self._called(construct, self.foreign, self.folder, *shared, *more)
+        more = (self, self._known(), self.elsewhere or dict)
+        self.model = self._called(construct, self.foreign, self.folder, *more)
         chosen = chosen_options(type(self), self.hparams)
-        if not chosen.keys() & {"optimizer", "momentum"}:  # the class has chosen these itself
-            for value in [value for each in self.modules() for value in vars(each).values()]:
-                if isinstance(value, torch.optim.Optimizer):
-                    StepRule(self.facts, chosen).attach(value)
+        values = [value for each in self.modules() for value in vars(each).values()]
+        for optimizer in [each for each in values if isinstance(each, torch.optim.Optimizer)]:
+            if not chosen.keys() & {"optimizer", "momentum"}:  # the class has chosen these itself
+                StepRule(self.facts, chosen).attach(optimizer)
 
     def on_start(self) -> None:
         """Refuses what its fork trains by methods that nothing here calls."""
@@ -133,9 +131,7 @@ class ForeignAlgorithm(Algorithm):
     def train(self, mode: bool = True) -> ForeignAlgorithm:
         """Calls the class's own `train` or `eval`, which may take no argument."""
         self.training = mode
-        switch = getattr(self.model, "train" if mode else "eval", None)
-        if switch is not None:
-            switch()
+        getattr(self.model, "train" if mode else "eval", lambda: None)()
         return self
 
     def _known(self) -> dict[str, Any]:
@@ -149,8 +145,8 @@ class ForeignAlgorithm(Algorithm):
         }
         if {"model", "dataset", "optimizer"} <= inspect.signature(self.foreign).parameters.keys():
             network = WithFeatures(self.input_shape, self.num_classes, self.hparams)
-            known |= {"model": network, "dataset": CurrentBatch(self)}
-            known |= {"optimizer": self.new_optimizer(network)}
+            optimizer = self.new_optimizer(network)
+            known |= {"model": network, "dataset": CurrentBatch(self), "optimizer": optimizer}
         return known
 
     def _group_sizes(self) -> list[int]:
@@ -168,14 +164,13 @@ class ForeignAlgorithm(Algorithm):
         index, extras = getattr(minibatch, "index", None), getattr(minibatch, "extras", None)
         if self.facts.splits and index is not None:
             index = self.facts.splits[number].places[index].to(y.device)
-        known = {"y": y, "domain": domain, "attribute": domain, "index": index}
-        return {"x": mapped(torch.Tensor.contiguous, x), **known, **(extras or {})}
+        x = mapped(torch.Tensor.contiguous, x)
+        known = {"x": x, "y": y, "domain": domain, "attribute": domain, "index": index}
+        return {**known, **(extras or {})}
 
     def _unpacked(self, known: Mapping[str, Any]) -> Any:
         """The minibatches with the parts that the class unpacks."""
         batch = batch_of(self.foreign)
-        if not batch.pooled and len(batch.parts) == 2:
-            return list(zip(known["x"], known["y"]))
         named = zip(batch.parts, _PLACES)
         parts = [known[name if name in known else usual] for name, usual in named]
         return tuple(map(joined, parts)) if batch.pooled else list(zip(*parts))
@@ -186,11 +181,13 @@ class ForeignAlgorithm(Algorithm):
         kinds = {parameter.kind for parameter in parameters}
         if inspect.Parameter.VAR_POSITIONAL in kinds:
             return [known["minibatches"], known["unlabeled"]], {}
-        takes_others = inspect.Parameter.VAR_KEYWORD in kinds
-        others = {name: known[name] for name in known.keys() - _OWN if takes_others}
-        needs = f"the update of {self.foreign.__name__} needs {{}}, which its train script computes"
-        remedy = ": do that in the 'update' of a subclass"
-        return [], {**others, **given(parameters, known, ("minibatches",), needs + remedy)}
+        needs = (
+            f"the update of {self.foreign.__name__} needs {{}}, which its train script computes: "
+            "do that in the 'update' of a subclass"
+        )
+        others = known.keys() - _OWN if inspect.Parameter.VAR_KEYWORD in kinds else ()
+        called_with = given(parameters, known, ("minibatches",), needs)
+        return [], {**{name: known[name] for name in others}, **called_with}
 
     def _called(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """What a function of the class returns, on the run's device."""
@@ -211,7 +208,7 @@ class WithFeatures(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, hparams: Any) -> None:
         super().__init__()
-        self.featurizer = networks.Featurizer(input_shape, hparams)
+        self.featurizer, self.device = networks.Featurizer(input_shape, hparams), "cuda"
         self.classifier = nn.Linear(self.featurizer.n_outputs, num_classes)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -258,13 +255,14 @@ def numbers_of(returned: Any) -> Metrics:
     if isinstance(returned, (list, tuple)):
         returned = next((each for each in returned if isinstance(each, Mapping)), None)
     named = returned if isinstance(returned, Mapping) else {"loss": returned}
-    one: dict[str, Any] = {
-        str(name): value
-        for name, value in named.items()
-        if isinstance(value, (int, float, np.number))
-        or (isinstance(value, torch.Tensor) and value.numel() == 1)
-    }
-    return as_numbers(one)
+    return as_numbers(
+        {
+            str(name): value
+            for name, value in named.items()
+            if isinstance(value, (int, float, np.number))
+            or (isinstance(value, torch.Tensor) and value.numel() == 1)
+        }
+    )
 
 
 def adapt(cls: Any, folder: Path | None = None) -> type[Algorithm]:

@@ -14,7 +14,7 @@ import yaml
 
 from domainbed.algorithms.base import ALGORITHMS, Algorithm
 from domainbed.algorithms.foreign import adapt
-from domainbed.algorithms.handed import required
+from domainbed.algorithms.foreign_code import needs_of
 from domainbed.config.dimensions import DatasetFacts, Foreign
 from domainbed.core import forks
 from domainbed.core.forks import Fork, arguments, by_name, code_of
@@ -48,11 +48,9 @@ def _is_algorithm(cls: Any) -> bool:
     One whose constructor needs what those of its subclasses give is abstract.
     """
     methods = [getattr(cls, name, None) for name in ("update", "predict")]
-    if not all(map(callable, methods)):
-        return False
     names = [getattr(getattr(each, "__code__", None), "co_names", ()) for each in methods]
-    is_abstract = any(required(cls) - required(below) for below in cls.__subclasses__())
-    return ("NotImplementedError",) not in names and not is_abstract
+    is_whole = all(map(callable, methods)) and ("NotImplementedError",) not in names
+    return is_whole and not any(needs_of(cls) - needs_of(each) for each in cls.__subclasses__())
 
 
 def _space(
@@ -87,11 +85,9 @@ def _elsewhere(root: str, names: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
     fork = forks.FORKS[root]
     registry = fork.load(*_REGISTRIES)
     assert registry is not None
-    nodes = [
-        n for n in ast.walk(code_of(Path(str(registry.__file__)))) if isinstance(n, ast.Compare)
-    ]
-    constants = [n.value for node in nodes for n in ast.walk(node) if isinstance(n, ast.Constant)]
-    others = [value for value in constants if isinstance(value, str)]
+    nodes = ast.walk(code_of(Path(str(registry.__file__))))
+    names_there = [n.value for n in nodes if isinstance(n, ast.Constant)]
+    others = [value for value in dict.fromkeys(names_there) if isinstance(value, str)]
     pairs = [(name, "PACS", name) for name in [*names, *others]]
     found: dict[str, tuple[Any, str]] = {}
     for algorithm, dataset, of in pairs + [(names[0], other, other) for other in others]:
@@ -118,8 +114,8 @@ def _hparams(
         "test_envs": [],  # of any run
     }
     args = arguments(fork.folder, known)
-    known = {**vars(args), **known, "args": args, "seed": seed, "random_seed": seed}
-    known["sample"] = is_random
+    known |= {"args": args, "seed": seed, "random_seed": seed, "sample": is_random}
+    known = {**vars(args), **known}
     found: dict[str, Any] = {}
     for function in [own] if own else [getattr(registry, name) for name in names]:
         with suppress(NotImplementedError):  # of datasets that it does not know

@@ -131,8 +131,8 @@ def _plugin(args: argparse.Namespace) -> int:
     data = [name for name, dataset in DATASETS.items() if plugin in plugins_of([dataset])]
     width = max(map(len, (*own, *data)), default=0)
     for name in own:
-        tried = trial(name)
-        print(f"{name:{width}}  {tried.result}{': ' * bool(tried.note)}{tried.note}", flush=True)
+        result, note = trial(name)
+        print(f"{name:{width}}  {result}{': ' * bool(note)}{note}", flush=True)
     for name in data:
         print(f"{name:{width}}  is a dataset of {len(DATASETS[name].ENVIRONMENTS)} domains")
     return 0

@@ -93,12 +93,10 @@ class Fork:
         self.file = min(found, key=lambda file: (len(file.parts), str(file)), default=path)
         if self.file.is_dir():
             raise UserError(f"{path} has no algorithms.py: give the file with its algorithms")
-        folder = self.file.parent
-        while (folder / "__init__.py").exists():
-            folder = folder.parent
+        outer = next(p for p in self.file.parents if not (p / "__init__.py").exists())
         # A package without __init__.py is a folder whose name its own files import.
         names = {"domainbed", *_IMPORTED.findall(self.file.read_text("utf-8", "replace"))}
-        self.folder = next((p.parent for p in self.file.parents if p.name in names), folder)
+        self.folder = next((p.parent for p in self.file.parents if p.name in names), outer)
         self.name = (path if path in self.folder.parents else self.folder).name
         if self.name in [fork.name for fork in FORKS.values() if fork.folder != self.folder]:
             self.name = f"{self.folder.parent.name}-{self.name}"
@@ -121,32 +119,25 @@ class Fork:
         """
         near = [file for file in self.files if str(file).endswith(names)]
         near.sort(key=lambda f: (-len(os.path.commonpath([f, self.file])), len(f.parts), f))
-        if names and not near:
-            return None
-        file = near[0] if names else self.file
-        place = file.relative_to(self.folder).with_suffix("")
-        import numpy as np  # not above, since what loads no fork needs none
-
-        for alias in (bool, complex, float, int, object, str):  # NumPy had these names once
-            vars(np).setdefault(alias.__name__, alias)
-        self.loading = True
-        try:
-            module = ".".join([self.module, *place.parts]).removesuffix(".__init__")
-            return importlib.import_module(module)
-        except (Exception, SystemExit) as error:
-            if not names:
-                raise
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            warnings.warn(f"{file} of {self.name} cannot be imported ({reason})", stacklevel=2)
-            return None
-        finally:
-            self.loading = False
+        for file in near[:1] if names else [self.file]:
+            module = ".".join([self.module, *file.relative_to(self.folder).with_suffix("").parts])
+            self.loading = True
+            try:
+                return importlib.import_module(module.removesuffix(".__init__"))
+            except (Exception, SystemExit) as error:
+                if not names:
+                    raise
+                reason = f"{type(error).__name__}: {one_line(error)}"
+                warnings.warn(f"{file} of {self.name} cannot be imported ({reason})", stacklevel=2)
+            finally:
+                self.loading = False
+        return None
 
     def classes(self) -> list[type]:
         """The classes that its modules define, as far as they are imported."""
         modules = [module for name, module in sys.modules.items() if self.has(name)]
-        values = [(module, value) for module in modules for value in [*vars(module).values()]]
-        return [v for m, v in values if isinstance(v, type) and v.__module__ == m.__name__]
+        values = [(m.__name__, value) for m in modules for value in [*vars(m).values()]]
+        return [v for name, v in values if isinstance(v, type) and v.__module__ == name]
 
     def has(self, module: str) -> bool:
         """Whether a module of this name is its own."""
@@ -163,8 +154,8 @@ class Fork:
                     renamed += [prefix + entry.__name__] * bool(prefix)
                     break
         if renamed and multiprocessing.parent_process() is None:  # workers need not say it again
-            said = f"{registry.kind}s of {self.name} whose names are taken have a prefix"
-            warnings.warn(f"{said}: {', '.join(renamed)}", stacklevel=2)
+            said = f"{registry.kind}s of {self.name} whose names are taken have a prefix: "
+            warnings.warn(said + ", ".join(renamed), stacklevel=2)
 
     def import_(
         self,
@@ -186,8 +177,8 @@ class Fork:
                 found = builtins.__import__(name, of, local, wanted or (), level)
             else:
                 top = f"{self.module}.{inside}".rstrip(".")
-                found = importlib.import_module(f"{top}.{rest}".rstrip("."))
-                found = builtins.__import__(found.__name__, of, local, wanted or ("__name__",))
+                whole = f"{top}.{rest}".rstrip(".")
+                found = builtins.__import__(whole, of, local, wanted or ("__name__",))
                 found = found if wanted else sys.modules[top]
             for part in {*(wanted or ())} - {"*", *dir(found)}:
                 if f"{found.__name__}.{part}" not in sys.modules:  # which circular imports find
@@ -217,17 +208,21 @@ class Fork:
 def _must_have(place: FrameType) -> bool:
     """Whether an import there must fail, where it does: in a function, or where it is tried."""
     nodes = ast.walk(code_of(Path(place.f_code.co_filename)))
-    bodies = [node.body for node in nodes if isinstance(node, ast.Try)]
-    tried = [(each.lineno, each.end_lineno or 0) for body in bodies for each in body]
-    is_tried = any(first <= place.f_lineno <= last for first, last in tried)
+    tried = [each for node in nodes if isinstance(node, ast.Try) for each in node.body]
+    is_tried = any(each.lineno <= place.f_lineno <= (each.end_lineno or 0) for each in tried)
     return is_tried or place.f_code.co_name != "<module>"
+
+
+# Names of Python's types that NumPy had once.
+_OLD_TYPES = re.compile(rb"\b(?:np|numpy)\.(bool|complex|float|int|object|str)\b")
 
 
 class _Loader(SourceFileLoader):
     """Executes a fork's file with the fork's `__import__`; writes no bytecode beside it."""
 
     def get_code(self, fullname: str) -> Any:
-        return compile(self.get_data(self.path), self.path, "exec", dont_inherit=True)
+        text = _OLD_TYPES.sub(rb"\1", self.get_data(self.path))
+        return compile(text, self.path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
         fork = FORKS[module.__name__.partition(".")[0]]
@@ -288,6 +283,14 @@ def code_of(source: Any) -> ast.AST:
         return ast.parse(text)
     except (OSError, SyntaxError, ValueError):
         return ast.Module([], [])
+
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def required(parameters: Iterable[inspect.Parameter]) -> set[str]:
+    """The names of those without a default."""
+    return {p.name for p in parameters if p.default is p.empty and p.kind not in VARIADIC}
 
 
 def by_name(function: Callable[..., T], known: Mapping[str, Any], *first: Any) -> T:

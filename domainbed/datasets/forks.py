@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch.utils.data import TensorDataset
 
 from domainbed.config.run_facts import Handed, RunFacts
-from domainbed.core.forks import Fork, arguments, by_name
+from domainbed.core.forks import Fork, arguments, by_name, required
 from domainbed.datasets.base import DATASETS, ForeignDomain, MultipleDomainDataset
 from domainbed.datasets.images.transforms import evaluation_transform, training_transform
 
@@ -34,9 +34,12 @@ class ForkDataset(MultipleDomainDataset):
     folder: ClassVar[Path]
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
-        known: dict[str, Any] = dict.fromkeys(_ROOT, root)
-        known |= {"test_envs": list(test_envs), "hparams": Handed(hparams, RunFacts())}
-        known["augment"] = hparams.get("data_augmentation", True)
+        known: dict[str, Any] = {
+            **dict.fromkeys(_ROOT, root),
+            "test_envs": list(test_envs),
+            "hparams": Handed(hparams, RunFacts()),
+            "augment": hparams.get("data_augmentation", True),
+        }
         made = by_name(self.foreign, {**known, "args": arguments(self.folder, known)})
         domains = [made[number] for number in range(len(made))]
         collate = getattr(made, "collate_fn", None)
@@ -71,11 +74,10 @@ def register(fork: Fork) -> None:
 
 def _is_dataset(cls: type) -> bool:
     names = getattr(cls, "ENVIRONMENTS", None)
-    if names is None or len(names) == 0 or _BASE not in [base.__name__ for base in cls.__mro__]:
-        return False
-    parameters = inspect.signature(cls).parameters.values()
-    required = {p.name for p in parameters if p.default is p.empty and p.kind < p.VAR_POSITIONAL}
-    return required <= _KNOWN
+    is_one = (
+        names is not None and len(names) > 0 and _BASE in [base.__name__ for base in cls.__mro__]
+    )
+    return is_one and required(inspect.signature(cls).parameters.values()) <= _KNOWN
 
 
 def _adapted(cls: Any, fork: Fork) -> type[MultipleDomainDataset]:
@@ -86,5 +88,5 @@ def _adapted(cls: Any, fork: Fork) -> type[MultipleDomainDataset]:
     kept = ("N_STEPS", "CHECKPOINT_FREQ", "__doc__", "__module__", "__qualname__")
     members = {name: getattr(cls, name) for name in kept if hasattr(cls, name)}
     members |= {"foreign": cls, "folder": fork.folder, "small_images": is_small}
-    members |= {"ENVIRONMENTS": [str(name) for name in cls.ENVIRONMENTS]}
-    return type(cls.__name__, (ForkDataset,), members)
+    names = [str(name) for name in cls.ENVIRONMENTS]
+    return type(cls.__name__, (ForkDataset,), {**members, "ENVIRONMENTS": names})

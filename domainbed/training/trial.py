@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -22,19 +22,7 @@ from domainbed.spec import RunSpec
 from domainbed.training.trainer import run
 
 
-class Trial(NamedTuple):
-    """How a small run of an algorithm went.
-
-    Attributes:
-        result: "runs", "runs with" or "does not run".
-        note: what it needs, or why it does not run; empty if it runs as it is.
-    """
-
-    result: str
-    note: str = ""
-
-
-def trial(name: str, seconds: float = 120.0) -> Trial:
+def trial(name: str, seconds: float = 120.0) -> tuple[str, str]:
     """One or two updates of a registered algorithm on random images, on the CPU.
 
     They are a run in a temporary folder: with records, evaluation and a checkpoint. Images are as
@@ -45,6 +33,9 @@ def trial(name: str, seconds: float = 120.0) -> Trial:
     Args:
         name: of the algorithm.
         seconds: after which it is given up, in the main thread of a program.
+
+    Returns:
+        "runs", "runs with" or "does not run"; and what it needs, or why it does not run.
     """
     reasons = []
     options = RunOptions(device="cpu", num_workers=0, keep="none")
@@ -52,7 +43,9 @@ def trial(name: str, seconds: float = 120.0) -> Trial:
         needs = list(size)
         try:
             with (
-                _silent_within(seconds),
+                _within(seconds),
+                redirect_stdout(io.StringIO()),
+                redirect_stderr(io.StringIO()),
                 _without_weights(needs),
                 TemporaryDirectory() as folder,
                 warnings.catch_warnings(record=True) as said,
@@ -61,11 +54,11 @@ def trial(name: str, seconds: float = 120.0) -> Trial:
                 spec = RunSpec.create(dataset, name, [0], steps=steps, hparams={"batch_size": 4})
                 run(spec, folder, options)
             needs += [str(each.message) for each in said if each.category is LentValue]
-            return Trial("runs with" if needs else "runs", ", ".join(dict.fromkeys(needs)))
+            return "runs with" if needs else "runs", ", ".join(dict.fromkeys(needs))
         except (Exception, SystemExit) as error:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             reasons.append(kind + one_line(error))
-    return Trial("does not run", "; ".join(dict.fromkeys(reasons)))
+    return "does not run", "; ".join(dict.fromkeys(reasons))
 
 
 @contextmanager
@@ -77,21 +70,24 @@ def _without_weights(needs: list[str]) -> Iterator[None]:
         needs.append(f"weights of {url}")
         torch.save({}, file)
 
-    def load_any(module: nn.Module, state: Any, *args: Any, **kwargs: Any) -> Any:
-        return load(module, state or module.state_dict(), *args, **kwargs)
-
     with (
         TemporaryDirectory() as hub,
         mock.patch.dict(os.environ, {"TORCH_HOME": hub}),
         mock.patch("torch.hub.download_url_to_file", download),
-        mock.patch.object(nn.Module, "load_state_dict", load_any),
+        mock.patch.object(
+            nn.Module,
+            "load_state_dict",
+            lambda module, state, *args, **kw: load(
+                module, state or module.state_dict(), *args, **kw
+            ),
+        ),
     ):
         yield
 
 
 @contextmanager
-def _silent_within(seconds: float) -> Iterator[None]:
-    """Hides what foreign code prints, and raises a UserError after a time."""
+def _within(seconds: float) -> Iterator[None]:
+    """Raises a UserError after a time."""
 
     def stop(*signalled: Any) -> None:
         raise UserError(f"no small run ended within {seconds:g} s")
@@ -99,8 +95,7 @@ def _silent_within(seconds: float) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            yield
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -350,9 +350,9 @@ def test_values_that_the_registry_does_not_give_an_algorithm_come_from_elsewhere
 ):
     import_plugins([written(tmp_path / "tilts", OF_DOMAINBED)])
     assert "image_size" not in default_hparams("Match", "Debug28")
-    ran = trial("Match")
-    assert ran.result == "runs with", ran
-    assert ran.note.split(", hyper-") == [
+    result, note = trial("Match")
+    assert result == "runs with", note
+    assert note.split(", hyper-") == [
         "hyper-parameter 'tilt_weight' is 0.5, which the fork's registry has for Tilted",
         "parameter 'width' is 3, which the fork's registry has for ColoredMNIST",
         "parameter 'scale' is 0.5, the default of the fork's scripts",
