@@ -85,8 +85,8 @@ class ForeignAlgorithm(Algorithm):
 
     def on_start(self) -> None:
         """Refuses what its fork trains by methods that nothing here calls."""
-        is_driven = type(self).on_step is not Algorithm.on_step
-        if names := not is_driven and undriven(self.foreign, self.folder):
+        names = undriven(self.foreign, self.folder)
+        if names and type(self).on_step is Algorithm.on_step:
             raise UserError(
                 f"{self.foreign.__name__} trains also by {', '.join(names)}, which its own "
                 "train script calls: call it in 'on_start' or 'on_step' of a subclass"
@@ -101,8 +101,11 @@ class ForeignAlgorithm(Algorithm):
         known: dict[str, Any] = {
             name: [part[name] for part in self.current] for name in self.current[0]
         }
-        known |= {"unlabeled": unlabeled, "step": self.facts.step}
-        known["minibatches"] = self._unpacked(known)
+        batch = batch_of(self.foreign)
+        named = zip(batch.parts, _PLACES)
+        parts = [known[name if name in known else usual] for name, usual in named]
+        unpacked = tuple(map(joined, parts)) if batch.pooled else list(zip(*parts))
+        known |= {"unlabeled": unlabeled, "step": self.facts.step, "minibatches": unpacked}
         args, kwargs = self._arguments(known)
         returned = self._called(self.model.update, *args, **kwargs)
         self.current = []
@@ -117,16 +120,14 @@ class ForeignAlgorithm(Algorithm):
         if isinstance(found, torch.Tensor):
             return {"": found}
         named = found if isinstance(found, Mapping) else dict(enumerate(found))
-        width = self.num_classes
         logits = {
             str(name): each.flatten(1)
             for name, each in named.items()
-            if isinstance(each, torch.Tensor) and each.shape[1:].numel() == width
+            if isinstance(each, torch.Tensor) and each.shape[1:].numel() == self.num_classes
         }
         if not logits:
-            raise UserError(f"{self.foreign.__name__} predicts nothing of width {width}")
-        first = next(iter(logits))
-        return {"": logits.pop(first), **logits}
+            raise UserError(f"{self.foreign.__name__} predicts nothing of width {self.num_classes}")
+        return {"": logits.pop(next(iter(logits))), **logits}
 
     def train(self, mode: bool = True) -> ForeignAlgorithm:
         """Calls the class's own `train` or `eval`, which may take no argument."""
@@ -153,8 +154,8 @@ class ForeignAlgorithm(Algorithm):
         """Training samples of each group y · A + a; a is the domain where there is no attribute."""
         if self.facts.attribute_names:
             return list(self.facts.group_sizes)
-        ones = torch.ones(self.num_domains, self.num_classes, dtype=torch.long)
         counts = [split.labels.bincount(minlength=self.num_classes) for split in self.facts.splits]
+        ones = torch.ones(self.num_domains, self.num_classes, dtype=torch.long)
         return (torch.stack(counts) if counts else ones).T.flatten().tolist()
 
     def _parts(self, number: int, minibatch: Any) -> dict[str, Any]:
@@ -167,13 +168,6 @@ class ForeignAlgorithm(Algorithm):
         x = mapped(torch.Tensor.contiguous, x)
         known = {"x": x, "y": y, "domain": domain, "attribute": domain, "index": index}
         return {**known, **(extras or {})}
-
-    def _unpacked(self, known: Mapping[str, Any]) -> Any:
-        """The minibatches with the parts that the class unpacks."""
-        batch = batch_of(self.foreign)
-        named = zip(batch.parts, _PLACES)
-        parts = [known[name if name in known else usual] for name, usual in named]
-        return tuple(map(joined, parts)) if batch.pooled else list(zip(*parts))
 
     def _arguments(self, known: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Those of the class's `update`: by name, and the minibatches first where no name fits."""

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
@@ -123,10 +124,9 @@ def _called_by_scripts(folder: Path) -> set[str]:
 
 
 def _attributes(code: ast.AST) -> set[str]:
-    """The names of attributes, and `_STORES` where one is set."""
+    """The names of attributes that are read, and `_STORES` where one is set."""
     found = [node for node in ast.walk(code) if isinstance(node, ast.Attribute)]
-    stores = {_STORES for node in found if isinstance(node.ctx, ast.Store)}
-    return {node.attr for node in found} | stores
+    return {_STORES if isinstance(node.ctx, ast.Store) else node.attr for node in found}
 
 
 def _methods(cls: Any) -> tuple[dict[str, ast.AST], dict[str, set[str]]]:
@@ -209,6 +209,12 @@ def _passed(folder: Path | None) -> dict[str, Any]:
     return {name: args.get(arg) for name, arg in re.findall(r"\b(\w+) *= *args\.(\w+)", scripts)}
 
 
+@cache
+def _scratch() -> TemporaryDirectory[str]:
+    """Where classes write what only their train scripts read; it goes with the process."""
+    return TemporaryDirectory(prefix="domainbed-")
+
+
 def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, Any]:
     """The facts of a run, under the names that forks give them."""
     named: dict[str, Any] = {
@@ -216,6 +222,7 @@ def _of_run(facts: RunFacts, num_classes: int, num_domains: int) -> dict[str, An
         "steps n_steps n_step num_steps max_steps iters total_steps": facts.steps,
         "dataset dataset_name": facts.dataset,
         "device": torch.device(facts.device),
+        "output_dir out_dir logdir log_dir save_dir": Path(_scratch().name),
         "test_envs test_env target_env": list(facts.test_envs),
         "group_sizes data_sizes num_examples env_sizes": list(facts.group_sizes),
         "domain_names env_names": list(facts.domain_names),

@@ -6,18 +6,16 @@ import ast
 import re
 from contextlib import suppress
 from functools import cache, partial
-from pathlib import Path
+from inspect import signature
 from types import ModuleType
 from typing import Any
-
-import yaml
 
 from domainbed.algorithms.base import ALGORITHMS, Algorithm
 from domainbed.algorithms.foreign import adapt
 from domainbed.algorithms.foreign_code import needs_of
 from domainbed.config.dimensions import DatasetFacts, Foreign
 from domainbed.core import forks
-from domainbed.core.forks import Fork, arguments, by_name, code_of
+from domainbed.core.forks import Fork, arguments, code_of
 
 _REGISTRIES = ("/hparams_registry.py", "/hyperparams.py")
 # What an option of this package means otherwise than a fork's registry.
@@ -34,11 +32,11 @@ def register(fork: Fork) -> None:
     registry, adapted = fork.load(*_REGISTRIES), []
     for cls in filter(_is_algorithm, fork.classes()):
         made: Any = adapt(cls, fork.folder)
-        adapted.append(made)
+        names = tuple(base.__name__ for base in cls.__mro__)
+        made.elsewhere = partial(_elsewhere, fork.module, names)
         if registry is not None and not (issubclass(cls, Algorithm) and cls.search_space):
             made.search_space = partial(_space, fork, registry, cls.__name__)
-            names = tuple(base.__name__ for base in cls.__mro__)
-            made.elsewhere = partial(_elsewhere, fork.module, names)
+        adapted.append(made)
     fork.register(ALGORITHMS, adapted)
 
 
@@ -80,14 +78,12 @@ def _elsewhere(root: str, names: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
 
     Returns:
         values with their places: of the bases, of the other algorithms and datasets that the
-        registry compares names with, and of the arguments of scripts and `config.yaml`.
+        registry speaks of, and of the fork's scripts; see `core.forks.set_by_scripts`.
     """
     fork = forks.FORKS[root]
-    registry = fork.load(*_REGISTRIES)
-    assert registry is not None
-    nodes = ast.walk(code_of(Path(str(registry.__file__))))
-    names_there = [n.value for n in nodes if isinstance(n, ast.Constant)]
-    others = [value for value in dict.fromkeys(names_there) if isinstance(value, str)]
+    registry: Any = fork.load(*_REGISTRIES)
+    constants = [n.value for n in ast.walk(code_of(registry)) if isinstance(n, ast.Constant)]
+    others = [value for value in dict.fromkeys(constants) if isinstance(value, str)]
     pairs = [(name, "PACS", name) for name in [*names, *others]]
     found: dict[str, tuple[Any, str]] = {}
     for algorithm, dataset, of in pairs + [(names[0], other, other) for other in others]:
@@ -95,19 +91,15 @@ def _elsewhere(root: str, names: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
             place = "" if of == names[0] else f"which the fork's registry has for {of}"
             values = _hparams(fork, registry, algorithm, dataset, 0, False)
             found = {**{name: (value, place) for name, value in values.items()}, **found}
-    of_scripts = vars(arguments(fork.folder, {}))
-    for file in sorted(fork.folder.rglob("config.yaml"), key=lambda file: len(file.parts))[:1]:
-        of_scripts |= yaml.safe_load(file.read_text()) or {}
-    place = "the default of the fork's scripts"
-    return {n: (v, place) for n, v in of_scripts.items() if v is not None} | found
+    place = "as the fork's scripts set it"
+    return {n: (value, place) for n, value in vars(arguments(fork.folder, {})).items()} | found
 
 
 def _hparams(
     fork: Fork, registry: ModuleType, algorithm: str, dataset: str, seed: int, is_random: bool
 ) -> dict[str, Any]:
     """What a registry's functions return."""
-    own = getattr(registry, "random_hparams" if is_random else "default_hparams", None)
-    names = [name for name in vars(registry) if re.fullmatch(r"get_\w+_hparams", name)]
+    of = "random" if is_random else "default"
     known: dict[str, Any] = {
         **dict.fromkeys(("algorithm", "algorithm_name", "objective", "objective_name"), algorithm),
         **dict.fromkeys(("dataset", "dataset_name"), dataset),
@@ -117,7 +109,8 @@ def _hparams(
     known |= {"args": args, "seed": seed, "random_seed": seed, "sample": is_random}
     known = {**vars(args), **known}
     found: dict[str, Any] = {}
-    for function in [own] if own else [getattr(registry, name) for name in names]:
+    for name in [n for n in vars(registry) if re.fullmatch(rf"{of}_hparams|get_\w+_hparams", n)]:
+        function = getattr(registry, name)
         with suppress(NotImplementedError):  # of datasets that it does not know
-            found |= by_name(function, known)
+            found |= function(**{n: known[n] for n in signature(function).parameters if n in known})
     return {n: value.item() if hasattr(value, "item") else value for n, value in found.items()}

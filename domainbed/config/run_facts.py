@@ -144,8 +144,8 @@ class Handed(HParams):
             )
         self[name], place = lent[name]
         if place:
-            message = f"hyper-parameter {name!r} is {self[name]!r}, {place}"
-            warnings.warn(message, LentValue, stacklevel=2)
+            said = f"hyper-parameter {name!r} is {self[name]!r}, {place}"
+            warnings.warn(said, LentValue, stacklevel=2)
         return self[name]
 
     def __getattr__(self, name: str) -> Any:

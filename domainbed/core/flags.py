@@ -78,16 +78,12 @@ def _meant(model: type[Settings], name: str, value: Any) -> Any:
     return values if _is_list(model, name) or len(values) > 1 else values[0]
 
 
-def _alternatives(model: type[Settings], name: str) -> list[Schema]:
-    return alternatives(_fields(model)[name], _schema(model).get("$defs", {}))
-
-
 def _words(model: type[Settings], name: str) -> list[Schema]:
     """The schemas of one word of the command line: of the value, or of a list's items."""
     definitions = _schema(model).get("$defs", {})
     return [
         one
-        for each in _alternatives(model, name)
+        for each in alternatives(_fields(model)[name], definitions)
         for one in alternatives(each.get("items", each), definitions)
     ]
 
@@ -98,7 +94,8 @@ def _is_text(words: Iterable[Schema]) -> bool:
 
 def _is_list(model: type[Settings], name: str) -> bool:
     """Whether each word is an item; otherwise one word is the whole value, in YAML."""
-    words, are_lists = _words(model, name), ["items" in each for each in _alternatives(model, name)]
+    schemas = alternatives(_fields(model)[name], _schema(model).get("$defs", {}))
+    words, are_lists = _words(model, name), ["items" in each for each in schemas]
     if _is_text(words):
         return any(are_lists)
     return all(are_lists) and not all(word.get("type") == "array" for word in words)

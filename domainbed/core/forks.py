@@ -25,11 +25,11 @@ from functools import cache, cached_property
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import FrameType, ModuleType, SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
+
+import yaml
 
 from domainbed.errors import UserError, one_line
-
-T = TypeVar("T")
 
 _OF_FORKS = "domainbed_fork_"
 
@@ -194,11 +194,10 @@ class Fork:
         depth = len(self.file.relative_to(self.folder).parts)
         places = [*self.file.parents][:depth][::-1]
         is_elsewhere = first != "domainbed" and importlib.util.find_spec(first) is not None
-        for place in places:
+        # The folders of a package are not searched before those of Python.
+        for place in places[:1] if is_elsewhere else places:
             here = place / first
             is_there = here.with_suffix(".py").is_file() or (here / "__init__.py").is_file()
-            if is_elsewhere and place != self.folder:
-                continue  # the folders of a package are not searched before those of Python
             if is_there or (not is_elsewhere and any(here.glob("**/*.py"))):
                 return ".".join(here.relative_to(self.folder).parts)
         is_renamed = first == "domainbed" and (places[-1] / "networks.py").is_file()
@@ -278,10 +277,10 @@ def announce(fork: Fork) -> None:
 def code_of(source: Any) -> ast.AST:
     """Parsed; empty of what was made at run time, or is no Python of today."""
     try:
-        is_file = isinstance(source, Path)
-        text = source.read_bytes() if is_file else textwrap.dedent(inspect.getsource(source))
-        return ast.parse(text)
-    except (OSError, SyntaxError, ValueError):
+        if isinstance(source, Path):
+            return ast.parse(source.read_bytes())
+        return ast.parse(textwrap.dedent(inspect.getsource(source)))
+    except (OSError, SyntaxError, TypeError, ValueError):
         return ast.Module([], [])
 
 
@@ -293,24 +292,25 @@ def required(parameters: Iterable[inspect.Parameter]) -> set[str]:
     return {p.name for p in parameters if p.default is p.empty and p.kind not in VARIADIC}
 
 
-def by_name(function: Callable[..., T], known: Mapping[str, Any], *first: Any) -> T:
-    """Calls a function with what is known of its parameters, after its first ones."""
-    parameters = list(inspect.signature(function).parameters)[len(first) :]
-    return function(*first, **{name: known[name] for name in parameters if name in known})
-
-
 def arguments(folder: Path | None, known: Mapping[str, Any]) -> SimpleNamespace:
-    """The `args` of a fork's train script: its own defaults, and what is known of the run."""
-    return SimpleNamespace(**{**(_defaults(folder) if folder else {}), **known})
+    """The `args` of a fork's train script: what the script sets, and what is known of the run."""
+    return SimpleNamespace(**{**(set_by_scripts(folder) if folder else {}), **known})
 
 
 @cache
-def _defaults(folder: Path) -> dict[str, Any]:
-    """The defaults of the arguments that a fork's scripts declare; a train script's come first."""
+def set_by_scripts(folder: Path) -> dict[str, Any]:
+    """What a fork's scripts set before they train; a train script's values come first.
+
+    These are the defaults of their arguments, what they put into hyper-parameters, as in
+    `hparams["temperature"] = args.t`, and what `config.yaml` has. None is a value of these.
+    """
     files = sorted(folder.rglob("*.py"), key=lambda file: (file.name.startswith("train"), file))
     codes = [code_of(file) for file in files if b"add_argument" in file.read_bytes()]
+    nodes = [node for code in codes for node in ast.walk(code)]
     found: dict[str, Any] = {}
-    for call in [n for code in codes for n in ast.walk(code) if isinstance(n, ast.Call)]:
+    for file in sorted(folder.rglob("config.yaml"), key=lambda file: -len(file.parts)):
+        found |= yaml.safe_load(file.read_text()) or {}
+    for call in [n for n in nodes if isinstance(n, ast.Call)]:
         flags = [flag.value for flag in call.args if isinstance(flag, ast.Constant)]
         if getattr(call.func, "attr", "") == "add_argument" and flags:
             settings = {word.arg: word.value for word in call.keywords}
@@ -318,4 +318,11 @@ def _defaults(folder: Path) -> dict[str, Any]:
             found[name] = False if "action" in settings else None
             with contextlib.suppress(KeyError, ValueError):  # what only a running script knows
                 found[name] = ast.literal_eval(settings["default"])
+    scope = {"args": SimpleNamespace(**found)}
+    for node in [n for n in nodes if isinstance(n, ast.Assign)]:
+        target = node.targets[0]
+        if isinstance(target, ast.Subscript) and "hparams" in ast.unparse(target.value):
+            with contextlib.suppress(Exception):  # likewise
+                name = ast.literal_eval(target.slice)
+                found.setdefault(name, eval(ast.unparse(node.value), scope))
     return found

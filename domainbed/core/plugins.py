@@ -18,31 +18,19 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from domainbed.core import forks
 from domainbed.core.files import file_digest
 from domainbed.errors import UserError, one_line
 
-
-class Plugin(NamedTuple):
-    """A plug-in as it was imported.
-
-    Attributes:
-        name: of the file, or of the outermost package.
-        digest: "sha256:…" of what was imported, whatever the files hold by now.
-    """
-
-    name: str
-    digest: str
-
-
-_imported: dict[str, Plugin] = {}
-"""By the name of the outermost module."""
+# By the name of the outermost module, the plug-in's name (of the file, or of the outermost package)
+# and the digest, "sha256:…", of what was imported, whatever the files hold by now.
+_imported: dict[str, tuple[str, str]] = {}
 
 _OF_FILES = "domainbed_plugin_"
+# By the name that was given, that of the outermost module.
 _roots: dict[str, str] = {}
-"""By the name that was given, that of the outermost module."""
 
 
 def import_plugins(names: Iterable[str]) -> None:
@@ -93,9 +81,9 @@ def _is_path(name: str) -> bool:
 def _import_fork(path: Path) -> str:
     """Announces a fork, unless it is the same as before; returns the root of its modules."""
     fork = forks.Fork(path)
-    plugin = Plugin(f"{fork.name}/", _digest_of((file, fork.folder) for file in fork.files))
-    known = forks.FORKS.get(fork.module)
-    if _imported.get(fork.module) != plugin or known is None or known.path != fork.path:
+    plugin = (f"{fork.name}/", _digest_of((file, fork.folder) for file in fork.files))
+    known = getattr(forks.FORKS.get(fork.module), "path", None)
+    if (_imported.get(fork.module), known) != (plugin, fork.path):
         forks.announce(fork)
     _imported[fork.module] = plugin
     return fork.module
@@ -106,7 +94,7 @@ def _import_file(path: Path) -> str:
         raise UserError(f"plug-in {str(path)!r} does not exist: give the path of a .py file")
     path, module_name = path.resolve(), _OF_FILES + path.stem
     content = path.read_bytes()
-    plugin = Plugin(path.name, f"sha256:{hashlib.sha256(content).hexdigest()}")
+    plugin = (path.name, f"sha256:{hashlib.sha256(content).hexdigest()}")
     loaded = getattr(sys.modules.get(module_name), "__file__", None)
     if loaded == str(path) and _imported.get(module_name) == plugin:
         return module_name
@@ -126,7 +114,7 @@ def note(module: ModuleType) -> str:
     """Notes that a module is a plug-in's, once it is imported; returns its outermost package."""
     root = module.__name__.partition(".")[0]
     if root not in _imported:
-        _imported[root] = Plugin(root, _digest(root))
+        _imported[root] = root, _digest(root)
     return root
 
 
@@ -174,7 +162,7 @@ def changed(made_with: Iterable[tuple[str, str]], missing: bool = True) -> list[
         if name not in now and not name.endswith((".py", "/")):  # it may be imported later
             now[name] = _digest(name)
     different = {name for name, digest in made_with if now.get(name) != digest}
-    return sorted(name for name in different if missing or name in now)
+    return sorted(different if missing else different & now.keys())
 
 
 def plugins_of(objects: Iterable[Any]) -> dict[str, str]:
@@ -183,11 +171,8 @@ def plugins_of(objects: Iterable[Any]) -> dict[str, str]:
     Of an object it counts who defines its class, its base classes, and the classes and functions
     among its attributes.
     """
-    if not _imported:
-        return {}
     roots = {module.partition(".")[0] for each in objects for module in _modules(each)}
-    found = [_imported[root] for root in sorted(roots & _imported.keys())]
-    return {plugin.name: plugin.digest for plugin in found}
+    return dict(_imported[root] for root in sorted(roots & _imported.keys()))
 
 
 @cache

@@ -17,8 +17,8 @@ T = TypeVar("T")
 Entry = TypeVar("Entry")
 
 
+# Kinds whose names a command lists.
 _LISTED = ("algorithm", "dataset")
-"""Kinds whose names a command lists."""
 
 
 class Registry(Mapping[str, T], Generic[T]):

@@ -91,14 +91,10 @@ class _OneOrMore:
         return {"anyOf": [*items.get("anyOf", [items]), of_list]}
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-
-
 Items = Annotated[
     tuple[T, ...],
     AfterValidator(lambda items: tuple(dict.fromkeys(items))),
-    BeforeValidator(_as_tuple),
+    BeforeValidator(lambda value: tuple(value if isinstance(value, (list, tuple)) else [value])),
     _OneOrMore(),
 ]
 """A tuple without repetitions; one item may be given without a list: `Items[Text]`."""
@@ -153,8 +149,7 @@ def _place(where: Where, places: Places) -> str:
     """The name of a place: that of a flag, or else of the innermost value around it."""
     around = [where[:end] for end in range(len(where), -1, -1)]
     names = [places[part] for part in around if part in places]
-    flags = [name for name in names if name.startswith("--")]
-    name = [*flags, *names, ""][0]
+    name = next((each for each in names if each.startswith("--")), "".join(names[:1]))
     if not where or name.startswith("--"):
         return name
     return f"{name}, field {dotted(where)!r}".removeprefix(", ")
@@ -175,16 +170,12 @@ def make(model: type[M], values: Mapping[str, Any], places: Places | None = None
     """
     try:
         return model.model_validate(dict(values))
-    except ValidationError as error:
+    except (ValidationError, UserError) as error:
         where, said, shown = _first(model, error)
-        cause: Exception = error
-    except UserError as error:  # of a check of the whole model
-        where, said, shown, cause = error.where, str(error), "", error
-    if places is not None:
-        message = f"{_place(where, places)}: {said}" + (f", found {shown}" if shown else "")
-    else:
         message = f"{dotted(where)}{f' is {shown}' if shown else ''}: {said}"
-    raise UserError(message.removeprefix(": "), *where) from cause
+        if places is not None:
+            message = f"{_place(where, places)}: {said}{f', found {shown}' if shown else ''}"
+        raise UserError(message.removeprefix(": "), *where) from error
 
 
 def load(model: type[M], file: str | Path | None, overrides: Mapping[str, Any] | None = None) -> M:
@@ -229,8 +220,10 @@ def found(value: Any) -> str:
     return shown.repr(list(value) if isinstance(value, tuple) else value)
 
 
-def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, str]:
+def _first(model: type[BaseModel], error: Any) -> tuple[Where, str, str]:
     """Pydantic's first error: its place, what was expected there, and what was found."""
+    if isinstance(error, UserError):  # of a check of the whole model
+        return error.where, str(error), ""
     errors = error.errors(include_url=False)
     one = min(errors, key=lambda one: one["type"] != "extra_forbidden")  # it explains others
     where, context = one["loc"], one.get("ctx", {})
@@ -238,7 +231,8 @@ def _first(model: type[BaseModel], error: ValidationError) -> tuple[Where, str, 
         return (*where, *context["error"].where), str(context["error"]), ""
     schema = model.model_json_schema()
     if one["type"] == "extra_forbidden":
-        known = _names_at(schema, where[:-1])
+        around = alternatives(_schema_at(schema, where[:-1]), schema.get("$defs", {}))
+        known = [name for each in around for name in each.get("properties", {})]
         hint = did_you_mean(where[-1], known)
         listed = "" if hint and len(known) > FEW_NAMES else f" Known: {', '.join(known)}"
         return where, f"unknown field.{hint}{listed}", ""
@@ -297,18 +291,10 @@ def _schema_at(schema: Schema, where: Where) -> Schema:
     schemas = [schema]
     for part in where:
         outer = [each for one in schemas for each in alternatives(one, definitions)]
-        schemas = [inner for each in outer if (inner := _inside(each, part))]
+        if isinstance(part, int):
+            inner = [each.get("items") for each in outer]
+        else:
+            named = [each.get("properties", {}).get(part) for each in outer]
+            inner = [own or each.get("additionalProperties") for own, each in zip(named, outer)]
+        schemas = [each for each in inner if isinstance(each, dict)]
     return {"anyOf": schemas}
-
-
-def _inside(schema: Schema, part: str | int) -> Schema:
-    if isinstance(part, int):
-        return schema.get("items") or {}
-    inner = schema.get("properties", {}).get(part) or schema.get("additionalProperties")
-    return inner if isinstance(inner, dict) else {}
-
-
-def _names_at(schema: Schema, where: Where) -> list[str]:
-    """The names of the fields of a nested value."""
-    schemas = alternatives(_schema_at(schema, where), schema.get("$defs", {}))
-    return [name for each in schemas for name in each.get("properties", {})]

@@ -75,7 +75,6 @@ def read_yaml(file: str | Path) -> tuple[Any, dict[Where, int]]:
 
 
 def _parse(text: str) -> tuple[Any, dict[Where, int]]:
-    loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -89,9 +88,6 @@ def _parse(text: str) -> tuple[Any, dict[Where, int]]:
         return loader.construct_document(node), lines
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 def _located(
@@ -142,9 +138,7 @@ def _read(file: Path) -> str:
 
 
 def _complaint(file: str, text: str, error: yaml.YAMLError) -> str:
-    line = 0
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        line = error.problem_mark.line + 1
+    line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
     place = f"{file}, line {line}" if line else file

@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch.utils.data import TensorDataset
 
 from domainbed.config.run_facts import Handed, RunFacts
-from domainbed.core.forks import Fork, arguments, by_name, required
+from domainbed.core.forks import Fork, arguments, required
 from domainbed.datasets.base import DATASETS, ForeignDomain, MultipleDomainDataset
 from domainbed.datasets.images.transforms import evaluation_transform, training_transform
 
@@ -40,13 +40,14 @@ class ForkDataset(MultipleDomainDataset):
             "hparams": Handed(hparams, RunFacts()),
             "augment": hparams.get("data_augmentation", True),
         }
-        made = by_name(self.foreign, {**known, "args": arguments(self.folder, known)})
+        known["args"] = arguments(self.folder, known)
+        names = known.keys() & inspect.signature(self.foreign).parameters.keys()
+        made = self.foreign(**{name: known[name] for name in names})
         domains = [made[number] for number in range(len(made))]
-        collate = getattr(made, "collate_fn", None)
         self.datasets: Sequence[Any] = [
             each
             if type(each) is TensorDataset and len(each.tensors) == 2
-            else _Samples(each, made.num_classes, collate)
+            else _Samples(each, made.num_classes, getattr(made, "collate_fn", None))
             for each in domains
         ]
         self.input_shape, self.num_classes = tuple(made.input_shape), made.num_classes

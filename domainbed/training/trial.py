@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,8 +22,10 @@ from domainbed.errors import UserError, one_line
 from domainbed.spec import RunSpec
 from domainbed.training.trainer import run
 
+SECONDS = 120  # after which a small run is given up
 
-def trial(name: str, seconds: float = 120.0) -> tuple[str, str]:
+
+def trial(name: str) -> tuple[str, str]:
     """One or two updates of a registered algorithm on random images, on the CPU.
 
     They are a run in a temporary folder: with records, evaluation and a checkpoint. Images are as
@@ -32,33 +35,41 @@ def trial(name: str, seconds: float = 120.0) -> tuple[str, str]:
 
     Args:
         name: of the algorithm.
-        seconds: after which it is given up, in the main thread of a program.
 
     Returns:
         "runs", "runs with" or "does not run"; and what it needs, or why it does not run.
     """
     reasons = []
     options = RunOptions(device="cpu", num_workers=0, keep="none")
+    signal.signal(signal.SIGALRM, _give_up)
     for dataset, steps, size in (("Debug28", 2, []), ("Debug224", 1, ["images of 224 x 224"])):
         needs = list(size)
+        signal.alarm(SECONDS)
         try:
             with (
-                _within(seconds),
                 redirect_stdout(io.StringIO()),
                 redirect_stderr(io.StringIO()),
                 _without_weights(needs),
                 TemporaryDirectory() as folder,
-                warnings.catch_warnings(record=True) as said,
+                warnings.catch_warnings(record=True) as warned,
             ):
                 warnings.simplefilter("always", LentValue)
                 spec = RunSpec.create(dataset, name, [0], steps=steps, hparams={"batch_size": 4})
                 run(spec, folder, options)
-            needs += [str(each.message) for each in said if each.category is LentValue]
+            needs += [str(each.message) for each in warned if each.category is LentValue]
             return "runs with" if needs else "runs", ", ".join(dict.fromkeys(needs))
         except (Exception, SystemExit) as error:
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            reasons.append(kind + one_line(error))
+            places = traceback.extract_tb(error.__traceback__)
+            own = [each for each in places if "site-packages" not in each.filename][-1]
+            of_fork = f"{error!r} ({own.filename}, line {own.lineno})"
+            reasons.append(one_line(error) if isinstance(error, UserError) else of_fork)
+        finally:
+            signal.alarm(0)
     return "does not run", "; ".join(dict.fromkeys(reasons))
+
+
+def _give_up(*signalled: Any) -> None:
+    raise UserError(f"no small run ended within {SECONDS} s")
 
 
 @contextmanager
@@ -83,19 +94,3 @@ def _without_weights(needs: list[str]) -> Iterator[None]:
         ),
     ):
         yield
-
-
-@contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """Raises a UserError after a time."""
-
-    def stop(*signalled: Any) -> None:
-        raise UserError(f"no small run ended within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

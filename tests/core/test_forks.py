@@ -355,7 +355,7 @@ def test_values_that_the_registry_does_not_give_an_algorithm_come_from_elsewhere
     assert note.split(", hyper-") == [
         "hyper-parameter 'tilt_weight' is 0.5, which the fork's registry has for Tilted",
         "parameter 'width' is 3, which the fork's registry has for ColoredMNIST",
-        "parameter 'scale' is 0.5, the default of the fork's scripts",
+        "parameter 'scale' is 0.5, as the fork's scripts set it",
     ]
     hparams = get_algorithm_class("Match")((3, 4, 4), 2, 2, {"lr": 0.1}).model.hparams
     with pytest.warns(LentValue):
