@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from functools import cache, partial
 from inspect import signature
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ from domainbed.core import forks
 from domainbed.core.forks import Fork, arguments, code_of
 
 _REGISTRIES = ("/hparams_registry.py", "/hyperparams.py")
+_COMPARED = re.compile(r"""hparams\[["'](\w+)["']\] == ["']([^"']+)["']""")
 # What an option of this package means otherwise than a fork's registry.
 _OF_IMAGES = {"image_size", "orientation", "window"}
 
@@ -78,12 +80,15 @@ def _elsewhere(root: str, names: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
 
     Returns:
         values with their places: of the bases, of the other algorithms and datasets that the
-        registry speaks of, and of the fork's scripts; see `core.forks.set_by_scripts`.
+        registry speaks of, and of the fork's scripts (see `core.forks.set_by_scripts`); else a
+        text that its modules compare the hyper-parameter with.
     """
     fork = forks.FORKS[root]
     registry: Any = fork.load(*_REGISTRIES)
     constants = [n.value for n in ast.walk(code_of(registry)) if isinstance(n, ast.Constant)]
-    others = [value for value in dict.fromkeys(constants) if isinstance(value, str)]
+    others = [
+        each for each in dict.fromkeys(constants) if isinstance(each, str) and each[:1].isupper()
+    ]
     pairs = [(name, "PACS", name) for name in [*names, *others]]
     found: dict[str, tuple[Any, str]] = {}
     for algorithm, dataset, of in pairs + [(names[0], other, other) for other in others]:
@@ -91,8 +96,12 @@ def _elsewhere(root: str, names: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
             place = "" if of == names[0] else f"which the fork's registry has for {of}"
             values = _hparams(fork, registry, algorithm, dataset, 0, False)
             found = {**{name: (value, place) for name, value in values.items()}, **found}
-    place = "as the fork's scripts set it"
-    return {n: (value, place) for n, value in vars(arguments(fork.folder, {})).items()} | found
+    of_scripts = vars(arguments(fork.folder, {})).items()
+    found = {name: (value, "as the fork's scripts set it") for name, value in of_scripts} | found
+    files = filter(None, [getattr(module, "__file__", None) for module in fork.modules()])
+    texts = [Path(file).read_text("utf-8", "replace") for file in files]
+    compared = [pair for text in texts for pair in _COMPARED.findall(text)]
+    return {n: (text, "which the fork compares it with") for n, text in compared[::-1]} | found
 
 
 def _hparams(

@@ -133,15 +133,15 @@ class Fork:
                 self.loading = False
         return None
 
+    def modules(self) -> list[ModuleType]:
+        """Its modules, as far as they are imported."""
+        own = f"{self.module}."
+        return [module for name, module in sys.modules.items() if f"{name}.".startswith(own)]
+
     def classes(self) -> list[type]:
         """The classes that its modules define, as far as they are imported."""
-        modules = [module for name, module in sys.modules.items() if self.has(name)]
-        values = [(m.__name__, value) for m in modules for value in [*vars(m).values()]]
+        values = [(m.__name__, value) for m in self.modules() for value in [*vars(m).values()]]
         return [v for name, v in values if isinstance(v, type) and v.__module__ == name]
-
-    def has(self, module: str) -> bool:
-        """Whether a module of this name is its own."""
-        return f"{module}.".startswith(f"{self.module}.")
 
     def register(self, registry: Any, entries: Iterable[type]) -> None:
         """Registers classes under their own names, or with a prefix where these are taken."""
@@ -265,8 +265,8 @@ def on_fork(visit: Callable[[Fork], None]) -> None:
 
 def announce(fork: Fork) -> None:
     """Makes a fork known to what registers its classes; an earlier version is forgotten."""
-    for name in filter(fork.has, [*sys.modules]):
-        del sys.modules[name]
+    for module in fork.modules():
+        del sys.modules[module.__name__]
     FORKS[fork.module] = fork
     os.environ[fork.module] = str(fork.path)  # for processes that are spawned
     for visit in _VISITORS:

@@ -225,6 +225,10 @@ def test_what_a_class_lacks_is_named():
         def update(self, minibatches):
             return self.hparams["unset"]
 
+    class Bare(OfPairs):
+        def update(self, minibatches):
+            return {}[0]
+
     class CountsGpus(OfPairs):
         def update(self, minibatches):
             return torch.cuda.current_device()
@@ -239,6 +243,7 @@ def test_what_a_class_lacks_is_named():
 
     reasons = {
         Unset: "hyper-parameter 'unset' has no value",
+        Bare: f"KeyError(0) ({__file__}, line ",
         Computed: "the update of Computed needs 'features', which its train script computes",
         Base: "the constructor of Base needs 'gaussian'",
     }

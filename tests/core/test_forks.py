@@ -43,6 +43,7 @@ OF_DOMAINBED = {
                 return super().forward(x.flatten(1))
         """,
     "domainbed/algorithms.py": """
+        import numpy as np
         import torch
         import absent_package.parts
         from absent_package import layers, Base
@@ -122,6 +123,8 @@ OF_DOMAINBED = {
             def loss(self, x, y):
                 assert self.hparams["image_size"] == 28
                 factor = self.hparams["tilt_weight"] * self.hparams.width * self.hparams["scale"]
+                if self.hparams["form"] == "doubled" and self.hparams["limit"] is None:
+                    factor = np.float(factor * self.hparams["twice"])
                 return super().loss(x, y) * factor
 
         class Match(AbstractMatch):
@@ -210,6 +213,11 @@ OF_DOMAINBED = {
         parser.add_argument('--tilt', type=float, default=0.25)
         parser.add_argument('--fast', action='store_true')
         parser.add_argument('--start_from', type=str, default='warm')
+        parser.add_argument('--cap', type=float)
+        hparams["limit"], hparams["lr"] = 3, 4
+        hparams["limit"] = args.cap
+        hparams["twice"] = float(args.tilt) * 8
+        hparams["computed"] = len(dataset)
         algorithm = algorithm_class(dataset.input_shape, start=args.start_from)
         """,
 }
@@ -356,7 +364,11 @@ def test_values_that_the_registry_does_not_give_an_algorithm_come_from_elsewhere
         "hyper-parameter 'tilt_weight' is 0.5, which the fork's registry has for Tilted",
         "parameter 'width' is 3, which the fork's registry has for ColoredMNIST",
         "parameter 'scale' is 0.5, as the fork's scripts set it",
+        "parameter 'form' is 'doubled', which the fork compares it with",
+        "parameter 'limit' is None, as the fork's scripts set it",
+        "parameter 'twice' is 2.0, as the fork's scripts set it",
     ]
+    assert not hasattr(np, "float")
     hparams = get_algorithm_class("Match")((3, 4, 4), 2, 2, {"lr": 0.1}).model.hparams
     with pytest.warns(LentValue):
         assert pickle.loads(pickle.dumps(hparams))["width"] == 3
