@@ -234,8 +234,8 @@ class CurrentBatch:
 
     def loss_by_domain(self, out: torch.Tensor, y: torch.Tensor, domains: int) -> torch.Tensor:
         """(E,) mean losses."""
-        pairs = zip(*self.split_tensor_by_domains(out, y, domains))
-        return torch.stack([self._algorithm.label_type.risk(*pair) for pair in pairs])
+        parts = self.split_tensor_by_domains(out, y, domains)
+        return torch.stack(list(map(self._algorithm.label_type.risk, *parts)))
 
     def split_tensor_by_domains(
         self, out: torch.Tensor, y: torch.Tensor, domains: int
@@ -249,14 +249,13 @@ def numbers_of(returned: Any) -> Metrics:
     if isinstance(returned, (list, tuple)):
         returned = next((each for each in returned if isinstance(each, Mapping)), None)
     named = returned if isinstance(returned, Mapping) else {"loss": returned}
-    return as_numbers(
-        {
-            str(name): value
-            for name, value in named.items()
-            if isinstance(value, (int, float, np.number))
-            or (isinstance(value, torch.Tensor) and value.numel() == 1)
-        }
-    )
+    one: dict[str, Any] = {
+        str(name): value
+        for name, value in named.items()
+        if isinstance(value, (int, float, np.number))
+        or (isinstance(value, torch.Tensor) and value.numel() == 1)
+    }
+    return as_numbers(one)
 
 
 def adapt(cls: Any, folder: Path | None = None) -> type[Algorithm]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from domainbed.config.run_facts import Handed, RunFacts
-from domainbed.core.forks import VARIADIC, arguments, code_of, required
+from domainbed.core.forks import VARIADIC, arguments, code_of, evaluated, required
 from domainbed.errors import UserError
 
 _NAMES = {
@@ -151,12 +150,15 @@ def construct(
     """
     of_run = _of_run(of.facts, of.num_classes, of.num_domains)
     handed = Handed({**of_run, **dict(of.facts.data_options), **of.hparams}, of.facts, elsewhere)
-    args = vars(arguments(folder, {}))
-    needed = {name: args[name] for name in needs_of(cls) & args.keys()}
-    known = {**needed, **_passed(folder), **of_run, **more, "input_shape": of.input_shape}
-    known |= {"hparams": handed, "args": arguments(folder, {**of_run, "hparams": handed})}
-    needs = f"the constructor of {cls.__name__} needs {{}}, which nothing here gives: take a "
-    values = given(parameters_of(cls), known, _USUAL, needs + "subclass that does")
+    args = arguments(folder, {**of_run, "hparams": handed})
+    needed = {name: value for name, value in vars(args).items() if name in needs_of(cls)}
+    passed = _passed(cls, folder, {**vars(args), "args": args})
+    known = {**needed, **passed, **of_run, **more, "input_shape": of.input_shape}
+    known |= {"hparams": handed, "args": args}
+    needs = (
+        f"the constructor of {cls.__name__} needs {{}}, which nothing here gives: take a subclass"
+    )
+    values = given(parameters_of(cls), known, _USUAL, f"{needs} that does")
     takes_all = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(cls).parameters.values())
     first = [values.pop(name) for name in list(values)[: len(_USUAL) * takes_all]]
     return cls(*first, **values)
@@ -200,13 +202,18 @@ def given(
     return found
 
 
-@cache
-def _passed(folder: Path | None) -> dict[str, Any]:
-    """What a fork's train scripts hand on by name, as in `weights=args.weights`."""
-    args = vars(arguments(folder, {}))
-    files = sorted(folder.rglob("train*.py")) if folder else []
-    scripts = "".join(file.read_text("utf-8", "replace") for file in files)
-    return {name: args.get(arg) for name, arg in re.findall(r"\b(\w+) *= *args\.(\w+)", scripts)}
+def _passed(cls: Any, folder: Path | None, names: Mapping[str, Any]) -> dict[str, Any]:
+    """What train scripts hand to a constructor after DomainBed's four arguments, or by name."""
+    further = [parameter.name for parameter in parameters_of(cls)][len(_USUAL) :]
+    found: dict[str, Any] = {}
+    scripts = sorted(folder.rglob("*train*.py")) if folder else []
+    calls = [n for file in scripts for n in ast.walk(code_of(file)) if isinstance(n, ast.Call)]
+    for call in [each for each in calls if ast.unparse(each.func).endswith("_class")]:
+        by_name = [(word.arg or "", word.value) for word in call.keywords]
+        for name, node in [*zip(further, call.args[len(_USUAL) :]), *by_name]:
+            if value := evaluated(node, names):
+                found[name] = value[0]
+    return found
 
 
 @cache

@@ -125,8 +125,9 @@ def _plugin(args: argparse.Namespace) -> int:
     from domainbed.datasets import DATASETS
     from domainbed.training.trial import trial
 
-    import_plugins([args.path])
-    (plugin,) = named([args.path])
+    path = str(Path(args.path).absolute())
+    import_plugins([path])
+    (plugin,) = named([path])
     own = [n for n, algorithm in ALGORITHMS.items() if plugin in plugins_of([algorithm])]
     data = [name for name, dataset in DATASETS.items() if plugin in plugins_of([dataset])]
     width = max(map(len, (*own, *data)), default=0)

@@ -52,19 +52,19 @@ class Missing:
     """
 
     def __init__(self, fork: Fork, name: str, reason: str) -> None:
-        self._what = fork, name, reason
+        self._fork, self._name, self._reason = fork, name, reason
 
     def __getattr__(self, name: str) -> Missing:
         if name.startswith("__"):
             raise AttributeError(name)
-        fork, whole, reason = self._what
-        return Missing(fork, f"{whole}.{name}", reason)
+        return Missing(self._fork, f"{self._name}.{name}", self._reason)
 
     def __call__(self, *args: Any, **settings: Any) -> Missing:
-        fork, name, reason = self._what
-        if fork.loading:  # a decorator, say
+        if self._fork.loading:  # a decorator, say
             return self
-        raise UserError(f"{fork.name} needs {name}, which cannot be imported ({reason})")
+        raise UserError(
+            f"{self._fork.name} needs {self._name}, which cannot be imported ({self._reason})"
+        )
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
         return (type("Missing", (), {"__new__": lambda cls, *args, **settings: self()}),)
@@ -171,7 +171,6 @@ class Fork:
         """
         first, _, rest = name.partition(".")
         inside = None if level else self._inside(first)
-        place = sys._getframe(1)
         try:
             if inside is None:
                 found = builtins.__import__(name, of, local, wanted or (), level)
@@ -184,7 +183,7 @@ class Fork:
                 if f"{found.__name__}.{part}" not in sys.modules:  # which circular imports find
                     raise ImportError(f"{found.__name__} has no {part}")
         except Exception as error:
-            if "*" in (wanted or ()) or _must_have(place):
+            if "*" in (wanted or ()) or _must_have(sys._getframe(1)):
                 raise
             return Missing(self, name if wanted else first, one_line(error))
         return found
@@ -301,12 +300,12 @@ def arguments(folder: Path | None, known: Mapping[str, Any]) -> SimpleNamespace:
 def set_by_scripts(folder: Path) -> dict[str, Any]:
     """What a fork's scripts set before they train; a train script's values come first.
 
-    These are the defaults of their arguments, what they put into hyper-parameters, as in
-    `hparams["temperature"] = args.t`, and what `config.yaml` has. None is a value of these.
+    These are the defaults of their arguments, what they put into variables and hyper-parameters, as
+    in `hparams["temperature"] = args.t`, and what `config.yaml` has. None is a value of these.
     """
-    files = sorted(folder.rglob("*.py"), key=lambda file: (file.name.startswith("train"), file))
-    codes = [code_of(file) for file in files if b"add_argument" in file.read_bytes()]
-    nodes = [node for code in codes for node in ast.walk(code)]
+    scripts = [file for file in folder.rglob("*.py") if b"add_argument" in file.read_bytes()]
+    scripts.sort(key=lambda file: (file.name.startswith("train"), file))
+    nodes = [node for file in scripts for node in ast.walk(code_of(file))]
     found: dict[str, Any] = {}
     for file in sorted(folder.rglob("config.yaml"), key=lambda file: -len(file.parts)):
         found |= yaml.safe_load(file.read_text()) or {}
@@ -318,11 +317,21 @@ def set_by_scripts(folder: Path) -> dict[str, Any]:
             found[name] = False if "action" in settings else None
             with contextlib.suppress(KeyError, ValueError):  # what only a running script knows
                 found[name] = ast.literal_eval(settings["default"])
-    scope = {"args": SimpleNamespace(**found)}
+    args = SimpleNamespace(**found)
     for node in [n for n in nodes if isinstance(n, ast.Assign)]:
         target = node.targets[0]
-        if isinstance(target, ast.Subscript) and "hparams" in ast.unparse(target.value):
-            with contextlib.suppress(Exception):  # likewise
-                name = ast.literal_eval(target.slice)
-                found.setdefault(name, eval(ast.unparse(node.value), scope))
+        key = target.slice if isinstance(target, ast.Subscript) else target
+        if isinstance(target, ast.Name) or "hparams[" in ast.unparse(target):
+            for value in evaluated(node.value, {**found, "args": args}):
+                found.setdefault(ast.unparse(key).strip("'"), value)
     return found
+
+
+_BUILTINS = {each.__name__: each for each in (bool, dict, float, int, len, list, max, min, str)}
+
+
+def evaluated(node: ast.expr, names: Mapping[str, Any]) -> list[Any]:
+    """The value of an expression in a script; none where only the running script knows it."""
+    with contextlib.suppress(Exception):
+        return [eval(ast.unparse(node), {"__builtins__": _BUILTINS}, names)]
+    return []

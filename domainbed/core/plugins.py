@@ -63,8 +63,8 @@ def _remedy(name: str, error: BaseException) -> str:
     """What to do about a plug-in that cannot be imported."""
     lacking = error.name if isinstance(error, ImportError) else None
     if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{lacking}."):
-        path = f", or ./{name} for that folder" * os.path.isdir(name)
-        return f"give an importable module or the path of a .py file{path}"
+        remedy = "give an importable module, or the path of a .py file or of a fork's folder"
+        return remedy + f", or ./{name} for that folder" * os.path.isdir(name)
     if lacking and Path(name).with_name(f"{lacking}.py").exists():
         return (
             "files beside a plug-in are not searched: put both into one file, or into a package "
@@ -91,7 +91,9 @@ def _import_fork(path: Path) -> str:
 
 def _import_file(path: Path) -> str:
     if not path.is_file():
-        raise UserError(f"plug-in {str(path)!r} does not exist: give the path of a .py file")
+        raise UserError(
+            f"plug-in {str(path)!r} does not exist: give a .py file, or a fork's folder"
+        )
     path, module_name = path.resolve(), _OF_FILES + path.stem
     content = path.read_bytes()
     plugin = (path.name, f"sha256:{hashlib.sha256(content).hexdigest()}")

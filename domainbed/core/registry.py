@@ -147,11 +147,9 @@ def require_subclass(entry: Any, base: type) -> None:
 
 def _definition(entry: Any) -> Any:
     """The class or function; of an object the first that is among its attributes, or its class."""
-    if hasattr(entry, "__qualname__"):
-        return entry
     inside = getattr(entry, "__dict__", {}).values()
-    of_partial = getattr(entry, "func", type(entry))
-    return next((each for each in inside if hasattr(each, "__qualname__")), of_partial)
+    found = (entry, *inside, getattr(entry, "func", type(entry)))
+    return next(each for each in found if hasattr(each, "__qualname__"))
 
 
 def _origin(entry: Any) -> str:

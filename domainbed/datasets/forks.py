@@ -41,8 +41,8 @@ class ForkDataset(MultipleDomainDataset):
             "augment": hparams.get("data_augmentation", True),
         }
         known["args"] = arguments(self.folder, known)
-        names = known.keys() & inspect.signature(self.foreign).parameters.keys()
-        made = self.foreign(**{name: known[name] for name in names})
+        parameters = inspect.signature(self.foreign).parameters
+        made = self.foreign(**{name: known[name] for name in parameters if name in known})
         domains = [made[number] for number in range(len(made))]
         self.datasets: Sequence[Any] = [
             each
@@ -88,6 +88,7 @@ def _adapted(cls: Any, fork: Fork) -> type[MultipleDomainDataset]:
     is_small = shape[-1:] == (28,) or any("MNIST" in base.__name__ for base in cls.__mro__)
     kept = ("N_STEPS", "CHECKPOINT_FREQ", "__doc__", "__module__", "__qualname__")
     members = {name: getattr(cls, name) for name in kept if hasattr(cls, name)}
-    members |= {"foreign": cls, "folder": fork.folder, "small_images": is_small}
-    names = [str(name) for name in cls.ENVIRONMENTS]
-    return type(cls.__name__, (ForkDataset,), {**members, "ENVIRONMENTS": names})
+    members |= {"ENVIRONMENTS": [str(name) for name in cls.ENVIRONMENTS], "foreign": cls}
+    return type(
+        cls.__name__, (ForkDataset,), {**members, "folder": fork.folder, "small_images": is_small}
+    )

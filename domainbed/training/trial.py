@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
@@ -21,6 +23,9 @@ from domainbed.config.run_fields import RunOptions
 from domainbed.errors import UserError, one_line
 from domainbed.spec import RunSpec
 from domainbed.training.trainer import run
+
+# The files of this package and of others that are installed.
+_NOT_A_FORK = re.compile(f"site-packages|{re.escape(str(Path(__file__).parents[1]))}")
 
 SECONDS = 120  # after which a small run is given up
 
@@ -40,7 +45,6 @@ def trial(name: str) -> tuple[str, str]:
         "runs", "runs with" or "does not run"; and what it needs, or why it does not run.
     """
     reasons = []
-    options = RunOptions(device="cpu", num_workers=0, keep="none")
     signal.signal(signal.SIGALRM, _give_up)
     for dataset, steps, size in (("Debug28", 2, []), ("Debug224", 1, ["images of 224 x 224"])):
         needs = list(size)
@@ -55,13 +59,13 @@ def trial(name: str) -> tuple[str, str]:
             ):
                 warnings.simplefilter("always", LentValue)
                 spec = RunSpec.create(dataset, name, [0], steps=steps, hparams={"batch_size": 4})
-                run(spec, folder, options)
+                run(spec, folder, RunOptions(device="cpu", num_workers=0, keep="none"))
             needs += [str(each.message) for each in warned if each.category is LentValue]
             return "runs with" if needs else "runs", ", ".join(dict.fromkeys(needs))
         except (Exception, SystemExit) as error:
             places = traceback.extract_tb(error.__traceback__)
-            own = [each for each in places if "site-packages" not in each.filename][-1]
-            of_fork = f"{error!r} ({own.filename}, line {own.lineno})"
+            own = [each for each in places if not _NOT_A_FORK.search(each.filename)] or places
+            of_fork = f"{error!r} ({own[-1].filename}, line {own[-1].lineno})"
             reasons.append(one_line(error) if isinstance(error, UserError) else of_fork)
         finally:
             signal.alarm(0)
