@@ -276,14 +276,8 @@ class LoadedDomain(Domain):
             if self.all_rows is not None:
                 own = [each.to(self.device, non_blocking=True) for each in batch]
                 batch = [self.all_rows(each, len(draw.indices)) for each in own]
-            if self.device.type == "cpu":  # its first convolution chooses the memory format
-                yield tuple(batch)
-            else:
-                x, *others = batch
-                yield on_device(x, self.device), *mapped(self._moved, others)
-
-    def _moved(self, values: torch.Tensor) -> torch.Tensor:
-        return values.to(self.device, non_blocking=True)
+            # On a CPU the first convolution chooses the memory format.
+            yield tuple(batch if self.device.type == "cpu" else on_device(batch, self.device))
 
     def _request(self, draw: Draw) -> _Request:
         rows = self.own_rows(len(draw.indices)) if self.own_rows else slice(None)

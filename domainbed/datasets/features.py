@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -50,14 +49,12 @@ from domainbed.networks.pretrained import (
     preprocessing_of,
 )
 
-log = logging.getLogger(__name__)
-
 VERSION = 1
 INDEX, FEATURES, PROGRESS = "index.json", "features.bin", "progress.json"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 # Inputs of one forward pass: fixed, since another number may round differently.
 _BATCH_OF_A_CORE, _BATCH_OF_A_GPU = 16, 256
-_SAVE_EVERY = 16  # pieces
+_SAVE_EVERY = 16  # pieces, which make a block
 
 
 class FeatureExtractor:
@@ -137,7 +134,7 @@ class FeatureExtractor:
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 3, size, size) to (B, d), on the CPU, float32 or bfloat16."""
         x = x.to(self.device, memory_format=torch.channels_last)
-        kept = torch.bfloat16 if self.source.precision == "bf16" else torch.float32
+        kept = DTYPES[self.source.precision]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=kept == torch.bfloat16):
             found = self._network(x)
         return found.to(kept).cpu()
@@ -171,17 +168,11 @@ class StoredFeatures:
             self.unreadable: list[int] = index["unreadable"]
             content = mapped(folder / FEATURES)
             self.values = content.view(DTYPES[index["precision"]]).view(shape)
-            if "blocks" in index:
-                _compare(content, index["blocks"])
-            else:
-                log.warning(
-                    "warning: %s has no digests, as those of earlier versions: damage to it may "
-                    "not be noticed; remove it to have it computed again",
-                    folder,
-                )
+            _compare(content, index["blocks"])
         except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
             raise UserError(
-                f"{folder} is damaged: remove it, and it will be computed again"
+                f"{folder} is damaged, or of an earlier version: remove it, and it will be "
+                "computed again"
             ) from error
 
 
@@ -246,12 +237,11 @@ def open_features(
     """
     folder = features_folder(listing, cache, source)
 
-    def make() -> None:
+    def fill(aside: Path) -> None:
         extractor = FeatureExtractor(source, device, listing.size)
-        _Extraction(listing, extractor, folder, threads, skip_corrupt).run()
+        _Extraction(listing, extractor, aside, threads, skip_corrupt).run()
 
-    if not folder.exists():
-        make_once(folder, make)
+    make_once(folder, fill)
     stored = StoredFeatures(folder)
     if not skip_corrupt:
         listing.require(stored.unreadable)
@@ -271,12 +261,10 @@ class _Extraction:
     ) -> None:
         self.listing, self.extractor, self.folder = listing, extractor, folder
         self.threads, self.skip_corrupt = threads, skip_corrupt
-        self.aside = folder.with_name(f"{folder.name}.part")
         self.per_image = 1 + extractor.source.views
         self.on_cpu = extractor.device.type == "cpu"
         self.batch = _BATCH_OF_A_CORE if self.on_cpu else _BATCH_OF_A_GPU
         self.per_piece = max(1, self.batch // self.per_image)
-        self.block = hashlib.sha256()  # of what was written since the last save
         self.facts: dict[str, Any] = {
             "version": VERSION,
             "dataset": listing.name,
@@ -290,59 +278,46 @@ class _Extraction:
         }
 
     def run(self) -> None:
-        """Computes what is missing, and moves the folder into place."""
-        self.aside.mkdir(exist_ok=True)
+        """Computes what is missing."""
         progress = self._progress()
-        with (self.aside / FEATURES).open("ab") as stream:
-            stream.truncate(progress["bytes"])
-            self._write(stream, progress)
-        index = {**self.facts, **{name: progress[name] for name in ("unreadable", "blocks")}}
-        write_text(self.aside / INDEX, sealed_json(index, indent=2))
-        (self.aside / PROGRESS).unlink(missing_ok=True)
-        self.aside.replace(self.folder)
+        blocks = progress["blocks"]
+        starts = range(0, len(self.listing.files), self.per_piece)
+        remaining = starts[len(blocks) * _SAVE_EVERY :]
+        pieces = tqdm(
+            in_order(self._piece, remaining, self.threads),
+            f"features of {self.listing.name}",
+            len(starts),
+            disable=None,
+            unit="image",
+            unit_scale=self.per_piece,
+            leave=False,
+            initial=len(starts) - len(remaining),
+        )
+        computed = ((x if self.on_cpu else self._features(x), failed) for x, failed in pieces)
+        with (self.folder / FEATURES).open("ab") as stream:
+            stream.truncate(blocks[-1][0] if blocks else 0)
+            while block := list(islice(computed, _SAVE_EVERY)):
+                found, failed = zip(*block)
+                content = torch.cat(found).view(torch.uint8).numpy().tobytes()
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+                blocks.append((stream.tell(), digest_of(content)))
+                progress["unreadable"] += chain(*failed)
+                write_text(self.folder / PROGRESS, sealed_json(progress))
+        index = {**self.facts, "unreadable": progress["unreadable"], "blocks": blocks}
+        write_text(self.folder / INDEX, sealed_json(index, indent=2))
+        (self.folder / PROGRESS).unlink(missing_ok=True)
 
     def _progress(self) -> dict[str, Any]:
         """What a killed process wrote; nothing if it had other weights or another PyTorch."""
         facts = json.loads(json.dumps(self.facts))
-        with suppress(OSError, ValueError, KeyError):  # missing, or damaged
-            kept = read_sealed_json(self.aside / PROGRESS)
-            written = (self.aside / FEATURES).stat().st_size
-            if facts == kept["facts"] and written >= kept["bytes"] and "blocks" in kept:
+        with suppress(OSError, ValueError, LookupError):  # missing, or damaged
+            kept = read_sealed_json(self.folder / PROGRESS)
+            written = (self.folder / FEATURES).stat().st_size
+            if facts == kept["facts"] and written >= kept["blocks"][-1][0]:
                 return kept
-        return {"facts": facts, "pieces": 0, "bytes": 0, "blocks": [], "unreadable": []}
-
-    def _write(self, stream: IO[bytes], progress: dict[str, Any]) -> None:
-        """Writes the remaining pieces, and notes them in `progress`."""
-        total = len(self.listing.files)
-        starts = range(progress["pieces"] * self.per_piece, total, self.per_piece)
-        with tqdm(
-            None,
-            f"features of {self.listing.name}",
-            total,
-            disable=None,
-            unit="image",
-            leave=False,
-            initial=min(total, starts.start),
-        ) as bar:
-            for x, failed in in_order(self._piece, starts, self.threads):
-                features = x if self.on_cpu else self._features(x)
-                content = features.view(torch.uint8).numpy().tobytes()
-                stream.write(content)
-                self.block.update(content)
-                progress["unreadable"] += failed
-                progress["pieces"] += 1
-                bar.update(len(features))
-                if progress["pieces"] % _SAVE_EVERY == 0:
-                    self._save(stream, progress)
-        self._save(stream, progress)
-
-    def _save(self, stream: IO[bytes], progress: dict[str, Any]) -> None:
-        stream.flush()
-        os.fsync(stream.fileno())
-        progress["bytes"] = stream.tell()
-        progress["blocks"].append((progress["bytes"], self.block.hexdigest()))
-        self.block = hashlib.sha256()
-        write_text(self.aside / PROGRESS, sealed_json(progress))
+        return {"facts": facts, "blocks": [], "unreadable": []}
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
         """(n · (1 + views), 3, size, size) to (n, 1 + views, d)."""

@@ -111,36 +111,27 @@ class PackedDomain(ImageDomain):
 
     def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Batch]:
         """See `Domain`. x is (B, 3, size, size); threads augment where the device is the CPU."""
-        if self.device.type == "cpu":
-            yield from in_order(self._batch, draws, workers)
-            return
-        for images, y, drawn in in_order(self._gathered, draws, workers):
-            x = sent(images, self.device)
-            x = preprocess(x, self.size) if drawn is None else augment(x, drawn, self.size)
-            yield x, sent(y, self.device)
+        for x, y, drawn in in_order(self._read, draws, workers):
+            if self.device.type != "cpu":
+                x, y = sent(x, self.device), sent(y, self.device)
+                x = preprocess(x, self.size) if drawn is None else augment(x, drawn, self.size)
+            yield x, y
 
-    def _images(self, draw: Draw) -> tuple[list[torch.Tensor], Augmentation | None]:
-        """Each (H, W, 3) uint8, and what was drawn for all of them at once."""
-        numbers = draw.indices + self._start
+    def _read(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, Augmentation | None]:
+        """What a thread does: all for the CPU, else (B, H, W, 3) uint8; labels; what was drawn."""
+        numbers, size, drawn = draw.indices + self._start, self.size, None
         images = [self.pack.image(number) for number in numbers.tolist()]
-        if not draw.augment:
-            return images, None
-        generator = torch.Generator().manual_seed(draw.batch_seed())
-        sizes = self.pack.sizes[numbers]
-        return images, Augmentation.draw(sizes, self.pack.shape, generator, self.crop, self.size)
-
-    def _batch(self, draw: Draw) -> Batch:
-        images, drawn = self._images(draw)
-        if drawn is None:
-            return preprocess_each(images, self.size), self.labels[draw.indices]
-        return augment_each(images, drawn, self.size), self.labels[draw.indices]
-
-    def _gathered(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, Augmentation | None]:
-        images, drawn = self._images(draw)
-        together = torch.stack(images)
-        if self.device.type == "cuda":  # in this thread, since the batch is awaited in another
-            together = together.pin_memory()
-        return together, self.labels[draw.indices], drawn
+        if draw.augment:
+            generator = torch.Generator().manual_seed(draw.batch_seed())
+            place = self.pack.sizes[numbers], self.pack.shape
+            drawn = Augmentation.draw(*place, generator, self.crop, size)
+        if self.device.type == "cpu":
+            x = augment_each(images, drawn, size) if drawn else preprocess_each(images, size)
+        else:
+            x = torch.stack(images)
+        if self.device.type == "cuda":  # here, since the batch is awaited in another thread
+            x = x.pin_memory()
+        return x, self.labels[draw.indices], drawn
 
 
 class FeatureDomain(TensorDomain):

@@ -22,7 +22,7 @@ from domainbed.core.image_files import CACHE_TAG, is_turned
 from domainbed.core.text_table import printable
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.domain import Domain
-from domainbed.datasets.images.dataset_files import in_order
+from domainbed.datasets.images.dataset_files import in_order, state_of
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, np.
     paths = [os.path.abspath(file) for file in files]
     key = hashlib.md5("\n".join(paths).encode("utf-8", "surrogateescape")).hexdigest()
     kept = cache / "contents" / f"{key}.npz"
-    states = np.array([_state(path) for path in paths], dtype=np.int64)
+    states = np.array([state_of(path) for path in paths], dtype=np.int64)
     digests = np.zeros((len(paths), _DIGEST), np.uint8)
     turned, known = np.zeros((2, len(paths)), bool)
     # Missing, cut off or damaged: NumPy's files have checksums, and raise anything.
@@ -103,15 +103,6 @@ def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, np.
         with written_aside(kept) as aside, aside.open("wb") as stream:
             np.savez(stream, states=states, digests=digests, turned=turned)
     return digests, turned
-
-
-def _state(path: str) -> tuple[int, int, int]:
-    """Bytes, and the times of the last changes of content and of the file; -1 if it is missing."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1, -1
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _seen(path: str) -> tuple[bytes, bool]:

@@ -105,7 +105,7 @@ class Listing:
         Also with how they are decoded.
         """
         lines = [
-            *(f"{name}\t{_state(file)}\n" for name, file in zip(self.relative, self.files)),
+            *(f"{name}\t{state_of(file)[:2]}\n" for name, file in zip(self.relative, self.files)),
             *([] if self.decoding == USUAL else [repr(self.decoding)]),
         ]
         return hashlib.md5("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:12]
@@ -119,12 +119,16 @@ class Listing:
             )
 
 
-def _state(file: Path) -> tuple[int, int]:
-    """Bytes and nanoseconds; -1 for a broken link, which is reported when it is read."""
-    if not file.exists():
-        return -1, -1
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
+def state_of(file: Path | str) -> tuple[int, int, int]:
+    """Bytes, and the times of the last changes of content and of the file.
+
+    All are -1 if it is missing, or a broken link, which is reported when it is read.
+    """
+    try:
+        status = os.stat(file)
+    except OSError:
+        return -1, -1, -1
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def unreadable_images(listing: Listing, cache: Path, threads: int) -> list[int]:
@@ -151,12 +155,20 @@ def _is_readable(file: Path, decoding: Decoding) -> bool:
     return True
 
 
-def make_once(folder: Path, make: Callable[[], None]) -> None:
-    """Calls `make`, which makes `folder`, unless it exists or another process makes it meanwhile.
+def make_once(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Makes `folder`, unless it exists or another process makes it meanwhile.
+
+    Args:
+        folder: where it will be.
+        fill: is given a folder beside it, which is then moved there. What a killed process left in
+            that one is still there.
 
     Raises:
         UserError: it cannot be written.
     """
+    if folder.exists():
+        return
+    aside = folder.with_name(f"{folder.name}.part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(
@@ -164,7 +176,9 @@ def make_once(folder: Path, make: Callable[[], None]) -> None:
             lambda: print(f"Another process makes {folder.name}: waiting for it", file=sys.stderr),
         ):
             if not folder.exists():
-                make()
+                aside.mkdir(exist_ok=True)
+                fill(aside)
+                aside.replace(folder)
     except OSError as error:
         raise UserError(
             f"{folder.name} cannot be written in {str(folder.parent)!r} ({error.strerror}): name "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import os
 import shutil
 import sys
@@ -36,8 +35,6 @@ from domainbed.datasets.images.dataset_files import (
 from domainbed.datasets.images.transforms import resize
 from domainbed.errors import UserError
 
-log = logging.getLogger(__name__)
-
 VERSION = 1
 INDEX, TABLE, IMAGES = "index.json", "images.csv", "images.bin"
 RAW, JPEG = "raw", "jpeg"
@@ -62,34 +59,22 @@ class Pack:
     def __init__(self, folder: Path) -> None:
         import pandas
 
-        damaged = UserError(f"{folder} is damaged: remove it, and it will be packed again")
-        columns = ["height", "width", "bytes"]
         try:
             index = read_sealed_json(folder / INDEX)
-            has_digests = "table" in index
-            if has_digests and index["table"] != file_digest(folder / TABLE):
-                raise ValueError(CHANGED)
-            table = pandas.read_csv(
-                folder / TABLE,
-                usecols=[*columns, *["crc32"] * has_digests],
-                encoding_errors="surrogateescape",
-            )
+            table = pandas.read_csv(folder / TABLE, encoding_errors="surrogateescape")
             self._bytes = mapped(folder / IMAGES)
-        except (OSError, ValueError) as error:
-            raise damaged from error
-        if len(table) != index["images"] or table["bytes"].sum() != len(self._bytes):
-            raise damaged
-        if not has_digests:
-            log.warning(
-                "warning: %s has no digests, as those of earlier versions: damage to it may not be "
-                "noticed; remove it to have it packed again",
-                folder,
-            )
-        self._sums = table["crc32"].to_numpy() if has_digests else np.zeros(len(table), int)
-        self._is_checked = np.full(len(table), not has_digests)
+            is_whole = index["table"] == file_digest(folder / TABLE)
+            if not is_whole or table["bytes"].sum() != len(self._bytes):
+                raise ValueError(CHANGED)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{folder} is damaged, or of an earlier version: remove it, and it will be packed "
+                "again"
+            ) from error
+        self._sums, self._is_checked = table["crc32"].to_numpy(), np.zeros(len(table), bool)
         self.folder, self._is_jpeg = folder, index["format"] == JPEG
         self.shape: tuple[int, int] = (index["height"], index["width"])
-        self.sizes = torch.from_numpy(table[columns[:2]].to_numpy().copy())
+        self.sizes = torch.from_numpy(table[["height", "width"]].to_numpy().copy())
         self._ends = np.concatenate([[0], table["bytes"].cumsum()])
         self.unreadable: list[int] = np.flatnonzero(table["bytes"] == 0).tolist()
 
@@ -147,23 +132,19 @@ def open_pack(listing: Listing, cache: Path, options: PackOptions) -> Pack:
     """
     parts = (listing.name, options.size, options.form, listing.digest, f"v{VERSION}")
     folder = cache / "-".join(map(str, parts))
-    if not folder.exists():
-        make_once(folder, partial(_make, listing, folder, options))
+    make_once(folder, partial(_make, listing, options))
     pack = Pack(folder)
     if not options.skip_corrupt:
         listing.require(pack.unreadable)
     return pack
 
 
-def _make(listing: Listing, folder: Path, options: PackOptions) -> None:
-    aside = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
-    aside.mkdir()
+def _make(listing: Listing, options: PackOptions, folder: Path) -> None:
     try:
-        _write(listing, aside, options)
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _write(listing, folder, options)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _write(listing: Listing, folder: Path, options: PackOptions) -> None:
