@@ -6,7 +6,6 @@ import glob
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,78 +23,62 @@ _SPLITS = {"": "", "in": "in", "train": "in", "out": "out", "val": "out"}
 _EXPECTED = "expected path, label and domain, and in all lines or in none split"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An image of a manifest; `split` is "in", "out", or empty where the trial decides."""
-
-    line: int
-    path: str
-    label: str
-    domain: str
-    split: str
-    group: str = ""
-    attribute: str = ""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a file says.
-
-    Attributes:
-        file: the manifest; relative paths of images start at its folder.
-        contents: domains in name order; classes in name order, or in numeric order where all are
-            whole numbers; images class by class and within a class in the order of the paths.
-        lines: of the images, in the order of the lines.
-    """
-
-    file: Path
-    contents: Contents
-    lines: Mapping[Path, int]
+Entry = dict[str, Any]
+"""An image of a manifest: its `line`; texts `path`, `label` and `domain`; and "in", "out", or empty
+where the trial decides, as `split`. By choice also texts `group` and `attribute`."""
 
 
 class ManifestDataset(ImageDataset):
     """The images that a manifest lists. `manifest_dataset` makes a class of each manifest.
+
+    Attributes:
+        file: the manifest; relative paths of images start at its folder.
+        listed: domains in name order; classes in name order, or in numeric order where all are
+            whole numbers; images class by class and within a class in the order of the paths.
+        lines: of the images, in the order of the lines.
 
     Raises:
         UserError: an image does not exist, or is listed twice.
     """
 
     CHECKPOINT_FREQ = 300
-    manifest: ClassVar[Manifest]
+    file: ClassVar[Path]
+    listed: ClassVar[Contents]
+    lines: ClassVar[Mapping[Path, int]]
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
-        folder, lines = self.locate(root), self.manifest.lines
+        folder, lines = self.locate(root), self.lines
         missing = [image for image in lines if not os.path.isfile(image)]
         if missing:
             raise UserError(
-                f"{self.manifest.file}, line {lines[missing[0]]}: no file {str(missing[0])!r} "
+                f"{self.file}, line {lines[missing[0]]}: no file {str(missing[0])!r} "
                 f"({len(missing)} of {len(lines)} images are missing): give paths relative to "
                 f"{str(folder)!r}, or absolute ones"
             )
-        _refuse_repeats(self.manifest)
+        _refuse_repeats(self.file, lines)
         self._take(folder, self.contents(folder))
 
     @classmethod
     def locate(cls, root: str) -> Path:
         """The manifest's folder."""
-        return cls.manifest.file.parent
+        return cls.file.parent
 
     @classmethod
     def contents(cls, folder: Path) -> Contents:
         """The images that are listed, whether they exist or not."""
-        return cls.manifest.contents
+        return cls.listed
 
 
-def _refuse_repeats(manifest: Manifest) -> None:
+def _refuse_repeats(file: Path, lines: Mapping[Path, int]) -> None:
     """Raises where one file is listed twice, by another spelling or through a link."""
     real_folder = lru_cache(maxsize=None)(os.path.realpath)  # they are few, and images are many
     first: dict[str, int] = {}
-    for image, line in sorted(manifest.lines.items(), key=lambda item: item[1]):
+    for image, line in sorted(lines.items(), key=lambda item: item[1]):
         is_link = os.path.islink(image)
         real = os.path.realpath(image) if is_link else f"{real_folder(image.parent)}/{image.name}"
         if real in first:
             raise UserError(
-                f"{manifest.file}, line {line}: {str(image)!r} is the file that line "
+                f"{file}, line {line}: {str(image)!r} is the file that line "
                 f"{first[real]} lists: list each image once"
             )
         first[real] = line
@@ -116,22 +99,24 @@ def manifest_dataset(name: str, options: DataFields) -> type[ManifestDataset]:
     file = Path(name.removeprefix("manifest:")).expanduser().resolve()
     try:
         facts = regular(file).stat()
-        manifest = _read(file, facts.st_mtime_ns, facts.st_size, options.of_data())
+        listed, lines = _read(file, facts.st_mtime_ns, facts.st_size, options.of_data())
     except OSError as error:
         raise UserError(
             f"dataset manifest {str(file)!r} cannot be read ({error.strerror}): check the path"
         ) from error
     attributes = {
-        "manifest": manifest,
-        "ENVIRONMENTS": tuple(manifest.contents.domains),
+        "file": file,
+        "listed": listed,
+        "lines": lines,
+        "ENVIRONMENTS": tuple(listed.domains),
         "__doc__": f"The images that {file} lists.",
     }
     return type(dataset_label(name), (ManifestDataset,), attributes)
 
 
 @lru_cache(maxsize=8)  # a sweep asks for its dataset's class once per run
-def _read(file: Path, modified: int, size: int, of_data: str) -> Manifest:
-    """Reads the file, again if it has changed since."""
+def _read(file: Path, modified: int, size: int, of_data: str) -> tuple[Contents, dict[Path, int]]:
+    """What lists the images, and their lines; read again if the file has changed since."""
     options = DataFields.model_validate_json(of_data)
     rows = read_rows(file)
     if not rows.rows:
@@ -166,75 +151,84 @@ def _entry(row: Mapping[str, Any], file: Path, line: int, columns: Mapping[str, 
             f"{file}, line {line}: {columns['split']!r} is {split!r}: expected one of "
             + ", ".join(filter(None, _SPLITS))
         )
-    return Entry(line, **{**values, "split": _SPLITS[split]})
+    return {"line": line, **values, "split": _SPLITS[split]}
 
 
 def _expanded(entry: Entry, file: Path) -> list[Entry]:
     """The entry, or one of each image that its path matches, as `scans/17/*.png` does."""
-    if not glob.has_magic(entry.path) or os.path.exists(file.parent / entry.path):
+    if not glob.has_magic(entry["path"]) or os.path.exists(file.parent / entry["path"]):
         return [entry]
-    found = glob.glob(entry.path, root_dir=file.parent, recursive=True)
+    found = glob.glob(entry["path"], root_dir=file.parent, recursive=True)
     paths = sorted(path for path in found if is_image(os.path.basename(path)))
     if not paths:
-        raise UserError(f"{file}, line {entry.line}: no image matches {entry.path!r}")
-    return [replace(entry, path=path) for path in paths]
+        raise UserError(f"{file}, line {entry['line']}: no image matches {entry['path']!r}")
+    return [{**entry, "path": path} for path in paths]
 
 
 def _composed(entries: Sequence[Entry]) -> Sequence[Entry]:
     """Labels and domains that are equal but for their Unicode form, in the composed form."""
-    written = {text for entry in entries for text in (entry.label, entry.domain)}
+    written = {text for entry in entries for text in (entry["label"], entry["domain"])}
     composed = {text: unicodedata.normalize("NFC", text) for text in written}
     if len(set(composed.values())) == len(written):
         return entries
-    return [replace(e, label=composed[e.label], domain=composed[e.domain]) for e in entries]
+    return [
+        {**entry, **{role: composed[entry[role]] for role in ("label", "domain")}}
+        for entry in entries
+    ]
 
 
-def _arranged(file: Path, entries: Sequence[Entry], options: DataFields) -> Manifest:
-    """The manifest with these images, whatever their order in the file."""
+def _arranged(
+    file: Path, entries: Sequence[Entry], options: DataFields
+) -> tuple[Contents, dict[Path, int]]:
+    """What lists these images, whatever their order in the file, and their lines."""
     meant = options.meant
-    entries = [replace(e, label=meant.get(e.label, e.label)) for e in _composed(entries)]
+    entries = [
+        {**entry, "label": meant.get(entry["label"], entry["label"])}
+        for entry in _composed(entries)
+    ]
     first: dict[str, int] = {}
     for entry in entries:
-        line = first.setdefault(os.path.normpath(file.parent / entry.path), entry.line)
-        if line != entry.line:
+        line = first.setdefault(os.path.normpath(file.parent / entry["path"]), entry["line"])
+        if line != entry["line"]:
             raise UserError(
-                f"{file}, line {entry.line}: {entry.path!r} is already listed in line {line}: "
-                "list each image once"
+                f"{file}, line {entry['line']}: {entry['path']!r} is already listed in line "
+                f"{line}: list each image once"
             )
-    classes = in_order(entry.label for entry in entries)
+    classes = in_order(entry["label"] for entry in entries)
     number = {name: label for label, name in enumerate(classes)}
-    domains = sorted({entry.domain for entry in entries})
-    images = {name: [entry for entry in entries if entry.domain == name] for name in domains}
+    domains = sorted({entry["domain"] for entry in entries})
+    images = {name: [entry for entry in entries if entry["domain"] == name] for name in domains}
     if len(domains) < 2:
         raise UserError(
-            f"{file}, line {entries[0].line}: all images are of the domain {domains[0]!r}: list "
+            f"{file}, line {entries[0]['line']}: all images are of the domain {domains[0]!r}: list "
             "those of two or more"
         )
-    fixes_splits = any(entry.split for entry in entries)
+    fixes_splits = any(entry["split"] for entry in entries)
     for domain, own in images.items():
-        lacking = set(classes).difference(entry.label for entry in own)
+        lacking = set(classes).difference(entry["label"] for entry in own)
         if lacking and options.missing_classes == "refuse":
-            other = next(entry for entry in entries if entry.label in lacking)
+            other = next(entry for entry in entries if entry["label"] in lacking)
             raise UserError(
-                f"{file}, line {other.line}: the domain {other.domain!r} has the label "
-                f"{other.label!r}, but {domain!r} lacks {', '.join(sorted(lacking))}: all domains "
-                f"must have the same labels, {ALLOW_MISSING}"
+                f"{file}, line {other['line']}: the domain {other['domain']!r} has the label "
+                f"{other['label']!r}, but {domain!r} lacks {', '.join(sorted(lacking))}: all "
+                f"domains must have the same labels, {ALLOW_MISSING}"
             )
-        splits = {entry.split for entry in own}
+        splits = {entry["split"] for entry in own}
         if fixes_splits and splits != {"in", "out"}:
-            odd = next((entry for entry in own if not entry.split), own[0])
+            odd = next((entry for entry in own if not entry["split"]), own[0])
             raise UserError(
-                f"{file}, line {odd.line}: in the domain {domain!r} 'split' is "
+                f"{file}, line {odd['line']}: in the domain {domain!r} 'split' is "
                 f"{' or '.join(repr(split) for split in sorted(splits))}: expected images to train "
                 "('in') and images to validate ('out') in every domain, and no others"
             )
-        own.sort(key=lambda entry: (number[entry.label], *os.path.split(entry.path)))
+        own.sort(key=lambda entry: (number[entry["label"]], *os.path.split(entry["path"])))
     folder = file.parent
     listed = [
-        [(folder / entry.path, number[entry.label]) for entry in own] for own in images.values()
+        [(folder / entry["path"], number[entry["label"]]) for entry in own]
+        for own in images.values()
     ]
     known: list[str] = [role for role in ("group", "attribute") if role in options.columns]
     known += ["split"] * fixes_splits
-    roles = {role: [[getattr(e, role) for e in own] for own in images.values()] for role in known}
-    lines = {folder / entry.path: entry.line for entry in entries}
-    return Manifest(file, Contents(domains, classes, listed, roles=roles), lines)
+    roles = {role: [[entry[role] for entry in own] for own in images.values()] for role in known}
+    lines = {folder / entry["path"]: entry["line"] for entry in entries}
+    return Contents(domains, classes, listed, roles=roles), lines

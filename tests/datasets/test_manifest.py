@@ -105,24 +105,24 @@ def test_absolute_paths_and_changed_files(pets):
 def test_order_of_labels(labels, ordered, tmp_path):
     rows = [f"{domain}/{label}.png,{label},{domain}" for label in labels for domain in ("2", "10")]
     cls = get_dataset_class(written(tmp_path, HEADER, *rows))
-    assert cls.manifest.contents.classes == ordered
+    assert cls.listed.classes == ordered
     assert cls.ENVIRONMENTS == ("10", "2")
 
 
 def test_numbers_in_json_lines(tmp_path):
     rows = [{"path": f"{c}/{d}", "label": c, "domain": d} for c in (2, 10) for d in (1, 0)]
     cls = get_dataset_class(written(tmp_path, *map(json.dumps, rows), name="n.jsonl"))
-    assert (cls.manifest.contents.classes, cls.ENVIRONMENTS) == (["2", "10"], ("0", "1"))
+    assert (cls.listed.classes, cls.ENVIRONMENTS) == (["2", "10"], ("0", "1"))
 
 
 def test_byte_order_mark_blank_lines_and_quotes(tmp_path):
     text = f'\ufeff{HEADER}\r\n\r\n"a, b.png", cat ,x\r\n"c.png",cat,y\r\n\r\n'
     (tmp_path / "m.csv").write_text(text, encoding="utf-8", newline="")
-    manifest = get_dataset_class(str(tmp_path / "m.csv")).manifest
+    cls = get_dataset_class(str(tmp_path / "m.csv"))
     images = [tmp_path / "a, b.png", tmp_path / "c.png"]
-    assert list(manifest.contents.images) == [[(image, 0)] for image in images]
-    assert manifest.contents.classes == ["cat"]
-    assert manifest.lines == dict(zip(images, (3, 4)))
+    assert list(cls.listed.images) == [[(image, 0)] for image in images]
+    assert cls.listed.classes == ["cat"]
+    assert cls.lines == dict(zip(images, (3, 4)))
 
 
 GOOD = ("x.png,cat,a", "y.png,cat,b")

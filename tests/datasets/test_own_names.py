@@ -52,7 +52,7 @@ def test_spreadsheets_are_read_as_they_were_saved(
     assert read.rows[1][1]["Notiz"] == f"a{separator}b"
     cls = get_dataset_class(str(tmp_path / "m.csv"), DataFields(columns=COLUMNS))
     assert cls.ENVIRONMENTS == ("Bonn", "Köln")
-    assert [file.name for file in cls.manifest.lines] == ["ä.png", "b.png"]
+    assert [file.name for file in cls.lines] == ["ä.png", "b.png"]
 
 
 def test_columns_decide_what_is_read_and_who_a_run_is(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_path_may_be_a_pattern(tmp_path: Path) -> None:
         return str(tmp_path / "m.csv")
 
     cls = get_dataset_class(written("a/*0.png,cat,a", "a/[1].png,cat,a", "b/*,cat,b"))
-    found = [[file.name for file, _ in own] for own in cls.manifest.contents.images]
+    found = [[file.name for file, _ in own] for own in cls.listed.images]
     assert found == [["10.png", "[1].png"], ["10.png", "2.png"]]
     with pytest.raises(UserError, match=r"line 4: 'a/\[1\].png' is already listed in line 2"):
         get_dataset_class(written("a/*,cat,a", "b/*,cat,b", "a/[1].png,dog,b"))
