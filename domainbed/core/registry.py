@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -130,19 +130,27 @@ class Registry(Mapping[str, T], Generic[T]):
             ) from error
 
 
-def require_subclass(entry: Any, base: type) -> None:
+def require_subclass(
+    entry: Any, base: type, kind: str = "", attributes: Sequence[str] = ()
+) -> None:
     """A `check` of registries of classes.
 
+    Args:
+        entry: what is registered.
+        base: the class to inherit from.
+        kind: what such classes are called; empty for the name of `base`.
+        attributes: what each must have beside the methods.
+
     Raises:
-        ValueError: `entry` is no subclass of `base`, or lacks some of its methods.
+        ValueError: `entry` is no subclass of `base`, or lacks some of its methods and attributes.
     """
-    shown = getattr(entry, "__name__", repr(entry))
+    kind, shown = kind or base.__name__.lower(), getattr(entry, "__name__", repr(entry))
     if not (isinstance(entry, type) and issubclass(entry, base)):
-        raise ValueError(
-            f"{shown} is no {base.__name__.lower()}: inherit from {base.__module__}.{base.__name__}"
-        )
-    if lacking := sorted(getattr(entry, "__abstractmethods__", ())):
-        raise ValueError(f"{base.__name__.lower()} {shown} has no {', '.join(lacking)}")
+        raise ValueError(f"{shown} is no {kind}: inherit from {base.__module__}.{base.__name__}")
+    lacking = [name for name in attributes if not hasattr(entry, name)]
+    lacking += sorted(getattr(entry, "__abstractmethods__", ()))
+    if lacking:
+        raise ValueError(f"{kind} {shown} has no {', '.join(lacking)}")
 
 
 def _definition(entry: Any) -> Any:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.dimensions import Option, refusal
 from domainbed.core.minibatch import Join, tensors_of
-from domainbed.core.registry import Registry
+from domainbed.core.registry import Registry, require_subclass
 from domainbed.core.seeding import global_sources_kept
 from domainbed.datasets.domain import Batch, Domain, LoadedDomain, TensorDomain
 from domainbed.errors import UserError, one_line
@@ -166,11 +166,7 @@ def network_of(cls: Any) -> str:
 
 def _check_class(entry: Any) -> None:
     """Raises `ValueError` where a class is no dataset; registers the network that it brings."""
-    if not (isinstance(entry, type) and issubclass(entry, MultipleDomainDataset)):
-        name = getattr(entry, "__name__", repr(entry))
-        raise ValueError(
-            f"{name} is no dataset: inherit from domainbed.datasets.MultipleDomainDataset"
-        )
+    require_subclass(entry, MultipleDomainDataset, "dataset")
     network_of(entry)
 
 

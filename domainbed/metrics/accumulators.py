@@ -44,11 +44,9 @@ def values_of_samples(
 
 def of_samples(name: str, per_sample: Callable[[LabelType], PerSample], **facts: Any) -> Metric:
     """A metric that is the mean over the samples of a split; `facts` are fields of `Metric`."""
-
-    def new(labels: LabelType) -> Accumulator:
-        return SampleMean(name, per_sample(labels))
-
-    return Metric(name, new, per_sample=per_sample, **facts)
+    return Metric(
+        name, lambda labels: SampleMean(name, per_sample(labels)), per_sample=per_sample, **facts
+    )
 
 
 class SampleMean(Accumulator):
@@ -108,12 +106,13 @@ def by_part(metric: Metric, suffix: str) -> Metric:
             f"metric {metric.name!r} has several values: none {suffix[1:].replace('_', ' ')}",
             "metrics",
         )
-
-    def new(labels: LabelType) -> Accumulator:
-        return ByGroup(metric, labels, suffix)
-
-    kinds = metric.label_kinds if suffix == "_by_group" else ("classes", "binary")
-    return replace(metric, new=new, parts=PARTS[suffix], per_sample=None, label_kinds=kinds)
+    return replace(
+        metric,
+        new=lambda labels: ByGroup(metric, labels, suffix),
+        parts=PARTS[suffix],
+        per_sample=None,
+        label_kinds=metric.label_kinds if suffix == "_by_group" else ("classes", "binary"),
+    )
 
 
 class ByGroup(Accumulator):

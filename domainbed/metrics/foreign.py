@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PREFIX, RECORDED_PREFIX = "torchmetrics:", "torchmetrics_"
 
-_TASK = re.compile("Binary|Multiclass|Multilabel")
+_TASK = re.compile("^(Binary|Multiclass|Multilabel)")
 
 LOWER_IS_BETTER = frozenset(
     {
@@ -43,8 +43,7 @@ Binary, Multiclass, Multilabel."""
 
 def higher_is_better(name: str) -> bool:
     """The direction of a class of torchmetrics."""
-    task = _TASK.match(name)
-    return name[task.end() if task else 0 :] not in LOWER_IS_BETTER
+    return _TASK.sub("", name) not in LOWER_IS_BETTER
 
 
 def metric(name: str) -> Metric:

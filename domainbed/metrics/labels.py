@@ -7,9 +7,9 @@ metrics are recorded. Names and metrics are known without PyTorch, which only th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from domainbed.core.registry import Registry
+from domainbed.core.registry import Registry, require_subclass
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,20 +21,19 @@ class LabelType(ABC):
 
     B: samples of a batch, n: of a domain, C: the width of the outputs. The functions of outputs
     treat each sample alone, so that gradients of single samples exist.
+
+    Attributes:
+        name: as the field `labels` of a run names it.
+        kind: the ready-made type whose metrics suit it: "classes", "binary", "multilabel" or
+            "regression". Algorithms that need classes take every type of the kind "classes".
+        default_metrics: what is recorded of every split where a run names no metrics.
+        selection_metric: by which selection chooses where nothing else is said.
     """
 
     name: ClassVar[str]
-    """As the field `labels` of a run names it."""
-
     kind: ClassVar[str]
-    """The ready-made type whose metrics suit it: "classes", "binary", "multilabel" or "regression".
-    Algorithms that need classes take every type of the kind "classes"."""
-
     default_metrics: ClassVar[tuple[str, ...]]
-    """What is recorded of every split where a run names no metrics."""
-
     selection_metric: ClassVar[str]
-    """By which selection chooses where nothing else is said."""
 
     @property
     def has_classes(self) -> bool:
@@ -79,22 +78,12 @@ class LabelType(ABC):
         """Predicted labels, of the shape of labels, of outputs (B, C)."""
 
 
-def _check_type(entry: Any) -> None:
-    """Raises `ValueError` for what is no label type."""
-    shown = getattr(entry, "__name__", repr(entry))
-    if not (isinstance(entry, type) and issubclass(entry, LabelType)):
-        raise ValueError(f"{shown} is no label type: inherit from domainbed.metrics.LabelType")
-    missing = [
-        name
-        for name in ("name", "kind", "default_metrics", "selection_metric")
-        if not hasattr(entry, name)
-    ] + sorted(entry.__abstractmethods__)
-    if missing:
-        raise ValueError(f"label type {shown} has no {', '.join(missing)}")
-
-
 LABEL_TYPES: Registry[type[LabelType]] = Registry(
-    "label type", entry_point_group="domainbed.label_types", check=_check_type
+    "label type",
+    entry_point_group="domainbed.label_types",
+    check=lambda entry: require_subclass(
+        entry, LabelType, "label type", ("name", "kind", "default_metrics", "selection_metric")
+    ),
 )
 
 

@@ -158,12 +158,10 @@ def describe_metric(name: str) -> MetricFacts:
     if name.startswith(foreign.RECORDED_PREFIX):
         return MetricFacts(name, foreign.higher_is_better(name.split("_")[1]), percent=False)
     several = name if name in METRICS else recorded_by(name)
-    if several != name:
-        metric = get_metric(several)
-        return MetricFacts(name, metric.higher_is_better, metric.percent)
-    metric = get_metric(name)
-    if metric.parts:
+    metric = get_metric(several)
+    if metric.parts and several == name:
         raise UserError(
             f"metric {name!r} has several values: choose one of {', '.join(metric.recorded)}"
         )
-    return MetricFacts(metric.name, metric.higher_is_better, metric.percent)
+    recorded = metric.name if several == name else name
+    return MetricFacts(recorded, metric.higher_is_better, metric.percent)
