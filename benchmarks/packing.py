@@ -1,4 +1,4 @@
-"""Files, bytes and seconds of a large sweep whose runs are finished, before and after packing.
+"""Files, bytes and seconds of a large sweep, before and after packing, and of its export.
 
 The runs are generated: the files that a run without weights leaves, with as many records of PACS as
 DomainBed's protocol asks for, of random numbers. Seconds are by the clock and, in brackets, of the
@@ -48,6 +48,9 @@ def main() -> None:
         seconds = _command("pack", str(root))[0]
         tables.append(_measured("packed", root))
         print(f"packing took {seconds} s; the tables are {_told(tables)}")
+        seconds = _command("export", str(root), f"{folder}/sweep.parquet")[0]
+        size = os.path.getsize(f"{folder}/sweep.parquet") / args.runs
+        print(f"exporting took {seconds} s, and {size:.0f} bytes per run")
 
 
 def generate(root: Path, runs: int) -> None:
@@ -106,12 +109,12 @@ def _measured(what: str, root: Path) -> str:
     return table
 
 
-def _command(name: str, root: str) -> tuple[str, str]:
+def _command(name: str, root: str, *more: str) -> tuple[str, str]:
     """The seconds that a command takes, by the clock and of the processor; and what it prints."""
     words = [name] if name == "collect" else ["sweep", name]
     began, cpu_began = time.monotonic(), _cpu_seconds()
     done = subprocess.run(
-        [sys.executable, "-m", "domainbed", *words, root],
+        [sys.executable, "-m", "domainbed", *words, root, *more],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

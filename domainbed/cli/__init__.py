@@ -35,6 +35,7 @@ _GROUPS = {
         "sweep pack": ("sweep", "put the texts of finished runs into few files"),
         "sweep unpack": ("sweep", "take runs out of these files again, into their folders"),
         "sweep export": ("sweep", "write all records of a sweep into one file, to share"),
+        "sweep import": ("sweep", "unpack such a file into a folder, to continue its sweep"),
     },
     "results": {
         "collect": ("tables", "select models and print the results tables of sweeps"),
@@ -114,7 +115,8 @@ def run(words: Sequence[str]) -> int:
 def declaration(name: str) -> Declare:
     """What declares the arguments of a command; its module is imported now."""
     module = importlib.import_module(f"domainbed.cli.{COMMANDS[name][0]}")
-    return getattr(module, name.split()[-1].replace("-", "_"))
+    word = name.split()[-1].replace("-", "_")
+    return getattr(module, word, None) or getattr(module, f"{word}_")  # of a keyword of Python
 
 
 def _help(words: Sequence[str]) -> NoReturn:

@@ -344,7 +344,7 @@ def _pack(args: argparse.Namespace) -> int:
     return 0
 
 
-# ---- cancel, delete-incomplete, export ----
+# ---- cancel, delete-incomplete, export, import ----
 
 
 def cancel(parser: Parser) -> Run:
@@ -426,4 +426,24 @@ def _export(args: argparse.Namespace) -> int:
         raise UserError(f"{args.folder!r} holds no runs: name the folder of a launched sweep")
     written = write_export(root, begun, file)
     print(f"{count_runs(written)}: {file} ({file.stat().st_size / 1e6:.3g} MB)")
+    return 0
+
+
+def import_(parser: Parser) -> Run:
+    """Unpack an exported sweep into a folder, where a launch does the runs that are not done."""
+    parser.add_argument("file", metavar="FILE.parquet", help="from `domainbed sweep export`")
+    parser.add_argument("-o", "--output_dir", required=True, metavar="FOLDER", help="new, or empty")
+    return _import
+
+
+def _import(args: argparse.Namespace) -> int:
+    from domainbed.runs.exported import unpack
+
+    file, root = Path(args.file), Path(args.output_dir)
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise UserError(f"{args.output_dir!r} is there already: name a new folder, or an empty one")
+    if not file.is_file():
+        raise UserError(f"{args.file!r} does not exist: name a file that was exported")
+    unpack(file, root)
+    print("\n".join(status_lines(status_of(Store(root), Store(root).planned()))))
     return 0

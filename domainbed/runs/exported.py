@@ -1,53 +1,74 @@
 """A sweep as one Parquet file: what its runs recorded and what defines them, to be shared.
 
-One row per run. What is in the run's files stands there as it is: nothing is lost but weights,
-checkpoints and predictions. Where records are read, the file stands for the sweep's folder. The
-metadata and each row have a digest; a row's is also of its number and of the metadata.
+One row per run, done or not, in the order of the plan. `content` says what is in the run's files as
+one text of JSON, with what all its records share once; it is null of a run that has not begun.
+Nothing is lost but weights, checkpoints, predictions, what was printed, and what only means
+something on the machine that made it: its name, and where its folders are.
+
+Where records are read, the file stands for the sweep's folder: it is unpacked into packs, see
+`runs.packed`, and what is not done into folders. One digest is of everything.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
-from domainbed.core.digests import CHANGED, digest_of
-from domainbed.core.files import cache_folder, file_digest, written_aside
+from domainbed.core.digests import CHANGED, read_sealed_json, sealed_json, sealed_yaml
+from domainbed.core.files import cache_folder, file_digest, write_text, written_aside
+from domainbed.core.settings import read_fields
+from domainbed.core.text_table import printable
 from domainbed.errors import UserError
-from domainbed.runs.folder import read_records
-from domainbed.runs.packed import pack_of, text_of
+from domainbed.runs.batches import read_batch
+from domainbed.runs.folder import RunFolder, seal_of
+from domainbed.runs.packed import FOLDER as PACKS
+from domainbed.runs.packed import MOST, pack_of, text_of, write_pack
+from domainbed.runs.results_file import parse_lines
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".parquet"
 
-_VERSION, _WITHOUT_DIGESTS = "2", "1"
-_TEXTS = {
-    "results": "results.jsonl",
-    "spec": "run.json",
-    "environment": "environment.json",
-    "error": "err.txt",
-    "done": "done",
-}
-"""The columns that hold files of a run, whole."""
-_KEYS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
-"""The columns that repeat fields of a run.json, to look for runs."""
-_OF_SWEEP = ("plan.json", "sweep.yaml")
-_ROWS_AT_ONCE = 500
+Row = dict[str, Any]
+
+_VERSION = "3"
+_PLAN, _CONFIG = "plan.json", "sweep.yaml"
+_KEYS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed", "steps")
+"""The columns that say which run it is, as the plan does."""
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("run", "dataset", "algorithm")),
+        ("test_envs", pa.list_(pa.int64())),
+        *((name, pa.int64()) for name in ("hparams_seed", "trial_seed", "steps")),
+        ("planned", pa.bool_()),
+        ("content", pa.string()),
+    ]
+)
+_SHARED = ("args", "hparams")
+"""What the records of a run have in common."""
+_OF_MACHINE = {"output_dir", "data_dir", "launcher", "host", "place", "run_id"}
+"""Fields that are left out; a run's id is its name."""
+_FOLDERS = re.compile(r'(?<=[":])/(?!/)(?:[^"\\/]+/)*(?=\w)')
+"""What is before the name in an absolute path, in JSON."""
+_LEVEL = 12  # of the compression: half a second for 1,000 runs
+_PAGE = 2**27  # bytes: texts are compressed together with those that they are like
 _NO_EXPORT = (ValueError, LookupError, TypeError, AttributeError)
 _NAME = re.compile(r"[\w.+-]*\w[\w.+-]*", re.ASCII)
 
 
-def write_export(root: Path, folders: Sequence[Path], file: Path) -> int:
-    """Writes the runs in `folders`, which are a sweep's, into one file.
+def write_export(root: Path, folders: Iterable[Path], file: Path) -> int:
+    """Writes the runs in `folders`, which are a sweep's, and its plan into one file.
 
     Runs whose records are damaged are left out, with a warning.
 
@@ -57,75 +78,100 @@ def write_export(root: Path, folders: Sequence[Path], file: Path) -> int:
     Raises:
         UserError: the file cannot be written, or every run is damaged.
     """
-    # Each pack is read once.
-    folders = _undamaged(sorted(folders, key=lambda folder: str(pack_of(folder))))
-    texts = {name: _text(root / name) for name in _OF_SWEEP if (root / name).is_file()}
-    about = json.dumps({**texts, "runs": len(folders)})
-    digest = digest_of(about.encode())
-    metadata = {
-        "domainbed_export": _VERSION,
-        "domainbed_files": about,
-        "domainbed_digest": digest,
-    }
-    schema = pa.schema(
-        [
-            ("run", pa.string()),
-            *((name, pa.string()) for name in ("dataset", "algorithm")),
-            ("test_envs", pa.list_(pa.int64())),
-            *((name, pa.int64()) for name in ("hparams_seed", "trial_seed")),
-            *((name, pa.string()) for name in _TEXTS),
-            ("digest", pa.string()),
-        ],
-        metadata,
-    )
+    plan = read_sealed_json(root / _PLAN) if (root / _PLAN).is_file() else {}
+    planned = plan.pop("runs", {})
+    config, _ = read_fields(root / _CONFIG if (root / _CONFIG).is_file() else None)
+    about = _as_text({"plan": plan, "config": _without(config)})
+    contents = _contents(folders)
+    rows = [
+        _row(run, contents.get(run), planned.get(run))
+        for run in dict.fromkeys([*planned, *contents])
+    ]
+    digest = _digest(about, rows)
+    metadata = {"domainbed_export": _VERSION, "domainbed_sweep": about, "domainbed_digest": digest}
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(metadata))
     try:
-        with (
-            written_aside(file) as aside,
-            pq.ParquetWriter(aside, schema, compression="zstd") as writer,
-        ):
-            for begin in range(0, len(folders), _ROWS_AT_ONCE):
-                some = enumerate(folders[begin : begin + _ROWS_AT_ONCE], begin)
-                rows = [_sealed(_row(folder), number, digest) for number, folder in some]
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        with written_aside(file) as aside:
+            pq.write_table(
+                *(table, aside),
+                compression="zstd",
+                compression_level=_LEVEL,
+                data_page_size=_PAGE,
+                use_dictionary=["dataset", "algorithm"],
+                write_statistics=False,  # which would repeat whole texts
+            )
     except OSError as error:
         raise UserError(f"{file} cannot be written ({error.strerror}): choose another") from error
-    return len(folders)
+    return len(contents)
 
 
-def _undamaged(folders: Sequence[Path]) -> list[Path]:
-    found, damages = [], []
-    for folder in folders:
+def _contents(folders: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """What is in the files of each run that is not damaged, by its name."""
+    found, damages = {}, []
+    # Each pack is read once.
+    for folder in map(RunFolder, sorted(folders, key=lambda folder: str(pack_of(folder)))):
         try:
-            if _text(folder / "results.jsonl") is not None:
-                read_records(folder)
-            found.append(folder)
+            found[folder.path.name] = _content(folder)
         except UserError as error:
-            log.warning("warning: %s; the run is left out", error)
+            log.warning("warning: %s; the run is left out", printable(error))
             damages.append(error)
     if damages and not found:
         raise damages[0]
     return found
 
 
-def _sealed(row: dict[str, Any], number: int, digest: str) -> dict[str, Any]:
-    """A row with its digest, where `digest` is that of the metadata."""
-    content = json.dumps([digest, number, row], sort_keys=True)
-    return {**row, "digest": digest_of(content.encode())}
+def _content(folder: RunFolder) -> dict[str, Any]:
+    """What is in the files of a run.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    text, records = text_of(folder.path, folder.results.name), []
+    if text:
+        read_batch([folder.results])  # which raises
+        records = [dict(record) for _, record in parse_lines(folder.results, text)]
+    for record in records:
+        record["args"] = _without(record["args"])
+    shared = {name: records[0][name] for name in _SHARED if records and name in records[0]}
+    environment = _without(folder.read_json(folder.environment) or {})
+    if "resumed" in environment:
+        environment["resumed"] = list(map(_without, environment["resumed"]))
+    return {
+        "spec": _without(folder.read_json(folder.spec) or {}),
+        "environment": environment,
+        "shared": shared,
+        "records": [
+            {name: v for name, v in record.items() if name not in shared or v != shared[name]}
+            for record in records
+        ],
+        "is_done": folder.is_done(),
+        "error": folder.last_error(),
+    }
 
 
-def _row(folder: Path) -> dict[str, Any]:
-    texts = {column: _text(folder / name) for column, name in _TEXTS.items()}
-    try:
-        spec = json.loads(texts["spec"] or "{}")
-        keys = {name: spec.get(name) for name in _KEYS} if isinstance(spec, dict) else {}
-    except ValueError:
-        keys = {}
-    return {"run": folder.name, **keys, **texts}
+def _without(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in _OF_MACHINE}
 
 
-def _text(file: Path) -> str | None:
-    content = None if file.is_symlink() else text_of(file.parent, file.name)
-    return None if content is None else content.decode("utf-8", errors="replace")
+def _as_text(content: Any) -> str:
+    return _FOLDERS.sub("", json.dumps(content, sort_keys=True))
+
+
+def _row(run: str, content: Mapping[str, Any] | None, planned: Mapping[str, Any] | None) -> Row:
+    known = planned or (content["spec"] if content else {})
+    return {
+        "run": run,
+        **{name: known.get(name) for name in _KEYS},
+        "planned": planned is not None,
+        "content": content and _as_text(content),
+    }
+
+
+def _digest(about: str, rows: Iterable[Row]) -> str:
+    digest = hashlib.sha256(about.encode())
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def unpacked(file: Path) -> Path:
@@ -137,13 +183,9 @@ def unpacked(file: Path) -> Path:
     if not file.is_file():
         raise UserError(f"{str(file)!r} does not exist: name a sweep folder, or an exported sweep")
     folder = cache_folder(file.parent) / "exports" / file_digest(file)[:32] / file.stem
-    if folder.is_dir():
-        return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-            _unpack(file, Path(aside) / file.stem)
-            os.replace(Path(aside) / file.stem, folder)
+        if not folder.is_dir():
+            unpack(file, folder)
     except OSError as error:
         if not folder.is_dir():  # no other process was faster
             raise UserError(
@@ -153,66 +195,75 @@ def unpacked(file: Path) -> Path:
     return folder
 
 
-def _unpack(file: Path, root: Path) -> None:
+def unpack(file: Path, root: Path) -> None:
+    """Writes the sweep in a file into a folder, which must be new or empty.
+
+    Raises:
+        UserError: the file holds no sweep, or is damaged.
+        OSError: the folder cannot be written, or is not empty.
+    """
+    about, rows = _read(file)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent) as aside:
+        made = Path(aside) / root.name
+        (made / PACKS).mkdir(parents=True)
+        if about["plan"]:
+            planned = {row["run"]: {n: row[n] for n in _KEYS} for row in rows if row["planned"]}
+            write_text(made / _PLAN, sealed_json({**about["plan"], "runs": planned}))
+        if about["config"]:
+            config = yaml.safe_dump(about["config"], sort_keys=False)
+            write_text(made / _CONFIG, sealed_yaml(config))
+        for first in range(0, len(rows), MOST):
+            some = [row for row in rows[first : first + MOST] if row["content"]]
+            texts = {row["run"]: _texts(row["run"], json.loads(row["content"])) for row in some}
+            if done := {run: each for run, each in texts.items() if "done" in each}:
+                write_pack(made, done)
+            for run in texts.keys() - done.keys():
+                (made / run).mkdir()
+                for name, text in texts[run].items():
+                    (made / run / name).write_bytes(text)
+        os.replace(made, root)
+
+
+def _read(file: Path) -> tuple[dict[str, Any], list[Row]]:
+    """What a file says of the sweep, and its rows.
+
+    Raises:
+        UserError: it holds no sweep, or is damaged.
+    """
     try:
         with pq.ParquetFile(file) as content:
             metadata = content.schema_arrow.metadata or {}
-            version = metadata.get(b"domainbed_export", b"").decode()
-            if version not in (_VERSION, _WITHOUT_DIGESTS):
+            if metadata.get(b"domainbed_export", b"").decode() != _VERSION:
                 raise UserError(
                     f"{file} holds no sweep that this version exported: export it again, with "
                     "`domainbed sweep export`"
                 )
-            about = json.loads(metadata[b"domainbed_files"])
-            _write(root, {name: about.get(name) for name in _OF_SWEEP})
-            if version == _WITHOUT_DIGESTS:
-                log.warning("warning: %s has no digests: damage to it may not be noticed", file)
-                rows: Iterable[dict[str, Any]] = _rows(content)
-            else:
-                rows = _compared(content, metadata, about["runs"])
-            for row in rows:
-                _write(root / _safe(file, row["run"]), {n: row[c] for c, n in _TEXTS.items()})
+            about, rows = metadata[b"domainbed_sweep"].decode(), content.read().to_pylist()
+        if _digest(about, rows) != metadata[b"domainbed_digest"].decode():
+            raise ValueError(CHANGED)
+        for name in (row["run"] for row in rows):  # a stranger's may lead out of the folder
+            if not _NAME.fullmatch(name) or name in (_PLAN, _CONFIG, PACKS):
+                raise ValueError(f"a run is called {name!r}")
+        return json.loads(about), rows
     except (pa.ArrowException, OSError, *_NO_EXPORT) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, and not Arrow's
             raise
         raise UserError(f"{file} is damaged ({type(error).__name__}): get it again") from error
 
 
-def _rows(content: pq.ParquetFile) -> Iterator[dict[str, Any]]:
-    for batch in content.iter_batches(_ROWS_AT_ONCE):
-        yield from batch.to_pylist()
-
-
-def _compared(
-    content: pq.ParquetFile, metadata: Mapping[bytes, bytes], runs: int
-) -> Iterator[dict[str, Any]]:
-    """The rows, compared with their digests.
-
-    Raises:
-        ValueError: the metadata or a row has another, or there are not as many rows as `runs`.
-    """
-    digest, count = metadata[b"domainbed_digest"].decode(), 0
-    if digest != digest_of(metadata[b"domainbed_files"]):
-        raise ValueError(CHANGED)
-    for row in _rows(content):
-        plain = {name: value for name, value in row.items() if name != "digest"}
-        if _sealed(plain, count, digest) != row:
-            raise ValueError(CHANGED)
-        yield row
-        count += 1
-    if count != runs:
-        raise ValueError(CHANGED)
-
-
-def _safe(file: Path, name: Any) -> str:
-    """A run's name, which must be a plain one: the file may be a stranger's."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _OF_SWEEP:
-        raise UserError(f"{file} is damaged (a run is called {name!r}): get it again")
-    return name
-
-
-def _write(folder: Path, texts: Mapping[str, str | None]) -> None:
-    folder.mkdir(exist_ok=True)
-    for name, text in texts.items():
-        if text is not None:
-            (folder / name).write_text(text, encoding="utf-8")
+def _texts(run: str, content: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a run, by their names."""
+    lines = [{**content["shared"], **record} for record in content["records"]]
+    for line in lines if content["spec"] else ():
+        line["args"]["run_id"] = run
+    records = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+    texts = {"results.jsonl": records, "err.txt": content["error"] and f"{content['error']}\n"}
+    if content["spec"]:
+        spec = {**content["spec"], "run_id": run}
+        texts["run.json"] = sealed_json(spec, indent=2, sort_keys=True)
+    if content["environment"]:
+        texts["environment.json"] = sealed_json(content["environment"], indent=2)
+    if content["is_done"]:
+        texts["done"] = f"done\n{seal_of(records.encode())}\n"
+    return {name: text.encode() for name, text in texts.items() if text}

@@ -62,7 +62,7 @@ def read_results(path: Path, content: bytes) -> Iterator[tuple[Run, int, dict[st
     """
     run: Run = {}
     steps: set[int] = set()
-    for line, record in split_averages(merge_stages(_parse(path, content))):
+    for line, record in split_averages(merge_stages(parse_lines(path, content))):
         try:
             described, step = _describe(record, run)
         except (KeyError, TypeError) as error:
@@ -83,7 +83,7 @@ def read_results(path: Path, content: bytes) -> Iterator[tuple[Run, int, dict[st
         )
 
 
-def _parse(path: Path, content: bytes) -> list[Numbered]:
+def parse_lines(path: Path, content: bytes) -> list[Numbered]:
     """The lines of a file with their numbers, without a last line that was cut off."""
     *lines, rest = content.split(b"\n")  # a whole line ends with a newline
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]

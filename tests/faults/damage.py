@@ -340,21 +340,18 @@ def _of_export(root: Path, sweep: Path, finished: list[RunFolder]) -> list[Kind]
 
     def files() -> Any:
         folder = unpacked(export)
-        return {
-            str(path.relative_to(folder)): path.read_bytes()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        packs = [packed.read_pack(file) for file in packed.packs_in(folder)]
+        return (folder / "plan.json").read_bytes(), packs
+
+    def read() -> Any:
+        for kept in (packed.title_of, packed.read_pack, packed.recently):
+            kept.cache_clear()
+        return _records(export), planned_gaps(export)
 
     copy = unpacked(export)
-    run_id = finished[0].path.name
     return [
         Kind("export", [export], files),
-        Kind(
-            "unpacked export",
-            [copy / run_id / "results.jsonl", copy / run_id / "run.json", copy / "plan.json"],
-            lambda: (_records(export), planned_gaps(export)),
-        ),
+        Kind("unpacked export", [*packed.packs_in(copy), copy / "plan.json"], read),
     ]
 
 
