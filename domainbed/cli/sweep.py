@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from domainbed.cli.launching import (
     launch_prepared,
     launch_sweep,
     launcher_flags,
+    watch,
 )
 from domainbed.config.run_fields import add_run_flags
 from domainbed.core.flags import add_flags, read_flags
@@ -27,16 +27,14 @@ from domainbed.errors import UserError, in_shell
 from domainbed.launchers import RayLauncher
 from domainbed.runs import packing
 from domainbed.runs.ownership import shown_job
-from domainbed.runs.states import DONE, FAILED, MISSING
+from domainbed.runs.states import DONE, MISSING
 from domainbed.sweeps.config import SweepConfig, load_config, shipped_config
 from domainbed.sweeps.engines import as_reported
 from domainbed.sweeps.status import (
-    Status,
     count_runs,
     status_json,
     status_lines,
     status_of,
-    summary_line,
 )
 from domainbed.sweeps.store import PlannedRun, Store, remove
 
@@ -44,10 +42,7 @@ _RERUN_FIELDS = (
     *("plugins", "plugins_changed", "selection_metric", "data_dir", "device", "num_workers"),
     *("keep", "launcher"),
 )
-_ON_A_TERMINAL, _IN_A_LOG, _WITH_AN_ENGINE = 5.0, 60.0, 30.0
-_SECONDS_OF_REST = 60.0  # after which nothing more is expected: workers need some time to start
 _LONGEST_PAUSE = 86_400  # a day; Python cannot sleep for ever
-_TO_TOP, _CLEAR_REST, _END_OF_LINE = "\x1b[H", "\x1b[J", "\x1b[K\n"
 
 
 # ---- which sweep is meant ----
@@ -245,7 +240,7 @@ def status(parser: Parser) -> Run:
         "--every",
         type=float,
         metavar="SECONDS",
-        help="with --watch (default: 5 on a terminal; 60 elsewhere, with a line each time)",
+        help="with --watch (default: 2 at first, and 30 in the long run)",
     )
     return _status
 
@@ -261,7 +256,9 @@ def _status(args: argparse.Namespace) -> int:
     store, runs, chosen = _what_to_look_at(args)
     look = partial(status_of, store, runs, ask=partial(as_reported, store, chosen))
     if args.watch:
-        return _watch(look, args.every)
+        with suppress(KeyboardInterrupt):  # the usual end of watching
+            return int(set(watch(look, args.every).total) != {DONE})
+        return 0
     found = look()
     print(status_json(found) if args.json else "\n".join(status_lines(found)))
     return 0
@@ -278,39 +275,6 @@ def _what_to_look_at(
     config = _load(args.target, args)
     runs: dict[str, PlannedRun] = {run.run_id: run.planned() for run in config.plan()}
     return Store(config.output_dir), runs, {**config.launcher, **address}
-
-
-def _watch(look: Callable[..., Status], every: float | None) -> int:
-    """Shows the status until nothing changes any more; returns 0 if all runs are done."""
-    on_terminal = sys.stdout.isatty()
-    found, changed = None, time.monotonic()
-    try:
-        while True:
-            found = look(before=found)
-            changed = time.monotonic() if found.may_change else changed
-            if on_terminal:
-                print(_screen(found), end="", flush=True)
-            else:
-                print(time.strftime("%H:%M:%S"), summary_line(found), flush=True)
-            if set(found.total) <= {DONE, FAILED}:
-                return int(bool(found.failures))
-            if time.monotonic() - changed >= _SECONDS_OF_REST:
-                rest = [] if on_terminal else status_lines(found)
-                print("\n".join([*rest, "Nothing is running, and no engine will start a run."]))
-                return 1
-            on_screen = _WITH_AN_ENGINE if found.pending else _ON_A_TERMINAL
-            time.sleep(every or (on_screen if on_terminal else _IN_A_LOG))
-    except KeyboardInterrupt:  # the usual end of watching
-        return 0
-
-
-def _screen(status: Status) -> str:
-    """The status in the place of what the terminal shows, cut to its size."""
-    width, height = shutil.get_terminal_size()
-    lines = [f"{time.strftime('%H:%M:%S')} {summary_line(status)}", "", *status_lines(status)]
-    if len(lines) >= height:
-        lines = [*lines[: height - 2], "…"]
-    return _TO_TOP + "".join(line[:width] + _END_OF_LINE for line in lines) + _CLEAR_REST
 
 
 # ---- pack, unpack ----

@@ -9,6 +9,7 @@ from domainbed.core.settings import make
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,
+    BlockingHandle,
     Event,
     Handle,
     Job,
@@ -53,6 +54,7 @@ def create_launcher(name: str, options: Mapping[str, Any]) -> tuple[Launcher, Re
 __all__ = [
     "LAUNCHERS",
     "WITH_FLAGS",
+    "BlockingHandle",
     "DebugLauncher",
     "Event",
     "Handle",

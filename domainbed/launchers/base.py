@@ -57,7 +57,6 @@ class Event:
     Attributes:
         kind: STARTED; PROGRESS; and at the end exactly one of DONE, FAILED, INTERRUPTED (it was
             asked to stop, and can resume) and BUSY (another process is executing the same task).
-            PENDING if it was interrupted, and waits to be executed again.
             A task that is restarted, elsewhere or after its worker died, is STARTED again.
         index: the task's position in the list.
         steps: for PROGRESS, how many steps it has taken.
@@ -130,62 +129,44 @@ class Resources(Settings):
     )
 
 
-class Handle(ABC):
-    """Submitted tasks, whose states follow from their events.
+@dataclass
+class Handle:
+    """Submitted tasks.
 
     Attributes:
         jobs: the engine's id of each task's job; several tasks may share one.
+        logs: the file with what each task's job prints; none if it prints in this process.
     """
 
-    def __init__(self, jobs: Sequence[str]) -> None:
-        self.jobs = list(jobs)
-        self._states = [PENDING] * len(self.jobs)
+    jobs: Sequence[str]
+    logs: Sequence[Path] = ()
+
+
+class BlockingHandle(Handle, ABC):
+    """Tasks of a blocking launcher."""
 
     @abstractmethod
     def wait(self, on_event: OnEvent) -> None:
-        """Returns when all tasks have ended; a blocking launcher executes them meanwhile.
-
-        A task that fails, or whose process dies, stops no other.
+        """Executes all tasks. One that fails, or whose process dies, stops no other.
 
         Args:
-            on_event: called in this process and thread; call `noting(on_event)` in its place.
+            on_event: called in this process and thread.
 
         Raises:
-            KeyboardInterrupt: passed on. A blocking launcher's tasks are stopped where they can
-                resume; an engine's continue.
+            KeyboardInterrupt: passed on, after the tasks were stopped where they can resume.
         """
 
     @abstractmethod
     def cancel(self) -> None:
         """Stops the tasks that have not ended; may be called from another thread."""
 
-    def state(self, index: int) -> str:
-        """PENDING, RUNNING, DONE, FAILED or INTERRUPTED, by the events that `wait` received.
-
-        A task that another process is executing is RUNNING.
-        """
-        return self._states[index]
-
-    def logs(self, index: int) -> list[Path]:
-        """The files with what a task's job printed; none if it prints in this process."""
-        return []
-
-    def noting(self, on_event: OnEvent) -> OnEvent:
-        """`on_event`, after the task's state was noted."""
-
-        def noted(event: Event) -> None:
-            at_work = event.kind in (STARTED, PROGRESS, BUSY)
-            self._states[event.index] = RUNNING if at_work else event.kind
-            on_event(event)
-
-        return noted
-
 
 class Launcher(Settings):
     """Where tasks are executed. A subclass's fields are the launcher's options, and its flags.
 
     Attributes:
-        blocking: whether tasks are executed only while the handle is waited for.
+        blocking: whether tasks are executed only while the handle, a `BlockingHandle`, is waited
+            for.
         resource_options: the fields of `Resources` that it supports; they are its options too.
         has_after: whether `submit_after` is there.
     """
@@ -234,21 +215,13 @@ class Launcher(Settings):
         """
         raise NotImplementedError
 
-    def known(self, jobs: Iterable[str]) -> set[str]:
-        """Those of an engine's jobs that are still queued or running, whoever submitted them.
-
-        Raises:
-            UserError: the engine cannot be asked.
-        """
-        return set()
-
     def ask(self, jobs: Iterable[str]) -> dict[str, JobReport]:
-        """What the engine says of those of the jobs that it still knows, in bounded time.
+        """What an engine says of those of the jobs that it still knows, in bounded time.
 
         Raises:
             UserError: the engine cannot be asked, or does not answer.
         """
-        return {job: JobReport() for job in self.known(jobs)}
+        return {}
 
     def reaches(self, job: str) -> bool:
         """Whether a job may be asked for, or signalled: its id may stand in a stranger's folder.

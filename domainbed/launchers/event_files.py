@@ -1,4 +1,4 @@
-"""Events of tasks executed elsewhere: files on a shared file system, and following them."""
+"""Events of tasks executed elsewhere, in files on a shared file system."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ import json
 import math
 import os
 import time
-from abc import abstractmethod
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
-from domainbed.launchers.base import Event, Handle, OnEvent
-from domainbed.runs.states import ENDS, PENDING, PROGRESS
+from domainbed.launchers.base import Event
+from domainbed.runs.states import PROGRESS
 
 _ENDING = ".events.jsonl"
 _SECONDS_BETWEEN_REPORTS = 5.0
 """Of the progress of one task: thousands may write to one file server."""
-_SECONDS_BETWEEN_READS = 1.0
-_LAST_LINES = 3
 
 
 class EventWriter:
@@ -82,49 +79,3 @@ class EventReader:
 def _job_and_number(file: Path) -> tuple[str, int]:
     job, _, number = file.name.removesuffix(_ENDING).rpartition(".")
     return job, int(number)
-
-
-def last_words(log: Path) -> str:
-    """The last lines that a job printed, as one; "" if it printed nothing."""
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " / ".join(lines[-_LAST_LINES:])
-
-
-class Following(Handle):
-    """Tasks that an engine executes, followed by the events that `reader` finds.
-
-    Args:
-        jobs: the engine's id of each task's job.
-        reader: of these jobs' events.
-        ends: the events that end a task. Where a job may be requeued, INTERRUPTED does not, and
-            is passed on as PENDING.
-    """
-
-    def __init__(
-        self, jobs: Sequence[str], reader: EventReader, ends: Collection[str] = ENDS
-    ) -> None:
-        super().__init__(jobs)
-        self._reader, self._ends = reader, ends
-        self._left = set(range(len(self.jobs)))
-
-    def wait(self, on_event: OnEvent) -> None:
-        self._follow(self.noting(on_event), math.inf)
-
-    @abstractmethod
-    def _lost(self) -> list[Event]:
-        """How tasks ended that the engine does not know any more; called repeatedly."""
-
-    def _follow(self, on_event: OnEvent, end: float) -> None:
-        """Passes events on until no task is left, or until `end` of the monotonic clock."""
-        while self._left and time.monotonic() < end:
-            lost = self._lost()  # asked first: what their jobs wrote can be read afterwards
-            events = [
-                replace(event, kind=PENDING) if event.kind in set(ENDS) - set(self._ends) else event
-                for event in self._reader.read()
-            ]
-            for event in events + lost:
-                if event.index in self._left:
-                    self._left -= {event.index} if event.kind in ENDS else set()
-                    on_event(event)
-            time.sleep(_SECONDS_BETWEEN_READS if self._left else 0)

@@ -26,8 +26,8 @@ from domainbed.core.stopping import SIGNALS, request_stop, stop_requested, stop_
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,
+    BlockingHandle,
     Event,
-    Handle,
     Job,
     Launcher,
     OnEvent,
@@ -65,24 +65,25 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 class DebugLauncher(Launcher):
     """No worker processes, so that breakpoints and prints work."""
 
-    def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
+    def submit(
+        self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path
+    ) -> BlockingHandle:
         return _InProcess(job, tasks)
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         return min(1, tasks)
 
 
-class _InProcess(Handle):
+class _InProcess(BlockingHandle):
     def __init__(self, job: Job, tasks: Sequence[Any]) -> None:
         super().__init__([this_process()] * len(tasks))
         self._job, self._tasks, self._cancelled = job, tasks, False
 
     def wait(self, on_event: OnEvent) -> None:
-        noted = self.noting(on_event)
         with stopping_on(SIGNALS), environment_set(engine_variables("debug", this_process())):
             for index, task in enumerate(self._tasks):
                 if not (self._cancelled or stop_requested()):
-                    perform(self._job, index, task, noted)
+                    perform(self._job, index, task, on_event)
             number = stop_signal()
         if number:
             raise KeyboardInterrupt(number)
@@ -116,7 +117,9 @@ class LocalLauncher(Launcher):
         json_schema_extra={"default_text": "all", "several_words": True},
     )
 
-    def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Handle:
+    def submit(
+        self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path
+    ) -> BlockingHandle:
         if (resources.cores or 0) > usable_cores():
             log.warning(
                 "warning: a run has %d threads, and this machine %d cores for them",
@@ -244,7 +247,7 @@ class _Worker:
         self.connection.close()
 
 
-class Pool(Handle):
+class Pool(BlockingHandle):
     """The workers and the queue of tasks.
 
     A worker that dies is replaced, and its task given to another: it resumes from what it wrote.
@@ -273,16 +276,15 @@ class Pool(Handle):
 
     def wait(self, on_event: OnEvent) -> None:
         """Executes all tasks; an interrupt lets running ones write what they can resume from."""
-        noted = self.noting(on_event)
         try:
             for place in self._places:
                 self._start_worker(place)
             while self._busy() and not self._cancelled:
-                self._look(noted, min(_SECONDS_BETWEEN_CHECKS, (self._minutes or 1) * 60 / 10))
+                self._look(on_event, min(_SECONDS_BETWEEN_CHECKS, (self._minutes or 1) * 60 / 10))
             if self._cancelled:
-                self._stop(noted)
+                self._stop(on_event)
         except KeyboardInterrupt:
-            self._stop(noted)
+            self._stop(on_event)
             raise
         finally:
             for worker in self._workers:

@@ -35,6 +35,7 @@ from domainbed.core.settings import Text
 from domainbed.errors import UserError, one_line
 from domainbed.launchers.base import (
     LAUNCHERS,
+    BlockingHandle,
     Event,
     Handle,
     Job,
@@ -44,10 +45,9 @@ from domainbed.launchers.base import (
     Resources,
     this_process,
 )
-from domainbed.launchers.event_files import EventReader, Following
+from domainbed.launchers.event_files import EventReader
 from domainbed.launchers.local import visible_gpus
 from domainbed.launchers.ray_tasks import (
-    ALIVE,
     SECONDS_TO_STOP,
     TEAM,
     Coordinator,
@@ -59,7 +59,7 @@ from domainbed.launchers.ray_tasks import (
     why_waiting,
     write_plan,
 )
-from domainbed.runs.states import INTERRUPTED, RUNNING
+from domainbed.runs.states import ENDS, INTERRUPTED, RUNNING
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +72,7 @@ _TOKEN_FILE = "~/.ray/auth_token"
 _STORE_BYTES = 100 * 2**20  # of Ray's objects: tasks and events are small, and travel in files
 _ID = re.compile(r"(?P<coordinator>.+)_(?P<index>\d+)@(?P<address>.+)")
 _SECONDS_TO_ANSWER = 60.0
-_SECONDS_OF_SILENCE = 30.0
-"""After which a launch that follows asks the cluster whether the coordinator is there."""
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @LAUNCHERS.register(name="ray")
@@ -115,9 +114,10 @@ class RayLauncher(Launcher):
         ids: list[str] = []
         if tasks:
             with connected(self._cluster, self.init) as ray:
-                ids = _ids(ray, folder, len(tasks))
+                address = ray.get_runtime_context().gcs_address
+                ids = [_id(folder.name, index, address) for index in range(len(tasks))]
                 start(ray, ids)
-        return _OnCluster(folder, ids)
+        return Handle(ids, _logs(folder, len(ids)))
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         if self.blocking:
@@ -130,9 +130,6 @@ class RayLauncher(Launcher):
 
     def reaches(self, job: str) -> bool:
         return self._cluster is not None if _ID.fullmatch(job) else super().reaches(job)
-
-    def known(self, jobs: Iterable[str]) -> set[str]:
-        return set(self.ask(jobs))
 
     def ask(self, jobs: Iterable[str]) -> dict[str, JobReport]:
         """Nothing of a cluster that does not answer: its runs resume elsewhere."""
@@ -153,10 +150,7 @@ class RayLauncher(Launcher):
         for address, by_coordinator in _grouped(jobs).items():
             with connected(self._cluster or address) as ray:
                 for name, indices in by_coordinator.items():
-                    with contextlib.suppress(ValueError, ray.exceptions.RayActorError):
-                        coordinator = ray.get_actor(name, namespace=NAMESPACE)
-                        asked = coordinator.cancel.remote(sorted(indices))
-                        ray.get(asked, timeout=_SECONDS_TO_ANSWER)
+                    _cancel(ray, name, indices)
         super().cancel(job for job in jobs if not _ID.fullmatch(job))
 
 
@@ -165,10 +159,8 @@ def _id(coordinator: str, index: int, address: str) -> str:
     return f"{coordinator}_{index}@{address}"
 
 
-def _ids(ray: Any, folder: Path, count: int) -> list[str]:
-    """Those of a launch's tasks; its folder names its coordinator."""
-    address = ray.get_runtime_context().gcs_address
-    return [_id(folder.name, index, address) for index in range(count)]
+def _logs(folder: Path, count: int) -> list[Path]:
+    return [log_file(folder, index) for index in range(count)]
 
 
 def _grouped(jobs: Iterable[str]) -> dict[str, dict[str, set[int]]]:
@@ -177,6 +169,13 @@ def _grouped(jobs: Iterable[str]) -> dict[str, dict[str, set[int]]]:
     for match in filter(None, map(_ID.fullmatch, jobs)):
         groups[match["address"]][match["coordinator"]].add(int(match["index"]))
     return groups
+
+
+def _cancel(ray: Any, name: str, indices: Iterable[int]) -> None:
+    """Stops tasks of a coordinator, if it is still there."""
+    with contextlib.suppress(ValueError, ray.exceptions.RayActorError):
+        coordinator = ray.get_actor(name, namespace=NAMESPACE)
+        ray.get(coordinator.cancel.remote(sorted(indices)), timeout=_SECONDS_TO_ANSWER)
 
 
 def _reports(ray: Any, name: str, indices: set[int]) -> dict[int, JobReport]:
@@ -197,69 +196,54 @@ def _nodes(ray: Any) -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-class _OnCluster(Following):
-    """Tasks that were handed to a cluster, followed by their events.
+class _OnOwnCluster(BlockingHandle):
+    """Tasks on a cluster of this machine that exists while they are waited for.
 
     Args:
+        start: has a coordinator execute the tasks, with an ID for each.
         folder: of the launch.
-        jobs: of each task.
+        count: of the tasks.
+        init: further arguments of `ray.init`.
     """
-
-    def __init__(self, folder: Path, jobs: Sequence[str]) -> None:
-        super().__init__(jobs, EventReader(folder, [TEAM]))
-        self._folder, self._ids = folder, list(jobs)
-        self._sign, self._heard = 0, time.monotonic()
-
-    def cancel(self) -> None:
-        RayLauncher().cancel([self._ids[index] for index in self._left])
-
-    def logs(self, index: int) -> list[Path]:
-        return [log_file(self._folder, index)]
-
-    def _lost(self) -> list[Event]:
-        """Tasks that the cluster does not know any more: it was shut down, for example."""
-        with contextlib.suppress(OSError):
-            sign = (self._folder / ALIVE).stat().st_mtime_ns
-            if sign != self._sign:
-                self._sign, self._heard = sign, time.monotonic()
-        if time.monotonic() - self._heard < _SECONDS_OF_SILENCE:
-            return []
-        known = RayLauncher().known(self._ids[index] for index in self._left)
-        self._heard = time.monotonic()
-        lost = [index for index in sorted(self._left) if self._ids[index] not in known]
-        if lost:
-            log.warning("warning: the Ray cluster does not know %d runs any more", len(lost))
-        return [Event(INTERRUPTED, index) for index in lost]
-
-
-class _OnOwnCluster(_OnCluster):
-    """Tasks on a cluster of this machine that exists while they are waited for."""
 
     def __init__(
         self, start: Callable[[Any, Sequence[str]], None], folder: Path, count: int,
         init: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        super().__init__(folder, [this_process()] * count)
-        self._start, self._init, self._cancelled = start, init, False
+        super().__init__([this_process()] * count, _logs(folder, count))
+        self._start, self._init, self._name = start, init, folder.name
+        self._reader, self._left = EventReader(folder, [TEAM]), set(range(count))
+        self._cancelled = False
 
     def wait(self, on_event: OnEvent) -> None:
         if not self._left or self._cancelled:
             return
-        noted = self.noting(on_event)
         with connected(None, self._init) as ray:
-            self._ids = _ids(ray, self._folder, len(self.jobs))
             self._start(ray, self.jobs)
             try:
-                self._follow(noted, math.inf)
+                self._follow(ray, on_event, math.inf)
             except KeyboardInterrupt:
                 log.warning("stopping: runs write checkpoints")
-                self.cancel()
-                self._follow(noted, time.monotonic() + SECONDS_TO_STOP)
+                self._cancelled = True
+                self._follow(ray, on_event, time.monotonic() + SECONDS_TO_STOP)
                 raise
 
     def cancel(self) -> None:
         self._cancelled = True
-        super().cancel()
+
+    def _follow(self, ray: Any, on_event: OnEvent, end: float) -> None:
+        """Passes events on until no task is left, or until `end` of the monotonic clock."""
+        while self._left and time.monotonic() < end:
+            if self._cancelled:
+                _cancel(ray, self._name, self._left)
+            # Asked first: what a task told before it ended can be read afterwards.
+            lost = self._left - _reports(ray, self._name, self._left).keys()
+            events = self._reader.read()
+            ended = {event.index for event in events if event.kind in ENDS}
+            for event in [*events, *(Event(INTERRUPTED, index) for index in lost - ended)]:
+                on_event(event)
+            self._left -= ended | lost
+            time.sleep(_SECONDS_BETWEEN_LOOKS if self._left else 0)
 
 
 def _start(

@@ -42,8 +42,6 @@ from domainbed.runs.states import BUSY, ENDS, FAILED, INTERRUPTED, STARTED
 
 TEAM = "tasks"
 """The name under which the coordinator and the tasks send events."""
-ALIVE = "alive"
-"""A file that a coordinator touches while it lives."""
 _SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_STOP = 30.0
 """For a task that was asked to stop, before its process is killed."""
@@ -169,8 +167,6 @@ class Coordinator:
         at_work = [asyncio.create_task(self._see_to(index, again)) for index in sorted(self._left)]
         try:
             while self._left:
-                with contextlib.suppress(OSError):  # a full disk ends nothing
-                    (self._folder / ALIVE).touch()
                 self._read_events()
                 self._stop_tasks()
                 await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)

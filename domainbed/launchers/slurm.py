@@ -8,7 +8,6 @@ by SLURM.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -17,7 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -44,12 +42,10 @@ from domainbed.launchers.base import (
     Resources,
     failed,
 )
-from domainbed.launchers.event_files import EventReader, EventWriter, Following, last_words
+from domainbed.launchers.event_files import EventReader, EventWriter
 from domainbed.launchers.local import LocalLauncher
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING
-
-log = logging.getLogger(__name__)
 
 _ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
@@ -70,7 +66,6 @@ _JOB = re.compile(r"\d+(_\d+)?")  # a job of an array: 12_3
 _SECONDS_OF_WARNING = 90
 _MOST_FRUITLESS_TRIES = 3
 _MOST_JOBS_A_COMMAND = 500
-_MOST_SECONDS_BETWEEN_LOOKS = 30.0
 _SECONDS_TO_ANSWER = 30.0  # of a command; without the controller some try for ever
 _COMPLETING = "COMPLETING"  # of a job that leaves its node: to end, or to be queued again
 _MAX_ARRAY = re.compile(r"MaxArraySize\s*=\s*(\d+)")
@@ -154,7 +149,8 @@ class SlurmLauncher(Launcher):
                 self.cancel(jobs)
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        return _Submitted(self, [name for name, pack in zip(jobs, packs) for _ in pack], folder)
+        names = [name for name, pack in zip(jobs, packs) for _ in pack]
+        return Handle(names, [folder / f"{name}_0_log.out" for name in names])
 
     def _refuse_cores(self, resources: Resources) -> None:
         """SLURM itself may take a job that no node is large enough for, and never start it.
@@ -213,15 +209,25 @@ class SlurmLauncher(Launcher):
         jobs = math.ceil(tasks / self.tasks_per_job)
         return min(tasks, min(jobs, self.max_jobs or jobs) * self.workers_per_job)
 
-    def known(self, jobs: Iterable[str]) -> set[str]:
-        return {job for job, report in self.ask(jobs).items() if report.in_hand}
-
     def ask(self, jobs: Iterable[str]) -> dict[str, JobReport]:
         asked = set(jobs)
-        return {job: report for job, report in reports_of(asked).items() if job in asked}
+        arrays = sorted({_array(job) for job in asked if _JOB.fullmatch(job)})
+        if not arrays:
+            return {}
+        try:
+            printed = _answer(
+                *("squeue", "--noheader", "--array", "--states=all"),
+                *(f"--name={_NAME}", "--format=%i %T %r", f"--jobs={','.join(arrays)}"),
+            )
+        except UserError as error:
+            if "Invalid job id" in str(error):  # what it says where it knows none of them any more
+                return {}
+            raise
+        rows = [line.split(maxsplit=2) for line in printed.splitlines()]
+        return {job: _report(state, reason) for job, state, reason in rows if job in asked}
 
     def cancel(self, jobs: Iterable[str]) -> None:
-        there = sorted(self.known(jobs))
+        there = sorted(job for job, report in self.ask(jobs).items() if report.in_hand)
         for first in range(0, len(there), _MOST_JOBS_A_COMMAND):
             _answer("scancel", "--quiet", *there[first : first + _MOST_JOBS_A_COMMAND])
 
@@ -257,57 +263,6 @@ class SlurmLauncher(Launcher):
         }
 
 
-class _Submitted(Following):
-    """Jobs submitted to SLURM; their events come through files."""
-
-    def __init__(self, launcher: SlurmLauncher, jobs: Sequence[str], folder: Path) -> None:
-        # An interrupted task has not ended while its job may be queued again.
-        ends = (DONE, FAILED, BUSY, *(() if launcher.requeue else (INTERRUPTED,)))
-        super().__init__(jobs, EventReader(folder, jobs), ends)
-        self._launcher, self._folder = launcher, folder
-        self._began = self._looked = time.monotonic()
-        self._gone: set[str] = set()
-        self._warned: set[str] = set()
-
-    def cancel(self) -> None:
-        self._launcher.cancel(self.jobs)
-
-    def logs(self, index: int) -> list[Path]:
-        return [self._folder / f"{self.jobs[index]}_0_log.out"]
-
-    def _lost(self) -> list[Event]:
-        """Of tasks whose jobs are gone, and were at the look before: files may show up late."""
-        now = time.monotonic()
-        # Rarely in the long run: SLURM serves a whole cluster.
-        if now - self._looked < min(_MOST_SECONDS_BETWEEN_LOOKS, (now - self._began) / 10):
-            return []
-        self._looked = now
-        jobs = {self.jobs[index] for index in self._left}
-        try:
-            reports = reports_of(jobs)
-        except UserError as error:  # it may answer later
-            log.warning("warning: %s", error)
-            return []
-        for why in {each.why for each in reports.values() if each.stuck} - self._warned:
-            log.warning("warning: some of the queued jobs cannot start: %s", why)
-            self._warned.add(why)
-        requeued = {job for job in jobs & reports.keys() if reports[job].state == PENDING}
-        waiting = [i for i in self._left if self.jobs[i] in requeued and self.state(i) == RUNNING]
-        there = {job for job, each in reports.items() if each.in_hand or each.why == _COMPLETING}
-        gone = jobs - there
-        lost = [index for index in sorted(self._left) if self.jobs[index] in gone & self._gone]
-        self._gone = gone
-        ends = [self._end_of(index, reports.get(self.jobs[index])) for index in lost]
-        return [*ends, *(Event(PENDING, index) for index in waiting)]
-
-    def _end_of(self, index: int, report: JobReport | None) -> Event:
-        if report is None or report.state != FAILED:
-            return Event(INTERRUPTED, index)
-        last = last_words(self.logs(index)[0]) or "it printed nothing"
-        error = f"the job {self.jobs[index]} of SLURM ended as {report.why} ({last})\n"
-        return Event(FAILED, index, error=error)
-
-
 def do_batch(
     job: Job,
     workers: int,
@@ -337,6 +292,8 @@ def do_batch(
     def tell(event: Event) -> None:
         told.append(replace(event, index=indices[event.index]))
         writer.send(told[-1])
+        if event.kind in (DONE, FAILED, BUSY):
+            del left[told[-1].index]
 
     # By SLURM's own word: where it binds jobs to no cores, the system names all of the node.
     cores = int(os.environ.get("SLURM_CPUS_ON_NODE", "1"))
@@ -350,13 +307,12 @@ def do_batch(
 
     with handled([signal.SIGTERM, signal.SIGUSR2], on_signal):
         handle.wait(tell)
-    interrupted = [n for n in range(len(left)) if handle.state(n) in (INTERRUPTED, PENDING)]
-    if signal.SIGUSR2 in came and interrupted and requeue:
+    if signal.SIGUSR2 in came and left and requeue:
         try:
             _requeue(name, told)
         except UserError as error:
-            for number in interrupted:
-                tell(failed(job, number, left[indices[number]], f"{error}\n"))
+            for index, task in left.items():
+                writer.send(failed(job, index, task, f"{error}\n"))
             raise
 
 
@@ -389,29 +345,6 @@ def _largest_array() -> int:
     """
     found = _MAX_ARRAY.search(_answer("scontrol", "show", "config"))
     return max(1, int(found[1])) if found else 1000  # SLURM's default
-
-
-def reports_of(jobs: Iterable[str]) -> dict[str, JobReport]:
-    """What SLURM says of each job that it still knows, and of others of the same arrays.
-
-    Raises:
-        UserError: SLURM does not answer.
-    """
-    arrays = sorted({_array(job) for job in jobs if _JOB.fullmatch(job)})
-    if not arrays:
-        return {}
-    asked = f"--jobs={','.join(arrays)}"
-    try:
-        printed = _answer(
-            *("squeue", "--noheader", "--array", "--states=all"),
-            *(f"--name={_NAME}", "--format=%i %T %r", asked),
-        )
-    except UserError as error:
-        if "Invalid job id" in str(error):  # what it says where it knows none of them any more
-            return {}
-        raise
-    rows = [line.split(maxsplit=2) for line in printed.splitlines()]
-    return {job: _report(state, reason) for job, state, reason in rows}
 
 
 def _report(state: str, reason: str) -> JobReport:

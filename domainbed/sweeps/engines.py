@@ -6,16 +6,18 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UserError
 from domainbed.launchers import JobReport, Launcher, create_launcher
-from domainbed.launchers.event_files import last_words
 from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import FAILED, INTERRUPTED, MISSING, PENDING, RUNNING, RunStatus
 from domainbed.sweeps.store import Store
 
 log = logging.getLogger(__name__)
+
+_LAST_LINES = 3
 
 Statuses = Mapping[str, RunStatus]
 """What is known of each run, by its id."""
@@ -77,11 +79,17 @@ def _corrected(store: Store, run_id: str, status: RunStatus, report: JobReport) 
     folder, why = store.folder(run_id), report.why
     log_file = folder.log.resolve()
     if log_file.is_relative_to(store.root.resolve()) and log_file.is_file():
-        why += f" ({last_words(log_file)})"
+        why += f" ({_last_words(log_file)})"
     if report.state == FAILED:
         why = f"{status.engine} job {status.job} ended before the run began: {why}"
         return replace(status, state=FAILED, why=why)
     return replace(status, state=INTERRUPTED if folder.spec.exists() else MISSING, why=why)
+
+
+def _last_words(log_file: Path) -> str:
+    """The last lines that a job printed, as one."""
+    lines = [line.strip() for line in log_file.read_text(errors="replace").splitlines()]
+    return " / ".join(list(filter(None, lines))[-_LAST_LINES:]) or "it printed nothing"
 
 
 def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[str, set[str]]:

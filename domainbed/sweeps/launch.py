@@ -25,15 +25,23 @@ from domainbed.core.plugins import import_plugins
 from domainbed.core.stopping import Interrupted
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, in_shell, is_out_of_memory, reason_of
-from domainbed.launchers import Event, Handle, Job, Launcher, Resources, create_launcher
+from domainbed.launchers import (
+    BlockingHandle,
+    Event,
+    Handle,
+    Job,
+    Launcher,
+    Resources,
+    create_launcher,
+)
 from domainbed.runs.folder import Busy, RunFolder, made_with_others
 from domainbed.runs.packed import packed_runs
 from domainbed.runs.packing import pack, unpack
-from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, RUNNING
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, RUNNING
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
+from domainbed.sweeps.display import Display
 from domainbed.sweeps.engines import Statuses, cancel, in_hand
-from domainbed.sweeps.following import Display, follow
 from domainbed.sweeps.status import Costs, count_runs, finished_costs
 from domainbed.sweeps.store import Cell, PlannedRun, Store, common_to
 from domainbed.training import run
@@ -127,42 +135,34 @@ class Launch:
         theirs = [i for i, s in self.states.items() if s == RUNNING or i in self.in_hand]
         return [run_id for run_id in theirs if run_id not in todo]
 
-    def execute(self, with_others: bool = False) -> dict[str, str]:
-        """Does the runs, and returns when none is left to do. A failed run stops no other.
-
-        Args:
-            with_others: also wait for the runs of other launches.
+    def execute(self) -> dict[str, str]:
+        """Submits the runs; those of a blocking launcher have ended when this returns.
 
         Returns:
             By run id, the error of each failed run that could not be written (the disk is full).
 
         Raises:
             UserError: see `submit`.
-            KeyboardInterrupt: the runs of this process are stopped, and can be resumed; those of an
-                engine continue.
+            KeyboardInterrupt: the runs were stopped, and can be resumed.
         """
-        todo, others = self.todo, self.others if with_others else []
-        runs = [self.runs[run_id] for run_id in [*todo, *others]]
-        theirs = dict(enumerate(runs[len(todo) :], len(todo)))
         unwritten: dict[str, str] = {}
-        display = Display([spec.steps for spec in runs])
         handle = self.submit()
+        if not self.launcher.blocking:
+            return unwritten
+        assert isinstance(handle, BlockingHandle)
+        display = Display([self.runs[run_id].steps for run_id in self.todo])
 
         def on_event(event: Event) -> None:
-            if event.kind == BUSY and with_others:
-                theirs[event.index] = runs[event.index]
-                return
             if event.kind == FAILED:
+                run_id = self.todo[event.index]
                 try:
-                    self._job.on_failure(runs[event.index], event.error)
+                    self._job.on_failure(self.runs[run_id], event.error)
                 except OSError:
-                    unwritten[todo[event.index]] = event.error.strip().splitlines()[-1]
+                    unwritten[run_id] = event.error.strip().splitlines()[-1]
             display.on_event(event)
 
         with contextlib.closing(display):
             handle.wait(on_event)
-            for event in follow(self.store, theirs, self.config.launcher):
-                display.on_event(event)
         return unwritten
 
     def submit(self) -> Handle:
@@ -193,10 +193,10 @@ class Launch:
         for index, run_id in enumerate(() if self.launcher.blocking else self.todo):
             run_folder, engine = self.store.folder(run_id), self.config.launcher
             run_folder.mark_pending(engine["name"], handle.jobs[index], engine)
-            for file in handle.logs(index):
-                run_folder.link_log(file)
+            if handle.logs:
+                run_folder.link_log(handle.logs[index])
         if self.finished_by_engine:
-            of_jobs = {file.parent for n in range(len(handle.jobs)) for file in handle.logs(n)}
+            of_jobs = {file.parent for file in handle.logs}
             try:
                 self.launcher.submit_after(
                     list(dict.fromkeys(handle.jobs)),

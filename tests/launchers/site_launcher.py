@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from domainbed.core.stopping import request_stop, stop_requested
-from domainbed.launchers import Event, Launcher, perform
-from domainbed.launchers.event_files import EventReader, EventWriter, Following
-from domainbed.runs.states import INTERRUPTED
+from domainbed.launchers import Handle, JobReport, Launcher, perform
+from domainbed.launchers.event_files import EventWriter
+from domainbed.runs.states import RUNNING
 
 
 class SiteLauncher(Launcher):
@@ -42,35 +42,18 @@ class SiteLauncher(Launcher):
                     start_new_session=True,
                 )
             jobs += [str(process.pid)] * len(some)
-        return SiteHandle(jobs, folder, log)
+        return Handle(jobs, [log] * len(jobs))
 
     def parallelism(self, tasks, resources):
         return -(-tasks // self.tasks_per_job)
 
-    def known(self, jobs):
-        return {job for job in jobs if is_alive(int(job))}
+    def ask(self, jobs):
+        return {job: JobReport(RUNNING) for job in jobs if is_alive(int(job))}
 
     def cancel(self, jobs):
         for job in jobs:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(job), signal.SIGTERM)
-
-
-class SiteHandle(Following):
-    def __init__(self, jobs, folder, log):
-        super().__init__(jobs, EventReader(folder, jobs))
-        self.log, self.launcher = log, SiteLauncher()
-
-    def cancel(self):
-        self.launcher.cancel(set(self.jobs))
-
-    def logs(self, index):
-        return [self.log]
-
-    def _lost(self):
-        known = self.launcher.known({self.jobs[index] for index in self._left})
-        lost = [index for index in self._left if self.jobs[index] not in known]
-        return [Event(INTERRUPTED, index) for index in lost]
 
 
 def is_alive(pid):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from jobs import WordJob
+from submission import in_hand, wait_for
 
 from domainbed.cli.launching import launch_sweep
 from domainbed.launchers import LAUNCHERS, Launcher, Resources, create_launcher
-from domainbed.runs.states import BUSY, DONE, ENDS, FAILED, INTERRUPTED, PENDING, RUNNING, STARTED
+from domainbed.runs.states import BUSY, DONE, ENDS, FAILED, INTERRUPTED, STARTED
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare
 
@@ -40,7 +41,7 @@ class Case:
         """The handle of tasks that were waited for, and the events."""
         events = []
         handle = self.submit(tasks)
-        handle.wait(events.append)
+        wait_for(handle, self.launcher, events.append)
         return handle, events
 
 
@@ -51,7 +52,7 @@ def case(request, tmp_path):
 
 def test_every_end_of_a_task_is_told_once_and_stops_no_other(case):
     tasks = ["ok", "fail", "exit", "busy", "ok", "ok"]
-    handle, events = case.done(tasks)
+    _, events = case.done(tasks)
     ends = [(event.index, event.kind) for event in events if event.kind in ENDS]
     assert sorted(ends) == list(enumerate([DONE, FAILED, FAILED, BUSY, DONE, DONE]))
     assert sorted(case.job.begun()) == sorted(tasks)
@@ -59,8 +60,6 @@ def test_every_end_of_a_task_is_told_once_and_stops_no_other(case):
         kinds = [event.kind for event in events if event.index == index]
         assert (kinds[0], kinds[-1] in ENDS) == (STARTED, True)
         assert kinds.count("progress") >= 1
-    states = [handle.state(index) for index in range(len(tasks))]
-    assert states == [DONE, FAILED, FAILED, RUNNING, DONE, DONE]
     errors = {event.index: event.error for event in events if event.kind == FAILED}
     assert errors[1].strip().endswith("ValueError: no good")
     assert "Traceback" in errors[1]
@@ -76,7 +75,7 @@ def test_tasks_find_which_engine_does_them_and_as_which_job(case):
 
 def test_nothing_to_do_is_no_fault(case):
     handle, events = case.done([])
-    assert (handle.jobs, events) == ([], [])
+    assert (list(handle.jobs), events) == ([], [])
     assert case.launcher.parallelism(0, case.resources) == 0
 
 
@@ -92,31 +91,35 @@ def test_cancelled_tasks_are_stopped_or_not_begun(case):
         events.append(event)
         if event.kind == "progress" and not cancelled:
             cancelled.append(event.index)
-            handle.cancel()
+            cancel()
+
+    def cancel():
+        handle.cancel() if case.launcher.blocking else case.launcher.cancel(set(handle.jobs))
 
     events, cancelled = [], []
-    watched = threading.Timer(100, handle.cancel)  # rather than to hang
+    watched = threading.Timer(100, cancel)  # rather than to hang
     watched.start()
-    handle.wait(on_event)
+    wait_for(handle, case.launcher, on_event)
     watched.cancel()
-    assert {handle.state(index) for index in range(6)} <= {INTERRUPTED, PENDING}
-    assert handle.state(cancelled[0]) == INTERRUPTED
-    assert not case.launcher.known(handle.jobs)
+    assert {event.kind for event in events if event.kind in ENDS} == {INTERRUPTED}
+    assert cancelled[0] in [event.index for event in events if event.kind == INTERRUPTED]
+    assert not in_hand(case.launcher, handle.jobs)
 
 
 def test_an_engine_knows_its_jobs_until_they_end(case):
     handle = case.submit(["wait", "wait"])
     if case.launcher.blocking:
-        assert case.launcher.known(handle.jobs) == set()
+        assert in_hand(case.launcher, handle.jobs) == set()
         assert case.job.begun() == []  # nothing before it is waited for
         return
-    assert case.launcher.known(handle.jobs) == set(handle.jobs)
-    assert case.launcher.known(["nothing-of-the-kind"] if case.name != "site" else []) == set()
+    assert in_hand(case.launcher, handle.jobs) == set(handle.jobs)
+    assert case.launcher.ask(["nothing-of-the-kind"] if case.name != "site" else []) == {}
     other, _ = create_launcher(case.name, case.options)
     other.cancel(handle.jobs)  # from elsewhere, later
-    handle.wait(lambda event: None)
-    assert case.launcher.known(handle.jobs) == set()
-    assert DONE not in {handle.state(0), handle.state(1)}
+    events = []
+    wait_for(handle, case.launcher, events.append)
+    assert in_hand(case.launcher, handle.jobs) == set()
+    assert DONE not in {event.kind for event in events}
 
 
 def test_the_options_are_the_fields_and_resources_of_the_launcher(case):
@@ -152,7 +155,7 @@ def test_a_launch_that_waits_stays_for_runs_of_an_earlier_one(site_options, tmp_
 def sweep(launcher, folder):
     """A launched sweep of two runs."""
     launch = prepare(config_of(launcher, folder))
-    assert launch.execute() == {}
+    assert launch_sweep(launch.config, wait=True) == 0
     return launch
 
 

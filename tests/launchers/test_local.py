@@ -16,7 +16,7 @@ from domainbed.core.cores import usable_cores
 from domainbed.errors import UserError
 from domainbed.launchers import DebugLauncher, LocalLauncher, Resources, create_launcher
 from domainbed.launchers.local import visible_gpus
-from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, STARTED
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PROGRESS, STARTED
 
 CPU, CUDA = Resources(device="cpu"), Resources(device="cuda")
 
@@ -106,7 +106,6 @@ def test_an_interrupt_lets_tasks_stop_where_they_can_go_on(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         handle.wait(on_event)
     assert ends(events) == {0: INTERRUPTED, 1: INTERRUPTED}
-    assert [handle.state(i) for i in range(3)] == [INTERRUPTED, INTERRUPTED, PENDING]
     assert "stopping: 2 runs may take" in caplog.text
     assert not [pid for pid in job.pids() if is_alive(pid)]
 

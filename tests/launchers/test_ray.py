@@ -51,7 +51,7 @@ def test_a_coordinator_that_is_lost_is_replaced_and_begins_what_has_not_ended(ra
     tasks = ["ok", "fail", "wait once"]
     submitted = Submission(tmp_path, tasks, RayLauncher(address=ray_nodes.address))
     wait_until(lambda: "wait once" in submitted.job.begun())
-    assert submitted.launcher.known(submitted.handle.jobs) >= {submitted.handle.jobs[2]}
+    assert submitted.in_hand() >= {submitted.handle.jobs[2]}
     kill_coordinator(submitted.handle)
     submitted.wait()
     begun = submitted.job.begun()
@@ -91,8 +91,9 @@ job, tasks = WordJob(folder + "/log"), ["slow", "fail", "slow"]
 handle = launcher.submit(job, tasks, Resources(device="cpu"), Path(folder, ".launcher"))
 print(*handle.jobs)
 if launcher.blocking:
-    handle.wait(lambda event: None)
-    print(*[handle.state(index) for index in range(3)])
+    ends = {}
+    handle.wait(lambda event: ends.update({event.index: event.kind}))
+    print(*[ends[index] for index in range(3)])
 """
 
 
@@ -114,8 +115,8 @@ def test_tasks_outlive_the_process_that_submitted_them(ray_nodes, tmp_path):
     (line,) = submit_elsewhere(tmp_path, ray_nodes.address)
     jobs = line.split()
     launcher = RayLauncher()
-    assert launcher.known(jobs)
-    wait_until(lambda: not launcher.known(jobs))
+    assert launcher.ask(jobs)
+    wait_until(lambda: not launcher.ask(jobs))
     assert sorted(WordJob(str(tmp_path / "log")).begun()) == ["fail", "slow", "slow"]
 
 
@@ -133,7 +134,7 @@ def test_a_cluster_of_its_own_ends_with_the_launch(tmp_path, monkeypatch):
 def test_what_a_task_prints_is_in_its_log(ray_nodes, tmp_path):
     submitted = Submission(tmp_path, ["print", "ok"], RayLauncher(address=ray_nodes.address)).wait()
     assert submitted.ends() == {0: DONE, 1: DONE}
-    logs = [file.read_text() for index in range(2) for file in submitted.handle.logs(index)]
+    logs = [file.read_text() for file in submitted.handle.logs]
     assert logs == ["from Python\nfrom below\n", ""]
 
 
@@ -195,7 +196,7 @@ def test_why_a_task_waits_is_what_it_asks_for_and_what_there_is(ray_nodes, tmp_p
     ]
     wait_until(lambda: reports() == expected)
     for submitted in (large, small):
-        submitted.handle.cancel()
+        submitted.cancel()
         submitted.wait()
 
 
@@ -213,7 +214,7 @@ def test_arguments_of_ray_init_reach_the_cluster_and_its_tasks(tmp_path, monkeyp
 
 
 def test_jobs_of_a_cluster_that_is_gone_are_unknown_and_said_so(caplog):
-    assert RayLauncher().known(["ray-0123456789ab_7@localhost:1"]) == set()
+    assert RayLauncher().ask(["ray-0123456789ab_7@localhost:1"]) == {}
     assert "cannot be reached" in caplog.text
     with pytest.raises(UserError, match="cannot be reached"):
         RayLauncher().cancel(["ray-0123456789ab_7@localhost:1"])
@@ -277,7 +278,7 @@ def test_runs_share_a_gpu_of_the_cluster(ray_nodes, tmp_path):
         wait_until(lambda: len(submitted.job.begun()) == 2)
         time.sleep(1)
         assert [line[3] for line in submitted.job.lines()] == ["0", "0"]
-        submitted.handle.cancel()
+        submitted.cancel()
         submitted.wait()
         assert submitted.ends() == dict.fromkeys(range(3), INTERRUPTED)
     finally:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from waiting import wait_until
 
+from domainbed.launchers.event_files import EventReader
+from domainbed.launchers.ray_tasks import TEAM
 from domainbed.reporting import collect
 from domainbed.runs.states import DONE, PENDING, RUNNING
 from domainbed.sweeps.config import load_config
@@ -68,9 +70,9 @@ def test_a_sweep_that_loses_a_node_ends_as_an_undisturbed_one(ray_nodes, tmp_pat
     lost = under_way[0].status().pid
     ray_nodes.replace_node_of(lost)
     assert prepared(tmp_path / "ray", launcher).todo == []  # it is begun again without a launch
-    events = []
-    handle.wait(events.append)
+    wait_until(lambda: all(folder.state() == DONE for folder in folders), 300)
 
+    events = EventReader(handle.logs[0].parent, [TEAM]).read()
     begun = [event.index for event in events if event.kind == "started"]
     assert len(begun) == len(folders) + 1  # one run was lost, and begun again
     assert [folder.state() for folder in folders] == [DONE] * 4

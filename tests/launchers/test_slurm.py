@@ -12,24 +12,21 @@ import pytest
 import slurm_cluster
 from jobs import WordJob
 from slurm_cluster import ask, start, until, until_queued_again
-from submission import CPU, Submission
+from submission import CPU, Submission, in_hand
 
 from domainbed.errors import UserError
-from domainbed.launchers import Event, JobReport, Resources, SlurmLauncher, create_launcher
+from domainbed.launchers import Event, Resources, SlurmLauncher, create_launcher
 from domainbed.launchers import slurm as engine
-from domainbed.launchers.event_files import EventReader, EventWriter
+from domainbed.launchers.event_files import EventReader
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import (
     BUSY,
     DONE,
     FAILED,
     INTERRUPTED,
-    PENDING,
     PROGRESS,
-    RUNNING,
     STARTED,
 )
-from domainbed.sweeps.following import Display
 
 
 def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
@@ -39,14 +36,10 @@ def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
     first, last = jobs[0], jobs[4]
     assert jobs == [first] * 4 + [last] * 2
     assert (first.partition("_")[2], last.partition("_")[2]) == ("0", "1")
-    assert submitted.launcher.known([*jobs, "", "no job", "4711_2"]) == {first, last}
-    assert [submitted.handle.state(index) for index in range(6)] == [PENDING] * 6
+    assert set(submitted.launcher.ask([*jobs, "", "no job", "4711_2"])) == {first, last}
     submitted.wait()
     kinds = [DONE, FAILED, FAILED, BUSY, DONE, FAILED]
     assert submitted.ends() == dict(enumerate(kinds))
-    assert [submitted.handle.state(i) for i in range(6)] == [
-        k.replace(BUSY, RUNNING) for k in kinds
-    ]
     failure = next(e for e in submitted.events if e.kind == FAILED and e.index == 1)
     assert failure.error.strip().endswith("ValueError: no good")
     assert submitted.job.failures() == [  # those of the other two could tell it themselves
@@ -55,9 +48,9 @@ def test_several_tasks_are_done_in_one_job(slurm, tmp_path):
     noted = {line[0]: [line[2], *line[4:]] for line in submitted.job.lines()}
     assert noted["fail"] == ["1", "slurm", first]
     assert noted["die once"] == ["1", "slurm", last]
-    [log] = submitted.handle.logs(5)
+    other, *_, log = submitted.handle.logs
     assert "a worker died with signal 9 (SIGKILL)" in log.read_text()
-    assert submitted.handle.logs(0) != [log]
+    assert other != log
 
 
 def test_workers_of_a_job_share_its_cores_and_gpus(slurm, tmp_path):
@@ -68,7 +61,7 @@ def test_workers_of_a_job_share_its_cores_and_gpus(slurm, tmp_path):
     assert submitted.ends() == dict.fromkeys(range(3), DONE)
     assert 1 <= len(submitted.job.pids()) <= 2
     assert {tuple(line[2:4]) for line in submitted.job.lines()} == {("1", "0")}  # threads, GPU
-    [log] = {submitted.handle.logs(index)[0] for index in range(3)}
+    [log] = set(submitted.handle.logs)
     assert ask("squeue", "--states=all", "-h", "-o", "%C", "-j", submitted.handle.jobs[0]) == ["2"]
     assert log.exists()
 
@@ -79,8 +72,8 @@ def test_a_job_that_is_cancelled_from_outside_is_interrupted(slurm, tmp_path):
     submitted.wait(STARTED, lambda: ask("scancel", job))
     assert submitted.ends() == {0: INTERRUPTED, 1: INTERRUPTED}
     assert submitted.job.begun() == ["wait"]
-    assert submitted.launcher.known([job]) == set()
-    submitted.handle.cancel()  # nothing is left to cancel
+    assert submitted.in_hand() == set()
+    submitted.cancel()  # nothing is left to cancel
 
 
 def requeue(job):
@@ -134,25 +127,15 @@ def test_only_so_many_jobs_run_at_a_time_and_all_can_be_cancelled(slurm, tmp_pat
 
     def look():
         reasons.extend(ask("squeue", "-h", "-r", "-o", "%T-%r", "-j", jobs[0].partition("_")[0]))
-        submitted.handle.cancel()
+        submitted.cancel()
 
     submitted.wait(STARTED, look)
     waiting = "PENDING-JobArrayTaskLimit"
     assert sorted(reasons) == [waiting, waiting, "RUNNING-None"]
     assert submitted.ends() == dict.fromkeys(range(3), INTERRUPTED)
     assert len(submitted.job.begun()) == 1
-    assert submitted.launcher.known(jobs) == set()
+    assert submitted.in_hand() == set()
     assert submitted.launcher.parallelism(3, CPU) == 1
-
-
-def test_a_job_that_cannot_begin_fails_with_its_last_words(slurm, tmp_path):
-    submitted = Submission(
-        tmp_path, ["ok"], SlurmLauncher(setup=["echo no such module >&2", "exit 3"])
-    ).wait()
-    [error] = [event.error for event in submitted.events]
-    [job] = submitted.handle.jobs
-    assert error == f"the job {job} of SLURM ended as FAILED (no such module)\n"
-    assert submitted.ends() == {0: FAILED}
 
 
 @pytest.mark.parametrize(
@@ -227,11 +210,11 @@ def test_more_jobs_than_an_array_may_have_are_several_arrays(slurm, tmp_path):
         waits = {job: ask("squeue", "-h", "-o", "%E", "-j", job) for job in (arrays[1], after)}
         assert arrays[0] in waits[arrays[1]][0]
         assert all(f"afterany:{array}_*" in waits[after][0] for array in arrays)
-        handle.cancel()
+        launcher.cancel(handle.jobs)
     finally:
         ask("scontrol", "update", "PartitionName=main", "State=UP")
     until((tmp_path / "after").exists, 30)
-    assert launcher.known(handle.jobs) == set()
+    assert in_hand(launcher, handle.jobs) == set()
 
 
 def test_too_much_memory_is_refused(slurm, tmp_path):
@@ -277,62 +260,13 @@ def test_the_tasks_of_a_job_that_is_not_queued_again_have_failed(monkeypatch, tm
     assert [event.index for event in ends] == [3, 5]
 
 
-def test_a_controller_that_is_away_for_a_while_ends_no_waiting(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr("domainbed.launchers.event_files._SECONDS_BETWEEN_READS", 0.01)
-    running = {"7": JobReport(RUNNING)}
-    answers = iter([UserError("`squeue` of SLURM failed: timed out"), running, {}, {}])
-
-    def reports_of(jobs):
-        answer = next(answers)
-        if isinstance(answer, UserError):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(engine, "reports_of", reports_of)
-    handle = engine._Submitted(SlurmLauncher(), ["7"], tmp_path / "nowhere")
-    events = []
-    handle.wait(events.append)
-    assert events == [Event(INTERRUPTED, 0)]
-    assert "`squeue` of SLURM failed: timed out" in caplog.text
-
-
-def test_a_requeued_run_waits_and_does_not_count_as_running(monkeypatch, caplog, tmp_path):
-    """By its own word, or by SLURM's where its node died; and what cannot start is told once."""
-    monkeypatch.setattr("domainbed.launchers.event_files._SECONDS_BETWEEN_READS", 0.01)
-    monkeypatch.setattr(engine, "_MOST_SECONDS_BETWEEN_LOOKS", 0)
-    said = {job: JobReport(PENDING, "BeginTime") for job in ("7_0", "7_1")}
-    said["7_2"] = JobReport(PENDING, "PartitionConfig", stuck=True)
-    monkeypatch.setattr(engine, "reports_of", lambda jobs: said)
-    writers = {job: EventWriter(tmp_path, job) for job in said}
-    writers["7_0"].send(Event(STARTED, 0))
-    writers["7_0"].send(Event(INTERRUPTED, 0))
-    writers["7_1"].send(Event(STARTED, 1))
-    handle = engine._Submitted(SlurmLauncher(), list(said), tmp_path)
-    display, events = Display([1] * 3), []
-
-    def on_event(event):
-        events.append((event.index, event.kind))
-        display.on_event(event)
-        if events.count((0, PENDING)) and events.count((1, PENDING)) and event.kind == PENDING:
-            assert display._at_work == set()
-            for index, writer in enumerate(writers.values()):
-                writer.send(Event(DONE, index))
-
-    handle.wait(on_event)
-    assert events == [
-        *[(0, STARTED), (0, PENDING), (1, STARTED), (1, PENDING)],
-        *[(0, DONE), (1, DONE), (2, DONE)],
-    ]
-    assert caplog.text.count("some of the queued jobs cannot start: PartitionConfig") == 1
-
-
 def test_without_slurm_the_launcher_says_where_to_use_it(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"there is no `sinfo` here: use .* on a login node"):
         SlurmLauncher().submit(print, [None], CPU, tmp_path)
     with pytest.raises(UserError, match="there is no `squeue` here"):
-        SlurmLauncher().known(["12"])
-    assert SlurmLauncher().known([""]) == set()
+        SlurmLauncher().ask(["12"])
+    assert SlurmLauncher().ask([""]) == {}
 
 
 def test_what_a_job_asks_for_follows_from_its_tasks():

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 from slurm_cluster import HELD_BY, ask, start, until, until_queued_again
+from submission import in_hand
 
 from domainbed import cli
 from domainbed.algorithms import ALGORITHMS
@@ -162,7 +163,7 @@ def test_a_sweep_is_looked_at_and_cancelled(slurm, tmp_path, monkeypatch, capsys
     assert "0 to do" in capsys.readouterr().out
     assert sweep.command("cancel") == 0
     assert_told(["cancelled 2 jobs", *jobs], capsys)
-    until(lambda: SlurmLauncher().known(jobs) == set())
+    until(lambda: in_hand(SlurmLauncher(), jobs) == set())
     assert not {PENDING, RUNNING, DONE} & set(sweep.states().values())
 
 
@@ -251,7 +252,7 @@ def told(slurm, tmp_path, monkeypatch, capsys):
     return told
 
 
-def test_what_status_says_of_jobs_that_wait_or_have_ended(told):
+def test_what_status_says_of_jobs_that_wait_or_have_ended(told, monkeypatch):
     launch = partial(told, "launch", "a sweep.yaml", "--output_dir")
     large = launch("large", "--cores", "64")
     assert "error: a job asks for 64 cores, and SLURM's largest node has 2" in large
@@ -260,6 +261,10 @@ def test_what_status_says_of_jobs_that_wait_or_have_ended(told):
     assert "`domainbed sweep status 'is stuck'` shows their states" in stuck
     [job] = {each.job for each in Store("is stuck").statuses(Store("is stuck").planned()).values()}
     assert f"2 runs, slurm jobs {job}: cannot start: JobHeldUser" in told("status", "is stuck")
+    monkeypatch.setenv("DOMAINBED_SILENCE_SECONDS", "1")
+    waited = told("launch", "is stuck", "--wait")
+    assert f"2 runs, slurm jobs {job}: cannot start: JobHeldUser" in waited
+    assert "Nothing is running, and no engine will start a run.\n0 of 2 runs are done" in waited
     ask("scancel", job)
     until(lambda: f"2 runs, slurm jobs {job}: CANCELLED" in told("status", "is stuck"))
     failed = "ended before the run began: FAILED (no such module)"

@@ -8,7 +8,7 @@ import pytest
 
 from domainbed.cli.launching import launch_sweep
 from domainbed.errors import UserError
-from domainbed.launchers import LAUNCHERS, Event, Handle, JobReport, Launcher
+from domainbed.launchers import LAUNCHERS, Handle, JobReport, Launcher
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING, RunStatus
 from domainbed.sweeps.config import load_config
@@ -29,29 +29,17 @@ class Queue(Launcher):
     def submit(self, job, tasks, resources, folder):
         jobs = [f"{len(self.queued)}_{position // 2}" for position in range(len(tasks))]
         self.queued.update(zip(jobs, tasks))
-        return Queued(jobs)
+        return Handle(jobs)
 
     def parallelism(self, tasks, resources):
         return tasks
 
-    def known(self, jobs):
-        return set(jobs) & set(self.queued)
-
     def ask(self, jobs):
-        return {job: self.said.get(job, JobReport()) for job in self.known(jobs)}
+        return {job: self.said.get(job, JobReport()) for job in set(jobs) & set(self.queued)}
 
     def cancel(self, jobs):
         for job in jobs:
             del self.queued[job]
-
-
-class Queued(Handle):
-    def wait(self, on_event):
-        self.noting(on_event)(Event("started", 0))
-        raise KeyboardInterrupt
-
-    def cancel(self):
-        pass
 
 
 @pytest.fixture
@@ -141,7 +129,7 @@ def test_an_interrupted_run_of_a_requeued_job_is_not_submitted_again(config, que
     assert "1 run interrupted, in jobs that are queued again" in outlook(again)
     assert status_of(again.store, again.planned, ask=asking(again)).total == {PENDING: 3}
     elsewhere = config.model_copy(update={"launcher": {"name": "debug"}})
-    monkeypatch.setattr(Queue, "known", unreachable)
+    monkeypatch.setattr(Queue, "ask", unreachable)
     launch.store.folder(launch.todo[1]).pending.unlink()
     launch.store.folder(launch.todo[2]).pending.unlink()
     assert prepare(elsewhere).todo == launch.todo  # where there is no such engine
@@ -183,7 +171,7 @@ def test_a_status_says_what_the_engine_says(config, queued, monkeypatch):
     assert said in lines
     assert "  1 run, queue jobs 0_1: which it does not know any more" in lines
     assert json.loads(status_json(found))["gone"][0]["runs"] == 1
-    monkeypatch.setattr(Queue, "known", unreachable)
+    monkeypatch.setattr(Queue, "ask", unreachable)
     found, lines = told({})
     assert found.total == {PENDING: 3}
 
@@ -238,15 +226,6 @@ def test_a_launch_returns_when_it_has_submitted(config, capsys):
     assert said[1].startswith(f"`domainbed sweep status {root}` shows their states")
     assert launch_sweep(config) == 0
     assert "submitted" not in capsys.readouterr().out
-
-
-def test_who_stops_waiting_stops_no_run(config, queued, capsys):
-    assert launch_sweep(config, wait=True) == 130
-    assert (
-        "no longer waiting: 0 of 3 runs are done, and the others continue"
-        in capsys.readouterr().err
-    )
-    assert len(queued) == 2
 
 
 def test_devices_are_those_of_where_runs_are_done(config, monkeypatch):

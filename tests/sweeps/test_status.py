@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from domainbed.cli import run
-from domainbed.cli import sweep as command
+from domainbed.cli import launching, run
 from domainbed.errors import UserError
 from domainbed.runs.states import RunStatus
 from domainbed.spec import RunSpec
@@ -135,7 +134,7 @@ def pause_by(sleep, monkeypatch):
         strftime=time.strftime,
         monotonic=lambda: sum(slept),
     )
-    monkeypatch.setattr(command, "time", clock)
+    monkeypatch.setattr(launching, "time", clock)
 
 
 def test_watching_in_a_log_until_all_is_done(store, planned, monkeypatch, capsys):
@@ -145,13 +144,13 @@ def test_watching_in_a_log_until_all_is_done(store, planned, monkeypatch, capsys
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("1 of 2 runs done, 1 missing")
     assert second.endswith("2 of 2 runs done")
-    assert pauses == [60.0]
+    assert pauses == [2.0]
 
 
 def test_watching_on_a_terminal(store, planned, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     small = SimpleNamespace(get_terminal_size=lambda: (30, 5))
-    monkeypatch.setattr(command, "shutil", small)
+    monkeypatch.setattr(launching, "shutil", small)
 
     def fail(seconds):
         assert seconds == 0.5

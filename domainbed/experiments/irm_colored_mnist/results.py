@@ -31,7 +31,7 @@ from domainbed.launchers import Event, Job, LocalLauncher, Resources
 from domainbed.launchers.base import environment_set
 from domainbed.reporting.published import irm_colored_mnist_values
 from domainbed.runs.states import FAILED
-from domainbed.sweeps.following import Display
+from domainbed.sweeps.display import Display
 from domainbed.training.artifacts import describe
 
 Restart = tuple[int, str]
