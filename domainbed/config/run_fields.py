@@ -14,7 +14,15 @@ from pydantic import Field, model_validator
 
 from domainbed.config.protocols import DEFAULT_PROTOCOL
 from domainbed.core.flags import add_flags
-from domainbed.core.settings import Items, Listed, Settings, Text, checked, converted
+from domainbed.core.settings import (
+    Items,
+    Listed,
+    Settings,
+    Text,
+    checked,
+    converted,
+    known_to,
+)
 from domainbed.errors import UserError
 
 
@@ -211,6 +219,11 @@ class RunOptions(Settings):
         description="processes that read images, in all",
         json_schema_extra={"default_text": "one per core, at most 8"},
     )
+    scratch: Text | None = Field(
+        None,
+        description="a folder on the machine's own disk, such as $TMPDIR, in which a run writes; "
+        "it is copied to the run's own at each record",
+    )
     keep: Literal["all", "last", "selected", "none"] | None = Field(
         None,
         description="weights: all (of each record), last, selected (what each selection method "
@@ -230,7 +243,7 @@ class RunOptions(Settings):
         "`eval_splits: best` and the tables",
         json_schema_extra={"default_text": "accuracy, or that of the labels"},
     )
-    trackers: Items[Text] = Field(
+    trackers: Items[Annotated[Text, known_to("domainbed.runs.trackers", "TRACKERS")]] = Field(
         (), description="services that also receive records: tensorboard, wandb, mlflow"
     )
     save_predictions: bool = Field(

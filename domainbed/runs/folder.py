@@ -44,6 +44,7 @@ class RunFolder:
     """Every path of a run. The layout of results, `done` and `out.txt` is DomainBed's.
 
     Attributes:
+        home: the folder that all machines see; another one where it is a copy, see `runs.scratch`.
         results: one JSON record a line.
         done: exists when the run is finished, with the digest of its records.
         out: what was printed.
@@ -60,7 +61,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = self.home = Path(path)
         self.results = self.path / "results.jsonl"
         self.done = self.path / "done"
         self.out = self.path / "out.txt"

@@ -79,15 +79,6 @@ _TestEnvs = Annotated[
 ]
 
 
-@contextmanager
-def _told_of(field: str) -> Iterator[None]:
-    """Gives errors of the block the field as their place."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error), field) from error
-
-
 class Resolved(NamedTuple):
     """An algorithm on a dataset, with names looked up and values checked.
 
@@ -159,17 +150,14 @@ class SweepConfig(RunFields, RunOptions):
         """Imports plug-ins first: they register names that other fields look up."""
         names = plugins.located(values.get("plugins", ()), "")
         if isinstance(names, list):  # else the field itself is refused
-            with _told_of("plugins"):
+            try:
                 plugins.import_plugins(names)
+            except UserError as error:
+                raise UserError(str(error), "plugins") from error
         return {**values, "plugins": names}
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
-        from domainbed.runs.trackers import TRACKERS
-
-        for name in self.trackers:
-            with _told_of("trackers"):
-                TRACKERS[name]
         labels: dict[str, str] = {}
         for position, dataset in enumerate(self.datasets):
             other = labels.setdefault(dataset_label(dataset), dataset)
@@ -376,8 +364,14 @@ def load_config(
                 f"{in_shell(*names)}",
                 "plugins",
             )
-        if overrides.get("launcher") is None:
-            _refuse_kept_address(file, values.get("launcher"), launcher_options)
+        launcher = {} if overrides.get("launcher") else values.get("launcher")
+        address = launcher.get("address") if isinstance(launcher, dict) else None
+        if address and not (launcher_options.get("address") or os.environ.get("RAY_ADDRESS")):
+            raise UserError(
+                f"{file}: the sweep's folder names the cluster {address!r}: if you trust it, add "
+                f"--address {in_shell(address)}",
+                "launcher",
+            )
         values.pop("on_finish", None)  # no launch writes one there
     elif file is not None and "plugins" in values:
         values["plugins"] = plugins.located(values["plugins"], Path(file).parent)
@@ -392,21 +386,6 @@ def load_config(
     places |= {(name,): f"--{name}" for name in overrides}
     places |= {("launcher", name): f"--{name}" for name in launcher_options}
     return make(SweepConfig, values, places)
-
-
-def _refuse_kept_address(file: str | Path, kept: Any, given: Mapping[str, Any]) -> None:
-    """Raises where only a sweep's folder says which cluster to connect to.
-
-    Raises:
-        UserError: it does.
-    """
-    address = kept.get("address") if isinstance(kept, dict) else None
-    if address and not (given.get("address") or os.environ.get("RAY_ADDRESS")):
-        raise UserError(
-            f"{file}: the sweep's folder names the cluster {address!r}: if you trust it, add "
-            f"--address {in_shell(address)}",
-            "launcher",
-        )
 
 
 def test_env_sets(dataset: str, data: Any, selection: Sequence[str]) -> list[TestEnvs]:

@@ -150,7 +150,7 @@ def args_of(experiment: Experiment, folder: RunFolder, options: RunOptions) -> d
         "torch": _versions()["torch"],
         "environments": experiment.domain_names,
         "data_dir": options.data_dir,
-        "output_dir": str(folder.path),
+        "output_dir": str(folder.home),
         "skip_model_save": options.weights == "none",
         "save_model_every_checkpoint": options.weights == "all",
     }

@@ -31,6 +31,7 @@ from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_onc
 from domainbed.errors import UserError
 from domainbed.metrics import Value, recorded_names, selecting_metric
 from domainbed.runs.folder import NOT_WHOLE, RunFolder
+from domainbed.runs.scratch import on_scratch
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED
 from domainbed.runs.trackers import TrackedRun, Trackers
 from domainbed.spec import RunSpec
@@ -87,7 +88,8 @@ def run(
     with ranks.own_folder(folder, claimed) as (folder, began):
         if began is None:
             return
-        with process_set_up(began.get("threads")):
+        scratch = on_scratch(folder, options.scratch, on_step)
+        with process_set_up(began.get("threads")), scratch as (folder, on_step):
             with stopping_at_once():
                 experiment = ranks.together(partial(_built, spec, options, began.get("encoding")))
                 ranks.together(partial(refuse_other_data, folder, began, experiment))

@@ -4,7 +4,8 @@ Every algorithm and every option that keeps state, with each launcher that works
 launchers and whole groups get SIGKILL, SIGTERM or SIGINT, and the sweep is launched again. At the
 end each run must be done, each record be there once, and records and weights be those of the
 undisturbed sweep, bit for bit but for timings. Sweeps pack their finished runs, and so do further
-processes, some of which are killed; the undisturbed ones do not. The last line counts.
+processes, some of which are killed, and some write to scratch; the undisturbed ones do not. The
+last line counts.
 
     python tests/faults/campaign.py --kills 108
 """
@@ -160,7 +161,10 @@ def _launched(config: str, folder: Path, flags: tuple[str, ...]) -> Iterator[Cli
     command = [sys.executable, "-m", "domainbed", "sweep", "retry" if retry else "launch"]
     command += [str(HERE / f"{config}.yaml"), "--output_dir", str(folder), "--cores", "1", *flags]
     command += ["--skip_confirmation"]
-    command += [] if folder.name.endswith("-undisturbed") else ["--pack"]
+    disturbed = not folder.name.endswith("-undisturbed")
+    command += ["--pack"] if disturbed else []
+    if disturbed and config == "averages":  # of all, runs of this sweep leave the most files
+        command += ["--scratch", str(folder.parent)]
     if config == "algorithms":
         trained = [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features]
         command += ["--algorithms", *(name for name in trained if name != "T3A")]

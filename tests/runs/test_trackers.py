@@ -136,7 +136,9 @@ def test_a_run_that_fails_says_so(
 
 def test_what_cannot_be_named(tmp_path: Path) -> None:
     config = {"datasets": "ColoredDigits", "algorithms": "ERM", "trackers": "tensorbord"}
-    with pytest.raises(UserError, match=r"trackers: unknown tracker 'tensorbord'\. Did you mean"):
+    with pytest.raises(
+        UserError, match=r"trackers\[0\]: unknown tracker 'tensorbord'\. Did you mean"
+    ):
         make(SweepConfig, config)
     with pytest.raises(UserError, match="unknown tracker 'tensorbord'"):
         run(spec_of(), tmp_path, tracked("tensorbord"))

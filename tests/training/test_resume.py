@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from domainbed.algorithms import ALGORITHMS
 from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.errors import UserError, reason_of
 from domainbed.runs.folder import RunFolder
-from domainbed.runs.states import DONE, FAILED, INTERRUPTED
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, Busy
 from domainbed.spec import RunSpec
 from domainbed.training import checkpoint
 from domainbed.training.trainer import RunOptions, run
@@ -72,28 +73,57 @@ def run_until(spec: RunSpec, folder: Path, step: int) -> None:
         run(spec, RunFolder(folder), on_step=on_step)
 
 
-def run_until_stopped(spec: RunSpec, folder: Path, step: int) -> None:
+def run_until_stopped(
+    spec: RunSpec, folder: Path, step: int, options: RunOptions | None = None
+) -> None:
     def on_step(taken: int) -> None:
         if taken == step:
             request_stop()
 
     with stopping_on([]), pytest.raises(Interrupted):
-        run(spec, RunFolder(folder), on_step=on_step)
+        run(spec, RunFolder(folder), options, on_step=on_step)
     assert RunFolder(folder).state() == INTERRUPTED
     assert f"Stopping at step {step} of" in (folder / "out.txt").read_text()
 
 
-def test_a_run_writes_only_at_its_records(tmp_path: Path) -> None:
-    """So nothing is gained by training on a node's own disk, and copying at records."""
-    spec, looks = spec_of("ERM"), []
+def test_a_run_on_scratch_is_resumed_elsewhere_from_its_last_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder holds what a kill at that moment leaves, and is written to by its owner alone."""
+    spec, node = spec_of("Fishr"), tmp_path / "node"
+    node.mkdir()
+    monkeypatch.setenv("OF_THE_NODE", str(node))
+    options = RunOptions(keep="selected", scratch="$OF_THE_NODE")
+    home, killed, taken_over = (RunFolder(tmp_path / n) for n in ("home", "killed", "taken_over"))
 
-    def on_step(taken: int) -> None:
-        files = [file for file in tmp_path.iterdir() if not file.name.startswith("owner.")]
-        looks.append({file.name: (file.stat().st_ino, file.stat().st_size) for file in files})
+    def kill(taken: int) -> None:
+        assert len(list(node.iterdir())) == 1
+        if taken == 6:
+            shutil.copytree(home.path, killed.path)
 
-    run(spec, RunFolder(tmp_path), RunOptions(keep="selected"), on_step=on_step)
-    changed = [step for step in range(1, STEPS) if looks[step] != looks[step - 1]]
-    assert changed == [2, 4, 6, 8, 9]
+    def take_over(taken: int) -> None:
+        if taken == 6:
+            (taken_over.path / "owner.2.json").write_text("{}")
+
+    run(spec, tmp_path / "whole", RunOptions(keep="selected"))
+    run(spec, home, options, on_step=kill)
+    (killed.path / "owner.1.json").unlink()  # its process is dead
+    assert (killed.state(), len(records(killed.path))) == (INTERRUPTED, 3)
+    run(spec, killed, RunOptions(keep="selected"))
+    with pytest.raises(Busy):
+        run(spec, taken_over, options, on_step=take_over)
+    assert len(taken_over.results.read_text().splitlines()) == 3
+    run_until_stopped(spec, tmp_path / "stopped", 5, options)
+    run(spec, tmp_path / "stopped", options)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run(spec, tmp_path / "other", RunOptions(scratch=f"{tmp_path}/nowhere"))
+    assert list(node.iterdir()) == []
+    for folder in (home.path, killed.path, tmp_path / "stopped"):
+        assert records(folder) == records(tmp_path / "whole")
+        weights = {f.name for f in folder.iterdir() if not f.name.startswith("owner.")}
+        assert weights == {f.name for f in (tmp_path / "whole").iterdir()} - {"owner.1.json"}
+    last = json.loads(home.results.read_text().splitlines()[-1])
+    assert last["args"]["output_dir"] == str(home.path)
 
 
 TRAINED = [name for name in ALGORITHMS if not ALGORITHMS[name].needs_features]
