@@ -10,6 +10,7 @@ nothing depends on when that is emptied. What is no text, such as weights, stays
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -23,6 +24,8 @@ import orjson
 from domainbed.core.digests import CHANGED, digest_of, parse_sealed_json, sealed_json
 from domainbed.core.files import aside_of, written_aside
 from domainbed.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FOLDER, SUFFIX, MOST = "packed", ".pack", 100
 TEXTS = ("results.jsonl", "run.json", "environment.json", "out.txt", "done")
@@ -68,11 +71,7 @@ def packed_now(root: Path) -> dict[str, Path]:
 
 
 def packed_runs(root: Path) -> dict[str, Path]:
-    """The packed runs of a sweep, by the name of their folder, and the pack of each.
-
-    Raises:
-        UserError: a pack is damaged.
-    """
+    """The packed runs of a sweep, by the name of their folder, and the pack of each."""
     while True:
         try:
             return {run: pack for pack in packs_in(root) for run in title_of(pack)["runs"]}
@@ -98,15 +97,17 @@ def packs_in(root: Path) -> list[Path]:
 def title_of(pack: Path) -> Mapping[str, Any]:
     """The first line of a pack: the names of its `runs`, the digest and the size of their `texts`.
 
+    Of a line that is damaged, which a warning says, there are no runs; others can be read.
+
     Raises:
         FileNotFoundError: there is no such pack.
-        UserError: it is damaged.
     """
     try:
         with pack.open("rb") as stream:
             return parse_sealed_json(stream.readline())
     except (ValueError, RecursionError) as error:
-        raise _damaged(pack, error) from error
+        log.warning("warning: %s", _damaged(pack, error))
+        return {"runs": ()}
 
 
 def _damaged(pack: Path, error: object) -> UserError:
