@@ -27,7 +27,6 @@ from domainbed.runs.folder import Busy
 from domainbed.runs.ownership import (
     ENGINE_VARIABLE,
     JOB_VARIABLE,
-    Process,
     process_named,
 )
 from domainbed.runs.states import (
@@ -156,10 +155,6 @@ class BlockingHandle(Handle, ABC):
             KeyboardInterrupt: passed on, after the tasks were stopped where they can resume.
         """
 
-    @abstractmethod
-    def cancel(self) -> None:
-        """Stops the tasks that have not ended; may be called from another thread."""
-
 
 class Launcher(Settings):
     """Where tasks are executed. A subclass's fields are the launcher's options, and its flags.
@@ -237,7 +232,7 @@ class Launcher(Settings):
     def cancel(self, jobs: Iterable[str]) -> None:
         """Withdraws jobs from the engine, whoever submitted them. Running ones are asked to stop.
 
-        Where there is no engine, jobs are processes, see `this_process`.
+        Where there is no engine, a job is the process that executes it, see `Process.name`.
 
         Raises:
             UserError: the engine cannot be asked, or a process is another machine's.
@@ -246,11 +241,6 @@ class Launcher(Settings):
             if (pid := process_named(job)) is not None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
-
-
-def this_process() -> str:
-    """The job of tasks that this process or its workers execute, see `ownership.Process.name`."""
-    return Process.here().name()
 
 
 def perform(job: Job, index: int, task: Any, send: OnEvent) -> None:
@@ -305,13 +295,11 @@ def environment_set(values: Mapping[str, str]) -> Iterator[None]:
 
     PyTorch counts threads and GPUs when it is imported; a worker could only set them too late.
     """
-    before = {name: os.environ.get(name) for name in values}
+    before = {name: os.environ[name] for name in values if name in os.environ}
     os.environ.update(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in values:
+            os.environ.pop(name, None)
+        os.environ.update(before)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -36,25 +34,21 @@ from domainbed.launchers.base import (
     environment_set,
     failed,
     perform,
-    this_process,
     time_limit_reached,
 )
+from domainbed.runs.ownership import Process
 from domainbed.runs.states import INTERRUPTED, PROGRESS, STARTED
 
 log = logging.getLogger(__name__)
 
-Place = Mapping[str, str]
-"""The environment variables that make a worker's share of the machine."""
-
 _SPAWN = multiprocessing.get_context("spawn")
 _SECONDS_BETWEEN_CHECKS = 1.0
-_SECONDS_TO_STOP = 30.0
+SECONDS_TO_STOP = 30.0
 """For a task that was asked to stop: a step of a large network, and a checkpoint on a slow disk."""
 _SECONDS_TO_END = 3.0
 _SECONDS_TO_FINISH = 30.0
 """For what libraries do at the end of a process: the last upload of a tracker, for example."""
-_MOST_DEATHS = 2
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
+MOST_DEATHS = 2
 # What a terminal sends to all of its processes: the parent decides what it means for workers.
 _OF_THE_TERMINAL = [number for number in SIGNALS if number != signal.SIGTERM]
 
@@ -76,21 +70,20 @@ class DebugLauncher(Launcher):
 
 class _InProcess(BlockingHandle):
     def __init__(self, job: Job, tasks: Sequence[Any]) -> None:
-        super().__init__([this_process()] * len(tasks))
-        self._job, self._tasks, self._cancelled = job, tasks, False
+        super().__init__([Process.here().name()] * len(tasks))
+        self._job, self._tasks = job, tasks
 
     def wait(self, on_event: OnEvent) -> None:
-        with stopping_on(SIGNALS), environment_set(engine_variables("debug", this_process())):
+        with (
+            stopping_on(SIGNALS),
+            environment_set(engine_variables("debug", Process.here().name())),
+        ):
             for index, task in enumerate(self._tasks):
-                if not (self._cancelled or stop_requested()):
+                if not stop_requested():
                     perform(self._job, index, task, on_event)
             number = stop_signal()
         if number:
             raise KeyboardInterrupt(number)
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        request_stop()
 
 
 @LAUNCHERS.register(name="local")
@@ -117,9 +110,7 @@ class LocalLauncher(Launcher):
         json_schema_extra={"default_text": "all", "several_words": True},
     )
 
-    def submit(
-        self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path
-    ) -> BlockingHandle:
+    def submit(self, job: Job, tasks: Sequence[Any], resources: Resources, folder: Path) -> Pool:
         if (resources.cores or 0) > usable_cores():
             log.warning(
                 "warning: a run has %d threads, and this machine %d cores for them",
@@ -135,14 +126,14 @@ class LocalLauncher(Launcher):
         on_gpus = len(self._gpus(resources.device)) * self.runs_per_gpu
         return self.workers or on_gpus or max(1, usable_cores() // (resources.cores or 1))
 
-    def _places(self, resources: Resources) -> list[Place]:
+    def _places(self, resources: Resources) -> list[Mapping[str, str]]:
         """The environment variables of each worker: its threads, and its GPU."""
         capacity, gpus = self._capacity(resources), self._gpus(resources.device)
         # By all workers, not by those that this launch has tasks for: another number of threads
         # rounds differently, and what is resumed alone should end as it would have among others.
         threads = resources.cores or max(1, usable_cores() // capacity)
         usual = dict.fromkeys(THREAD_VARIABLES, str(threads))
-        usual |= engine_variables("local", this_process())
+        usual |= engine_variables("local", Process.here().name())
         own = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus] or [{}]
         return [{**usual, **own[number % len(own)]} for number in range(capacity)]
 
@@ -182,13 +173,14 @@ class _Worker:
     """One process and its current task.
 
     Attributes:
+        place: the environment variables that make its share of the machine.
         index: of the task; None while it has none.
         began: when that task started, by the monotonic clock; infinite while it has not.
         asked_to_stop: when that was, by the monotonic clock.
         is_leaving: whether it gets no more tasks.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Mapping[str, str]) -> None:
         self.place = place
         self.connection, theirs = _SPAWN.Pipe()
         self.index: int | None = None
@@ -226,7 +218,7 @@ class _Worker:
         if self.asked_to_stop is None:
             self.asked_to_stop = time.monotonic()
             self.process.terminate()
-        elif time.monotonic() - self.asked_to_stop > _SECONDS_TO_STOP:
+        elif time.monotonic() - self.asked_to_stop > SECONDS_TO_STOP:
             self.process.kill()
 
     def how_it_died(self) -> str:
@@ -251,12 +243,12 @@ class Pool(BlockingHandle):
     """The workers and the queue of tasks.
 
     A worker that dies is replaced, and its task given to another: it resumes from what it wrote.
-    With `_MOST_DEATHS` workers dead at it, a task is FAILED.
+    With `MOST_DEATHS` workers dead at it, a task is FAILED.
 
     Args:
         job: what to do with a task.
         tasks: picklable.
-        places: one for each worker.
+        places: the environment variables of each worker.
         minutes: after which a task is asked to stop, and FAILED; None for no limit.
     """
 
@@ -264,10 +256,10 @@ class Pool(BlockingHandle):
         self,
         job: Job,
         tasks: Sequence[Any],
-        places: Sequence[Place],
+        places: Sequence[Mapping[str, str]],
         minutes: float | None = None,
     ) -> None:
-        super().__init__([this_process()] * len(tasks))
+        super().__init__([Process.here().name()] * len(tasks))
         self._job, self._tasks, self._places, self._minutes = job, tasks, places, minutes
         self._queue = deque(range(len(tasks)))
         self._workers: list[_Worker] = []
@@ -291,6 +283,7 @@ class Pool(BlockingHandle):
                 worker.end()
 
     def cancel(self) -> None:
+        """Stops the tasks that have not ended; may be called from another thread."""
         self._cancelled = True
 
     def _stop(self, on_event: OnEvent) -> None:
@@ -299,7 +292,7 @@ class Pool(BlockingHandle):
         if busy := self._busy():
             log.warning(
                 "stopping: %d runs may take up to %d seconds to write a checkpoint; "
-                "Ctrl-C ends them at once", len(busy), _SECONDS_TO_STOP,
+                "Ctrl-C ends them at once", len(busy), SECONDS_TO_STOP,
             )  # fmt: skip
         while busy := self._busy():
             for worker in busy:
@@ -343,12 +336,12 @@ class Pool(BlockingHandle):
             on_event(failed(self._job, index, self._tasks[index], error))
         elif not death:  # somebody other than this pool asked the worker to stop
             self._queue.appendleft(index)
-        elif self._deaths[index] < _MOST_DEATHS - 1:
+        elif self._deaths[index] < MOST_DEATHS - 1:
             self._deaths[index] += 1
             log.warning("warning: a worker died with %s: it is replaced", death)
             self._queue.appendleft(index)
         else:
-            error = f"{_MOST_DEATHS} workers died at it, the last with {death}\n"
+            error = f"{MOST_DEATHS} workers died at it, the last with {death}\n"
             on_event(failed(self._job, index, self._tasks[index], error))
 
     def _occupy(self, worker: _Worker) -> None:
@@ -362,7 +355,7 @@ class Pool(BlockingHandle):
         else:
             worker.send(None)
 
-    def _start_worker(self, place: Place) -> None:
+    def _start_worker(self, place: Mapping[str, str]) -> None:
         if self._queue and not self._cancelled:
             worker = _Worker(place)
             self._workers.append(worker)
@@ -380,7 +373,6 @@ def _work(pipe: connection.Connection) -> None:
     for number in _OF_THE_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: request_stop())
-    _be_killed_with_parent()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError):
         job: Job = pipe.recv()
@@ -389,17 +381,9 @@ def _work(pipe: connection.Connection) -> None:
             perform(job, index, task, pipe.send)
 
 
-def _be_killed_with_parent() -> None:
-    """Where the system can: no thread of this process runs while native code holds its lock."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-
-
 def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    connection.wait([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
+    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -408,9 +392,6 @@ def _signals_held_back() -> Iterator[None]:
 
     Else a worker that is still importing would print a traceback before it can ignore the signal.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
     resource_tracker.ensure_running()  # it unblocks the signal when it is first started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
     try:

@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from domainbed.core.cores import usable_cores
+from domainbed.core.files import written_aside
 from domainbed.core.settings import Text
 from domainbed.errors import UserError, one_line
 from domainbed.launchers.base import (
@@ -43,22 +44,24 @@ from domainbed.launchers.base import (
     Launcher,
     OnEvent,
     Resources,
-    this_process,
 )
 from domainbed.launchers.event_files import EventReader
-from domainbed.launchers.local import visible_gpus
+from domainbed.launchers.local import SECONDS_TO_STOP, visible_gpus
 from domainbed.launchers.ray_tasks import (
-    SECONDS_TO_STOP,
+    AFTER,
     TEAM,
     Coordinator,
+    do_after,
     log_file,
     needs_of,
+    pickled,
     places,
     printing_to,
     task_options,
     why_waiting,
     write_plan,
 )
+from domainbed.runs.ownership import Process
 from domainbed.runs.states import ENDS, INTERRUPTED, RUNNING
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,7 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 _SETTINGS = 4
 _TOKEN_FILE = "~/.ray/auth_token"
 _STORE_BYTES = 100 * 2**20  # of Ray's objects: tasks and events are small, and travel in files
+# The engine's id of a task says where to ask for it.
 _ID = re.compile(r"(?P<coordinator>.+)_(?P<index>\d+)@(?P<address>.+)")
 _SECONDS_TO_ANSWER = 60.0
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -83,6 +87,7 @@ class RayLauncher(Launcher):
     this machine, which ends with the launch.
     """
 
+    has_after: ClassVar[bool] = True
     resource_options: ClassVar[tuple[str, ...]] = ("cores", "gpus", "memory_gb", "minutes")
 
     address: Text | None = Field(
@@ -115,9 +120,20 @@ class RayLauncher(Launcher):
         if tasks:
             with connected(self._cluster, self.init) as ray:
                 address = ray.get_runtime_context().gcs_address
-                ids = [_id(folder.name, index, address) for index in range(len(tasks))]
+                ids = [f"{folder.name}_{index}@{address}" for index in range(len(tasks))]
                 start(ray, ids)
-        return Handle(ids, _logs(folder, len(ids)))
+        return Handle(ids, [log_file(folder, index) for index in range(len(ids))])
+
+    def submit_after(
+        self, jobs: Sequence[str], work: Callable[[], None], resources: Resources, folder: Path
+    ) -> str:
+        """The coordinator does it; or this process, if all tasks have ended already."""
+        of_launch = folder / jobs[0].rpartition("_")[0]
+        with written_aside(of_launch / AFTER) as aside:
+            aside.write_bytes(pickled(work))
+        if not self.ask(jobs):
+            do_after(of_launch)
+        return jobs[-1]
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         if self.blocking:
@@ -140,7 +156,7 @@ class RayLauncher(Launcher):
                 with connected(self._cluster or address) as ray:
                     for name, indices in by_coordinator.items():
                         said = _reports(ray, name, indices)
-                        found |= {_id(name, i, address): report for i, report in said.items()}
+                        found |= {f"{name}_{i}@{address}": each for i, each in said.items()}
             except UserError as error:
                 log.warning("warning: %s; its runs are considered lost", error)
         return found
@@ -152,15 +168,6 @@ class RayLauncher(Launcher):
                 for name, indices in by_coordinator.items():
                     _cancel(ray, name, indices)
         super().cancel(job for job in jobs if not _ID.fullmatch(job))
-
-
-def _id(coordinator: str, index: int, address: str) -> str:
-    """The engine's id of a task: it says where to ask for it."""
-    return f"{coordinator}_{index}@{address}"
-
-
-def _logs(folder: Path, count: int) -> list[Path]:
-    return [log_file(folder, index) for index in range(count)]
 
 
 def _grouped(jobs: Iterable[str]) -> dict[str, dict[str, set[int]]]:
@@ -210,32 +217,26 @@ class _OnOwnCluster(BlockingHandle):
         self, start: Callable[[Any, Sequence[str]], None], folder: Path, count: int,
         init: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        super().__init__([this_process()] * count, _logs(folder, count))
+        super().__init__([Process.here().name()] * count)
         self._start, self._init, self._name = start, init, folder.name
         self._reader, self._left = EventReader(folder, [TEAM]), set(range(count))
-        self._cancelled = False
 
     def wait(self, on_event: OnEvent) -> None:
-        if not self._left or self._cancelled:
+        if not self._left:
             return
         with connected(None, self._init) as ray:
             self._start(ray, self.jobs)
             try:
-                self._follow(ray, on_event, math.inf)
+                self._follow(ray, on_event)
             except KeyboardInterrupt:
                 log.warning("stopping: runs write checkpoints")
-                self._cancelled = True
+                _cancel(ray, self._name, self._left)
                 self._follow(ray, on_event, time.monotonic() + SECONDS_TO_STOP)
                 raise
 
-    def cancel(self) -> None:
-        self._cancelled = True
-
-    def _follow(self, ray: Any, on_event: OnEvent, end: float) -> None:
+    def _follow(self, ray: Any, on_event: OnEvent, end: float = math.inf) -> None:
         """Passes events on until no task is left, or until `end` of the monotonic clock."""
         while self._left and time.monotonic() < end:
-            if self._cancelled:
-                _cancel(ray, self._name, self._left)
             # Asked first: what a task told before it ended can be read afterwards.
             lost = self._left - _reports(ray, self._name, self._left).keys()
             events = self._reader.read()

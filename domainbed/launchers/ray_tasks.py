@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,31 +36,17 @@ from domainbed.launchers.base import (
     time_limit_reached,
 )
 from domainbed.launchers.event_files import EventReader, EventWriter
-from domainbed.launchers.local import THREAD_VARIABLES
+from domainbed.launchers.local import MOST_DEATHS, SECONDS_TO_STOP, THREAD_VARIABLES
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import BUSY, ENDS, FAILED, INTERRUPTED, STARTED
 
 TEAM = "tasks"
 """The name under which the coordinator and the tasks send events."""
+AFTER = "after.pkl"
+"""What is done when all tasks have ended."""
 _SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_STOP = 30.0
-"""For a task that was asked to stop, before its process is killed."""
 _SECONDS_BEFORE_RETRY = 2.0
 _MOST_RETRIES_OF_BUSY = 150
-_MOST_DEATHS = 2
-
-
-class PickledJob(Job):
-    """A job whose tasks are unpickled where they are executed; others need not import them."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = pickled(job)
-
-    def __call__(self, task: bytes, on_step: Callable[[int], None]) -> None:
-        pickle.loads(self._job)(pickle.loads(task), on_step)
-
-    def on_failure(self, task: bytes, error: str) -> None:
-        pickle.loads(self._job).on_failure(pickle.loads(task), error)
 
 
 def pickled(value: Any) -> bytes:
@@ -74,8 +60,7 @@ class Plan:
     """What a coordinator has to do, in a file: it outlives the coordinator and its node.
 
     Attributes:
-        job: what to do with each task.
-        tasks: pickled.
+        work: the job and its tasks, which are unpickled where they are executed.
         jobs: the engine's id of each task.
         options: of each task, as Ray takes them.
         needs: what each takes of a node, by Ray's names.
@@ -84,8 +69,7 @@ class Plan:
         import_path: where each finds modules, as the launching process does.
     """
 
-    job: PickledJob
-    tasks: list[bytes]
+    work: bytes
     jobs: list[str]
     options: dict[str, Any]
     needs: dict[str, float]
@@ -105,8 +89,7 @@ def write_plan(
 ) -> None:  # fmt: skip
     """For the coordinator of this folder; tasks work in the directory of this process."""
     plan = Plan(
-        job=PickledJob(job),
-        tasks=[pickled(task) for task in tasks],
+        work=pickled((job, tasks)),
         jobs=list(jobs),
         options=options,
         needs=dict(needs),
@@ -119,10 +102,24 @@ def write_plan(
         aside.write_bytes(pickle.dumps(plan))
 
 
+def do_after(folder: Path) -> None:
+    """Does the work that was written down, if it was; of several processes one does it."""
+    with contextlib.suppress(FileNotFoundError):
+        taken = (folder / AFTER).rename(folder / f"{AFTER}.taken")
+        pickle.loads(taken.read_bytes())()
+
+
 @cache
 def _plan_of(folder: Path) -> Plan:
     plan: Plan = pickle.loads((folder / "plan.pkl").read_bytes())
     return plan
+
+
+@cache
+def _work_of(folder: Path) -> tuple[Job, Sequence[Any]]:
+    """The job of a plan and its tasks."""
+    work: tuple[Job, Sequence[Any]] = pickle.loads(_plan_of(folder).work)
+    return work
 
 
 def log_file(folder: Path, index: int) -> Path:
@@ -143,7 +140,7 @@ class Coordinator:
         self._folder = Path(folder)
         self._plan = _plan_of(self._folder)
         self._reader = EventReader(self._folder, [TEAM])
-        self._left = set(range(len(self._plan.tasks)))
+        self._left = set(range(len(self._plan.jobs)))
         self._began: dict[int, float] = {}
         self._under_way: dict[int, Any] = {}
         self._cancelled: set[int] = set()
@@ -172,6 +169,9 @@ class Coordinator:
                 await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
                 for each in filter(asyncio.Task.done, at_work):
                     each.result()  # raises what must not be lost
+            with contextlib.suppress(OSError):  # as in `_fail`
+                self._plan.work_here()
+            do_after(self._folder)
         finally:
             self._ray.kill(self._me, no_restart=True)
 
@@ -212,10 +212,10 @@ class Coordinator:
                 break
             if index in self._stopped:
                 return self._fail(index, time_limit_reached(self._plan.minutes))
-            if deaths == _MOST_DEATHS:
+            if deaths == MOST_DEATHS:
                 how = "out of memory, or by a signal that Ray does not name"
                 said = stopped_by.partition(" Check ")[0]
-                error = f"{_MOST_DEATHS} workers died at it: {how}. Ray says: {said}\n"
+                error = f"{MOST_DEATHS} workers died at it: {how}. Ray says: {said}\n"
                 return self._fail(index, error)
             if busy > _MOST_RETRIES_OF_BUSY:
                 return self._end(Event(BUSY, index))
@@ -241,7 +241,8 @@ class Coordinator:
     def _fail(self, index: int, error: str) -> None:
         with contextlib.suppress(OSError):  # the tasks' working directory need not be on this node
             self._plan.work_here()
-        self._end(failed(self._plan.job, index, self._plan.tasks[index], error))
+        job, tasks = _work_of(self._folder)
+        self._end(failed(job, index, tasks[index], error))
 
     def _end(self, event: Event) -> None:
         _writer(self._folder).send(event)
@@ -263,6 +264,7 @@ def do_task(folder: str, index: int, again: bool) -> str:
     place = Path(folder)
     plan, events = _plan_of(place), _writer(place)
     plan.work_here()
+    job, tasks = _work_of(place)
     os.environ[ENGINE_VARIABLE], os.environ[JOB_VARIABLE] = "ray", plan.jobs[index]
     withheld = [""]
 
@@ -274,7 +276,7 @@ def do_task(folder: str, index: int, again: bool) -> str:
 
     # Ray cancels by what Ctrl-C does, and ends the workers of a node that leaves by SIGTERM.
     with printing_to(log_file(place, index)), stopping_on([signal.SIGINT, signal.SIGTERM]):
-        perform(plan.job, index, plan.tasks[index], send)
+        perform(job, index, tasks[index], send)
     return withheld[0]
 
 

@@ -138,9 +138,11 @@ class SlurmLauncher(Launcher):
         jobs: list[str] = []
         after = ""
         self._refuse_cores(resources)
+        found = _MAX_ARRAY.search(_answer("scontrol", "show", "config"))
+        largest = max(1, int(found[1])) if found else 1000  # SLURM's default
         try:
             while len(jobs) < len(packs):
-                some = packs[len(jobs) : len(jobs) + _largest_array()]
+                some = packs[len(jobs) : len(jobs) + largest]
                 jobs += self._submit(do, some, resources, folder, after)
                 if self.max_jobs:  # which is of one array: the next one waits for it
                     after = f"afterany:{_array(jobs[-1])}"
@@ -335,16 +337,6 @@ def _requeue(name: str, told: Iterable[Event]) -> None:
 def _array(job: str) -> str:
     """The job array that a job is of."""
     return job.partition("_")[0]
-
-
-def _largest_array() -> int:
-    """How many jobs an array may have.
-
-    Raises:
-        UserError: SLURM does not answer.
-    """
-    found = _MAX_ARRAY.search(_answer("scontrol", "show", "config"))
-    return max(1, int(found[1])) if found else 1000  # SLURM's default
 
 
 def _report(state: str, reason: str) -> JobReport:

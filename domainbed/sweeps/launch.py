@@ -212,7 +212,7 @@ class Launch:
     def finished_by_engine(self) -> bool:
         """Whether `finish` is a job of the engine, after all others, where it has these runs."""
         asked = self.config.pack or self.config.on_finish
-        return bool(asked and self.todo and self.launcher.has_after)
+        return bool(asked and self.todo) and self.launcher.has_after and not self.launcher.blocking
 
     @property
     def finish(self) -> Callable[..., None]:
@@ -243,8 +243,6 @@ def finish(root: Path, command: str | None, packs: bool, of_jobs: Sequence[Path]
     """
     if packs:
         pack_finished(root)
-    if not (command or of_jobs):
-        return
     store = Store(root)
     states = Counter(store.states(store.planned()).values())
     for folder in of_jobs if packs and set(states) == {DONE} else ():

@@ -1,10 +1,6 @@
 """The launcher for one machine, with jobs that train nothing."""
 
-import contextlib
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -74,7 +70,7 @@ def test_a_task_over_its_time_limit_is_stopped_and_fails(tmp_path):
 
 
 def test_a_task_that_does_not_heed_its_time_limit_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr("domainbed.launchers.local._SECONDS_TO_STOP", 0.5)
+    monkeypatch.setattr("domainbed.launchers.local.SECONDS_TO_STOP", 0.5)
     resources = Resources(device="cpu", minutes=0.01)
     began = time.monotonic()
     events, lines = launch(LocalLauncher(workers=1), tmp_path, ["sleep"], resources)
@@ -206,44 +202,6 @@ def test_unknown_options_are_reported_together_with_the_valid_ones():
 def test_the_number_of_workers_is_checked(workers):
     with pytest.raises(UserError, match=f"workers is {workers!r}: expected a whole number"):
         create_launcher("local", {"workers": workers})
-
-
-LAUNCH = """
-import ctypes, os, sys
-from pathlib import Path
-from domainbed.launchers import Job, LocalLauncher, Resources
-
-class Sleep(Job):
-    def __call__(self, task, on_step):
-        with open(task, "w") as file:
-            file.write(str(os.getpid()))
-        ctypes.PyDLL(None).sleep(120)  # native code that holds the interpreter's lock
-
-if __name__ == "__main__":
-    launcher, cpu = LocalLauncher(workers=1), Resources(device="cpu")
-    launcher.submit(Sleep(), [sys.argv[1]], cpu, Path()).wait(print)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's prctl")
-def test_a_worker_in_native_code_ends_with_its_parent(tmp_path):
-    (tmp_path / "program.py").write_text(LAUNCH)
-    file = tmp_path / "pid"
-    parent = subprocess.Popen(
-        [sys.executable, str(tmp_path / "program.py"), str(file)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdout=subprocess.DEVNULL,
-    )
-    wait_until(lambda: file.exists() and file.read_text())
-    worker = int(file.read_text())
-    time.sleep(0.5)  # it is in native code now
-    parent.kill()
-    parent.wait()
-    try:
-        wait_until(lambda: not is_alive(worker), 10)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
 
 
 def wait_until(holds, seconds=60):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,20 @@ def kill_coordinator(handle):
     with connected(handle.jobs[0].partition("@")[2]) as ray:
         name = handle.jobs[0].rpartition("_")[0]
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=False)
+
+
+def test_what_is_to_be_done_when_all_have_ended_is_done_once(ray_nodes, tmp_path):
+    """By the coordinator, though nobody waits; by this process, if it comes too late."""
+    launcher, after, later = RayLauncher(address=ray_nodes.address), tmp_path / "a", tmp_path / "b"
+    submitted = Submission(tmp_path, ["slow", "fail"], launcher)
+    jobs, folder = submitted.handle.jobs, tmp_path / ".launcher"
+    assert launcher.submit_after(jobs, partial(os.mkdir, after), CPU, folder) == jobs[-1]
+    assert not after.exists()
+    wait_until(after.is_dir)
+    assert sorted(submitted.job.begun()) == ["fail", "slow"]
+    wait_until(lambda: not launcher.ask(jobs))
+    launcher.submit_after(jobs, partial(os.mkdir, later), CPU, folder)
+    assert later.is_dir()
 
 
 def test_a_time_limit_fails_a_task_that_can_go_on(ray_nodes, tmp_path):

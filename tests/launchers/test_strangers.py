@@ -15,7 +15,6 @@ import pytest
 from domainbed.cli import main
 from domainbed.errors import UserError
 from domainbed.launchers import LocalLauncher
-from domainbed.launchers.base import this_process
 from domainbed.runs.ownership import Process, process_stat, shown_job
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.engines import cancel, in_hand
@@ -57,7 +56,6 @@ def test_a_signal_goes_to_the_very_process_that_was_written_down(bystander):
     LocalLauncher().cancel([right.name()])
     assert bystander.wait(10) == -signal.SIGTERM
     assert shown_job(right.name()) == f"{host}:{bystander.pid}"
-    assert this_process() == Process.here().name()
 
 
 @pytest.fixture

@@ -433,7 +433,7 @@ MUTANTS = (
     # launchers
     Mutant(
         *("launchers/local.py", "a worker's first death taken for the run's failure"),
-        *("_MOST_DEATHS = 2", "_MOST_DEATHS = 1", "tests/launchers/test_local.py"),
+        *("MOST_DEATHS = 2", "MOST_DEATHS = 1", "tests/launchers/test_local.py"),
     ),
     Mutant(
         *("launchers/local.py", "a task of a dead worker that is lost"),

@@ -23,7 +23,6 @@ from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import RunJob, common_of, prepare
 from domainbed.sweeps.status import failure_lines, status_json, status_of
 from domainbed.sweeps.store import Store, remove
-from domainbed.training.artifacts import claim
 
 TINY = {
     "datasets": ["ColoredDigits"],
@@ -241,18 +240,6 @@ def test_further_trials_with_other_settings_are_refused(tmp_path, other, says):
     prepare(config(tmp_path, trials=[1], algorithms=["IRM"], **other))  # a row of its own
     with pytest.raises(UserError, match=re.escape(says)):
         prepare(config(tmp_path, trials=[1], **other))
-
-
-def test_what_an_earlier_version_planned_says_its_settings_by_its_runs(tmp_path):
-    first = prepare(config(tmp_path, trials=[0], test_envs=[[0]]))
-    first.store.write_plan(first.config, first.planned)
-    prepare(config(tmp_path, trials=[1], steps=3))  # nothing is known of them yet
-    (spec,) = first.runs.values()
-    folder = first.store.folder(spec.run_id)
-    folder.path.mkdir()
-    claim(folder, spec)
-    with pytest.raises(UserError, match="steps is 2 there and 3 here"):
-        prepare(config(tmp_path, trials=[1], steps=3))
 
 
 def test_more_of_the_same_settings_is_welcome_in_a_sweeps_folder(tmp_path):
