@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.cores import usable_cores
-from domainbed.core.text_table import duration, text_table
+from domainbed.core.text_table import duration, printable, text_table
 from domainbed.errors import UserError, in_shell
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, RUNNING
 from domainbed.selection import SELECTION_METHODS
@@ -30,6 +30,9 @@ UPDATES = 10
 IMAGES = 256
 SECONDS = 20.0
 """No further update is measured after so many seconds."""
+
+_IN_A_SHELL = ("setup", "python", "sbatch", "init")
+"""Options of launchers that may run commands: a sweep's folder can be somebody else's."""
 
 RECORD_BYTES = 2_000
 """The size of a line of results.jsonl."""
@@ -59,6 +62,9 @@ def outlook(launch: Launch) -> list[str]:
         lines.append(f"{count_runs(len(requeued))} interrupted, in jobs that are queued again")
     if redone := [i for i in launch.todo if launch.states[i] == DONE]:
         lines.append(f"{count_runs(len(redone))} done with other plug-ins: redone")
+    launcher = launch.config.launcher
+    if told := [f"{name} {launcher[name]}" for name in _IN_A_SHELL if launcher.get(name)]:
+        lines.append(printable(f"its jobs are started with {', '.join(told)}"))
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
     for why, count in Counter(entry["why"] for entry in launch.left_out).items():
         lines.append(f"{count_runs(seeds * count)} left out: {why}")
