@@ -102,13 +102,13 @@ def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation
         question = f"Launch {count_runs(todo)}, {launch.workers} at a time?"
         if not confirmed(question):
             return 0
-    if not launch.launcher.blocking and not wait:
+    if not launch.launcher.blocking and not wait and (todo or launch.others):
         return _tell_submitted(launch, launch.submit())
     look = partial(status_of, launch.store, launch.planned)
-    ask = partial(as_reported, launch.store, launch.config.launcher)
     try:
         with interrupting_on(SIGNALS):
             unwritten = launch.execute()
+            ask = partial(as_reported, launch.store, launch.config.launcher)
             status = watch(partial(look, ask=ask)) if wait else look()
     except KeyboardInterrupt as interrupt:
         print(_interrupted_line(launch), file=sys.stderr)
@@ -122,10 +122,6 @@ def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation
 
 def _tell_submitted(launch: Launch, handle: Handle) -> int:
     jobs, root = list(dict.fromkeys(handle.jobs)), in_shell(launch.store.root)
-    if not jobs and not launch.others:
-        status = status_of(launch.store, launch.planned)
-        _tell_outcome(launch, status, {})
-        return int(bool(status.failures))
     if jobs:
         shown = " … ".join(dict.fromkeys([jobs[0], jobs[-1]]))
         print(f"submitted {count_runs(len(handle.jobs))} as {len(jobs)} jobs: {shown}")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from domainbed.cli.common import Parser, Run, add_shared
 from domainbed.cli.launching import (
@@ -36,7 +34,7 @@ from domainbed.sweeps.status import (
     status_lines,
     status_of,
 )
-from domainbed.sweeps.store import PlannedRun, Store, remove
+from domainbed.sweeps.store import Store, remove
 
 _RERUN_FIELDS = (
     *("plugins", "plugins_changed", "selection_metric", "data_dir", "device", "num_workers"),
@@ -253,7 +251,14 @@ def _status(args: argparse.Namespace) -> int:
             f"--every {args.every:g}: expected seconds above 0 and at most {_LONGEST_PAUSE}, with "
             "--watch"
         )
-    store, runs, chosen = _what_to_look_at(args)
+    address = read_flags(args, RayLauncher, only=["address"])
+    if Path(args.target).is_dir():  # it may be a stranger's: no address that it names is contacted
+        store, chosen = Store(args.target), {"name": "ray", **address}
+        runs = store.planned()
+    else:
+        config = _load(args.target, args)
+        store, chosen = Store(config.output_dir), {**config.launcher, **address}
+        runs = {run.run_id: run.planned() for run in config.plan()}
     look = partial(status_of, store, runs, ask=partial(as_reported, store, chosen))
     if args.watch:
         with suppress(KeyboardInterrupt):  # the usual end of watching
@@ -262,19 +267,6 @@ def _status(args: argparse.Namespace) -> int:
     found = look()
     print(status_json(found) if args.json else "\n".join(status_lines(found)))
     return 0
-
-
-def _what_to_look_at(
-    args: argparse.Namespace,
-) -> tuple[Store, dict[str, PlannedRun], Mapping[str, Any]]:
-    """The sweep's folder, its runs, and the launcher that says where its engine is."""
-    address = read_flags(args, RayLauncher, only=["address"])
-    if Path(args.target).is_dir():  # it may be a stranger's: no address that it names is contacted
-        store = Store(args.target)
-        return store, store.planned(), {"name": "ray", **address}
-    config = _load(args.target, args)
-    runs: dict[str, PlannedRun] = {run.run_id: run.planned() for run in config.plan()}
-    return Store(config.output_dir), runs, {**config.launcher, **address}
 
 
 # ---- pack, unpack ----

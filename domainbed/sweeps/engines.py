@@ -6,7 +6,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from domainbed.errors import UserError
@@ -79,17 +78,13 @@ def _corrected(store: Store, run_id: str, status: RunStatus, report: JobReport) 
     folder, why = store.folder(run_id), report.why
     log_file = folder.log.resolve()
     if log_file.is_relative_to(store.root.resolve()) and log_file.is_file():
-        why += f" ({_last_words(log_file)})"
+        lines = [line.strip() for line in log_file.read_text(errors="replace").splitlines()]
+        last = " / ".join(list(filter(None, lines))[-_LAST_LINES:])
+        why += f" ({last or 'it printed nothing'})"
     if report.state == FAILED:
         why = f"{status.engine} job {status.job} ended before the run began: {why}"
         return replace(status, state=FAILED, why=why)
     return replace(status, state=INTERRUPTED if folder.spec.exists() else MISSING, why=why)
-
-
-def _last_words(log_file: Path) -> str:
-    """The last lines that a job printed, as one."""
-    lines = [line.strip() for line in log_file.read_text(errors="replace").splitlines()]
-    return " / ".join(list(filter(None, lines))[-_LAST_LINES:]) or "it printed nothing"
 
 
 def cancel(store: Store, statuses: Statuses, chosen: Mapping[str, Any]) -> dict[str, set[str]]:

@@ -8,6 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,12 +28,9 @@ from domainbed.runs.states import (
     STATES,
     RunStatus,
 )
-from domainbed.sweeps.store import PlannedRun, Store
+from domainbed.sweeps.store import Cell, PlannedRun, Store, cell_of
 
 log = logging.getLogger(__name__)
-
-Group = tuple[str, str]
-"""A dataset's label and an algorithm."""
 
 LOOKED_AT = 20
 """Finished runs of each group that estimates rest on; more would change them little."""
@@ -77,7 +75,7 @@ class Status:
         left: seconds until all runs that have not failed are done, at that pace.
     """
 
-    counts: Mapping[Group, Mapping[str, int]]
+    counts: Mapping[Cell, Mapping[str, int]]
     failures: Sequence[tuple[str, str, str]]
     running: Sequence[Running]
     pending: Mapping[RunStatus, int]
@@ -112,11 +110,11 @@ def status_of(
         ask: corrects what folders say by what engines say, see `engines.as_reported`.
     """
     known = ask(store.statuses(runs, before.runs if before else None))
-    counts: dict[Group, Counter[str]] = defaultdict(Counter)
+    counts: dict[Cell, Counter[str]] = defaultdict(Counter)
     by_state: dict[str, list[str]] = defaultdict(list)
     for run_id, run in runs.items():
         state = known[run_id].state
-        counts[run["dataset"], run["algorithm"]][state] += 1
+        counts[cell_of(run)][state] += 1
         by_state[state].append(run_id)
     failures = [
         (i, describe_run(runs[i]), known[i].why or store.folder(i).last_error())
@@ -264,8 +262,7 @@ def status_json(status: Status) -> str:
 # ---- costs ----
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What runs cost.
 
     Attributes:
@@ -279,14 +276,6 @@ class Estimate:
     cores: float = 0.0
     gpus: float = 0.0
     disk: float = 0.0
-
-    def __add__(self, other: Estimate) -> Estimate:
-        return Estimate(
-            self.seconds + other.seconds,
-            self.cores + other.cores,
-            self.gpus + other.gpus,
-            self.disk + other.disk,
-        )
 
 
 @dataclass(frozen=True)
@@ -303,7 +292,8 @@ class Costs:
 
     def of(self, run_ids: Iterable[str]) -> Estimate:
         """The sum over these runs."""
-        return sum((self.of_run[run_id] for run_id in run_ids), Estimate())
+        estimates = [Estimate(), *(self.of_run[run_id] for run_id in run_ids)]
+        return Estimate(*map(sum, zip(*estimates)))
 
 
 def finished_costs(
@@ -314,10 +304,10 @@ def finished_costs(
     Seconds of a step, and bytes, are means over finished runs of the same dataset and algorithm;
     where there are none, over all finished runs.
     """
-    ids: dict[Group, list[str]] = defaultdict(list)
+    ids: dict[Cell, list[str]] = defaultdict(list)
     for run_id in done:
-        ids[_group(runs[run_id])].append(run_id)
-    found: dict[Group, list[list[float]]] = defaultdict(list)
+        ids[cell_of(runs[run_id])].append(run_id)
+    found: dict[Cell, list[list[float]]] = defaultdict(list)
     for group, of_group in ids.items():
         for run_id in of_group[:: math.ceil(len(of_group) / LOOKED_AT)]:
             found[group] += _taken(store.folder(run_id), runs[run_id]["steps"])
@@ -328,15 +318,11 @@ def finished_costs(
     overall = np.mean(everything, axis=0).tolist()
 
     def estimate(run: PlannedRun) -> Estimate:
-        seconds, cores, gpus, disk = means.get(_group(run), overall)
+        seconds, cores, gpus, disk = means.get(cell_of(run), overall)
         steps = run["steps"]
         return Estimate(seconds * steps, cores * steps, gpus * steps, disk)
 
     return Costs({run_id: estimate(run) for run_id, run in runs.items()}, len(everything))
-
-
-def _group(run: PlannedRun) -> Group:
-    return run["dataset"], run["algorithm"]
 
 
 def _taken(folder: RunFolder, steps: int) -> list[list[float]]:

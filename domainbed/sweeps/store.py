@@ -131,41 +131,24 @@ class Store:
         taken = set(map(_place_in_grid, planned.values()))
         for run_id, run in runs.items():
             if run_id not in planned and _place_in_grid(run) in taken:
+                kept = read_fields(self.config)[0] if self.config.is_file() else {}
+                said = _differing(_settings(kept), _settings(config.as_yaml_value()))
+                said = said or "which its sweep.yaml does not show: another version planned it"
                 raise UserError(
-                    f"{str(self.root)!r} holds a sweep with other settings "
-                    f"({_differences(self.config, config)}; {describe_run(run)}, is planned with "
-                    "them): choose another output_dir",
+                    f"{str(self.root)!r} holds a sweep with other settings ({said}; "
+                    f"{describe_run(run)}, is planned with them): choose another output_dir",
                     "output_dir",
                 )
 
-        further = {_cell(run) for run_id, run in runs.items() if run_id not in planned}
+        further = {cell_of(run) for run_id, run in runs.items() if run_id not in planned}
         for cell in sorted(further & set(common)):
-            there, here = self._common_there(content, cell), common[cell]
-            said = [
-                f"{name} is {there.get(name, 'not set')} there and {here.get(name, 'not set')} here"
-                for name in {**there, **here}
-                if there.get(name) != here.get(name)
-            ]
-            if there and said:
+            there = content["common"].get(cell[0], {}).get(cell[1])
+            if there and (said := _differing(there, common[cell])):
                 raise UserError(
                     f"{str(self.root)!r} holds runs of {cell[1]} on {cell[0]} with other settings "
-                    f"({', '.join(said)}), and tables would average both: choose another "
-                    "output_dir",
+                    f"({said}), and tables would average both: choose another output_dir",
                     "output_dir",
                 )
-
-    def _common_there(self, content: Mapping[str, Any], cell: Cell) -> Mapping[str, Any]:
-        """What the runs planned before have in common.
-
-        Plans of earlier versions do not say it; then one of these runs does, if it was begun.
-        """
-        dataset, algorithm = cell
-        if kept := content["common"].get(dataset, {}).get(algorithm):
-            return dict(kept)
-        ids = (run_id for run_id, run in content["runs"].items() if _cell(run) == cell)
-        specs = (folder.read_json(folder.spec) for folder in map(self.folder, ids))
-        found = next(filter(None, specs), {})
-        return common_to(found)
 
     def write_plan(
         self,
@@ -267,7 +250,7 @@ def common_to(spec: Mapping[str, Any]) -> dict[str, Any]:
     return common | {f"file {name}": value for name, value in spec.get("digests", {}).items()}
 
 
-def _cell(run: PlannedRun) -> Cell:
+def cell_of(run: PlannedRun) -> Cell:
     return str(run["dataset"]), str(run["algorithm"])
 
 
@@ -275,17 +258,12 @@ def _place_in_grid(run: PlannedRun) -> tuple[str, ...]:
     return tuple(str(run[name]) for name in _GRID_FIELDS)
 
 
-def _differences(kept: Path, config: SweepConfig) -> str:
-    """The settings of runs in which a config differs from the one kept in a sweep's folder."""
-    there = _settings(read_fields(kept)[0] if kept.is_file() else {})
-    here = _settings(config.as_yaml_value())
-    return (
-        ", ".join(
-            f"{name} is {there.get(name, 'not set')} there and {here.get(name, 'not set')} here"
-            for name in {**there, **here}
-            if there.get(name) != here.get(name)
-        )
-        or "which its sweep.yaml does not show: another version of the program planned it"
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """In which settings a sweep's folder differs from a config."""
+    return ", ".join(
+        f"{name} is {there.get(name, 'not set')} there and {here.get(name, 'not set')} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
     )
 
 
