@@ -63,7 +63,8 @@ def outlook(launch: Launch) -> list[str]:
     if redone := [i for i in launch.todo if launch.states[i] == DONE]:
         lines.append(f"{count_runs(len(redone))} done with other plug-ins: redone")
     launcher = launch.config.launcher
-    if told := [f"{name} {launcher[name]}" for name in _IN_A_SHELL if launcher.get(name)]:
+    told = [f"{name} {launcher[name]}" for name in _IN_A_SHELL if launcher.get(name)]
+    if launch.todo and told:
         lines.append(printable(f"its jobs are started with {', '.join(told)}"))
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
     for why, count in Counter(entry["why"] for entry in launch.left_out).items():
