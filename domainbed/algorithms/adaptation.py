@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,42 +12,42 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from domainbed.algorithms.base import Algorithm, step
+from domainbed.algorithms.base import Algorithm, step, trained_parameters
 from domainbed.algorithms.t3a import SUPPORTS, Templates, entropies
 from domainbed.errors import UserError
 
 CONFIDENT = 0.9  # the least probability of a pseudo label
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From logits (B, C), and those of the network before any step, to a scalar."""
+Loss = Callable[[torch.Tensor], torch.Tensor]
+"""From logits (B, C) to a scalar."""
 
 
-def entropy(logits: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """The mean entropy of the predictions (Wang et al. 2021, Tent, equation 1)."""
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """The mean entropy of the predictions (Wang et al. 2021, Tent)."""
     return entropies(logits).mean()
 
 
-def pseudo_label(logits: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+def pseudo_label(logits: torch.Tensor) -> torch.Tensor:
     """CE of the predicted classes, of the samples whose probability is over 0.9; 0 without any."""
     sure = (logits.softmax(dim=1).amax(dim=1) > CONFIDENT).to(logits.dtype)
     losses = F.cross_entropy(logits, logits.argmax(dim=1), reduction="none")
     return (sure * losses).sum() / sure.sum().clamp(min=1)
 
 
-def information(logits: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Entropy + Σ_k p̄_k log(p̄_k + 1e-5), p̄ the mean prediction (Liang et al. 2020, equation 2)."""
+def information(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy + Σ_k p̄_k log(p̄_k + 1e-5), p̄ the mean prediction (Liang et al. 2020, SHOT-IM)."""
     mean = logits.softmax(dim=1).mean(dim=0)
-    return entropy(logits, before) + (mean * (mean + 1e-5).log()).sum()
+    return entropy(logits) + (mean * (mean + 1e-5).log()).sum()
 
 
-def shot(logits: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+def shot(logits: torch.Tensor) -> torch.Tensor:
     """`information` + 0.1 · `pseudo_label`, as in the code of T3A."""
-    return information(logits, before) + 0.1 * pseudo_label(logits, before)
+    return information(logits) + 0.1 * pseudo_label(logits)
 
 
-def marginal(logits: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Entropy + mean max((z − z⁰)² − 0.1, 0) over all entries (Zhang et al. 2023, UniDG)."""
-    return entropy(logits, before) + ((logits - before).square() - 0.1).clamp(min=0).mean()
+def margin(z: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+    """Mean max((z − z⁰)² − 0.1, 0) over all entries of the features (Zhang et al. 2023, UniDG)."""
+    return ((z - fixed).square() - 0.1).clamp(min=0).mean()
 
 
 METHODS: dict[str, tuple[str, Loss | None]] = {
@@ -56,60 +57,77 @@ METHODS: dict[str, tuple[str, Loss | None]] = {
     "PseudoLabel": ("all", pseudo_label),
     "SHOT_IM": ("featurizer", information),
     "SHOT": ("featurizer", shot),
-    "UniDG": ("all", marginal),
+    "UniDG": ("all", entropy),
 }
-"""By name what is trained, and on which loss. With "norms" batch norm uses the batch's statistics,
-and its scales and shifts are trained."""
+"""By name what is trained, and on which loss, to which UniDG adds unidg_lambda · `margin`. With
+"norms" batch norm uses the batch's statistics, and its scales and shifts are trained."""
 
 
 def settings_of(method: str, supports: Any, lr: float) -> list[dict[str, Any]]:
-    """What is tried in validation: M of T3A, or multiples of the rate `lr` and numbers of steps."""
-    if method == "T3A":
-        return [{"t3a_supports": m} for m in supports or SUPPORTS]
-    if METHODS[method][1] is None:
-        return [{}]
-    return [{"adapt_lr": lr * a, "adapt_steps": n} for n in (1, 3) for a in (0.1, 1.0, 10.0)]
+    """What is tried in validation, as in the authors' code.
+
+    The M of `Templates` (`supports`, or the paper's), and multiples of the rate `lr`.
+    """
+    kept, rates = {"t3a_supports": supports or SUPPORTS}, [lr * a for a in (0.1, 1.0, 10.0)]
+    grids: dict[str, dict[str, Any]] = {
+        "T3A": kept,
+        "BatchNorm": {},
+        "UniDG": {"adapt_lr": rates[:2], "unidg_lambda": (1.0, 0.1), **kept},
+    }
+    grid = grids.get(method, {"adapt_steps": (1, 3), "adapt_lr": rates})
+    return [dict(zip(grid, values)) for values in product(*grid.values())]
 
 
 class Adapted(Algorithm):
     """A trained network that adapts to each split that it predicts, from the trained weights.
 
-    A batch is predicted by the weights before its own step. T3A and UniDG predict by `Templates`.
+    Of `adapt_steps` passes over a batch, each with a step after it, the last one predicts. T3A and
+    UniDG predict by `Templates`. The optimizer is Adam, with the run's weight decay.
+
+    Args:
+        featurizer, head: of the trained network.
+        method: one of `METHODS`.
+        hparams: those of the run, with one of `settings_of`.
 
     Raises:
-        UserError: the method trains batch norm layers, and there are none.
+        UserError: the network has nothing that the method adapts.
     """
 
     predicts_batches = True
 
     def __init__(
-        self, featurizer: nn.Module, head: nn.Linear, method: str, setting: dict[str, Any]
+        self, featurizer: nn.Module, head: nn.Linear, method: str, hparams: Mapping[str, Any]
     ) -> None:
         nn.Module.__init__(self)
-        self.head = head
-        self.network, self.setting = nn.Sequential(featurizer, head), setting
+        self.network, self.hparams = nn.Sequential(featurizer, head), hparams
         self.trains, self.loss = METHODS[method]
         self.uses_templates = method in ("T3A", "UniDG")
         if self.trains == "norms" and not _norms(featurizer):
             raise UserError(f"{method} needs batch norm layers, and the network has none")
+        if self.trains == "featurizer" and not list(featurizer.parameters()):
+            raise UserError(f"{method} trains the featurizer, and it has no weights")
 
     def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
         network = copy.deepcopy(self.network).requires_grad_(False)
         part: Any = {"featurizer": network[0], "norms": nn.ModuleList(_norms(network))}
-        trained = list(part.get(self.trains, network).requires_grad_(True).parameters())
-        templates = Templates(self.head, self.setting.get("t3a_supports", 20))
-        optimizer = torch.optim.Adam(trained, lr=self.setting.get("adapt_lr", 0.0))
+        part.get(self.trains, network).requires_grad_(True)
+        templates = Templates(network[1], self.hparams.get("t3a_supports", 0))
+        rate, decay = self.hparams.get("adapt_lr", 0.0), self.hparams.get("weight_decay", 0.0)
+        optimizer = torch.optim.Adam(trained_parameters(network), lr=rate, weight_decay=decay)
 
         def predict(x: torch.Tensor) -> torch.Tensor:
             for norm in _norms(network) if self.trains == "norms" else ():
                 norm.momentum = 0.0  # running statistics stay
                 norm.train(len(x) > 1)
-            before, z = self.network(x), network[0](x)
-            found = templates(z) if self.uses_templates else network[1](z)
-            for _ in range(self.setting.get("adapt_steps", 0)):
-                with torch.enable_grad():
-                    assert self.loss is not None
-                    step(optimizer, self.loss(network(x), before))
+            for _ in range(self.hparams.get("adapt_steps", 1)):
+                with torch.set_grad_enabled(self.loss is not None):
+                    z = network[0](x)
+                    logits = network[1](z)
+                    found = templates(z) if self.uses_templates else logits.detach()
+                    if self.loss is not None:
+                        weight = self.hparams.get("unidg_lambda", 0.0)
+                        far = weight * margin(z, self.network[0](x).detach()) if weight else 0.0
+                        step(optimizer, self.loss(logits) + far)
             return found
 
         return predict

@@ -273,8 +273,8 @@ def adapt(parser: Parser) -> Run:
         nargs="+",
         type=int,
         metavar="M",
-        help="of T3A: images kept of each class, 0 for all; the best in validation is taken (the "
-        "paper's values)",
+        help="of T3A and UniDG: images kept of each class, 0 for all; the best in validation is "
+        "taken (the paper's values)",
     )
     add_shared(parser, "--algorithms", "--selection_metric", *_MACHINE)
     return _adapt

@@ -446,7 +446,7 @@ def adapt_runs(
     Args:
         root: the folder of the sweep.
         algorithms: only their runs; None for all.
-        supports: values of M, of T3A; None for the paper's.
+        supports: values of M, of T3A and UniDG; None for the paper's.
         machine: where the data lies and what computes.
         dataset: see `trained.read_spec`.
         selection_metric: what the setting is chosen by; None for that of the labels.
@@ -468,7 +468,8 @@ def adapt_runs(
             parts = linear_head(experiment)
             tried = settings_of(method, supports, spec.hparams.get("lr", 1e-3))
             adapted = [
-                replace(experiment, algorithm=Adapted(*parts, method, each)) for each in tried
+                replace(experiment, algorithm=Adapted(*parts, method, {**spec.hparams, **each}))
+                for each in tried
             ]
         except UserError as error:
             yield f"{spec.describe()}: left out: {error}"
