@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from domainbed.algorithms import ALGORITHMS
-from domainbed.core.names import order_algorithms
+from domainbed.core.names import order_algorithms, trained_algorithm
 from domainbed.errors import UserError
 from domainbed.reporting.published import Source, find_values, get_source, steps_of
 from domainbed.selection import SELECTION_METHODS
@@ -66,9 +66,11 @@ def reproduction(
     source, values = get_source(paper), find_values([paper], selection, [dataset], algorithms)
     if scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}: expected one of {', '.join(SCALES)}")
-    usual = ALGORITHMS if scale == FULL else source.foremost
-    known = order_algorithms(n for n in values["algorithm"] if algorithms or n in usual)
-    methods = set(values.loc[values["algorithm"].isin(known), "selection"])
+    trained = values["algorithm"].map(trained_algorithm)
+    usual = ALGORITHMS if scale == FULL else list(map(trained_algorithm, source.foremost))
+    known = order_algorithms(n for n in trained if algorithms or n in usual)
+    methods = set(values.loc[trained.isin(known), "selection"])
+    smaller = SCALES[scale].get("hparams", {})
     fields = {
         "datasets": [dataset],
         "algorithms": known,
@@ -79,12 +81,19 @@ def reproduction(
         "steps": steps_of(source, dataset),
         "output_dir": f"results/{paper}/{dataset}" + ("" if scale == FULL else f"_{scale}"),
         "skip_model_save": True,
+        "checkpoint_freq": source.intervals.get(dataset),
+        **source.fields,
         **SCALES[scale],
+        "hparams": {n: {**_chosen(source, n, dataset), **smaller.get(n, {})} for n in known},
         **(overrides or {}),
     }
-    if "hparams" in SCALES[scale]:
-        fields["hparams"] = {n: h for n, h in SCALES[scale]["hparams"].items() if n in known}
     return load_config(None, fields, **launcher_options)
+
+
+def _chosen(source: Source, algorithm: str, dataset: str) -> dict[str, Any]:
+    """The hyper-parameters that the paper's runs of an algorithm fix."""
+    backbone = {} if source.backbone == Source.backbone else {"backbone": source.backbone}
+    return {**backbone, **source.chosen_on(algorithm, dataset)}
 
 
 def left_out(config: SweepConfig, source: Source) -> list[str]:
@@ -96,12 +105,14 @@ def left_out(config: SweepConfig, source: Source) -> list[str]:
     }
     less = [f"{of - ours} of {of} {what}" for what, (ours, of) in counts.items() if ours < of]
     values = find_values([source.name], datasets=config.datasets)
-    less += [name for name in values["algorithm"].unique() if name not in config.algorithms]
+    names = values["algorithm"].unique()
+    less += [name for name in names if trained_algorithm(name) not in config.algorithms]
     other = [] if config.precision == "float32" else [f"{config.precision} in place of float32"]
     other += [
         f"{name} of {algorithm} is {value}"
         for algorithm, own in config.hparams.items()
         for name, value in own.items()
+        if (name, value) not in _chosen(source, algorithm, config.datasets[0]).items()
     ]
     lines = {"left out": less, "done differently": other}
     return [f"{what}: {', '.join(found)}" for what, found in lines.items() if found]

@@ -18,7 +18,7 @@ from domainbed.cli import main
 from domainbed.cli.tables import UNITS
 from domainbed.core.names import DATASET_DOMAINS
 from domainbed.reporting import build_report, load_records, statistics
-from domainbed.reporting.published import published_values
+from domainbed.reporting.published import SOURCES, published_values
 from domainbed.reporting.published.agreement import agreement
 from domainbed.reporting.section import SECTION_RENDERERS, Section
 
@@ -128,24 +128,34 @@ def test_how_much_is_evaluated_is_no_reason(tmp_path):
     assert beside(as_published(tmp_path, eval_splits="needed")).mismatches == ()
 
 
-def test_a_paper_whose_steps_depend_on_the_dataset(tmp_path):
-    """MIRO's: DomainNet trains 15,001 updates, and a sweep that trains 5,001 is not compared."""
-    named = {"protocol": "swad-2021", "protocol_version": 1, "n_trials": 3, "n_hparams": 1}
-    for dataset, steps, reasons in [
-        ("DomainNet", 15001, []),
-        ("DomainNet", 5001, [("steps", "5001", "5001, DomainNet 15001")]),
-        ("PACS", 5001, []),
-    ]:
-        folder = tmp_path / f"{dataset}{steps}"
-        runs = random_runs(0, (dataset,), ["MIRO"], pairs=False, steps=steps, **named)
+def test_a_paper_whose_steps_and_hyperparameters_depend_on_the_dataset(tmp_path):
+    """MIRO's: of DomainNet 15,001 updates; a sweep of other hyper-parameters is not compared."""
+    fixed, chosen = "fixed hyper-parameters", "chosen for each dataset"
+
+    def reasons(dataset, steps, paper="miro-2022", algorithm="MIRO", **changes):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        named = {"protocol": "swad-2021", "protocol_version": 1, "n_trials": 3, "n_hparams": 1}
+        runs = random_runs(0, (dataset,), [algorithm], pairs=False, steps=steps, **named)
+        of_paper = SOURCES[paper].chosen_on("MIRO", dataset) | changes
+        for run in runs:
+            run[-1]["hparams"] |= of_paper
+            run[-1]["args"] |= {"hparams": json.dumps(of_paper), "swad_rule": "authors"}
         write(folder, [run[-1:] for run in runs])
-        report = build_report(load_records(folder), ["training-domain"])
-        (cell,) = cells_of(report, "miro-2022")
-        assert [tuple(each) for each in cell.mismatches] == reasons
-    (mismatch,) = [
-        each for each in cells_of(report, "miro-2022-clip")[0].mismatches if each.what == "backbone"
-    ]
-    assert tuple(mismatch) == ("backbone", "ResNet-50", "open_clip:ViT-B-16.openai")
+        (cell,) = cells_of(build_report(load_records(folder), ["training-domain"]), paper)
+        return [tuple(each) for each in cell.mismatches]
+
+    assert reasons("DomainNet", 15001) == reasons("PACS", 5001) == []
+    assert reasons("DomainNet", 5001) == [("steps", "5001", "5001, DomainNet 15001")]
+    names = "lr, miro_lambda, resnet_dropout, weight_decay"
+    assert reasons("PACS", 5001, miro_lambda=0.1) == [(fixed, names, chosen)]
+    assert reasons("PACS", 5001, batch_size=8) == [(fixed, f"batch_size, {names}", chosen)]
+    assert reasons("PACS", 5001, "miro-2022-swad", "MIRO + SWAD") == []
+    for paper, algorithm, backbone in [
+        ("miro-2022-clip", "MIRO", "open_clip:ViT-B-16.openai"),
+        ("miro-2022-swag", "MIRO + SWAD", "timm:regnety_160.swag_lc_in1k"),
+    ]:
+        assert reasons("PACS", 5001, paper, algorithm) == [("backbone", "ResNet-50", backbone)]
+        assert reasons("PACS", 5001, paper, algorithm, backbone=backbone) == []
 
 
 def test_fixed_hyperparameters_are_a_reason(tmp_path):

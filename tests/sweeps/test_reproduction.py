@@ -57,6 +57,28 @@ def test_what_the_small_scale_leaves_out():
     ]
 
 
+def test_hyperparameters_that_authors_chose():
+    """By dataset, with the averages, intervals and the backbone of the paper's runs."""
+
+    def first(*asked):
+        config = reproduction(*asked)
+        assert left_out(config, get_source(asked[0])) == []
+        return config.plan()[0]
+
+    run = first("miro-2022", "VLCS")
+    names = ("miro_lambda", "lr", "resnet_dropout", "weight_decay")
+    assert [run.hparams[name] for name in names] == [0.01, 1e-5, 0.5, 1e-6]
+    assert (run.checkpoint_freq, run.averages) == (200, ())
+    run = first("miro-2022-swad", "VLCS")
+    assert [run.hparams[name] for name in names] == [0.01, 5e-5, 0.0, 0.0]
+    assert (run.checkpoint_freq, run.averages, run.swad_rule) == (50, ("swad",), "authors")
+    run = first("miro-2022-swag", "PACS")
+    assert run.hparams["miro_lambda"] == 0.1
+    assert run.hparams["backbone"] == "timm:regnety_160.swag_lc_in1k"
+    run = first("sagm-2023", "PACS")
+    assert (run.hparams["sagm_alpha"], run.checkpoint_freq) == (0.001, 100)
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [

@@ -7,9 +7,10 @@ collect --format csv` calls it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -35,10 +36,12 @@ class Source:
         files: in `TABLES`; of each the values of columns that are the same in all its rows.
         protocol: the named protocol that does as its authors did.
         foremost: the baseline, and the algorithm that does best in it.
-        trials, draws: how many trials and hparams seeds; of a single draw the authors chose
-            hyper-parameters for each dataset.
+        trials, draws: how many trials and hparams seeds.
         steps: updates in each run, where the protocol does not say.
         backbone: of datasets of photographs.
+        chosen: by algorithm and dataset the hyper-parameters that the authors chose.
+        fields: further fields of a sweep.
+        intervals: of records, by dataset, where they are not the protocol's.
     """
 
     name: str
@@ -51,10 +54,30 @@ class Source:
     draws: int = 20
     steps: int = 5001
     backbone: str = "ResNet-50"
+    chosen: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    intervals: Mapping[str, int] = field(default_factory=dict)
+
+    def chosen_on(self, algorithm: str, dataset: str) -> dict[str, Any]:
+        """The hyper-parameters that are fixed in its runs, but for those that name the backbone."""
+        return dict(self.chosen.get(algorithm, {}).get(dataset, {}))
 
 
 _DOMAINS = {"table": "dataset"}
 _AVERAGES = {"table": "averages", "domain": "Avg"}
+_DATASETS = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet")
+_SWAD: dict[str, Any] = {
+    "fields": {"averages": ["swad"], "swad_rule": "authors"},
+    "intervals": {"VLCS": 50, "DomainNet": 500},
+}
+
+
+def _each(**values: tuple[float, ...]) -> dict[str, dict[str, float]]:
+    """By dataset, of `_DATASETS`, the value of each hyper-parameter."""
+    columns = {name: dict(zip(_DATASETS, of)) for name, of in values.items()}
+    return {d: {name: of[d] for name, of in columns.items() if d in of} for d in _DATASETS}
+
+
 _RANKS = {"selection": "oracle", "table": "averages", "dataset": "Avg", "domain": "Mean rank"}
 
 SOURCES = {
@@ -84,6 +107,37 @@ SOURCES = {
             protocol="swad-2021",
             foremost=("MIRO",),
             draws=1,
+            chosen={
+                "MIRO": _each(
+                    miro_lambda=(0.01, 0.01, 0.1, 0.1, 0.1),
+                    lr=(3e-5, 1e-5, 3e-5, 3e-5, 3e-5),
+                    resnet_dropout=(0.0, 0.5, 0.1, 0.0, 0.1),
+                    weight_decay=(0.0, 1e-6, 1e-6, 1e-4, 0.0),
+                )
+            },
+        ),
+        Source(
+            "miro-2022-swad",
+            'Cha et al., "MIRO", with SWAD',
+            "https://arxiv.org/abs/2203.10789",
+            {"miro_2022_swad_averages.csv": _AVERAGES},
+            protocol="swad-2021",
+            foremost=("MIRO + SWAD",),
+            draws=1,
+            chosen={"MIRO": _each(miro_lambda=(0.01, 0.01, 0.1, 0.1, 0.1))},
+            **_SWAD,
+        ),
+        Source(
+            "miro-2022-swag",
+            'Cha et al., "MIRO", with SWAD, from RegNetY-16GF as SWAG pretrained it',
+            "https://github.com/kakaobrain/miro",
+            {"miro_2022_swag_averages.csv": _AVERAGES},
+            protocol="swad-2021",
+            foremost=("MIRO + SWAD",),
+            draws=1,
+            backbone="timm:regnety_160.swag_lc_in1k",
+            chosen={"MIRO": _each(miro_lambda=(0.1, 0.01, 0.1, 0.01, 0.1))},
+            **_SWAD,
         ),
         Source(
             "miro-2022-clip",
@@ -94,6 +148,7 @@ SOURCES = {
             foremost=("ERM", "MIRO"),
             draws=1,
             backbone="open_clip:ViT-B-16.openai",
+            chosen={"MIRO": _each(miro_lambda=(1.0,) * 5)},
         ),
         Source(
             "sagm-2023",
@@ -104,6 +159,12 @@ SOURCES = {
             foremost=("SAGM",),
             trials=1,
             draws=1,
+            chosen={
+                "SAGM": _each(
+                    sagm_alpha=(0.001,), lr=(3e-5,), resnet_dropout=(0.5,), weight_decay=(1e-4,)
+                )
+            },
+            intervals={"PACS": 100},
         ),
     )
 }

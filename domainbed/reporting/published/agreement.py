@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from domainbed.config.protocols import get_protocol, protocol_names
-from domainbed.core.names import DATASET_DOMAINS
+from domainbed.core.names import DATASET_DOMAINS, trained_algorithm
 from domainbed.errors import UserError
 from domainbed.reporting.published import CELL, Source, get_source, published_values, steps_of
 from domainbed.reporting.render import to_frame
@@ -102,14 +102,16 @@ def _conditions(
         "task": "domain_generalization",
         "shared_draws": False,
         **get_protocol(paper.protocol).fields,
+        **paper.fields,
     }
-    fields.pop("eval_splits")  # it changes no number of a table
+    for name in ("eval_splits", "averages"):  # which change no number, and have rows of their own
+        fields.pop(name, None)
     longer = [f"{name} {steps}" for name, steps in get_protocol(paper.protocol).steps.items()]
     usual = {
         "steps": ", ".join([str(paper.steps), *longer]),
         "backbone": paper.backbone,
         "protocol": paper.protocol,
-        "fixed hyper-parameters": "none",
+        "fixed hyper-parameters": "chosen for each dataset" if paper.chosen else "none",
         **{name: str(value) for name, value in fields.items()},
     }
     named = {name: get_protocol(name).fields for name in protocol_names()}
@@ -118,11 +120,12 @@ def _conditions(
             "steps": usual["steps"] if steps == steps_of(paper, run["dataset"]) else str(steps),
             "backbone": run["features"] or _backbone(run["hparams"]),
             "protocol": run["protocol"],
-            "fixed hyper-parameters": _fixed(run["args"]),
+            "fixed hyper-parameters": usual["fixed hyper-parameters"] if is_chosen else fixed,
             **_fields(run["args"], fields, named.get(run["protocol"], fields)),
         }
         for run in runs.to_dict("records")
         for steps in [_steps(run["args"], run["last_step"])]
+        for fixed, is_chosen in [_fixed(run, paper)]
     ]
     keys = [key for key in RUN_KEYS if key != "hparams_seed"]
     seeds = runs.groupby(keys)["hparams_seed"].transform("nunique")
@@ -199,13 +202,18 @@ def _backbone(hparams: dict[str, Any]) -> str:
     return "ResNet-50 (AugMix)" if hparams.get("resnet50_augmix") else "ResNet-50"
 
 
-def _fixed(args: dict[str, Any]) -> str:
-    """The hyper-parameters that were not drawn, except for those that name the backbone."""
+def _fixed(run: Mapping[Any, Any], paper: Source) -> tuple[str, bool]:
+    """The hyper-parameters that were not drawn, and whether they are those of the paper.
+
+    Those that name the backbone are left out.
+    """
     try:
-        fixed = set(json.loads(args.get("hparams") or "{}"))
+        fixed = set(json.loads(run["args"].get("hparams") or "{}")) - _BACKBONE
     except (ValueError, TypeError):
-        return NOT_RECORDED
-    return ", ".join(sorted(fixed - _BACKBONE)) or "none"
+        return NOT_RECORDED, False
+    chosen = paper.chosen_on(trained_algorithm(run["algorithm"]), run["dataset"])
+    is_chosen = fixed <= {*chosen} and chosen.items() <= run["hparams"].items()
+    return ", ".join(sorted(fixed)) or "none", is_chosen
 
 
 def agreement_sections(cells: pd.DataFrame, source: str) -> list[Section]:
