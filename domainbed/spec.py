@@ -347,6 +347,12 @@ class Resolver:
                 "algorithm",
             ),
             (
+                cls.needs_images and isinstance(shape, tuple) and len(shape) not in (0, 3),
+                f"{name} needs images, and the inputs of {label} are none: choose another "
+                "algorithm",
+                "algorithm",
+            ),
+            (
                 (cls.needs_tensor or cls.needs_images) and shape is None,
                 f"{name} computes with the inputs themselves, and those of {label} have no one "
                 "shape: choose another algorithm",

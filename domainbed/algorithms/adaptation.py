@@ -108,7 +108,7 @@ class Adapted(Algorithm):
             raise UserError(f"{method} trains the featurizer, and it has no weights")
 
     def predictor(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        network = copy.deepcopy(self.network).requires_grad_(False)
+        network: Any = copy.deepcopy(self.network).requires_grad_(False)
         part: Any = {"featurizer": network[0], "norms": nn.ModuleList(_norms(network))}
         part.get(self.trains, network).requires_grad_(True)
         templates = Templates(network[1], self.hparams.get("t3a_supports", 0))

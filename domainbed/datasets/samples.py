@@ -61,6 +61,7 @@ class SampleDataset(MultipleDomainDataset):
 
     N_STEPS, CHECKPOINT_FREQ = 1001, 100
     network, space, search_space = "MLP", "small", _VECTORS
+    input_shape: Any = (0,)  # a table's, until its width is known
     file: ClassVar[Path]
     fields: ClassVar[DataFields]
 
@@ -234,6 +235,7 @@ def sample_dataset(name: str, fields: DataFields) -> type[SampleDataset]:
         made.network = {"i2": "Transformer", "f2": "MLP", "f3": "SequenceCNN"}.get(
             f"{x.dtype.kind}{x.ndim}", ""
         )
+        made.input_shape = None if made.network == "Transformer" else x.shape[1:]
         made.search_space = {"MLP": _VECTORS, "": {}}.get(made.network, _SEQUENCES)
         made.space = "large" if x.ndim == 4 and max(x.shape[2:]) > 28 else "small"
     return made

@@ -29,6 +29,7 @@ def write_table(folder, rows, name="t.csv"):
 
 def arrays(folder, n=30, **content):
     usual = {"x": np.zeros((n, 4)), "y": np.arange(n) % 2, "domain": np.arange(n) // (n // 3)}
+    folder.mkdir(exist_ok=True)
     np.savez(folder / "a.npz", **{**usual, **content})
     return f"arrays:{folder / 'a.npz'}"
 
@@ -168,6 +169,22 @@ def test_labels_of_each_type(tmp_path):
     dataset = of(table, DataFields(columns=roles))
     assert (dataset.labels, dataset.class_names) == ("regression", ["age", "sick"])
     assert dataset.y.tolist() == [[1, 0], [2, 1], [3, 1], [4, 1]]
+
+
+def test_what_no_algorithm_of_images_can_do_is_refused_before_anything_runs(tmp_path):
+    tokens = arrays(tmp_path, x=np.ones((30, 6), dtype=int))
+    of_images = arrays(tmp_path / "i", x=np.zeros((30, 1, 16, 16)))
+    for name in ("ARM", "MIRO", "MixStyle", "SAM+DSU+CORAL"):
+        table = write_table(tmp_path, ["1,a,0,x", "2,b,1,y", "3,a,1,x"]), COLUMNS.columns
+        for dataset, columns in (("Penguins", {}), table):
+            with pytest.raises(UserError, match=r"needs images, and the inputs of .* are none"):
+                RunSpec.create(dataset, name, [0], columns=columns)
+        with pytest.raises(UserError, match=r"those of .* have no one shape"):
+            RunSpec.create(tokens, name, [0])
+        assert RunSpec.create(of_images, name, [0]).algorithm == name
+    with pytest.raises(UserError, match=r"those of .* have no one shape"):
+        RunSpec.create(tokens, "LISA", [0])
+    assert RunSpec.create("Penguins", "LISA", [0]).algorithm == "LISA"
 
 
 def test_roles_of_columns(tmp_path):
