@@ -342,6 +342,12 @@ class Resolver:
                 "algorithm",
             ),
             (
+                cls.needs_linear and self.draft.fixed_hparams.get("nonlinear_classifier"),
+                f"{name} needs a linear classifier: leave the hyper-parameter "
+                "'nonlinear_classifier' out",
+                "algorithm",
+            ),
+            (
                 features and cls.needs_images,
                 f"{name} needs images, and does not work on features of them",
                 "algorithm",

@@ -16,20 +16,15 @@ from domainbed.algorithms.base import Algorithm, step, trained_parameters
 from domainbed.algorithms.t3a import SUPPORTS, Templates, entropies
 from domainbed.errors import UserError
 
-CONFIDENT = 0.9  # the least probability of a pseudo label
-
-Loss = Callable[[torch.Tensor], torch.Tensor]
-"""From logits (B, C) to a scalar."""
-
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """The mean entropy of the predictions (Wang et al. 2021, Tent)."""
+    """The mean entropy of the predictions (B, C), a scalar (Wang et al. 2021, Tent)."""
     return entropies(logits).mean()
 
 
 def pseudo_label(logits: torch.Tensor) -> torch.Tensor:
     """CE of the predicted classes, of the samples whose probability is over 0.9; 0 without any."""
-    sure = (logits.softmax(dim=1).amax(dim=1) > CONFIDENT).to(logits.dtype)
+    sure = (logits.softmax(dim=1).amax(dim=1) > 0.9).to(logits.dtype)
     losses = F.cross_entropy(logits, logits.argmax(dim=1), reduction="none")
     return (sure * losses).sum() / sure.sum().clamp(min=1)
 
@@ -50,7 +45,7 @@ def margin(z: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     return ((z - fixed).square() - 0.1).clamp(min=0).mean()
 
 
-METHODS: dict[str, tuple[str, Loss | None]] = {
+METHODS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor] | None]] = {
     "T3A": ("nothing", None),
     "BatchNorm": ("norms", None),
     "Tent": ("norms", entropy),
@@ -59,8 +54,9 @@ METHODS: dict[str, tuple[str, Loss | None]] = {
     "SHOT": ("featurizer", shot),
     "UniDG": ("all", entropy),
 }
-"""By name what is trained, and on which loss, to which UniDG adds unidg_lambda · `margin`. With
-"norms" batch norm uses the batch's statistics, and its scales and shifts are trained."""
+"""By name what is trained, and on which loss of the logits, to which UniDG adds unidg_lambda ·
+`margin`. With "norms" batch norm uses the batch's statistics, and its scales and shifts are
+trained."""
 
 
 def settings_of(method: str, supports: Any, lr: float) -> list[dict[str, Any]]:
@@ -101,7 +97,6 @@ class Adapted(Algorithm):
         nn.Module.__init__(self)
         self.network, self.hparams = nn.Sequential(featurizer, head), hparams
         self.trains, self.loss = METHODS[method]
-        self.uses_templates = method in ("T3A", "UniDG")
         if self.trains == "norms" and not _norms(featurizer):
             raise UserError(f"{method} needs batch norm layers, and the network has none")
         if self.trains == "featurizer" and not list(featurizer.parameters()):
@@ -111,7 +106,8 @@ class Adapted(Algorithm):
         network: Any = copy.deepcopy(self.network).requires_grad_(False)
         part: Any = {"featurizer": network[0], "norms": nn.ModuleList(_norms(network))}
         part.get(self.trains, network).requires_grad_(True)
-        templates = Templates(network[1], self.hparams.get("t3a_supports", 0))
+        most = self.hparams.get("t3a_supports")  # of T3A and UniDG, which predict by templates
+        templates = None if most is None else Templates(network[1], most)
         rate, decay = self.hparams.get("adapt_lr", 0.0), self.hparams.get("weight_decay", 0.0)
         optimizer = torch.optim.Adam(trained_parameters(network), lr=rate, weight_decay=decay)
 
@@ -123,7 +119,7 @@ class Adapted(Algorithm):
                 with torch.set_grad_enabled(self.loss is not None):
                     z = network[0](x)
                     logits = network[1](z)
-                    found = templates(z) if self.uses_templates else logits.detach()
+                    found = templates(z) if templates else logits.detach()
                     if self.loss is not None:
                         weight = self.hparams.get("unidg_lambda", 0.0)
                         far = weight * margin(z, self.network[0](x).detach()) if weight else 0.0

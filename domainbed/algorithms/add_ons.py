@@ -63,15 +63,6 @@ for _name in (
     setattr(AddOn, _name, property(attrgetter(f"base.{_name}")))
 
 
-_EITHER = (
-    "needs_images",
-    "needs_tensor",
-    "needs_classes",
-    "predicts_batches",
-    "whole_batch_inside",
-)
-
-
 @cache
 def added(
     prefix: str, add_on: type[AddOn], base: type[Algorithm], base_name: str
@@ -88,11 +79,15 @@ def added(
     def search_space(facts: DatasetFacts) -> dict[str, Dimension]:
         return {**declared_space(base, facts), **add_on.own_space}
 
+    either = (
+        *("needs_images", "needs_tensor", "needs_classes", "needs_linear"),
+        *("predicts_batches", "whole_batch_inside"),
+    )
     attributes: Mapping[str, Any] = {
         "base_class": base,
         "least_domains": max(base.least_domains, add_on.least_domains),
         "least_samples": max(base.least_samples, add_on.least_samples),
-        **{need: getattr(base, need) or getattr(add_on, need) for need in _EITHER},
+        **{need: getattr(base, need) or getattr(add_on, need) for need in either},
         "paper": f"{base.paper}; with {add_on.paper}",
         "search_space": staticmethod(search_space),
         "options": {**add_on.options, **declared_options(base)},

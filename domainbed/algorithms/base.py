@@ -179,6 +179,9 @@ class Algorithm(nn.Module):
     """Whether labels must be the numbers of classes. One whose losses are all those of its
     `label_type` says False; a class that was written for DomainBed computes cross-entropies."""
 
+    needs_linear: ClassVar[bool] = False
+    """Whether its classifier must be one linear layer, whatever `nonlinear_classifier` says."""
+
     uses_optimizer: ClassVar[bool] = True
     """Whether it trains by optimizers, so that a user may set the `OPTIMIZER_OPTIONS`."""
 

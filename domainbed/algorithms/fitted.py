@@ -127,12 +127,6 @@ class LinearFit(FittedOnce):
         super().build()
         self.classifier = nn.Linear(self.width, self.num_classes)
 
-    def keep(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Takes W (C, d) and b (C,)."""
-        with torch.no_grad():
-            self.classifier.weight.copy_(weight)
-            self.classifier.bias.copy_(bias)
-
     def predicting_parts(self) -> tuple[nn.Module, nn.Module]:
         return nn.Flatten(), self.classifier
 
@@ -156,7 +150,7 @@ class LinearProbe(LinearFit):
         weight, bias, steepest = logistic_regression(
             x, y, self.num_classes, self.hparams["probe_l2"]
         )
-        self.keep(weight, bias)
+        self.classifier.load_state_dict({"weight": weight, "bias": bias})
         return {"gradient": steepest}
 
 
@@ -299,7 +293,8 @@ class DFR(LinearFit):
         mean_of_all = np.reshape(found, (-1, self.num_classes, self.width + 1)).mean(axis=0)
         fitted = torch.from_numpy(mean_of_all).to(x)
         weight = fitted[:, :-1] / std
-        self.keep(weight, fitted[:, -1] - weight @ mean)
+        bias = fitted[:, -1] - weight @ mean
+        self.classifier.load_state_dict({"weight": weight, "bias": bias})
         return {"zero_weights": (weight == 0).double().mean().item()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -23,14 +23,10 @@ _LEAST = 1e-5  # of a variance, as in the authors' code
 def tapped(featurizer: nn.Module) -> Iterator[list[torch.Tensor]]:
     """The outputs of the featurizer's stages during what is done inside, in their order."""
     found: list[torch.Tensor] = []
-    hooks = [
-        stage.register_forward_hook(lambda _, x, z: found.append(z)) for stage in stages(featurizer)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for stage in stages(featurizer):
+            hooks.enter_context(stage.register_forward_hook(lambda _, x, z: found.append(z)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def information_loss(z: torch.Tensor, fixed: torch.Tensor, raw: torch.Tensor) -> torch.Tensor:

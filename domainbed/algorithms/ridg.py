@@ -9,7 +9,6 @@ from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import LogUniform
 from domainbed.core.device import full_precision
-from domainbed.errors import UserError
 
 
 @register_algorithm
@@ -38,18 +37,13 @@ class RIDG(ERM):
         "ridg_momentum": LogUniform(1e-3, -4, -1, "share of a minibatch in the bank", most=1),
     }
     needs_classes = True
+    needs_linear = True
     classifier: nn.Linear
     bank: torch.Tensor
     seen: torch.Tensor
 
     def build(self) -> None:
         super().build()
-        if not isinstance(self.classifier, nn.Linear):
-            raise UserError(
-                "RIDG looks into a linear classifier: leave the hyper-parameter "
-                "'nonlinear_classifier' out",
-                *("hparams", "nonlinear_classifier"),
-            )
         classes = self.num_classes
         self.register_buffer("bank", torch.zeros(classes, classes, self.featurizer.n_outputs))
         self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))

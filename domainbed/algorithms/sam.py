@@ -149,14 +149,14 @@ class SAGM(SAM):
     }
     options = two_readings(PAPER, "authors: half the step, and ρ is 0.05", values=OF_AUTHORS)
 
-    def build(self) -> None:
-        super().build()
-        self.is_coded = self.option("fidelity") in (AUTHORS, DOMAINBED)
+    @property
+    def _is_authors(self) -> bool:
+        return self.option("fidelity") in (AUTHORS, DOMAINBED)
 
     def moves(self, weights: Tensors, gradients: Tensors) -> list[torch.Tensor]:
-        rho = 0.05 if self.is_coded else self.hparams["sam_rho"]
+        rho = 0.05 if self._is_authors else self.hparams["sam_rho"]
         factor = rho / (get_total_norm(gradients) + 1e-12) - self.hparams["sagm_alpha"]
         return [factor * g for g in gradients]
 
     def direction(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return (first + second) / 2 if self.is_coded else first + second
+        return (first + second) / 2 if self._is_authors else first + second

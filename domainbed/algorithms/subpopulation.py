@@ -252,9 +252,6 @@ class LfF(TwoNetworks):
         return (fails * own).mean() + amplified, {"biased_loss": amplified}
 
 
-SUBPOPBENCH = "subpopbench"
-
-
 @register_algorithm
 class JTT(TwoNetworks):
     """Just train twice: a network by ERM, and a fresh one that attends to what that one gets wrong.
@@ -278,7 +275,7 @@ class JTT(TwoNetworks):
         "jtt_lambda": LogUniform(10.0, 0, 2.5, "how often its errors are repeated", least=0),
     }
     options = two_readings(
-        AUTHORS, "subpopbench: weights that are not divided", values=(AUTHORS, SUBPOPBENCH)
+        AUTHORS, "subpopbench: weights that are not divided", values=(AUTHORS, "subpopbench")
     )
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
@@ -287,7 +284,7 @@ class JTT(TwoNetworks):
         with torch.no_grad():
             errs = self.biased.eval()(forward.x).argmax(dim=1) != forward.y
         losses, times = self.losses(forward), self.hparams["jtt_lambda"]
-        if self.option("fidelity") == SUBPOPBENCH:
+        if self.option("fidelity") != AUTHORS:
             return (torch.where(errs, times, 1.0) * losses).mean(), {}
         weights = 1 + times * errs.to(losses.dtype)
         return (weights * losses).sum() / weights.sum(), {}

@@ -12,7 +12,6 @@ from domainbed.algorithms.base import Minibatches, register_algorithm
 from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import Choice
 from domainbed.core.device import full_precision
-from domainbed.errors import UserError
 
 SUPPORTS = (1, 5, 20, 50, 100, 0)
 """The paper's values of M; 0 keeps all (its "N/A")."""
@@ -63,8 +62,9 @@ class Templates:
         firsts = torch.searchsorted(labels, labels)  # (N,) where each one's class begins
         ranks = torch.arange(len(labels), device=labels.device) - firsts
         kept = order[ranks < self.most].sort().values
-        self.supports, self.labels = self.supports[kept], self.labels[kept]
-        self.entropies = self.entropies[kept]
+        self.supports, self.labels, self.entropies = (
+            each[kept] for each in (self.supports, self.labels, self.entropies)
+        )
 
     def _logits(self, z: torch.Tensor) -> torch.Tensor:
         with full_precision(z.device):
@@ -94,15 +94,7 @@ class T3A(ERM):
     }
     predicts_batches = True
     needs_classes = True  # each has its templates
-
-    def build(self) -> None:
-        super().build()
-        if not isinstance(self.classifier, nn.Linear):
-            raise UserError(
-                "T3A adjusts a linear classifier: leave the hyper-parameter "
-                "'nonlinear_classifier' out",
-                *("hparams", "nonlinear_classifier"),
-            )
+    needs_linear = True
 
     def forward_pass(self, minibatches: Minibatches) -> ForwardPass:
         """Of the network that is trained, which adjusts nothing."""

@@ -456,8 +456,9 @@ def adapt_runs(
         UserError: no finished runs, none that can be adapted, or weights that were not kept.
     """
     if method not in ADAPTATIONS:
-        known = ", ".join(ADAPTATIONS)
-        raise UserError(f"--method is {method!r}: expected one of {known}", "method")
+        raise UserError(
+            f"--method is {method!r}: expected one of {', '.join(ADAPTATIONS)}", "method"
+        )
     adapted_runs = 0
     for member in finished_runs(root, algorithms, dataset):
         spec, experiment = member.spec, rebuild(member.folder, machine, dataset)
@@ -475,9 +476,8 @@ def adapt_runs(
             yield f"{spec.describe()}: left out: {error}"
             continue
         metric = selecting_metric(selection_metric, spec.labels, spec.metrics)
-        sign = Unit.of(metric).sign
         found = [each.validated(metric) for each in adapted]
-        best = max(range(len(tried)), key=lambda number: sign * found[number])
+        best = found.index(max(found, key=lambda value: Unit.of(metric).sign * value))
         base = experiment.evaluate(spec.steps - 1, experiment.all_splits())
         write_beside(
             Path(root),

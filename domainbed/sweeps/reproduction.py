@@ -70,7 +70,6 @@ def reproduction(
     usual = ALGORITHMS if scale == FULL else list(map(trained_algorithm, source.foremost))
     known = order_algorithms(n for n in trained if algorithms or n in usual)
     methods = set(values.loc[trained.isin(known), "selection"])
-    smaller = SCALES[scale].get("hparams", {})
     fields = {
         "datasets": [dataset],
         "algorithms": known,
@@ -84,16 +83,13 @@ def reproduction(
         "checkpoint_freq": source.intervals.get(dataset),
         **source.fields,
         **SCALES[scale],
-        "hparams": {n: {**_chosen(source, n, dataset), **smaller.get(n, {})} for n in known},
+        "hparams": {
+            n: {**source.fixed(n, dataset), **SCALES[scale].get("hparams", {}).get(n, {})}
+            for n in known
+        },
         **(overrides or {}),
     }
     return load_config(None, fields, **launcher_options)
-
-
-def _chosen(source: Source, algorithm: str, dataset: str) -> dict[str, Any]:
-    """The hyper-parameters that the paper's runs of an algorithm fix."""
-    backbone = {} if source.backbone == Source.backbone else {"backbone": source.backbone}
-    return {**backbone, **source.chosen_on(algorithm, dataset)}
 
 
 def left_out(config: SweepConfig, source: Source) -> list[str]:
@@ -105,14 +101,17 @@ def left_out(config: SweepConfig, source: Source) -> list[str]:
     }
     less = [f"{of - ours} of {of} {what}" for what, (ours, of) in counts.items() if ours < of]
     values = find_values([source.name], datasets=config.datasets)
-    names = values["algorithm"].unique()
-    less += [name for name in names if trained_algorithm(name) not in config.algorithms]
+    less += [
+        name
+        for name in values["algorithm"].unique()
+        if trained_algorithm(name) not in config.algorithms
+    ]
     other = [] if config.precision == "float32" else [f"{config.precision} in place of float32"]
     other += [
         f"{name} of {algorithm} is {value}"
         for algorithm, own in config.hparams.items()
         for name, value in own.items()
-        if (name, value) not in _chosen(source, algorithm, config.datasets[0]).items()
+        if (name, value) not in source.fixed(algorithm, config.datasets[0]).items()
     ]
     lines = {"left out": less, "done differently": other}
     return [f"{what}: {', '.join(found)}" for what, found in lines.items() if found]

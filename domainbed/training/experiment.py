@@ -470,11 +470,9 @@ def set_initial_weights(experiment: Experiment) -> None:
     finally:
         algorithm.train()
     weight, bias = _text_head(experiment) if is_text else _probe(experiment, featurizer)
-    with torch.no_grad():
-        # Also of the classifier that is trained, where another one predicts.
-        for each in (classifier, getattr(algorithm, "classifier", classifier)):
-            each.weight.copy_(weight)
-            each.bias.copy_(bias)
+    # Also of the classifier that is trained, where another one predicts.
+    for each in (classifier, getattr(algorithm, "classifier", classifier)):
+        each.load_state_dict({"weight": weight, "bias": bias})
 
 
 def _text_head(experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:

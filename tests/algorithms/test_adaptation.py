@@ -155,4 +155,3 @@ def test_what_is_tried_and_what_is_refused():
     for name in ("Tent", "BatchNorm"):
         with pytest.raises(UserError, match=f"{name} needs batch norm layers"):
             Adapted(*parts, name, SETTING)
-    assert adaptation.CONFIDENT == 0.9

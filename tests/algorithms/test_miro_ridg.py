@@ -155,5 +155,3 @@ def test_updates_of_ridg_follow_loops():
         torch.testing.assert_close(
             flat_parameters(ridg.network), flat_parameters(network), rtol=1e-9, atol=1e-9
         )
-    with pytest.raises(UserError, match="RIDG looks into a linear classifier"):
-        build("RIDG", nonlinear_classifier=True)

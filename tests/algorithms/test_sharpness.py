@@ -54,7 +54,6 @@ def step_gradient(name, **hparams):
 def test_the_gradient_of_a_step_by_hand():
     near = {"abs": 5e-9}
     assert step_gradient("SAM", sam_rho=0.05) == pytest.approx([1.00497519, 10.49751860], **near)
-    assert pytest.approx(0.89950248) == 1 - 0.1 * 1.00497519
     assert step_gradient("ASAM", sam_rho=0.5) == pytest.approx([1.04975186, 14.97518595], **near)
     halved = [1.00198759, 10.19875930]
     sagm = {"sam_rho": 0.05, "sagm_alpha": 0.001}

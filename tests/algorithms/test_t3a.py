@@ -13,6 +13,7 @@ from torch import nn
 from domainbed.algorithms.t3a import SUPPORTS, Templates
 from domainbed.datasets import TensorDomain
 from domainbed.errors import UserError
+from domainbed.spec import RunSpec
 from domainbed.training.evaluation import EvaluationSplit, Evaluator
 from domainbed.training.experiment import linear_head
 
@@ -94,8 +95,11 @@ def test_it_trains_as_erm():
 
 
 def test_it_needs_a_linear_classifier():
-    with pytest.raises(UserError, match="T3A adjusts a linear classifier"):
-        build("T3A", nonlinear_classifier=True)
+    """So do methods that it is added to; and it is said before anything runs."""
+    nonlinear = {"nonlinear_classifier": True}
+    for name in ("T3A", "RIDG", "SAM+RIDG"):
+        with pytest.raises(UserError, match=f"{name.replace('+', '.')} needs a linear classifier"):
+            RunSpec.create("ColoredDigits", name, [2], hparams=nonlinear)
 
 
 def predicting(algorithm, x):

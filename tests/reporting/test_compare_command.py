@@ -136,7 +136,7 @@ def test_a_paper_whose_steps_and_hyperparameters_depend_on_the_dataset(tmp_path)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         named = {"protocol": "swad-2021", "protocol_version": 1, "n_trials": 3, "n_hparams": 1}
         runs = random_runs(0, (dataset,), [algorithm], pairs=False, steps=steps, **named)
-        of_paper = SOURCES[paper].chosen_on("MIRO", dataset) | changes
+        of_paper = SOURCES[paper].fixed("MIRO", dataset) | changes
         for run in runs:
             run[-1]["hparams"] |= of_paper
             run[-1]["args"] |= {"hparams": json.dumps(of_paper), "swad_rule": "authors"}
@@ -154,8 +154,9 @@ def test_a_paper_whose_steps_and_hyperparameters_depend_on_the_dataset(tmp_path)
         ("miro-2022-clip", "MIRO", "open_clip:ViT-B-16.openai"),
         ("miro-2022-swag", "MIRO + SWAD", "timm:regnety_160.swag_lc_in1k"),
     ]:
-        assert reasons("PACS", 5001, paper, algorithm) == [("backbone", "ResNet-50", backbone)]
-        assert reasons("PACS", 5001, paper, algorithm, backbone=backbone) == []
+        assert reasons("PACS", 5001, paper, algorithm) == []
+        mismatch = ("backbone", "ResNet-50", backbone)
+        assert reasons("PACS", 5001, paper, algorithm, backbone="") == [mismatch]
 
 
 def test_fixed_hyperparameters_are_a_reason(tmp_path):

@@ -19,6 +19,9 @@ from domainbed.errors import UserError, did_you_mean
 from domainbed.reporting.section import Section
 
 TABLES = Path(__file__).parent / "tables"
+_CHOSEN = pd.read_csv(
+    TABLES / "chosen_hparams.csv", index_col=["source", "algorithm", "dataset"], dtype=str
+).sort_index()
 
 
 CELL = ["selection", "table", "dataset", "algorithm", "domain"]
@@ -36,11 +39,11 @@ class Source:
         files: in `TABLES`; of each the values of columns that are the same in all its rows.
         protocol: the named protocol that does as its authors did.
         foremost: the baseline, and the algorithm that does best in it.
-        trials, draws: how many trials and hparams seeds.
+        trials, draws: how many trials and hparams seeds; of a single draw the authors chose
+            hyper-parameters for each dataset, see `fixed`.
         steps: updates in each run, where the protocol does not say.
         backbone: of datasets of photographs.
-        chosen: by algorithm and dataset the hyper-parameters that the authors chose.
-        fields: further fields of a sweep.
+        fields: further fields of its runs.
         intervals: of records, by dataset, where they are not the protocol's.
     """
 
@@ -54,30 +57,19 @@ class Source:
     draws: int = 20
     steps: int = 5001
     backbone: str = "ResNet-50"
-    chosen: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     intervals: Mapping[str, int] = field(default_factory=dict)
 
-    def chosen_on(self, algorithm: str, dataset: str) -> dict[str, Any]:
-        """The hyper-parameters that are fixed in its runs, but for those that name the backbone."""
-        return dict(self.chosen.get(algorithm, {}).get(dataset, {}))
+    def fixed(self, algorithm: str, dataset: str) -> dict[str, Any]:
+        """The hyper-parameters that are not drawn in its runs, the backbone included."""
+        backbone = {} if self.backbone == Source.backbone else {"backbone": self.backbone}
+        key = (self.name, algorithm, dataset)
+        own = _CHOSEN.loc[key].dropna() if key in _CHOSEN.index else {}
+        return {**backbone, **{name: float(value) for name, value in own.items()}}
 
 
 _DOMAINS = {"table": "dataset"}
 _AVERAGES = {"table": "averages", "domain": "Avg"}
-_DATASETS = ("PACS", "VLCS", "OfficeHome", "TerraIncognita", "DomainNet")
-_SWAD: dict[str, Any] = {
-    "fields": {"averages": ["swad"], "swad_rule": "authors"},
-    "intervals": {"VLCS": 50, "DomainNet": 500},
-}
-
-
-def _each(**values: tuple[float, ...]) -> dict[str, dict[str, float]]:
-    """By dataset, of `_DATASETS`, the value of each hyper-parameter."""
-    columns = {name: dict(zip(_DATASETS, of)) for name, of in values.items()}
-    return {d: {name: of[d] for name, of in columns.items() if d in of} for d in _DATASETS}
-
-
 _RANKS = {"selection": "oracle", "table": "averages", "dataset": "Avg", "domain": "Mean rank"}
 
 SOURCES = {
@@ -107,14 +99,6 @@ SOURCES = {
             protocol="swad-2021",
             foremost=("MIRO",),
             draws=1,
-            chosen={
-                "MIRO": _each(
-                    miro_lambda=(0.01, 0.01, 0.1, 0.1, 0.1),
-                    lr=(3e-5, 1e-5, 3e-5, 3e-5, 3e-5),
-                    resnet_dropout=(0.0, 0.5, 0.1, 0.0, 0.1),
-                    weight_decay=(0.0, 1e-6, 1e-6, 1e-4, 0.0),
-                )
-            },
         ),
         Source(
             "miro-2022-swad",
@@ -124,8 +108,8 @@ SOURCES = {
             protocol="swad-2021",
             foremost=("MIRO + SWAD",),
             draws=1,
-            chosen={"MIRO": _each(miro_lambda=(0.01, 0.01, 0.1, 0.1, 0.1))},
-            **_SWAD,
+            fields={"averages": ["swad"], "swad_rule": "authors"},
+            intervals={"VLCS": 50, "DomainNet": 500},
         ),
         Source(
             "miro-2022-swag",
@@ -136,8 +120,8 @@ SOURCES = {
             foremost=("MIRO + SWAD",),
             draws=1,
             backbone="timm:regnety_160.swag_lc_in1k",
-            chosen={"MIRO": _each(miro_lambda=(0.1, 0.01, 0.1, 0.01, 0.1))},
-            **_SWAD,
+            fields={"averages": ["swad"], "swad_rule": "authors"},
+            intervals={"VLCS": 50, "DomainNet": 500},
         ),
         Source(
             "miro-2022-clip",
@@ -148,7 +132,6 @@ SOURCES = {
             foremost=("ERM", "MIRO"),
             draws=1,
             backbone="open_clip:ViT-B-16.openai",
-            chosen={"MIRO": _each(miro_lambda=(1.0,) * 5)},
         ),
         Source(
             "sagm-2023",
@@ -159,11 +142,6 @@ SOURCES = {
             foremost=("SAGM",),
             trials=1,
             draws=1,
-            chosen={
-                "SAGM": _each(
-                    sagm_alpha=(0.001,), lr=(3e-5,), resnet_dropout=(0.5,), weight_decay=(1e-4,)
-                )
-            },
             intervals={"PACS": 100},
         ),
     )

@@ -111,7 +111,7 @@ def _conditions(
         "steps": ", ".join([str(paper.steps), *longer]),
         "backbone": paper.backbone,
         "protocol": paper.protocol,
-        "fixed hyper-parameters": "chosen for each dataset" if paper.chosen else "none",
+        "fixed hyper-parameters": "none" if paper.draws > 1 else "chosen for each dataset",
         **{name: str(value) for name, value in fields.items()},
     }
     named = {name: get_protocol(name).fields for name in protocol_names()}
@@ -211,8 +211,10 @@ def _fixed(run: Mapping[Any, Any], paper: Source) -> tuple[str, bool]:
         fixed = set(json.loads(run["args"].get("hparams") or "{}")) - _BACKBONE
     except (ValueError, TypeError):
         return NOT_RECORDED, False
-    chosen = paper.chosen_on(trained_algorithm(run["algorithm"]), run["dataset"])
-    is_chosen = fixed <= {*chosen} and chosen.items() <= run["hparams"].items()
+    chosen = paper.fixed(trained_algorithm(run["algorithm"]), run["dataset"])
+    is_chosen = fixed <= {*chosen} and all(
+        run["hparams"].get(name) == value for name, value in chosen.items() if name not in _BACKBONE
+    )
     return ", ".join(sorted(fixed)) or "none", is_chosen
 
 
