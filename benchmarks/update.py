@@ -34,7 +34,9 @@ ONE_PASS: Counts = {"pass": 1, "step": 1}
 """ERM's; that of every method that is not named below."""
 
 PASSES: dict[str, Callable[[int], Counts]] = {
-    **dict.fromkeys(("SAM", "ASAM", "SAGM"), lambda domains: {"pass": 2, "step": 1, "copy": 4}),
+    **dict.fromkeys(
+        ("SAM", "ASAM", "GSAM", "SAGM"), lambda domains: {"pass": 2, "step": 1, "copy": 4}
+    ),
     "LfF": lambda domains: {"pass": 2, "step": 2},
     **dict.fromkeys(("MIRO", "JTT"), lambda domains: {**ONE_PASS, "forward": 1}),
     "Fish": lambda domains: {"domain pass": domains, "step": domains, "copy": 2},

@@ -61,6 +61,10 @@ EXTRA = {
     "LISA": {"lisa_alpha": (2.0, _log10(-1, 1)), "lisa_p": (0.5, lambda r: r.uniform(0, 1))},
     "SAM": {"sam_rho": (0.05, _choice(0.01, 0.02, 0.05, 0.1))},
     "ASAM": {"sam_rho": (0.5, _choice(0.1, 0.2, 0.5, 1.0))},
+    "GSAM": {
+        "sam_rho": (0.05, _choice(0.01, 0.02, 0.05, 0.1)),
+        "gsam_alpha": (0.001, _choice(0.01, 0.02, 0.05, 0.1)),
+    },
     "SAGM": {
         "sam_rho": (0.05, _fixed(0.05)),
         "sagm_alpha": (0.001, _choice(0.0005, 0.001, 0.01, 0.02, 0.05, 0.1)),

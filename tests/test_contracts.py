@@ -32,14 +32,8 @@ from domainbed.training.state import capture
 WITHOUT_ADD_ON = {  # they set gradients by hand, or have several losses; Fishr has the penalty
     *("Fish", "Fishr", "ANDMask", "SANDMask", "MLDG", "ADRMX", "SagNet"),
     *("Transfer", "URM"),
-    *(
-        "SAM",
-        "ASAM",
-        "SAGM",
-        "MixStyle",
-        "EFDMix",
-        "DSU",
-    ),  # add-ons themselves: Fishr's penalty goes below them
+    # add-ons themselves: Fishr's penalty goes below them
+    *("SAM", "ASAM", "GSAM", "SAGM", "MixStyle", "EFDMix", "DSU"),
 }
 FITTED = {name for name in ALGORITHMS if ALGORITHMS[name].needs_features}  # test_fitted.py
 TRAINED = [name for name in ALGORITHMS if name not in FITTED]

@@ -47,7 +47,7 @@ from domainbed.algorithms.rdm import RDM
 from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.t3a import T3A
-from domainbed.algorithms.sam import ASAM, SAGM, SAM
+from domainbed.algorithms.sam import ASAM, GSAM, SAGM, SAM
 from domainbed.algorithms.miro import MIRO
 from domainbed.algorithms.ridg import RIDG
 from domainbed.algorithms.mixstyle import DSU, EFDMix, MixStyle
@@ -73,7 +73,7 @@ from domainbed.core.forks import on_fork
 
 ADD_ONS: dict[str, type[AddOn]] = {
     "Fishr": FishrAddOn,
-    **{cls.__name__: cls for cls in (SAM, ASAM, SAGM, MixStyle, EFDMix, DSU)},
+    **{cls.__name__: cls for cls in (SAM, ASAM, GSAM, SAGM, MixStyle, EFDMix, DSU)},
 }
 """By the name before the `+`."""
 
@@ -83,7 +83,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "risks of domains": (
         *("IRM", "VREx", "GroupDRO", "TRM", "IB_ERM", "IB_IRM", "Transfer", "EQRM", "RDM"),
     ),
-    "gradients": ("Fish", "Fishr", "MLDG", "ANDMask", "SANDMask", "IGA", "SAM", "ASAM", "SAGM"),
+    "gradients": (
+        *("Fish", "Fishr", "MLDG", "ANDMask", "SANDMask", "IGA", "SAM", "ASAM", "GSAM", "SAGM"),
+    ),
     "features alike": (
         *("CORAL", "DANN", "MMD", "CDANN", "CAD", "CondCAD", "CausIRL_CORAL", "CausIRL_MMD"),
         *("ADRMX", "URM"),
@@ -130,6 +132,7 @@ __all__ = [
     "DSU",
     "EQRM",
     "ERM",
+    "GSAM",
     "IB_ERM",
     "IB_IRM",
     "IGA",

@@ -19,12 +19,14 @@ from domainbed.algorithms.base import (
     Metrics,
     Minibatches,
     Unlabeled,
+    chosen_options,
     gradients_of,
     register_algorithm,
     two_readings,
 )
 from domainbed.algorithms.erm import ERM
-from domainbed.config.dimensions import Choice, Fixed
+from domainbed.algorithms.optimizers import OPTIMIZER_OPTIONS, rate_factor
+from domainbed.config.dimensions import Choice, Fixed, Option, with_defaults
 
 Tensors = Sequence[torch.Tensor]
 
@@ -34,6 +36,11 @@ def uphill(gradients: Tensors, scales: Tensors, rho: float) -> list[torch.Tensor
     scaled = [s * g for s, g in zip(scales, gradients)]
     length = get_total_norm(scaled) + 1e-12
     return [rho * s * each / length for s, each in zip(scales, scaled)]
+
+
+def inner_product(first: Tensors, second: Tensors) -> torch.Tensor:
+    """Of two lists of tensors, each as one vector: a scalar."""
+    return torch.stack([(a * b).sum() for a, b in zip(first, second)]).sum()
 
 
 @register_algorithm
@@ -67,8 +74,8 @@ class SAM(AddOn):
         """What is added to the weights for the second pass."""
         return uphill(gradients, [torch.ones_like(g) for g in gradients], self.hparams["sam_rho"])
 
-    def direction(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """From the gradients of a weight in both passes to that of the step."""
+    def directions(self, first: Tensors, second: Tensors) -> Tensors:
+        """From the gradients of the weights in both passes to those of the step."""
         return second
 
     def objective(
@@ -87,9 +94,7 @@ class SAM(AddOn):
                 weight += move
         second = gradients_of(self.base.objective(minibatches, unlabeled)[0], weights)
         self._set(after)
-        steps = map(self.direction, first, second)
-        along = torch.stack([(w * step).sum() for w, step in zip(weights, steps)]).sum()
-        return along, {"loss": loss, **metrics}
+        return inner_product(weights, self.directions(first, second)), {"loss": loss, **metrics}
 
     def _state(self) -> tuple[dict[str, Any], list[Any]]:
         """A copy of what objectives change: weights, buffers, and sources of draws."""
@@ -126,6 +131,46 @@ class ASAM(SAM):
 
 
 @register_algorithm
+class GSAM(SAM):
+    """Surrogate gap guided sharpness-aware minimization.
+
+        ε = ρ g / (‖g‖ + 1e-12),  the optimizer steps along g' − gsam_alpha · g_⊥
+        g_⊥ = g − ⟨g, g'⟩ / (‖g'‖ + 1e-12)² · g'
+
+    g, g' as in `SAM`; g_⊥ is the part of g across g', of whose loss the step does not descend
+    (Zhuang et al. 2022). ρ falls and rises with the learning rate: it is `sam_rho` at the rate that
+    is set, and `gsam_least_rho` where a schedule ends at 0. With `gsam_adaptive` weights move in
+    proportion to their size, as in `ASAM`.
+    """
+
+    paper = (
+        "Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu, Surrogate Gap "
+        "Minimization Improves Sharpness-Aware Training, ICLR 2022, arXiv 2203.08065"
+    )
+    search_space = {
+        "gsam_alpha": Choice(0.001, (0.01, 0.02, 0.05, 0.1), "weight of the part across", least=0)
+    }
+    options = {
+        "gsam_least_rho": Option(0.0, "of sam_rho, where the rate's schedule is at 0", least=0),
+        "gsam_adaptive": Option(False, "move weights in proportion to their size"),
+    }
+
+    def moves(self, weights: Tensors, gradients: Tensors) -> list[torch.Tensor]:
+        options = with_defaults(OPTIMIZER_OPTIONS, chosen_options(type(self), self.hparams))
+        factor = rate_factor(self.facts.step, self.facts.steps, options)
+        least = self.option("gsam_least_rho")
+        rho = least + (self.hparams["sam_rho"] - least) * factor
+        adaptive = self.option("gsam_adaptive")
+        scales = [w.detach().abs() if adaptive else torch.ones_like(w) for w in weights]
+        return uphill(gradients, scales, rho)
+
+    def directions(self, first: Tensors, second: Tensors) -> Tensors:
+        share = inner_product(first, second) / (get_total_norm(second) + 1e-12) ** 2
+        alpha = self.hparams["gsam_alpha"]
+        return [h - alpha * (g - share * h) for g, h in zip(first, second)]
+
+
+@register_algorithm
 class SAGM(SAM):
     """Sharpness-aware gradient matching.
 
@@ -158,5 +203,5 @@ class SAGM(SAM):
         factor = rho / (get_total_norm(gradients) + 1e-12) - self.hparams["sagm_alpha"]
         return [factor * g for g in gradients]
 
-    def direction(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return (first + second) / 2 if self._is_authors else first + second
+    def directions(self, first: Tensors, second: Tensors) -> Tensors:
+        return [(g + h) / 2 if self._is_authors else g + h for g, h in zip(first, second)]

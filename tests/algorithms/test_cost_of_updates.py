@@ -35,7 +35,7 @@ DOUBLE = "divides its loss in double precision, which not all devices have"
 WAITS = {"SelfReg": MEMBERS, "ADRMX": MEMBERS, "MLDG": DOUBLE}
 """The methods that wait in each update, and why."""
 
-TWO_PASS = ("SAM", "ASAM", "SAGM")
+TWO_PASS = ("SAM", "ASAM", "GSAM", "SAGM")
 ONE = (1, 1)
 PASSES = {
     "DANN": (1, Fraction(1, 2)),  # the discriminator's steps reach no featurizer

@@ -1,4 +1,4 @@
-"""SAM, ASAM and SAGM: a quadratic by hand, loops in float64, and on top of other algorithms."""
+"""SAM, ASAM, GSAM and SAGM: a quadratic by hand, loops in float64, and on top of other algorithms."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from torch import nn
 
 from domainbed.algorithms import ADD_ONS, ALGORITHMS, Algorithm, get_algorithm_class
 from domainbed.algorithms.add_ons import added
+from domainbed.config.run_facts import HParams, RunFacts
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 
 VECTORS = (6,)
 MLP = {"mlp_width": 8, "mlp_depth": 3, "mlp_dropout": 0.0}
-TWO_PASS = ("SAM", "ASAM", "SAGM")
+TWO_PASS = ("SAM", "ASAM", "GSAM", "SAGM")
 BASES = [
     name
     for name in ALGORITHMS
@@ -67,6 +68,29 @@ def test_the_gradient_of_a_step_by_hand():
     assert step_gradient("SAGM", **sagm) == pytest.approx(mean, **near)
 
 
+def test_gsam_by_hand():
+    """The part of g across g' counts α; without α it is SAM; ρ follows the rate of a schedule."""
+    near = {"abs": 5e-9}
+    found = step_gradient("GSAM", sam_rho=0.05, gsam_alpha=0.1)
+    assert found == pytest.approx([1.00074847, 10.49792324], **near)
+    sam = [1.00497519, 10.49751860]
+    assert step_gradient("GSAM", sam_rho=0.05, gsam_alpha=0.0) == pytest.approx(sam, **near)
+    asam = step_gradient("GSAM", sam_rho=0.5, gsam_alpha=0.0, gsam_adaptive=True)
+    assert asam == pytest.approx([1.04975186, 14.97518595], **near)
+    first, second = torch.tensor([1.0, 10.0]).double(), torch.tensor([1.00497519, 10.49751860])
+    gsam = build("GSAM", gsam_alpha=1.0)
+    across = (second - gsam.directions([first], [second.double()])[0]).tolist()
+    assert across == pytest.approx([0.04226715, -0.00404643], abs=1e-6)
+
+    schedule = {"lr_schedule": "linear", "gsam_least_rho": 0.01, "sam_rho": 0.05}
+    hparams = HParams({"gsam_alpha": 0.0, **schedule}, RunFacts(steps=100))
+    gsam = added("GSAM", ADD_ONS["GSAM"], Quadratic, "Quadratic")((1,), 2, 1, hparams)
+    for step, rho in ((0, 0.05), (50, 0.03), (75, 0.02)):
+        gsam.facts.begin(step)
+        (move,) = gsam.moves([torch.ones(2)], [torch.tensor([3.0, 4.0])])
+        assert move.tolist() == pytest.approx([0.6 * rho, 0.8 * rho])
+
+
 def naive_update(name, network, optimizer, minibatches, hparams):
     """From the facts, with loops over samples and a copy of the weights."""
     x, y = concatenated(minibatches)
@@ -81,7 +105,7 @@ def naive_update(name, network, optimizer, minibatches, hparams):
         length = sum((h**2).sum() for h in g) ** 0.5 + 1e-12
         factor = (
             hparams["sam_rho"] / length
-            if name == "SAM"
+            if name in ("SAM", "GSAM")
             else hparams["sam_rho"] / length - hparams["sagm_alpha"]
         )
         moves = [factor * h for h in g]
@@ -92,8 +116,12 @@ def naive_update(name, network, optimizer, minibatches, hparams):
     with torch.no_grad():
         for w, own in zip(weights, before):
             w.copy_(own)
+    cos = sum((a * b).sum() for a, b in zip(g, h)) / length / sum((b**2).sum() for b in h) ** 0.5
     for w, first, second in zip(weights, g, h):
         w.grad = first + second if name == "SAGM" else second
+        if name == "GSAM":
+            unit = second / sum((b**2).sum() for b in h) ** 0.5
+            w.grad = second - hparams["gsam_alpha"] * (first - cos * length * unit)
     optimizer.step()
     return loss.item()
 
