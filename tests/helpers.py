@@ -35,6 +35,8 @@ def small_hparams(algorithm, **overrides):
         hparams |= SMALL_DISCRIMINATOR
     if algorithm.endswith("ERMPlusPlus"):
         hparams |= {"linear_steps": 0, "sma_start": 2}
+    if algorithm.endswith("PCL"):
+        hparams |= {"pcl_dropout": 0.0, "pcl_width": 8}
     if algorithm.endswith("JTT"):
         hparams["jtt_first"] = 0.0  # a first network as it starts, so that the second one trains
     return hparams | overrides

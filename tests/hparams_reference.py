@@ -69,6 +69,7 @@ EXTRA = {
         "sam_rho": (0.05, _fixed(0.05)),
         "sagm_alpha": (0.001, _choice(0.0005, 0.001, 0.01, 0.02, 0.05, 0.1)),
     },
+    "PCL": {"pcl_dropout": (0.25, _fixed(0.25))},
     "CORAL": {"mmd_gamma": (1.0, _log10(-1, 1))},
     "IRM": {
         "irm_lambda": (1e2, _log10(-1, 5)),
@@ -219,7 +220,15 @@ def _urm(dataset):
     return {name: (1e-3, _log10(-5.5, -3.5)) if dataset in SMALL else (5e-5, _log10(-6, -4.5))}
 
 
-OF_DATASET = {"ADRMX": _adrmx, "ARM": _arm, "RDM": _rdm, "URM": _urm}
+def _pcl(dataset):
+    width = 512 if dataset in ("OfficeHome", "TerraIncognita") else 256
+    blocks = 2 if dataset == "TerraIncognita" else 1
+    projection = 2 if dataset == "OfficeHome" else 1
+    names = {"pcl_width": width, "pcl_blocks": blocks, "pcl_projection": projection}
+    return {name: (value, _fixed(value)) for name, value in names.items()}
+
+
+OF_DATASET = {"ADRMX": _adrmx, "ARM": _arm, "PCL": _pcl, "RDM": _rdm, "URM": _urm}
 """Rows that depend on the dataset, and replace those that all algorithms share."""
 
 KNOWN_DRAWS = {

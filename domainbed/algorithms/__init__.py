@@ -50,6 +50,7 @@ from domainbed.algorithms.t3a import T3A
 from domainbed.algorithms.sam import ASAM, GSAM, SAGM, SAM
 from domainbed.algorithms.miro import MIRO
 from domainbed.algorithms.ridg import RIDG
+from domainbed.algorithms.pcl import PCL
 from domainbed.algorithms.mixstyle import DSU, EFDMix, MixStyle
 from domainbed.algorithms.lisa import LISA
 from domainbed.algorithms.subpopulation import (
@@ -90,7 +91,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         *("CORAL", "DANN", "MMD", "CDANN", "CAD", "CondCAD", "CausIRL_CORAL", "CausIRL_MMD"),
         *("ADRMX", "URM"),
     ),
-    "regularisers": ("RSC", "SD", "SelfReg", "MIRO", "RIDG"),
+    "regularisers": ("RSC", "SD", "SelfReg", "MIRO", "RIDG", "PCL"),
     "mixing": ("Mixup", "SagNet", "MixStyle", "EFDMix", "DSU", "LISA"),
     "adaptation": ("MTL", "ARM", "T3A"),
     "subpopulations": (
@@ -148,6 +149,7 @@ __all__ = [
     "MMD",
     "MTL",
     "OPTIMIZERS",
+    "PCL",
     "RDM",
     "RIDG",
     "RSC",

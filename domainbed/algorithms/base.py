@@ -165,6 +165,9 @@ class Algorithm(nn.Module):
     least_samples: ClassVar[int] = 1
     """Samples of each domain in a minibatch that its mathematics needs."""
 
+    least_in_all: ClassVar[int] = 1
+    """Samples of all domains together that it needs, as batch norm does that trains."""
+
     needs_images: ClassVar[bool] = False
     """Whether inputs must be images, and not features that a backbone computed from them."""
 
@@ -278,14 +281,17 @@ class Algorithm(nn.Module):
         """Refuses minibatches too small for the method's statistics.
 
         Raises:
-            UserError: a domain has fewer than `least_samples` samples.
+            UserError: a domain has fewer than `least_samples` samples, or all have fewer than
+                `least_in_all`.
         """
-        smallest = min(domain_sizes(minibatches))
-        if smallest < self.least_samples:
-            raise UserError(
-                f"{type(self).__name__} needs at least {self.least_samples} samples per domain, "
-                f"but a minibatch has {smallest}: raise the hyper-parameter 'batch_size'"
-            )
+        sizes = domain_sizes(minibatches)
+        in_domain, in_all = (min(sizes), self.least_samples), (sum(sizes), self.least_in_all)
+        for where, (found, least) in (("per domain", in_domain), ("in all", in_all)):
+            if found < least:
+                raise UserError(
+                    f"{type(self).__name__} needs at least {least} samples {where}, but gets "
+                    f"{found}: raise the hyper-parameter 'batch_size'"
+                )
 
     def objective(
         self, minibatches: Minibatches, unlabeled: Unlabeled = None

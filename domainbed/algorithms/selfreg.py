@@ -11,13 +11,10 @@ from domainbed.algorithms.base import (
     PAPER,
     Draws,
     Metrics,
-    Minibatches,
-    domain_sizes,
     register_algorithm,
     two_readings,
 )
 from domainbed.algorithms.erm import ERM, ForwardPass
-from domainbed.errors import UserError
 
 _SHARE_OF_FEATURES = 0.3
 _BETA = 0.5
@@ -102,21 +99,13 @@ class SelfReg(ERM):
     options = two_readings(DOMAINBED, "DomainBed: the projection is random, never trained")
 
     needs_classes = True  # its pairs are of one class
+    least_in_all = 2  # for P's batch norm
 
     def build(self) -> None:
         super().build()
         self.cdpl = projection(self.featurizer.n_outputs)
         if self.option("fidelity") == PAPER:
             self.optimizer = self.new_optimizer(self.network, self.cdpl)
-
-    def require_samples(self, minibatches: Minibatches) -> None:
-        """As in the base class; and there must be two, of whatever domains, for P's batch norm."""
-        super().require_samples(minibatches)
-        if sum(domain_sizes(minibatches)) < 2:
-            raise UserError(
-                f"{type(self).__name__} needs at least 2 samples in all, but there is one: raise "
-                "the hyper-parameter 'batch_size'"
-            )
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         weight = self.draws.beta(_BETA, _BETA)

@@ -26,7 +26,8 @@ def feature_maps(featurizer: nn.Module) -> dict[str, nn.Module]:
 
     Of a ResNet also its first convolution, before batch norm. Empty for a network of another kind.
     """
-    known = dict(featurizer.named_modules())
+    # Also of a network that a method adds layers to.
+    known = {name.removeprefix("0."): module for name, module in featurizer.named_modules()}
     for names in _FEATURE_MAPS:
         if all(name in known for name in names):
             return {name: known[name] for name in names}

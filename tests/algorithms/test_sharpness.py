@@ -1,4 +1,4 @@
-"""SAM, ASAM, GSAM and SAGM: a quadratic by hand, loops in float64, and on top of other algorithms."""
+"""SAM, ASAM, GSAM, SAGM: a quadratic by hand, loops in float64, and on top of other algorithms."""
 
 from __future__ import annotations
 
