@@ -39,6 +39,7 @@ PASSES: dict[str, Callable[[int], Counts]] = {
     ),
     "LfF": lambda domains: {"pass": 2, "step": 2},
     **dict.fromkeys(("MIRO", "JTT"), lambda domains: {**ONE_PASS, "forward": 1}),
+    "FACT": lambda domains: {"pass": 2, "forward": 2, "step": 1, "copy": 1},
     "Fish": lambda domains: {"domain pass": domains, "step": domains, "copy": 2},
     "ERMPlusPlus": lambda domains: {"pass": 1, "step": 1, "copy": 1},
     "DANN": lambda domains: {"pass": 0.5, "forward": 0.5, "step": 0.5, "discriminator": 1},

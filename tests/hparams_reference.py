@@ -70,6 +70,13 @@ EXTRA = {
         "sagm_alpha": (0.001, _choice(0.0005, 0.001, 0.01, 0.02, 0.05, 0.1)),
     },
     "PCL": {"pcl_dropout": (0.25, _fixed(0.25))},
+    "FACT": {
+        f"fact_{name}": (value, _fixed(value))
+        for name, value in (
+            *(("alpha", 1.0), ("weight", 2.0), ("temperature", 10.0)),
+            *(("momentum", 0.9995), ("warmup", 0.1)),
+        )
+    },
     "CORAL": {"mmd_gamma": (1.0, _log10(-1, 1))},
     "IRM": {
         "irm_lambda": (1e2, _log10(-1, 5)),

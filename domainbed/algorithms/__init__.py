@@ -52,6 +52,7 @@ from domainbed.algorithms.miro import MIRO
 from domainbed.algorithms.ridg import RIDG
 from domainbed.algorithms.pcl import PCL
 from domainbed.algorithms.mixstyle import DSU, EFDMix, MixStyle
+from domainbed.algorithms.fact import FACT
 from domainbed.algorithms.lisa import LISA
 from domainbed.algorithms.subpopulation import (
     CB,
@@ -92,7 +93,7 @@ KINDS: dict[str, tuple[str, ...]] = {
         *("ADRMX", "URM"),
     ),
     "regularisers": ("RSC", "SD", "SelfReg", "MIRO", "RIDG", "PCL"),
-    "mixing": ("Mixup", "SagNet", "MixStyle", "EFDMix", "DSU", "LISA"),
+    "mixing": ("Mixup", "SagNet", "MixStyle", "EFDMix", "DSU", "FACT", "LISA"),
     "adaptation": ("MTL", "ARM", "T3A"),
     "subpopulations": (
         *("ReWeight", "SqrtReWeight", "CB", "ReSample", "Focal", "LDAM", "BSoftmax"),
@@ -133,6 +134,7 @@ __all__ = [
     "DSU",
     "EQRM",
     "ERM",
+    "FACT",
     "GSAM",
     "IB_ERM",
     "IB_IRM",

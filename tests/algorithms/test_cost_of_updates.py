@@ -47,6 +47,7 @@ PASSES = {
     "Transfer": (3, 2),
     **dict.fromkeys(TWO_PASS, (2, 2)),
     "MIRO": (2, 1),
+    "FACT": (4, 2),  # of images and their mixed versions; the teacher's has no gradient
     "JTT": (2, 1),
     "LfF": (2, 2),
     "ADRMX": (2, Fraction(2, 3)),  # two featurizers, and the discriminator's steps

@@ -189,12 +189,12 @@ JITTER_OPERATIONS = (
 
 def normalised(x: torch.Tensor) -> torch.Tensor:
     """From 0 … 255 to ImageNet's mean 0 and standard deviation 1, per channel; in place."""
-    scale, offset = _scale_and_offset(x.device)
+    scale, offset = scale_and_offset(x.device)
     return x.mul_(scale).add_(offset)
 
 
 @lru_cache
-def _scale_and_offset(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def scale_and_offset(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Each (3, 1, 1)."""
     mean, std = (sent(torch.tensor(v), device)[:, None, None] for v in (_MEAN, _STD))
     return 1 / (255 * std), -mean / std
