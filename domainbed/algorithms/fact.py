@@ -12,7 +12,7 @@ from domainbed.algorithms.base import Draws, Metrics, register_algorithm
 from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import Fixed
 from domainbed.core.device import full_precision, sent
-from domainbed.datasets.images.transforms import scale_and_offset
+from domainbed.networks.pretrained import scale_and_offset
 
 
 def amplitude_mix(

