@@ -15,6 +15,7 @@ from pydantic import Field
 
 from domainbed.algorithms import Algorithm, get_algorithm_class, optimizers
 from domainbed.algorithms.base import AUTHORS, DOMAINBED, chosen_options
+from domainbed.config.baselines import baseline_of, tuned_hparams
 from domainbed.config.protocols import (
     DEFAULT_PROTOCOL,
     FROZEN_FEATURES,
@@ -40,6 +41,9 @@ ALWAYS = (
     *("hparams_seed", "trial_seed", "seed", "steps", "checkpoint_freq", "hparams"),
 )
 """The fields of every identity; others are in it if they differ from the protocol's values."""
+
+_IF_SET = {"rerun": "", "tuned": "", "revision": 1}
+"""Fields that stand in no JSON and no identity where they have these values."""
 
 MOST_SEED = 2**32 - 1  # of NumPy's global source
 
@@ -68,6 +72,7 @@ class RunSpec(RunFields):
         fixed_hparams: those of them that the user set.
         digests: of hyper-parameters that name a file, the SHA-256 of its content.
         rerun: of a run that repeats in a new trial what a selection method chose, the method.
+        tuned: the released baseline that the hyper-parameters are taken from.
         revision: of the algorithm's updates, see `Algorithm.revision`.
 
     The other attributes are those of `RunFields`.
@@ -86,6 +91,7 @@ class RunSpec(RunFields):
     fixed_hparams: dict[str, Any] = Field(default_factory=dict)
     digests: dict[str, str] = Field(default_factory=dict)
     rerun: str = ""
+    tuned: str = ""
     revision: int = 1
 
     @classmethod
@@ -109,7 +115,8 @@ class RunSpec(RunFields):
         Without a `protocol` it is the default one, or with `features` that of frozen features.
 
         The arguments are the attributes of the same names, but for `hparams`: fixed values, which
-        win over defaults and draws. `fields` are other fields of `RunFields`.
+        win over defaults and draws; {"tuned": True} in it takes the others from a released
+        baseline. `fields` are other fields of `RunFields`.
 
         Raises:
             UserError: a wrong value; the message names it and what would be right.
@@ -168,7 +175,7 @@ class RunSpec(RunFields):
         return {
             name: value
             for name, value in values.items()
-            if name in (*ALWAYS, "rerun", "revision") or (name in usual and value != usual[name])
+            if name in (*ALWAYS, *_IF_SET) or (name in usual and value != usual[name])
         }
 
     @property
@@ -191,8 +198,7 @@ class RunSpec(RunFields):
     def as_json(self) -> dict[str, Any]:
         """All fields as JSON values, with the dataset's label in place of any path."""
         values = {**self.model_dump(mode="json"), "dataset": self.dataset_label}
-        usual = {"rerun": "", "revision": 1}
-        return {name: v for name, v in values.items() if name not in usual or v != usual[name]}
+        return {name: v for name, v in values.items() if name not in _IF_SET or v != _IF_SET[name]}
 
     def describe(self) -> str:
         """One line for people: "Fishr on PACS, test domain 0, hparams seed 3, trial 1"."""
@@ -243,6 +249,8 @@ class Resolver:
         usual = FROZEN_FEATURES if fields.get("features") else DEFAULT_PROTOCOL
         published = get_protocol(fields.get("protocol") or usual)
         own = {name: fields[name] for name in DataFields.model_fields if name in fields}
+        fixed = dict(hparams or {})
+        is_tuned = fixed.pop("tuned", False)
         data = get_dataset_class(dataset, make(DataFields, own))
         declaring = get_algorithm_class(algorithm)
         values = {
@@ -258,7 +266,7 @@ class Resolver:
             "test_envs": (),
             "seed": 0,
             "hparams": {},
-            "fixed_hparams": dict(hparams or {}),
+            "fixed_hparams": fixed,
         }
         own_metrics = values["labels"] == getattr(data, "labels", "") and getattr(
             data, "metrics", ()
@@ -267,6 +275,10 @@ class Resolver:
         draft = make(kind, {"metrics": usual_metrics, **values})
         featurizer = str(draft.fixed_hparams.get("featurizer", ""))
         space = Space.of(algorithm, declaring, dataset, draft.features is not None, featurizer)
+        if is_tuned:
+            words = draft.features.describe() if draft.features else ""
+            released = baseline_of(draft.dataset_label, words)
+            draft = draft.model_copy(update={"tuned": released})
         resolver = cls(data, declaring, published, space, draft)
         resolver._check()
         return resolver
@@ -294,7 +306,7 @@ class Resolver:
         }
         spec = make(type(draft), values)
         self._check_test_envs(spec.test_envs)
-        hparams, options = self.hparams(hparams_seed, trial_seed), self.space.options
+        hparams, options = self.hparams(hparams_seed, trial_seed, envs), self.space.options
         files = {name: hparams[name] for name in hparams if name in options and options[name].file}
         if draft.features:
             files[_WEIGHTS] = draft.features.weights
@@ -307,15 +319,32 @@ class Resolver:
         resolved = {"hparams": hparams, "digests": digests, "revision": revision}
         return spec.model_copy(update=resolved)
 
-    def hparams(self, hparams_seed: int, trial_seed: int) -> dict[str, Any]:
-        """All hyper-parameters: defaults or a draw, the protocol's options, and fixed values."""
+    def hparams(
+        self, hparams_seed: int, trial_seed: int, test_envs: Sequence[int]
+    ) -> dict[str, Any]:
+        """All hyper-parameters: defaults or a draw, the protocol's options, and fixed values.
+
+        Those of a released baseline, if they are wanted, take the place of the defaults.
+
+        Raises:
+            UserError: it has none, or they are wanted in place of a draw.
+        """
         draft, protocol, options = self.draft, self.protocol, self.space.options
+        if draft.tuned and hparams_seed:
+            raise UserError(
+                f"hyper-parameters are tuned, which takes the place of the defaults, and the "
+                f"hparams seed is {hparams_seed}: choose 0 alone",
+                "hparams_seeds",
+            )
         if hparams_seed == 0:
             drawn = {**self.space.defaults(), **protocol.defaults.get(draft.algorithm, {})}
         else:
             seed = hparams_draw_seed(hparams_seed, trial_seed, draft.shared_draws)
             ranges = protocol.ranges.get(draft.algorithm, {})
             drawn = self.space.draw(seed, draft.draws == "in-sequence", ranges)
+        if draft.tuned:
+            tuned = tuned_hparams(draft.tuned, draft.dataset_label, draft.algorithm, test_envs)
+            drawn = {name: tuned.get(name, value) for name, value in drawn.items()}
         usual = {name: each.default for name, each in options.items() if each.always_recorded}
         usual |= {name: value for name, value in protocol.options.items() if name in options}
         if usual.get("fidelity") == DOMAINBED and AUTHORS in options["fidelity"].values:

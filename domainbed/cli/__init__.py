@@ -45,6 +45,7 @@ _GROUPS = {
         "errors": ("tables", "list the images that algorithms get wrong"),
         "top-hparams": ("tables", "list the best hyper-parameters of a sweep"),
         "published": ("tables", "print the numbers that papers print"),
+        "baselines": ("baselines", "list and show released sweeps, to compare with"),
         "reproduce": ("papers", "compute a paper's table and compare it with the paper"),
     },
     "trained models": {

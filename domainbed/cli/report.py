@@ -76,7 +76,7 @@ def _html(args: argparse.Namespace, refresh: int = 0) -> str:
     from domainbed.reporting.page import build_page, to_html
     from domainbed.reporting.render import styled
 
-    report = styled(_read_report(args, quiet=bool(refresh)), style_of(args))
+    report = styled(read_report(args, quiet=bool(refresh)), style_of(args))
     baseline = args.baseline or BASELINE
     page = build_page(report, args.folders, baseline, partial(_read_images, args.data_dir))
     return to_html(page, refresh)
@@ -99,7 +99,7 @@ def _read_images(
         return [None] * len(names)
 
 
-def _read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
+def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
     """The tables of the runs that are asked for.
 
     Raises:
@@ -147,7 +147,7 @@ def _plot(args: argparse.Namespace) -> int:
     from domainbed.reporting.findings import Findings
 
     draw = FIGURES[args.kind]
-    report = _read_report(args)
+    report = read_report(args)
     methods = [method.name for method in report.methods]
     with plain_style():
         figures = draw(Findings(report.records, methods, args.baseline or BASELINE))

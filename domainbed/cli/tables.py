@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainbed.cli.common import BASELINE, JUDGES, Parser, Run, add_shared, tell
+from domainbed.config.baselines import PREFIX
 from domainbed.core.files import write_text
 from domainbed.core.record_keys import key_suffix
 from domainbed.core.safe_text import csv_text, json_text
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 UNITS = ("trial", "domain", "dataset")  # without SciPy, which `statistics.UNITS` would import
 _TOP = 20
+_BASELINES = "baselines"
 
 
 # ---- what several commands share ----
@@ -187,7 +189,8 @@ def compare(parser: Parser) -> Run:
         "--with",
         dest="paper",
         metavar="PAPER",
-        help="put the tables beside a paper's: fishr-2022, domainbed-2020, miro-2022, …",
+        help="put the tables beside a paper's: fishr-2022, domainbed-2020, miro-2022, …; "
+        "baselines, or baseline:NAME: compare with released runs that were made alike",
     )
     parser.add_argument(
         "--unit",
@@ -207,16 +210,24 @@ def compare(parser: Parser) -> Run:
 def _compare(args: argparse.Namespace) -> int:
     from domainbed.reporting import build_report, load_records, planned_selection
     from domainbed.reporting.published.agreement import agreement, agreement_sections
+    from domainbed.reporting.released import beside_released
     from domainbed.reporting.section import section_renderer
 
     render = section_renderer(args.format, args.output)
+    released = args.paper == _BASELINES or str(args.paper).startswith(PREFIX)
     of_baseline = {"baseline": args.baseline, "unit": args.unit, "rope": args.rope}
     for name, value in of_baseline.items():
-        if args.paper and value is not None:
+        if args.paper and not released and value is not None:
             raise UserError(f"--{name} {value} compares algorithms, and --with a paper: give one")
     records = load_records(args.folders, progress=show_progress)
     selection = args.selection or planned_selection(args.folders)
-    if args.paper:
+    if released:
+        name = "" if args.paper == _BASELINES else args.paper.removeprefix(PREFIX)
+        records, notes = beside_released(records, name)
+        args.baseline = args.baseline or records.runs["algorithm"][0]
+        sections = _comparisons(args, records, selection)
+        sections[0].notes.extend(notes)
+    elif args.paper:
         report = build_report(
             *(records, selection, args.datasets, args.algorithms),
             metric=args.metric,

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from typing import Any
 
 from pydantic import Field
 
 from domainbed.cli.common import Parser, Run
-from domainbed.config.run_fields import RunFields, RunOptions, add_run_flags
+from domainbed.config.run_fields import (
+    TUNED,
+    FixedHparams,
+    RunFields,
+    RunOptions,
+    add_run_flags,
+)
 from domainbed.core.flags import read_flags
 from domainbed.core.settings import Items, Listed, Text, load
 from domainbed.errors import UserError
@@ -30,9 +35,10 @@ class TrainSettings(RunFields, RunOptions):
         description="numbers of the domains held out, such as 0 1",
         json_schema_extra={"several_words": True},
     )
-    hparams: dict[str, Any] = Field(
+    hparams: FixedHparams = Field(
         default_factory=dict,
-        description="""fixed hyper-parameters, as JSON: '{"lr": 0.001}'""",
+        description="""fixed hyper-parameters, as JSON: '{"lr": 0.001}'; tuned: those that a """
+        "released baseline chose",
         json_schema_extra={"default_text": ""},
     )
     output_dir: Text = Field("train_output", description="the run's folder")
@@ -69,7 +75,7 @@ def train(parser: Parser) -> Run:
 def _train(args: argparse.Namespace) -> int:
     """Trains, and says where the results are."""
     given = read_flags(args, TrainSettings)
-    if not isinstance(given.get("hparams", {}), dict):
+    if not isinstance(given.get("hparams", {}), dict) and given["hparams"] != TUNED:
         raise UserError(
             f"--hparams {given['hparams']!r}: expected a JSON object: '{{\"lr\": 0.1}}'"
         )

@@ -84,6 +84,18 @@ class DataFields(Settings):
         return dict(pairs)
 
 
+TUNED = "tuned"
+"""In place of fixed hyper-parameters, or among them: take the others from a released baseline."""
+
+FixedHparams = Annotated[
+    dict[str, Any],
+    converted(
+        lambda value: {TUNED: True} if value == TUNED else value,
+        accepts=dict[str, Any] | Literal["tuned"],
+    ),
+]
+
+
 def _named_backbone(value: Any) -> Any:
     return {"backbone": value} if isinstance(value, str) else value
 

@@ -9,7 +9,6 @@ import pandas as pd
 from domainbed.reporting.explain import explain, planned_gaps, planned_selection
 from domainbed.reporting.render import RENDERERS, cell_text, to_frame
 from domainbed.reporting.tables import Cell, Column, Report, Table, build_report, only
-from domainbed.runs import exported
 from domainbed.runs.load import Folders, load_records
 from domainbed.selection.judging import judged_alike
 
@@ -24,7 +23,6 @@ __all__ = [
     "collect",
     "compare",
     "explain",
-    "exported",
     "load_records",
     "only",
     "planned_gaps",

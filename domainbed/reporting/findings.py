@@ -73,6 +73,11 @@ class Findings:
         return comparison.accuracy_on_the_line(self.records)
 
     @cached_property
+    def expected(self) -> pd.DataFrame:
+        """As from `comparison.expected_best`."""
+        return comparison.expected_best(self.records, self.selection)
+
+    @cached_property
     def curves(self) -> pd.DataFrame:
         """The course of the chosen runs, the mean over their trials.
 

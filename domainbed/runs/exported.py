@@ -254,16 +254,16 @@ def _read(file: Path) -> tuple[dict[str, Any], list[Row]]:
 
 def _texts(run: str, content: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of a run, by their names."""
+    spec, environment = content["spec"], content["environment"]
     lines = [{**content["shared"], **record} for record in content["records"]]
-    for line in lines if content["spec"] else ():
+    for line in lines if spec else ():
         line["args"]["run_id"] = run
     records = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-    texts = {"results.jsonl": records, "err.txt": content["error"] and f"{content['error']}\n"}
-    if content["spec"]:
-        spec = {**content["spec"], "run_id": run}
-        texts["run.json"] = sealed_json(spec, indent=2, sort_keys=True)
-    if content["environment"]:
-        texts["environment.json"] = sealed_json(content["environment"], indent=2)
-    if content["is_done"]:
-        texts["done"] = f"done\n{seal_of(records.encode())}\n"
+    texts = {
+        "results.jsonl": records,
+        "run.json": spec and sealed_json({**spec, "run_id": run}, indent=2, sort_keys=True),
+        "environment.json": environment and sealed_json(environment, indent=2),
+        "err.txt": content["error"] and f"{content['error']}\n",
+        "done": content["is_done"] and f"done\n{seal_of(records.encode())}\n",
+    }
     return {name: text.encode() for name, text in texts.items() if text}

@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from domainbed.config.baselines import PREFIX, baseline_files
 from domainbed.core import digests, names, record_keys
 from domainbed.core.files import cache_folder, written_aside
 from domainbed.core.text_table import printable
@@ -110,13 +111,19 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
 def as_paths(folders: Folders) -> list[Path]:
     """One or several folders as a list; an exported sweep as the folder that it holds.
 
+    `baseline:NAME` stands for the exports of a released baseline.
+
     Raises:
-        UserError: a name is empty, or a file holds no sweep.
+        UserError: a name is empty or of no baseline, or a file holds no sweep.
     """
     several = [folders] if isinstance(folders, (str, Path)) else list(folders)
     if "" in several:
         raise UserError("the name of a folder is empty: name a sweep folder or a run folder")
-    return [unpacked(path) if path.suffix == SUFFIX else path for path in map(Path, several)]
+    paths: list[Path] = []
+    for each in map(str, several):
+        released = each.startswith(PREFIX)
+        paths += baseline_files(each.removeprefix(PREFIX)) if released else [Path(each)]
+    return [unpacked(path) if path.suffix == SUFFIX else path for path in paths]
 
 
 def run_folders(root: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args
 
 from pydantic import Field, model_validator
 
-from domainbed.config.run_fields import RunFields, RunOptions
+from domainbed.config.run_fields import FixedHparams, RunFields, RunOptions
 from domainbed.core import plugins
 from domainbed.core.names import dataset_label
 from domainbed.core.settings import (
@@ -133,8 +133,10 @@ class SweepConfig(RunFields, RunOptions):
         description="shell command for when a launch has ended, with DOMAINBED_SWEEP, "
         "DOMAINBED_DONE and DOMAINBED_FAILED in its environment",
     )
-    hparams: dict[str, Any] = Field(
-        {}, description="fixed hyper-parameters; an algorithm's name holds its own"
+    hparams: FixedHparams = Field(
+        {},
+        description="fixed hyper-parameters; an algorithm's name holds its own; tuned: those that "
+        "a released baseline chose",
     )
     launcher: Annotated[
         dict[str, Any], checked(_launcher), converted(_chosen, accepts=str | dict[str, Any])
@@ -274,9 +276,9 @@ class SweepConfig(RunFields, RunOptions):
         for dataset, trial, seed in product(self.datasets, self.trials, self.hparams_seeds):
             for resolver, first, _ in self.resolved:
                 if resolver.draft.dataset == dataset:
-                    # They do not depend on the test domains.
-                    hparams = resolver.hparams(seed, trial)
-                    runs += [run.variant(seed, trial, hparams) for run in first]
+                    for run in first:
+                        hparams = resolver.hparams(seed, trial, run.test_envs)
+                        runs.append(run.variant(seed, trial, hparams))
         return runs
 
     @property

@@ -1,0 +1,53 @@
+"""`domainbed baselines`: released sweeps, to look at and to compare with."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from domainbed.cli.common import Parser, Run
+from domainbed.cli.report import read_report
+from domainbed.cli.tables import collect_of_folders, write_output
+from domainbed.config.baselines import PREFIX, summaries
+
+SHOWN = {"tables": "", "hparams": "choices", "curves": "curves", "expected": "expected"}
+"""What can be shown, and which of the `Findings` it is."""
+
+
+def baselines(parser: Parser) -> Run:
+    """List the released baselines, or show one, in every format of tables.
+
+    `baseline:NAME` stands for its folder in all commands that read records.
+    """
+    parser.add_argument("name", nargs="?", metavar="NAME", help="(default: list all)")
+    parser.add_argument(
+        "--show",
+        choices=SHOWN,
+        default="tables",
+        help="tables (default), what was chosen in them, the course of the chosen runs, or what "
+        "the best of k draws gives",
+    )
+    return partial(_baselines, collect_of_folders(parser))
+
+
+def _baselines(collect: Run, args: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from domainbed.reporting.findings import Findings
+    from domainbed.reporting.section import Section, section_renderer
+
+    if args.name is None:
+        rows = [{"name": name, **each["about"]} for name, each in summaries().items()]
+        frame = pd.DataFrame(rows)
+    else:
+        args.folders, args.baseline = [PREFIX + args.name], None
+        if args.show == "tables":
+            return collect(args)
+        report = read_report(args)
+        methods = [method.name for method in report.methods]
+        frame = getattr(Findings(report.records, methods), SHOWN[args.show])
+    texts = frame.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
+    title = f"{args.name}: {args.show}" if args.name else "Released baselines"
+    section = Section("baselines", title, list(frame), texts.to_numpy().tolist(), [], frame)
+    write_output(section_renderer(args.format, args.output)([section]), args.output)
+    return 0
