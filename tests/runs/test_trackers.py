@@ -134,14 +134,14 @@ def test_a_run_that_fails_says_so(
     assert noted[-1] == ("end", "interrupted")
 
 
-def test_what_cannot_be_named(tmp_path: Path) -> None:
+def test_what_cannot_be_named() -> None:
     config = {"datasets": "ColoredDigits", "algorithms": "ERM", "trackers": "tensorbord"}
     with pytest.raises(
         UserError, match=r"trackers\[0\]: unknown tracker 'tensorbord'\. Did you mean"
     ):
         make(SweepConfig, config)
     with pytest.raises(UserError, match="unknown tracker 'tensorbord'"):
-        run(spec_of(), tmp_path, tracked("tensorbord"))
+        make(RunOptions, {"trackers": "tensorbord"})
 
 
 def test_what_is_not_installed_is_told_before_training(
