@@ -202,7 +202,7 @@ class WithFeatures(nn.Module):
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, hparams: Any) -> None:
         super().__init__()
-        self.featurizer, self.device = networks.Featurizer(input_shape, hparams), "cuda"
+        self.featurizer = networks.Featurizer(input_shape, hparams)
         self.classifier = nn.Linear(self.featurizer.n_outputs, num_classes)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,7 +19,9 @@ from domainbed.core import forks
 from domainbed.core.forks import Fork, arguments, code_of
 
 _REGISTRIES = ("/hparams_registry.py", "/hyperparams.py")
-_COMPARED = re.compile(r"""hparams\[["'](\w+)["']\] == ["']([^"']+)["']""")
+_COMPARED = re.compile(
+    r"""hparams(?:\[["']|\.)(\w+)(?:["']\])? (?:==|(?:not )?in) [\[(]?["']([^"']+)["']"""
+)
 # What an option of this package means otherwise than a fork's registry.
 _OF_IMAGES = {"image_size", "orientation", "window"}
 

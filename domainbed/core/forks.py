@@ -66,6 +66,9 @@ class Missing:
             f"{self._fork.name} needs {self._name}, which cannot be imported ({self._reason})"
         )
 
+    # Copies of CLIP compare versions by a package that is gone.
+    __lt__ = __le__ = __gt__ = __ge__ = lambda self, other: False
+
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
         return (type("Missing", (), {"__new__": lambda cls, *args, **settings: self()}),)
 
@@ -121,7 +124,6 @@ class Fork:
         near.sort(key=lambda f: (-len(os.path.commonpath([f, self.file])), len(f.parts), f))
         for file in near[:1] if names else [self.file]:
             module = ".".join([self.module, *file.relative_to(self.folder).with_suffix("").parts])
-            self.loading = True
             try:
                 return importlib.import_module(module.removesuffix(".__init__"))
             except (Exception, SystemExit) as error:
@@ -129,8 +131,6 @@ class Fork:
                     raise
                 reason = f"{type(error).__name__}: {one_line(error)}"
                 warnings.warn(f"{file} of {self.name} cannot be imported ({reason})", stacklevel=2)
-            finally:
-                self.loading = False
         return None
 
     def modules(self) -> list[ModuleType]:
@@ -155,7 +155,7 @@ class Fork:
                     break
         if renamed and multiprocessing.parent_process() is None:  # workers need not say it again
             said = f"{registry.kind}s of {self.name} whose names are taken have a prefix: "
-            warnings.warn(said + ", ".join(renamed), stacklevel=2)
+            warnings.warn(said + ", ".join(renamed[:3]) + ", …" * (len(renamed) > 3), stacklevel=2)
 
     def import_(
         self,
@@ -225,7 +225,11 @@ class _Loader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         fork = FORKS[module.__name__.partition(".")[0]]
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": fork.import_}
-        super().exec_module(module)
+        before, fork.loading = fork.loading, True
+        try:
+            super().exec_module(module)
+        finally:
+            fork.loading = before
 
 
 class _Finder:

@@ -24,8 +24,8 @@ from domainbed.errors import UserError, one_line
 from domainbed.spec import RunSpec
 from domainbed.training.trainer import run
 
-# The files of this package and of others that are installed.
-_NOT_A_FORK = re.compile(f"site-packages|{re.escape(str(Path(__file__).parents[1]))}")
+# The files of this package, of others that are installed, and of Python.
+_NOT_A_FORK = re.compile(f"site-packages|lib/python3|{re.escape(str(Path(__file__).parents[1]))}")
 
 SECONDS = 120  # after which a small run is given up
 

@@ -48,6 +48,8 @@ OF_DOMAINBED = {
         import absent_package.parts
         from absent_package import layers, Base
         from torch import no_such_name
+        if layers.version(torch) < layers.version("1.7"):
+            raise AssertionError
         from domainbed import networks
         from domainbed import never_committed
         try:
