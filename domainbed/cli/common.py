@@ -1,13 +1,14 @@
 """What commands share: the parser, arguments of several commands, and errors in one line.
 
-A command is a function that declares its arguments and returns the function that runs it; its
-docstring is the description that `--help` prints.
+A command is a function under `command`, which declares its arguments; its docstring is the
+description that `--help` prints.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import inspect
 import io
 import logging
@@ -16,6 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -142,10 +144,38 @@ JUDGES = ("--metric", "--selection_metric")
 """What says by which metrics runs are judged."""
 
 
-def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Declares arguments that several commands have. `execute` imports what `--plugins` names."""
-    for name in names:
-        parser.add_argument(name, **_SHARED[name])
+Argument = str | Callable[[Any], object]
+"""The name of an argument that several commands have, or what declares some to a parser."""
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """An argument of one command, as `argparse` takes it."""
+    return methodcaller("add_argument", *names, **options)
+
+
+def command(*arguments: Argument) -> Callable[[Run], Declare]:
+    """Makes a function that runs a command one that declares its arguments and returns it."""
+
+    def declared(run: Run) -> Declare:
+        @functools.wraps(run)
+        def declare(parser: Parser) -> Run:
+            add_shared(parser, *arguments)
+            return run
+
+        return declare
+
+    return declared
+
+
+def add_shared(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *arguments: Argument
+) -> None:
+    """Declares arguments. `execute` imports what `--plugins` names."""
+    for each in arguments:
+        if isinstance(each, str):
+            parser.add_argument(each, **_SHARED[each])
+        else:
+            each(parser)
 
 
 def execute(declare: Declare, words: Iterable[str], prog: str | None = None) -> int:
@@ -243,7 +273,10 @@ def guarded(command: Callable[[], int], debug: bool = False) -> int:
         logging.lastResort.setFormatter(_Printable())
     warnings.formatwarning = _one_line  # Python's own shows lines of code
     try:
-        return _with_all_output(command)
+        try:
+            return command()
+        finally:  # also where `argparse` has printed the help, and exits
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         return 0
     except Exception as error:
@@ -256,17 +289,6 @@ def guarded(command: Callable[[], int], debug: bool = False) -> int:
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
-
-
-def _with_all_output(command: Callable[[], int]) -> int:
-    """Runs a command and writes all its output; returns its status."""
-    try:
-        status = command()
-    except SystemExit:  # `argparse` has printed the help, or what is wrong
-        sys.stdout.flush()
-        raise
-    sys.stdout.flush()
-    return status
 
 
 def tell(line: str) -> None:

@@ -7,23 +7,21 @@ import argparse
 import shtab
 
 from domainbed.cli import COMMANDS, declaration
-from domainbed.cli.common import Parser, Run
+from domainbed.cli.common import Parser, argument, command
 
 _OF_FILES = ("FILE", "FOLDER", "CONFIG", "FOLDER_OR_CONFIG", "RUN_FOLDER", "PATH")
 
 
-def completion(parser: Parser) -> Run:
+@command(
+    argument("shell", choices=sorted(shtab.SUPPORTED_SHELLS)),
+)
+def completion(args: argparse.Namespace) -> int:
     """Print a script that completes commands, flags and files.
 
     bash: `domainbed completion bash > ~/.local/share/bash-completion/completions/domainbed`
     zsh: `domainbed completion zsh > ~/.zfunc/_domainbed`, with ~/.zfunc in $fpath
     fish: `domainbed completion fish > ~/.config/fish/completions/domainbed.fish`
     """
-    parser.add_argument("shell", choices=sorted(shtab.SUPPORTED_SHELLS))
-    return _completion
-
-
-def _completion(args: argparse.Namespace) -> int:
     print(shtab.complete(_all_commands(), args.shell))
     return 0
 

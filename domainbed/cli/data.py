@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.common import argument, command
 from domainbed.config.run_fields import FeatureSource
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.settings import load
@@ -25,35 +25,33 @@ _READ = ("corrupt_images", "image_size", "orientation", "window")
 _MOST_COLUMNS = 12  # classes that fit beside each other
 
 
-def download(parser: Parser) -> Run:
-    """Put published datasets into the data folder: from their sources, or from a copy you have.
-
-    An interrupted download resumes when the same command is given again.
-    """
-    parser.add_argument("names", nargs="+", metavar="NAME", help="datasets, or all")
-    add_shared(parser, "--data_dir", "--plugins")
-    parser.add_argument(
+@command(
+    argument("names", nargs="+", metavar="NAME", help="datasets, or all"),
+    "--data_dir",
+    "--plugins",
+    argument(
         "--from",
         dest="copy",
         metavar="PATH",
         help="an archive or folder that you have, instead of the sources; it is read, not changed",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--accept_checksum",
         action="store_true",
         help="take a file whose checksum is not the known one",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--accept_incomplete",
         action="store_true",
         help="take a dataset whose domains, classes or numbers of images are not the published "
         "ones",
-    )
-    return _download
+    ),
+)
+def download(args: argparse.Namespace) -> int:
+    """Put published datasets into the data folder: from their sources, or from a copy you have.
 
-
-def _download(args: argparse.Namespace) -> int:
-    """Gets one dataset after the other; a failure does not stop the others."""
+    An interrupted download resumes when the same command is given again.
+    """
     from domainbed.download.download import download_dataset, downloadable
 
     names = downloadable() if "all" in args.names else list(dict.fromkeys(args.names))
@@ -76,26 +74,23 @@ def _download(args: argparse.Namespace) -> int:
     return 2 if failed else 0
 
 
-def verify(parser: Parser) -> Run:
-    """Compare datasets on disk with what was published, and read every image.
-
-    The exit status is 0 if nothing is wrong and 1 if something is.
-    """
-    parser.add_argument(
+@command(
+    argument(
         "names",
         nargs="*",
         default=["all"],
         metavar="NAME",
         help="datasets, folder:PATH, manifests; or all that are there (default)",
-    )
-    add_shared(parser, "--data_dir", "--plugins")
-    parser.add_argument(
-        "--format", choices=("text", "json"), default="text", help="(default: text)"
-    )
-    return _verify
+    ),
+    "--data_dir",
+    "--plugins",
+    argument("--format", choices=("text", "json"), default="text", help="(default: text)"),
+)
+def verify(args: argparse.Namespace) -> int:
+    """Compare datasets on disk with what was published, and read every image.
 
-
-def _verify(args: argparse.Namespace) -> int:
+    The exit status is 0 if nothing is wrong and 1 if something is.
+    """
     from domainbed.download.verify import verify_dataset
 
     names = _present(args.data_dir) if "all" in args.names else list(dict.fromkeys(args.names))
@@ -143,32 +138,31 @@ def _table(report: Verification) -> list[str]:
     return text_table(rows, range(1, len(rows[0])), indent="  ", width=terminal_width())
 
 
-def pack(parser: Parser) -> Run:
-    """Pack the images of a dataset into one file, for runs with the hyper-parameter data_path fast.
-
-    Such runs do this by themselves at first use. The pack is in the folder `cache` of the data
-    folder, or in the folder that the variable DOMAINBED_CACHE_DIR names.
-    """
-    parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
-    add_shared(parser, "--data_dir", *(f"--{name}" for name in _READ), "--plugins")
-    parser.add_argument(
+@command(
+    argument("dataset", metavar="NAME", help="a dataset of image files, as for train"),
+    "--data_dir",
+    *(f"--{name}" for name in _READ),
+    "--plugins",
+    argument(
         "--size",
         type=int,
         default=256,
         help="height and width to squeeze images to, unless all have one size and are no larger "
         "(default: 256)",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--format",
         choices=("raw", "jpeg"),
         default="raw",
         help="jpeg: less disk, more work (default: raw)",
-    )
-    return _pack
+    ),
+)
+def pack(args: argparse.Namespace) -> int:
+    """Pack the images of a dataset into one file, for runs with the hyper-parameter data_path fast.
 
-
-def _pack(args: argparse.Namespace) -> int:
-    """Packs, unless that was done before, and says where the pack is."""
+    Such runs do this by themselves at first use. The pack is in the folder `cache` of the data
+    folder, or in the folder that the variable DOMAINBED_CACHE_DIR names.
+    """
     from domainbed.datasets import load_dataset
     from domainbed.datasets.image_domains import PackedDomain
 
@@ -192,21 +186,21 @@ def _reading(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in _READ if getattr(args, name) is not None}
 
 
-def features(parser: Parser) -> Run:
+@command(
+    argument("dataset", metavar="NAME", help="a dataset of image files, as for train"),
+    lambda parser: add_flags(parser, FeatureSource),
+    "--data_dir",
+    "--device",
+    *(f"--{name}" for name in _READ),
+    "--plugins",
+)
+def features(args: argparse.Namespace) -> int:
     """Compute the features of all images of a dataset once, for runs with the field `features`.
 
     Such runs do this by themselves at first use, with the cores they have. The features are in the
     folder `cache` of the data folder, or in the folder that the variable DOMAINBED_CACHE_DIR names.
     An interrupted computation resumes when the same command is given again.
     """
-    parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
-    add_flags(parser, FeatureSource)
-    add_shared(parser, "--data_dir", "--device", *(f"--{name}" for name in _READ), "--plugins")
-    return _features
-
-
-def _features(args: argparse.Namespace) -> int:
-    """Computes, unless that was done before, and says where the features are."""
     source = load(FeatureSource, None, read_flags(args, FeatureSource))
     _, stored = computed_features(args, source, _reading(args))
     number, views, width = stored.values.shape

@@ -7,11 +7,10 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.common import argument, command
 from domainbed.config.protocols import (
     DEFAULT_PROTOCOL,
     differences,
@@ -26,12 +25,9 @@ Rows = list[list[str]]
 _YEAR = re.compile(r"\b((?:19|20)\d\d)\b(?!\.\d)|arXiv (\d\d)")
 
 
-def algorithms(parser: Parser) -> Run:
+@command("--plugins")
+def algorithms(_: argparse.Namespace) -> int:
     """List algorithms by what they do: names, years, readings of paper and code, papers."""
-    return _listing(parser, _algorithms)
-
-
-def _algorithms(_: argparse.Namespace) -> Rows:
     from domainbed.algorithms import ADD_ONS, ALGORITHMS, KINDS, declared_options
 
     kinds = {name: kind for kind, names in KINDS.items() for name in names}
@@ -46,15 +42,12 @@ def _algorithms(_: argparse.Namespace) -> Rows:
         said = (year[1] or f"20{year[2]}") if year else ""
         rows.append([kinds.get(name, "other"), name, said, ", ".join(readings), algorithm.paper])
     others = [[f"{add_on}+NAME", f"{add_on} added to another"] for add_on in ADD_ONS]
-    return rows + [["", name, "", "", what] for name, what in others]
+    return _show(rows + [["", name, "", "", what] for name, what in others])
 
 
-def datasets(parser: Parser) -> Run:
+@command("--plugins")
+def datasets(_: argparse.Namespace) -> int:
     """List datasets: names, domains, classes, images, licences."""
-    return _listing(parser, _datasets)
-
-
-def _datasets(_: argparse.Namespace) -> Rows:
     from domainbed.datasets import DATASETS
 
     header = ["dataset", "domains", "tested on", "classes", "images", "steps"]
@@ -70,33 +63,29 @@ def _datasets(_: argparse.Namespace) -> Rows:
             facts = [info.folder or "(none)", info.licence, info.citation]
         steps = str(dataset.N_STEPS)
         rows.append([name, ", ".join(names), tested, classes, images, steps, *facts])
-    return rows
+    return _show(rows)
 
 
-def protocols(parser: Parser) -> Run:
+@command("--plugins")
+def protocols(_: argparse.Namespace) -> int:
     """List named protocols, and how they differ from the default."""
-    return _listing(parser, _protocols)
-
-
-def _protocols(_: argparse.Namespace) -> Rows:
     rows = [["protocol", "version", "what it is", "different from the default"]]
     for protocol in map(get_protocol, protocol_names()):
         changes = differences(get_protocol(DEFAULT_PROTOCOL), protocol)
         values = [(what, str(v).lower() if isinstance(v, bool) else v) for what, _, v in changes]
         said = ", ".join(f"{what}: {value}" for what, value in values)
         rows.append([protocol.name, str(protocol.version), protocol.title, said])
-    return rows
+    return _show(rows)
 
 
-def hparams(parser: Parser) -> Run:
+@command(
+    argument("algorithm", metavar="ALGORITHM"),
+    argument("dataset", metavar="DATASET"),
+    argument("--features", action="store_true", help="on frozen features of images"),
+    "--plugins",
+)
+def hparams(args: argparse.Namespace) -> int:
     """List an algorithm's hyper-parameters on a dataset: defaults and ranges of random draws."""
-    parser.add_argument("algorithm", metavar="ALGORITHM")
-    parser.add_argument("dataset", metavar="DATASET")
-    parser.add_argument("--features", action="store_true", help="on frozen features of images")
-    return _listing(parser, _hparams)
-
-
-def _hparams(args: argparse.Namespace) -> Rows:
     from domainbed.datasets import get_dataset_class
     from domainbed.hparams import options, search_space
 
@@ -107,19 +96,17 @@ def _hparams(args: argparse.Namespace) -> Rows:
     space: dict[str, Any] = search_space(*place)
     space |= {k: v for k, v in options(*place).items() if k not in space}
     rows = [[name, str(d.default), d.describe(), d.doc] for name, d in space.items()]
-    return [["name", "default", "random draw", "meaning"], *rows]
+    return _show([["name", "default", "random draw", "meaning"], *rows])
 
 
-def plugin(parser: Parser) -> Run:
+@command(
+    argument("path", metavar="PATH", help="a fork's folder, or one of its files"),
+)
+def plugin(args: argparse.Namespace) -> int:
     """List the classes of a fork: those that run here, with what, and why others do not.
 
     Each algorithm is trained for two updates on small random images.
     """
-    parser.add_argument("path", metavar="PATH", help="a fork's folder, or one of its files")
-    return _plugin
-
-
-def _plugin(args: argparse.Namespace) -> int:
     from domainbed.algorithms import ALGORITHMS
     from domainbed.core.plugins import import_plugins, named, plugins_of
     from domainbed.datasets import DATASETS
@@ -139,27 +126,20 @@ def _plugin(args: argparse.Namespace) -> int:
     return 0
 
 
-def _listing(parser: Parser, rows: Callable[[argparse.Namespace], Rows]) -> Run:
-    add_shared(parser, "--plugins")
-
-    def show(args: argparse.Namespace) -> int:
-        print("\n".join(text_table(rows(args))))
-        return 0
-
-    return show
+def _show(rows: Rows) -> int:
+    print("\n".join(text_table(rows)))
+    return 0
 
 
-def config(parser: Parser) -> Run:
+@command(
+    argument("what", choices=("schema", "table"), help="the form of it"),
+)
+def config(args: argparse.Namespace) -> int:
     """Print what the config of a sweep may say.
 
     `schema` is its JSON schema, by which editors complete and check YAML files; `table` is a
     Markdown table of the fields.
     """
-    parser.add_argument("what", choices=("schema", "table"), help="the form of it")
-    return _config
-
-
-def _config(args: argparse.Namespace) -> int:
     from domainbed.core.flags import docs_table, json_schema
     from domainbed.sweeps.config import SweepConfig
 
@@ -170,16 +150,14 @@ def _config(args: argparse.Namespace) -> int:
     return 0
 
 
-def init(parser: Parser) -> Run:
+@command(
+    argument("folder", metavar="FOLDER", help="a new one"),
+)
+def init(args: argparse.Namespace) -> int:
     """Write a config, a plug-in and a manifest to start from, with a few images.
 
     They run as they are: `cd FOLDER`, then `domainbed sweep launch sweep.yaml`.
     """
-    parser.add_argument("folder", metavar="FOLDER", help="a new one")
-    return _init
-
-
-def _init(args: argparse.Namespace) -> int:
     from domainbed.sweeps.config import shipped_config
 
     if Path(args.folder).exists():

@@ -9,11 +9,11 @@ import os
 import sys
 from collections.abc import Iterator
 from itertools import chain, islice
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.common import argument, command
 from domainbed.cli.data import computed_features
 from domainbed.cli.launching import launch_sweep
 from domainbed.config.run_fields import CURVATURES, DiagnosisOptions, FeatureSource, RunOptions
@@ -36,7 +36,31 @@ _DIAGNOSIS_FLAGS = (
 )
 
 
-def predict(parser: Parser) -> Run:
+@command(
+    argument("folder", metavar="FOLDER", help="a finished run with its weights; a sweep"),
+    argument(
+        "images", nargs="*", metavar="IMAGE", help="files of images, folders, or globs in quotes"
+    ),
+    argument("--domain", type=int, metavar="N", help="instead: a domain of the dataset"),
+    argument("--split", choices=("in", "out"), default="in", help="of that domain (in)"),
+    argument(
+        "--save_predictions",
+        action="store_true",
+        help="instead: keep the logits of every image of the dataset in the run's folder, as "
+        "Parquet",
+    ),
+    argument(
+        "--average",
+        metavar="NAME",
+        help=f"with averaged weights of the run: {', '.join(AVERAGES)} (default: the last weights)",
+    ),
+    argument("--selection", metavar="NAME", help="of a sweep: the method that chose"),
+    "--algorithm",
+    "--test_env",
+    *_MACHINE,
+    methodcaller("set_defaults", data_dir=None),
+)
+def predict(args: argparse.Namespace) -> int:
     """Predict with a trained run: image files, or a domain of its dataset.
 
     Prints CSV. Of files: the file, its class, and the probability of each class, as p(NAME); of a
@@ -47,32 +71,6 @@ def predict(parser: Parser) -> Run:
     predicts files. With --save_predictions it writes the logits of all images of the dataset into
     the run's folder.
     """
-    parser.add_argument("folder", metavar="FOLDER", help="a finished run with its weights; a sweep")
-    parser.add_argument(
-        "images", nargs="*", metavar="IMAGE", help="files of images, folders, or globs in quotes"
-    )
-    parser.add_argument("--domain", type=int, metavar="N", help="instead: a domain of the dataset")
-    parser.add_argument("--split", choices=("in", "out"), default="in", help="of that domain (in)")
-    parser.add_argument(
-        "--save_predictions",
-        action="store_true",
-        help="instead: keep the logits of every image of the dataset in the run's folder, as "
-        "Parquet",
-    )
-    parser.add_argument(
-        "--average",
-        metavar="NAME",
-        help=f"with averaged weights of the run: {', '.join(AVERAGES)} (default: the last weights)",
-    )
-    parser.add_argument("--selection", metavar="NAME", help="of a sweep: the method that chose")
-    add_shared(parser, "--algorithm", "--test_env")
-    add_shared(parser, *_MACHINE)
-    parser.set_defaults(data_dir=None)
-    return _predict
-
-
-def _predict(args: argparse.Namespace) -> int:
-    """Prints a line for each image, or keeps all predictions."""
     if bool(args.images) + (args.domain is not None) + args.save_predictions != 1:
         raise UserError("give either files of images, or --domain N, or --save_predictions")
     if not args.images and {args.algorithm, args.selection, args.test_env} != {None}:
@@ -181,40 +179,35 @@ def _predicted(model: Model, files: list[str]) -> Iterator[tuple[int, list[str |
             yield position, predicted_cells(labels, model.classes, found)
 
 
-def diagnose(parser: Parser) -> Run:
-    """Diagnose a trained run: how consistent its domains are, before and after training.
-
-    Inconsistency scores under several curvatures, risks, means and variances of the classifier's
-    gradients, and on request the landscape of two domains' risks around the weights.
-    """
-    parser.add_argument("folder", metavar="RUN_FOLDER", help="of a finished run with its weights")
-    parser.add_argument(
-        "--format", choices=("table", "json"), default="table", help="default: table"
-    )
-    parser.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .pdf or .svg")
-    parser.add_argument(
+@command(
+    argument("folder", metavar="RUN_FOLDER", help="of a finished run with its weights"),
+    argument("--format", choices=("table", "json"), default="table", help="default: table"),
+    argument("--plot", metavar="FILE", help="also draw it, as .png, .pdf or .svg"),
+    argument(
         "--curvature",
         dest="curvatures",
         nargs="+",
         choices=CURVATURES,
         default=argparse.SUPPRESS,
         help=f"default: {default_text(DiagnosisOptions, 'curvatures')}",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--landscape",
         nargs="*",
         metavar="DOMAIN",
         default=argparse.SUPPRESS,
         help="also the risks of two domains around the weights (without numbers: the first two "
         "training domains)",
-    )
-    add_flags(parser, DiagnosisOptions, only=_DIAGNOSIS_FLAGS)
-    add_shared(parser, "--plugins")
-    return _diagnose
+    ),
+    lambda parser: add_flags(parser, DiagnosisOptions, only=_DIAGNOSIS_FLAGS),
+    "--plugins",
+)
+def diagnose(args: argparse.Namespace) -> int:
+    """Diagnose a trained run: how consistent its domains are, before and after training.
 
-
-def _diagnose(args: argparse.Namespace) -> int:
-    """Prints the diagnosis, and draws it if asked to."""
+    Inconsistency scores under several curvatures, risks, means and variances of the classifier's
+    gradients, and on request the landscape of two domains' risks around the weights.
+    """
     from domainbed.core.drawing import check_figure_file
     from domainbed.diagnostics import diagnose, rendering
 
@@ -228,24 +221,28 @@ def _diagnose(args: argparse.Namespace) -> int:
     return 0
 
 
-def average(parser: Parser) -> Run:
+@command(
+    argument("folder", metavar="FOLDER", help="of a sweep that kept its weights"),
+    argument(
+        "--method",
+        required=True,
+        metavar="NAME",
+        help="uniform-soup, greedy-soup, diwa-uniform, diwa-restricted, ensemble",
+    ),
+    argument(
+        "--together",
+        action="store_true",
+        help="average runs of different algorithms with each other (each algorithm by itself)",
+    ),
+    "--algorithms",
+    "--selection_metric",
+    *_MACHINE,
+)
+def average(args: argparse.Namespace) -> int:
     """Average the finished runs of a sweep: their weights, or their predictions.
 
     Writes a record of each average beside the runs, for `domainbed collect`.
     """
-    methods = "uniform-soup, greedy-soup, diwa-uniform, diwa-restricted, ensemble"
-    parser.add_argument("folder", metavar="FOLDER", help="of a sweep that kept its weights")
-    parser.add_argument("--method", required=True, metavar="NAME", help=methods)
-    parser.add_argument(
-        "--together",
-        action="store_true",
-        help="average runs of different algorithms with each other (each algorithm by itself)",
-    )
-    add_shared(parser, "--algorithms", "--selection_metric", *_MACHINE)
-    return _average
-
-
-def _average(args: argparse.Namespace) -> int:
     from domainbed.sweeps.finished import average_runs
 
     for averaged in average_runs(
@@ -256,31 +253,31 @@ def _average(args: argparse.Namespace) -> int:
     return 0
 
 
-def adapt(parser: Parser) -> Run:
-    """Adapt the finished runs of a sweep to their test images, without labels.
-
-    Each run that predicts by a linear classifier gets a record beside it, for `domainbed collect`.
-    """
-    parser.add_argument("folder", metavar="FOLDER", help="of a sweep that kept its weights")
-    parser.add_argument(
+@command(
+    argument("folder", metavar="FOLDER", help="of a sweep that kept its weights"),
+    argument(
         "--method",
         default="T3A",
         metavar="NAME",
         help="T3A (default), BatchNorm, Tent, PseudoLabel, SHOT_IM, SHOT or UniDG",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--supports",
         nargs="+",
         type=int,
         metavar="M",
         help="of T3A and UniDG: images kept of each class, 0 for all; the best in validation is "
         "taken (the paper's values)",
-    )
-    add_shared(parser, "--algorithms", "--selection_metric", *_MACHINE)
-    return _adapt
+    ),
+    "--algorithms",
+    "--selection_metric",
+    *_MACHINE,
+)
+def adapt(args: argparse.Namespace) -> int:
+    """Adapt the finished runs of a sweep to their test images, without labels.
 
-
-def _adapt(args: argparse.Namespace) -> int:
+    Each run that predicts by a linear classifier gets a record beside it, for `domainbed collect`.
+    """
     from domainbed.sweeps.finished import adapt_runs
 
     if args.supports and min(args.supports) < 0:
@@ -293,36 +290,35 @@ def _adapt(args: argparse.Namespace) -> int:
     return 0
 
 
-def zero_shot(parser: Parser) -> Run:
+@command(
+    argument("dataset", metavar="NAME", help="a dataset of image files, as for train"),
+    argument(
+        "--backbone",
+        default=_BACKBONE,
+        help=f"open_clip:NAME, or open_clip:NAME.TAG (default: {_BACKBONE})",
+    ),
+    lambda parser: add_flags(parser, FeatureSource, only=("weights", "precision")),
+    argument(
+        "--prompts",
+        default="photo",
+        help="templates: photo (default), imagenet-7, imagenet-80, or a file with one in each "
+        "line, {} for the class",
+    ),
+    argument(
+        "--output_dir",
+        default="results/zero-shot",
+        help="the folder of the runs (default: results/zero-shot)",
+    ),
+    "--data_dir",
+    "--device",
+    "--plugins",
+)
+def zero_shot(args: argparse.Namespace) -> int:
     """Classify the images of a dataset by the names of its classes, with a model that reads text.
 
     A run for each test domain, whose records are in the same tables as those of trained runs. The
     features of the images are computed first, where they are missing.
     """
-    parser.add_argument("dataset", metavar="NAME", help="a dataset of image files, as for train")
-    parser.add_argument(
-        "--backbone",
-        default=_BACKBONE,
-        help=f"open_clip:NAME, or open_clip:NAME.TAG (default: {_BACKBONE})",
-    )
-    add_flags(parser, FeatureSource, only=("weights", "precision"))
-    parser.add_argument(
-        "--prompts",
-        default="photo",
-        help="templates: photo (default), imagenet-7, imagenet-80, or a file with one in each "
-        "line, {} for the class",
-    )
-    parser.add_argument(
-        "--output_dir",
-        default="results/zero-shot",
-        help="the folder of the runs (default: results/zero-shot)",
-    )
-    add_shared(parser, "--data_dir", "--device", "--plugins")
-    return _zero_shot
-
-
-def _zero_shot(args: argparse.Namespace) -> int:
-    """Does the runs and prints their tables."""
     from domainbed.datasets.features import open_text_head
     from domainbed.networks.open_clip_models import PREFIX, prompt_templates
     from domainbed.reporting import build_report, load_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.common import argument, command
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.settings import load
@@ -21,33 +21,30 @@ _FIELDS = (
 )
 
 
-def reproduce(parser: Parser) -> Run:
+@command(
+    argument("paper", metavar="PAPER", help="fishr-2022, domainbed-2020, miro-2022, …"),
+    argument("--dataset", required=True, metavar="NAME", help="one of the paper's"),
+    argument(
+        "--scale",
+        choices=SCALES,
+        default=SCALES[0],
+        help="small: minutes on MNIST, not the paper's numbers",
+    ),
+    argument("--algorithms", nargs="+", metavar="NAME", help="only these of the paper"),
+    argument("--selection", nargs="+", metavar="NAME", help="only these methods"),
+    lambda parser: add_flags(parser, SweepConfig, only=_FIELDS),
+    argument(
+        "--dry_run", action="store_true", help="say what would be done, and how long it takes"
+    ),
+    "--skip_confirmation",
+    add_launcher_flags,
+)
+def reproduce(args: argparse.Namespace) -> int:
     """Compute a paper's table and print it beside the paper's.
 
     Estimates the time and says what is left out, does the runs that are not done, prints their
     tables, and compares them with the paper's.
     """
-    parser.add_argument("paper", metavar="PAPER", help="fishr-2022, domainbed-2020, miro-2022, …")
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="one of the paper's")
-    parser.add_argument(
-        "--scale",
-        choices=SCALES,
-        default=SCALES[0],
-        help="small: minutes on MNIST, not the paper's numbers",
-    )
-    parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="only these of the paper")
-    parser.add_argument("--selection", nargs="+", metavar="NAME", help="only these methods")
-    add_flags(parser, SweepConfig, only=_FIELDS)
-    parser.add_argument(
-        "--dry_run", action="store_true", help="say what would be done, and how long it takes"
-    )
-    add_shared(parser, "--skip_confirmation")
-    add_launcher_flags(parser)
-    return _reproduce
-
-
-def _reproduce(args: argparse.Namespace) -> int:
-    """Does it all; the status is 1 if a run failed."""
     from domainbed.reporting.published import get_source
     from domainbed.sweeps.launch import prepare
     from domainbed.sweeps.outlook import measured_costs, todo_line
@@ -93,31 +90,24 @@ def _tell(config: SweepConfig, paper: str) -> None:
     )
 
 
-def irm_colored_mnist(parser: Parser) -> Run:
-    """Colored MNIST in the setup of IRM, table 2 of the Fishr paper.
-
-    Computes the restarts that are missing, several at a time, and prints the table of all. The
-    next call starts an interrupted restart again.
-    """
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file of the fields")
-    parser.add_argument(
+@command(
+    argument("config", nargs="?", metavar="CONFIG", help="a YAML file of the fields"),
+    argument(
         "--format",
         choices=("text", "markdown", "csv", "json"),
         default="text",
         help="of the table (default: text)",
-    )
-    add_flags(
+    ),
+    lambda parser: add_flags(
         parser.add_argument_group("fields of the config", "each wins over the file's value"),
         Config,
-    )
-    return _compute
+    ),
+)
+def irm_colored_mnist(args: argparse.Namespace) -> int:
+    """Colored MNIST in the setup of IRM, table 2 of the Fishr paper.
 
-
-def _compute(args: argparse.Namespace) -> int:
-    """Computes what is missing and prints the table.
-
-    Returns:
-        0, or 1 if a restart failed, or 130 after Ctrl-C.
+    Computes the restarts that are missing, several at a time, and prints the table of all. The
+    next call starts an interrupted restart again.
     """
     config = load(Config, args.config, read_flags(args, Config))
     # What is wrong with the config should be told at once, not after PyTorch's import.

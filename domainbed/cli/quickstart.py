@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from domainbed.cli.common import Parser, Run, execute
+from domainbed.cli.common import command, execute
 from domainbed.cli.report import report
 from domainbed.cli.sweep import launch
 from domainbed.cli.tables import collect
@@ -12,16 +12,13 @@ from domainbed.cli.tables import collect
 _FOLDER = "results/quickstart"
 
 
-def quickstart(parser: Parser) -> Run:
+@command()
+def quickstart(args: argparse.Namespace) -> int:
     """Sweep seven algorithms on digits that come with the package: tables, and a report.
 
     Everything is in results/quickstart, in the current folder. The same command again resumes what
     was interrupted.
     """
-    return _quickstart
-
-
-def _quickstart(args: argparse.Namespace) -> int:
     for declare, words in (
         (launch, ["quickstart", "--output_dir", _FOLDER, "--skip_confirmation"]),
         (collect, [_FOLDER]),

@@ -7,17 +7,29 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from domainbed.cli.common import BASELINE, JUDGES, Parser, Run, add_shared
+from PIL import Image
+
+from domainbed.cli.common import BASELINE, JUDGES, argument, command
 from domainbed.cli.tables import add_style, show_progress, style_of, write_output
 from domainbed.core.drawing import check_figure_file, save_figure
 from domainbed.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from domainbed.reporting import Report
+from domainbed.reporting import (
+    Report,
+    build_report,
+    load_records,
+    only,
+    planned_gaps,
+    planned_selection,
+)
+from domainbed.reporting.figures import FIGURES, plain_style
+from domainbed.reporting.findings import Findings
+from domainbed.reporting.page import build_page, to_html
+from domainbed.reporting.page.serve import REFRESH, serve
+from domainbed.reporting.page.wrong_images import files_below
+from domainbed.reporting.render import styled
+from domainbed.runs.folder import RunFolder
+from domainbed.selection.judging import judged_alike
 
 _WHICH = (
     *("folders", "--datasets", "--algorithms", "--selection"),
@@ -27,37 +39,29 @@ _WHICH = (
 FILE = "report.html"
 PORT = 8000
 LOCAL = "127.0.0.1"
-KINDS = ("differences", "ranks", "hparams", "curves", "on-the-line")  # without SciPy
 
 
-def report(parser: Parser) -> Run:
-    """Write tables, comparisons and figures of sweeps as one HTML file."""
-    add_shared(parser, *_WHICH)
-    parser.add_argument(
+@command(
+    *_WHICH,
+    argument(
         "-o", "--output", metavar="FILE", help=f"the file to write (FOLDER/{FILE} of the first)"
-    )
-    add_style(parser)
-    add_shared(parser, "--data_dir")
-    parser.add_argument(
+    ),
+    add_style,
+    "--data_dir",
+    argument(
         "--serve", action="store_true", help="show it in a browser instead, and keep it up to date"
-    )
-    parser.add_argument(
-        "--port", type=int, metavar="N", help=f"for --serve ({PORT}; 0: any that is free)"
-    )
-    parser.add_argument(
+    ),
+    argument("--port", type=int, metavar="N", help=f"for --serve ({PORT}; 0: any that is free)"),
+    argument(
         "--host",
         metavar="ADDRESS",
         help=f"for --serve: where to listen ({LOCAL}, this machine alone; 0.0.0.0: all that can "
         "reach it, without a password)",
-    )
-    return _report
-
-
-def _report(args: argparse.Namespace) -> int:
-    """Writes the report and prints its path, or serves it."""
+    ),
+)
+def report(args: argparse.Namespace) -> int:
+    """Write tables, comparisons and figures of sweeps as one HTML file."""
     if args.serve:
-        from domainbed.reporting.page.serve import REFRESH, serve
-
         if args.output is not None:
             raise UserError(f"--output {args.output} writes a file, and --serve none: give one")
         port = PORT if args.port is None else args.port
@@ -73,9 +77,6 @@ def _report(args: argparse.Namespace) -> int:
 
 def _html(args: argparse.Namespace, refresh: int = 0) -> str:
     """The page, which reloads itself after this many seconds; 0 for never."""
-    from domainbed.reporting.page import build_page, to_html
-    from domainbed.reporting.render import styled
-
     report = styled(read_report(args, quiet=bool(refresh)), style_of(args))
     baseline = args.baseline or BASELINE
     page = build_page(report, args.folders, baseline, partial(_read_images, args.data_dir))
@@ -86,9 +87,6 @@ def _read_images(
     data_dir: str, folder: str, env: int, names: Sequence[str]
 ) -> Sequence[Image.Image | None]:
     """The images that a run's predictions name, by their files or by their positions in memory."""
-    from domainbed.reporting.page.wrong_images import files_below
-    from domainbed.runs.folder import RunFolder
-
     if not all(name.isdigit() for name in names):
         return files_below(data_dir, folder, env, names)
     from domainbed.training.trained import pictures  # imports PyTorch
@@ -105,15 +103,6 @@ def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
     Raises:
         UserError: a folder, a record or a name is wrong, or the datasets have different metrics.
     """
-    from domainbed.reporting import (
-        build_report,
-        load_records,
-        only,
-        planned_gaps,
-        planned_selection,
-    )
-    from domainbed.selection.judging import judged_alike
-
     records = load_records(args.folders, progress=None if quiet else show_progress)
     selection = args.selection or planned_selection(args.folders)
     gaps, asked = planned_gaps(args.folders), (args.datasets, args.algorithms)
@@ -126,26 +115,18 @@ def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
     return report
 
 
-def plot(parser: Parser) -> Run:
+@command(
+    *_WHICH,
+    argument("kind", metavar="KIND", help=", ".join(FIGURES)),
+    argument("-o", "--output", required=True, metavar="FILE", help="ends with .pdf, .png or .svg"),
+)
+def plot(args: argparse.Namespace) -> int:
     """Draw a figure of the report into a file, for papers.
 
     Several figures, of several datasets or algorithms, go to several files, named after them.
     """
-    add_shared(parser, *_WHICH)
-    parser.add_argument("kind", metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="ends with .pdf, .png or .svg"
-    )
-    return _plot
-
-
-def _plot(args: argparse.Namespace) -> int:
-    """Writes the figures of a kind and prints their paths."""
     output = Path(args.output)
     check_figure_file("--output", output)
-    from domainbed.reporting.figures import FIGURES, plain_style
-    from domainbed.reporting.findings import Findings
-
     draw = FIGURES[args.kind]
     report = read_report(args)
     methods = [method.name for method in report.methods]

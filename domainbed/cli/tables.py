@@ -9,24 +9,42 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from domainbed.cli.common import BASELINE, JUDGES, Parser, Run, add_shared, tell
+import pandas as pd
+
+from domainbed.cli.common import BASELINE, JUDGES, Parser, Run, add_shared, argument, command, tell
 from domainbed.config.baselines import PREFIX
 from domainbed.core.files import write_text
 from domainbed.core.record_keys import key_suffix
 from domainbed.core.safe_text import csv_text, json_text
 from domainbed.core.text_table import over_progress, printable, text_table
 from domainbed.errors import UserError
+from domainbed.reporting import (
+    Report,
+    build_report,
+    comparison,
+    explain,
+    load_records,
+    only,
+    planned_gaps,
+    planned_selection,
+)
+from domainbed.reporting import comparison_sections as sections
+from domainbed.reporting.explain import by_folder
+from domainbed.reporting.misclassified import error_sections, misclassified
+from domainbed.reporting.published import find_values, published_sections
+from domainbed.reporting.published.agreement import agreement, agreement_sections
+from domainbed.reporting.released import beside_released
+from domainbed.reporting.render import renderer, styled
+from domainbed.reporting.section import Section, section_renderer
+from domainbed.reporting.single_source import count_single_source, single_source_report
+from domainbed.reporting.statistics import UNITS
+from domainbed.reporting.tables import Style
+from domainbed.runs.records import Records
+from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS, SelectionMethod
+from domainbed.selection.judging import judged_alike
 
-if TYPE_CHECKING:
-    from domainbed.reporting import Report
-    from domainbed.reporting.section import Section
-    from domainbed.reporting.tables import Style
-    from domainbed.runs.records import Records
-    from domainbed.selection import SelectionMethod
-
-UNITS = ("trial", "domain", "dataset")  # without SciPy, which `statistics.UNITS` would import
 _TOP = 20
 _BASELINES = "baselines"
 
@@ -36,31 +54,33 @@ _BASELINES = "baselines"
 
 def add_style(parser: Parser) -> None:
     """Declares what `style_of` reads."""
-    group = parser.add_argument_group("style of tables")
-    group.add_argument(
-        "--order",
-        metavar="NAME",
-        default="table",
-        help="of rows: table (default), given (as --algorithms and --datasets name them), mean "
-        "(the best average first)",
-    )
-    group.add_argument("--domains", nargs="+", metavar="NAME", help="the domains that come first")
-    group.add_argument(
-        "--decimals",
-        type=int,
-        metavar="N",
-        help="of numbers (1; for a metric that is no percentage what makes four digits)",
-    )
-    group.add_argument(
-        "--spread",
-        metavar="NAME",
-        default="se",
-        help="behind +/-: se, the standard error (default), ci95, half a 95 %% interval, none",
-    )
-    group.add_argument(
-        "--underline_second",
-        action="store_true",
-        help="underline the second best of each column (not in text)",
+    add_shared(
+        parser.add_argument_group("style of tables"),
+        argument(
+            "--order",
+            metavar="NAME",
+            default="table",
+            help="of rows: table (default), given (as --algorithms and --datasets name them), mean "
+            "(the best average first)",
+        ),
+        argument("--domains", nargs="+", metavar="NAME", help="the domains that come first"),
+        argument(
+            "--decimals",
+            type=int,
+            metavar="N",
+            help="of numbers (1; for a metric that is no percentage what makes four digits)",
+        ),
+        argument(
+            "--spread",
+            metavar="NAME",
+            default="se",
+            help="behind +/-: se, the standard error (default), ci95, half a 95 %% interval, none",
+        ),
+        argument(
+            "--underline_second",
+            action="store_true",
+            help="underline the second best of each column (not in text)",
+        ),
     )
 
 
@@ -70,7 +90,6 @@ def style_of(args: argparse.Namespace) -> Style:
     Raises:
         UserError: a value is unknown.
     """
-    from domainbed.reporting.tables import Style
 
     return Style(
         *(args.decimals, args.spread, args.underline_second, args.order),
@@ -111,30 +130,31 @@ def collect(parser: Parser) -> Run:
     return collect_of_folders(parser)
 
 
-def collect_of_folders(parser: Parser) -> Run:
-    """As `collect`, where the folders are declared already."""
-    add_shared(parser, "--datasets", "--algorithms", "--selection", *JUDGES, "--format", "--output")
-    add_shared(parser, "--plugins")
-    add_style(parser)
-    parser.add_argument(
+@command(
+    "--datasets",
+    "--algorithms",
+    "--selection",
+    *JUDGES,
+    "--format",
+    "--output",
+    "--plugins",
+    add_style,
+    argument(
         "--by_folder",
         action="store_true",
         help="a row for each algorithm and folder, instead of all together",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--single_source",
         action="store_true",
         help="the tables of runs that train on one domain alone",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--explain", action="store_true", help="say which runs the incomplete cells lack, and why"
-    )
-    return _collect
-
-
-def _collect(args: argparse.Namespace) -> int:
-    from domainbed.reporting import explain, load_records
-    from domainbed.reporting.render import renderer, styled
+    ),
+)
+def collect_of_folders(args: argparse.Namespace) -> int:
+    """As `collect`, where the folders are declared already."""
 
     for flag in ("by_folder", "single_source"):
         if args.explain and getattr(args, flag):
@@ -153,9 +173,6 @@ def _collect(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace, records: Records) -> Report:
-    from domainbed.reporting import build_report, only, planned_gaps, planned_selection
-    from domainbed.reporting.explain import by_folder
-    from domainbed.reporting.single_source import count_single_source, single_source_report
 
     folders, gaps = args.folders, planned_gaps(args.folders)
     judges = {"metric": args.metric, "selection_metric": args.selection_metric}
@@ -180,38 +197,37 @@ _AS_COMMENT = {"text": "{}", "markdown": "    {}", "latex": "% {}"}
 # ---- compare ----
 
 
-def compare(parser: Parser) -> Run:
-    """Compare algorithms with a baseline, or a sweep's tables with a paper's."""
-    add_shared(
-        parser, "folders", "--datasets", "--algorithms", "--selection", *JUDGES, "--baseline"
-    )
-    parser.add_argument(
+@command(
+    "folders",
+    "--datasets",
+    "--algorithms",
+    "--selection",
+    *JUDGES,
+    "--baseline",
+    argument(
         "--with",
         dest="paper",
         metavar="PAPER",
         help="put the tables beside a paper's: fishr-2022, domainbed-2020, miro-2022, …; "
         "baselines, or baseline:NAME: compare with released runs that were made alike",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--unit",
         choices=UNITS,
         help="what wins and tests count as one observation (trial; for ranks domain)",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--rope",
         type=float,
         metavar="POINTS",
         help="also test whether differences are within this many percentage points, or this much",
-    )
-    add_shared(parser, "--format", "--output", "--plugins")
-    return _compare
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from domainbed.reporting import build_report, load_records, planned_selection
-    from domainbed.reporting.published.agreement import agreement, agreement_sections
-    from domainbed.reporting.released import beside_released
-    from domainbed.reporting.section import section_renderer
+    ),
+    "--format",
+    "--output",
+    "--plugins",
+)
+def compare(args: argparse.Namespace) -> int:
+    """Compare algorithms with a baseline, or a sweep's tables with a paper's."""
 
     render = section_renderer(args.format, args.output)
     released = args.paper == _BASELINES or str(args.paper).startswith(PREFIX)
@@ -243,9 +259,6 @@ def _compare(args: argparse.Namespace) -> int:
 def _comparisons(
     args: argparse.Namespace, records: Records, selection: Sequence[str] | None
 ) -> list[Section]:
-    from domainbed.reporting import build_report, comparison, only
-    from domainbed.reporting import comparison_sections as sections
-    from domainbed.selection.judging import judged_alike
 
     baseline, unit = args.baseline or BASELINE, args.unit or UNITS[0]
     algorithms = args.algorithms and list(dict.fromkeys([baseline, *args.algorithms]))
@@ -275,45 +288,39 @@ def _comparisons(
 # ---- errors ----
 
 
-def errors(parser: Parser) -> Run:
-    """List the images of the test domains that all, or only one, of several algorithms get wrong.
-
-    The runs are those that the selection method chooses, trained with --save_predictions.
-    """
-    add_shared(parser, "folders", "--datasets", "--output", "--plugins")
-    parser.add_argument(
-        "--algorithms", nargs="+", required=True, metavar="NAME", help="two or more"
-    )
-    parser.add_argument(
+@command(
+    "folders",
+    "--datasets",
+    "--output",
+    "--plugins",
+    argument("--algorithms", nargs="+", required=True, metavar="NAME", help="two or more"),
+    argument(
         "--selection",
         metavar="NAME",
         help="the selection method, by short name (the first that the sweep was planned for)",
-    )
-    add_shared(parser, "--selection_metric")
-    parser.add_argument(
+    ),
+    "--selection_metric",
+    argument(
         "--top",
         type=int,
         default=_TOP,
         metavar="N",
         help=f"only the first N images of each list ({_TOP})",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--format",
         choices=("text", "csv"),
         default="text",
         help="text (default), or csv: every image, whoever is wrong",
-    )
-    return _errors
+    ),
+)
+def errors(args: argparse.Namespace) -> int:
+    """List the images of the test domains that all, or only one, of several algorithms get wrong.
 
-
-def _errors(args: argparse.Namespace) -> int:
+    The runs are those that the selection method chooses, trained with --save_predictions.
+    """
     if args.top < 1:
         raise UserError(f"--top {args.top} lists nothing: give a number from 1 on")
-    from domainbed.reporting import load_records, only, planned_selection
-    from domainbed.reporting.misclassified import error_sections, misclassified
-    from domainbed.reporting.section import section_renderer
-    from domainbed.selection import SELECTION_METHODS
-    from domainbed.selection.judging import judged_alike
 
     records = load_records(args.folders, progress=show_progress)
     planned = planned_selection(args.folders) or list(SELECTION_METHODS)
@@ -333,36 +340,27 @@ def _errors(args: argparse.Namespace) -> int:
 # ---- top-hparams ----
 
 
-def top_hparams(parser: Parser) -> Run:
-    """List the best hyper-parameters of an algorithm on a test domain.
-
-    For each selection method and trial, the hparams seeds from best to worst.
-    """
-    parser.add_argument("--input_dir", required=True, metavar="FOLDER", help="sweep or run folder")
-    parser.add_argument("--dataset", required=True, metavar="NAME")
-    parser.add_argument("--algorithm", required=True, metavar="NAME")
-    parser.add_argument(
-        "--test_env", required=True, type=int, metavar="N", help="number of a domain"
-    )
-    parser.add_argument(
+@command(
+    argument("--input_dir", required=True, metavar="FOLDER", help="sweep or run folder"),
+    argument("--dataset", required=True, metavar="NAME"),
+    argument("--algorithm", required=True, metavar="NAME"),
+    argument("--test_env", required=True, type=int, metavar="N", help="number of a domain"),
+    argument(
         "--selection",
         nargs="+",
         metavar="NAME",
         help="selection methods, by short name (the published ones)",
-    )
-    add_shared(parser, *JUDGES)
-    parser.add_argument("--top", type=int, metavar="N", help="only the best N of each trial (all)")
-    parser.add_argument(
-        "--format", choices=("text", "json", "csv"), default="text", help="default: text"
-    )
-    add_shared(parser, "--plugins")
-    return _top_hparams
+    ),
+    *JUDGES,
+    argument("--top", type=int, metavar="N", help="only the best N of each trial (all)"),
+    argument("--format", choices=("text", "json", "csv"), default="text", help="default: text"),
+    "--plugins",
+)
+def top_hparams(args: argparse.Namespace) -> int:
+    """List the best hyper-parameters of an algorithm on a test domain.
 
-
-def _top_hparams(args: argparse.Namespace) -> int:
-    from domainbed.reporting import load_records
-    from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS
-    from domainbed.selection.judging import judged_alike
+    For each selection method and trial, the hparams seeds from best to worst.
+    """
 
     if args.top is not None and args.top < 1:
         raise UserError(f"--top {args.top} lists nothing: give a number from 1 on")
@@ -473,8 +471,6 @@ def _shown(value: Any) -> str:
 
 def _ranked_csv(choices: Sequence[dict[str, Any]], numbers: Sequence[str]) -> str:
     """One line per choice; hparams and output_dirs as JSON."""
-    import pandas as pd
-
     as_json = ["hparams", "output_dirs"]
     columns = ["selection", "trial_seed", "rank", *numbers, *as_json]
     table = pd.DataFrame(choices, columns=columns)
@@ -485,29 +481,27 @@ def _ranked_csv(choices: Sequence[dict[str, Any]], numbers: Sequence[str]) -> st
 # ---- published ----
 
 
-def published(parser: Parser) -> Run:
-    """Print the numbers that papers print."""
-    parser.add_argument(
+@command(
+    argument(
         "papers",
         nargs="*",
         metavar="PAPER",
         help="fishr-2022, domainbed-2020, miro-2022, … (default: all)",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--datasets",
         "--dataset",
         nargs="+",
         metavar="NAME",
         help="only these datasets; Avg: the averages over all",
-    )
-    parser.add_argument("--selection", nargs="+", metavar="NAME", help="only these methods")
-    add_shared(parser, "--algorithms", "--format", "--plugins")
-    return _published
-
-
-def _published(args: argparse.Namespace) -> int:
-    from domainbed.reporting.published import find_values, published_sections
-    from domainbed.reporting.section import section_renderer
+    ),
+    argument("--selection", nargs="+", metavar="NAME", help="only these methods"),
+    "--algorithms",
+    "--format",
+    "--plugins",
+)
+def published(args: argparse.Namespace) -> int:
+    """Print the numbers that papers print."""
 
     render = section_renderer(args.format)
     values = find_values(args.papers or None, args.selection, args.datasets, args.algorithms)

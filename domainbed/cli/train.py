@@ -8,7 +8,7 @@ import sys
 
 from pydantic import Field
 
-from domainbed.cli.common import Parser, Run
+from domainbed.cli.common import command
 from domainbed.config.run_fields import (
     TUNED,
     FixedHparams,
@@ -61,19 +61,16 @@ _STATUS_OF_A_SIGNAL = 128  # as shells count
 _OF_THE_RUN = ("dataset", "algorithm", "test_envs", "hparams", "hparams_seed", "trial_seed", "seed")
 
 
-def train(parser: Parser) -> Run:
+@command(
+    lambda parser: add_run_flags(parser, TrainSettings),
+)
+def train(args: argparse.Namespace) -> int:
     """Train one algorithm on one dataset, with one or two domains held out for testing.
 
     An interrupted run resumes when the same command is given again. Several processes, on GPUs or
     on a CPU, share one run if `torchrun` starts them:
     torchrun --standalone --nproc-per-node 2 -m domainbed train …
     """
-    add_run_flags(parser, TrainSettings)
-    return _train
-
-
-def _train(args: argparse.Namespace) -> int:
-    """Trains, and says where the results are."""
     given = read_flags(args, TrainSettings)
     if not isinstance(given.get("hparams", {}), dict) and given["hparams"] != TUNED:
         raise UserError(

@@ -15,9 +15,8 @@ import pytest
 from fake_sweep import random_runs, write
 
 from domainbed.cli import main
-from domainbed.cli.tables import UNITS
 from domainbed.core.names import DATASET_DOMAINS
-from domainbed.reporting import build_report, load_records, statistics
+from domainbed.reporting import build_report, load_records
 from domainbed.reporting.published import SOURCES, published_values
 from domainbed.reporting.published.agreement import agreement
 from domainbed.reporting.section import SECTION_RENDERERS, Section
@@ -298,10 +297,6 @@ def test_no_published_number(tmp_path, printed):
     write(tmp_path, random_runs(0, ["Birds"], ["ERM"]))
     said = printed(tmp_path, "--with", PAPER, status=2)
     assert said.startswith(f"error: {PAPER} has no number for these runs (of Birds): it has")
-
-
-def test_the_units_of_the_flag_are_all_there_are():
-    assert UNITS == statistics.UNITS
 
 
 def test_the_average_over_datasets_needs_those_of_the_paper(tmp_path, monkeypatch):

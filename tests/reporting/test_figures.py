@@ -12,7 +12,6 @@ from fake_sweep import random_runs, write
 from matplotlib.figure import Figure
 
 from domainbed.cli import main
-from domainbed.cli.report import KINDS
 from domainbed.reporting import figures, load_records
 from domainbed.reporting.figures import ACROSS, ALL_POINTS, DOWN, FIGURES, plain_style
 from domainbed.reporting.findings import Findings
@@ -140,7 +139,3 @@ def test_several_figures_are_several_files(folder, tmp_path, capsys):
         "h-_x__b_.svg",
     ]
     assert said.count("Figure: ") == 3
-
-
-def test_the_kinds_of_the_command_are_all_there_are():
-    assert set(KINDS) == set(FIGURES)
