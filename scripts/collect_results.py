@@ -1,5 +1,7 @@
 """Prints the results tables of a sweep folder: `collect_results.py --input_dir FOLDER`."""
 
+import argparse
+
 from domainbed.cli.common import Parser, Run, run_script
 from domainbed.cli.tables import collect_of_folders
 
@@ -29,7 +31,10 @@ def collect_results(parser: Parser) -> Run:
         const=["training-domain"],
         help="the same as --selection training-domain, which reads runs of two stages as well",
     )
-    return run
+    # DomainBed's prints a document.
+    return lambda args: run(
+        argparse.Namespace(**{**vars(args), "document": args.format == "latex"})
+    )
 
 
 if __name__ == "__main__":

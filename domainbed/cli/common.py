@@ -100,6 +100,10 @@ _SHARED: dict[str, dict[str, Any]] = {
         "default": "text",
         "help": "text (default), markdown, latex, csv, json",
     },
+    "--document": {
+        "action": "store_true",
+        "help": "with --format latex: a document, rather than tables for \\input",
+    },
     "--output": {"metavar": "FILE", "help": "write there instead of to the terminal"},
     "--data_dir": {"default": "data", "help": "holds the datasets (default: data)"},
     "--dataset": {

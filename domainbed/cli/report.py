@@ -22,7 +22,7 @@ from domainbed.reporting import (
     planned_gaps,
     planned_selection,
 )
-from domainbed.reporting.figures import FIGURES, plain_style
+from domainbed.reporting.figures import FIGURES, WIDTHS, plain_style
 from domainbed.reporting.findings import Findings
 from domainbed.reporting.page import build_page, to_html
 from domainbed.reporting.page.serve import REFRESH, serve
@@ -119,6 +119,13 @@ def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
     *_WHICH,
     argument("kind", metavar="KIND", help=", ".join(FIGURES)),
     argument("-o", "--output", required=True, metavar="FILE", help="ends with .pdf, .png or .svg"),
+    argument(
+        "--width",
+        choices=WIDTHS,
+        default="double",
+        help="of a column (3.25 inches), of a single-column page (5.5), of both columns (6.75; "
+        "default), or of the report's page (14)",
+    ),
 )
 def plot(args: argparse.Namespace) -> int:
     """Draw a figure of the report into a file, for papers.
@@ -130,13 +137,13 @@ def plot(args: argparse.Namespace) -> int:
     draw = FIGURES[args.kind]
     report = read_report(args)
     methods = [method.name for method in report.methods]
-    with plain_style():
+    with plain_style(WIDTHS[args.width]):
         figures = draw(Findings(report.records, methods, args.baseline or BASELINE))
         if not figures:
             raise UserError(f"{args.kind}: these runs have nothing to draw, see `domainbed report`")
         for name, figure in figures.items():
             plain = re.sub(r"[^\w.+-]+", "_", name)
             file = output.with_stem(f"{output.stem}-{plain}") if len(figures) > 1 else output
-            save_figure(figure, "--output", file, dpi=200)
+            save_figure(figure, "--output", file, dpi=300)
             print(f"Figure: {file}")
     return 0

@@ -37,7 +37,7 @@ from domainbed.reporting.published import find_values, published_sections
 from domainbed.reporting.published.agreement import agreement, agreement_sections
 from domainbed.reporting.released import beside_released
 from domainbed.reporting.render import renderer, styled
-from domainbed.reporting.section import Section, section_renderer
+from domainbed.reporting.section import Section, latex_document, section_renderer
 from domainbed.reporting.single_source import count_single_source, single_source_report
 from domainbed.reporting.statistics import UNITS
 from domainbed.reporting.tables import Style
@@ -105,6 +105,17 @@ def show_progress(done: int, total: int) -> None:
     print(over_progress(line), end="", file=sys.stderr, flush=True)
 
 
+def printed(text: str, args: argparse.Namespace) -> None:
+    """Prints a text, or writes it to --output; with --document as a document.
+
+    Raises:
+        UserError: there are documents of another format only, or the file cannot be written.
+    """
+    if args.document and args.format != "latex":
+        raise UserError(f"--document is for --format latex, not {args.format}: leave it out")
+    write_output(latex_document(text) if args.document else text, args.output)
+
+
 def write_output(text: str, output: str | None) -> None:
     """Prints `text`, or writes it to the file `output`.
 
@@ -136,6 +147,7 @@ def collect(parser: Parser) -> Run:
     "--selection",
     *JUDGES,
     "--format",
+    "--document",
     "--output",
     "--plugins",
     add_style,
@@ -168,7 +180,7 @@ def collect_of_folders(args: argparse.Namespace) -> int:
         text += "".join(_AS_COMMENT[args.format].format(line).rstrip() + "\n" for line in reasons)
     elif reasons:  # a CSV or JSON file with more lines below would be damaged
         print("\n".join(reasons), file=sys.stderr)
-    write_output(text, args.output)
+    printed(text, args)
     return 0
 
 
@@ -223,6 +235,7 @@ _AS_COMMENT = {"text": "{}", "markdown": "    {}", "latex": "% {}"}
         help="also test whether differences are within this many percentage points, or this much",
     ),
     "--format",
+    "--document",
     "--output",
     "--plugins",
 )
@@ -252,7 +265,7 @@ def compare(args: argparse.Namespace) -> int:
         sections = agreement_sections(agreement(report, args.paper), args.paper)
     else:
         sections = _comparisons(args, records, selection)
-    write_output(render(sections), args.output)
+    printed(render(sections), args)
     return 0
 
 

@@ -36,32 +36,46 @@ FIGURES: Registry[Callable[[Findings], Figures]] = Registry("kind of figure")
 INK, MUTED, GRID, PAPER = "#1b1b1d", "#66666a", "#d8d8dc", "#fefefe"
 """Of text and lines, of secondary elements, of the grid, and of the background."""
 
-SERIES = ("#0067a8", "#c14a00", "#007d5a", "#a8418c", "#8a6a00", "#5b5bd6", "#b3263a", "#4f6b2f")
-"""Of lines and points; each also has its own marker."""
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#332288", "#999933", "#882255", "#56b4e9")
+"""Of lines and points, by Okabe and Ito and by Tol: colour-blind people can tell them apart too.
+
+Each also has its own marker.
+"""
+
+WIDTHS = {"page": 14.0, "column": 3.25, "single": 5.5, "double": 6.75}
+"""In inches: of the report; for papers of a column of ICML or CVPR, of the text of NeurIPS or ICLR,
+of both columns of ICML or CVPR."""
 
 MARKERS = "os^DvPX*"
-COLUMNS = 4  # panels beside each other
+COLUMNS, LEAST_WIDTH = 4, 1.6  # panels beside each other, and how wide one has to be
 ACROSS, DOWN = 24, 16  # cells into which many points of a panel are gathered
 ALL_POINTS = 150  # a panel with more is gathered
 
 
 @contextmanager
-def plain_style() -> Iterator[None]:
-    """Colours and fonts of all figures; text stays text, and no name is parsed as a formula."""
+def plain_style(width: float = WIDTHS["page"]) -> Iterator[None]:
+    """Width, colours and fonts of all figures; no name is parsed as a formula.
+
+    On the report's page, text stays text. In figures of other widths, which are for papers, fonts
+    are embedded.
+    """
     import matplotlib
 
+    is_page = width == WIDTHS["page"]
     options: Any = {
-        "svg.fonttype": "none",
+        "figure.figsize": (width, width),
+        "svg.fonttype": "none" if is_page else "path",
         "svg.hashsalt": "domainbed",
         "pdf.fonttype": 42,
         "font.family": "DejaVu Sans",  # comes with matplotlib
-        "font.size": 9,
+        "font.size": 12 if is_page else 8,
         "text.parse_math": False,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
         "axes.axisbelow": True,
-        "axes.titlesize": 10,
+        "axes.titlesize": "medium",
+        "legend.fontsize": "small",
         "axes.facecolor": "none",
         "figure.facecolor": PAPER,
         "grid.color": GRID,
@@ -93,10 +107,14 @@ def _differences(frame: pd.DataFrame, unit: str) -> Figure:
     for axes, method in zip(panels, methods):
         rows = frame[frame["selection"] == method]
         places = rows["algorithm"].map(names.index)
+        told = (rows["trials_low"] > 0) | (rows["trials_high"] < 0)
         for kind, width in (("datasets", 1.2), ("trials", 4.0)):
             ends = rows[f"{kind}_low"], rows[f"{kind}_high"]
-            axes.hlines(places, *ends, color=SERIES[0], linewidth=width, alpha=0.75)
-        axes.plot(rows["difference"], places, "o", color=INK, markersize=5)
+            colors = told.map({True: SERIES[0], False: GRID})
+            axes.hlines(places, *ends, colors=colors, linewidth=width)
+        for sure, face in ((True, INK), (False, PAPER)):
+            axes.plot(rows["difference"][told == sure], places[told == sure], "o", color=INK,
+                      markerfacecolor=face, markersize=5)  # fmt: skip
         axes.axvline(0, color=INK, linewidth=0.9)
         axes.set(title=method, yticks=range(len(names)))
         axes.set_yticklabels(list(map(printable, names)))
@@ -118,8 +136,7 @@ def rank_figures(findings: Findings) -> Figures:
         return {}
     size = max(len(ranks.mean_ranks) for ranks in drawn.values())
     height = 1.0 + 0.2 * math.ceil(size / 2)
-    figure = new_figure(figsize=(8, height * len(drawn)), layout="constrained")
-    panels = figure.subplots(len(drawn), 1, squeeze=False)[:, 0]
+    figure, panels = _panels(len(drawn), height, columns=1)
     for axes, (name, ranks) in zip(panels, drawn.items()):
         _draw_ranks(axes, name, ranks)
     return {"": figure}
@@ -136,7 +153,7 @@ def _draw_ranks(axes: Axes, title: str, ranks: CriticalDifference) -> None:
     axes.hlines(0, 1, size, color=INK, linewidth=1)
     for tick in range(1, size + 1):
         axes.vlines(tick, 0, 0.15, color=INK, linewidth=1)
-        axes.text(tick, 0.25, str(tick), ha="center", va="bottom", fontsize=8)
+        axes.text(tick, 0.25, str(tick), ha="center", va="bottom", fontsize="small")
     for place, (name, rank) in enumerate(ranks.mean_ranks.items()):
         on_left = place < half
         depth = -(place + 1 if on_left else size - place) - 0.5
@@ -147,8 +164,8 @@ def _draw_ranks(axes: Axes, title: str, ranks: CriticalDifference) -> None:
                       ha="right" if on_left else "left", va="center")  # fmt: skip
     if ranks.can_differ:
         axes.errorbar(1 + ranks.distance / 2, 1.15, xerr=ranks.distance / 2, color=INK, capsize=3)
-        axes.annotate(f"critical difference {ranks.distance:.2f}", (1 + ranks.distance, 1.15),
-                      (6, 0), textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+        text, end = f"critical difference {ranks.distance:.2f}", (1 + ranks.distance, 1.15)
+        axes.annotate(text, end, (6, 0), textcoords="offset points", va="center", fontsize="small")
     if ranks.tells_apart:
         for number, group in enumerate(ranks.groups):
             first, last = ranks.mean_ranks[group[0]], ranks.mean_ranks[group[-1]]
@@ -208,7 +225,7 @@ def line_figures(findings: Findings) -> Figures:
             _draw_line(axes, of_env["in_domain"], fits.iloc[0], look["color"], is_probit)
             _add_to_legend(axes, {names[env]: look})
         axes.set_title(printable(dataset))
-        axes.legend(fontsize=7, loc="best")
+        axes.legend(loc="best")
     _finish(figure, f"in-domain {unit.of_axis}", f"out-of-domain {unit.of_axis}")
     return {"": figure}
 
@@ -302,11 +319,17 @@ def _scatter(axes: Axes, x: pd.Series, y: pd.Series, color: str, marker: str) ->
 def _panels(
     count: int, height: float, columns: int = COLUMNS, **shared: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels, up to `columns` in a row of this height in inches."""
-    across = min(count, columns)
+    """A figure as wide as the style says, with so many panels, up to `columns` in a row.
+
+    A row has this height in inches where letters have 9 points.
+    """
+    import matplotlib
+
+    width, of_letters = matplotlib.rcParams["figure.figsize"][0], matplotlib.rcParams["font.size"]
+    across = min(count, columns, max(1, int(width / LEAST_WIDTH)))
     down = math.ceil(count / across)
-    figure = new_figure(figsize=(min(9.0, 1.2 + 3.0 * across), height * down + 0.5),
-                        layout="constrained")  # fmt: skip
+    size = width, (height * down + 0.5) * of_letters / 9
+    figure = new_figure(figsize=size, layout="constrained")
     panels = list(figure.subplots(down, across, squeeze=False, **shared).flat)
     for axes in panels[count:]:
         axes.remove()
@@ -332,4 +355,5 @@ def _finish(figure: Figure, x: str, y: str, legend: int = 0) -> None:
     figure.supxlabel(x, fontsize="medium")
     figure.supylabel(y, fontsize="medium")
     if legend:
-        figure.legend(loc="outside upper center", ncols=min(8, legend))
+        across = max(2, int(figure.get_figwidth() / LEAST_WIDTH) + 1)
+        figure.legend(loc="outside upper center", ncols=min(across, legend))

@@ -26,13 +26,16 @@ NOTHING = "-"
 _TEXT_WIDTH = 100
 _ROWS_OF_A_PAGE = 40
 _NUMBER = re.compile(r"[<\[]?[+-]?\d|-$|X$")
-_PREAMBLE = r"""\documentclass{article}
+_DOCUMENT = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage[margin=2cm]{geometry}
 \usepackage{booktabs}
 \usepackage{graphicx}
-\begin{document}"""
+\begin{document}
+%s
+\end{document}
+"""
 
 
 class Section(NamedTuple):
@@ -149,14 +152,16 @@ def to_markdown(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
 
 @SECTION_RENDERERS.register(name="latex")
 def to_latex(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
-    """A document that pdflatex compiles: booktabs tables, the best in bold, and their notes."""
-    lines = [*(latex_comment(line) for line in head), _PREAMBLE]
+    r"""Tables for \input, with captions and labels: by booktabs, the best in bold, notes below."""
+    lines = [latex_comment(line) for line in [*head, "needs the packages booktabs and graphicx"]]
     for section in sections:
-        lines += ["", rf"\subsection*{{\raggedright {in_latex(section.title)}}}"]
-        lines += _tabulars(section)
-        notes = [rf"\item {in_latex(note)}" for note in section.notes]
-        lines += [r"\begin{itemize}", *notes, r"\end{itemize}"] if notes else []
-    return "\n".join([*lines, "", r"\end{document}"]) + "\n"
+        lines += ["", *_tables(section)]
+    return "\n".join(lines) + "\n"
+
+
+def latex_document(tables: str) -> str:
+    """A document of such tables, which pdflatex compiles."""
+    return _DOCUMENT % tables
 
 
 @SECTION_RENDERERS.register(name="csv")
@@ -177,16 +182,22 @@ def to_json(sections: Sequence[Section]) -> str:
     return json_text(whole)
 
 
-def _tabulars(section: Section) -> list[str]:
-    """The lines of a table, page by page, shrunk to the page where it is wider."""
+def _tables(section: Section) -> list[str]:
+    """The lines of a table, page by page, shrunk to the text where it is wider."""
     shrink = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
     alignment = "".join("c" if of_numbers else "l" for of_numbers in section.of_numbers())
     header = " & ".join(rf"\textbf{{{in_latex(name)}}}" for name in section.header)
     marks = {BEST: r"\textbf{{{}}}", SECOND: r"\underline{{{}}}"}
     rows = [" & ".join(row) + r" \\" for row in section.formatted(in_latex, marks)]
+    label = re.sub("[^a-z0-9]+", "-", section.title.lower()).strip("-")
+    notes = [rf"\par\smallskip\footnotesize {in_latex(note)}" for note in section.notes]
     lines: list[str] = []
-    for begin in range(0, len(rows), _ROWS_OF_A_PAGE):
-        lines += [r"\begin{center}", shrink, rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
+    for begin in range(0, max(1, len(rows)), _ROWS_OF_A_PAGE):
+        more = f"-{begin // _ROWS_OF_A_PAGE + 1}" if begin else ""
+        caption = in_latex(section.title + ", continued" * bool(more))
+        lines += [r"\begin{table}[htbp]", r"\centering", rf"\caption{{{caption}}}"]
+        lines += [rf"\label{{tab:{label}{more}}}", shrink]
+        lines += [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
         lines += [header + r" \\", r"\midrule", *rows[begin : begin + _ROWS_OF_A_PAGE]]
-        lines += [r"\bottomrule", r"\end{tabular}}", r"\end{center}"]
+        lines += [r"\bottomrule", r"\end{tabular}}", *notes, r"\end{table}"]
     return lines

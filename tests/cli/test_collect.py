@@ -154,9 +154,8 @@ def test_explain_below_the_tables_or_beside(sweep, capsys, name):
     if name == "json":
         json.loads(out)
     if name == "latex":
-        assert all(
-            line.startswith("%") for line in out.split(r"\end{document}")[1].split("\n")[1:-1]
-        )
+        told = out.rpartition(r"\end{table}")[2].split("\n")[1:-1]
+        assert all(line.startswith("%") for line in told)
 
 
 def test_top_hparams(sweep, capsys):
@@ -244,7 +243,10 @@ def script(name, *words):
 
 @pytest.mark.parametrize("flag", ["--input_dir", "--input-dir"])
 def test_collect_script(sweep, capsys, flag):
-    run("collect", sweep, "--format", "latex")
+    with pytest.raises(UserError, match="--document is for --format latex"):
+        run("collect", sweep, "--document")
+    capsys.readouterr()
+    run("collect", sweep, "--format", "latex", "--document")
     expected = capsys.readouterr().out
     result = script("collect_results.py", flag, sweep, "--latex")
     assert (result.returncode, result.stdout) == (0, expected)

@@ -164,6 +164,8 @@ def test_the_algorithms_are_filtered(opened):
     assert {each.get_attribute("data-algorithm") for each in shown.all()} == {"Fishr"}
     assert page.locator("#shown").inner_text() == "1 of 3 algorithms"
     assert page.locator("#hparams figure:visible").count() == 1
+    page.get_by_label("Algorithms").fill("fishr")  # exactly a name
+    assert {each.get_attribute("data-algorithm") for each in shown.all()} == {"Fishr"}
     page.get_by_label("Algorithms").fill("")
     assert shown.count() == everything
     assert page.locator("#shown").inner_text() == "all 3 algorithms"

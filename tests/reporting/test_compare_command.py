@@ -246,7 +246,18 @@ def in_latex(tmp_path_factory):
     for name, more in (("all", ["--rope", "1"]), ("with", ["--with", "domainbed-2020"])):
         file = folder / f"{name}.tex"
         with pytest.raises(SystemExit):
-            main(["compare", str(folder), "--format", "latex", "--output", str(file), *more])
+            main(
+                [
+                    "compare",
+                    str(folder),
+                    "--format",
+                    "latex",
+                    "--document",
+                    "--output",
+                    str(file),
+                    *more,
+                ]
+            )
         texts[name] = file.read_text()
     return folder, texts
 
@@ -262,7 +273,7 @@ def test_latex(in_latex):
     dataset, name, difference, *_ = row.split(" & ")
     assert (dataset, name) == ("ColoredMNIST", r"a\_b\&50\%")
     assert re.fullmatch(r"(\+|\$-\$)\d+\.\d", difference)
-    assert r"\item difference: percentage points" in differences
+    assert r"\footnotesize difference: percentage points" in differences
     assert r"ERM & $-$90\% & " in texts["with"]
     assert r"& 71.7 $\pm$ 0.1 &" in texts["with"]  # what the paper prints
 

@@ -12,6 +12,7 @@ from fake_sweep import random_runs, write
 
 from domainbed.errors import UserError
 from domainbed.reporting import RENDERERS, build_report, cell_text, load_records
+from domainbed.reporting.section import latex_document
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +68,11 @@ def test_latex_structure(report):
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == len(report.tables) == 9
     assert r"My\_Algorithm\&50\%|x & " in text
     assert r"\textbf{+90\%}" in text
-    assert text.rstrip().endswith(r"\end{document}")
-    body = text.split(r"\begin{document}")[1]
-    widths = re.findall(r"\\begin\{tabular\}\{l(c+)\}", body)
-    tables = body.split(r"\toprule")[1:]
+    labels = re.findall(r"\\label\{tab:([\w-]+)\}", text)
+    assert len(set(labels)) == text.count(r"\caption{") == 9
+    assert "document" not in text
+    widths = re.findall(r"\\begin\{tabular\}\{l(c+)\}", text)
+    tables = text.split(r"\toprule")[1:]
     for width, table in zip(widths, tables, strict=True):
         rows = table.split(r"\bottomrule")[0].replace(r"\&", "").split("\\\\\n")[:-1]
         assert len(rows) == 4
@@ -79,7 +81,7 @@ def test_latex_structure(report):
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(report, tmp_path):
-    (tmp_path / "report.tex").write_text(RENDERERS["latex"](report))
+    (tmp_path / "report.tex").write_text(latex_document(RENDERERS["latex"](report)))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
 
@@ -170,7 +172,7 @@ def test_cells_of_diverged_runs_are_marked(tmp_path):
     lines = RENDERERS["text"](report).split("\n")
     assert lines[lines.index("") + 4] == f"  {note}"
     assert rf"- \{note}" in RENDERERS["markdown"](report).split("\n")
-    assert rf"\item {note}" in RENDERERS["latex"](report).split("\n")
+    assert rf"\par\smallskip\footnotesize {note}" in RENDERERS["latex"](report).split("\n")
     assert json_tables(report)[0]["algorithms"]["ERM"]["C"]["diverged"] == [[1, 1]]
 
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import pandas as pd
 
-from domainbed.core.names import order_algorithms
+from domainbed.core.names import order_algorithms, order_datasets
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.reporting import comparison
@@ -22,6 +22,7 @@ from domainbed.reporting.findings import RANKED, Findings, ranges
 from domainbed.reporting.mixtures import mixtures, within_means
 from domainbed.reporting.page.html import Drawing, Page, Part, inline_svg
 from domainbed.reporting.page.tables import (
+    FEW,
     MAX_ROWS,
     from_section,
     published_cells,
@@ -58,9 +59,10 @@ def build_page(
     """
     runs = report.records.runs
     findings = Findings(report.records, [method.name for method in report.methods], baseline)
-    of_findings = (_differences, _ranks, _tuning, _curves, _on_the_line)
+    of_findings = (_ranks, _tuning, _curves, _on_the_line)
     with plain_style():
         parts = [
+            _differences(findings),
             _results(report, findings),
             *_single_source(report, findings),
             *(part(findings) for part in of_findings),
@@ -71,9 +73,37 @@ def build_page(
     names = ", ".join(root.name or str(root) for root in as_paths(folders))
     facts = [f"{len(runs):,} runs", *head(report)]
     algorithms = order_algorithms(runs["algorithm"])
-    return Page(
-        f"Report of {names}", facts, [*mixtures(runs), *within_means(runs)], algorithms, parts
-    )
+    parts.sort(key=lambda part: bool(part.missing))  # those that show nothing come last
+    warnings, answer = [*mixtures(runs), *within_means(runs)], _answer(findings)
+    return Page(f"Report of {names}", facts, warnings, algorithms, parts, answer)
+
+
+def _answer(findings: Findings) -> list[str]:
+    """What was compared on what, and for each selection method what differs from the baseline."""
+    runs, baseline = findings.records.runs, findings.baseline
+    trials = len(set(runs["trial_seed"]))
+    lines = [
+        f"{count(runs['algorithm'].nunique(), 'algorithm')} on "
+        f"{', '.join(order_datasets(runs['dataset']))}: {count(trials, 'trial')}, "
+        f"{count(runs['hparams_seed'].nunique(), 'draw')} of the hyper-parameters."
+    ]
+    with suppress(UserError):  # there is nothing to compare
+        overall = findings.differences[findings.differences["dataset"] == AVERAGE]
+        for method, rows in overall.groupby("selection", sort=False):
+            found: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+            for row in rows.to_dict("records"):
+                difference = findings.unit.text(row["difference"], signed=True)
+                where = "not told apart from"
+                if row["trials_low"] > 0 or row["trials_high"] < 0:
+                    where = "above" if row["difference"] > 0 else "below"
+                found[where].append(f"{row['algorithm']} ({difference})")
+            said = [f"{where} {baseline}: {', '.join(of)}" for where, of in found.items() if of]
+            lines.append(f"By {method}, {'; '.join(said)}.")
+        lines.append(
+            f"Told apart: the 95 % interval over {count(trials, 'trial')} leaves out zero. "
+            "It is not corrected for comparing several."
+        )
+    return lines
 
 
 def _values(findings: Findings) -> str:
@@ -102,7 +132,8 @@ def _legend(report: Report) -> str:
     spread = f", ± {name} over trials" if name else ""
     second = " Underlined: the second best." if report.style.second else ""
     near = "Dotted: not worse than the best by more than the standard error of the difference."
-    return f"{spread}; X: no result. Bold: the best of a column. {near}{second}"
+    weak = f" Coloured: over {FEW} trials or more."
+    return f"{spread}; X: no result. Bold: the best of a column. {near}{second}{weak}"
 
 
 def _single_source(report: Report, findings: Findings) -> list[Part]:
@@ -133,7 +164,8 @@ def _differences(findings: Findings) -> Part:
         "differences",
         title,
         f"{words[0].upper()}{words[1:]}, paired by dataset, test domain and trial. Dot: the mean; "
-        "thick bar: 95 % interval over trials (Student's t); thin bar: with datasets resampled.",
+        "thick bar: 95 % interval over trials (Student's t); thin bar: with datasets resampled. "
+        "Hollow and grey: an interval that includes zero tells nothing apart.",
     )
     try:
         sections = compared.difference_sections(findings.differences, "trial", None, findings.unit)

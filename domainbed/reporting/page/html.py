@@ -122,13 +122,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Page:
-    """The report, without any markup but that of its figures."""
+    """The report, without any markup but that of its figures.
+
+    `answer` says first which algorithms were compared, on what, and how sure that is.
+    """
 
     title: str
     facts: list[str]
     warnings: list[str]
     algorithms: list[str]
     parts: list[Part]
+    answer: Sequence[str] = ()
 
 
 # ---- HTML ----

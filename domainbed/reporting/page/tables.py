@@ -28,6 +28,9 @@ from domainbed.runs.states import DONE, STATES
 MAX_ROWS = 2_000
 """A table leaves out further rows, and says so."""
 
+FEW = 5
+"""The best of fewer trials is not coloured: other trials may have another best."""
+
 _NUMBERS = {source: number for number, source in enumerate(SOURCES, start=1)}
 
 
@@ -43,7 +46,10 @@ def published_cells(report: Report) -> dict[str, pd.DataFrame]:
 def result_tables(
     report: Report, papers: Mapping[str, pd.DataFrame] | None = None
 ) -> list[HtmlTable]:
-    """The averages, then each dataset; in every table all selection methods side by side."""
+    """The averages, then each dataset; in every table all selection methods side by side.
+
+    One dataset is its own average, and has one table.
+    """
     printed = defaultdict(list)
     for source, cells in (papers or {}).items():
         for cell in cells.itertuples(index=False):
@@ -54,6 +60,13 @@ def result_tables(
         "compared, and the tables beside the papers say why."
     )
     subjects = sorted(dict.fromkeys(table.dataset for table in report.tables), key=bool)
+    if len(subjects) == 2:
+        subjects = subjects[1:]
+        for key, lines in list(printed.items()):
+            if key[1] == "averages":
+                place = (key[0], "dataset", *key[2:])
+                of_papers = {line.text.split()[0]: line for line in [*printed[place], *lines]}
+                printed[place] = list(of_papers.values())
     return [
         _results([t for t in report.tables if t.dataset == subject], printed, note, report.style)
         for subject in subjects
@@ -95,9 +108,9 @@ def _results(
 
 def _mark(cell: Cell, style: Style) -> str:
     """Whether a number is the best of its column, near it, or the second, if that is shown."""
-    if cell.best:
-        return "best"
-    marks = {"near": cell.near, "second": cell.second and style.second}
+    is_weak = (cell.best or cell.near) and cell.n_trials < FEW
+    marks = {"best": cell.best, "near": cell.near, "second": cell.second and style.second}
+    marks["weak"] = is_weak
     return " ".join(name for name, applies in marks.items() if applies)
 
 

@@ -6,8 +6,13 @@
   const ofAlgorithms = [...document.querySelectorAll("[data-algorithm]")];
   const algorithms = [...document.querySelectorAll("#algorithms option")].map((each) => each.value);
 
+  // A word that is the name of an algorithm means that one: "Fish" is not "Fishr".
   function isWanted(name, words) {
-    return words.length === 0 || words.some((word) => name.toLowerCase().includes(word));
+    const isMeant = (word) => {
+      const isName = algorithms.some((each) => each.toLowerCase() === word);
+      return isName ? name.toLowerCase() === word : name.toLowerCase().includes(word);
+    };
+    return words.length === 0 || words.some(isMeant);
   }
 
   function applyFilter() {
@@ -59,6 +64,12 @@
       sessionStorage.setItem(key, JSON.stringify({ filter: filter.value, refreshing: true, published: published.checked }));
       location.reload();
     }, 1000 * seconds);
+  }
+
+  function tellOfScrolling() {
+    for (const each of document.querySelectorAll(".scroll")) {
+      each.classList.toggle("scrolls", each.scrollWidth > each.clientWidth);
+    }
   }
 
   // A page of paper is narrower than most screens, and does not scroll.
@@ -122,6 +133,8 @@
   const showPublished = () => document.body.classList.toggle("no-published", !published.checked);
   published.addEventListener("change", showPublished);
   published.closest("label").hidden = document.querySelector(".published") === null;
+  addEventListener("resize", tellOfScrolling);
+  document.addEventListener("toggle", tellOfScrolling, true);
   addEventListener("beforeprint", preparePrint);
   addEventListener("afterprint", () => {
     while (undo.length) undo.pop()();
@@ -130,4 +143,5 @@
   if (seconds) refresh(seconds);
   applyFilter();
   showPublished();
+  tellOfScrolling();
 })();
