@@ -1,20 +1,26 @@
 """Domain generalization: reproduce tables, launch sweeps, compare algorithms."""
 
+from importlib import import_module
 from typing import Any
 
 from domainbed.core.version import __version__
 
-__all__ = ["__version__", "load_model", "load_selected"]
+_PLACES = {
+    "train": "domainbed.cli.functions",
+    "sweep": "domainbed.cli.functions",
+    "collect": "domainbed.reporting",
+    "compare": "domainbed.reporting",
+    "report": "domainbed.cli.functions",
+    "plot": "domainbed.cli.functions",
+    "load_model": "domainbed.training.trained",
+    "load_selected": "domainbed.sweeps.selected",
+}
+
+__all__ = ["__version__", *_PLACES]  # names, as it asks for
 
 
 def __getattr__(name: str) -> Any:
-    """What loads models, imported when it is asked for: it takes PyTorch along."""
-    if name == "load_model":
-        from domainbed.training.trained import load_model
-
-        return load_model
-    if name == "load_selected":
-        from domainbed.sweeps.selected import load_selected
-
-        return load_selected
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """What is imported when it is asked for: some of it takes PyTorch along."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

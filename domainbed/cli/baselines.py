@@ -6,8 +6,9 @@ import argparse
 from functools import partial
 
 from domainbed.cli.common import Parser, Run
-from domainbed.cli.report import read_report
-from domainbed.cli.tables import collect_of_folders, write_output
+from domainbed.cli.functions import read_report
+from domainbed.cli.report import which
+from domainbed.cli.tables import collect_of_folders, printed
 from domainbed.config.baselines import PREFIX, summaries
 
 SHOWN = {"tables": "", "hparams": "choices", "curves": "curves", "expected": "expected"}
@@ -43,11 +44,11 @@ def _baselines(collect: Run, args: argparse.Namespace) -> int:
         args.folders, args.baseline = [PREFIX + args.name], None
         if args.show == "tables":
             return collect(args)
-        report = read_report(args)
+        report = read_report(args.folders, **which(args))
         methods = [method.name for method in report.methods]
         frame = getattr(Findings(report.records, methods), SHOWN[args.show])
     texts = frame.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
     title = f"{args.name}: {args.show}" if args.name else "Released baselines"
     section = Section("baselines", title, list(frame), texts.to_numpy().tolist(), [], frame)
-    write_output(section_renderer(args.format, args.output)([section]), args.output)
+    printed(section_renderer(args.format, args.output)([section]), args)
     return 0

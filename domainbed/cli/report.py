@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from domainbed.cli.common import BASELINE, JUDGES, argument, command
+from domainbed.cli import functions
+from domainbed.cli.common import BASELINE, argument, command
 from domainbed.cli.tables import add_style, show_progress, style_of, write_output
-from domainbed.core.drawing import check_figure_file, save_figure
 from domainbed.errors import UserError
-from domainbed.reporting import (
-    Report,
-    build_report,
-    load_records,
-    only,
-    planned_gaps,
-    planned_selection,
-)
-from domainbed.reporting.figures import FIGURES, WIDTHS, plain_style
-from domainbed.reporting.findings import Findings
+from domainbed.reporting.figures import FIGURES, WIDTHS
 from domainbed.reporting.page import build_page, to_html
 from domainbed.reporting.page.serve import REFRESH, serve
 from domainbed.reporting.page.wrong_images import files_below
 from domainbed.reporting.render import styled
 from domainbed.runs.folder import RunFolder
-from domainbed.selection.judging import judged_alike
 
-_WHICH = (
-    *("folders", "--datasets", "--algorithms", "--selection"),
-    *(*JUDGES, "--baseline", "--plugins"),
-)
+_ASKED = ("datasets", "algorithms", "selection", "metric", "selection_metric", "baseline")
+_WHICH = ("folders", *(f"--{name}" for name in _ASKED), "--plugins")
 
 FILE = "report.html"
 PORT = 8000
@@ -77,7 +65,9 @@ def report(args: argparse.Namespace) -> int:
 
 def _html(args: argparse.Namespace, refresh: int = 0) -> str:
     """The page, which reloads itself after this many seconds; 0 for never."""
-    report = styled(read_report(args, quiet=bool(refresh)), style_of(args))
+    progress = None if refresh else show_progress
+    found = functions.read_report(args.folders, **which(args), progress=progress)
+    report = styled(found, style_of(args))
     baseline = args.baseline or BASELINE
     page = build_page(report, args.folders, baseline, partial(_read_images, args.data_dir))
     return to_html(page, refresh)
@@ -97,22 +87,9 @@ def _read_images(
         return [None] * len(names)
 
 
-def read_report(args: argparse.Namespace, quiet: bool = False) -> Report:
-    """The tables of the runs that are asked for.
-
-    Raises:
-        UserError: a folder, a record or a name is wrong, or the datasets have different metrics.
-    """
-    records = load_records(args.folders, progress=None if quiet else show_progress)
-    selection = args.selection or planned_selection(args.folders)
-    gaps, asked = planned_gaps(args.folders), (args.datasets, args.algorithms)
-    records = judged_alike(only(records, *asked), args.metric, args.selection_metric)
-    judges = records.metric, records.selection_metric
-    report = build_report(records, selection, *asked, gaps, *judges)
-    known = sorted(set(report.records.runs["algorithm"]))
-    if args.baseline is not None and args.baseline not in known:
-        raise UserError(f"no records of --baseline {args.baseline!r}: there are {', '.join(known)}")
-    return report
+def which(args: argparse.Namespace) -> dict[str, Any]:
+    """What of the folders' runs is asked for."""
+    return {name: getattr(args, name) for name in _ASKED}
 
 
 @command(
@@ -132,18 +109,7 @@ def plot(args: argparse.Namespace) -> int:
 
     Several figures, of several datasets or algorithms, go to several files, named after them.
     """
-    output = Path(args.output)
-    check_figure_file("--output", output)
-    draw = FIGURES[args.kind]
-    report = read_report(args)
-    methods = [method.name for method in report.methods]
-    with plain_style(WIDTHS[args.width]):
-        figures = draw(Findings(report.records, methods, args.baseline or BASELINE))
-        if not figures:
-            raise UserError(f"{args.kind}: these runs have nothing to draw, see `domainbed report`")
-        for name, figure in figures.items():
-            plain = re.sub(r"[^\w.+-]+", "_", name)
-            file = output.with_stem(f"{output.stem}-{plain}") if len(figures) > 1 else output
-            save_figure(figure, "--output", file, dpi=300)
-            print(f"Figure: {file}")
+    figures = functions.plot(args.folders, args.kind, args.output, width=args.width, **which(args))
+    for file in functions.figure_files(args.output, figures).values():
+        print(f"Figure: {file}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -19,6 +20,9 @@ from domainbed.config.run_fields import (
 from domainbed.core.flags import read_flags
 from domainbed.core.settings import Items, Listed, Text, load
 from domainbed.errors import UserError
+
+if TYPE_CHECKING:
+    from domainbed.spec import RunSpec
 
 
 class TrainSettings(RunFields, RunOptions):
@@ -61,6 +65,14 @@ _STATUS_OF_A_SIGNAL = 128  # as shells count
 _OF_THE_RUN = ("dataset", "algorithm", "test_envs", "hparams", "hparams_seed", "trial_seed", "seed")
 
 
+def spec_of(settings: TrainSettings) -> RunSpec:
+    """The run that the settings describe."""
+    from domainbed.spec import RunSpec  # imports PyTorch
+
+    own = {name: getattr(settings, name) for name in _OF_THE_RUN}
+    return RunSpec.create(**own, **settings.run_fields())
+
+
 @command(
     lambda parser: add_run_flags(parser, TrainSettings),
 )
@@ -81,11 +93,9 @@ def train(args: argparse.Namespace) -> int:
     from domainbed.core.stopping import Interrupted, stop_signal, stopping_on
     from domainbed.runs.folder import Busy, RunFolder
     from domainbed.runs.states import DONE
-    from domainbed.spec import RunSpec
     from domainbed.training import ranks, run
 
-    own = {name: getattr(settings, name) for name in _OF_THE_RUN}
-    spec = RunSpec.create(**own, **settings.run_fields())
+    spec = spec_of(settings)
     folder = RunFolder(settings.output_dir)
     redone = settings.plugins_changed == "redo" and folder.changed_plugins()
     was_done = folder.state() == DONE and not redone

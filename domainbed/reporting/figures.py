@@ -164,8 +164,9 @@ def _draw_ranks(axes: Axes, title: str, ranks: CriticalDifference) -> None:
                       ha="right" if on_left else "left", va="center")  # fmt: skip
     if ranks.can_differ:
         axes.errorbar(1 + ranks.distance / 2, 1.15, xerr=ranks.distance / 2, color=INK, capsize=3)
-        text, end = f"critical difference {ranks.distance:.2f}", (1 + ranks.distance, 1.15)
-        axes.annotate(text, end, (6, 0), textcoords="offset points", va="center", fontsize="small")
+        named = f"critical difference {ranks.distance:.2f}"
+        axes.annotate(named, (1 + ranks.distance, 1.15), (6, 0), textcoords="offset points",
+                      va="center", fontsize="small")  # fmt: skip
     if ranks.tells_apart:
         for number, group in enumerate(ranks.groups):
             first, last = ranks.mean_ranks[group[0]], ranks.mean_ranks[group[-1]]

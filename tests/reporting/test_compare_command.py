@@ -245,19 +245,9 @@ def in_latex(tmp_path_factory):
     texts = {}
     for name, more in (("all", ["--rope", "1"]), ("with", ["--with", "domainbed-2020"])):
         file = folder / f"{name}.tex"
+        asked = ["--format", "latex", "--document", "--output", str(file), *more]
         with pytest.raises(SystemExit):
-            main(
-                [
-                    "compare",
-                    str(folder),
-                    "--format",
-                    "latex",
-                    "--document",
-                    "--output",
-                    str(file),
-                    *more,
-                ]
-            )
+            main(["compare", str(folder), *asked])
         texts[name] = file.read_text()
     return folder, texts
 
