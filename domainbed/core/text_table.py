@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -11,6 +12,9 @@ from typing import Any
 _ESCAPE_SEQUENCE = re.compile(
     r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.?)", re.DOTALL
 )
+
+
+_COLORS = {"error": 31, "warning": 33}
 
 
 def printable(text: Any) -> str:
@@ -31,8 +35,16 @@ def terminal_width() -> int | None:
 
 
 def over_progress(text: str) -> str:
-    """`text` for stderr, where on a terminal it takes the place of a line of progress."""
-    return f"\r\x1b[K{text}" if sys.stderr.isatty() else text
+    """`text` for stderr, where on a terminal it takes the place of a line of progress.
+
+    There, errors are red and warnings yellow, unless the variable NO_COLOR is set.
+    """
+    if not sys.stderr.isatty():
+        return text
+    kind = text.partition(":")[0]
+    if kind in _COLORS and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
+        text = f"\x1b[{_COLORS[kind]}m{kind}\x1b[0m{text.removeprefix(kind)}"
+    return f"\r\x1b[K{text}"
 
 
 def text_table(

@@ -150,7 +150,9 @@ class Launch:
         if not self.launcher.blocking:
             return unwritten
         assert isinstance(handle, BlockingHandle)
-        display = Display([self.runs[run_id].steps for run_id in self.todo])
+        runs = [self.runs[run_id] for run_id in self.todo]
+        kinds = [f"{spec.dataset_label} {spec.algorithm}" for spec in runs]
+        display = Display([spec.steps for spec in runs], kinds)
 
         def on_event(event: Event) -> None:
             if event.kind == FAILED:

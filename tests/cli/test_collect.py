@@ -96,12 +96,17 @@ def test_wide_tables_are_folded_for_a_terminal(sweep, capsys, monkeypatch, tmp_p
 
 def test_progress_leaves_no_remains(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
     show_progress(100, 200)
     tell("warning: x")
     show_progress(200, 200)
     lines = capsys.readouterr().err.split("\n")
     # What a terminal shows: a return goes to the line's beginning, and \x1b[K clears the rest.
     assert [line.rpartition("\r\x1b[K")[2] for line in lines] == ["warning: x", ""]
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "xterm")
+    tell("warning: x")
+    assert capsys.readouterr().err == "\r\x1b[K\x1b[33mwarning\x1b[0m: x\n"
 
 
 def test_all_methods_by_default(sweep, capsys):

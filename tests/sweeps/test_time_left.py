@@ -1,0 +1,27 @@
+"""Times left count what runs cost."""
+
+import pytest
+
+from domainbed.launchers import Event
+from domainbed.runs.states import DONE, PROGRESS, STARTED
+from domainbed.sweeps import time_left
+
+
+def test_a_slow_algorithm_takes_longer_than_its_steps_say(monkeypatch):
+    """Of runs with 100 steps each, ERM takes 10 s and SWAD 200 s, one after the other."""
+    clock = [0.0]
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: clock[0])
+    left = time_left.TimeLeft([100] * 5, ["ERM", "SWAD", "ERM", "SWAD", "Fishr"])
+
+    def told(kind, index, after, steps=None):
+        clock[0] += after
+        left.on_event(Event(kind, index, steps or 0), 100)
+        return left.seconds()
+
+    assert told(STARTED, 0, 0) is None
+    assert told(DONE, 0, 10) == pytest.approx(40)  # all cost as much as ERM, as far as is known
+    told(STARTED, 1, 0)
+    assert told(DONE, 1, 200) == pytest.approx(10 + 200 + 105)  # Fishr as much as the others
+    told(STARTED, 3, 0)
+    assert told(PROGRESS, 3, 50, 25) == pytest.approx(10 + 150 + 105)
+    assert told(STARTED, 2, 0) == pytest.approx((10 + 150 + 105) / 2)  # two at a time
