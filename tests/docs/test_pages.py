@@ -29,7 +29,8 @@ from sybil.parsers.markdown import CodeBlockParser
 
 from domainbed.sweeps.config import load_config
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")),
+         *sorted((REPOSITORY / "docs" / "tutorials").glob("*.md"))]  # fmt: skip
 MARKER = re.compile(r"<!-- (file|shortened|not run): (.+) -->\n+$")
 # Languages that say nothing that could be run.
 TEXT_ONLY = {"", "csv", "toml"}
