@@ -3,7 +3,10 @@
 import re
 from typing import Any
 
+from mkdocs.structure.pages import Page
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Leaves only the text of links such as `[spec.py](../domainbed/spec.py)`."""
-    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", markdown)
+    up = "../" * (page.file.src_uri.count("/") + 1)
+    return re.sub(rf"\[([^\]]+)\]\({re.escape(up)}[^)]+\)", r"\1", markdown)
