@@ -280,8 +280,12 @@ def adapt(args: argparse.Namespace) -> int:
     """
     from domainbed.sweeps.finished import adapt_runs
 
-    if args.supports and min(args.supports) < 0:
-        raise UserError(f"--supports is {min(args.supports)}: expected 0 (all) or more", "supports")
+    if args.supports and (min(args.supports) < 0 or args.method not in ("T3A", "UniDG")):
+        raise UserError(
+            f"--supports is {min(args.supports)}, with --method {args.method}: expected 0 (all) or "
+            "more, with T3A or UniDG",
+            "supports",
+        )
     for line in adapt_runs(
         *(args.folder, args.algorithms, args.supports, _machine(args), args.dataset),
         *(args.selection_metric, args.method),

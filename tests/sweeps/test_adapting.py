@@ -87,7 +87,9 @@ def test_what_cannot_be_adapted(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert adapt(str(tmp_path)) != 0
     assert "no run in" in capsys.readouterr().err
     assert adapt(str(tmp_path), "--supports", "-1") != 0
-    assert "--supports is -1" in capsys.readouterr().err
+    assert "--supports is -1, with --method T3A: expected 0" in capsys.readouterr().err
+    assert adapt(str(tmp_path), "--method", "Tent", "--supports", "5") != 0
+    assert "with --method Tent: expected 0 (all) or more, with T3A" in capsys.readouterr().err
     assert adapt(str(tmp_path / "none")) != 0
 
 
