@@ -65,12 +65,11 @@ def settings_of(method: str, supports: Any, lr: float) -> list[dict[str, Any]]:
     The M of `Templates` (`supports`, or the paper's), and multiples of the rate `lr`.
     """
     kept, rates = {"t3a_supports": supports or SUPPORTS}, [lr * a for a in (0.1, 1.0, 10.0)]
-    grids: dict[str, dict[str, Any]] = {
+    grid: dict[str, Any] = {
         "T3A": kept,
         "BatchNorm": {},
         "UniDG": {"adapt_lr": rates[:2], "unidg_lambda": (1.0, 0.1), **kept},
-    }
-    grid = grids.get(method, {"adapt_steps": (1, 3), "adapt_lr": rates})
+    }.get(method, {"adapt_steps": (1, 3), "adapt_lr": rates})
     return [dict(zip(grid, values)) for values in product(*grid.values())]
 
 

@@ -47,6 +47,8 @@ class AddOn(Algorithm):
         """Why it cannot be added to `base`, for the end of a sentence; None if it can."""
         if base.update is not Algorithm.update:
             return "whose own 'update' would leave it out: it needs 'objective'"
+        if getattr(base, "passes_twice", False):
+            return "whose two passes must draw the same: it goes in front of others"
         own = base.objective is not Algorithm.objective
         if not own or getattr(base, "objective_of", None) is PooledAlgorithm.objective_of:
             return "it has no 'objective'"

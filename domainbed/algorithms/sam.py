@@ -64,11 +64,8 @@ class SAM(AddOn):
         "sam_rho": Choice(0.05, (0.01, 0.02, 0.05, 0.1), "how far uphill the weights move", least=0)
     }
     base_class = ERM
+    passes_twice = True  # with the same draws of what is below it, so nothing goes on top
     needs_classes = False
-
-    @classmethod
-    def obstacle(cls, base: type[Algorithm]) -> str | None:
-        return "it has two passes already" if issubclass(base, SAM) else super().obstacle(base)
 
     def moves(self, weights: Tensors, gradients: Tensors) -> list[torch.Tensor]:
         """What is added to the weights for the second pass."""

@@ -205,7 +205,8 @@ def test_what_has_no_gradient_stays_and_a_flat_place_gives_no_nan():
     ("name", "message"),
     [
         ("SAM+Fish", "no algorithm 'SAM.Fish': SAM cannot be added to Fish, whose own 'update'"),
-        ("SAM+SAGM+CORAL", "SAM cannot be added to SAGM.CORAL, it has two passes already"),
+        ("SAM+SAGM+CORAL", "SAM cannot be added to SAGM.CORAL, whose two passes must draw the"),
+        ("MixStyle+SAM+CORAL", "MixStyle cannot be added to SAM.CORAL, whose two .* in front of"),
         ("ASAM+KNN", "ASAM cannot be added to KNN, whose own 'update'"),
         ("SAM+CORALL", "unknown algorithm 'CORALL'. Did you mean 'CORAL'"),
     ],
