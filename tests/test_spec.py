@@ -166,7 +166,7 @@ def test_every_field_is_part_of_the_identity():
             "rerun": "oracle",
             "swad_rule": "authors",
         },
-        **{"revision": 2},
+        **{"revision": 2, "tuned": "pacs"},
         **{"protocol": "domainbed-2020", "digests": {"weights": "sha256:0"}},
         **{"features": FeatureSource(), "labels": "binary"},
         **{"columns": {"path": "x"}, "classes": {"a": ("b",)}, "missing_classes": "allow"},
