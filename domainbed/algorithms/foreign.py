@@ -75,8 +75,9 @@ class ForeignAlgorithm(Algorithm):
 
     def build(self) -> None:
         self.current: list[dict[str, Any]] = []
-        more = (self, self._known(), self.elsewhere or dict)
-        self.model = self._called(construct, self.foreign, self.folder, *more)
+        self.model = self._called(
+            construct, self.foreign, self.folder, self, self._known(), self.elsewhere or dict
+        )
         chosen = chosen_options(type(self), self.hparams)
         values = [value for each in self.modules() for value in vars(each).values()]
         for optimizer in [each for each in values if isinstance(each, torch.optim.Optimizer)]:
@@ -102,8 +103,7 @@ class ForeignAlgorithm(Algorithm):
             name: [part[name] for part in self.current] for name in self.current[0]
         }
         batch = batch_of(self.foreign)
-        named = zip(batch.parts, _PLACES)
-        parts = [known[name if name in known else usual] for name, usual in named]
+        parts = [known.get(name, known[usual]) for name, usual in zip(batch.parts, _PLACES)]
         unpacked = tuple(map(joined, parts)) if batch.pooled else list(zip(*parts))
         known |= {"unlabeled": unlabeled, "step": self.facts.step, "minibatches": unpacked}
         args, kwargs = self._arguments(known)

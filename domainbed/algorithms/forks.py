@@ -100,7 +100,7 @@ def _elsewhere(root: str, names: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
             found = {**{name: (value, place) for name, value in values.items()}, **found}
     of_scripts = vars(arguments(fork.folder, {})).items()
     found = {name: (value, "as the fork's scripts set it") for name, value in of_scripts} | found
-    files = filter(None, [getattr(module, "__file__", None) for module in fork.modules()])
+    files = filter(None, [getattr(module, "__file__", None) for module in fork.modules().values()])
     texts = [Path(file).read_text("utf-8", "replace") for file in files]
     compared = [pair for text in texts for pair in _COMPARED.findall(text)]
     return {n: (text, "which the fork compares it with") for n, text in compared[::-1]} | found

@@ -18,12 +18,12 @@ import multiprocessing
 import os
 import re
 import sys
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
+from textwrap import dedent
 from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -133,14 +133,15 @@ class Fork:
                 warnings.warn(f"{file} of {self.name} cannot be imported ({reason})", stacklevel=2)
         return None
 
-    def modules(self) -> list[ModuleType]:
-        """Its modules, as far as they are imported."""
+    def modules(self) -> dict[str, ModuleType]:
+        """Its modules by their names, as far as they are imported."""
         own = f"{self.module}."
-        return [module for name, module in sys.modules.items() if f"{name}.".startswith(own)]
+        return {name: each for name, each in sys.modules.items() if f"{name}.".startswith(own)}
 
     def classes(self) -> list[type]:
         """The classes that its modules define, as far as they are imported."""
-        values = [(m.__name__, value) for m in self.modules() for value in [*vars(m).values()]]
+        modules = self.modules().items()
+        values = [(name, value) for name, each in modules for value in [*vars(each).values()]]
         return [v for name, v in values if isinstance(v, type) and v.__module__ == name]
 
     def register(self, registry: Any, entries: Iterable[type]) -> None:
@@ -176,8 +177,9 @@ class Fork:
                 found = builtins.__import__(name, of, local, wanted or (), level)
             else:
                 top = f"{self.module}.{inside}".rstrip(".")
-                whole = f"{top}.{rest}".rstrip(".")
-                found = builtins.__import__(whole, of, local, wanted or ("__name__",))
+                found = builtins.__import__(
+                    f"{top}.{rest}".rstrip("."), fromlist=wanted or ("__name__",)
+                )
                 found = found if wanted else sys.modules[top]
             for part in {*(wanted or ())} - {"*", *dir(found)}:
                 if f"{found.__name__}.{part}" not in sys.modules:  # which circular imports find
@@ -268,8 +270,8 @@ def on_fork(visit: Callable[[Fork], None]) -> None:
 
 def announce(fork: Fork) -> None:
     """Makes a fork known to what registers its classes; an earlier version is forgotten."""
-    for module in fork.modules():
-        del sys.modules[module.__name__]
+    for name in fork.modules():
+        del sys.modules[name]
     FORKS[fork.module] = fork
     os.environ[fork.module] = str(fork.path)  # for processes that are spawned
     for visit in _VISITORS:
@@ -280,9 +282,8 @@ def announce(fork: Fork) -> None:
 def code_of(source: Any) -> ast.AST:
     """Parsed; empty of what was made at run time, or is no Python of today."""
     try:
-        if isinstance(source, Path):
-            return ast.parse(source.read_bytes())
-        return ast.parse(textwrap.dedent(inspect.getsource(source)))
+        is_file = isinstance(source, Path)
+        return ast.parse(source.read_bytes() if is_file else dedent(inspect.getsource(source)))
     except (OSError, SyntaxError, TypeError, ValueError):
         return ast.Module([], [])
 

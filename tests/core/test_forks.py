@@ -42,9 +42,14 @@ OF_DOMAINBED = {
             def forward(self, x):
                 return super().forward(x.flatten(1))
         """,
+    "domainbed/lazy.py": """
+        import sys, types
+        sys.modules[__name__] = types.SimpleNamespace(part=3)
+        """,
     "domainbed/algorithms.py": """
         import numpy as np
         import torch
+        from domainbed import lazy
         import absent_package.parts
         from absent_package import layers, Base
         from torch import no_such_name
