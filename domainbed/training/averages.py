@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from domainbed.algorithms import Algorithm
 from domainbed.algorithms.base import concatenate
 from domainbed.algorithms.erm_plus_plus import mean_rate
+from domainbed.core.minibatch import mapped
 from domainbed.errors import UserError
 from domainbed.training.experiment import Experiment
 
@@ -126,7 +128,7 @@ class WiSE(Average):
 
 @dataclass
 class Mean:
-    """The arithmetic mean of `count` weights, to which more can be added."""
+    """The arithmetic mean of `count` weights, to which more can be added; of none, any weights."""
 
     weights: Weights
     count: int = 1
@@ -143,18 +145,12 @@ class Mean:
 
 @dataclass
 class _Record:
-    """A record that may turn out to be t_s: its weights, and the mean of those after it, if any."""
+    """A record that may turn out to be t_s: its weights, and the mean of those after it."""
 
     update: int
     loss: float
     at: Mean
-    after: list[Mean] = field(default_factory=list)
-
-    def add(self, weights: Weights) -> None:
-        if self.after:
-            self.after[0].add(weights)
-        else:
-            self.after.append(Mean(copied(weights)))
+    after: Mean
 
 
 class SWAD(Average):
@@ -198,20 +194,18 @@ class SWAD(Average):
 
     def current(self) -> Weights:
         mean = deepcopy(self.mean)
-        mean.add_all(_parts(self.window))
+        mean.add_all(part for record in self.window for part in (record.at, record.after))
         return mean.weights
 
     def add(self, weights: Weights) -> None:
-        if self.end is not None:
-            return
-        if self.window:
-            self.window[-1].add(weights)
-        else:
-            self.mean.add(weights)
+        if self.end is None:
+            last = self.window[-1].after if self.window else self.mean
+            last.add(weights)
 
     def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
         if self.end is None and self.limit is None:
-            self.window.append(_Record(update, loss, Mean(copied(weights))))
+            after = Mean(copied(weights), 0)
+            self.window.append(_Record(update, loss, Mean(copied(weights)), after))
             self._look_for_start()
         elif self.end is None:
             self.mean.add(weights)
@@ -220,22 +214,20 @@ class SWAD(Average):
 
     def _look_for_start(self) -> None:
         if len(self.window) > self.n_converge:
-            self.mean.add_all(_parts(self.window[:1]))
-            del self.window[0]
+            oldest = self.window.pop(0)
+            self.mean.add_all([oldest.at, oldest.after])
         losses = [record.loss for record in self.window]
         if len(losses) < self.n_converge or not all(losses[0] <= loss for loss in losses):
             return
         limit = self.ratio * sum(losses) / len(losses)
         # As r is at least 1, the limit is below the first loss by rounding only.
         self.start, self.limit = self.window[0].update, max(limit, losses[0])
-        first, *others = self.window
-        self.window, self.mean = [], first.at
-        self._look_for_end(first.update, first.loss)
-        before = first
-        for record in others:
-            self.mean.add_all([*before.after, record.at])
+        window, self.window = self.window, []
+        self.mean = window[0].at
+        self._look_for_end(window[0].update, window[0].loss)
+        for before, record in pairwise(window):
+            self.mean.add_all([before.after, record.at])
             self._look_for_end(record.update, record.loss)
-            before = record
 
     def _look_for_end(self, update: int, loss: float) -> None:
         """Takes the loss of a record; `mean` ends with the weights there."""
@@ -255,24 +247,29 @@ class SWAD(Average):
         super().restore(state)
         self.mean, self.kept = Mean(**state["mean"]), Mean(**state["kept"])
         self.window = [
-            _Record(
-                record["update"],
-                record["loss"],
-                Mean(**record["at"]),
-                [Mean(**mean) for mean in record["after"]],
-            )
+            _Record(**{**record, "at": Mean(**record["at"]), "after": Mean(**record["after"])})
             for record in state["window"]
         ]
 
 
 @dataclass
 class _Segment:
-    """The updates from `first` to the record at `last`: their mean weights, and its loss."""
+    """The updates from `first` to the record at `last`, whose loss it is; or several segments.
 
-    first: int
-    last: int
-    loss: float
-    weights: Weights
+    The mean is of the updates' weights, or of the segments' means. One without a count stands for
+    a segment that the first that is taken replaces.
+    """
+
+    mean: Mean
+    first: int = 0
+    last: int = 0
+    loss: float = 0.0
+
+    def take(self, segment: _Segment) -> None:
+        if self.mean.count == 0:
+            self.first = segment.first
+        self.last = segment.last
+        self.mean.add(segment.mean.weights)
 
 
 class AuthorsSWAD(Average):
@@ -302,7 +299,7 @@ class AuthorsSWAD(Average):
         self.dead, self.converged = False, 0
         self.running = Mean(copied(weights), 0)  # since the last record
         self.segments: list[_Segment] = []  # the last N_e
-        self.taken = _Segments(Mean(copied(weights), 0))
+        self.taken = _Segment(Mean(copied(weights), 0))
 
     def current(self) -> Weights:
         return self._final().mean.weights
@@ -314,13 +311,15 @@ class AuthorsSWAD(Average):
         self.add(weights)
         if not self.dead:
             first = self.segments[-1].last + 1 if self.segments else 1
-            self.segments.append(_Segment(first, update, loss, self.running.weights))
-            self.segments = self.segments[-self.n_tolerance :]
+            new = _Segment(self.running, first, update, loss)
+            self.segments = [*self.segments, new][-self.n_tolerance :]
             self.running = Mean(copied(weights), 0)
             if self.limit is None:
                 self._look_for_start()
             elif self.segments[0].last >= self.converged:
-                self._walk(self.limit)
+                self.dead = min(segment.loss for segment in self.segments) > self.limit
+                if not self.dead:
+                    self.taken.take(self.segments[0])
         final = self._final()
         return {"start": final.first, "end": final.last}
 
@@ -328,27 +327,22 @@ class AuthorsSWAD(Average):
         window = self.segments[-self.n_converge :]
         losses = [segment.loss for segment in window]
         if len(losses) < self.n_converge or losses[0] > min(losses):
-            self.taken = _Segments.of(self.segments[-1])
+            self.taken = _untaken(self.segments[-1])
             return
         self.limit = self.ratio * sum(losses) / len(losses)
-        self.converged, self.taken = window[0].last, _Segments.of(window[0])
+        self.converged, self.taken = window[0].last, _untaken(window[0])
         oldest = self.segments[: self.n_tolerance - self.n_converge + 1]
         above = [place for place, segment in enumerate(oldest) if segment.loss > self.limit]
         for segment in oldest[above[-1] + 2 if above else 1 :]:
-            self.taken.add(segment)
+            self.taken.take(segment)
 
-    def _walk(self, limit: float) -> None:
-        self.dead = min(segment.loss for segment in self.segments) > limit
-        if not self.dead:
-            self.taken.add(self.segments[0])
-
-    def _final(self) -> _Segments:
+    def _final(self) -> _Segment:
         """What is taken if training ends here."""
         final, others = deepcopy(self.taken), self.segments[1:]
         while self.limit is not None and not self.dead and others:
             if min(segment.loss for segment in others) > self.limit:
                 break
-            final.add(others.pop(0))
+            final.take(others.pop(0))
         return final
 
     def state(self) -> State:
@@ -358,36 +352,14 @@ class AuthorsSWAD(Average):
     def restore(self, state: State) -> None:
         super().restore(state)
         self.running = Mean(**state["running"])
-        self.segments = [_Segment(**each) for each in state["segments"]]
-        self.taken = _Segments(**{**state["taken"], "mean": Mean(**state["taken"]["mean"])})
+        self.taken, *self.segments = (
+            _Segment(**{**each, "mean": Mean(**each["mean"])})
+            for each in (state["taken"], *state["segments"])
+        )
 
 
-@dataclass
-class _Segments:
-    """The mean of segments' means, and the updates from `first` to `last` that they span.
-
-    One without a count stands for a segment that the first that is taken replaces.
-    """
-
-    mean: Mean
-    first: int = 0
-    last: int = 0
-
-    @classmethod
-    def of(cls, segment: _Segment) -> _Segments:
-        return cls(Mean(copied(segment.weights), 0), segment.first, segment.last)
-
-    def add(self, segment: _Segment) -> None:
-        if self.mean.count == 0:
-            self.first = segment.first
-        self.last = segment.last
-        self.mean.add(segment.weights)
-
-
-def _parts(records: Sequence[_Record]) -> Iterator[Mean]:
-    for record in records:
-        yield record.at
-        yield from record.after
+def _untaken(segment: _Segment) -> _Segment:
+    return replace(segment, mean=Mean(copied(segment.mean.weights), 0))
 
 
 def copied(weights: Weights) -> Weights:
@@ -438,10 +410,9 @@ class Averages:
 
     def add(self) -> None:
         """Called after each update that is not recorded."""
-        if self._by_name:
-            weights = self._weights()
-            for average in self._by_name.values():
-                average.add(weights)
+        weights = self._weights() if self._by_name else []
+        for average in self._by_name.values():
+            average.add(weights)
 
     def add_recorded(self, update: int, loss: float) -> dict[str, float]:
         """Called after each recorded update, with the validation loss.
@@ -482,7 +453,8 @@ class Averages:
 
     def restore(self, state: State) -> None:
         for name, average in self._by_name.items():
-            average.restore(_on_device(state[name], self._experiment.device))
+            own = mapped(lambda tensor: tensor.to(self._experiment.device), state[name])
+            average.restore(own)
 
     def _weights(self) -> Weights:
         algorithm = self._experiment.algorithm
@@ -528,12 +500,3 @@ def _batches(algorithm: Algorithm, minibatches: Sequence[tuple[torch.Tensor, tor
     """The inputs that the algorithm's passes see at once: by domain, or of all domains."""
     apart = algorithm.predicts_batches or getattr(algorithm, "passes_by_domain", False)
     return [x for x, _ in minibatches] if apart else [concatenate(minibatches)[0]]
-
-
-def _on_device(state: Any, device: torch.device) -> Any:
-    """The same nest of dicts and lists, with its tensors on the device."""
-    if isinstance(state, dict):
-        return {name: _on_device(each, device) for name, each in state.items()}
-    if isinstance(state, list):
-        return [_on_device(each, device) for each in state]
-    return state.to(device) if isinstance(state, torch.Tensor) else state
