@@ -21,7 +21,7 @@ import time
 from itertools import product
 from pathlib import Path
 
-from domainbed.core.digests import sealed_json
+from domainbed.core.files import sealed_json
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.ownership import owning
 

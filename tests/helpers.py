@@ -7,7 +7,7 @@ import io
 import torch
 
 from domainbed.algorithms import get_algorithm_class
-from domainbed.core.digests import read_sealed_json, sealed_json
+from domainbed.core.files import read_sealed_json, sealed_json
 from domainbed.hparams import default_hparams, search_space
 from domainbed.training.restoring import restore
 from domainbed.training.state import capture

@@ -19,9 +19,9 @@ from domainbed.cli.launching import launch_sweep
 from domainbed.config.run_fields import CURVATURES, DiagnosisOptions, FeatureSource, RunOptions
 from domainbed.core.flags import add_flags, default_text, read_flags
 from domainbed.core.image_files import images
-from domainbed.core.record_keys import AVERAGES
-from domainbed.core.safe_text import in_csv
+from domainbed.core.names import AVERAGES
 from domainbed.core.settings import load
+from domainbed.core.text_table import in_csv
 from domainbed.errors import UserError
 from domainbed.metrics.labels import label_type
 from domainbed.runs.folder import RunFolder

@@ -16,9 +16,8 @@ import pandas as pd
 from domainbed.cli.common import BASELINE, JUDGES, Parser, Run, add_shared, argument, command, tell
 from domainbed.config.baselines import PREFIX
 from domainbed.core.files import write_text
-from domainbed.core.record_keys import key_suffix
-from domainbed.core.safe_text import csv_text, json_text
-from domainbed.core.text_table import over_progress, printable, text_table
+from domainbed.core.names import key_suffix
+from domainbed.core.text_table import csv_text, json_text, over_progress, printable, text_table
 from domainbed.errors import UserError
 from domainbed.reporting import (
     Report,

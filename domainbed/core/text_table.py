@@ -1,17 +1,34 @@
-"""Text for people: in aligned columns, on one line, durations; and the terminal it goes to."""
+"""Text for people: in aligned columns, on one line, durations; and the terminal it goes to.
+
+Names of datasets, domains and classes, protocols and errors come from files that may be a
+stranger's. `printable` makes them harmless in plain text and on terminals, `in_markdown` and the
+like in the other formats, and Jinja's escaping in HTML; every renderer uses one of these.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ESCAPE_SEQUENCE = re.compile(
     r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.?)", re.DOTALL
 )
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
+_NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)? ?%?( \+/- [\d.]+)?\*?")
+_LATEX = {
+    **{char: "\\" + char for char in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}"},
+    **{"[": "{[}", "]": "{]}"},  # a row that begins with one would be an option of \\
+}
 
 
 _COLORS = {"error": 31, "warning": 33}
@@ -123,3 +140,45 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+# ---- other formats ----
+
+
+def in_markdown(text: str) -> str:
+    """On one line, without markup and HTML."""
+    escaped = "".join("\\" + char if char in r"\|*_`<[" else char for char in printable(text))
+    return escaped.replace("+/-", "±")
+
+
+def in_latex(text: str) -> str:
+    """On one line, without commands."""
+    escaped = "".join(_LATEX.get(char, char) for char in printable(text))
+    return _MINUS.sub("$-$", escaped.replace("+/-", r"$\pm$"))
+
+
+def latex_comment(text: str) -> str:
+    """A comment, which ends with its line."""
+    return f"% {printable(text)}"
+
+
+def in_csv(value: Any) -> Any:
+    """A cell without control characters that no spreadsheet takes for a formula.
+
+    An apostrophe makes text of what begins like one, unless it is a number ("-90%").
+    """
+    if not isinstance(value, str):
+        return value
+    text = value if value.isprintable() else json.dumps(value)[1:-1]
+    return "'" + text if text[:1] in ("=", "+", "-", "@") and not _NUMBER.fullmatch(text) else text
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A table as CSV, with a header."""
+    return frame.map(in_csv).rename(columns=in_csv).to_csv(index=False, lineterminator="\n")
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON in which all that a terminal would act upon is escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text) + "\n"

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from domainbed.core.digests import CHANGED, has_its_digest
+from domainbed.core.files import CHANGED, has_its_digest
 from domainbed.errors import UserError
 
 Where = tuple[str | int, ...]

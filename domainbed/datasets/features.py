@@ -21,15 +21,18 @@ import torch
 from tqdm import tqdm
 
 from domainbed.config.run_fields import FeatureSource
-from domainbed.core.digests import (
+from domainbed.core.files import (
     CHANGED,
     differs_from_digest,
     digest_of,
+    file_digest,
+    locked,
     read_sealed_json,
     sealed_json,
     write_digest,
+    write_text,
+    written_aside,
 )
-from domainbed.core.files import file_digest, locked, write_text, written_aside
 from domainbed.core.seeding import global_sources_kept, seed_hash
 from domainbed.datasets.images.dataset_files import (
     Listing,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from domainbed.core.digests import read_sealed_json
+from domainbed.core.files import read_sealed_json
 from domainbed.core.names import dataset_label, trained_algorithm
 from domainbed.core.plugins import warn_once
 from domainbed.core.text_table import printable

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from domainbed.core.digests import digest_file
+from domainbed.core.files import digest_file
 from domainbed.errors import UserError, in_shell
 from domainbed.reporting.section import Section
 from domainbed.reporting.tables import domain_names, only

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from domainbed.core.registry import Registry
-from domainbed.core.safe_text import csv_text, json_text
+from domainbed.core.text_table import csv_text, json_text
 from domainbed.errors import UserError
 from domainbed.reporting import section
 from domainbed.reporting.section import Section

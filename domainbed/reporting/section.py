@@ -17,8 +17,17 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from domainbed.core.registry import Registry
-from domainbed.core.safe_text import csv_text, in_latex, in_markdown, json_text, latex_comment
-from domainbed.core.text_table import pipe_table, printable, terminal_width, text_table
+from domainbed.core.text_table import (
+    csv_text,
+    in_latex,
+    in_markdown,
+    json_text,
+    latex_comment,
+    pipe_table,
+    printable,
+    terminal_width,
+    text_table,
+)
 
 BEST, SECOND = "best", "second"
 NOTHING = "-"

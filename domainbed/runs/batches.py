@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from domainbed.core import record_keys
+from domainbed.core.names import parse_record_key
 from domainbed.errors import UserError
 from domainbed.runs.folder import read_records
 from domainbed.runs.records import NO_DOMAIN, Records
@@ -46,8 +46,7 @@ class Batch(NamedTuple):
         """The tables that selection and reporting read."""
         keys = self.values["key"].combine_chunks()
         measured = [
-            record_keys.parse_record_key(key) or (NO_DOMAIN, "", key)
-            for key in keys.dictionary.to_pylist()
+            parse_record_key(key) or (NO_DOMAIN, "", key) for key in keys.dictionary.to_pylist()
         ]
         parsed = pd.DataFrame(measured, columns=["domain", "split", "metric"])
         parsed = parsed.astype({"split": "category", "metric": "category"})

@@ -25,8 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from domainbed.core.digests import CHANGED, read_sealed_json, sealed_json, sealed_yaml
-from domainbed.core.files import cache_folder, file_digest, write_text, written_aside
+from domainbed.core.files import (
+    CHANGED,
+    cache_folder,
+    file_digest,
+    read_sealed_json,
+    sealed_json,
+    sealed_yaml,
+    write_text,
+    written_aside,
+)
 from domainbed.core.settings import read_fields
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from domainbed.core.digests import CHANGED, digest_of, parse_sealed_json
-from domainbed.core.files import write_text
+from domainbed.core.files import CHANGED, digest_of, parse_sealed_json, write_text
 from domainbed.core.plugins import changed
 from domainbed.core.text_table import printable
 from domainbed.core.yaml_file import read_yaml

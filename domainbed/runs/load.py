@@ -23,7 +23,8 @@ from typing import Any
 import pyarrow as pa
 
 from domainbed.config.baselines import PREFIX, baseline_files
-from domainbed.core import digests, names, record_keys
+from domainbed.core import files as core_files
+from domainbed.core import names
 from domainbed.core.files import cache_folder, written_aside
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError
@@ -51,7 +52,7 @@ LEAST_FILES = 500
 _NAMED = 5  # of the runs that are left out
 _BATCH = 250  # files whose records are in memory as objects
 _SETTLED = 2e9  # ns: a younger file could change again and keep its times
-_MODULES = (batches, digests, packed, run_folder, results_file, record_keys, names)
+_MODULES = (batches, core_files, packed, run_folder, results_file, names)
 _CODE = [__file__, *(str(module.__file__) for module in _MODULES)]
 
 _DIGEST = 32  # bytes

@@ -21,8 +21,14 @@ from typing import Any
 
 import orjson
 
-from domainbed.core.digests import CHANGED, digest_of, parse_sealed_json, sealed_json
-from domainbed.core.files import aside_of, written_aside
+from domainbed.core.files import (
+    CHANGED,
+    aside_of,
+    digest_of,
+    parse_sealed_json,
+    sealed_json,
+    written_aside,
+)
 from domainbed.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from domainbed.core.digests import CHANGED, differs_from_digest, write_digest
-from domainbed.core.files import written_aside
+from domainbed.core.files import CHANGED, differs_from_digest, write_digest, written_aside
 from domainbed.errors import UserError
 
 if TYPE_CHECKING:

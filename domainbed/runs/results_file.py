@@ -16,19 +16,17 @@ from typing import Any
 
 import orjson
 
-from domainbed.core.digests import parse_sealed_json
+from domainbed.core.files import parse_sealed_json
 from domainbed.core.names import (
-    averaged_algorithm,
-    dataset_label,
-    rerun_algorithm,
-    trained_algorithm,
-)
-from domainbed.core.record_keys import (
     AVERAGES,
     FULL_DATA,
+    averaged_algorithm,
+    dataset_label,
     parse_average_key,
     parse_record_key,
     record_key,
+    rerun_algorithm,
+    trained_algorithm,
 )
 from domainbed.errors import UserError
 from domainbed.runs.packed import text_of

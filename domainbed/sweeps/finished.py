@@ -23,10 +23,8 @@ from domainbed.algorithms import Algorithm, PooledAlgorithm, get_algorithm_class
 from domainbed.algorithms.adaptation import METHODS as ADAPTATIONS
 from domainbed.algorithms.adaptation import Adapted, settings_of
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.digests import sealed_json
-from domainbed.core.files import as_json_values, write_text
-from domainbed.core.names import averaged_algorithm, order_algorithms
-from domainbed.core.record_keys import record_key
+from domainbed.core.files import as_json_values, sealed_json, write_text
+from domainbed.core.names import averaged_algorithm, order_algorithms, record_key
 from domainbed.errors import UserError, did_you_mean
 from domainbed.metrics import selecting_metric
 from domainbed.reporting.units import Unit

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from domainbed.core.names import average_in, dataset_label, trained_algorithm
-from domainbed.core.record_keys import AVERAGES_BY_TITLE
+from domainbed.core.names import AVERAGES_BY_TITLE, average_in, dataset_label, trained_algorithm
 from domainbed.errors import UserError, in_shell
 from domainbed.reporting import load_records
 from domainbed.runs.folder import RunFolder

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from domainbed.core.names import describe_run
-from domainbed.core.safe_text import json_text
-from domainbed.core.text_table import duration, printable, text_table
+from domainbed.core.text_table import duration, json_text, printable, text_table
 from domainbed.errors import UserError
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.ownership import shown_job

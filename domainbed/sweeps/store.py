@@ -16,8 +16,7 @@ from typing import Any
 import yaml
 
 from domainbed.config.run_fields import RunFields
-from domainbed.core.digests import read_sealed_json, sealed_json, sealed_yaml
-from domainbed.core.files import write_text
+from domainbed.core.files import read_sealed_json, sealed_json, sealed_yaml, write_text
 from domainbed.core.names import describe_run
 from domainbed.core.settings import read_fields
 from domainbed.core.text_table import printable

@@ -24,11 +24,16 @@ import torch
 from domainbed.algorithms import Algorithm, get_algorithm_class, optimizers
 from domainbed.algorithms.base import chosen_options
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.digests import differs_from_digest, digest_file, sealed_json, write_digest
-from domainbed.core.files import write_text, written_aside
-from domainbed.core.names import average_in
+from domainbed.core.files import (
+    differs_from_digest,
+    digest_file,
+    sealed_json,
+    write_digest,
+    write_text,
+    written_aside,
+)
+from domainbed.core.names import AVERAGES_BY_TITLE, average_in
 from domainbed.core.plugins import plugins_of
-from domainbed.core.record_keys import AVERAGES_BY_TITLE
 from domainbed.core.version import __version__
 from domainbed.errors import UserError
 from domainbed.metrics import registered_as, selecting_metric

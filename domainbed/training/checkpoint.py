@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from domainbed.core.digests import CHANGED, digest_of
-from domainbed.core.files import check_guard, written_aside
+from domainbed.core.files import CHANGED, check_guard, digest_of, written_aside
 from domainbed.errors import UserError, is_out_of_memory, one_line
 from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder, seal_of

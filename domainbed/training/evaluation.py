@@ -17,7 +17,7 @@ import torch
 from domainbed.algorithms import Algorithm
 from domainbed.algorithms.base import named_predictor_of
 from domainbed.core.minibatch import Minibatch, joined_extras, mapped
-from domainbed.core.record_keys import average_key, record_key
+from domainbed.core.names import average_key, record_key
 from domainbed.datasets.domain import Domain, evaluation_draws
 from domainbed.metrics import Value, describe_metric, get_metric
 from domainbed.metrics.accumulators import values_of_samples

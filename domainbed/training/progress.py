@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from domainbed.core.files import append_text
-from domainbed.core.record_keys import parse_average_key, parse_record_key
+from domainbed.core.names import parse_average_key, parse_record_key
 from domainbed.core.text_table import duration, over_progress, text_table
 from domainbed.errors import UserError
 

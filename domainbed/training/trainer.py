@@ -20,7 +20,7 @@ from domainbed.algorithms.optimizers import OptimizerGuard
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, require_precision
 from domainbed.core.files import append_text, as_json_values, check_guard, write_text
-from domainbed.core.record_keys import (
+from domainbed.core.names import (
     FULL_DATA,
     average_key,
     parse_average_key,

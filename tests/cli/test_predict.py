@@ -17,7 +17,7 @@ from domainbed.cli import main
 from domainbed.cli.launching import launch_sweep
 from domainbed.config.run_fields import RunOptions
 from domainbed.core import plugins
-from domainbed.core.record_keys import AVERAGES
+from domainbed.core.names import AVERAGES
 from domainbed.datasets import DATASETS
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config

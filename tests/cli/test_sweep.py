@@ -16,7 +16,7 @@ import pytest
 
 from domainbed import cli
 from domainbed.cli.common import execute, guarded
-from domainbed.core.digests import sealed_yaml
+from domainbed.core.files import sealed_yaml
 from domainbed.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from domainbed.core.digests import CHANGED, read_sealed_json, sealed_json, sealed_yaml
+from domainbed.core.files import CHANGED, read_sealed_json, sealed_json, sealed_yaml
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 

@@ -9,7 +9,7 @@ from test_settings import Example
 from domainbed.cli.train import TrainSettings
 from domainbed.config.run_fields import RunFields, RunOptions
 from domainbed.core.flags import add_flags, docs_table, json_schema, read_flags
-from domainbed.core.record_keys import AVERAGES
+from domainbed.core.names import AVERAGES
 from domainbed.core.settings import Settings, Text
 from domainbed.errors import UserError
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from domainbed.core.names import order_algorithms, trained_algorithm
-from domainbed.core.record_keys import average_key, parse_average_key, parse_record_key, record_key
+from domainbed.core.names import (
+    average_key,
+    order_algorithms,
+    parse_average_key,
+    parse_record_key,
+    record_key,
+    trained_algorithm,
+)
 
 KEYS = {
     "env0_in_acc": (0, "in", "accuracy"),

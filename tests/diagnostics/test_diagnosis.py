@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from domainbed.algorithms import ALGORITHMS, get_algorithm_class, register_algorithm
 from domainbed.algorithms.base import Algorithm
-from domainbed.core.digests import read_sealed_json
+from domainbed.core.files import read_sealed_json
 from domainbed.core.seeding import seed_everything, seed_hash
 from domainbed.core.settings import load
 from domainbed.datasets import ColoredDigits

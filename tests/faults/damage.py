@@ -36,7 +36,7 @@ from image_files import write_folder
 
 from domainbed import datasets
 from domainbed.config.run_fields import FeatureSource, RunOptions
-from domainbed.core.digests import sealed_json
+from domainbed.core.files import sealed_json
 from domainbed.datasets import features
 from domainbed.datasets.image_domains import listing_of
 from domainbed.datasets.images.dataset_files import unreadable_images

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from domainbed.core.digests import sealed_json
+from domainbed.core.files import sealed_json
 from domainbed.errors import UserError
 from domainbed.metrics.decision import decide
 from domainbed.runs.predictions import Predicted, write_predictions

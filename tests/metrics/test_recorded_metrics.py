@@ -13,7 +13,7 @@ import torch
 from label_datasets import KINDS, RegressionVectors
 
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.record_keys import record_key
+from domainbed.core.names import record_key
 from domainbed.datasets import DATASETS, TensorDomain
 from domainbed.errors import UserError
 from domainbed.metrics import METRICS, get_metric, label_type, measure_predictions, recorded_names

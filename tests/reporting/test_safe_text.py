@@ -8,7 +8,7 @@ import re
 import pandas as pd
 from fake_sweep import random_runs, write
 
-from domainbed.core.safe_text import csv_text, in_csv, in_latex, json_text
+from domainbed.core.text_table import csv_text, in_csv, in_latex, json_text
 from domainbed.reporting import RENDERERS, build_report, load_records
 from domainbed.reporting.section import SECTION_RENDERERS, Section
 

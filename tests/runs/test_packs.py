@@ -21,7 +21,7 @@ from fake_sweep import random_runs, write
 
 from domainbed import cli
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.digests import sealed_json
+from domainbed.core.files import sealed_json
 from domainbed.errors import UserError
 from domainbed.runs import ownership, packed, packing
 from domainbed.runs.folder import RunFolder

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from domainbed.core.record_keys import parse_record_key
+from domainbed.core.names import parse_record_key
 from domainbed.errors import UserError
 from domainbed.runs.records import RUN_KEYS, Records
 from domainbed.selection import (

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from domainbed.core.digests import sealed_json
+from domainbed.core.files import sealed_json
 from domainbed.spec import RunSpec
 from domainbed.sweeps import outlook, status
 from domainbed.sweeps.config import SweepConfig

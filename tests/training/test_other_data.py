@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from domainbed.core.digests import sealed_json
+from domainbed.core.files import sealed_json
 from domainbed.datasets import DATASETS, MultipleDomainDataset, load_dataset
 from domainbed.datasets import listing as listing_module
 from domainbed.datasets.base import domains_of

@@ -15,7 +15,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from domainbed.algorithms import ERM
-from domainbed.core.record_keys import record_key
+from domainbed.core.names import record_key
 from domainbed.errors import UserError
 from domainbed.reporting import collect, load_records, to_frame
 from domainbed.reporting.single_source import single_source_report

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlretrieve
 
-from domainbed.core.digests import CHANGED
-from domainbed.core.files import cache_folder, file_digest, written_aside
+from domainbed.core.files import CHANGED, cache_folder, file_digest, written_aside
 from domainbed.errors import UserError, did_you_mean
 
 PREFIX = "baseline:"

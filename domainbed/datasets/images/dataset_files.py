@@ -18,8 +18,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from domainbed.core.digests import read_sealed_json, sealed_json
-from domainbed.core.files import locked, regular, write_text
+from domainbed.core.files import locked, read_sealed_json, regular, sealed_json, write_text
 from domainbed.core.image_files import USUAL, Decoding, rgb_pixels, why_unreadable
 from domainbed.datasets.images.transforms import Crop
 from domainbed.errors import UserError

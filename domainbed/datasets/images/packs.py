@@ -20,8 +20,7 @@ from PIL import Image
 from PIL import __version__ as pil_version
 from tqdm import tqdm
 
-from domainbed.core.digests import CHANGED, read_sealed_json, sealed_json
-from domainbed.core.files import file_digest, regular
+from domainbed.core.files import CHANGED, file_digest, read_sealed_json, regular, sealed_json
 from domainbed.core.image_files import USUAL, Decoding
 from domainbed.datasets.images.dataset_files import (
     Listing,

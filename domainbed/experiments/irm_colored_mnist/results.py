@@ -19,11 +19,9 @@ import numpy as np
 import pandas as pd
 
 from domainbed.core.device import choose_device
-from domainbed.core.digests import read_sealed_json, sealed_json
-from domainbed.core.files import write_text
-from domainbed.core.safe_text import csv_text
+from domainbed.core.files import read_sealed_json, sealed_json, write_text
 from domainbed.core.stopping import Interrupted, stop_requested
-from domainbed.core.text_table import pipe_table, text_table
+from domainbed.core.text_table import csv_text, pipe_table, text_table
 from domainbed.errors import UserError
 from domainbed.experiments.irm_colored_mnist.restart import read_images, run_restart
 from domainbed.experiments.irm_colored_mnist.settings import Config, Settings
