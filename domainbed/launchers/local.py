@@ -20,7 +20,14 @@ from pydantic import Field
 
 from domainbed.core.cores import usable_cores
 from domainbed.core.settings import Items, Text
-from domainbed.core.stopping import SIGNALS, request_stop, stop_requested, stop_signal, stopping_on
+from domainbed.core.stopping import (
+    SIGNALS,
+    handled,
+    request_stop,
+    stop_requested,
+    stop_signal,
+    stopping_on,
+)
 from domainbed.errors import UserError
 from domainbed.launchers.base import (
     LAUNCHERS,
@@ -189,7 +196,7 @@ class _Worker:
         self.is_leaving = False
         # Not daemonic: a daemon may not start the processes that read images.
         self.process = _SPAWN.Process(target=_work, args=(theirs,), daemon=False)
-        with environment_set(place), _signals_held_back():
+        with environment_set(place):
             self.process.start()
         theirs.close()
 
@@ -357,10 +364,11 @@ class Pool(BlockingHandle):
 
     def _start_worker(self, place: Mapping[str, str]) -> None:
         if self._queue and not self._cancelled:
-            worker = _Worker(place)
-            self._workers.append(worker)
-            worker.send(self._job)
-            self._assign(worker)
+            with _signals_held_back():
+                worker = _Worker(place)
+                self._workers.append(worker)
+                worker.send(self._job)
+                self._assign(worker)
 
     def _assign(self, worker: _Worker) -> None:
         index = self._queue.popleft()
@@ -390,11 +398,16 @@ def _exit_with_parent() -> None:
 def _signals_held_back() -> Iterator[None]:
     """Blocks Ctrl-C for a while: a process started meanwhile never sees it, this one afterwards.
 
-    Else a worker that is still importing would print a traceback before it can ignore the signal.
+    Else a worker that is still importing would print a traceback before it can ignore the signal,
+    or because it is told half of what it is to do.
     """
     resource_tracker.ensure_running()  # it unblocks the signal when it is first started
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_TERMINAL)
+    seen: list[int] = []  # by other threads of this process, of which the mask is not
     try:
-        yield
+        with handled(_OF_THE_TERMINAL, lambda number, frame: seen.append(number)):
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for number in seen:
+        signal.raise_signal(number)
