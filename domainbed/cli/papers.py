@@ -94,7 +94,7 @@ def _tell(config: SweepConfig, paper: str) -> None:
     argument("config", nargs="?", metavar="CONFIG", help="a YAML file of the fields"),
     argument(
         "--format",
-        choices=("text", "markdown", "csv", "json"),
+        choices=("text", "markdown", "latex", "csv", "json"),
         default="text",
         help="of the table (default: text)",
     ),
@@ -123,6 +123,6 @@ def irm_colored_mnist(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 130
-    sys.stdout.write(results.FORMATS[args.format](results.read_results(config)))
+    sys.stdout.write(results.to_text(results.read_results(config), args.format))
     print("".join(f"{error}\n" for error in errors), end="", file=sys.stderr)
     return 1 if errors else 0

@@ -26,7 +26,7 @@ from domainbed.experiments.irm_colored_mnist.restart import (
     run_restart,
     train,
 )
-from domainbed.experiments.irm_colored_mnist.results import FORMATS, published_values, table
+from domainbed.experiments.irm_colored_mnist.results import published_values, table, to_text
 from domainbed.experiments.irm_colored_mnist.settings import Config, Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -337,25 +337,25 @@ class TestTable:
     def test_published_values_stand_beside_the_papers_settings_only(self, changed, reason):
         results = made_up_results(**changed)
         assert "published_test_acc" not in table(results)
-        assert reason in FORMATS["markdown"](results)
-        assert "No published values" not in FORMATS["markdown"](made_up_results())
+        assert reason in to_text(results, "markdown")
+        assert "No published values" not in to_text(made_up_results(), "markdown")
 
     def test_text_and_markdown(self):
-        lines = FORMATS["text"](made_up_results()).splitlines()
-        assert lines[0].split("  ")[0] == "Algorithm"
-        assert "65.0 +/- 5.0  69.5 +/- 1.0" in lines[1]
-        assert "50.0 +/- 0.0  -" in lines[2]
-        assert lines[-1] == "Seeds (initialisation) by restart: 0: 21, 2: 23."
-        assert "| 65.0 ± 5.0 | 69.5 ± 1.0 |" in FORMATS["markdown"](made_up_results())
+        lines = to_text(made_up_results(), "text").splitlines()
+        assert lines[1].split("  ")[0] == "Algorithm"
+        assert "65.0 +/- 5.0  69.5 +/- 1.0" in lines[2]
+        assert "50.0 +/- 0.0  -" in lines[3]
+        assert lines[-1] == "  Seeds (initialisation) by restart: 0: 21, 2: 23."
+        assert "| 65.0 ± 5.0 | 69.5 ± 1.0 |" in to_text(made_up_results(), "markdown")
 
     def test_csv_and_json(self):
-        header, first, _ = FORMATS["csv"](made_up_results()).splitlines()
+        header, first, _ = to_text(made_up_results(), "csv").splitlines()
         assert header.startswith("algorithm,restarts,train_acc,train_acc_std,test_acc")
         assert first.startswith("Fishr,2,80.0,0.0,65.0,")
-        parsed = json.loads(FORMATS["json"](made_up_results()))
+        parsed = json.loads(to_text(made_up_results(), "json"))
         assert parsed["table"][0]["published_test_acc"] == 69.5
         assert parsed["table"][1]["published_test_acc"] is None
         assert parsed["results"] == made_up_results()
 
     def test_nothing_yet(self):
-        assert FORMATS["csv"]([]).strip() == ""
+        assert to_text([], "csv").strip() == ""

@@ -179,8 +179,9 @@ class ForwardPass:
 
     def risks(self) -> torch.Tensor:
         """(E,) mean binary cross-entropies."""
-        pairs = self.per_domain()
-        return torch.stack([F.binary_cross_entropy_with_logits(*pair) for pair in pairs])
+        return torch.stack(
+            [F.binary_cross_entropy_with_logits(*pair) for pair in self.per_domain()]
+        )
 
 
 @PENALTIES.register(name="ERM")

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,13 @@ import pandas as pd
 from domainbed.core.device import choose_device
 from domainbed.core.files import read_sealed_json, sealed_json, write_text
 from domainbed.core.stopping import Interrupted, stop_requested
-from domainbed.core.text_table import csv_text, pipe_table, text_table
 from domainbed.errors import UserError
 from domainbed.experiments.irm_colored_mnist.restart import read_images, run_restart
 from domainbed.experiments.irm_colored_mnist.settings import Config, Settings
 from domainbed.launchers import Event, Job, LocalLauncher, Resources
 from domainbed.launchers.base import environment_set
 from domainbed.reporting.published import irm_colored_mnist_values
+from domainbed.reporting.section import SECTION_RENDERERS, Section
 from domainbed.runs.states import FAILED
 from domainbed.sweeps.display import Display
 from domainbed.training.artifacts import describe
@@ -199,37 +198,32 @@ def published_values(label_flip: float) -> pd.DataFrame | None:
     return renamed if len(renamed) else None
 
 
-def to_csv(results: Sequence[dict[str, Any]]) -> str:
-    """The columns of `table`, unrounded."""
-    return csv_text(table(results))
-
-
-def to_json(results: Sequence[dict[str, Any]]) -> str:
-    """The rows of `table`, unrounded, and every restart's result."""
-    rows = json.loads(table(results).to_json(orient="records", double_precision=15))
-    return json.dumps({"table": rows, "results": list(results)}, indent=2) + "\n"
-
-
-def _grid(results: Sequence[dict[str, Any]], plus_minus: str) -> list[list[str]]:
+def to_text(results: Sequence[dict[str, Any]], format_: str) -> str:
+    """`table` in a format: in CSV and JSON unrounded, in JSON with every restart's result."""
     frame = table(results)
+    if format_ == "json":
+        rows = json.loads(frame.to_json(orient="records", double_precision=15))
+        return json.dumps({"table": rows, "results": list(results)}, indent=2) + "\n"
     columns = {"algorithm": "Algorithm", "restarts": "restarts"}
     for name, label in _MEASURES.items():
         columns[name] = label
         if f"published_{name}" in frame:
             columns[f"published_{name}"] = "published"
     columns["seconds"] = "s per restart"
-    grid = [list(columns.values())]
-    for _, row in frame.iterrows():
-        grid.append([_cell(row, name, plus_minus) for name in columns])
-    return grid
+    rows = [[_cell(row, name) for name in columns] for _, row in frame.iterrows()]
+    section = Section(
+        *("irm_colored_mnist", "Colored MNIST in the setup of IRM", list(columns.values())),
+        *(rows, _notes(results), frame),
+    )
+    return SECTION_RENDERERS[format_]([section])
 
 
-def _cell(row: pd.Series, name: str, plus_minus: str) -> str:
+def _cell(row: pd.Series, name: str) -> str:
     value = row[name]
     if pd.isna(value):
         return "-"
     if f"{name}_std" in row:
-        return f"{value:.1f} {plus_minus} {row[f'{name}_std']:.1f}"
+        return f"{value:.1f} +/- {row[f'{name}_std']:.1f}"
     return f"{value:.0f}" if name == "seconds" else str(value)
 
 
@@ -246,21 +240,3 @@ def _notes(results: Sequence[dict[str, Any]]) -> list[str]:
         values = ", ".join(f"{number}: {of[name]}" for number, of in sorted(seeds.items()))
         lines.append(f"Seeds ({name}) by restart: {values}.")
     return lines
-
-
-def _lines(
-    table_lines: Callable[[list[list[str]]], list[str]],
-    plus_minus: str,
-    results: Sequence[dict[str, Any]],
-) -> str:
-    """A table of rounded numbers, and below it what the numbers are."""
-    lines = [*table_lines(_grid(results, plus_minus)), "", *_notes(results)]
-    return "\n".join(lines) + "\n"
-
-
-FORMATS: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
-    "text": partial(_lines, text_table, "+/-"),
-    "markdown": partial(_lines, pipe_table, "±"),
-    "csv": to_csv,
-    "json": to_json,
-}
