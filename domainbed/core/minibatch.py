@@ -127,10 +127,9 @@ def joined_extras(minibatches: Sequence[Any]) -> dict[str, Any] | None:
     given: list[Any] = [getattr(minibatch, "extras", None) for minibatch in minibatches]
     if None in given:
         return None
-    found: dict[str, Any] = {}
-    for name, value in given[0].items():
-        if all(name in extras for extras in given):
-            values = [extras[name] for extras in given]
-            is_tensor = isinstance(value, torch.Tensor)
-            found[name] = joined(values) if is_tensor else list(chain(*values))
-    return found
+    shared = [name for name in given[0] if all(name in extras for extras in given)]
+    parts = {name: [extras[name] for extras in given] for name in shared}
+    return {
+        name: joined(values) if isinstance(values[0], torch.Tensor) else list(chain(*values))
+        for name, values in parts.items()
+    }

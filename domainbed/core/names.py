@@ -85,12 +85,8 @@ def order_algorithms(seen: Iterable[str]) -> list[str]:
     names = list(dict.fromkeys(seen))
     trained = dict.fromkeys(map(trained_algorithm, names))
     order = [name for name in ALGORITHM_ORDER if name in trained] + list(trained)
-
-    def place(name: str) -> tuple[int, bool]:
-        own = trained_algorithm(name)
-        return order.index(own), name != own
-
-    return sorted(names, key=place)
+    places = {name: order.index(trained_algorithm(name)) for name in names}
+    return sorted(names, key=lambda name: (places[name], name != trained_algorithm(name)))
 
 
 _RERUN = " (rerun: "
@@ -188,9 +184,6 @@ def describe_run(run: Mapping[str, Any]) -> str:
 
 # ---- what a record measures, as DomainBed calls it: env{domain}_{split}_{metric} ----
 
-# Only accuracy has another name in the keys than in a table.
-_SUFFIXES = {"accuracy": "acc"}
-_METRICS = {suffix: metric for metric, suffix in _SUFFIXES.items()}
 _KEY = re.compile(r"env(\d+)_(in|out|uda)_(\w+)", re.ASCII)
 
 
@@ -204,8 +197,8 @@ FULL_DATA = "fd_"
 
 
 def key_suffix(metric: str) -> str:
-    """What keys call a metric: "acc" for accuracy."""
-    return _SUFFIXES.get(metric, metric)
+    """What keys call a metric: "acc" for accuracy, and all others as tables do."""
+    return "acc" if metric == "accuracy" else metric
 
 
 def record_key(domain: int, split: str, metric: str, full_data: bool = False) -> str:
@@ -236,7 +229,7 @@ def parse_record_key(key: str) -> tuple[int, str, str] | None:
     if match is None:
         return None
     domain, split, suffix = match.groups()
-    return int(domain), split, _METRICS.get(suffix, suffix)
+    return int(domain), split, "accuracy" if suffix == "acc" else suffix
 
 
 def average_key(average: str, key: str) -> str:

@@ -63,8 +63,7 @@ def seed_everything(seed: int, gpus: bool = True) -> None:
 
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    source = torch if gpus else torch.default_generator
-    source.manual_seed(seed)
+    (torch if gpus else torch.default_generator).manual_seed(seed)
 
 
 @contextmanager

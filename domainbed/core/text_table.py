@@ -128,8 +128,12 @@ def pipe_table(rows: Sequence[Sequence[Any]], text_columns: int = 1) -> list[str
     All columns but the first `text_columns` are aligned to the right.
     """
     header, *body = [f"| {' | '.join(map(printable, row))} |" for row in rows]
-    numbers = len(rows[0]) - text_columns
-    return [header, "|:--" * text_columns + "|--:" * numbers + "|", *body]
+    return [header, "|:--" * text_columns + "|--:" * (len(rows[0]) - text_columns) + "|", *body]
+
+
+def count(number: int, thing: str) -> str:
+    """ "1 run", or "1,200 runs"."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def duration(seconds: float) -> str:
@@ -155,11 +159,6 @@ def in_latex(text: str) -> str:
     """On one line, without commands."""
     escaped = "".join(_LATEX.get(char, char) for char in printable(text))
     return _MINUS.sub("$-$", escaped.replace("+/-", r"$\pm$"))
-
-
-def latex_comment(text: str) -> str:
-    """A comment, which ends with its line."""
-    return f"% {printable(text)}"
 
 
 def in_csv(value: Any) -> Any:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed.reporting.section import NOTHING, Section, count, p_value_text, span
+from domainbed.core.text_table import count
+from domainbed.reporting.section import NOTHING, Section, p_value_text, span
 from domainbed.reporting.statistics import CriticalDifference, least_p_value
 from domainbed.reporting.tables import AVERAGE
 from domainbed.reporting.units import PERCENT, Unit

@@ -22,7 +22,6 @@ from domainbed.core.text_table import (
     in_latex,
     in_markdown,
     json_text,
-    latex_comment,
     pipe_table,
     printable,
     terminal_width,
@@ -84,10 +83,6 @@ class Section(NamedTuple):
             ]
             for row, texts in enumerate(self.rows)
         ]
-
-
-def count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def span(numbers: pd.Series) -> str:
@@ -162,7 +157,7 @@ def to_markdown(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
 @SECTION_RENDERERS.register(name="latex")
 def to_latex(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     r"""Tables for \input, with captions and labels: by booktabs, the best in bold, notes below."""
-    lines = [latex_comment(line) for line in [*head, "needs the packages booktabs and graphicx"]]
+    lines = [f"% {printable(line)}" for line in [*head, "needs the packages booktabs and graphicx"]]
     for section in sections:
         lines += ["", *_tables(section)]
     return "\n".join(lines) + "\n"

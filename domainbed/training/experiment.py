@@ -105,11 +105,10 @@ class Experiment:
 
     def further_stage(self, number: int) -> Experiment:
         """The same experiment at another stage: with a fresh model, from the stage's seed."""
-        is_undivided = self.algorithm.training_stages()[number - 1].data == "all"
-        splits = list(map(undivided, self.splits)) if is_undivided else self.splits
-        facts = _facts(self.spec, self.dataset, self.domains, splits, self.device)
+        there = replace(self, stage_number=number)
+        facts = _facts(self.spec, self.dataset, self.domains, there.stage_splits, self.device)
         algorithm = _new_algorithm(self.spec, self.dataset, facts, self.device, number)
-        return replace(self, algorithm=algorithm, facts=facts, stage_number=number)
+        return replace(there, algorithm=algorithm, facts=facts)
 
     @property
     def seed(self) -> int:
@@ -160,8 +159,8 @@ class Experiment:
     @property
     def batches_per_epoch(self) -> float:
         """Of the smallest in-split, test domains included, as in DomainBed."""
-        images = min(len(split.inside) for split in self.stage_splits)
-        return images / self.spec.hparams["batch_size"]
+        smallest = min(len(split.inside) for split in self.stage_splits)
+        return smallest / self.spec.hparams["batch_size"]
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context for updates and predictions."""
@@ -176,6 +175,10 @@ class Experiment:
         balanced = self.spec.hparams["class_balanced"] or self.algorithm.balances_groups
         draws = [self._draws(e, self.stage_splits[e].inside, balanced) for e in self.train_envs]
         return minibatches(self.domains, draws, steps, self.augmented_envs, self.workers)
+
+    def batches(self, domain: int, indices: Sequence[int]) -> Iterator[Minibatch]:
+        """Images of a domain in their order, as they are evaluated."""
+        return self.domains[domain].evaluation_batches(indices, workers=self.workers)
 
     def unlabeled(self, steps: range) -> Iterator[list[Nest] | None]:
         """For each step one x per test domain in the task domain_adaptation, else None.
@@ -192,7 +195,7 @@ class Experiment:
         self,
         step: int,
         splits: Sequence[EvaluationSplit],
-        on_batch: Callable[[int, int], None] | None = None,
+        on_batch: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Value]:
         """The metrics of the splits, at the weights that the algorithm has.
 
@@ -237,7 +240,7 @@ class Experiment:
         kinds = own.noted["group"].cpu() if by_group and self.facts.group_names else own.labels
         labels = kinds[indices].long() if balanced else None
         size = self.spec.hparams["batch_size"]
-        draws = IndexDraws if self.stage.replacement else EpochDraws
+        draws = IndexDraws if self.stage.replacement or len(indices) < size else EpochDraws
         draws = WholeDraws if self.stage.whole else draws
         return draws(indices, size, self.seed, domain, labels)
 
@@ -467,9 +470,8 @@ def set_initial_weights(experiment: Experiment) -> None:
             f"initial_weights is {initial!r}, but {error}: choose 'shared' or 'own'",
             "initial_weights",
         ) from error
-    finally:
-        algorithm.train()
     weight, bias = _text_head(experiment) if is_text else _probe(experiment, featurizer)
+    algorithm.train()
     # Also of the classifier that is trained, where another one predicts.
     for each in (classifier, getattr(algorithm, "classifier", classifier)):
         each.load_state_dict({"weight": weight, "bias": bias})
@@ -487,17 +489,13 @@ def _text_head(experiment: Experiment) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def _probe(experiment: Experiment, featurizer: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of the logistic regression."""
-    experiment.algorithm.eval()
-    features, labels = [], []
-    for domain in experiment.train_envs:
-        inside = experiment.stage_splits[domain].inside
-        batches = experiment.domains[domain].evaluation_batches(inside, workers=experiment.workers)
-        for x, y in batches:
-            features.append(featurizer(x).float())
-            labels.append(y)
-    experiment.algorithm.train()
-    z, y = torch.cat(features), torch.cat(labels)
+    """Weight and bias of the logistic regression; the algorithm is in evaluation mode."""
+    pairs = [
+        (featurizer(x).float(), y)
+        for domain in experiment.train_envs
+        for x, y in experiment.batches(domain, experiment.stage_splits[domain].inside)
+    ]
+    z, y = map(torch.cat, zip(*pairs))
     weight, bias, _ = logistic_regression(z, y, experiment.dataset.num_classes, PROBE_L2)
     return weight, bias
 

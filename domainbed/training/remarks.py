@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from domainbed.core.text_table import printable
+from domainbed.core.text_table import count, printable
 from domainbed.datasets.domain import Domain
 from domainbed.training.experiment import Experiment
 
@@ -23,9 +23,9 @@ def remarks(experiment: Experiment) -> list[str]:
     """
     is_own, domains = getattr(experiment.dataset, "info", None) is None, experiment.domains
     _ = experiment.data  # which reads the files
-    lines = _shared(experiment, [_contents(domain, is_own) for domain in domains], "samples")
+    lines = _shared(experiment, [_contents(domain, is_own) for domain in domains], "sample")
     if is_own:
-        lines += _shared(experiment, [domain.groups or () for domain in domains], "groups")
+        lines += _shared(experiment, [domain.groups or () for domain in domains], "group")
         lines += _small("domain", experiment.domain_names, [len(domain) for domain in domains])
     if is_own and experiment.label_type.has_classes and all(d.labels_at_hand for d in domains):
         lines += _of_classes(experiment)
@@ -54,10 +54,11 @@ def _shared(experiment: Experiment, keys: Sequence[Sequence[Any]], what: str) ->
     for one, other in combinations(found, 2):
         if both := found[one].keys() & found[other].keys():
             key = min(both)
-            example = key if what == "groups" else f"{found[one][key]} and {found[other][key]}"
+            example = key if what == "group" else f"{found[one][key]} and {found[other][key]}"
+            are = "is" if len(both) == 1 else "are"
             lines.append(
-                f"{len(both):,} {what} of the {one} split are in the {other} split as well, such "
-                f"as {example}"
+                f"{count(len(both), what)} of the {one} split {are} in the {other} split as well, "
+                f"such as {example}"
             )
     return lines
 
@@ -84,7 +85,7 @@ def _small(what: str, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
     """Of each that is far smaller than the others."""
     median = float(np.median(sizes))
     return [
-        f"{what} {name} has {size:,} samples, and the median {what} {median:,.0f}"
+        f"{what} {name} has {count(size, 'sample')}, and the median {what} {median:,.0f}"
         for name, size in zip(names, sizes)
         if 10 * size < median
     ]

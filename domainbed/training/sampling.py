@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from domainbed.core.minibatch import Minibatch, mapped, taken
 from domainbed.core.seeding import seed_hash, split_seed
+from domainbed.core.text_table import count
 from domainbed.datasets.domain import Domain, Draw
 from domainbed.errors import UserError
 
@@ -167,8 +168,8 @@ def _own(domain: Domain, seed: int, mixed: bool) -> Split:
         both = {domain.groups[i] for i in out}.intersection(domain.groups[i] for i in inside)
         if both:
             raise UserError(
-                f"the data's own split cuts {len(both)} groups, such as {min(both)!r}: let each "
-                "train or validate, or leave the columns 'split' or 'group' out",
+                f"the data's own split cuts {count(len(both), 'group')}, such as {min(both)!r}: "
+                "let each train or validate, or leave the columns 'split' or 'group' out",
                 "dataset",
             )
     if mixed:
@@ -184,7 +185,7 @@ def shuffled(n: int, seed: int) -> list[int]:
 def _require_images(
     split: Split, number: int, domain: Domain, holdout: float, adapts: float
 ) -> None:
-    groups = "" if domain.groups is None else f" of {len(set(domain.groups))} groups"
+    groups = "" if domain.groups is None else f" of {count(len(set(domain.groups)), 'group')}"
     lacking = {
         f"holdout_fraction of {holdout}": not split.out or len(split.inside) < 2,
         f"uda_holdout_fraction of {adapts}": adapts and not split.unlabeled,
@@ -192,8 +193,8 @@ def _require_images(
     for fraction, is_lacking in lacking.items():
         if is_lacking:
             raise UserError(
-                f"domain {number} has {len(domain)} images{groups}, too few for a {fraction}: add "
-                "images or change the fraction"
+                f"domain {number} has {count(len(domain), 'image')}{groups}, too few for a "
+                f"{fraction}: add images or change the fraction"
             )
 
 
@@ -209,8 +210,8 @@ def without_unreadable(split: Split, number: int, unreadable: Collection[int]) -
     )
     if bool(kept.out) < bool(split.out) or len(kept.inside) < 2:
         raise UserError(
-            f"domain {number} has {len(bad)} images that cannot be read, and too few others: "
-            "replace them"
+            f"domain {number} has {count(len(bad), 'image')} that cannot be read, and too few "
+            "others: replace them"
         )
     return kept
 
@@ -260,8 +261,9 @@ class IndexDraws:
         shape = (self._steps, self._batch_size)
         if self._weights is None:
             return torch.randint(len(self._indices), shape, generator=generator)
-        drawn = self._weights.multinomial(math.prod(shape), replacement=True, generator=generator)
-        return drawn.view(shape)
+        return self._weights.multinomial(
+            math.prod(shape), replacement=True, generator=generator
+        ).view(shape)
 
 
 class EpochDraws(IndexDraws):
@@ -269,8 +271,8 @@ class EpochDraws(IndexDraws):
 
     As in DomainBed, images that fill no minibatch are left out of their epoch; and where classes
     are to be drawn equally often, it is the minibatch that holds no image twice, not the epoch.
-    (DomainBed waits for ever where there are fewer images than a minibatch takes: such a split is
-    drawn with replacement.)
+    There are at least as many images as a minibatch takes: DomainBed waits for ever where there
+    are fewer, and such a split is drawn with replacement here.
     """
 
     def __init__(
@@ -282,13 +284,10 @@ class EpochDraws(IndexDraws):
         labels: torch.Tensor | None = None,
     ) -> None:
         super().__init__(indices, batch_size, seed, domain, labels)
-        self._is_small = len(indices) < batch_size
-        if labels is None and not self._is_small:
+        if labels is None:
             self._steps = len(indices) // batch_size  # one seeding serves an epoch
 
     def _chosen(self, generator: torch.Generator) -> torch.Tensor:
-        if self._is_small:
-            return super()._chosen(generator)
         if self._weights is None:
             order = torch.randperm(len(self._indices), generator=generator)
             return order[: self._steps * self._batch_size].view(self._steps, -1)

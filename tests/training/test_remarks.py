@@ -51,7 +51,7 @@ def test_equal_files_in_two_splits_are_named_each_time(tmp_path: Path) -> None:
     for _ in range(2):
         found = remarks(build(spec_of(table), RunOptions(data_dir=str(tmp_path))))
         assert found == [
-            f"warning: 1 samples of the training split are in the {use} split as well, such as "
+            f"warning: 1 sample of the training split is in the {use} split as well, such as "
             f"{tmp_path / first} and {tmp_path / second}"
             for use, (first, second) in zip(("validation", "test"), pairs)
         ]
@@ -66,8 +66,8 @@ def test_groups_in_several_domains_and_what_is_lacking(tmp_path: Path) -> None:
     columns = {"group": "patient"}
     options = RunOptions(data_dir=str(tmp_path))
     found = remarks(build(spec_of(table, columns=columns, missing_classes="allow"), options))
-    assert any("1 groups of the" in line and line.endswith("such as b0") for line in found)
-    assert "warning: class rare has 1 samples, and the median class 39" in found
+    assert any("1 group of the" in line and line.endswith("such as b0") for line in found)
+    assert "warning: class rare has 1 sample, and the median class 39" in found
     assert "warning: domain b has no rare: there, means over classes are of the others" in found
     assert any(
         line.startswith("warning: the validation split of domain a has no rare") for line in found
@@ -94,5 +94,5 @@ def test_equal_rows_and_small_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = RunSpec.create("Rows", "ERM", [2], steps=1, holdout_fraction=0.34)
     found = remarks(build(spec))
     assert "warning: domain c has 3 samples, and the median domain 33" in found
-    assert any("1 samples of the" in line for line in found)
+    assert any("1 sample of the" in line for line in found)
     assert any(line.endswith("such as 0 of a and 2 of c") for line in found)

@@ -152,14 +152,12 @@ def test_a_stratified_split_has_each_class_in_proportion():
 
 def test_groups_that_cannot_be_kept_whole():
     whole = grouped(["p"] * 20, [0] * 20)
-    with pytest.raises(
-        UserError, match="domain 0 has 20 images of 1 groups, too few for a holdout"
-    ):
+    with pytest.raises(UserError, match="domain 0 has 20 images of 1 group, too few for a holdout"):
         split_domains([whole], [], 0.2, 0)
     (split,) = split_domains([grouped(["p"] * 12 + ["q"] * 8, [0] * 20)], [], 0.2, 0)
     assert sorted(split.out) == list(range(12, 20))
     cut = with_out(grouped(["p"] * 10 + ["q"] * 10, [0] * 20), range(15))
-    with pytest.raises(UserError, match="own split cuts 1 groups, such as 'q'"):
+    with pytest.raises(UserError, match="own split cuts 1 group, such as 'q'"):
         split_domains([cut], [], 0.2, 0)
 
 

@@ -12,6 +12,7 @@ from itertools import accumulate
 import pandas as pd
 
 from domainbed.core.names import order_algorithms, order_datasets
+from domainbed.core.text_table import count
 from domainbed.core.yaml_file import read_yaml
 from domainbed.errors import UserError
 from domainbed.reporting import comparison
@@ -32,7 +33,7 @@ from domainbed.reporting.page.tables import (
 from domainbed.reporting.page.wrong_images import ReadImages, files_below, wrong_images
 from domainbed.reporting.published.agreement import agreement_sections
 from domainbed.reporting.render import head, styled
-from domainbed.reporting.section import Section, count
+from domainbed.reporting.section import Section
 from domainbed.reporting.single_source import count_single_source, single_source_report
 from domainbed.reporting.tables import AVERAGE, SPREADS, Report, domain_names
 from domainbed.reporting.units import PERCENT
