@@ -86,10 +86,7 @@ def read_batch(
         UserError: see `read_records` and `read_results`.
     """
     runs: list[Run] = []
-    records: list[tuple[int, int]] = []
-    counts: list[int] = []
-    keys: list[str] = []
-    values: list[float] = []
+    records: list[tuple[int, int, dict[str, float]]] = []
     for path in files:
         on_file()
         try:
@@ -104,16 +101,14 @@ def read_batch(
             if not runs or run is not runs[-1]:
                 run["has_digest"] = has_digest
                 runs.append(run)
-            records.append((len(runs) - 1, step))
-            counts.append(len(numbers))
-            keys.extend(numbers)
-            values.extend(numbers.values())
-    run_and_step = np.repeat(np.array(records, dtype=int).reshape(-1, 2), counts, axis=0)
+            records.append((len(runs) - 1, step, numbers))
+    counts = np.array([len(numbers) for _, _, numbers in records], dtype=int)
+    keys = [key for _, _, numbers in records for key in numbers]
     columns = {
-        "run": run_and_step[:, 0],
-        "step": run_and_step[:, 1],
+        "run": np.repeat(np.array([run for run, _, _ in records], dtype=int), counts),
+        "step": np.repeat(np.array([step for _, step, _ in records], dtype=int), counts),
         "key": pa.array(keys, pa.string()).dictionary_encode(),
-        "value": _as_floats(values),
+        "value": _as_floats([value for _, _, numbers in records for value in numbers.values()]),
     }
     return Batch(runs, pa.table(columns))
 

@@ -32,7 +32,6 @@ from domainbed.runs.states import (
 __all__ = ["NOT_WHOLE", "Busy", "RunFolder"]
 
 
-_FORMER_LOCK = "lock"  # as earlier versions left one
 NOT_WHOLE = "it is marked as done, but its records are not whole"
 
 _BARE_MARKS = (b"", b"done")  # of DomainBed and of earlier versions
@@ -90,7 +89,8 @@ class RunFolder:
         """
         if self.spec.exists() or not self.path.is_dir():
             return
-        names = {self.errors.name, self.pending.name, self.log.name, _FORMER_LOCK, self.before.name}
+        # Version 0.1.0 left a lock.
+        names = {self.errors.name, self.pending.name, self.log.name, "lock", self.before.name}
         there = sorted(os.listdir(self.path))
         strange = [name for name in there if name not in names and not is_owners(name)]
         if strange and not self.has_results():
@@ -124,9 +124,9 @@ class RunFolder:
         `options` are the launcher and its options.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"engine": engine, "job": job, "options": options}
+        text = json.dumps({"engine": engine, "job": job, "options": options}) + "\n"
         with suppress(FileNotFoundError):  # it has been taken up already, and swept
-            write_text(self.pending, json.dumps(content) + "\n")
+            write_text(self.pending, text)
 
     def link_log(self, file: Path) -> None:
         """Links `log` to a file, which need not exist yet; does nothing where links are impossible.
@@ -215,8 +215,11 @@ class RunFolder:
 
     def has_results(self) -> bool:
         """Whether there is a record, or a mark that all were written."""
-        has_record = self.results.exists() and self.results.stat().st_size > 0
-        return has_record or self.done.exists() or is_packed(self.path)
+        return (
+            (self.results.exists() and self.results.stat().st_size > 0)
+            or self.done.exists()
+            or is_packed(self.path)
+        )
 
     def changed_plugins(self, missing: bool = True) -> list[str]:
         """The plug-ins that differ from those which a session of the run was made with, by name.
@@ -227,8 +230,9 @@ class RunFolder:
             return []
         facts = self.read_json(self.environment) or {}
         sessions = [facts, *facts.get("resumed", [])]
-        made_with = [each for facts in sessions for each in facts.get("plugins", {}).items()]
-        return changed(made_with, missing)
+        return changed(
+            [each for facts in sessions for each in facts.get("plugins", {}).items()], missing
+        )
 
     def set_aside(self) -> Path:
         """Moves what the run left into a folder of its own in `before`; returns that.
@@ -274,8 +278,8 @@ def plugin_flag(path: Path) -> str:
             content = read_yaml(file)[0]
             names += content.get("plugins", ()) if isinstance(content, dict) else ()
     if not names:
-        facts = RunFolder(path).read_json(path / "environment.json") or {}
-        names = list(facts.get("plugins", ()))
+        run = RunFolder(path)
+        names = list((run.read_json(run.environment) or {}).get("plugins", ()))
     return printable(f"--plugins {in_shell(*names)}") if names else ""
 
 
@@ -332,8 +336,8 @@ def read_records(folder: Path) -> tuple[bytes, bool]:
     if sealed is None:
         if is_finished and mark not in _BARE_MARKS:
             raise UserError(f"{done} is damaged: remove {folder}, and do the run again")
-        has_just_begun = not is_finished and not mark and (folder / "run.json").exists()
-        return content, has_just_begun
+        # A run that has just begun has no checkpoint yet.
+        return content, not is_finished and not mark and (folder / "run.json").exists()
     known = content if is_finished else content[: int(sealed[1])]
     if sealed[0].decode() != seal_of(known):
         remedy = (

@@ -8,6 +8,7 @@ again. A damaged or foreign cache counts as none.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -16,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from domainbed.config.baselines import PREFIX, baseline_files
 from domainbed.core import files as core_files
 from domainbed.core import names
 from domainbed.core.files import cache_folder, written_aside
-from domainbed.core.text_table import printable
+from domainbed.core.text_table import count, printable
 from domainbed.errors import UserError
 from domainbed.runs import batches, packed, results_file
 from domainbed.runs import folder as run_folder
@@ -84,16 +84,15 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
     files_of: dict[Path, Path] = {}
     for root in roots:
         files_of |= {file: root for file in record_files(root) if file not in files_of}
-    files, counted = list(files_of), count()
+    files, counted = list(files_of), itertools.count()
 
     def on_file() -> None:
         if progress:
             progress(next(counted) + 1, len(files))
 
-    by_root = groupby(files, key=files_of.__getitem__)
+    by_root = itertools.groupby(files, key=files_of.__getitem__)
     damages: list[UserError] = []
-    parts = [read_files(root, list(of_root), on_file, damages) for root, of_root in by_root]
-    batch = joined(parts)
+    batch = joined([read_files(root, list(own), on_file, damages) for root, own in by_root])
     if not batch.runs:
         if damages:
             raise damages[0]
@@ -102,10 +101,8 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
     records = batch.as_records()
     records = replace(records, runs=told_apart(records.runs))
     _warn_of_damages(damages)
-    _warn_of_unsealed(records)
     _warn_of_duplicates(records)
-    _warn_of_unfinished(files)
-    _warn_of_sweeps_inside(roots, files)
+    _warn_of_what_is_there(records, roots, files)
     return records
 
 
@@ -187,8 +184,7 @@ def _failures(roots: Iterable[Path]) -> str:
     failed = [(folder.path, error) for folder in folders if (error := folder.last_error())]
     if not failed:
         return ""
-    runs = "1 run" if len(failed) == 1 else f"{len(failed)} runs"
-    return f"{runs} failed, such as {failed[0][0]}: {failed[0][1]}"
+    return f"{count(len(failed), 'run')} failed, such as {failed[0][0]}: {failed[0][1]}"
 
 
 def _is_own_file(root: Path, file: Path) -> bool:
@@ -215,21 +211,18 @@ def _join(paths: Iterable[str | Path]) -> str:
 def _warn_of_damages(damages: Sequence[UserError]) -> None:
     for damage in damages[:_NAMED]:
         log.warning("warning: %s; the run is left out", printable(damage))
-    if len(damages) > _NAMED:
-        more = len(damages) - _NAMED
+    if (more := len(damages) - _NAMED) > 0:
         log.warning("warning: %d more runs are left out, for such reasons", more)
 
 
-def _warn_of_unsealed(records: Records) -> None:
+def _warn_of_what_is_there(records: Records, roots: Sequence[Path], files: Sequence[Path]) -> None:
+    """Of runs without digests or not finished, and of sweeps that are not read."""
     if unsealed := int((~records.runs["has_digest"]).sum()):
         log.warning(
             "warning: %d of %d runs have no digest, as those of DomainBed and of earlier versions: "
             "damage to their records may not be noticed",
             unsealed, len(records.runs),
         )  # fmt: skip
-
-
-def _warn_of_unfinished(files: Sequence[Path]) -> None:
     unfinished = sum(
         not (os.path.exists(f"{file.parent}/done") or pack_of(file.parent)) for file in files
     )
@@ -240,9 +233,6 @@ def _warn_of_unfinished(files: Sequence[Path]) -> None:
             "warning: %d of %d runs are not finished: their records so far count as they are",
             unfinished, len(files),
         )  # fmt: skip
-
-
-def _warn_of_sweeps_inside(roots: Sequence[Path], files: Sequence[Path]) -> None:
     named = {root.resolve() for root in roots}
     found = [sweep for root in roots for sweep in _sweeps_inside(root, files)]
     if sweeps := [sweep for sweep in found if sweep.resolve() not in named]:

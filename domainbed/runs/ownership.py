@@ -132,8 +132,8 @@ def process_named(name: str) -> int | None:
         raise UserError(f"process {number} runs on {host or 'another machine'}: stop it there")
     pid = int(number) if number.isdecimal() else 0
     _, started = process_stat(pid)
-    same = Process(host, _boot(), _namespace(), pid, started).name() == name
-    return pid if same and started else None
+    found = Process(host, _boot(), _namespace(), pid, started)
+    return pid if started and found.name() == name else None
 
 
 @cache
@@ -339,7 +339,6 @@ def _claimed(folder: Path, in_turn: bool = False) -> Ownership:
             _create(_file(folder, number), new.text())
             return Ownership(folder, number, new, found)
         except FileExistsError:  # another was faster, or could not be seen yet
-            _held.discard(new.token)
             found = _read(folder, number)
         except BaseException:
             _held.discard(new.token)

@@ -77,8 +77,7 @@ def write_predictions(file: Path, facts: Mapping[str, Any], parts: Iterable[Pred
                     "logits": list(np.asarray(part.logits, dtype=np.float32)),
                     "group": part.groups,
                 }
-                table = pa.table({name: rows[name] for name in columns}, schema=schema)
-                writer.write_table(table)
+                writer.write_table(pa.table({n: rows[n] for n in columns}, schema=schema))
         write_digest(file, aside)
 
 
@@ -167,5 +166,4 @@ def _matrix(table: pa.Table, name: str) -> np.ndarray:
     column, type_ = table[name].combine_chunks(), table.schema.field(name).type
     if not pa.types.is_fixed_size_list(type_):
         return column.to_numpy(zero_copy_only=False)
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(-1, type_.list_size)
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, type_.list_size)

@@ -16,7 +16,6 @@ from typing import Any
 
 import orjson
 
-from domainbed.core.files import parse_sealed_json
 from domainbed.core.names import (
     AVERAGES,
     FULL_DATA,
@@ -29,6 +28,7 @@ from domainbed.core.names import (
     trained_algorithm,
 )
 from domainbed.errors import UserError
+from domainbed.runs.folder import RunFolder
 from domainbed.runs.packed import text_of
 from domainbed.runs.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
 
@@ -68,8 +68,9 @@ def read_results(path: Path, content: bytes) -> Iterator[tuple[Run, int, dict[st
         if described is not run or step in steps:
             counts = {"last_step": step, "diverged": False, "num_records": 0}
             run, steps = {"folder": str(path.parent), **described, **counts}, set()
-            run["data"] = _sealed(path.with_name("environment.json")).get("data")
-            _check_run_json(path, run)
+            folder = RunFolder(path.parent)
+            run["data"] = (folder.read_json(folder.environment) or {}).get("data")
+            _check_run_json(folder, run)
         steps.add(step)
         run["last_step"] = max(run["last_step"], step)
         run["diverged"] |= record.get("diverged") is True
@@ -152,10 +153,9 @@ def _is_whole(record: Any) -> bool:
 
 
 def _stage(record: Record) -> int:
+    usual = 2 if _IN_SECOND_STAGE in record else 1
     number = record.get("stage")
-    if isinstance(number, int):
-        return number
-    return 2 if _IN_SECOND_STAGE in record else 1
+    return number if isinstance(number, int) else usual
 
 
 def _runs_of_stages(records: Iterable[Numbered]) -> Iterator[list[Numbered]]:
@@ -337,30 +337,16 @@ def _metrics_of(keys: tuple[str, ...]) -> tuple[str, list[str]]:
     return "accuracy" if accuracies or not others else others[0], accuracies
 
 
-def _check_run_json(path: Path, run: Run) -> None:
-    """Raises where the folder's run.json names another run than the records of `path` do."""
-    spec = path.with_name("run.json")
-    named = _sealed(spec)
+def _check_run_json(folder: RunFolder, run: Run) -> None:
+    """Raises where the folder's run.json names another run than its records do."""
+    named = folder.read_json(folder.spec) or {}
     for key in [key for key in RUN_KEYS if key in named]:
         ours, theirs = _comparable(key, run[key]), _comparable(key, named[key])
         if ours != theirs:
             raise UserError(
-                f"{path} has records with {key} {ours!r}, but {spec} names "
+                f"{folder.results} has records with {key} {ours!r}, but {folder.spec} names "
                 f"{theirs!r}: remove the file that is not of this run"
             )
-
-
-def _sealed(file: Path) -> dict[str, Any]:
-    """The object in a JSON file of a run; empty where there is no such file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        text = text_of(file.parent, file.name)
-        return {} if text is None else parse_sealed_json(text)
-    except _NOT_JSON as error:
-        raise UserError(f"{file} is damaged ({error}): repair or remove it") from error
 
 
 def _comparable(key: str, value: Any) -> Any:

@@ -63,7 +63,9 @@ def _variants(name: str, seen: Sequence[_Seen]) -> list[str]:
     own = {v: published and v.domains is not None and v.domains != published for v in variants}
     if len(variants) == 1:
         return [_OWN if own[first[each]] else "" for each in seen]
-    text = {v: f"data {_short(v)}" for v in variants}
+    # Short, and the same for the same data.
+    long = {v: v.digest or hashlib.sha256(repr(v.domains).encode()).hexdigest() for v in variants}
+    text = {variant: f"data {digest[:6]}" for variant, digest in long.items()}
     said = (
         f"[{text[v]}] in {sum(counts[s] for s in counts if first[s] == v)} runs"
         + (f" (domains {', '.join(v.domains)})" if v.domains else "")
@@ -78,7 +80,3 @@ def _variants(name: str, seen: Sequence[_Seen]) -> list[str]:
 
 def _may_be_one(a: _Seen, b: _Seen) -> bool:
     return all(x is None or y is None or x == y for x, y in zip(a, b))
-
-
-def _short(seen: _Seen) -> str:
-    return (seen.digest or hashlib.sha256(repr(seen.domains).encode()).hexdigest())[:6]

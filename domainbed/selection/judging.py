@@ -51,8 +51,7 @@ def judged(
         by_dataset.setdefault(selection_metric or _default(dataset, runs), []).append(dataset)
     parts = []
     for name, datasets in by_dataset.items():
-        part = records.only(records.runs["dataset"].isin(datasets))
-        judges = by_metric(part, name, metric)
+        judges = by_metric(records.only(records.runs["dataset"].isin(datasets)), name, metric)
         for asked in dict.fromkeys([name, metric or name]):
             judges = _with_predictions(judges, asked)
         parts.append(_of_runs_with(judges))

@@ -150,8 +150,7 @@ def score_training_domain(records: Records) -> pd.DataFrame:
     single test domain count.
     """
     singles = records.of_single_domains
-    val = mean_over_others(singles.out_split, singles.keys)
-    return best_step(singles.keys.assign(val=val))
+    return best_step(singles.keys.assign(val=mean_over_others(singles.out_split, singles.keys)))
 
 
 def score_worst_domain(records: Records) -> pd.DataFrame:
@@ -195,8 +194,7 @@ def score_leave_one_out(records: Records) -> pd.DataFrame:
     singles = records.of_single_domains
     singles = singles.only(_is_of_whole_run(singles.keys, singles.keys["test"].to_numpy()))
     singles = singles.only(~singles.keys.duplicated(STEP_KEYS, keep=False))
-    held_out = _held_out(singles, _pair_records(records))
-    val = mean_over_others(held_out, singles.keys)
+    val = mean_over_others(_held_out(singles, _pair_records(records)), singles.keys)
     return best_step(singles.keys.assign(val=val).dropna(subset=["val"]))
 
 
