@@ -86,8 +86,8 @@ def hessian_diagonal(head: nn.Module, features: torch.Tensor, labels: torch.Tens
         return _linear_hessian_diagonal(head, features)
     if is_piecewise_linear(head):
         return true_fisher(head, features, labels)
-    rows = enumerate(_hessian_rows(head, features, labels, "hessian"))
-    return torch.stack([row[i] for i, row in rows])
+    rows = _hessian_rows(head, features, labels, "hessian")
+    return torch.stack([row[i] for i, row in enumerate(rows)])
 
 
 def full_hessian(head: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -178,8 +178,7 @@ def _centred(vectors: torch.Tensor) -> torch.Tensor:
 
 def is_piecewise_linear(head: nn.Module) -> bool:
     """Whether `head` is a sequence of linear layers and piecewise linear functions."""
-    known = all(type(layer) in _PIECEWISE_LINEAR for layer in flat_layers(head))
-    return known and is_linear_stack(head)
+    return is_linear_stack(head) and all(type(e) in _PIECEWISE_LINEAR for e in flat_layers(head))
 
 
 def _weighted_by_root_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from domainbed.config.run_fields import DiagnosisOptions, RunOptions
-from domainbed.core.minibatch import Minibatch
 from domainbed.core.seeding import split_seed
 from domainbed.diagnostics.curvature import (
     DIAGONAL_CURVATURES,
@@ -143,7 +141,7 @@ def diagnose(folder: Path | str, options: DiagnosisOptions | None = None) -> Dia
     landscape = None
     if of_landscape:
         trained = parameters_of(network)
-        images = (_batches(experiment, d, indices[d]) for d in of_landscape)
+        images = (experiment.batches(d, indices[d]) for d in of_landscape)
         risks = [risks_along(network, initial, trained, LINE, batches) for batches in images]
         samples = [after.samples[d] for d in of_landscape]
         plane = plane_of(before.head, after.head, samples, experiment.spec.seed)
@@ -196,10 +194,6 @@ def _chosen(experiment: Experiment, domain: int, samples: int) -> list[int]:
     return [inside[i] for i in source.permutation(len(inside))[: samples or None]]
 
 
-def _batches(experiment: Experiment, domain: int, indices: list[int]) -> Iterator[Minibatch]:
-    return experiment.domains[domain].evaluation_batches(indices, workers=experiment.workers)
-
-
 def _of_landscape(options: DiagnosisOptions, domains: list[DiagnosedDomain]) -> list[int]:
     """The two domains of the landscape; none where it was not asked for."""
     if options.landscape is None:
@@ -223,10 +217,10 @@ def _measurements(
     featurizer, head = network
     samples = []
     for domain, of_domain in enumerate(indices):
-        batches = _batches(experiment, domain, of_domain)
+        batches = experiment.batches(domain, of_domain)
         pairs = [(featurizer(x).cpu().double(), y.cpu()) for x, y in batches]
-        features, labels = zip(*pairs)
-        samples.append((torch.cat(features), torch.cat(labels)))
+        features, labels = map(torch.cat, zip(*pairs))
+        samples.append((features, labels))
     return _Measurements(copy.deepcopy(head).cpu().double(), samples)
 
 

@@ -263,6 +263,7 @@ class KeptModels:
         self._folder, self._options, self._last = folder, options, last
         self._spec = experiment.spec
         self._methods: list[SelectionMethod] = []
+        self._wanted: set[Path] = set()  # by the last record
         self._selects_records = options.weights == "selected" and experiment.stages == 1
         if options.weights == "selected":
             from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS
@@ -287,27 +288,25 @@ class KeptModels:
         if self._options.weights == "all":
             file = self._folder.model_file("", step, experiment.stage_number)
             self._save(experiment, averages, "", file)
-        elif self._selects_records and not is_final(self._spec, step, ended):
+        elif self._selects_records:
+            self._wanted.clear()
             for name, chosen in self._chosen(step, ended):
-                if chosen == step:
-                    self._save(experiment, averages, name, self._folder.model_file(name, step))
+                file = self._folder.model_file(name, chosen)
+                self._wanted.add(file)
+                if chosen == step and not is_final(self._spec, step, ended):
+                    self._save(experiment, averages, name, file)
 
-    def after_checkpoint(self, step: int, ended: bool) -> None:
+    def after_checkpoint(self) -> None:
         """Removes what is no longer chosen: a run resumed from the checkpoint does not need it."""
-        if not self._selects_records:
-            return
-        chosen = self._chosen(step, ended)
-        wanted = {self._folder.model_file(name, step) for name, step in chosen}
-        for file in self._folder.path.glob("model_step*.pkl"):
-            if file not in wanted:
+        for file in self._folder.path.glob("model_step*.pkl") if self._selects_records else ():
+            if file not in self._wanted:
                 digest_file(file).unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
 
     def at_end(self, experiment: Experiment, averages: Averages) -> None:
         """Writes the last weights, unless no method would choose any."""
-        if self._options.weights == "none":
-            return
-        if self._options.weights == "selected" and not self._methods:
+        chooses_none = self._options.weights == "selected" and not self._methods
+        if self._options.weights == "none" or chooses_none:
             return
         for name in ("", *averages):
             self._save(experiment, averages, name, self._folder.model_file(name))
@@ -333,12 +332,11 @@ class KeptModels:
         labels, metrics = self._spec.labels, self._spec.metrics
         metric = selecting_metric(self._options.selection_metric, labels, metrics)
         records = by_metric(records, metric)
-        chosen = set()
-        for method in methods:
-            for row in method.score(records).to_dict("records"):
-                average = AVERAGES_BY_TITLE.get(average_in(row["algorithm"]), "")
-                chosen.add((average, int(row["step"])))
-        return chosen
+        return {
+            (AVERAGES_BY_TITLE.get(average_in(row["algorithm"]), ""), int(row["step"]))
+            for method in methods
+            for row in method.score(records).to_dict("records")
+        }
 
 
 def is_final(spec: RunSpec, step: int, ended: bool = False) -> bool:
@@ -390,7 +388,7 @@ def read_model(file: Path, run_id: str) -> dict[str, Any]:
         raise UserError(f"{file} is damaged (its digest is another): train the run again")
     try:
         content = load_plain(file)
-        owner, _ = content["args"]["run_id"], content["model_dict"]
+        owner, *_ = content["args"]["run_id"], content["model_dict"], content["model_facts"]
     except Exception as error:  # unpickling what is no model raises anything
         raise UserError(
             f"{file} cannot be read ({type(error).__name__}): train the run again"

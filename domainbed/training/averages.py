@@ -204,8 +204,8 @@ class SWAD(Average):
 
     def add_recorded(self, weights: Weights, update: int, loss: float) -> dict[str, float]:
         if self.end is None and self.limit is None:
-            after = Mean(copied(weights), 0)
-            self.window.append(_Record(update, loss, Mean(copied(weights)), after))
+            at, after = Mean(copied(weights)), Mean(copied(weights), 0)
+            self.window.append(_Record(update, loss, at, after))
             self._look_for_start()
         elif self.end is None:
             self.mean.add(weights)
@@ -453,8 +453,7 @@ class Averages:
 
     def restore(self, state: State) -> None:
         for name, average in self._by_name.items():
-            own = mapped(lambda tensor: tensor.to(self._experiment.device), state[name])
-            average.restore(own)
+            average.restore(mapped(lambda own: own.to(self._experiment.device), state[name]))
 
     def _weights(self) -> Weights:
         algorithm = self._experiment.algorithm

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -45,15 +45,16 @@ def splits_to_evaluate(
 
     A split without images is left out.
     """
-    chosen = []
-    for domain, split in enumerate(splits):
-        if everything or domain in test_envs:
-            chosen.append(EvaluationSplit(domain, "in", split.inside))
-        if split.out:
-            chosen.append(EvaluationSplit(domain, "out", split.out))
-        if split.unlabeled:
-            chosen.append(EvaluationSplit(domain, "uda", split.unlabeled))
-    return chosen
+    return [
+        EvaluationSplit(domain, name, indices)
+        for domain, split in enumerate(splits)
+        for name, indices in (("in", split.inside), ("out", split.out), ("uda", split.unlabeled))
+        if indices and (name != "in" or everything or domain in test_envs)
+    ]
+
+
+_Taken = tuple[torch.Tensor, Minibatch | None]
+"""Of a batch: the sum of each metric of samples, and the outputs for metrics of whole splits."""
 
 
 class Evaluator:
@@ -96,7 +97,7 @@ class Evaluator:
         algorithm: Any,
         splits: Sequence[EvaluationSplit],
         step: int,
-        on_batch: Callable[[int, int], None] | None = None,
+        on_batch: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Value]:
         """The metrics of each split.
 
@@ -114,48 +115,16 @@ class Evaluator:
         algorithm.eval()
         try:
             for split in splits:
-                sums: dict[str, list[torch.Tensor]] = defaultdict(list)
-                kept: dict[str, list[Minibatch]] = defaultdict(list)
+                taken: dict[str, list[_Taken]] = defaultdict(list)
                 predict = named_predictor_of(algorithm)
-                draws = evaluation_draws(
-                    split.indices,
-                    split=split.name,
-                    seed=self._seed,
-                    domain=split.domain,
-                    step=step,
-                    augment=split.domain in self._augmented,
-                )
-                batches = self._domains[split.domain].minibatches(draws, self._workers)
-                for batch in batches:
+                for batch in self._batches(split, step):
                     x, labels = batch
                     for suffix, outputs in predict(x).items():
-                        values = [
-                            values_of_samples(name, function, outputs, labels)
-                            for name, function in self._of_samples.items()
-                        ]
-                        if values:  # left on the device: nothing waits for it
-                            sums[suffix].append(torch.stack([v.float().sum() for v in values]))
-                        if self._of_splits:
-                            kept[suffix].append(_on_cpu(outputs, labels, batch.extras))
+                        taken[suffix].append(self._taken(outputs, labels, batch.extras))
                     done += len(labels)
-                    if on_batch:
-                        on_batch(done, total)
-                for suffix in {**sums, **kept}:
-                    of_split = self._measured(kept[suffix])
-                    if sums:
-                        totals = torch.stack(sums[suffix]).cpu().double().sum(dim=0).tolist()
-                        means = [each / len(split.indices) for each in totals]
-                        of_split |= dict(zip(self._of_samples, means))
-                    found += [
-                        Value(
-                            split.domain,
-                            split.name,
-                            f"{name}_{suffix}" if suffix else name,
-                            of_split[name],
-                        )
-                        for metric in self._metrics
-                        for name in metric.recorded
-                    ]
+                    on_batch(done, total)
+                for suffix, of_batches in taken.items():
+                    found += self._values(split, suffix, of_batches)
         finally:
             algorithm.train()
         for value in found:
@@ -163,10 +132,35 @@ class Evaluator:
                 _warn_undefined(value.metric, value.domain, value.split)
         return found
 
-    def _measured(self, kept: Sequence[Minibatch]) -> dict[str, float]:
-        """The metrics of a whole split, by their names in records."""
-        found: dict[str, float] = {}
-        if kept:
+    def _batches(self, split: EvaluationSplit, step: int) -> Iterator[Minibatch]:
+        draws = evaluation_draws(
+            split.indices,
+            split=split.name,
+            seed=self._seed,
+            domain=split.domain,
+            step=step,
+            augment=split.domain in self._augmented,
+        )
+        return self._domains[split.domain].minibatches(draws, self._workers)
+
+    def _taken(self, outputs: torch.Tensor, labels: torch.Tensor, extras: Any) -> _Taken:
+        """Sums over a batch, left on the device: nothing waits for them. Outputs, if needed."""
+        sums = [
+            values_of_samples(name, function, outputs, labels).float().sum()
+            for name, function in self._of_samples.items()
+        ]
+        on_cpu = None
+        if self._of_splits:
+            extras = mapped(torch.Tensor.cpu, extras)
+            on_cpu = Minibatch(outputs.float().cpu(), labels.cpu(), extras)
+        return torch.stack(sums) if sums else outputs.new_zeros(0), on_cpu
+
+    def _values(self, split: EvaluationSplit, suffix: str, taken: list[_Taken]) -> list[Value]:
+        """The metrics of a whole split, of what one of the algorithm's predictors predicts."""
+        sums, kept = zip(*taken)
+        totals = torch.stack(sums).cpu().double().sum(dim=0).tolist()
+        found = {name: each / len(split.indices) for name, each in zip(self._of_samples, totals)}
+        if self._of_splits:
             outputs, targets = (torch.cat(part) for part in zip(*kept))
             extras = joined_extras(kept)
             if extras and self._group in extras:
@@ -175,12 +169,9 @@ class Evaluator:
                 accumulator = metric.new(self._labels)
                 accumulator.update(outputs, targets, extras)
                 found |= metric.values(accumulator)
-        return found
-
-
-def _on_cpu(outputs: torch.Tensor, targets: torch.Tensor, extras: Any) -> Minibatch:
-    on_cpu = mapped(torch.Tensor.cpu, extras)
-    return Minibatch(outputs.float().cpu(), targets.cpu(), on_cpu)
+        names = [name for metric in self._metrics for name in metric.recorded]
+        ending = f"_{suffix}" if suffix else ""
+        return [Value(split.domain, split.name, name + ending, found[name]) for name in names]
 
 
 @cache  # once, however often a run is evaluated

@@ -18,9 +18,10 @@ log = logging.getLogger(__name__)
 
 def to_device(network: nn.Module, device: torch.device | str, precision: str) -> None:
     """Moves a network, with its weights in the memory layout that is fastest, or its own."""
-    layout = getattr(network, "memory_format", torch.channels_last)
     # PyTorch's stubs know no overload with both a device and a memory format.
-    network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    network.to(  # type: ignore[call-overload]
+        device, memory_format=getattr(network, "memory_format", torch.channels_last)
+    )
     if precision != "bf16" or torch.device(device).type != "cpu":
         return
     # There GroupNorm takes several times as long channels-last, more than convolutions win.
@@ -57,8 +58,7 @@ def process_set_up(threads: int | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        after = _process_settings()
-        if changed := [name for name, value in after.items() if value != before[name]]:
+        if changed := [name for name, now in _process_settings().items() if now != before[name]]:
             log.warning(
                 "warning: code of this run changed %s for the whole process: the run may not be "
                 "repeatable; the next one finds them as usual", ", ".join(changed),
@@ -84,5 +84,4 @@ def _process_settings() -> dict[str, Any]:
 
 def peak_memory(device: torch.device) -> float:
     """The peak of GPU memory since the run began, in GiB; 0 without a GPU, as in DomainBed."""
-    on_gpu = device.type == "cuda"
-    return torch.cuda.max_memory_allocated(device) / 2**30 if on_gpu else 0.0
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0

@@ -64,11 +64,10 @@ def joined(device: str | None) -> Iterator[None]:
     try:
         own = _chosen_device(device)
         _meet("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
+        yield
     finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
         _number, _count = 0, 1
 
 

@@ -27,14 +27,6 @@ from domainbed.training.state import (
     fingerprint,
 )
 
-_BIT_GENERATORS: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        *(np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM),
-        *(np.random.Philox, np.random.SFC64),
-    )
-}
-
 
 def restore(algorithm: nn.Module, state: State) -> None:
     """Puts `state` into an algorithm that was constructed with the same arguments.
@@ -93,8 +85,7 @@ def _register_missing(
     for name, trained in layout["parameters"].items():
         if module._parameters.get(name) is None:
             value = made(name)
-            parameter = None if value is None else nn.Parameter(value, trained)
-            module.register_parameter(name, parameter)
+            module.register_parameter(name, None if value is None else nn.Parameter(value, trained))
     for name, persistent in layout["buffers"].items():
         if module._buffers.get(name) is None:
             module.register_buffer(name, made(name), persistent)
@@ -252,16 +243,14 @@ class _Restore:
         return generator
 
     def _decode_random(self, old: Any, encoded: State, where: str) -> Any:
-        if isinstance(old, random.Random):
-            old.setstate(encoded["value"])
-        else:
-            old.set_state(encoded["value"])
+        put = old.setstate if isinstance(old, random.Random) else old.set_state
+        put(encoded["value"])
         return old
 
     def _decode_numpy_generator(self, old: Any, encoded: State, where: str) -> Any:
         state = self._decode(None, encoded["value"], where)
-        kind = _BIT_GENERATORS.get(state["bit_generator"])
-        if kind is None:
+        kind: Any = getattr(np.random, state["bit_generator"], None)
+        if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
             raise _refusal(where, state["bit_generator"], "is no bit generator of NumPy")
         if not isinstance(old, np.random.Generator) or type(old.bit_generator) is not kind:
             old = np.random.Generator(kind())

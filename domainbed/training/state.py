@@ -56,12 +56,6 @@ _MODULE_INTERNALS = set(vars(nn.Module()))
 _SKIP = {"kind": "skip"}
 
 
-@functools.cache
-def _optimizer_internals() -> set[str]:
-    """Not a constant: the first optimizer imports PyTorch's compiler, which takes a second."""
-    return set(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0)))
-
-
 def capture(algorithm: nn.Module) -> State:
     """All state of `algorithm` that its next update could depend on.
 
@@ -144,69 +138,57 @@ class _Capture:
             value = dict(value)
         # Containers may be shared; anything else is captured where it is met first.
         if type(value) in SEQUENCES.values():
-            return self._encode_sequence(value, where)
+            return {
+                "kind": "sequence",
+                "type": type(value).__name__,
+                "maxlen": getattr(value, "maxlen", None),
+                "items": [self._encode(item, f"{where}[{n}]") for n, item in enumerate(value)],
+            }
         if type(value) in MAPPINGS.values() and all(map(_is_plain, value)):
-            return self._encode_mapping(value, where)
+            return {
+                "kind": "mapping",
+                "type": type(value).__name__,
+                "keys": list(value),
+                "items": [self._encode(item, f"{where}[{key!r}]") for key, item in value.items()],
+            }
         self._seen.add(id(value))
         return self._encode_object(value, where)
-
-    def _encode_sequence(self, value: Any, where: str) -> State:
-        return {
-            "kind": "sequence",
-            "type": type(value).__name__,
-            "maxlen": getattr(value, "maxlen", None),
-            "items": [self._encode(item, f"{where}[{n}]") for n, item in enumerate(value)],
-        }
-
-    def _encode_mapping(self, value: Any, where: str) -> State:
-        return {
-            "kind": "mapping",
-            "type": type(value).__name__,
-            "keys": list(value),
-            "items": [self._encode(item, f"{where}[{key!r}]") for key, item in value.items()],
-        }
 
     def _encode_object(self, value: Any, where: str) -> State:
         if isinstance(value, torch.optim.Optimizer):
             return self._encode_optimizer(value, where)
+        name = class_name(value)
         if isinstance(value, nn.Module):  # one that its owner hides from PyTorch, in a list say
             inner = {
                 path: self._attributes_of(m, below(where, path) if path else where)
                 for path, m in value.named_modules()
             }
-            name = class_name(value)
             return {"kind": "module", "class": name, "tensors": _tensors(value), "inner": inner}
         if isinstance(value, torch.Generator):
             return {"kind": "generator", "value": value.get_state()}
         if isinstance(value, random.Random):
-            return {"kind": "random", "class": class_name(value), "value": value.getstate()}
+            return {"kind": "random", "class": name, "value": value.getstate()}
         if isinstance(value, np.random.RandomState):
-            state = plain_numpy_state(value)
-            return {"kind": "random", "class": class_name(value), "value": state}
+            return {"kind": "random", "class": name, "value": plain_numpy_state(value)}
         if isinstance(value, np.random.Generator):
-            inner = self._encode(value.bit_generator.state, where)
-            return {"kind": "numpy_generator", "value": inner}
+            return {
+                "kind": "numpy_generator",
+                "value": self._encode(value.bit_generator.state, where),
+            }
         if isinstance(value, (*_CODE, *_CONSTANTS)):
             return _SKIP
         if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
             inner = self._encode(value.state_dict(), where)
-            return {"kind": "stateful", "class": class_name(value), "value": inner}
+            return {"kind": "stateful", "class": name, "value": inner}
         if _hides(value):
-            return self._encode_unseen(value, where, fingerprint(value))
-        attributes = self._attributes_of(value, where)
-        return {"kind": "object", "class": class_name(value), "attributes": attributes}
-
-    def _encode_unseen(self, value: Any, where: str, fingerprint: str | None) -> State:
-        self.unseen.append(f"{where} ({class_name(value)})")
-        return {"kind": "unseen", "class": class_name(value), "fingerprint": fingerprint}
+            self.unseen.append(f"{where} ({name})")
+            return {"kind": "unseen", "class": name, "fingerprint": fingerprint(value)}
+        return {"kind": "object", "class": name, "attributes": self._attributes_of(value, where)}
 
     def _encode_optimizer(self, optimizer: torch.optim.Optimizer, where: str) -> State:
         if inner := inner_optimizers(optimizer):  # its state dict is without their moments
-            own = {
-                name: value
-                for name, value in vars(optimizer).items()
-                if name not in _optimizer_internals()
-            }
+            internals = vars(torch.optim.SGD([torch.zeros(1)], lr=1.0))
+            own = {name: v for name, v in vars(optimizer).items() if name not in internals}
             return {
                 "kind": "wrapper",
                 "class": class_name(optimizer),

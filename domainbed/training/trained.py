@@ -137,9 +137,7 @@ def require_same_names(folder: RunFolder, experiment: Experiment) -> None:
     Raises:
         UserError: it has others.
     """
-    trained = (folder.read_json(folder.environment) or {}).get("data")
-    if trained is None:  # as in runs of earlier versions, whose weights are kept with names
-        trained = _names_with_weights(folder, experiment.spec)
+    trained = (folder.read_json(folder.environment) or {}).get("data") or {}
     here = {"domains": experiment.domain_names, "classes": list(experiment.dataset.class_names)}
     for what in [name for name in here if name in trained]:
         if trained[what] != here[what]:
@@ -156,14 +154,6 @@ def require_same_names(folder: RunFolder, experiment: Experiment) -> None:
         )  # fmt: skip
 
 
-def _names_with_weights(folder: RunFolder, spec: RunSpec) -> dict[str, Any]:
-    if not folder.model.is_file():
-        return {}
-    content = read_model(folder.model, spec.run_id)
-    names = content["args"].get("environments")
-    return {"classes": content["model_classes"], **({"domains": names} if names else {})}
-
-
 def load_trained_weights(
     experiment: Experiment, folder: RunFolder, average: str | None = None
 ) -> None:
@@ -174,7 +164,7 @@ def load_trained_weights(
             has no such average.
     """
     content = read_model(_model_file(folder, experiment.spec, average), experiment.spec.run_id)
-    experiment.facts.begin(_facts_in(content, experiment.spec).step)
+    experiment.facts.begin(content["model_facts"]["step"])
     _load(experiment.algorithm, content["model_dict"], folder)
 
 
@@ -213,8 +203,7 @@ class Model:
             return _probabilities(self.spec, self.module.predict(x))
         batches, predict = self.together(len(tensors_of(x)[0])), self.module.predictor()
         found = torch.cat([_probabilities(self.spec, predict(taken(x, b))) for b in batches])
-        order = torch.tensor([position for batch in batches for position in batch])
-        return found[order.argsort()]
+        return found[torch.tensor([place for batch in batches for place in batch]).argsort()]
 
     def together(self, n: int) -> list[list[int]]:
         """Which of n images to predict in one batch, by their positions.
@@ -233,21 +222,6 @@ def _probabilities(spec: RunSpec, outputs: torch.Tensor) -> torch.Tensor:
     labels = label_type(spec.labels)
     scores = labels.scores(outputs)
     return torch.cat([1 - scores, scores], dim=1) if labels.kind == "binary" else scores
-
-
-def _facts_in(content: dict[str, Any], spec: RunSpec) -> RunFacts:
-    """What an algorithm knew of its run when its weights were written.
-
-    Earlier versions kept less: what they kept, and what follows from the spec.
-    """
-    known = {
-        "steps": spec.steps,
-        "step": spec.steps - 1,
-        "class_names": tuple(content["model_classes"]),
-        "dataset": spec.dataset_label,
-        "labels": spec.labels,
-    }
-    return RunFacts(**{**known, **content.get("model_facts", {})})
 
 
 def _model_file(folder: RunFolder, spec: RunSpec, average: str | None) -> Path:
@@ -298,7 +272,7 @@ def model_in(run: RunFolder, file: Path, device: str | None = None) -> Model:
     content = read_model(file, spec.run_id)
     if content["model_hparams"].get("featurizer", "") not in ("", *NETWORKS):
         DATASETS.get(spec.dataset_label)  # of an installed package, where its network is as well
-    facts = _facts_in(content, spec)
+    facts = RunFacts(**content["model_facts"])
     with global_sources_kept(), made_for(facts):  # all weights are replaced: none is downloaded
         seed_everything(spec.initial_seed)  # what a prediction draws is what it drew in training
         module = get_algorithm_class(spec.algorithm)(
@@ -387,7 +361,7 @@ def predictions(
         *predicted_columns(labels, names),
     ]
     positions, predict = iter(indices), experiment.algorithm.eval().predictor()
-    for x, y in own.evaluation_batches(indices, workers=experiment.workers):
+    for x, y in experiment.batches(domain, indices):
         with experiment.precision():
             scores = _probabilities(experiment.spec, predict(x).float())
         for target, found in zip(y, scores):
@@ -444,8 +418,9 @@ def save_predictions(experiment: Experiment, folder: RunFolder) -> None:
     splits = splits_to_evaluate(experiment.splits, spec.test_envs, everything=True)
     experiment.algorithm.eval()
     try:
-        parts = (_predicted(experiment, split) for split in splits)
-        write_predictions(folder.predictions, facts, parts)
+        write_predictions(
+            folder.predictions, facts, (_predicted(experiment, split) for split in splits)
+        )
     finally:
         experiment.algorithm.train()
 
@@ -456,7 +431,7 @@ def _predicted(experiment: Experiment, split: EvaluationSplit) -> Predicted:
     key = experiment.dataset.group
     labels, logits = [], []
     groups: list[str] = []
-    for batch in domain.evaluation_batches(split.indices, workers=experiment.workers):
+    for batch in experiment.batches(split.domain, split.indices):
         x, y = batch
         with experiment.precision():
             logits.append(predict(x).float().cpu())
@@ -477,8 +452,7 @@ def _predicted(experiment: Experiment, split: EvaluationSplit) -> Predicted:
 
 
 def _name(file: Path, data_dir: str) -> str:
-    inside = file.is_relative_to(data_dir)
-    return (file.relative_to(data_dir) if inside else file).as_posix()
+    return (file.relative_to(data_dir) if file.is_relative_to(data_dir) else file).as_posix()
 
 
 def pictures(

@@ -171,8 +171,9 @@ class Trainer:
         self.history.restore(progress.history)
         self.experiment.facts.begin(max(progress.next_step - 1, 0))
         steps = range(progress.next_step, self.spec.steps)
-        chosen = chosen_options(type(self.algorithm), self.spec.hparams)
-        self.guard = OptimizerGuard(self.algorithm, chosen)
+        self.guard = OptimizerGuard(
+            self.algorithm, chosen_options(type(self.algorithm), self.spec.hparams)
+        )
         weights = sums_of_weights(self.algorithm)
         began = step_began = time.monotonic()
         for step, minibatches, unlabeled in zip(
@@ -199,7 +200,7 @@ class Trainer:
                 began = time.monotonic()
                 self.kept.after_record(self.experiment, self.averages, step, ended)
                 self._save_checkpoint(progress)
-                self.kept.after_checkpoint(step, ended)
+                self.kept.after_checkpoint()
             if self.on_step:
                 of_all_stages = (progress.stage - 1) * self.spec.steps + step + 1
                 self.on_step(of_all_stages // self.experiment.stages)
@@ -282,8 +283,9 @@ class Trainer:
         progress = ranks.together(partial(load, self.averages.restore, self.table.line))
         if progress.records:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
-            told = (json.loads(line).get("diverged") for line in progress.records)
-            self.history.diverged = any(told)
+            self.history.diverged = any(
+                json.loads(line).get("diverged") for line in progress.records
+            )
             self.splits.restore(progress.records, self.averages)
         else:
             self._announce()
@@ -293,15 +295,15 @@ class Trainer:
         # The run may have been killed between a record and its checkpoint, or within the line.
         write_text(self.folder.results, "".join(progress.records))
         write_environment(self.folder, self.experiment, self.began, progress)
-        tracked = self._tracked(progress)
-        self.trackers.each(lambda tracker: tracker.begin(tracked))
+        self.trackers.each(lambda tracker: tracker.begin(self._tracked(progress)))
         return progress
 
     def _tracked(self, progress: Progress) -> TrackedRun:
         path, spec = self.folder.path.absolute(), self.spec
         next_step = (progress.stage - 1) * spec.steps + progress.next_step
-        words = spec.describe()
-        return TrackedRun(spec.run_id, words, path.parent.name, path, spec.as_json(), next_step)
+        return TrackedRun(
+            spec.run_id, spec.describe(), path.parent.name, path, spec.as_json(), next_step
+        )
 
     def _announce(self) -> None:
         """Prints what a new run is; keeps earlier records whose checkpoint is gone."""
@@ -383,9 +385,8 @@ class Trainer:
 
     def _save_checkpoint(self, progress: Progress) -> None:
         """By the first process; the others wait, as none may end before it is written."""
-        run_id, averages = self.spec.run_id, self.averages.state()
-        arguments = (self.folder, run_id, self.algorithm, progress, averages)
-        ranks.together(partial(checkpoint.save, *arguments))
+        arguments = (self.algorithm, progress, self.averages.state())
+        ranks.together(partial(checkpoint.save, self.folder, self.spec.run_id, *arguments))
 
     def _finish(self, progress: Progress) -> None:
         self.kept.at_end(self.experiment, self.averages)

@@ -214,8 +214,8 @@ MUTANTS = (
     ),
     Mutant(
         *("training/sampling.py", "unlabelled images that stay in the in-split"),
-        "return Split(split.out, [inside[i] for i in kept], [inside[i] for i in chosen])",
-        "return Split(split.out, inside, [inside[i] for i in chosen])",
+        "split = Split(split.out, inside, unlabeled)",
+        "split = Split(split.out, split.inside, unlabeled)",
         f"{_SPLITS} {_EVALUATION}",
     ),
     Mutant(
@@ -227,13 +227,13 @@ MUTANTS = (
     # training: evaluation
     Mutant(
         *("training/evaluation.py", "the mean of the batches' means"),
-        *("total / len(split.indices)", "total / (len(split.indices) + 1)", _EVALUATION),
+        *("each / len(split.indices)", "each / (len(split.indices) + 1)", _EVALUATION),
     ),
     Mutant(
         *("training/evaluation.py", "the algorithm left in evaluation mode"),
         *(
-            "            algorithm.train()\n        return found",
-            "            pass\n        return found",
+            "            algorithm.train()\n        for value in found",
+            "            pass\n        for value in found",
         ),
         f"{_EVALUATION} {_RESUME}",
     ),
@@ -246,8 +246,8 @@ MUTANTS = (
     # training: checkpoints, averages, the loop
     Mutant(
         *("training/checkpoint.py", "the digest not checked"),
-        "    if title != _TITLE + _digest(payload):",
-        *("    if not title.startswith(_TITLE):", _RESUME),
+        '    if title.partition(b"; ")[0] != _title_of(payload):',
+        *('    if not title.startswith(b"domainbed checkpoint"):', _RESUME),
     ),
     Mutant(
         *("training/checkpoint.py", "NumPy's source forgotten"),
@@ -294,7 +294,7 @@ MUTANTS = (
     ),
     Mutant(
         *("runs/folder.py", "a torn last record taken for whole"),
-        *('return stream.read(1) == b"\\n"', "return bool(stream.read(1))"),
+        *('stream.read(1) in (b"\\n", b"}")', "bool(stream.read(1))"),
         "tests/runs/test_folder.py tests/sweeps/test_launch.py",
     ),
     # selection

@@ -15,9 +15,7 @@ from vectors import Vectors, records, run_until
 from domainbed import load_model
 from domainbed.algorithms import ALGORITHMS, ERM, Algorithm, Stage
 from domainbed.config.run_facts import HParams, RunFacts
-from domainbed.core.files import file_digest
 from domainbed.datasets import DATASETS
-from domainbed.networks.pretrained import load_plain
 from domainbed.runs.folder import RunFolder
 from domainbed.spec import RunSpec
 from domainbed.training import build, checkpoint, run
@@ -123,17 +121,6 @@ def test_each_stage_starts_at_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = [(record["stage"], record["progress"]) for record in records(tmp_path)]
     shares = [0, 2 / STEPS, 5 / STEPS, 7 / STEPS]
     assert found == [(stage, share) for stage in (1, 2) for share in shares]
-
-
-def test_a_model_of_an_earlier_version_knows_what_it_kept(tmp_path: Path) -> None:
-    run(spec_of(), tmp_path)
-    file = tmp_path / "model.pkl"
-    content = load_plain(file)
-    del content["model_facts"]
-    torch.save(content, file)
-    file.with_name("model.pkl.sha256").write_text(file_digest(file))
-    facts = load_model(tmp_path).module.facts
-    assert facts == RunFacts(STEPS, ("0", "1"), dataset="Vectors", step=STEPS - 1)
 
 
 def test_hyper_parameters_are_a_dict() -> None:
