@@ -69,39 +69,29 @@ class Average(ABC):
             setattr(self, name, state[name])
 
 
-class EMA(Average):
-    """The exponential moving average: θ̄_0 = θ_0, θ̄_t = d · θ̄_{t−1} + (1 − d) · θ_t."""
+class MovingAverage(Average):
+    """θ̄_0 = θ_0, and θ̄_t = θ̄_{t−1} + r(t) · (θ_t − θ̄_{t−1}).
 
-    stored = ("average",)
+    The exponential one has r(t) = 1 − d, so that θ̄_t = d · θ̄_{t−1} + (1 − d) · θ_t. The simple one
+    from update t₀ on (Arpit et al. 2022, arXiv 2110.10832, eq. 1) is θ_t for t ≤ t₀, and the mean
+    of θ_{t₀} … θ_t from there on; the code of its authors begins one update earlier, with t₀ − 1.
 
-    def __init__(self, weights: Weights, decay: float) -> None:
-        self.average, self.decay = copied(weights), decay
-
-    def current(self) -> Weights:
-        return self.average
-
-    def add(self, weights: Weights) -> None:
-        torch._foreach_lerp_(self.average, weights, 1 - self.decay)
-
-
-class SMA(Average):
-    """The simple moving average from update t₀ on (Arpit et al. 2022, arXiv 2110.10832, eq. 1).
-
-    θ̄_t = θ_t for t ≤ t₀, and the mean of θ_{t₀} … θ_t from there on. The code of its authors
-    begins one update earlier, with t₀ − 1.
+    Args:
+        weights: θ_0.
+        rate: r.
     """
 
     stored = ("average", "updates")
 
-    def __init__(self, weights: Weights, start: int) -> None:
-        self.average, self.start, self.updates = copied(weights), start, 0
+    def __init__(self, weights: Weights, rate: Callable[[int], float]) -> None:
+        self.average, self.rate, self.updates = copied(weights), rate, 0
 
     def current(self) -> Weights:
         return self.average
 
     def add(self, weights: Weights) -> None:
         self.updates += 1
-        torch._foreach_lerp_(self.average, weights, mean_rate(self.updates, self.start + 1))
+        torch._foreach_lerp_(self.average, weights, self.rate(self.updates))
 
 
 class WiSE(Average):
@@ -394,8 +384,8 @@ class Averages:
                 "averages",
             )
         kinds: dict[str, Callable[[Weights], Average]] = {
-            "ema": lambda theta: EMA(theta, spec.ema_decay),
-            "sma": lambda theta: SMA(theta, spec.sma_start),
+            "ema": lambda theta: MovingAverage(theta, lambda t: 1 - spec.ema_decay),
+            "sma": lambda theta: MovingAverage(theta, lambda t: mean_rate(t, spec.sma_start + 1)),
             "swad": lambda theta: (SWAD if spec.swad_rule == "paper" else AuthorsSWAD)(
                 theta, spec.swad_n_converge, spec.swad_n_tolerance, spec.tolerance_ratio
             ),

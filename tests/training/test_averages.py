@@ -16,12 +16,13 @@ from torch import nn
 from vectors import Vectors, records, run_until
 
 from domainbed.algorithms import ALGORITHMS, ERM, Algorithm
+from domainbed.algorithms.erm_plus_plus import mean_rate
 from domainbed.cli import main
 from domainbed.datasets import DATASETS
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.training import build, load_model, run
-from domainbed.training.averages import EMA, SMA, SWAD, AuthorsSWAD, Averages
+from domainbed.training.averages import SWAD, AuthorsSWAD, Averages, MovingAverage
 
 ALL = ("ema", "sma", "swad")
 FIELDS: dict[str, Any] = {
@@ -142,7 +143,9 @@ def test_losses_that_are_no_numbers_start_nothing() -> None:
 
 def test_moving_averages() -> None:
     path = np.random.default_rng(1).standard_normal(12)
-    ema, sma = EMA([torch.tensor([path[0]])], 0.8), SMA([torch.tensor([path[0]])], 5)
+    first = [torch.tensor([path[0]])]
+    ema = MovingAverage(first, lambda t: 1 - 0.8)
+    sma = MovingAverage(first, lambda t: mean_rate(t, 6))
     expected = path[0]
     for update in range(1, 12):
         ema.add([torch.tensor([path[update]])])
@@ -232,7 +235,7 @@ def test_last_weights_and_their_records_stay_what_they_are(tmp_path: Path) -> No
         assert torch.equal(value, theirs.state_dict()[name])
 
 
-@pytest.mark.parametrize("algorithm", ["ERM", "Fish", "MTL", "DANN"])
+@pytest.mark.parametrize("algorithm", ["Fish", "MTL"])
 def test_a_run_with_averages_resumes_exactly(algorithm: str, tmp_path: Path) -> None:
     spec = spec_of(algorithm)
     run(spec, tmp_path / "whole")
