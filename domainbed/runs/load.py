@@ -100,9 +100,9 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
         raise UserError(f"no complete record in {_join(roots)}: {why}")
     records = batch.as_records()
     records = replace(records, runs=told_apart(records.runs))
-    _warn_of_damages(damages)
+    _warn_of_what_is_left_out(roots, files, damages)
+    _warn_of_what_counts(records, files)
     _warn_of_duplicates(records)
-    _warn_of_what_is_there(records, roots, files)
     return records
 
 
@@ -208,15 +208,21 @@ def _join(paths: Iterable[str | Path]) -> str:
     return ", ".join(repr(str(path)) for path in paths)
 
 
-def _warn_of_damages(damages: Sequence[UserError]) -> None:
+def _warn_of_what_is_left_out(
+    roots: Sequence[Path], files: Sequence[Path], damages: Sequence[UserError]
+) -> None:
+    named = {root.resolve() for root in roots}
+    found = [sweep for root in roots for sweep in _sweeps_inside(root, files)]
+    if sweeps := [sweep for sweep in found if sweep.resolve() not in named]:
+        log.warning("warning: %s", _not_read(sweeps))
     for damage in damages[:_NAMED]:
         log.warning("warning: %s; the run is left out", printable(damage))
     if (more := len(damages) - _NAMED) > 0:
         log.warning("warning: %d more runs are left out, for such reasons", more)
 
 
-def _warn_of_what_is_there(records: Records, roots: Sequence[Path], files: Sequence[Path]) -> None:
-    """Of runs without digests or not finished, and of sweeps that are not read."""
+def _warn_of_what_counts(records: Records, files: Sequence[Path]) -> None:
+    """Though it has no digest, or is not finished."""
     if unsealed := int((~records.runs["has_digest"]).sum()):
         log.warning(
             "warning: %d of %d runs have no digest, as those of DomainBed and of earlier versions: "
@@ -233,10 +239,6 @@ def _warn_of_what_is_there(records: Records, roots: Sequence[Path], files: Seque
             "warning: %d of %d runs are not finished: their records so far count as they are",
             unfinished, len(files),
         )  # fmt: skip
-    named = {root.resolve() for root in roots}
-    found = [sweep for root in roots for sweep in _sweeps_inside(root, files)]
-    if sweeps := [sweep for sweep in found if sweep.resolve() not in named]:
-        log.warning("warning: %s", _not_read(sweeps))
 
 
 def _warn_of_duplicates(records: Records) -> None:

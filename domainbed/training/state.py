@@ -186,9 +186,11 @@ class _Capture:
         return {"kind": "object", "class": name, "attributes": self._attributes_of(value, where)}
 
     def _encode_optimizer(self, optimizer: torch.optim.Optimizer, where: str) -> State:
-        if inner := inner_optimizers(optimizer):  # its state dict is without their moments
+        named = vars(optimizer).items()
+        inner = {name: value for name, value in named if isinstance(value, torch.optim.Optimizer)}
+        if inner:  # its state dict is without their moments
             internals = vars(torch.optim.SGD([torch.zeros(1)], lr=1.0))
-            own = {name: v for name, v in vars(optimizer).items() if name not in internals}
+            own = {name: value for name, value in named if name not in internals}
             return {
                 "kind": "wrapper",
                 "class": class_name(optimizer),
@@ -207,12 +209,6 @@ class _Capture:
             "groups": groups,
             "value": optimizer.state_dict(),
         }
-
-
-def inner_optimizers(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
-    """Those that it wraps, by the names of its attributes."""
-    named = vars(optimizer).items()
-    return {name: value for name, value in named if isinstance(value, torch.optim.Optimizer)}
 
 
 def _is_plain(key: Any) -> bool:

@@ -19,11 +19,11 @@ from domainbed.experiments.irm_colored_mnist.restart import (
     ColoredImages,
     Network,
     accuracy,
-    data_seed,
     forward_pass,
     make_domains,
     read_images,
     run_restart,
+    seed_of,
     train,
 )
 from domainbed.experiments.irm_colored_mnist.results import published_values, table, to_text
@@ -43,7 +43,7 @@ def random_images(n=24, size=3, seed=0):
 class TestData:
     def test_pixels_and_colours_are_reproduced_from_the_draws(self):
         images, digits = random_images(600, size=4)
-        generator = torch.Generator().manual_seed(data_seed(3))
+        generator = torch.Generator().manual_seed(seed_of("data", 3))
         order = torch.randperm(500, generator=generator).tolist()
         groups = (order[::2], order[1::2], range(500, 600))
         domains = make_domains(images, digits, restart=3, label_flip=0.25)

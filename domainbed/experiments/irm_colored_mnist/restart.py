@@ -92,9 +92,14 @@ def read_images(data_dir: str) -> tuple[torch.Tensor, torch.Tensor]:
     return images[:, ::2, ::2].contiguous(), digits
 
 
-def data_seed(restart: int) -> int:
-    """The seed of a restart's shuffle, label noise and colours, whatever the algorithm."""
-    return seed_hash("IRM Colored MNIST", "data", restart)
+def seed_of(what: str, restart: int) -> int:
+    """A seed of a restart, whatever the algorithm.
+
+    Args:
+        what: "data" (shuffle, label noise and colours), or "initialisation" of the weights.
+        restart: its number.
+    """
+    return seed_hash("IRM Colored MNIST", what, restart)
 
 
 def make_domains(
@@ -117,7 +122,7 @@ def make_domains(
     """
     if len(images) < 6:
         raise UserError(f"{len(images)} images: expected at least 6, for three domains")
-    generator = torch.Generator().manual_seed(data_seed(restart))
+    generator = torch.Generator().manual_seed(seed_of("data", restart))
     training = len(images) - len(images) // 6
     order = torch.randperm(training, generator=generator)
     members = (order[::2], order[1::2], torch.arange(training, len(images)))
@@ -269,11 +274,6 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return linear
 
 
-def initialisation_seed(restart: int) -> int:
-    """The seed of a restart's initial weights, whatever the algorithm."""
-    return seed_hash("IRM Colored MNIST", "initialisation", restart)
-
-
 def forward_pass(network: Network, domains: Sequence[ColoredImages]) -> ForwardPass:
     """The network's features and logits of all images of `domains`."""
     blocks = [block for domain in domains for block in domain.blocks()]
@@ -356,14 +356,15 @@ def run_restart(
     began = time.monotonic()
     domains = [d.to(device) for d in make_domains(images, digits, restart, settings.label_flip)]
     pixels = domains[0].images.shape[1]
-    network = Network(pixels, settings.hidden_dim, initialisation_seed(restart)).to(device)
+    seeds = {what: seed_of(what, restart) for what in ("data", "initialisation")}
+    network = Network(pixels, settings.hidden_dim, seeds["initialisation"]).to(device)
     *training, test = domains
     train(network, training, algorithm, settings, on_step)
     return {
         "algorithm": algorithm,
         "restart": restart,
         "settings": settings.identity(),
-        "seeds": {"data": data_seed(restart), "initialisation": initialisation_seed(restart)},
+        "seeds": seeds,
         "train_acc": sum(accuracy(network, d.colored(), d.labels) for d in training) / 2,
         "test_acc": accuracy(network, test.colored(), test.labels),
         "gray_test_acc": accuracy(network, test.gray(), test.labels),
