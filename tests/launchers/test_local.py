@@ -1,5 +1,6 @@
 """The launcher for one machine, with jobs that train nothing."""
 
+import _thread
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from site_launcher import is_alive
 from domainbed.core.cores import usable_cores
 from domainbed.errors import UserError
 from domainbed.launchers import DebugLauncher, LocalLauncher, Resources, create_launcher
-from domainbed.launchers.local import visible_gpus
+from domainbed.launchers.local import _signals_held_back, visible_gpus
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PROGRESS, STARTED
 
 CPU, CUDA = Resources(device="cpu"), Resources(device="cuda")
@@ -209,3 +210,17 @@ def wait_until(holds, seconds=60):
     while not holds():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def test_an_interrupt_waits_until_a_worker_knows_its_task():
+    done = []
+
+    def start():
+        with _signals_held_back():
+            _thread.interrupt_main()  # as where another thread takes the signal
+            time.sleep(0.01)
+            done.append("told")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert done == ["told"]
