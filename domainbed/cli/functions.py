@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from domainbed import reporting
 from domainbed.cli.common import BASELINE
 from domainbed.core.drawing import check_figure_file, save_figure
 from domainbed.core.files import write_text
 from domainbed.core.plugins import import_plugins
 from domainbed.errors import UserError
+from domainbed.reporting import Report
 from domainbed.runs.folder import RunFolder
+from domainbed.runs.load import Folders, Progress, as_paths
+from domainbed.selection.judging import judged_alike
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from domainbed.reporting import Report
-    from domainbed.runs.load import Folders, Progress
 
 
 def train(
@@ -113,7 +114,6 @@ def report(
         which: `datasets`, `algorithms`, `selection`, `metric`, `selection_metric`, as `collect`.
     """
     from domainbed.reporting.page import build_page, to_html
-    from domainbed.runs.load import as_paths
 
     file = Path(output or as_paths(folders)[0] / "report.html")
     found = read_report(folders, baseline=baseline, **which)
@@ -189,9 +189,6 @@ def read_report(
     Raises:
         UserError: a folder, a record or a name is wrong, or the datasets have different metrics.
     """
-    from domainbed import reporting
-    from domainbed.selection.judging import judged_alike
-
     records = reporting.load_records(folders, progress=progress)
     asked = datasets, algorithms
     records = judged_alike(reporting.only(records, *asked), metric, selection_metric)
