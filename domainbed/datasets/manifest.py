@@ -38,7 +38,7 @@ class ManifestDataset(ImageDataset):
         lines: of the images, in the order of the lines.
 
     Raises:
-        UserError: an image does not exist, or is listed twice.
+        UserError: an image does not exist.
     """
 
     CHECKPOINT_FREQ = 300
@@ -55,7 +55,6 @@ class ManifestDataset(ImageDataset):
                 f"({len(missing)} of {len(lines)} images are missing): give paths relative to "
                 f"{str(folder)!r}, or absolute ones"
             )
-        _refuse_repeats(self.file, lines)
         self._take(folder, self.contents(folder))
 
     @classmethod
@@ -69,21 +68,6 @@ class ManifestDataset(ImageDataset):
         return cls.listed
 
 
-def _refuse_repeats(file: Path, lines: Mapping[Path, int]) -> None:
-    """Raises where one file is listed twice, by another spelling or through a link."""
-    real_folder = lru_cache(maxsize=None)(os.path.realpath)  # they are few, and images are many
-    first: dict[str, int] = {}
-    for image, line in sorted(lines.items(), key=lambda item: item[1]):
-        is_link = os.path.islink(image)
-        real = os.path.realpath(image) if is_link else f"{real_folder(image.parent)}/{image.name}"
-        if real in first:
-            raise UserError(
-                f"{file}, line {line}: {str(image)!r} is the file that line "
-                f"{first[real]} lists: list each image once"
-            )
-        first[real] = line
-
-
 def manifest_dataset(name: str, options: DataFields) -> type[ManifestDataset]:
     """The dataset class of a manifest, without code.
 
@@ -94,7 +78,8 @@ def manifest_dataset(name: str, options: DataFields) -> type[ManifestDataset]:
         options: other names of the columns, and the columns `group` and `attribute`.
 
     Raises:
-        UserError: no such file, or one that is not a manifest; the message names the line.
+        UserError: no such file, or one that is not a manifest, or lists an image twice, by another
+            spelling or through a link; the message names the line.
     """
     file = Path(name.removeprefix("manifest:")).expanduser().resolve()
     try:
@@ -186,14 +171,18 @@ def _arranged(
         {**entry, "label": meant.get(entry["label"], entry["label"])}
         for entry in _composed(entries)
     ]
+    real_folder = lru_cache(maxsize=None)(os.path.realpath)  # they are few, and images are many
     first: dict[str, int] = {}
     for entry in entries:
-        line = first.setdefault(os.path.normpath(file.parent / entry["path"]), entry["line"])
-        if line != entry["line"]:
+        image = file.parent / entry["path"]
+        in_place = os.path.join(real_folder(image.parent), image.name)
+        real = os.path.realpath(image) if image.is_symlink() else in_place
+        if real in first:
             raise UserError(
                 f"{file}, line {entry['line']}: {entry['path']!r} is already listed in line "
-                f"{line}: list each image once"
+                f"{first[real]}: list each image once"
             )
+        first[real] = entry["line"]
     classes = in_order(entry["label"] for entry in entries)
     number = {name: label for label, name in enumerate(classes)}
     domains = sorted({entry["domain"] for entry in entries})
