@@ -14,17 +14,22 @@ from domainbed.download import catalogue, download, fetch
 from domainbed.download.catalogue import Archive, DataSource, Origin
 from domainbed.errors import UserError
 
-ESCAPES = ["../evil.jpg", "kfold/../../evil.jpg", "..\\evil.jpg"]
+ESCAPES = ["../evil.jpg", "kfold/../../evil.jpg"]
 
 
 class TestUnsafeArchives:
-    @pytest.mark.parametrize("name", ESCAPES)
-    def test_zip(self, name, pacs, said, data, tmp_path):
-        file = write_zip(tmp_path / "PACS.zip", {**below("kfold", pacs), name: b"evil"})
-        with pytest.raises(UserError, match=r"PACS\.zip is refused: .*leads out of the folder"):
-            said("PACS", file)
-        assert visible(data) == []
-        assert not list(tmp_path.rglob("*evil*"))
+    def test_zip(self, tmp_path):
+        """What leads out, or is a link, is a plain file inside."""
+        for number, name in enumerate((*ESCAPES, "..\\evil.jpg", "link.jpg")):
+            file, out = tmp_path / f"{number}.zip", tmp_path / f"out{number}" / "images"
+            member = zipfile.ZipInfo(name)
+            member.external_attr = (0o120777 << 16) * (name == "link.jpg")
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr(member, "/etc/passwd")
+            fetch.extract(file, out, 10**6)
+            (written,) = (path for path in out.parent.rglob("*") if not path.is_dir())
+            assert written.is_relative_to(out)
+            assert not written.is_symlink()
 
     @pytest.mark.parametrize("pack", [write_zip, write_tar])
     def test_an_absolute_path_counts_from_the_folder(self, pack, tmp_path):
@@ -34,16 +39,7 @@ class TestUnsafeArchives:
         assert content_of(out) == {str(place).lstrip("/"): b"evil"}
         assert not place.exists()
 
-    def test_link_in_zip(self, pacs, said, tmp_path):
-        file = write_zip(tmp_path / "PACS.zip", below("kfold", pacs))
-        link = zipfile.ZipInfo("kfold/photo/dog/link.jpg")
-        link.external_attr = 0o120777 << 16
-        with zipfile.ZipFile(file, "a") as archive:
-            archive.writestr(link, "/etc/passwd")
-        with pytest.raises(UserError, match=r"refused: its member 'kfold/photo/dog/link\.jpg'"):
-            said("PACS", file)
-
-    @pytest.mark.parametrize("name", ESCAPES[:2])
+    @pytest.mark.parametrize("name", ESCAPES)
     def test_tar(self, name, pacs, said, data, tmp_path):
         file = write_tar(tmp_path / "PACS.tar.gz", {**below("kfold", pacs), name: b"evil"})
         with pytest.raises(UserError, match=r"PACS\.tar\.gz is refused: .*leads out"):
