@@ -259,16 +259,11 @@ class MNIST_CNN(Featurizer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.conv2.weight.is_contiguous():  # else convolutions are done in the layout of x
             x = x.contiguous()
-        x = self.bn0(_relu(self.conv1(x)))  # (B, 64, H, W)
-        x = self.bn1(_relu(self.conv2(x)))  # (B, 128, H/2, W/2)
-        x = self.bn2(_relu(self.conv3(x)))
-        x = self.bn3(_relu(self.conv4(x)))
+        x = self.bn0(F.relu(self.conv1(x)))  # (B, 64, H, W)
+        x = self.bn1(F.relu(self.conv2(x)))  # (B, 128, H/2, W/2)
+        x = self.bn2(F.relu(self.conv3(x)))
+        x = self.bn3(F.relu(self.conv4(x)))
         return x.mean(dim=(2, 3))  # (B, 128)
-
-
-def _relu(x: torch.Tensor) -> torch.Tensor:
-    """In place where no gradient needs what was there."""
-    return F.relu(x, inplace=not torch.is_grad_enabled())
 
 
 @NETWORKS.register

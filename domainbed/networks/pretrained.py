@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,6 @@ from domainbed.core.files import file_digest
 from domainbed.errors import UserError, did_you_mean, one_line
 from domainbed.networks import open_clip_models
 
-Interpolation = Literal["bilinear", "bicubic"]
 _LIST_TORCHVISION = 'python -c "from torchvision import models; print(models.list_models(models))"'
 _LIST_TIMM = 'python -c "import timm; print(timm.list_models())"'
 
@@ -300,7 +299,7 @@ class Preprocessing:
 
     size: int
     resized: int
-    interpolation: Interpolation
+    interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     squash: bool = False
@@ -321,12 +320,19 @@ def preprocessing_of(name: str) -> Preprocessing:
     """
     if name == PACKAGED:
         usual = _of_timm(_TIMM_OF_PACKAGED, name)
-        return replace(usual, mean=_PACKAGED_MEAN, std=_PACKAGED_STD)
-    if name.startswith("timm:"):
-        return _of_timm(name.removeprefix("timm:"), name)
-    if name.startswith(open_clip_models.PREFIX):
-        return _of_open_clip(name)
-    return _of_torchvision(name)
+        found = replace(usual, mean=_PACKAGED_MEAN, std=_PACKAGED_STD)
+    elif name.startswith("timm:"):
+        found = _of_timm(name.removeprefix("timm:"), name)
+    elif name.startswith(open_clip_models.PREFIX):
+        found = _of_open_clip(name)
+    else:
+        found = _of_torchvision(name)
+    if found.interpolation not in ("bilinear", "bicubic"):
+        raise UserError(
+            f"backbone {name!r} resizes images by {found.interpolation!r}: choose one that does by "
+            "bilinear or bicubic interpolation"
+        )
+    return found
 
 
 def _of_timm(timm_name: str, name: str) -> Preprocessing:
@@ -344,7 +350,7 @@ def _of_timm(timm_name: str, name: str) -> Preprocessing:
     return Preprocessing(
         height,
         math.floor(height / found["crop_pct"]),
-        _interpolation(found["interpolation"], name),
+        found["interpolation"],
         tuple(found["mean"]),
         tuple(found["std"]),
         found["crop_mode"] == "squash",
@@ -359,7 +365,7 @@ def _of_open_clip(name: str) -> Preprocessing:
     return Preprocessing(
         size,
         size,
-        _interpolation(found["interpolation"], name),
+        found["interpolation"],
         tuple(found["mean"]),
         tuple(found["std"]),
         found["resize_mode"] == "squash",
@@ -373,17 +379,7 @@ def _of_torchvision(name: str) -> Preprocessing:
     return Preprocessing(
         found.crop_size[0],
         found.resize_size[0],
-        _interpolation(found.interpolation.value, name),
+        found.interpolation.value,
         tuple(found.mean),
         tuple(found.std),
     )
-
-
-def _interpolation(found: str, name: str) -> Interpolation:
-    known: dict[str, Interpolation] = {"bilinear": "bilinear", "bicubic": "bicubic"}
-    if found not in known:
-        raise UserError(
-            f"backbone {name!r} resizes images by {found!r}: choose one that does by bilinear or "
-            "bicubic interpolation"
-        )
-    return known[found]

@@ -414,8 +414,8 @@ MUTANTS = (
     Mutant(
         *("networks/featurizer.py", "one normalisation left out"),
         *(
-            "x = self.bn2(_relu(self.conv3(x)))",
-            "x = _relu(self.conv3(x))",
+            "x = self.bn2(F.relu(self.conv3(x)))",
+            "x = F.relu(self.conv3(x))",
             "tests/networks/test_networks.py",
         ),
     ),
