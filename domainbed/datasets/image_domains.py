@@ -17,7 +17,7 @@ from domainbed.core.device import sent
 from domainbed.core.files import cache_folder
 from domainbed.core.image_files import USUAL, Decoding
 from domainbed.datasets.base import MultipleDomainDataset
-from domainbed.datasets.domain import Batch, Draw, LoadedDomain, TensorDomain
+from domainbed.datasets.domain import Batch, Draw, LoadedDomain, TensorDomain, on_device
 from domainbed.datasets.features import StoredFeatures, open_features
 from domainbed.datasets.images.dataset_files import Listing, in_order, read_image, unreadable_images
 from domainbed.datasets.images.packs import Pack, PackOptions, open_pack
@@ -25,11 +25,8 @@ from domainbed.datasets.images.transforms import (
     IMAGE_SIZE,
     Augmentation,
     Crop,
-    augment,
-    augment_each,
     evaluation_transform,
-    preprocess,
-    preprocess_each,
+    normalised,
     training_transform,
 )
 from domainbed.errors import UserError
@@ -77,10 +74,6 @@ class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
     def labels(self) -> torch.Tensor:
         return torch.tensor(self.targets)
 
-    def augmented(self, index: int) -> tuple[torch.Tensor, int]:
-        """As `[index]`, with the training augmentation."""
-        return self.read(index, augment=True)
-
     def read(self, index: int, augment: bool) -> tuple[torch.Tensor, int]:
         image = self.pixels(index)
         if augment:
@@ -93,7 +86,7 @@ class ImageDomain(LoadedDomain, Dataset[tuple[torch.Tensor, int]]):
 
 
 class PackedDomain(ImageDomain):
-    """Images that lie in a pack: threads read ahead, the device augments.
+    """Images that lie in a pack; threads read and augment ahead.
 
     Args:
         pack: of all domains.
@@ -110,28 +103,27 @@ class PackedDomain(ImageDomain):
         return self.pack.image(self._start + index).permute(2, 0, 1)
 
     def batches(self, draws: Iterable[Draw], workers: int = 0) -> Iterator[Batch]:
-        """See `Domain`. x is (B, 3, size, size); threads augment where the device is the CPU."""
-        for x, y, drawn in in_order(self._read, draws, workers):
-            if self.device.type != "cpu":
-                x, y = sent(x, self.device), sent(y, self.device)
-                x = preprocess(x, self.size) if drawn is None else augment(x, drawn, self.size)
-            yield x, y
+        """See `Domain`. x is (B, 3, size, size)."""
+        for x, y in in_order(self._batch, draws, workers):
+            if self.device.type == "cpu":
+                yield x, y
+            else:
+                yield on_device(x, self.device), sent(y, self.device)
 
-    def _read(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor, Augmentation | None]:
-        """What a thread does: all for the CPU, else (B, H, W, 3) uint8; labels; what was drawn."""
-        numbers, size, drawn = draw.indices + self._start, self.size, None
-        images = [self.pack.image(number) for number in numbers.tolist()]
+    def _batch(self, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a thread does."""
+        size, images = self.size, map(self.pixels, draw.indices.tolist())
         if draw.augment:
             generator = torch.Generator().manual_seed(draw.batch_seed())
-            place = self.pack.sizes[numbers], self.pack.shape
-            drawn = Augmentation.draw(*place, generator, self.crop, size)
-        if self.device.type == "cpu":
-            x = augment_each(images, drawn, size) if drawn else preprocess_each(images, size)
+            sizes = self.pack.sizes[draw.indices + self._start]
+            drawn = Augmentation.draw(sizes, self.pack.shape, generator, self.crop, size)
+            augmented = (drawn.applied(image, number, size) for number, image in enumerate(images))
+            x = torch.stack(list(map(normalised, augmented)))
         else:
-            x = torch.stack(images)
+            x = torch.stack([evaluation_transform(image, size) for image in images])
         if self.device.type == "cuda":  # here, since the batch is awaited in another thread
             x = x.pin_memory()
-        return x, self.labels[draw.indices], drawn
+        return x, self.labels[draw.indices]
 
 
 class FeatureDomain(TensorDomain):

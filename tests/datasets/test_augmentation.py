@@ -17,14 +17,8 @@ from domainbed.datasets.images.transforms import (
     CROP_AREA,
     CROP_RATIO,
     Augmentation,
-    augment,
-    augment_each,
     draw_crops,
-    evaluation_transform,
-    preprocess,
-    preprocess_each,
     resize,
-    resize_boxes,
     scale_boxes,
 )
 
@@ -40,6 +34,12 @@ def generator(seed=0):
 def drawn(height=227, width=227, count=DRAWS, stored=None, seed=0):
     sizes = torch.tensor([[height, width]]).expand(count, 2)
     return Augmentation.draw(sizes, stored or (height, width), generator(seed))
+
+
+def augment_each(images, augmentation):
+    """B × (H, W, 3) uint8 to (B, 3, 224, 224), augmented and normalised."""
+    augmented = [augmentation.applied(x.permute(2, 0, 1), n) for n, x in enumerate(images)]
+    return torch.stack(list(map(colour.normalised, augmented)))
 
 
 def assert_same_law(sample, reference):
@@ -151,38 +151,6 @@ def pictures(count=24, height=120, width=140):
     return torch.stack([torch.from_numpy(smooth_pixels(height, width, i)) for i in range(count)])
 
 
-def test_boxes_resize_as_one_by_one():
-    images = pictures(height=256, width=256)
-    boxes = drawn(256, 256, count=len(images)).boxes
-    expected = [
-        resize(x[:, top : top + height, left : left + width])
-        for x, (top, left, height, width) in zip(images.permute(0, 3, 1, 2), boxes.tolist())
-    ]
-    difference = (resize_boxes(images, boxes) - torch.stack(expected)).abs()
-    assert difference.max() <= 2
-    assert (difference > 0).float().mean() < 0.02
-
-
-def test_together_is_as_one_by_one():
-    images = pictures()
-    a = drawn(120, 140, count=len(images))
-    assert len(set(map(tuple, a.order.tolist()))) > 5
-    assert 0 < a.flip.sum() < len(images)
-    difference = (augment(images, a) - augment_each(list(images), a)).mul(255 * STD).abs()
-    assert difference.mean() < 0.1
-    assert (difference > 3).float().mean() < 0.01
-    difference = (preprocess(images) - preprocess_each(list(images))).mul(255 * STD).abs()
-    assert difference.max() < 2.01
-
-
-def test_the_precision_of_a_run_changes_no_pixel():
-    """An evaluation reads its images where the network computes in bf16, say."""
-    images = pictures(count=3)
-    expected = preprocess(images)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(preprocess(images), expected)
-
-
 def test_each_step_by_hand():
     """One image of known parameters, from the operations themselves."""
     image = pictures(count=1)[0]
@@ -197,12 +165,6 @@ def test_each_step_by_hand():
     assert torch.equal(actual, colour.normalised(x.clone()))
     grey = augment_each([image], Augmentation(box, yes, order, factors, yes))[0]
     assert torch.equal(grey, colour.normalised(colour.luma(x).repeat(3, 1, 1)))
-
-
-def test_without_augmentation_it_is_the_evaluation_transform():
-    images = pictures(count=2)
-    expected = [evaluation_transform(image) for image in images.permute(0, 3, 1, 2)]
-    assert torch.equal(preprocess_each(list(images)), torch.stack(expected))
 
 
 def test_augmented_images_have_the_published_statistics():

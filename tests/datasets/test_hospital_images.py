@@ -195,7 +195,7 @@ def test_every_way_to_read_images_has_size_and_orientation(pictures: Path) -> No
         assert (x[1] - evaluation_transform(read_image(file), 64)).abs().mean() > 0.3
         (x, _) = next(domain.batches([Draw(torch.arange(4), augment=True)]))
         assert x.shape == (4, 3, 64, 64)
-    assert (dataset.datasets[1].augmented(1)[0] != expected).any()
+    assert (dataset.datasets[1].read(1, augment=True)[0] != expected).any()
     with pytest.raises(UserError, match="packed_size is 256: expected 300 or more"):
         loaded(pictures, data_path="fast", image_size=300)
 

@@ -70,7 +70,7 @@ class TestPACS:
         for seed in (1, 1, 2):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                images.append(domain.augmented(0)[0])
+                images.append(domain.read(0, augment=True)[0])
         assert torch.equal(images[0], images[1])
         assert not torch.equal(images[0], images[2])
         assert images[0].shape == (3, 224, 224)
@@ -82,7 +82,7 @@ class TestPACS:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for _ in range(100):
-                x = pacs[0].augmented(0)[0][:, ::16, ::16] * std + mean
+                x = pacs[0].read(0, augment=True)[0][:, ::16, ::16] * std + mean
                 grey += torch.allclose(x[0], x[1], atol=1e-4) and torch.allclose(
                     x[1], x[2], atol=1e-4
                 )

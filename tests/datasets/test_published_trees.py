@@ -196,7 +196,7 @@ class TestAugmentation:
         assert domain.crop == crop
         if path == "exact":
             torch.manual_seed(3)
-            x, _ = domain.augmented(0)
+            x, _ = domain.read(0, augment=True)
             torch.manual_seed(3)
             assert torch.equal(x, training_transform(read_image(domain.files[0]), crop))
 

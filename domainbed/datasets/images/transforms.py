@@ -1,4 +1,4 @@
-"""The published preprocessing of natural images, one at a time or for whole minibatches.
+"""The published preprocessing of natural images, drawn one at a time or for whole minibatches.
 
 One at a time, what is random is drawn by torchvision's own functions, in the order of the published
 pipeline (`torchvision.transforms` over PIL images), so the same state of PyTorch's global source
@@ -18,7 +18,6 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from domainbed.core.device import full_precision, sent
 from domainbed.networks.pretrained import scale_and_offset
 
 IMAGE_SIZE = 224
@@ -29,8 +28,6 @@ nothing: the whole image is resized."""
 
 CROP_AREA, CROP_RATIO = (0.7, 1.0), (3 / 4, 4 / 3)
 JITTER, HUE, GREY = (0.7, 1.3), (-0.3, 0.3), 0.1
-
-Factor = float | torch.Tensor
 
 _ATTEMPTS = 10  # as in torchvision, before it crops centrally
 _RED, _GREEN, _BLUE = 19595 / 65536, 38470 / 65536, 7471 / 65536  # luma of ITU-R 601, in PIL
@@ -123,29 +120,29 @@ def luma(x: torch.Tensor) -> torch.Tensor:
     return weighted.add_(green, alpha=_GREEN).add_(blue, alpha=_BLUE).add_(0.5).floor_()
 
 
-def brightness_(x: torch.Tensor, factor: Factor) -> torch.Tensor:
+def brightness_(x: torch.Tensor, factor: float) -> torch.Tensor:
     """Away from black for a factor above 1, towards it below."""
     return x.mul_(factor).clamp_(0, 255).floor_()
 
 
-def contrast_(x: torch.Tensor, factor: Factor) -> torch.Tensor:
+def contrast_(x: torch.Tensor, factor: float) -> torch.Tensor:
     """Away from, or towards, the image's mean luma."""
     red, green, blue = x.mean((-2, -1), keepdim=True).split(1, dim=-3)
     mean = (red * _RED + green * _GREEN + blue * _BLUE).add_(0.5).floor_()
     return _blend_(x, mean, factor)
 
 
-def saturation_(x: torch.Tensor, factor: Factor) -> torch.Tensor:
+def saturation_(x: torch.Tensor, factor: float) -> torch.Tensor:
     """Away from, or towards, each pixel's luma."""
     return _blend_(x, luma(x), factor)
 
 
-def _blend_(x: torch.Tensor, other: torch.Tensor, factor: Factor) -> torch.Tensor:
+def _blend_(x: torch.Tensor, other: torch.Tensor, factor: float) -> torch.Tensor:
     torch.lerp(other.expand_as(x), x, factor, out=x)
     return x.clamp_(0, 255).floor_()
 
 
-def hue_(x: torch.Tensor, shift: Factor) -> torch.Tensor:
+def hue_(x: torch.Tensor, shift: float) -> torch.Tensor:
     """Turns the hue by `shift` of 256 steps, a whole number from 0 to 255.
 
     A colour is value V = max, chroma C = max − min and hue. With h ∈ [0, 6) the hue in sixths of
@@ -305,87 +302,3 @@ def scale_boxes(boxes: torch.Tensor, sizes: torch.Tensor, stored: tuple[int, int
     # A very thin image's crop may be less than a stored pixel.
     end = torch.maximum(((boxes[:, :2] + boxes[:, 2:]) * scale).round(), start + 1)
     return torch.cat([start, end - start], dim=1).long()
-
-
-def preprocess_each(images: Sequence[torch.Tensor], size: int = IMAGE_SIZE) -> torch.Tensor:
-    """B × (H, W, 3) uint8 to (B, 3, size, size) float32: resized, normalised; on the CPU."""
-    return torch.stack([evaluation_transform(image.permute(2, 0, 1), size) for image in images])
-
-
-def augment_each(
-    images: Sequence[torch.Tensor], augmentation: Augmentation, size: int = IMAGE_SIZE
-) -> torch.Tensor:
-    """B × (H, W, 3) uint8 to (B, 3, size, size) float32: augmented, normalised; on the CPU."""
-    return torch.stack(
-        [
-            normalised(augmentation.applied(image.permute(2, 0, 1), number, size))
-            for number, image in enumerate(images)
-        ]
-    )
-
-
-def preprocess(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
-    """As `preprocess_each`, for (B, H, W, 3) uint8 at once: for GPUs."""
-    boxes = torch.tensor([[0, 0, images.size(1), images.size(2)]])
-    x = normalised(resize_boxes(images, sent(boxes, images.device), size))
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def augment(
-    images: torch.Tensor, augmentation: Augmentation, size: int = IMAGE_SIZE
-) -> torch.Tensor:
-    """As `augment_each`, for (B, H, W, 3) uint8 at once: for GPUs. Both agree up to rounding."""
-    device = images.device
-    flip, grey = (
-        sent(flags, device)[:, None, None, None] for flags in (augmentation.flip, augmentation.grey)
-    )
-    x = resize_boxes(images, sent(augmentation.boxes, device), size)
-    x = torch.where(flip, x.flip(-1), x)
-    factors = sent(augmentation.factors, device)[:, :, None, None, None]
-    rows_by_operation = sent(augmentation.order.argsort(dim=0), device)
-    for turn in range(len(JITTER_OPERATIONS)):
-        # Of each operation the images that it is applied to in this turn.
-        counts = augmentation.order[:, turn].bincount(minlength=len(JITTER_OPERATIONS)).tolist()
-        for number, rows in enumerate(rows_by_operation[:, turn].split(counts)):
-            part = JITTER_OPERATIONS[number](x[rows], factors[rows, number])
-            x.index_copy_(0, rows, part)
-    x = normalised(torch.where(grey, luma(x), x))
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def resize_boxes(images: torch.Tensor, boxes: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
-    """Cuts a box out of each image and resizes it, for all images at once.
-
-    Resizing is linear, and the same for all rows and for all columns: two batched matrix
-    products, which GPUs are made for. Rounds between them, as PIL does.
-
-    Args:
-        images: (B, H, W, 3) uint8.
-        boxes: (B, 4) top, left, height, width, in pixels, on the same device.
-        size: height and width of the result.
-
-    Returns:
-        (B, 3, size, size) float32 with whole numbers, within ±1 of `resize` of the crops.
-    """
-    x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    top, left, height, width = boxes.unbind(1)
-    rows = _weights(top, height, images.size(1), size).unsqueeze(1)  # (B, 1, size, H)
-    columns = _weights(left, width, images.size(2), size).unsqueeze(1)
-    with full_precision(images.device):  # an evaluation may read images under autocast
-        x = (x @ columns.transpose(-1, -2)).round_()
-        return (rows @ x).round_()
-
-
-def _weights(start: torch.Tensor, length: torch.Tensor, stored: int, size: int) -> torch.Tensor:
-    """(B, size, stored): the share of each stored pixel in each new one.
-
-    A triangle around the new pixel's centre, as wide as the pixel or as two of the stored ones,
-    whichever is more, and cut off at the ends of the box.
-    """
-    start, length = (v[:, None, None].float() for v in (start, length))
-    new = torch.arange(size, device=start.device)[:, None] + 0.5
-    old = torch.arange(stored, device=start.device) + 0.5
-    scale = length / size
-    distance = (old - (start + new * scale)).abs() / scale.clamp(min=1)
-    weights = (1 - distance).clamp_(min=0) * ((old > start) & (old < start + length))
-    return weights / weights.sum(dim=-1, keepdim=True)
