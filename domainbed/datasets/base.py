@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
 from domainbed.config.dataset_info import DatasetInfo
-from domainbed.config.dimensions import Option, refusal
+from domainbed.config.dimensions import Option
 from domainbed.core.minibatch import Join, tensors_of
 from domainbed.core.registry import Registry, require_subclass
 from domainbed.core.seeding import global_sources_kept
@@ -128,21 +128,8 @@ class MultipleDomainDataset:
 
     @classmethod
     def option(cls, name: str, hparams: Mapping[str, Any]) -> Any:
-        """The value of one of the class's `options`: the user's, or the default.
-
-        Raises:
-            UserError: the option cannot have the user's value.
-        """
-        declared = cls.options[name]
-        value = hparams.get(name, declared.default)
-        if not declared.accepts(value):
-            raise UserError(
-                f"hyper-parameter {name!r} of {cls.__name__} cannot be {value!r}: "
-                f"{refusal(value, declared)}",
-                "hparams",
-                name,
-            )
-        return value
+        """The value of one of the class's `options`: the user's, or the default."""
+        return hparams.get(name, cls.options[name].default)
 
     def __getitem__(self, index: int) -> Dataset[Any]:
         return self.datasets[index]

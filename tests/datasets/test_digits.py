@@ -23,6 +23,7 @@ from domainbed.datasets import (
     small_images,
 )
 from domainbed.errors import UserError
+from domainbed.spec import RunSpec
 
 
 def as_bytes(images):
@@ -215,8 +216,8 @@ def test_bicubic_rotation_is_that_of_pil():
 
 
 def test_another_rotation_is_refused():
-    with pytest.raises(UserError, match="'rotation' of RotatedDigits cannot be 'cubic'") as caught:
-        load_dataset("RotatedDigits", "", [0], {"rotation": "cubic"}, 0)
+    with pytest.raises(UserError, match="'rotation' of ERM cannot be 'cubic'") as caught:
+        RunSpec.create("RotatedDigits", "ERM", [0], hparams={"rotation": "cubic"})
     assert caught.value.where == ("hparams", "rotation")
 
 
