@@ -18,14 +18,7 @@ from domainbed.core.image_files import USUAL, Decoding, is_image, is_turned, rgb
 from domainbed.datasets import domains_of, load_dataset
 from domainbed.datasets.domain import Draw
 from domainbed.datasets.images.dataset_files import read_image
-from domainbed.datasets.images.transforms import (
-    Augmentation,
-    augment,
-    augment_each,
-    evaluation_transform,
-    preprocess,
-    preprocess_each,
-)
+from domainbed.datasets.images.transforms import evaluation_transform
 from domainbed.datasets.listing import data_facts
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
@@ -198,17 +191,6 @@ def test_every_way_to_read_images_has_size_and_orientation(pictures: Path) -> No
     assert (dataset.datasets[1].read(1, augment=True)[0] != expected).any()
     with pytest.raises(UserError, match="packed_size is 256: expected 300 or more"):
         loaded(pictures, data_path="fast", image_size=300)
-
-
-def test_whole_minibatches_of_another_size_agree_with_single_images() -> None:
-    images = torch.randint(0, 255, (3, 50, 60, 3), dtype=torch.uint8)
-    close = {"atol": 1.01 / 255 / 0.22, "rtol": 0}  # a grey level
-    torch.testing.assert_close(preprocess(images, 32), preprocess_each(list(images), 32), **close)
-    sizes, source = torch.tensor([[50, 60]] * 3), torch.Generator().manual_seed(0)
-    for crop in ("image", "resized", "none"):
-        drawn = Augmentation.draw(sizes, (50, 60), source, crop, 32)
-        one_by_one = augment_each(list(images), drawn, 32)
-        assert (augment(images, drawn, 32) - one_by_one).abs().mean() < 0.1
 
 
 def test_features_are_of_the_size_that_is_asked_for(pictures: Path) -> None:

@@ -197,12 +197,6 @@ def test_a_full_disk_is_told_before_packing(folder, cache, monkeypatch):
     assert packs(cache) == []
 
 
-def test_large_packs_recommend_the_small_form(folder, cache, monkeypatch, capsys):
-    monkeypatch.setattr(packing, "_LARGE", 1e6)
-    packed(folder)
-    assert "(as jpeg about 0.00 GB" in capsys.readouterr().err
-
-
 def test_a_cache_that_cannot_be_written(folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DOMAINBED_CACHE_DIR", str(tmp_path / "file"))

@@ -39,7 +39,7 @@ INDEX, TABLE, IMAGES = "index.json", "images.csv", "images.bin"
 RAW, JPEG = "raw", "jpeg"
 JPEG_QUALITY = 95  # without subsampling of the colours
 _JPEG_BYTES_PER_PIXEL = 0.6  # of photographs; drawings take less
-_LARGE = 20e9  # bytes from which the smaller format is recommended
+
 
 
 class Pack:
@@ -208,27 +208,22 @@ def _announce(listing: Listing, folder: Path, shape: tuple[int, int], options: P
     Raises:
         UserError: there is not enough disk space.
     """
-    pixels = len(listing.files) * shape[0] * shape[1]
-    sizes = {RAW: f"{_gb(3 * pixels)}", JPEG: f"about {_gb(_JPEG_BYTES_PER_PIXEL * pixels)}"}
-    needed = 3 * pixels if options.form == RAW else _JPEG_BYTES_PER_PIXEL * pixels
-    free = shutil.disk_usage(folder).free
+    gigapixels = len(listing.files) * shape[0] * shape[1] / 1e9
+    needed = {RAW: 3 * gigapixels, JPEG: _JPEG_BYTES_PER_PIXEL * gigapixels}[options.form]
+    as_jpeg = f"as jpeg about {_JPEG_BYTES_PER_PIXEL * gigapixels:.2f} GB"
+    free = shutil.disk_usage(folder).free / 1e9
     if needed > free:
         raise UserError(
-            f"packing {listing.name} as {options.form} needs {sizes[options.form]} in "
-            f"{str(folder)!r}, where {_gb(free)} are free: choose the format jpeg ({sizes[JPEG]}) "
-            "or a smaller size, or name another folder in the variable DOMAINBED_CACHE_DIR"
+            f"packing {listing.name} as {options.form} needs {needed:.2f} GB in {str(folder)!r}, "
+            f"where {free:.2f} GB are free: choose the format jpeg ({as_jpeg}) or a smaller size, "
+            "or name another folder in the variable DOMAINBED_CACHE_DIR"
         )
-    message = (
+    print(
         f"Packing {listing.name}, once for all runs: {len(listing.files):,} images of {shape[1]} × "
-        f"{shape[0]} ({options.form}), {sizes[options.form]} in {folder}"
+        f"{shape[0]} ({options.form}), {needed:.2f} GB in {folder} ({as_jpeg})",
+        file=sys.stderr,
+        flush=True,
     )
-    if options.form == RAW and needed > _LARGE:
-        message += f"\n(as jpeg {sizes[JPEG]}, and more work for the processor)"
-    print(message, file=sys.stderr, flush=True)
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
 
 
 def _encoded(
