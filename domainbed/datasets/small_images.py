@@ -113,12 +113,14 @@ def _digits(root: str) -> tuple[torch.Tensor, torch.Tensor]:
     return images.reshape(-1, 8, 8), table[:, -1].long()
 
 
-class _ShuffledDigits(MultipleDomainDataset):
-    """Joins and shuffles the images; a subclass makes the domains of them."""
+class DrawnDataset(MultipleDomainDataset):
+    """Domains that depend on the trial seed, or in its place a `data_seed`; a subclass makes them.
 
-    small_images = True
+    Attributes:
+        generator: of what is random about them.
+    """
+
     shareable = True
-    read = staticmethod(_mnist)
 
     def __init__(
         self,
@@ -129,15 +131,28 @@ class _ShuffledDigits(MultipleDomainDataset):
         data_seed: int | None = None,
     ) -> None:
         seed = seeding.data_seed(trial_seed) if data_seed is None else data_seed
-        self.hparams = hparams
-        self.generator = torch.Generator().manual_seed(seed)
-        images, digits = self.read(root)
-        order = torch.randperm(len(images), generator=self.generator)
-        self.datasets = self.make_domains(images[order], digits[order])
+        self.hparams, self.generator = hparams, torch.Generator().manual_seed(seed)
+        self.datasets = self.make_domains(root)
         self.input_shape = tuple(self.datasets[0][0][0].shape)
 
     @abstractmethod
-    def make_domains(self, images: torch.Tensor, digits: torch.Tensor) -> list[ByteImages]:
+    def make_domains(self, root: str) -> Sequence[TensorDataset]:
+        """The domains; `root` is the data folder."""
+
+
+class _ShuffledDigits(DrawnDataset):
+    """Joins and shuffles the images; a subclass makes the domains of them."""
+
+    small_images = True
+    read = staticmethod(_mnist)
+
+    def make_domains(self, root: str) -> Sequence[TensorDataset]:
+        images, digits = self.read(root)
+        order = torch.randperm(len(images), generator=self.generator)
+        return self.of_shuffled(images[order], digits[order])
+
+    @abstractmethod
+    def of_shuffled(self, images: torch.Tensor, digits: torch.Tensor) -> Sequence[TensorDataset]:
         """The domains, from the shuffled images."""
 
 
@@ -152,7 +167,7 @@ class _Colored(_ShuffledDigits):
     label_noise = 0.25
     color_noise = (0.1, 0.2, 0.9)
 
-    def make_domains(self, images: torch.Tensor, digits: torch.Tensor) -> list[ByteImages]:
+    def of_shuffled(self, images: torch.Tensor, digits: torch.Tensor) -> Sequence[TensorDataset]:
         domains, n = [], len(self.color_noise)
         for i, noise in enumerate(self.color_noise):
             labels = self._flipped(digits[i::n] < 5, self.label_noise)
@@ -174,7 +189,7 @@ class _Rotated(_ShuffledDigits):
         "rotation": Option("bilinear", "interpolation of the rotation", ("bilinear", "bicubic"))
     }
 
-    def make_domains(self, images: torch.Tensor, digits: torch.Tensor) -> list[ByteImages]:
+    def of_shuffled(self, images: torch.Tensor, digits: torch.Tensor) -> Sequence[TensorDataset]:
         resampling = Image.Resampling[self.option("rotation", self.hparams).upper()]
         domains, n = [], len(self.angles)
         for i, angle in enumerate(self.angles):
@@ -235,8 +250,7 @@ class ColoredDigits(_Colored):
     """The construction of ColoredMNIST over scikit-learn's digits: (2, 8, 8), needs no files."""
 
     read = staticmethod(_digits)
-    N_STEPS: ClassVar[int] = 301
-    CHECKPOINT_FREQ: ClassVar[int] = 50
+    N_STEPS, CHECKPOINT_FREQ = 301, 50
     ENVIRONMENTS = DATASET_DOMAINS["ColoredDigits"]
     info = DatasetInfo(ENVIRONMENTS, _BINARY, 2, (599,) * 3, citation=_ALPAYDIN, **_DIGITS_TERMS)
 
@@ -246,8 +260,7 @@ class RotatedDigits(_Rotated):
     """The construction of RotatedMNIST over scikit-learn's digits: (1, 8, 8), needs no files."""
 
     read = staticmethod(_digits)
-    N_STEPS: ClassVar[int] = 301
-    CHECKPOINT_FREQ: ClassVar[int] = 50
+    N_STEPS, CHECKPOINT_FREQ = 301, 50
     ENVIRONMENTS = DATASET_DOMAINS["RotatedDigits"]
     info = DatasetInfo(
         ENVIRONMENTS, _TEN, 10, (300,) * 3 + (299,) * 3, citation=_ALPAYDIN, **_DIGITS_TERMS

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from domainbed.config.dataset_info import DatasetInfo
 
 _SHOWN = 4  # problems in one line
-_MARK = "made-by-domainbed.txt"  # in the hidden folder, which is not touched without it
+
 _UNPACKED = 1.1  # bytes of images per byte of an archive: images hardly shrink when packed
 _MOST_UNPACKED = 4  # times the size of the largest source: more is not the dataset
 _LEAST_REFUSED = 10**8  # bytes
@@ -155,16 +155,9 @@ class _Job:
         """Makes the dataset from a copy, or from the first source that delivers.
 
         Raises:
-            UserError: it cannot, or the hidden folder is not this command's own.
+            UserError: it cannot.
         """
-        mark = self.partial / _MARK
-        if self.partial.exists() and not mark.exists():
-            raise UserError(
-                f"{str(self.partial)!r} exists and was not made by this command, which needs a "
-                "folder of that name: move it away"
-            )
         self.partial.mkdir(exist_ok=True)
-        mark.write_text("Removed when the dataset is complete.\n", encoding="utf-8")
         self._clear()
         try:
             if copy is None:

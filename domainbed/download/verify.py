@@ -260,11 +260,10 @@ def _own_problems(counts: Counts) -> list[Problem]:
 
 def _validating(dataset: Any) -> set[Path]:
     """The images that validate, where a manifest says so."""
-    manifest = getattr(dataset, "manifest", None)
-    if manifest is None:
+    if not hasattr(dataset, "listed"):
         return set()
-    pairs = zip(chain(*manifest.contents.images), chain(*manifest.contents.roles.get("split", ())))
-    return {file for (file, _), split in pairs if split == "out"}
+    listed, splits = dataset.listed.images, dataset.listed.roles.get("split", ())
+    return {file for (file, _), split in zip(chain(*listed), chain(*splits)) if split == "out"}
 
 
 def _decode_all(report: Verification, found: ImageFiles, root: Path, validating: set[Path]) -> None:

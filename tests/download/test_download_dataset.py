@@ -276,17 +276,9 @@ class TestInterrupted:
     def test_left_over_of_a_killed_process(self, pacs, said, data, tmp_path):
         write({"photo/dog/half.jpg": b"half"}, data / ".PACS.partial" / "ready")
         write({"kfold/photo/dog/half.jpg": b"half"}, data / ".PACS.partial" / "extracted")
-        write({"made-by-domainbed.txt": b""}, data / ".PACS.partial")
         said("PACS", write_zip(tmp_path / "PACS.zip", below("kfold", pacs)))
         assert content_of(data / "PACS") == pacs
         assert not (data / ".PACS.partial").exists()
-
-    def test_a_hidden_folder_of_somebody_else_is_left_alone(self, pacs, said, data, tmp_path):
-        own = {"downloads/mine.txt": b"mine", "ready/mine.txt": b"mine"}
-        write(own, data / ".PACS.partial")
-        with pytest.raises(UserError, match="was not made by this command"):
-            said("PACS", write_zip(tmp_path / "PACS.zip", below("kfold", pacs)))
-        assert content_of(data / ".PACS.partial") == own
 
     def test_two_processes(self, pacs, said, data, tmp_path):
         """The second one waits, and then finds that there is nothing to do."""

@@ -41,7 +41,6 @@ JPEG_QUALITY = 95  # without subsampling of the colours
 _JPEG_BYTES_PER_PIXEL = 0.6  # of photographs; drawings take less
 
 
-
 class Pack:
     """A folder that `open_pack` made, opened.
 
