@@ -89,8 +89,8 @@ def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
     }
 
 
+# By hyper-parameter, low and high of a `Uniform` or `LogUniform` in place of its own.
 Ranges = Mapping[str, tuple[float, float]]
-"""By hyper-parameter, low and high of a `Uniform` or `LogUniform` in place of its own."""
 
 _NONE: Ranges = MappingProxyType({})
 _FIRST_IN_SEQUENCE = ("resnet_dropout", "lr", "batch_size", "weight_decay")

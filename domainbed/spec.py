@@ -49,8 +49,8 @@ MOST_SEED = 2**32 - 1  # of NumPy's global source
 
 _WEIGHTS = "features.weights"
 
+# The featurizer below a classifier that starts as one made of text: it trains nothing.
 _OF_TEXT = "UnitFeatures"
-"""The featurizer below a classifier that starts as one made of text: it trains nothing."""
 
 _NEEDS_TEXT = "needs features of a backbone that reads text: set 'features' to open_clip:NAME"
 

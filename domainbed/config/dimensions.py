@@ -264,8 +264,8 @@ class DatasetFacts:
         return self.small_images or self.features
 
 
+# A search space that depends on the dataset.
 SpaceOf = Callable[[DatasetFacts], SearchSpace]
-"""A search space that depends on the dataset."""
 
 
 def learning_rate(facts: DatasetFacts, doc: str = "step size of Adam") -> Dimension:

@@ -291,8 +291,8 @@ class RunOptions(Settings):
 
 _Curvature = Literal["variance", "empirical_fisher", "true_fisher", "hessian", "full_hessian"]
 
+# The names of curvatures; all but the last, which takes the longest, are computed by default.
 CURVATURES: tuple[_Curvature, ...] = get_args(_Curvature)
-"""The names of curvatures; all but the last, which takes the longest, are computed by default."""
 
 
 def _two_or_none(domains: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,11 +23,11 @@ from domainbed.core.minibatch import Join, Minibatch, Nest, mapped, taken, tenso
 from domainbed.core.seeding import global_sources_kept, seed_everything, seed_hash
 from domainbed.errors import UserError, one_line
 
+# x (B, …), or a nest of inputs, and labels y (B,); and extras where there are any.
 Batch = Sequence[Any]
-"""x (B, …), or a nest of inputs, and labels y (B,); and extras where there are any."""
 
+# Images per forward pass without training, however the images are stored.
 EVALUATION_BATCH = 64
-"""Images per forward pass without training, however the images are stored."""
 
 TRAINING = "training"
 

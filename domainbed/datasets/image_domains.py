@@ -31,6 +31,7 @@ from domainbed.datasets.images.transforms import (
 )
 from domainbed.errors import UserError
 
+# How image files are read, whatever the algorithm.
 DATA_OPTIONS: dict[str, Option] = {
     "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),
     "packed_size": Option(256, "height and width of packed images"),
@@ -40,7 +41,6 @@ DATA_OPTIONS: dict[str, Option] = {
     "orientation": Option("ignore", "exif: turn images as their EXIF says", ("ignore", "exif")),
     "window": Option([], "[low, high]: the values of black and white, of more than 8 bits"),
 }
-"""How image files are read, whatever the algorithm."""
 
 # Those of them that runs on features of images have as well.
 OF_FEATURES = ("corrupt_images", "image_size", "orientation", "window")

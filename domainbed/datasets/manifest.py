@@ -23,9 +23,9 @@ _SPLITS = {"": "", "in": "in", "train": "in", "out": "out", "val": "out"}
 _EXPECTED = "expected path, label and domain, and in all lines or in none split"
 
 
+# An image of a manifest: its `line`; texts `path`, `label` and `domain`; and "in", "out", or
+# empty where the trial decides, as `split`. By choice also texts `group` and `attribute`.
 Entry = dict[str, Any]
-"""An image of a manifest: its `line`; texts `path`, `label` and `domain`; and "in", "out", or empty
-where the trial decides, as `split`. By choice also texts `group` and `attribute`."""
 
 
 class ManifestDataset(ImageDataset):

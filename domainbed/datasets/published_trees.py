@@ -31,17 +31,17 @@ from domainbed.errors import UserError, one_line
 
 _WILDS = "Koh et al., WILDS, ICML 2021"
 
+# In the order of the locations below, which is that of the images in a domain.
 BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
-"""In the order of the locations below, which is that of the images in a domain."""
 
 CLASSES = ("bulldog", "corgi", "dachshund", "labrador")
 LOCATIONS = ("beach", "desert", "dirt", "jungle", "mountain", "snow")
+# Images of a breed at a location in one of the folders 0 and 1.
 IN_FOLDER = 3168
-"""Images of a breed at a location in one of the folders 0 and 1."""
 
 
+# A breed's folder, the breed, and how many of its first images; None for all of them.
 Part = tuple[str, str, int | None]
-"""A breed's folder, the breed, and how many of its first images; None for all of them."""
 
 
 class PublishedTree(ImageDataset):

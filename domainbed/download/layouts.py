@@ -27,14 +27,15 @@ from domainbed.errors import one_line
 if TYPE_CHECKING:
     from domainbed.config.dataset_info import DatasetInfo
 
+# A path below the dataset's folder, such as domain/class/name, and the file or bytes for it.
 PlacedFile = tuple[str, Path | bytes]
-"""A path below the dataset's folder, such as domain/class/name, and the file or bytes for it."""
 
 _SPLITS = {"full", "train", "val", "validation", "crossval", "test"}
 _DEPTH = 5  # of folders around the domains; PACS is known as pacs_data/PACS/kfold
 _TERRA_PARTS = ("cis_test", "cis_val", "train", "trans_test", "trans_val")
 TERRA_ANNOTATIONS = tuple(f"{part}_annotations.json" for part in _TERRA_PARTS)
 HUB_COLUMNS = ("image", "domain", "label")
+# Columns of the Hub's Camelyon17 beside `image`, to those of WILDS' own table.
 CAMELYON_COLUMNS = {
     "image_id": "",
     "patient": "patient",
@@ -45,7 +46,6 @@ CAMELYON_COLUMNS = {
     "slide": "slide",
     "center": "center",
 }
-"""Columns of the Hub's Camelyon17 beside `image`, to those of WILDS' own table."""
 _HUB_ROWS_AT_ONCE = 64
 _EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif"}
 _MNIST_MOST_BYTES = 50_000_000  # the largest file has 47,040,016
@@ -53,11 +53,16 @@ _MNIST_MOST_BYTES = 50_000_000  # the largest file has 47,040,016
 
 @dataclass
 class Layout:
-    """The files that were found, which can be iterated over once, and remarks on them."""
+    """What was found.
+
+    Attributes:
+        files: can be iterated over once.
+        complete: whether every published domain is there.
+        notes: remarks on them.
+    """
 
     files: Iterable[PlacedFile]
     complete: bool = True
-    """Whether every published domain is there."""
     notes: list[str] = field(default_factory=list)
 
 

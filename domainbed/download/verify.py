@@ -22,21 +22,21 @@ from domainbed.core.image_files import class_folders, folder_names, ignored, ima
 from domainbed.download.catalogue import SOURCES, Origin
 from domainbed.errors import UserError, in_shell
 
+# Files per domain and class.
 ImageFiles = dict[str, dict[str, list[Path]]]
-"""Files per domain and class."""
 
+# Images per domain and class.
 Counts = dict[str, dict[str, int]]
-"""Images per domain and class."""
 
 NO_NUMBERS = "no numbers of images are published with which to compare these"
 MNIST_FOLDER = "MNIST"
+# MD5 of the published files, unpacked.
 MNIST_CHECKSUMS = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-"""MD5 of the published files, unpacked."""
 
 _HARMLESS_MODES = ("RGB", "L")
 _FILES_AT_ONCE = 32  # for one thread

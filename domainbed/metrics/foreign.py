@@ -26,6 +26,8 @@ PREFIX, RECORDED_PREFIX = "torchmetrics:", "torchmetrics_"
 
 _TASK = re.compile("^(Binary|Multiclass|Multilabel)")
 
+# Classes of torchmetrics, whose own word is known only with PyTorch; without what they begin
+# with: Binary, Multiclass, Multilabel.
 LOWER_IS_BETTER = frozenset(
     {
         *("CalibrationError", "CoverageError", "EER", "Fairness", "GroupStatRates"),
@@ -37,8 +39,6 @@ LOWER_IS_BETTER = frozenset(
         *("WeightedMeanAbsolutePercentageError", "Perplexity"),
     }
 )
-"""Classes of torchmetrics, whose own word is known only with PyTorch; without what they begin with:
-Binary, Multiclass, Multilabel."""
 
 
 def higher_is_better(name: str) -> bool:

@@ -20,13 +20,13 @@ from domainbed.core.registry import Registry
 from domainbed.errors import UserError, one_line
 from domainbed.networks.pretrained import headless_model
 
+# What decides which network is built.
 CHOICE_OPTIONS: dict[str, Option] = {
     "featurizer": Option("", "a registered network; empty: by the shape of the input"),
     "backbone": Option(
         "", "a torchvision model, timm:NAME, or open_clip:NAME; empty: the protocol's ResNet"
     ),
 }
-"""What decides which network is built."""
 
 MLP_OPTIONS: dict[str, Option] = {
     "mlp_width": Option(256, "width of a featurizer of vectors", least=1),

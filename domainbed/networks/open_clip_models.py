@@ -174,8 +174,8 @@ def _quiet() -> Iterator[None]:
         logging.root.handlers[:] = handlers
 
 
+# Sets of templates: one, and OpenAI's seven and eighty for ImageNet, as open_clip has them.
 PROMPTS = ("photo", "imagenet-7", "imagenet-80")
-"""Sets of templates: one, and OpenAI's seven and eighty for ImageNet, as open_clip has them."""
 
 
 def prompt_templates(prompts: str) -> tuple[str, ...]:

