@@ -63,6 +63,7 @@ setup(
     package_data={
         "domainbed.configs": ["*.yaml", "paper/*.yaml", "start/*", "start/images/*"],
         "domainbed": ["py.typed"],
+        "domainbed.config": ["datasets.yaml"],
         "domainbed.config.baselines": ["*.json"],
         "domainbed.config.protocols": ["*.yaml"],
         "domainbed.datasets": ["penguins.csv"],

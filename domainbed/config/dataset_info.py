@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from domainbed.core.names import DATASET_DOMAINS
 
 
 @dataclass(frozen=True)
@@ -34,3 +41,17 @@ class DatasetInfo:
     note: str = ""
     sparse: bool = False
     fetched: bool = False
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
+
+
+def published_info(name: str) -> DatasetInfo:
+    """What datasets.yaml says about a dataset of the package."""
+    said = _table()[name]
+    classes, domains = said.get("classes"), said.get("domains", DATASET_DOMAINS[name])
+    usual = {"domains": domains, "classes": classes, "num_classes": len(classes or ())}
+    values = {"images": (), **usual, **said}.items()
+    return DatasetInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})

@@ -10,14 +10,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
-from domainbed.config.dataset_info import DatasetInfo
+from domainbed.config.dataset_info import DatasetInfo, published_info
 from domainbed.config.dimensions import Option
 from domainbed.core.minibatch import Join, tensors_of
+from domainbed.core.names import DATASET_DOMAINS
 from domainbed.core.registry import Registry, require_subclass
 from domainbed.core.seeding import global_sources_kept
 from domainbed.datasets.domain import Batch, Domain, LoadedDomain, TensorDomain
@@ -157,9 +158,17 @@ def _check_class(entry: Any) -> None:
     network_of(entry)
 
 
+AnyDataset = TypeVar("AnyDataset", bound=type[MultipleDomainDataset])
+
 DATASETS: Registry[Any] = Registry(
     "dataset", entry_point_group="domainbed.datasets", check=_check_class
 )
+
+
+def published(cls: AnyDataset) -> AnyDataset:
+    """Registers a dataset of the package, with its domains and what was published about it."""
+    cls.ENVIRONMENTS, cls.info = DATASET_DOMAINS[cls.__name__], published_info(cls.__name__)
+    return DATASETS.register(cls)
 
 
 class ForeignDomain(LoadedDomain):

@@ -8,9 +8,7 @@ from typing import ClassVar
 import torch
 from torch.utils.data import TensorDataset
 
-from domainbed.config.dataset_info import DatasetInfo
-from domainbed.core.names import DATASET_DOMAINS
-from domainbed.datasets.base import DATASETS
+from domainbed.datasets.base import published
 from domainbed.datasets.small_images import DrawnDataset
 
 _PER_DOMAIN = 16
@@ -25,17 +23,6 @@ class _Debug(DrawnDataset):
 
     num_classes = 2
     size: ClassVar[int]
-    ENVIRONMENTS = DATASET_DOMAINS["Debug28"]
-    info = DatasetInfo(
-        domains=ENVIRONMENTS,
-        classes=None,
-        num_classes=2,
-        images=(_PER_DOMAIN,) * 3,
-        source="drawn at random when it is loaded",
-        licence="none needed",
-        citation="DomainBed (Gulrajani and Lopez-Paz, arXiv 2007.01434)",
-        note="to try out code; accuracies mean nothing",
-    )
 
     def make_domains(self, root: str) -> Sequence[TensorDataset]:
         return [
@@ -47,7 +34,7 @@ class _Debug(DrawnDataset):
         ]
 
 
-@DATASETS.register
+@published
 class Debug28(_Debug):
     """Random inputs of (3, 28, 28), for the search spaces and the network of small images."""
 
@@ -55,7 +42,7 @@ class Debug28(_Debug):
     small_images = True
 
 
-@DATASETS.register
+@published
 class Debug224(_Debug):
     """Random inputs of (3, 224, 224), for the search spaces of natural images."""
 

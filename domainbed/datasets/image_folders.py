@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.run_fields import DataFields
 from domainbed.core.image_files import (
     IMAGE_EXTENSIONS,
@@ -23,9 +22,9 @@ from domainbed.core.image_files import (
     ignored,
     images,
 )
-from domainbed.core.names import DATASET_DOMAINS, dataset_label
+from domainbed.core.names import dataset_label
 from domainbed.core.settings import Listed, Settings, load
-from domainbed.datasets.base import DATASETS, MultipleDomainDataset
+from domainbed.datasets.base import MultipleDomainDataset, published
 from domainbed.datasets.image_domains import ImageDomain
 from domainbed.datasets.images.transforms import IMAGE_SIZE, Crop
 from domainbed.datasets.rows import by_roles
@@ -243,112 +242,33 @@ def folder_dataset(name: str, options: DataFields) -> type[ImageFolderDataset]:
     return type(dataset_label(name), (ImageFolderDataset,), attributes)
 
 
-@DATASETS.register
+@published
 class VLCS(ImageFolderDataset):
     """Photographs from four collections."""
 
-    ENVIRONMENTS = DATASET_DOMAINS["VLCS"]
-    info = DatasetInfo(
-        domains=("Caltech101", "LabelMe", "SUN09", "VOC2007"),
-        classes=("bird", "car", "chair", "dog", "person"),
-        num_classes=5,
-        images=(1_415, 2_656, 3_282, 3_376),
-        source="Google Drive file 1skwblH1_okBwxWxmRsp9_qi15hyPpxg8 (VLCS.tar.gz)",
-        licence="terms of the four source datasets; research use",
-        citation="Fang, Xu, Rockmore, Unbiased Metric Learning, ICCV 2013",
-        folder="VLCS",
-    )
 
-
-@DATASETS.register
+@published
 class PACS(ImageFolderDataset):
     """Photographs and three styles of drawing."""
 
-    ENVIRONMENTS = DATASET_DOMAINS["PACS"]
-    info = DatasetInfo(
-        domains=("art_painting", "cartoon", "photo", "sketch"),
-        classes=("dog", "elephant", "giraffe", "guitar", "horse", "house", "person"),
-        num_classes=7,
-        images=(2_048, 2_344, 1_670, 3_929),
-        source="Google Drive file 1JFr8f805nMUelQWWmfnJR3y4_SYoN5Pd (PACS.zip, folder kfold)",
-        licence="none stated; research use",
-        citation="Li et al., Deeper, Broader and Artier Domain Generalization, ICCV 2017",
-        folder="PACS",
-    )
 
-
-@DATASETS.register
+@published
 class OfficeHome(ImageFolderDataset):
     """Everyday objects of office and home."""
 
-    ENVIRONMENTS = DATASET_DOMAINS["OfficeHome"]
-    info = DatasetInfo(
-        domains=("Art", "Clipart", "Product", "Real World"),
-        classes=None,
-        num_classes=65,
-        images=(2_427, 4_365, 4_439, 4_357),
-        source="Google Drive file 1uY0pj7oFsjMxRwaD3Sxy0jgel0fsYXLC "
-        "(zip, folder OfficeHomeDataset_10072016)",
-        licence="non-commercial research and education",
-        citation="Venkateswara et al., Deep Hashing Network for Unsupervised Domain Adaptation, "
-        "CVPR 2017",
-        folder="office_home",
-    )
 
-
-@DATASETS.register
+@published
 class TerraIncognita(ImageFolderDataset):
     """Camera traps at four locations."""
 
-    ENVIRONMENTS = DATASET_DOMAINS["TerraIncognita"]
-    info = DatasetInfo(
-        domains=("location_100", "location_38", "location_43", "location_46"),
-        classes=(
-            *("bird", "bobcat", "cat", "coyote", "dog"),
-            *("empty", "opossum", "rabbit", "raccoon", "squirrel"),
-        ),
-        num_classes=10,
-        images=(4_879, 9_767, 4_020, 6_122),
-        source="https://storage.googleapis.com/public-datasets-lila/caltechcameratraps/",
-        licence="Community Data License Agreement, permissive variant",
-        citation="Beery, Van Horn, Perona, Recognition in Terra Incognita, ECCV 2018",
-        folder="terra_incognita",
-        note="a later copy of the source has 24,330 images: 4,741 + 9,736 + 3,970 + 5,883",
-    )
 
-
-@DATASETS.register
+@published
 class DomainNet(ImageFolderDataset):
     """Six styles of image, 345 classes."""
 
     CHECKPOINT_FREQ: ClassVar[int] = 1000
-    ENVIRONMENTS = DATASET_DOMAINS["DomainNet"]
-    info = DatasetInfo(
-        domains=("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
-        classes=None,
-        num_classes=345,
-        images=(48_129, 51_605, 72_266, 172_500, 172_947, 69_128),
-        source="http://csr.bu.edu/ftp/visda/2019/multi-source/",
-        licence="fair use; non-commercial research",
-        citation="Peng et al., Moment Matching for Multi-Source Domain Adaptation, ICCV 2019",
-        folder="domain_net",
-        note="the raw archives hold about 9,400 images more than the official lists name",
-    )
 
 
-@DATASETS.register
+@published
 class SVIRO(ImageFolderDataset):
     """Synthetic greyscale images of the rear seats of ten cars: who or what sits there."""
-
-    ENVIRONMENTS = DATASET_DOMAINS["SVIRO"]
-    info = DatasetInfo(
-        domains=ENVIRONMENTS,
-        classes=None,
-        num_classes=7,
-        images=(),
-        source="https://sviro.kl.dfki.de/ (zip, folder SVIRO_DOMAINBED)",
-        licence="not verified: ask the site",
-        citation="Dias Da Cruz et al., SVIRO, WACV 2020",
-        folder="sviro",
-        note="56,000 images (not verified); they are tall, and squeezed to a square",
-    )

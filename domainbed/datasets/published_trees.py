@@ -21,15 +21,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.files import regular
 from domainbed.core.image_files import entries, images
-from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS
-from domainbed.datasets.base import DATASETS
+from domainbed.core.names import TEST_DOMAINS
+from domainbed.datasets.base import published
 from domainbed.datasets.image_folders import Contents, ImageDataset
 from domainbed.errors import UserError, one_line
-
-_WILDS = "Koh et al., WILDS, ICML 2021"
 
 # In the order of the locations below, which is that of the images in a domain.
 BREEDS = ("bulldog", "dachshund", "labrador", "corgi")
@@ -124,24 +121,12 @@ def listed_contents(
     return Contents(domains, classes, list(listed.values()), lacking)
 
 
-@DATASETS.register
+@published
 class WILDSCamelyon(PublishedTree):
     """Patches of lymph nodes from five hospitals: is there tumour tissue in the middle?"""
 
     crop = "resized"
     layout, files = "metadata.csv and the folder patches", ("metadata.csv", "patches")
-    ENVIRONMENTS = DATASET_DOMAINS["WILDSCamelyon"]
-    info = DatasetInfo(
-        domains=ENVIRONMENTS,
-        classes=("normal", "tumor"),
-        num_classes=2,
-        images=(59_436, 34_904, 85_054, 129_838, 146_722),
-        source="https://worksheets.codalab.org/rest/bundles/0xe45e15f39fb54e9d9e919556af67aabe/",
-        licence="CC0 1.0",
-        citation=f"Bandi et al., Camelyon17, IEEE TMI 2019; {_WILDS}",
-        folder="camelyon17_v1.0",
-        note="WILDS itself tests on hospital 2 and validates on hospital 1",
-    )
 
     @classmethod
     def contents(cls, folder: Path) -> Contents:
@@ -159,26 +144,13 @@ class WILDSCamelyon(PublishedTree):
         return listed_contents(folder, "metadata.csv", rows, domains, ("normal", "tumor"))
 
 
-@DATASETS.register
+@published
 class WILDSFMoW(PublishedTree):
     """Satellite images of buildings and land use, from all regions of the world."""
 
     crop = "resized"
     layout = "rgb_metadata.csv, country_code_mapping.csv and the folder images"
     files = ("rgb_metadata.csv", "images")
-    ENVIRONMENTS = DATASET_DOMAINS["WILDSFMoW"]
-    info = DatasetInfo(
-        domains=("Asia", "Europe", "Africa", "Americas", "Oceania", "Other"),
-        classes=None,
-        num_classes=62,
-        images=(),
-        source="https://worksheets.codalab.org/rest/bundles/0xaec91eb7c9d548ebb15e1b5e60f966ab/",
-        licence="Functional Map of the World Challenge Public License",
-        citation=f"Christie et al., Functional Map of the World, CVPR 2018; {_WILDS}",
-        folder="fmow_v1.1",
-        note="about 470,000 images (not verified); a region may lack some of the classes",
-        sparse=True,
-    )
 
     @classmethod
     def contents(cls, folder: Path) -> Contents:
@@ -220,18 +192,6 @@ class _Spawrious(PublishedTree):
     layout = "the folders 0 and 1 with <location>/<breed>/<image>"
     augmented_domains = (1, 2)
     test_domains = TEST_DOMAINS["SpawriousO2O_easy"]
-    ENVIRONMENTS = DATASET_DOMAINS["SpawriousO2O_easy"]
-    info = DatasetInfo(
-        domains=ENVIRONMENTS,
-        classes=CLASSES,
-        num_classes=4,
-        images=(8 * IN_FOLDER, 4 * IN_FOLDER, 4 * IN_FOLDER),
-        source="https://www.dropbox.com/s/e40j553480h3f3s/spawrious224.tar.gz",
-        licence="MIT (of the authors' repository; of the images not verified)",
-        citation="Lynch et al., Spawrious, arXiv 2303.05470",
-        folder="spawrious224",
-        note="only the domain Test is a test: the groups differ in what misleads, not in the task",
-    )
     training: ClassVar[Sequence[str]]
     testing: ClassVar[Sequence[str]]
     common: ClassVar[str | None]
@@ -292,7 +252,7 @@ def _spawrious(
         "testing": testing.split(),
         "common": common,
     }
-    return DATASETS.register(type(name, (_Spawrious,), attributes))
+    return published(type(name, (_Spawrious,), attributes))
 
 
 SpawriousO2O_easy = _spawrious(

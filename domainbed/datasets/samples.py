@@ -6,7 +6,6 @@ import io
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.dimensions import Choice, Dimension, LogUniform
 from domainbed.config.run_fields import DataFields
 from domainbed.core.files import file_digest, regular
-from domainbed.core.names import DATASET_DOMAINS, dataset_label
-from domainbed.datasets.base import DATASETS, MultipleDomainDataset
+from domainbed.core.names import dataset_label
+from domainbed.datasets.base import MultipleDomainDataset, published
 from domainbed.datasets.domain import TensorDomain
 from domainbed.datasets.rows import Rows, by_roles, name_ignored_groups, read_rows
 from domainbed.errors import UserError, one_line
@@ -370,12 +368,11 @@ def _arrays(file: Path, fields: DataFields) -> SimpleNamespace:
 _MEASURES = ["bill_length_mm", "bill_depth_mm", "flipper_length_mm"]
 
 
-@DATASETS.register
+@published
 class Penguins(SampleDataset):
     """The sex of penguins on three islands; one species may live on the test island alone."""
 
     file = Path(__file__).with_name("penguins.csv")
-    ENVIRONMENTS = DATASET_DOMAINS["Penguins"]
     fields = DataFields(
         columns={
             "label": "sex",
@@ -383,19 +380,9 @@ class Penguins(SampleDataset):
             "features": [*_MEASURES, "body_mass_g", "species"],
         }
     )
-    info = DatasetInfo(
-        domains=ENVIRONMENTS,
-        classes=("female", "male"),
-        num_classes=2,
-        images=(163, 123, 47),
-        source="comes with the package; github.com/allisonhorst/palmerpenguins",
-        licence="CC0",
-        citation="Gorman, Williams, Fraser, PLoS ONE 9(3), 2014, doi:10.1371/journal.pone.0090081",
-        note="11 of the 344 birds have no known sex",
-    )
 
 
-@DATASETS.register
+@published
 class PenguinsMass(Penguins):
     """The body mass of penguins in kg, a regression."""
 
@@ -407,13 +394,6 @@ class PenguinsMass(Penguins):
             "features": [*_MEASURES, "sex", "species"],
         }
     )
-    info = replace(
-        Penguins.info,
-        classes=None,
-        num_classes=1,
-        images=(167, 124, 51),
-        note="2 of the 344 birds were not weighed",
-    )
 
     @classmethod
     def read(cls) -> SimpleNamespace:
@@ -423,7 +403,7 @@ class PenguinsMass(Penguins):
         )
 
 
-@DATASETS.register
+@published
 class PenguinsSpecies(Penguins):
     """The species of penguins: no island has all three, and one has a single species."""
 
@@ -434,11 +414,4 @@ class PenguinsSpecies(Penguins):
             "features": [*_MEASURES, "body_mass_g", "sex"],
         },
         missing_classes="allow",
-    )
-    info = replace(
-        Penguins.info,
-        classes=("Adelie", "Chinstrap", "Gentoo"),
-        num_classes=3,
-        images=(168, 124, 52),
-        note="",
     )

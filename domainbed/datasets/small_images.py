@@ -19,12 +19,10 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.dimensions import Option
 from domainbed.core import seeding
 from domainbed.core.files import regular
-from domainbed.core.names import DATASET_DOMAINS
-from domainbed.datasets.base import DATASETS, MultipleDomainDataset
+from domainbed.datasets.base import MultipleDomainDataset, published
 from domainbed.datasets.domain import Draw, TensorDomain
 from domainbed.errors import UserError, in_shell, one_line
 
@@ -199,69 +197,27 @@ class _Rotated(_ShuffledDigits):
         return domains
 
 
-_MNIST_TERMS: dict[str, Any] = {
-    "source": "http://yann.lecun.com/exdb/mnist/, through torchvision",
-    "licence": "CC BY-SA 3.0",
-    "folder": "MNIST",
-    "fetched": True,
-}
-_DIGITS_TERMS: dict[str, Any] = {
-    "source": "UCI Optical Recognition of Handwritten Digits (test part), through scikit-learn",
-    "licence": "CC BY 4.0",
-    "note": "not part of the published benchmark: small enough for tests and the quickstart",
-}
-_ALPAYDIN = "Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998"
-_BINARY = ("digit 5 to 9", "digit 0 to 4")
-_TEN = tuple(str(digit) for digit in range(10))
-
-
-@DATASETS.register
+@published
 class ColoredMNIST(_Colored):
     """MNIST coloured: (2, 28, 28) in [0, 1], 2 classes, domains +90%, +80%, -90%."""
 
-    ENVIRONMENTS = DATASET_DOMAINS["ColoredMNIST"]
-    info = DatasetInfo(
-        ENVIRONMENTS,
-        _BINARY,
-        2,
-        (23_334, 23_333, 23_333),
-        citation="Arjovsky et al., Invariant Risk Minimization, arXiv 1907.02893",
-        **_MNIST_TERMS,
-    )
 
-
-@DATASETS.register
+@published
 class RotatedMNIST(_Rotated):
     """MNIST rotated: (1, 28, 28) in [0, 1], 10 classes, domains 0 to 75 degrees."""
 
-    ENVIRONMENTS = DATASET_DOMAINS["RotatedMNIST"]
-    info = DatasetInfo(
-        ENVIRONMENTS,
-        _TEN,
-        10,
-        (11_667,) * 4 + (11_666,) * 2,
-        citation="Ghifary et al., Domain Generalization for Object Recognition, ICCV 2015",
-        **_MNIST_TERMS,
-    )
 
-
-@DATASETS.register
+@published
 class ColoredDigits(_Colored):
     """The construction of ColoredMNIST over scikit-learn's digits: (2, 8, 8), needs no files."""
 
     read = staticmethod(_digits)
     N_STEPS, CHECKPOINT_FREQ = 301, 50
-    ENVIRONMENTS = DATASET_DOMAINS["ColoredDigits"]
-    info = DatasetInfo(ENVIRONMENTS, _BINARY, 2, (599,) * 3, citation=_ALPAYDIN, **_DIGITS_TERMS)
 
 
-@DATASETS.register
+@published
 class RotatedDigits(_Rotated):
     """The construction of RotatedMNIST over scikit-learn's digits: (1, 8, 8), needs no files."""
 
     read = staticmethod(_digits)
     N_STEPS, CHECKPOINT_FREQ = 301, 50
-    ENVIRONMENTS = DATASET_DOMAINS["RotatedDigits"]
-    info = DatasetInfo(
-        ENVIRONMENTS, _TEN, 10, (300,) * 3 + (299,) * 3, citation=_ALPAYDIN, **_DIGITS_TERMS
-    )

@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from domainbed.config.dataset_info import DatasetInfo
 from domainbed.config.run_fields import DataFields
 from domainbed.core.image_files import images
-from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS
-from domainbed.datasets.base import DATASETS
+from domainbed.core.names import TEST_DOMAINS
+from domainbed.datasets.base import published
 from domainbed.datasets.image_folders import Contents, ImageFolderDataset
 from domainbed.datasets.published_trees import PublishedTree, listed_contents, read_columns
 
@@ -35,7 +34,6 @@ class _Subpopulations(PublishedTree):
         values: of the attribute, by their numbers in `rows`.
     """
 
-    ENVIRONMENTS = DATASET_DOMAINS["Waterbirds"]
     CHECKPOINT_FREQ = 300
     test_domains = TEST_DOMAINS["Waterbirds"]
     metrics = BY_GROUP_AND_CLASS
@@ -61,23 +59,12 @@ class _Subpopulations(PublishedTree):
         raise NotImplementedError
 
 
-@DATASETS.register
+@published
 class Waterbirds(_Subpopulations):
     """Birds cut out and pasted on places, most of them where such birds live."""
 
     layout = "metadata.csv and the images that it lists, in folders of species"
     values, files = ("land", "water"), ("metadata.csv",)
-    info = DatasetInfo(
-        domains=_Subpopulations.ENVIRONMENTS,
-        classes=("landbird", "waterbird"),
-        num_classes=2,
-        images=(5_994, 5_794),
-        source="https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz",
-        licence="non-commercial research and education (of the photographs in CUB)",
-        citation="Sagawa et al., Distributionally Robust Neural Networks, ICLR 2020",
-        folder="waterbird_complete95_forest2water2",
-        note="the published split: 4,795 images train, 1,199 validate and 5,794 test",
-    )
 
     @classmethod
     def rows(cls, folder: Path) -> Sequence[tuple[str, int, int, int]]:
@@ -86,24 +73,13 @@ class Waterbirds(_Subpopulations):
         return list(zip(*(table[name] for name in columns)))
 
 
-@DATASETS.register
+@published
 class CelebA(_Subpopulations):
     """Faces: is the hair blond? Few of the men's is."""
 
     N_STEPS, CHECKPOINT_FREQ = 30_001, 1000
     layout = "list_attr_celeba.txt, list_eval_partition.txt and the folder img_align_celeba"
     values, files = ("female", "male"), ("list_attr_celeba.txt", "list_eval_partition.txt")
-    info = DatasetInfo(
-        domains=_Subpopulations.ENVIRONMENTS,
-        classes=("not blond", "blond"),
-        num_classes=2,
-        images=(182_637, 19_962),
-        source="Google Drive, as torchvision.datasets.CelebA",
-        licence="non-commercial research",
-        citation="Liu et al., Deep Learning Face Attributes in the Wild, ICCV 2015",
-        folder="celeba",
-        note="the published split: 162,770 images train, 19,867 validate and 19,962 test",
-    )
 
     @classmethod
     def rows(cls, folder: Path) -> Sequence[tuple[str, int, int, int]]:
@@ -115,23 +91,12 @@ class CelebA(_Subpopulations):
         return list(zip(paths, is_blond.astype(int), is_male.astype(int), splits))
 
 
-@DATASETS.register
+@published
 class MetaShift(_Subpopulations):
     """Cats, most of them indoors, and dogs, most of them outdoors."""
 
     layout = "the folders train and test with <cat or dog>/<class>(<indoor or outdoor>)"
     values, files = ("outdoor", "indoor"), ("train/cat/cat(indoor)", "test/dog/dog(indoor)")
-    info = DatasetInfo(
-        domains=_Subpopulations.ENVIRONMENTS,
-        classes=("dog", "cat"),
-        num_classes=2,
-        images=(2_625, 874),
-        source="https://www.dropbox.com/s/a7k65rlj4ownyr2/metashift.tar.gz",
-        licence="of the images, those of Visual Genome: CC BY 4.0",
-        citation="Liang and Zou, MetaShift, ICLR 2022",
-        folder="MetaShift-Cat-Dog-indoor-outdoor",
-        note="SubpopBench's draw of 25% that test and 10% that validate, here in name order",
-    )
 
     @classmethod
     def rows(cls, folder: Path) -> Sequence[tuple[str, int, int, int]]:
@@ -152,26 +117,13 @@ class MetaShift(_Subpopulations):
         return [(*row, number) for row, number in zip(found, split.tolist())]
 
 
-@DATASETS.register
+@published
 class NICOpp(ImageFolderDataset):
     """NICO++: objects in six contexts, which are both the domains and the attribute."""
 
     N_STEPS, CHECKPOINT_FREQ = 30_001, 1000
-    ENVIRONMENTS = DATASET_DOMAINS["NICOpp"]
     names = DataFields(missing_classes="allow")
     metrics = BY_GROUP_AND_CLASS
-    info = DatasetInfo(
-        domains=ENVIRONMENTS,
-        classes=None,
-        num_classes=60,
-        images=(),
-        source="https://www.dropbox.com/sh/u2bq2xo8sbax4pr (track_1/track_1.zip)",
-        licence="not stated; research use",
-        citation="Zhang et al., NICO++, CVPR 2023",
-        folder="nicopp",
-        note="88,866 images in all (not verified), of the training part of the challenge's track 1",
-        sparse=True,
-    )
 
     def __init__(self, root: str, test_envs: Sequence[int], hparams: Mapping[str, Any]) -> None:
         super().__init__(root, test_envs, hparams)

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
+from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.files import locked, regular
 from domainbed.core.image_files import images
 from domainbed.download.catalogue import SOURCES, DataSource, Origin, plain
@@ -33,9 +34,6 @@ from domainbed.download.fetch import (
 from domainbed.download.layouts import PlacedFile, find_layout
 from domainbed.download.verify import Problem, Verification, inspect
 from domainbed.errors import UserError, in_shell
-
-if TYPE_CHECKING:
-    from domainbed.config.dataset_info import DatasetInfo
 
 _SHOWN = 4  # problems in one line
 

@@ -15,17 +15,15 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.files import regular
 from domainbed.core.image_files import files, folders, images, is_image
 from domainbed.download.catalogue import Origin, published_name
 from domainbed.download.fetch import Unusable
 from domainbed.download.verify import MNIST_CHECKSUMS, MNIST_FOLDER
 from domainbed.errors import one_line
-
-if TYPE_CHECKING:
-    from domainbed.config.dataset_info import DatasetInfo
 
 # A path below the dataset's folder, such as domain/class/name, and the file or bytes for it.
 PlacedFile = tuple[str, Path | bytes]

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from domainbed.errors import UserError
 from domainbed.metrics import foreign
 from domainbed.metrics.accumulators import by_part, of_samples
 from domainbed.metrics.contract import METRICS, PARTS, Metric, MetricFacts
-from domainbed.metrics.labels import label_type
-
-if TYPE_CHECKING:
-    from domainbed.metrics.labels import LabelType
+from domainbed.metrics.labels import LabelType, label_type
 
 BY_GROUP = "_by_group"
 _SUFFIXES = {f"_{part}": suffix for suffix, parts in PARTS.items() for part in parts}
