@@ -67,6 +67,7 @@ setup(
         "domainbed.config.baselines": ["*.json"],
         "domainbed.config.protocols": ["*.yaml"],
         "domainbed.datasets": ["penguins.csv"],
+        "domainbed.download": ["sources.yaml"],
         "domainbed.reporting.published": ["tables/*"],
         "domainbed.reporting.page": ["template/*"],
     },
