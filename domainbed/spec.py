@@ -437,9 +437,8 @@ class Resolver:
         reads_images = getattr(self.data, "reads_images", False)
         adapts, on_text = draft.task == "domain_adaptation", draft.initial_weights == "text"
         suited, featurizer = of_frozen_features(), draft.fixed_hparams.get("featurizer", _OF_TEXT)
-        what = "is set" if features else "is not set"
-        others = f"name one of frozen features ({', '.join(suited)})"
-        remedy = f"leave 'protocol' out, or {others}" if features else "set 'features'"
+        others = f"leave 'protocol' out, or name one of frozen features ({', '.join(suited)})"
+        remedy = others if features else "set 'features'"
         labels, class_balanced = label_type(draft.labels), draft.fixed_hparams.get("class_balanced")
         held_out = f"uda_holdout_fraction is {draft.uda_holdout_fraction}"
         check_metrics(draft.metrics, label_type(draft.labels))
@@ -467,7 +466,8 @@ class Resolver:
             ),
             (
                 bool(features) == (draft.protocol in suited),
-                f"features {what} under the protocol {draft.protocol!r}: {remedy}",
+                f"features {'is' if features else 'is not'} set under the protocol "
+                f"{draft.protocol!r}: {remedy}",
                 ("features",),
             ),
             (

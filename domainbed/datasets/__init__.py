@@ -69,7 +69,6 @@ from domainbed.errors import UserError
 from domainbed.core.files import cache_folder
 from domainbed.core.names import SAMPLES, dataset_label, is_manifest
 from domainbed.config.run_fields import DataFields, FeatureSource
-from domainbed.core.seeding import seed_everything
 
 
 def get_dataset_class(name: str, options: DataFields | None = None) -> Any:
@@ -207,7 +206,7 @@ def _construct(
     if taken:
         return cls(root, test_envs, hparams, **taken)
     with seeding.global_sources_kept():
-        seed_everything(seeding.data_seed(trial_seed) if data_seed is None else data_seed)
+        seeding.seed_everything(seeding.data_seed(trial_seed) if data_seed is None else data_seed)
         return cls(root, test_envs, hparams)
 
 

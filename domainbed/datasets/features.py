@@ -125,13 +125,17 @@ class FeatureExtractor:
         self, image: torch.Tensor, seeds: Sequence[int], crop: Crop = "image"
     ) -> list[torch.Tensor]:
         """As `image`, with the published training augmentation, once for each seed."""
-        found = []
-        sizes = torch.tensor([image.shape[1:]])
-        for seed in seeds:
-            generator = torch.Generator().manual_seed(seed)
-            drawn = Augmentation.draw(sizes, (image.shape[1], image.shape[2]), generator, crop)
-            found.append(self._normalised(drawn.applied(image, 0, self.preprocessing.size)))
-        return found
+        _, height, width = image.shape
+        drawn = [
+            Augmentation.draw(
+                torch.tensor([[height, width]]),
+                (height, width),
+                torch.Generator().manual_seed(seed),
+                crop,
+            )
+            for seed in seeds
+        ]
+        return [self._normalised(one.applied(image, 0, self.preprocessing.size)) for one in drawn]
 
     @torch.inference_mode()
     def features(self, x: torch.Tensor) -> torch.Tensor:

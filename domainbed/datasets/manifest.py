@@ -216,8 +216,10 @@ def _arranged(
         [(folder / entry["path"], number[entry["label"]]) for entry in own]
         for own in images.values()
     ]
-    known: list[str] = [role for role in ("group", "attribute") if role in options.columns]
-    known += ["split"] * fixes_splits
-    roles = {role: [[entry[role] for entry in own] for own in images.values()] for role in known}
+    roles = {
+        role: [[entry[role] for entry in own] for own in images.values()]
+        for role in ("group", "attribute", "split")
+        if entries[0].get(role)
+    }
     lines = {folder / entry["path"]: entry["line"] for entry in entries}
     return Contents(domains, classes, listed, roles=roles), lines

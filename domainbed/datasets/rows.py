@@ -100,10 +100,9 @@ def by_roles(roles: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if "split" in roles:
-        outs = (
+        found["out_splits"] = [
             [i for i, text in enumerate(own) if text in ("out", "val")] for own in roles["split"]
-        )
-        found["out_splits"] = list(outs)
+        ]
     if "group" in roles:
         found["groups"] = roles["group"]
     if "attribute" in roles:
