@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from domainbed.core.names import DATASET_DOMAINS
+
+_FILE = Path(__file__).with_name("datasets.yaml")
+_TABLE: dict[str, Any] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,9 @@ class DatasetInfo:
     fetched: bool = False
 
 
-@cache
-def _table() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(Path(__file__).with_name("datasets.yaml").read_text(encoding="utf-8"))
-
-
 def published_info(name: str) -> DatasetInfo:
     """What datasets.yaml says about a dataset of the package."""
-    said = _table()[name]
+    said = _TABLE[name]
     classes, domains = said.get("classes"), said.get("domains", DATASET_DOMAINS[name])
     usual = {"domains": domains, "classes": classes, "num_classes": len(classes or ())}
     values = {"images": (), **usual, **said}.items()

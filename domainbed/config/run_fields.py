@@ -96,10 +96,6 @@ FixedHparams = Annotated[
 ]
 
 
-def _named_backbone(value: Any) -> Any:
-    return {"backbone": value} if isinstance(value, str) else value
-
-
 class RunFields(DataFields):
     """What a run's numbers depend on. A field that is not set has its protocol's value."""
 
@@ -107,7 +103,14 @@ class RunFields(DataFields):
         DEFAULT_PROTOCOL, description="the named protocol, which gives all values that are not set"
     )
     features: (
-        Annotated[FeatureSource, converted(_named_backbone, accepts=str | FeatureSource)] | None
+        Annotated[
+            FeatureSource,
+            converted(
+                lambda value: {"backbone": value} if isinstance(value, str) else value,
+                accepts=str | FeatureSource,
+            ),
+        ]
+        | None
     ) = Field(
         None,
         description="train on frozen features: a backbone, or {backbone: …, weights: …, views: …}",
