@@ -50,5 +50,6 @@ def published_info(name: str) -> DatasetInfo:
     said = _TABLE[name]
     classes, domains = said.get("classes"), said.get("domains", DATASET_DOMAINS[name])
     usual = {"domains": domains, "classes": classes, "num_classes": len(classes or ())}
-    values = {"images": (), **usual, **said}.items()
-    return DatasetInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
+    values: dict[str, Any] = {"images": (), **usual, **said}
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return DatasetInfo(**{**values, **lists})
