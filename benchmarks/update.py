@@ -39,6 +39,14 @@ PASSES: dict[str, Callable[[int], Counts]] = {
     ),
     "LfF": lambda domains: {"pass": 2, "step": 2},
     **dict.fromkeys(("MIRO", "JTT"), lambda domains: {**ONE_PASS, "forward": 1}),
+    # A step, and two places of a search.
+    "GGA": lambda domains: {"pass": 1, "domain pass": 2 * domains, "step": 1, "copy": 2},
+    "GGA_L": lambda domains: {"domain pass": domains, "step": 1},
+    # Of E + 1 turns one is of the featurizer, the others are of a head.
+    "IRMGames": lambda domains: {
+        **{"pass": 1 / (domains + 1), "forward": 1 / (domains + 1), "step": 1},
+        "head pass": 1 / (domains + 1),
+    },
     "FACT": lambda domains: {"pass": 2, "forward": 2, "step": 1, "copy": 1},
     "Fish": lambda domains: {"domain pass": domains, "step": domains, "copy": 2},
     "ERMPlusPlus": lambda domains: {"pass": 1, "step": 1, "copy": 1},
@@ -92,6 +100,7 @@ class Setting:
         hparams = default_hparams(name, "ColoredMNIST") | {"weights": "none", "resnet18": True}
         hparams |= {key: 0 for key in hparams if key.endswith("iters")}
         hparams |= {"linear_steps": 0, "sma_start": 1, "jtt_first": 0.0}
+        hparams |= {"gga_start": 0, "gga_searches": 1}
         algorithm = ALGORITHMS[name](self.shape, self.classes, self.domains, hparams)
         return algorithm.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -35,6 +35,8 @@ def small_hparams(algorithm, **overrides):
         hparams |= SMALL_DISCRIMINATOR
     if algorithm.endswith("ERMPlusPlus"):
         hparams |= {"linear_steps": 0, "sma_start": 2}
+    if algorithm.endswith("GGA"):
+        hparams |= {"gga_start": 0, "gga_searches": 1, "gga_noise": 1e-3}
     if algorithm.endswith("PCL"):
         hparams |= {"pcl_dropout": 0.0, "pcl_width": 8}
     if algorithm.endswith("JTT"):

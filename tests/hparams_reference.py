@@ -77,6 +77,17 @@ EXTRA = {
             *(("momentum", 0.9995), ("warmup", 0.1)),
         )
     },
+    "BIRM": {
+        "birm_lambda": (1e4, _log10(-1, 5)),
+        "birm_penalty_anneal_iters": (200, _int_power(10, 0, 4)),
+        "birm_prior": (1200.0, lambda r: r.uniform(1000, 1500)),
+    },
+    "IRMGames": {},
+    "GGA": {
+        **{"gga_start": (100, _fixed(100)), "gga_end": (200, _fixed(200))},
+        **{"gga_searches": (250, _fixed(250)), "gga_noise": (1e-5, _choice(1e-6, 1e-5))},
+    },
+    "GGA_L": {"gga_l_gamma": (1e-3, _fixed(1e-3))},
     "CORAL": {"mmd_gamma": (1.0, _log10(-1, 1))},
     "IRM": {
         "irm_lambda": (1e2, _log10(-1, 5)),

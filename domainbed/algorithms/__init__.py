@@ -48,6 +48,9 @@ from domainbed.algorithms.adrmx import ADRMX
 from domainbed.algorithms.urm import URM
 from domainbed.algorithms.t3a import T3A
 from domainbed.algorithms.sam import ASAM, GSAM, SAGM, SAM
+from domainbed.algorithms.gga import GGA, GGA_L
+from domainbed.algorithms.birm import BIRM
+from domainbed.algorithms.irm_games import IRMGames
 from domainbed.algorithms.miro import MIRO
 from domainbed.algorithms.ridg import RIDG
 from domainbed.algorithms.pcl import PCL
@@ -84,9 +87,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     "pooled risk": ("ERM", "ERMPlusPlus"),
     "risks of domains": (
         *("IRM", "VREx", "GroupDRO", "TRM", "IB_ERM", "IB_IRM", "Transfer", "EQRM", "RDM"),
+        *("BIRM", "IRMGames"),
     ),
     "gradients": (
         *("Fish", "Fishr", "MLDG", "ANDMask", "SANDMask", "IGA", "SAM", "ASAM", "GSAM", "SAGM"),
+        *("GGA", "GGA_L"),
     ),
     "features alike": (
         *("CORAL", "DANN", "MMD", "CDANN", "CAD", "CondCAD", "CausIRL_CORAL", "CausIRL_MMD"),
@@ -125,6 +130,7 @@ __all__ = [
     "ALGORITHMS",
     "ARM",
     "ASAM",
+    "BIRM",
     "CAD",
     "CB",
     "CDANN",
@@ -135,6 +141,8 @@ __all__ = [
     "EQRM",
     "ERM",
     "FACT",
+    "GGA",
+    "GGA_L",
     "GSAM",
     "IB_ERM",
     "IB_IRM",
@@ -177,6 +185,7 @@ __all__ = [
     "ForwardPass",
     "GroupDRO",
     "GroupDROAttributes",
+    "IRMGames",
     "LfF",
     "LinearProbe",
     "MixStyle",

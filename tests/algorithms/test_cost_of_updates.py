@@ -32,7 +32,8 @@ WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2
 
 MEMBERS = "draws permutations of the samples of each class, so it needs the labels on the CPU"
 DOUBLE = "divides its loss in double precision, which not all devices have"
-WAITS = {"SelfReg": MEMBERS, "ADRMX": MEMBERS, "MLDG": DOUBLE}
+SEARCH = "decides after each place that it looks at"
+WAITS = {"SelfReg": MEMBERS, "ADRMX": MEMBERS, "MLDG": DOUBLE, "GGA": SEARCH}
 """The methods that wait in each update, and why."""
 
 TWO_PASS = ("SAM", "ASAM", "GSAM", "SAGM")
@@ -47,6 +48,9 @@ PASSES = {
     "Transfer": (3, 2),
     **dict.fromkeys(TWO_PASS, (2, 2)),
     "MIRO": (2, 1),
+    # Of four turns one is of all domains, and trains the featurizer.
+    "IRMGames": (Fraction(4, 9), Fraction(1, 6)),
+    "GGA": (3, 3),  # the step's, and those of two places
     "FACT": (4, 2),  # of images and their mixed versions; the teacher's has no gradient
     "JTT": (2, 1),
     "LfF": (2, 2),
