@@ -259,8 +259,8 @@ MUTANTS = (
     ),
     Mutant(
         *("training/averages.py", "the moving average that forgets what it should keep"),
-        "torch._foreach_lerp_(self.average, weights, 1 - self.decay)",
-        *("torch._foreach_lerp_(self.average, weights, self.decay)", _AVERAGES),
+        "torch._foreach_lerp_(self.average, weights, self.rate(self.updates))",
+        *("torch._foreach_lerp_(self.average, weights, 1 - self.rate(self.updates))", _AVERAGES),
     ),
     Mutant(
         *("training/averages.py", "SWAD's start at a record that is not the lowest"),
