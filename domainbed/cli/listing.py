@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -22,13 +21,13 @@ from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
 
 Rows = list[list[str]]
-_YEAR = re.compile(r"\b((?:19|20)\d\d)\b(?!\.\d)|arXiv (\d\d)")
 
 
 @command("--plugins")
 def algorithms(_: argparse.Namespace) -> int:
     """List algorithms by what they do: names, years, readings of paper and code, papers."""
     from domainbed.algorithms import ADD_ONS, ALGORITHMS, KINDS, declared_options
+    from domainbed.core.names import year_of
 
     kinds = {name: kind for kind, names in KINDS.items() for name in names}
     order = [*KINDS, "other"]
@@ -38,9 +37,8 @@ def algorithms(_: argparse.Namespace) -> int:
         fidelity = declared_options(algorithm).get("fidelity")
         # The default is listed first.
         readings = dict.fromkeys([fidelity.default, *fidelity.values]) if fidelity else ()
-        year = _YEAR.search(algorithm.paper)
-        said = (year[1] or f"20{year[2]}") if year else ""
-        rows.append([kinds.get(name, "other"), name, said, ", ".join(readings), algorithm.paper])
+        year = year_of(algorithm.paper)
+        rows.append([kinds.get(name, "other"), name, year, ", ".join(readings), algorithm.paper])
     others = [[f"{add_on}+NAME", f"{add_on} added to another"] for add_on in ADD_ONS]
     return _show(rows + [["", name, "", "", what] for name, what in others])
 

@@ -77,6 +77,9 @@ TEST_DOMAINS: dict[str, tuple[int, ...]] = {
 """The domains that a dataset is evaluated on, where that is not all of them."""
 
 
+_YEAR = re.compile(r"\b((?:19|20)\d\d)\b(?!\.\d)|arXiv (\d\d)")
+
+
 def order_algorithms(seen: Iterable[str]) -> list[str]:
     """The names of `seen`, once each: the known ones in table order, then the rest in their order.
 
@@ -252,3 +255,9 @@ def parse_average_key(key: str) -> tuple[str, str] | None:
     """
     average, _, of_last = key.partition("_")
     return (average, of_last) if average in AVERAGES and parse_record_key(of_last) else None
+
+
+def year_of(paper: str) -> str:
+    """The year in a citation, or that of its arXiv number; "" if there is none."""
+    year = _YEAR.search(paper)
+    return (year[1] or f"20{year[2]}") if year else ""
