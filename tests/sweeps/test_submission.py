@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from domainbed.cli import main
-from domainbed.core.digests import sealed_json
+from domainbed.core.files import sealed_json
 from domainbed.runs.exported import write_export
 from domainbed.runs.folder import RunFolder
 from domainbed.sweeps.config import load_config
