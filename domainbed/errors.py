@@ -1,7 +1,5 @@
 """The one exception that means "the input was wrong", as opposed to "the program is wrong"."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import shlex

@@ -1,7 +1,5 @@
 """Test-time adaptation: a trained network steps on the batches that it predicts, without labels."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from itertools import product

@@ -1,7 +1,5 @@
 """What can be added to another algorithm, by a name such as `SAM+CORAL`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import cache
 from operator import attrgetter

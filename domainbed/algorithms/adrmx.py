@@ -1,7 +1,5 @@
 """ADRMX: features of the label are what remains without the features of the domain."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """AND-mask: steps only where the domains' gradients have one sign."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Adaptive risk minimisation: images with a map beside them that their batch has in common."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """BIRM: IRM's penalty, at classifiers that are as uncertain as the data is small."""
 
-from __future__ import annotations
-
 import torch
 
 from domainbed.algorithms.base import (

@@ -1,7 +1,5 @@
 """CAD and CondCAD: a contrastive bottleneck that takes the domain out of the features."""
 
-from __future__ import annotations
-
 import math
 
 import torch

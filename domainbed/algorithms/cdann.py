@@ -1,7 +1,5 @@
 """Conditional DANN: features that hide the domain even if the class is known."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

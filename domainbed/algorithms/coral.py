@@ -1,7 +1,5 @@
 """Deep CORAL: match means and covariances of the features across domains."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """Domain-adversarial neural networks: features that hide the domain."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """EQRM: minimise a quantile of the distribution of risks over domains."""
 
-from __future__ import annotations
-
 import math
 from statistics import NormalDist
 

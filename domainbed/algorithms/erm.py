@@ -3,8 +3,6 @@
 One forward pass over all domains' minibatches, and penalties whose weight changes at a switch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps

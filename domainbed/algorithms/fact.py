@@ -1,7 +1,5 @@
 """FACT: predictions stay the same when the amplitudes of images' spectra are mixed."""
 
-from __future__ import annotations
-
 import copy
 import math
 

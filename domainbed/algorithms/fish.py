@@ -1,7 +1,5 @@
 """Fish: gradient matching through a first-order meta-learning step."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -3,8 +3,6 @@
 Alone, and on top of another algorithm: `Fishr+CORAL`, `Fishr+IRM`, …
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Baselines that need no training: fitted once to all training images' features."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar

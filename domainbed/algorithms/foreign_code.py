@@ -4,8 +4,6 @@ Train scripts add to the hyper-parameters what their methods read there, so that
 under the names that forks use.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import sys

@@ -1,7 +1,5 @@
 """The algorithms of forks, and the search spaces that the forks' own registries declare."""
 
-from __future__ import annotations
-
 import ast
 import re
 from contextlib import suppress

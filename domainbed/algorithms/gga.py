@@ -1,7 +1,5 @@
 """GGA: early on, search near the weights for a place where the domains' gradients are aligned."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

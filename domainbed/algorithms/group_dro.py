@@ -1,7 +1,5 @@
 """GroupDRO: minimise the risk of the worst domain."""
 
-from __future__ import annotations
-
 import torch
 
 from domainbed.algorithms.base import Metrics, register_algorithm

@@ -1,7 +1,5 @@
 """Information bottleneck: features of small variance, beside ERM and beside IRM."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """IGA: the variance between domains of the gradients of the whole network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Invariant risk minimization: a classifier that is optimal in every domain at once."""
 
-from __future__ import annotations
-
 import torch
 
 from domainbed.algorithms.base import Metrics, gradients_of, register_algorithm

@@ -1,7 +1,5 @@
 """IRM games: a classifier for each domain, which learns as a member of their ensemble."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """LISA: mixtures of samples that share the label and differ in the domain, or the reverse."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """MIRO: features stay informative of those of the pretrained network."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator

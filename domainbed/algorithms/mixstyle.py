@@ -1,7 +1,5 @@
 """Styles of feature maps, mixed or disturbed in training. Alone, or added: `MixStyle+CORAL`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Mixup between domains: convex combinations of images of two domains, and of their losses."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

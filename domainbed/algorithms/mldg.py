@@ -1,7 +1,5 @@
 """MLDG: a step on some domains should help on the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """MMD: match the distributions of the features across domains by their kernel means."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Marginal transfer learning: a classifier of the features and of the domain they come from."""
 
-from __future__ import annotations
-
 import torch
 
 from domainbed import networks

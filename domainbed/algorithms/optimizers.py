@@ -4,8 +4,6 @@ The rate of an update is a function of its step: nothing of a schedule is in a c
 optimizer that is made in the middle of a run starts at the rate of that step.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

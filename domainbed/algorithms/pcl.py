@@ -1,7 +1,5 @@
 """PCL: features near the proxy of their class, and away from samples of other classes."""
 
-from __future__ import annotations
-
 import math
 from itertools import chain, pairwise
 

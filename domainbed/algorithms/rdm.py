@@ -1,7 +1,5 @@
 """RDM: match the distribution of the worst domain's risks with that of all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

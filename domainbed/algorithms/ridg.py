@@ -1,7 +1,5 @@
 """RIDG: what speaks for a class in a sample stays near what spoke for it before."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

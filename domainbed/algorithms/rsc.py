@@ -1,7 +1,5 @@
 """Self-challenging: mute the features that predictions rely on most, and learn from the others."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """SagNet: predictions from the content of the features, whatever their style."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 

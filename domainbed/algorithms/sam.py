@@ -1,7 +1,5 @@
 """Sharpness: gradients at weights that are moved uphill first. Alone, or added: `SAM+CORAL`."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any

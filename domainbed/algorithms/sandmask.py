@@ -1,7 +1,5 @@
 """SAND-mask: the AND-mask made smooth, and smaller where gradients vary between domains."""
 
-from __future__ import annotations
-
 import logging
 
 import torch

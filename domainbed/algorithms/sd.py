@@ -1,7 +1,5 @@
 """Spectral decoupling: small logits, so that no feature starves the others of gradient."""
 
-from __future__ import annotations
-
 import torch
 
 from domainbed.algorithms.base import Metrics, register_algorithm

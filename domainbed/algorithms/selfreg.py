@@ -1,7 +1,5 @@
 """SelfReg: samples of a class are drawn together, across domains, without negative pairs."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

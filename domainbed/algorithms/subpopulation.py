@@ -3,8 +3,6 @@
 Without an attribute the groups are the classes.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

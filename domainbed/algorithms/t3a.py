@@ -1,7 +1,5 @@
 """T3A: a linear classifier whose weights are adjusted to the images that it is tested on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

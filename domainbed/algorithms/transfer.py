@@ -1,7 +1,5 @@
 """Transfer: the risks of the domains should be close even for the worst classifier nearby."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -1,7 +1,5 @@
 """TRM: classifiers of single domains should do well on the others."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """URM: uniformly distributed features."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.nn import functional as F

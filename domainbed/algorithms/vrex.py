@@ -1,7 +1,5 @@
 """Risk extrapolation: equal risks in all domains."""
 
-from __future__ import annotations
-
 import torch
 
 from domainbed.algorithms.base import Metrics, register_algorithm

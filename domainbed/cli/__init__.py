@@ -1,7 +1,5 @@
 """The `domainbed` command. Only the module of the command that was given is imported."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import platform

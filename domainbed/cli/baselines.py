@@ -1,7 +1,5 @@
 """`domainbed baselines`: released sweeps, to look at and to compare with."""
 
-from __future__ import annotations
-
 import argparse
 from functools import partial
 

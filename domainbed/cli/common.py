@@ -4,8 +4,6 @@ A command is a function under `command`, which declares its arguments; its docst
 description that `--help` prints.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

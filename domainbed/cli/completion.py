@@ -1,7 +1,5 @@
 """`domainbed completion`: commands, flags and files, completed by the shell."""
 
-from __future__ import annotations
-
 import argparse
 
 import shtab

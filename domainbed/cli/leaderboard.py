@@ -1,7 +1,5 @@
 """Commands for numbers that are shared: the leaderboard, and the check of what is submitted."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Commands that list names, say what a config may say, and write a first one."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

@@ -1,7 +1,5 @@
 """Commands that compute what a paper prints: reproduce, irm-colored-mnist."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

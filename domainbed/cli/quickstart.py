@@ -1,7 +1,5 @@
 """`domainbed quickstart`: the main job, in one command."""
 
-from __future__ import annotations
-
 import argparse
 
 from domainbed.cli.common import command, execute

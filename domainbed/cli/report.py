@@ -1,7 +1,5 @@
 """Commands that draw: a report as a page, and its figures as files."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from functools import partial

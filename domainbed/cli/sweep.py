@@ -1,7 +1,5 @@
 """`domainbed sweep`: plan a grid of runs, launch it, watch it, repair it."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

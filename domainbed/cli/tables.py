@@ -1,7 +1,5 @@
 """Commands that print what records say: collect, compare, errors, top-hparams, published."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

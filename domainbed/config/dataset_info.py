@@ -1,7 +1,5 @@
 """What was published about a dataset; light to import."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

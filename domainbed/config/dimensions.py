@@ -1,7 +1,5 @@
 """The kinds of search dimension, and the facts of a dataset that a search space may depend on."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence

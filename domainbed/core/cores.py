@@ -1,7 +1,5 @@
 """How many cores there are to share out."""
 
-from __future__ import annotations
-
 import os
 
 

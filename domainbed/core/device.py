@@ -4,8 +4,6 @@ TF32 keeps 10 of the 23 bits of a number that is multiplied; sums stay float32. 
 for convolutions by default, and not for matrix products. Only NVIDIA GPUs from Ampere on have it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -5,8 +5,6 @@ read. The text of a JSON object or of a YAML file begins with its digest; that o
 beside it. What has none was written by an earlier version, or by hand.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Flags, their help, tables for the documentation and a schema, from declarations of settings."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterable
 from functools import cache

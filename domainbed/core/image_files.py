@@ -1,7 +1,5 @@
 """Image files without PyTorch: which ones in a folder count, in which order, and their pixels."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """Names and orders that tables, datasets and plans share; any module may import them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache

@@ -6,8 +6,6 @@ and the SHA-256 of its content; a module by its outermost package, and the SHA-2
 files in that; a fork by its name with a `/`, and the SHA-256 of its Python files.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """One registry for everything that has a name; installed packages may advertise more."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence

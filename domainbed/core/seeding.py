@@ -12,8 +12,6 @@ Beside the functions below, with `seed` the seed of a run:
     ("view", file, view)                              an augmented view with stored features
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Iterator, Sequence

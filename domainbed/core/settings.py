@@ -10,8 +10,6 @@ A model is a subclass of `Settings`. A field's type, bounds, default and help ar
 `json_schema_extra` may hold `default_text`, which help and docs show instead of the default.
 """
 
-from __future__ import annotations
-
 import importlib
 import reprlib
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Requests to stop the work of this process where it can be resumed."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator

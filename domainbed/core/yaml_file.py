@@ -1,7 +1,5 @@
 """Reads YAML with the line of each value, and refuses files that could do harm."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

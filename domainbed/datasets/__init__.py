@@ -5,8 +5,6 @@ The order of the imports is the order of every list of datasets.
 
 # ruff: noqa: I001
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Datasets written for PyTorch or DomainBed are wrapped and checked here.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

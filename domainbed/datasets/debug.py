@@ -1,7 +1,5 @@
 """Random numbers instead of images, to try out code: nothing can be learned from them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

@@ -3,8 +3,6 @@
 Inputs lie on the device as tensors, or are read one at a time by worker processes.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 from abc import ABC, abstractmethod

@@ -4,8 +4,6 @@ They are computed on all cores or a GPU, in pieces that survive a kill, with the
 the backbone was published with. A backbone with a text encoder also gives a zero-shot classifier.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The datasets of forks, as datasets of this package."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path

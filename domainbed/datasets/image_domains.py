@@ -1,7 +1,5 @@
 """Domains of image files, and how a run reads them: as files, from a pack, or as features."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate

@@ -3,8 +3,6 @@
 Most are stored as `<folder>/<domain>/<class>/<image>`.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Mapping, Sequence

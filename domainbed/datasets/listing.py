@@ -4,8 +4,6 @@ Files count by their content. It is read once: digests are cached beside the pac
 read again where its size or a time of it has changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Datasets whose images are listed in a CSV or JSON Lines file, wherever the images lie."""
 
-from __future__ import annotations
-
 import glob
 import os
 import unicodedata

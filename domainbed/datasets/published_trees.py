@@ -14,8 +14,6 @@ Where a part of a folder is used, it is the first images in name order. DomainBe
 that the file system happens to list, which differs from disk to disk.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

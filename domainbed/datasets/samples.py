@@ -1,7 +1,5 @@
 """Datasets whose samples lie in one file, a table or NumPy's arrays; and penguins, as a table."""
 
-from __future__ import annotations
-
 import io
 import math
 import zipfile

@@ -8,8 +8,6 @@ The first three have two domains: `train`, whose out-split are the published val
 `test`, all of whose images test. So they have no split by the trial, and no oracle.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

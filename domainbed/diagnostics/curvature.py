@@ -6,8 +6,6 @@ the cross-entropy the true Fisher matrix is the Gauss-Newton part of the Hessian
 where the head is linear (Kunstner et al. 2019, arXiv 1905.12558).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The diagnosis of a trained run: what its domains agree on, before and after training."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from pathlib import Path

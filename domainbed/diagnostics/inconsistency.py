@@ -12,8 +12,6 @@ added to every one, as if each risk had the same small quadratic penalty on the 
 direction that neither risk depends on has the ratio 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import permutations

@@ -1,7 +1,5 @@
 """Risks of domains at weights around those of a trained network: along a line, and on a plane."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A diagnosis as a table, as JSON, or as a plot. Nothing is computed here."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict

@@ -4,8 +4,6 @@
 whatever came, `download` puts them into place, and `verify` checks what is there.
 """
 
-from __future__ import annotations
-
 from domainbed.download.catalogue import SOURCES, Archive, DataSource, Origin
 from domainbed.download.download import download_dataset, downloadable
 from domainbed.download.verify import Problem, Verification, verify_dataset

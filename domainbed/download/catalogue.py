@@ -1,7 +1,5 @@
 """Where each published dataset comes from: sources in the order in which they are tried."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ interrupted call leaves nothing that looks like a dataset. What was downloaded s
 next call resumes from it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

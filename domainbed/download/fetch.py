@@ -4,8 +4,6 @@ An interrupted download resumes from the bytes that are there: gdown does this f
 huggingface_hub for the files of a repository.
 """
 
-from __future__ import annotations
-
 import errno
 import shutil
 import sys

@@ -6,8 +6,6 @@ the official lists; Parquet files of the Hugging Face Hub, those of WILDS' Camel
 MNIST's four files; and, at any depth, the folder of a dataset that is kept as it was published.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """Whether a dataset on disk is the published one, and whether every image can be read."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import warnings

@@ -5,8 +5,6 @@ for other networks all of them are. One of the `methods` is chosen by itself; al
 values and the same derivatives.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

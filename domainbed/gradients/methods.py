@@ -9,8 +9,6 @@ For networks that have no closed form there are three ways to the gradients of a
 of which all are differentiable once more.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import warnings

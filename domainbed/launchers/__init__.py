@@ -1,7 +1,5 @@
 """Launchers: where the runs of a sweep are executed. A new one: its file, and its import here."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

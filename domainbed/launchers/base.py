@@ -4,8 +4,6 @@ A launcher is blocking, and executes the tasks while its handle is waited for; o
 an engine (a queue, a cluster), which executes them whether or not anybody waits.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import signal

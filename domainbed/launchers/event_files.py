@@ -1,7 +1,5 @@
 """Events of tasks executed elsewhere, in files on a shared file system."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

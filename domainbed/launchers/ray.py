@@ -6,8 +6,6 @@ dashboard, and end with the node that their entry point runs on.) A connection t
 submit, to ask and to cancel, but not to follow: the events are in files, see `ray_tasks`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import logging

@@ -4,8 +4,6 @@ They communicate with the launch through its folder, which all nodes see: the ta
 logs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import importlib

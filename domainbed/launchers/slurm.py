@@ -6,8 +6,6 @@ write what they can resume from. A job that was warned requeues itself; a preemp
 by SLURM.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

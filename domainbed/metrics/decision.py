@@ -1,7 +1,5 @@
 """From a run's predictions to decisions: threshold, calibration, and what they give by domain."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Metrics of what a run kept of its predictions: any of them, after training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A field names a registered metric, `torchmetrics:CLASS`, or one of these with `_
 `_by_class` behind it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ classes or properties it is the mean over those for which it is defined (one-vs-
 where it is defined for none.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """Featurizers and heads. `Featurizer` picks the network that suits the input's shape."""
 
-from __future__ import annotations
-
 from domainbed.config.dimensions import Option
 from domainbed.networks.featurizer import (
     BACKBONE_OPTIONS,

@@ -1,7 +1,5 @@
 """Models of open_clip: an image encoder, and a text encoder whose vectors are comparable."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence

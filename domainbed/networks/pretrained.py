@@ -1,7 +1,5 @@
 """Published models by their names, without their last layer: weights, expected images."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Mapping, Sequence

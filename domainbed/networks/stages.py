@@ -1,7 +1,5 @@
 """Where a network can be looked into: the outputs of its stem and of its stages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Reporting: load the records of sweeps, aggregate them into tables, render, explain gaps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

@@ -3,8 +3,6 @@
 Differences are paired by dataset, test domain and trial.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

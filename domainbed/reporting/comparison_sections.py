@@ -1,7 +1,5 @@
 """Comparisons as sections: tables of texts, with notes on what they rest on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from operator import itemgetter

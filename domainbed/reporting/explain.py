@@ -1,7 +1,5 @@
 """What sweeps planned, which runs a cell lacks, and what became of them."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """What the figures and tables of a report show, each computed once, on first use."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

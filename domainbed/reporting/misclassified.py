@@ -1,7 +1,5 @@
 """Which images of the test domains all, or only one, of several algorithms get wrong."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field

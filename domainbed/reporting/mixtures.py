@@ -1,7 +1,5 @@
 """What differs between runs that stand in one table or one mean, in words."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping

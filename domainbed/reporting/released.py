@@ -1,7 +1,5 @@
 """A sweep's records beside those of released baselines: runs that were made alike."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from typing import Any

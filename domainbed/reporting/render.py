@@ -1,7 +1,5 @@
 """Rendering: a report as text, Markdown, LaTeX, CSV or JSON, in the style that is asked for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace

@@ -3,8 +3,6 @@
 Tables of results, comparisons and published numbers are all printed as sections.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

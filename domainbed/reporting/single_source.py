@@ -1,7 +1,5 @@
 """Runs that train on one domain and are tested on all others."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

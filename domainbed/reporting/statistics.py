@@ -4,8 +4,6 @@ Accuracies are in percent. An average is taken as in the tables: over the trials
 over the test domains of a dataset, over datasets.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

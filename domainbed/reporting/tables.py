@@ -1,7 +1,5 @@
 """Aggregation: from records to the cells of the results tables, as numbers."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import defaultdict

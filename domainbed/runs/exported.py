@@ -9,8 +9,6 @@ Where records are read, the file stands for the sweep's folder: it is unpacked i
 `runs.packed`, and what is not done into folders. One digest is of everything.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

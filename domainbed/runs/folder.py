@@ -1,7 +1,5 @@
 """The folder of one run: its paths and its state."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -5,8 +5,6 @@ these alone, with the times, size and inode of their files: what has changed or 
 again. A damaged or foreign cache counts as none.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -8,8 +8,6 @@ A packed run is done, and its texts are those of the pack, whatever else lies in
 nothing depends on when that is emptied. What is no text, such as weights, stays there.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -6,8 +6,6 @@ removed. A process killed in between leaves both, which say the same, and the ne
 the folders. So any number of processes may pack and unpack.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Collection, Iterable

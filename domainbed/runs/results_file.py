@@ -4,8 +4,6 @@ Runs of several stages and averages of the weights are turned into plain runs he
 nothing that reads records needs to know of either.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping

@@ -4,8 +4,6 @@ In that folder lies at any moment what a run leaves that is killed there: files 
 and moved into place, the mark of a finished run last, by the process that owns the folder.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator

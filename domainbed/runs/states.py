@@ -1,7 +1,5 @@
 """The states of runs, and of tasks that a launcher was given."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -3,8 +3,6 @@
 A tracker is a class with three methods, see `Tracker`. Its library is imported when a run uses it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Datasets of one name that are not one: other domains, classes or images, told apart in tables."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections import Counter

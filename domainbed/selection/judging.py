@@ -1,7 +1,5 @@
 """By which metrics runs are chosen and reported: those asked for, or those of their labels."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from contextlib import suppress

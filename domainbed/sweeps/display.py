@@ -1,7 +1,5 @@
 """The progress of runs that this process executes: a bar on a terminal, or lines in a log."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import time

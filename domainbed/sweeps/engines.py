@@ -1,7 +1,5 @@
 """The engines that have a sweep's runs: asking them for their jobs, and cancelling these."""
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ test domains and trial. They are adapted to test images one by one. What comes o
 beside the runs, as records that the tables read like any run's.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import defaultdict

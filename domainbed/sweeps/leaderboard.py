@@ -1,7 +1,5 @@
 """The leaderboard: what exported sweeps show, as one static page that anyone can rebuild."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Sequence

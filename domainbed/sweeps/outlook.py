@@ -3,8 +3,6 @@
 Costs are those of finished runs, or measured on a few updates.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable

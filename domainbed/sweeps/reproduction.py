@@ -1,7 +1,5 @@
 """From a paper's table to the sweep that reproduces it, at full or at a smaller scale."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ within the sweep's, one for each selection method, so that no table takes them f
 search; their records are marked as well.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The states of a sweep's runs, and what runs cost: time, cores or GPUs, and disk."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

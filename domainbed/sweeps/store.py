@@ -3,8 +3,6 @@
 Runs are known here by their ids and by what plan.json keeps of each, so that PyTorch is not needed.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Whether an exported sweep is what it says: whole, drawn as published, the same when run again."""
 
-from __future__ import annotations
-
 import json
 import random
 import tempfile

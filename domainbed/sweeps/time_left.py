@@ -1,7 +1,5 @@
 """How long the runs of a launch that are left will take, by what those of their kind took."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Sequence

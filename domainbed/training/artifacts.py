@@ -5,8 +5,6 @@ repeats what defines the run. Which weights stay on disk (of each record, the la
 is an option. Only a run that selects reads its records: that takes pandas along, half a second.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

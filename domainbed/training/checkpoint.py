@@ -1,7 +1,5 @@
 """Everything that a run needs to resume exactly where its last checkpoint left it."""
 
-from __future__ import annotations
-
 import errno
 import io
 import random

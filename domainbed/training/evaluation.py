@@ -1,7 +1,5 @@
 """Metrics of splits, and which splits a record evaluates."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

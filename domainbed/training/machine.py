@@ -1,7 +1,5 @@
 """The settings of a run's own process, and the layout of networks on its device."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

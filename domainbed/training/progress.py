@@ -1,7 +1,5 @@
 """What a run reports while it trains: the numbers of its updates, and the progress table."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -4,8 +4,6 @@ All take the same steps on the same minibatches, see `shared_passes`. The first 
 folder. Each of the others writes to a temporary folder.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

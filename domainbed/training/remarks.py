@@ -1,7 +1,5 @@
 """What a new run says of its data: leaks between splits, and what is rare or lacking."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import combinations, compress

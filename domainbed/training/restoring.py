@@ -4,8 +4,6 @@ A file never makes the program import anything: it may name modules and optimize
 are imported already.
 """
 
-from __future__ import annotations
-
 import random
 import sys
 from collections import defaultdict, deque

@@ -4,8 +4,6 @@ Minibatches are a pure function of seed, domain and step. Nothing is remembered 
 run that was interrupted continues with the same draws, and the number of workers changes nothing.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass

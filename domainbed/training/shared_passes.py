@@ -13,8 +13,6 @@ which makes derivatives of any order those of one process:
     _Copied   common → own: the same         _Summed   own → common: the sum over all
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from types import MethodType

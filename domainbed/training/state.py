@@ -10,8 +10,6 @@ What inspection cannot see (an iterator, an object with slots, a helper that an 
 refused by name when a run is resumed, unless it is as the constructor makes it.
 """
 
-from __future__ import annotations
-
 import enum
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Trained runs: their experiment, their model, its predictions and the images they are of."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

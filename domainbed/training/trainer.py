@@ -1,7 +1,5 @@
 """Training one run: the loop, its records and its checkpoints."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """One small run of an algorithm, to see whether it trains here."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -5,8 +5,6 @@ records are in `results/baselines` of a checkout, or where DOMAINBED_BASELINES s
 URL, with what that folder has.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

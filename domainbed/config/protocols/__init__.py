@@ -5,8 +5,6 @@ numbers raises that file's `version`, so that old and new runs differ. `docs/pro
 shows the differences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache

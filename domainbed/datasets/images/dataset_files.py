@@ -1,7 +1,5 @@
 """The image files of a dataset: reading them, listing them, caching what is computed of them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

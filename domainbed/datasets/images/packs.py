@@ -1,7 +1,5 @@
 """Packs: all images of a dataset, resized to one size, in one file that every run maps."""
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -3,8 +3,6 @@
 One result file each. The table is as in Ramé et al. 2022, with the published values beside.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """What the experiment depends on, from a YAML file and from flags, field by field."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Annotated, Any

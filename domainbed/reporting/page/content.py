@@ -1,7 +1,5 @@
 """The parts of the report, one function each, from numbers to texts and figures."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress

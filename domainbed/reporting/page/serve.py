@@ -1,7 +1,5 @@
 """Serving the report of a running sweep; by default to this machine only."""
 
-from __future__ import annotations
-
 import ipaddress
 import sys
 import threading

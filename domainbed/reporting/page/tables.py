@@ -1,7 +1,5 @@
 """The tables of the report: results with methods side by side, comparisons, states of runs."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

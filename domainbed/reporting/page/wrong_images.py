@@ -1,7 +1,5 @@
 """The part of the page on images that both, or only one, of two algorithms get wrong."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Whether a sweep's tables agree with a paper's, and why a cell cannot be compared with it."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping
