@@ -43,6 +43,9 @@ def margin(z: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     return ((z - fixed).square() - 0.1).clamp(min=0).mean()
 
 
+# By name what is trained, and on which loss of the logits, to which UniDG adds unidg_lambda ·
+# `margin`. With "norms" batch norm uses the batch's statistics, and its scales and shifts are
+# trained.
 METHODS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor] | None]] = {
     "T3A": ("nothing", None),
     "BatchNorm": ("norms", None),
@@ -52,9 +55,6 @@ METHODS: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor] | None]] = 
     "SHOT": ("featurizer", shot),
     "UniDG": ("all", entropy),
 }
-"""By name what is trained, and on which loss of the logits, to which UniDG adds unidg_lambda ·
-`margin`. With "norms" batch norm uses the batch's statistics, and its scales and shifts are
-trained."""
 
 
 def settings_of(method: str, supports: Any, lr: float) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """What can be added to another algorithm, by a name such as `SAM+CORAL`."""
 
-from collections.abc import Mapping
 from functools import cache
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -25,11 +24,11 @@ class AddOn(Algorithm):
 
     Attributes:
         base: the other algorithm.
+        own_space: the dimensions that come after the other algorithm's.
     """
 
     base_class: ClassVar[type[Algorithm]]
     own_space: ClassVar[SearchSpace] = {}
-    """The dimensions that come after the other algorithm's."""
 
     base: Any
     featurizer: nn.Module
@@ -83,7 +82,7 @@ def added(
         *("needs_images", "needs_tensor", "needs_classes", "needs_linear"),
         *("predicts_batches", "whole_batch_inside"),
     )
-    attributes: Mapping[str, Any] = {
+    attributes: dict[str, Any] = {
         "base_class": base,
         "least_domains": max(base.least_domains, add_on.least_domains),
         "least_samples": max(base.least_samples, add_on.least_samples),
@@ -95,4 +94,4 @@ def added(
         "__doc__": f"{base_name} with {prefix} added, see `{add_on.__name__}`.",
         "__module__": base.__module__,
     }
-    return type(name, (add_on,), dict(attributes))
+    return type(name, (add_on,), attributes)

@@ -73,8 +73,7 @@ def first_across(order: torch.Tensor, domains: torch.Tensor) -> torch.Tensor:
 
     (n,) samples, at least one, and the (N,) domains of all to (2,) or (1,) samples.
     """
-    elsewhere = order[domains[order] != domains[order[0]]]
-    return torch.cat([order[:1], elsewhere[:1]])
+    return torch.cat([order[:1], order[domains[order] != domains[order[0]]][:1]])
 
 
 @register_algorithm

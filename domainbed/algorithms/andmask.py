@@ -53,8 +53,7 @@ class MaskedGradients(ERM):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         risks = self.forward_pass(minibatches).separate_risks()
         parameters = trained_parameters(self.network)
-        stacked = domain_gradients(risks, parameters)
-        for parameter, gradients in zip(parameters, stacked, strict=True):
+        for parameter, gradients in zip(parameters, domain_gradients(risks, parameters)):
             parameter.grad = rescaled(gradients.mean(0), self.mask_of(gradients))
         self.optimizer.step()
         return as_numbers({"loss": torch.stack(risks).mean()})

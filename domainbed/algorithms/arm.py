@@ -52,8 +52,8 @@ def with_context(x: torch.Tensor, maps: torch.Tensor, sizes: Sequence[int]) -> t
         (N, c + 1, H, W).
     """
     groups = maps.to(x.dtype).split(list(sizes))
-    context = [group.mean(dim=0, keepdim=True).expand_as(group) for group in groups]
-    return torch.cat([x, torch.cat(context)], dim=1)
+    context = torch.cat([group.mean(dim=0, keepdim=True).expand_as(group) for group in groups])
+    return torch.cat([x, context], dim=1)
 
 
 def group_sizes(n: int, size: int) -> list[int]:
@@ -118,15 +118,13 @@ class ARM(ERM):
         x, y = concatenate(minibatches)
         sizes = domain_sizes(minibatches)
         groups = sizes if self.trains_context else group_sizes(len(x), self.hparams["batch_size"])
-        adapted = self.adapted(x, groups).split(sizes)
-        pairs = list(zip(adapted, y.split(sizes)))
+        pairs = list(zip(self.adapted(x, groups).split(sizes), y.split(sizes)))
         return ForwardPass(pairs, self.featurizer, self.classifier, label_type=self.label_type)
 
     def adapted(self, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """(N, c, H, W) images in groups to (N, c + 1, H, W)."""
         with nullcontext() if self.trains_context else torch.no_grad():
-            maps = self.context_net(x)
-        return with_context(x, maps, sizes)
+            return with_context(x, self.context_net(x), sizes)
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
         """Of a batch of one domain: (B, *input_shape) to (B, C)."""

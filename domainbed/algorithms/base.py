@@ -28,25 +28,21 @@ from domainbed.core.seeding import seed_hash
 from domainbed.errors import UserError
 from domainbed.metrics.labels import LabelType, label_type
 
+# One pair of inputs (B, *input_shape) and labels (B,) per training domain, in domain order. In a
+# run each is a `Minibatch`, which also has extras, positions and the domain's number. Inputs of a
+# dataset whose samples are no single tensor are nests.
 Minibatches = Sequence[tuple[Nest, torch.Tensor]]
-"""One pair of inputs (B, *input_shape) and labels (B,) per training domain, in domain order.
-
-In a run each is a `Minibatch`, which also has extras, positions and the domain's number. Inputs of
-a dataset whose samples are no single tensor are nests."""
-
+# Inputs (B, *input_shape) of the test domains, in the task "domain_adaptation" only.
 Unlabeled = Sequence[Nest] | None
-"""Inputs (B, *input_shape) of the test domains, in the task "domain_adaptation" only."""
-
+# Scalars that show how an update went, by name.
 Metrics = Mapping[str, torch.Tensor | float]
-"""Scalars that show how an update went, by name."""
-
+# From minibatches and unlabeled inputs to a loss, a scalar in the graph, and metrics.
 Objective = Callable[[Minibatches, Unlabeled], tuple[torch.Tensor, Metrics]]
-"""From minibatches and unlabeled inputs to a loss, a scalar in the graph, and metrics."""
 
+# The readings of a method where DomainBed's code, or its authors', differs from its paper.
 DOMAINBED, PAPER, AUTHORS = "domainbed", "paper", "authors"
-"""The readings of a method where DomainBed's code, or its authors', differs from its paper."""
+# Those of a method that DomainBed lacks. Protocols that choose `DOMAINBED` mean `AUTHORS` here.
 OF_AUTHORS = (AUTHORS, PAPER)
-"""Those of a method that DomainBed lacks. Protocols that choose `DOMAINBED` mean `AUTHORS` here."""
 
 
 def two_readings(
@@ -145,77 +141,69 @@ class Algorithm(nn.Module):
         input_shape, num_classes, num_domains, hparams: the arguments.
         facts: how long the run is, how far it is, and what it is on.
         draws: the source of the random numbers of its updates.
+        paper: authors, title, venue and arXiv number.
+        search_space: a `SearchSpace` of the algorithm's own, or a function of `DatasetFacts` to
+            one.
+        options: variants beyond the published protocol, which a user may set as hyper-parameters.
+        least_domains: training domains that its mathematics needs.
+        least_samples: samples of each domain in a minibatch that its mathematics needs.
+        least_in_all: samples of all domains together that it needs, as batch norm does that trains.
+        needs_images: whether inputs must be images, and not features that a backbone computed from
+            them.
+        needs_tensor: whether it computes with the inputs themselves (mixes or perturbs them),
+            which must then be one tensor of numbers: no tokens, and no nest of tensors.
+        needs_features: whether natural images are too large for it, so that its inputs must be
+            their features.
+        needs_classes: whether labels must be the numbers of classes. One whose losses are all
+            those of its `label_type` says False; a class that was written for DomainBed computes
+            cross-entropies.
+        needs_linear: whether its classifier must be one linear layer, whatever
+            `nonlinear_classifier` says.
+        needs_text: whether its classifier is made of the classes' names, by a backbone that reads
+            text.
+        uses_optimizer: whether it trains by optimizers, so that a user may set the
+            `OPTIMIZER_OPTIONS`.
+        memory_format: of the weights of convolutions. Code that reshapes them by `view` needs
+            PyTorch's usual `torch.contiguous_format`.
+        predicts_batches: whether a prediction depends on the other inputs of its batch, which must
+            then be of one domain.
+        balances_groups: whether minibatches have all groups of a domain equally often: those of
+            label and attribute, or without an attribute the classes.
+        whole_batch_inside: whether it looks into the featurizer, at all samples of a batch, so
+            that processes of a run cannot share these out.
+        counters: buffers that count updates, from 0. They stay on the CPU: to ask a GPU for a
+            count would wait for all its work.
+        optimizer: what `descend` steps; an algorithm with others overrides `descend`.
+        update_count: updates so far, where `counters` has it.
 
     Raises:
         UserError: fewer training domains than `least_domains`.
     """
 
     paper: ClassVar[str] = ""
-    """Authors, title, venue and arXiv number."""
-
     search_space: ClassVar[Any] = {}
-    """A `SearchSpace` of the algorithm's own, or a function of `DatasetFacts` to one."""
-
     options: ClassVar[Mapping[str, Option]] = {}
-    """Variants beyond the published protocol, which a user may set as hyper-parameters."""
 
     least_domains: ClassVar[int] = 1
-    """Training domains that its mathematics needs."""
-
     least_samples: ClassVar[int] = 1
-    """Samples of each domain in a minibatch that its mathematics needs."""
-
     least_in_all: ClassVar[int] = 1
-    """Samples of all domains together that it needs, as batch norm does that trains."""
 
     needs_images: ClassVar[bool] = False
-    """Whether inputs must be images, and not features that a backbone computed from them."""
-
     needs_tensor: ClassVar[bool] = False
-    """Whether it computes with the inputs themselves (mixes or perturbs them), which must then be
-    one tensor of numbers: no tokens, and no nest of tensors."""
-
     needs_features: ClassVar[bool] = False
-    """Whether natural images are too large for it, so that its inputs must be their features."""
-
     needs_classes: ClassVar[bool] = True
-    """Whether labels must be the numbers of classes. One whose losses are all those of its
-    `label_type` says False; a class that was written for DomainBed computes cross-entropies."""
-
     needs_linear: ClassVar[bool] = False
-    """Whether its classifier must be one linear layer, whatever `nonlinear_classifier` says."""
+    needs_text: ClassVar[bool] = False
 
     uses_optimizer: ClassVar[bool] = True
-    """Whether it trains by optimizers, so that a user may set the `OPTIMIZER_OPTIONS`."""
-
-    needs_text: ClassVar[bool] = False
-    """Whether its classifier is made of the classes' names, by a backbone that reads text."""
-
     memory_format: ClassVar[torch.memory_format] = torch.channels_last
-    """Of the weights of convolutions. Code that reshapes them by `view` needs PyTorch's usual
-    `torch.contiguous_format`."""
-
     predicts_batches: ClassVar[bool] = False
-    """Whether a prediction depends on the other inputs of its batch, which must then be of one
-    domain."""
-
     balances_groups: ClassVar[bool] = False
-    """Whether minibatches have all groups of a domain equally often: those of label and attribute,
-    or without an attribute the classes."""
-
     whole_batch_inside: ClassVar[bool] = False
-    """Whether it looks into the featurizer, at all samples of a batch, so that processes of a run
-    cannot share these out."""
-
     counters: ClassVar[tuple[str, ...]] = ()
-    """Buffers that count updates, from 0. They stay on the CPU: to ask a GPU for a count would
-    wait for all its work."""
 
     optimizer: torch.optim.Optimizer
-    """What `descend` steps; an algorithm with others overrides `descend`."""
-
     update_count: torch.Tensor
-    """Updates so far, where `counters` has it."""
 
     def __init__(
         self,
@@ -270,8 +258,7 @@ class Algorithm(nn.Module):
                 `betas`, if it takes any; and `optimizer`, a name in place of the user's choice.
         """
         chosen = chosen_options(type(self), self.hparams)
-        rule = optimizers.StepRule(self.facts, chosen)
-        return optimizers.new_optimizer(parts, self.hparams, chosen, rule, settings)
+        return optimizers.new_optimizer(parts, self.hparams, chosen, self.facts, settings)
 
     def updates_done(self) -> int:
         """The value of `update_count`."""
@@ -493,10 +480,12 @@ def domain_labels(sizes: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.cat([torch.full((size,), e, device=device) for e, size in enumerate(sizes)])
 
 
-def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-    """One step of `optimizer` down the gradient of `loss`."""
+def step(
+    optimizer: torch.optim.Optimizer, loss: torch.Tensor, of: Sequence[nn.Parameter] | None = None
+) -> None:
+    """One step of `optimizer` down the gradient of `loss`, which is computed of all or of some."""
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward(inputs=of)
     optimizer.step()
 
 
@@ -529,8 +518,7 @@ def named_predictor_of(algorithm: Any) -> Callable[[torch.Tensor], Mapping[str, 
     return getattr(algorithm, "predict_named", None) or (lambda x: {"": predict(x)})
 
 
-_AT_HAND = ("cpu",)
-"""The devices whose numbers can be read without waiting for them."""
+_AT_HAND = ("cpu",)  # the devices whose numbers can be read without waiting for them
 
 
 def as_numbers(metrics: Metrics) -> dict[str, torch.Tensor | float]:

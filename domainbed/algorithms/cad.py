@@ -120,9 +120,11 @@ class DomainBottleneck(ERM):
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         z = self.project(forward.features) if self.hparams["is_project"] else forward.features
         scores = similarities(z, self.hparams["temperature"], self.hparams["is_normalized"])
-        pairs = self.support_and_event(forward.y, forward.domains)
         penalty = domain_bottleneck(
-            scores, *pairs, self.hparams["temperature"], self.hparams["is_flipped"]
+            scores,
+            *self.support_and_event(forward.y, forward.domains),
+            self.hparams["temperature"],
+            self.hparams["is_flipped"],
         )
         risk = forward.pooled_risk()
         loss = risk + self.hparams["lmbda"] * penalty
@@ -138,8 +140,7 @@ class DomainBottleneck(ERM):
 
     def event(self, domains: torch.Tensor) -> torch.Tensor:
         """(N, N) the pairs of different domains; where not flipped, of the same."""
-        own = same(domains)
-        return ~own if self.hparams["is_flipped"] else own
+        return same(domains) != self.hparams["is_flipped"]
 
 
 @register_algorithm

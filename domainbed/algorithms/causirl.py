@@ -30,6 +30,7 @@ class CausIRL(FeatureMatching):
     distance that overflows is the largest number, and one that is none is 0.
 
     Attributes:
+        distance: of A and B, a scalar.
         draws: source of the k_e.
     """
 
@@ -39,7 +40,6 @@ class CausIRL(FeatureMatching):
     )
 
     distance: ClassVar[staticmethod[[Sequence[torch.Tensor]], torch.Tensor]]
-    """Of A and B, a scalar."""
 
     def penalty_of(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         mixtures = two_mixtures(features, [self.draws.integer(len(z)) for z in features])

@@ -18,8 +18,7 @@ def class_divisors(y: torch.Tensor, num_classes: int, present_only: bool) -> tor
             else the largest label and one.
     """
     counts = (y[:, None] == torch.arange(num_classes, device=y.device)).sum(dim=0)  # (C,)
-    classes = (counts > 0).sum() if present_only else y.max() + 1
-    return counts[y] * classes
+    return counts[y] * ((counts > 0).sum() if present_only else y.max() + 1)
 
 
 @register_algorithm
@@ -55,12 +54,12 @@ class CDANN(DANN):
 
     def build(self) -> None:
         super().build()
-        width = self.featurizer.n_outputs
-        self.class_embeddings = nn.Embedding(self.num_classes, width)
+        self.class_embeddings = nn.Embedding(self.num_classes, self.featurizer.n_outputs)
         self.disc_opt = self.optimizer_over("d", self.discriminator, self.class_embeddings)
 
     def disc_loss_of(self, z: torch.Tensor, forward: ForwardPass) -> torch.Tensor:
         present_only = self.option("fidelity") == PAPER
-        divisors = class_divisors(forward.y, self.class_embeddings.num_embeddings, present_only)
-        told = z + self.class_embeddings(forward.y)
-        return self.discriminator_loss(told, forward.sizes, divisors)
+        divisors = class_divisors(forward.y, self.num_classes, present_only)
+        return self.discriminator_loss(
+            z + self.class_embeddings(forward.y), forward.sizes, divisors
+        )

@@ -32,7 +32,7 @@ from domainbed.core.device import sent
 
 def gradient_penalty(total: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """mean_n ‖∂ total / ∂z_n‖², with `total` a sum over the samples z: (B, d)."""
-    gradients = torch.autograd.grad(total, features, create_graph=True)[0]
+    (gradients,) = torch.autograd.grad(total, features, create_graph=True)
     return gradients.square().sum(dim=1).mean()
 
 
@@ -146,10 +146,6 @@ class DANN(PooledAlgorithm):
         disc_loss = self.disc_loss_of(forward.features, forward)
         risk = forward.pooled_risk()
         return risk - self.hparams["lambda"] * disc_loss, {"nll": risk}
-
-    def descend(self, loss: torch.Tensor) -> None:
-        """One step of featurizer and classifier on `loss`."""
-        step(self.gen_opt, loss)
 
     def disc_loss_of(self, z: torch.Tensor, forward: ForwardPass) -> torch.Tensor:
         """`discriminator_loss` of the features z (N, d) of a forward pass."""

@@ -61,13 +61,14 @@ def _bisected(
 
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
     doc = "step size of Adam on the quantile"
-    published = LogUniform(1e-6, -7, -5, doc, above=0)
     return {
         "eqrm_quantile": Uniform(
             0.75, 0.5, 0.99, "of the risks; below 0: log(1 - quantile)", below=1
         ),
         "eqrm_burnin_iters": LogUniform(2500, 2.5, 3.5, "updates on the mean of the risks"),
-        "eqrm_lr": learning_rate(facts, doc) if facts.features else published,
+        "eqrm_lr": learning_rate(facts, doc)
+        if facts.features
+        else LogUniform(1e-6, -7, -5, doc, above=0),
     }
 
 
@@ -113,5 +114,4 @@ class EQRM(AnnealedPenalty):
         risks = forward.domain_risks()
         if self.updates_done() < self.hparams["eqrm_burnin_iters"]:
             return risks.mean(), {}
-        implicit = self.fidelity == PAPER
-        return quantile_of_risks(risks, self.hparams["eqrm_quantile"], implicit), {}
+        return quantile_of_risks(risks, self.hparams["eqrm_quantile"], self.fidelity == PAPER), {}

@@ -77,12 +77,10 @@ class ForwardPass:
         one_by_one: bool = False,
         label_type: LabelType = CLASSES,
     ) -> None:
-        self.label_type = label_type
-        self.minibatches = minibatches
+        self.minibatches, self.label_type = minibatches, label_type
         self.x, self.y = concatenate(minibatches)
         self.sizes = domain_sizes(minibatches)
-        self._featurizer, self._classifier = featurizer, classifier
-        self._one_by_one = one_by_one
+        self._featurizer, self._classifier, self._one_by_one = featurizer, classifier, one_by_one
 
     @cached_property
     def features(self) -> torch.Tensor:
@@ -145,8 +143,7 @@ class ForwardPass:
 
     def separate_risks(self) -> list[torch.Tensor]:
         """E mean losses, scalars, whose graphs are separate where the logits' are."""
-        pairs = zip(self.domain_logits, self.by_domain(self.y))
-        return [self.label_type.risk(logits_e, y_e) for logits_e, y_e in pairs]
+        return list(map(self.label_type.risk, self.domain_logits, self.by_domain(self.y)))
 
     def domain_risks(self) -> torch.Tensor:
         """(E,) mean losses."""
@@ -161,22 +158,19 @@ class PooledAlgorithm(Algorithm):
     Attributes:
         featurizer: φ, (N, *input_shape) to (N, d).
         classifier: w, (N, d) to (N, C).
+        needs_classes: a subclass that overrides `update`, `objective` or `forward_pass`, where it
+            may compute cross-entropies of its own, says by False that it does not.
+        passes_by_domain: whether DomainBed sends each domain through the network by itself. It
+            makes a difference only where batch norm layers train, and is done only there.
+        separates_domains: whether each domain goes through the network by itself in any case,
+            because gradients of single domains are wanted: one backward pass of its own graph each.
     """
 
     featurizer: networks.Featurizer
     classifier: nn.Module
-
     needs_classes = False
-    """A subclass that overrides `update`, `objective` or `forward_pass`, where it may compute
-    cross-entropies of its own, says by this that it does not."""
-
     passes_by_domain: ClassVar[bool] = False
-    """Whether DomainBed sends each domain through the network by itself. It makes a difference
-    only where batch norm layers train, and is done only there."""
-
     separates_domains: ClassVar[bool] = False
-    """Whether each domain goes through the network by itself in any case, because gradients of
-    single domains are wanted: one backward pass of its own graph each."""
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -267,11 +261,14 @@ class AnnealedPenalty(ERM):
     """loss = risk + Σ λ · penalty, each λ one value for the first updates and another after.
 
     At a switch the optimizer is re-created, because its moments were gathered on another loss.
+
+    Attributes:
+        weights: the λ.
+        lr_after: the hyper-parameter with the learning rate after a switch.
     """
 
     weights: ClassVar[Sequence[AnnealedWeight]] = ()
     lr_after: ClassVar[str] = "lr"
-    """The hyper-parameter with the learning rate after a switch."""
     counters = ("update_count",)
 
     def penalty_weights(self) -> list[float]:
@@ -289,8 +286,7 @@ class AnnealedPenalty(ERM):
 
     def switches_now(self) -> bool:
         """Whether the current update is the first after a switch."""
-        done = self.updates_done()
-        return any(done == self.hparams[each.updates] for each in self.weights)
+        return self.updates_done() in [self.hparams[each.updates] for each in self.weights]
 
     def update_on(
         self, objective: Objective, minibatches: Minibatches, unlabeled: Unlabeled = None

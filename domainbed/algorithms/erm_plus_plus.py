@@ -55,13 +55,15 @@ class LARS(torch.optim.Optimizer):
         momentum: float = 0.9,
         trust_coefficient: float = 0.001,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "trust_coefficient": trust_coefficient,
-        }
-        super().__init__(params, defaults)
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+                "trust_coefficient": trust_coefficient,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -82,8 +84,7 @@ class LARS(torch.optim.Optimizer):
         weight.add_(mu, alpha=-group["lr"])
 
 
-FALLS = 3
-"""After so many falls of the rate, a training by plateau ends."""
+FALLS = 3  # of the rate, after which a training by plateau ends
 
 
 class PlateauRates:
@@ -133,9 +134,8 @@ def mean_rate(update: int, start: int) -> float:
 
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
     doc = "step size of the warm-up of the head"
-    if facts.features:
-        return {"linear_lr": learning_rate(facts, doc)}
-    return {"linear_lr": LogUniform(5e-5, -5, -3.5, doc, above=0)}
+    published = LogUniform(5e-5, -5, -3.5, doc, above=0)
+    return {"linear_lr": learning_rate(facts, doc) if facts.features else published}
 
 
 @register_algorithm
@@ -221,9 +221,8 @@ class ERMPlusPlus(ERM):
         done = self.updates_done()  # now, as it would wait for the forward pass after it
         loss, metrics = objective(minibatches, unlabeled)
         if done <= self.option("linear_steps"):
-            self.linear_optimizer.zero_grad()
-            loss.backward(inputs=list(self.classifier.parameters()))  # none of the featurizer's
-            self.linear_optimizer.step()
+            # None of the featurizer's gradients are computed.
+            step(self.linear_optimizer, loss, of=list(self.classifier.parameters()))
         else:
             step(self.optimizer, loss)
         self.update_count += 1

@@ -89,8 +89,7 @@ class FACT(ERM):
         both = self.forward_pass([(x, y), ((mixed * scale + offset).to(x.dtype), y)])
         with torch.no_grad():
             taught = self.teacher(both.x).roll(len(y), dims=0)  # of the other version
-        own = (both.logits / temperature).log_softmax(dim=1)
-        target = (taught / temperature).log_softmax(dim=1)
+        own, target = ((each / temperature).log_softmax(dim=1) for each in (both.logits, taught))
         unlike = F.kl_div(own, target, reduction="sum", log_target=True) / len(y)
         rest = 1 - min(self.facts.progress / self.hparams["fact_warmup"], 1)
         weight = self.hparams["fact_weight"] * math.exp(-5 * rest**2)

@@ -104,8 +104,6 @@ class GradientMatching(nn.Module):
         ),
     }
 
-    variance_ema: torch.Tensor
-
     def __init__(
         self,
         featurizer: nn.Module,
@@ -116,8 +114,7 @@ class GradientMatching(nn.Module):
         super().__init__()
         chosen = with_defaults(self.options, hparams)
         self.parameters_of: str = chosen["fishr_parameters"]
-        self.statistic: str = chosen["fishr_statistic"]
-        self.reduction: str = chosen["fishr_reduction"]
+        self.statistic, self.reduction = chosen["fishr_statistic"], chosen["fishr_reduction"]
         head, names = self._scope(featurizer, classifier)
         if trains_batch_norm(head):
             raise UserError(
@@ -133,7 +130,7 @@ class GradientMatching(nn.Module):
                 "'variance', or fewer layers in 'fishr_parameters'"
             )
         width = (count, count) if self.statistic == "covariance" else (count,)
-        self.register_buffer("variance_ema", torch.zeros(num_domains, *width))
+        self.variance_ema: torch.Tensor = nn.Buffer(torch.zeros(num_domains, *width))
 
     def forward(
         self,
@@ -199,8 +196,7 @@ def _below(layers: list[str], known: list[str]) -> list[str]:
                 f"hyper-parameter 'fishr_parameters': no layer {layer!r}; expected 'classifier', "
                 f"'all', or some of: {', '.join(parents)}"
             )
-    prefixes = tuple(f"{layer}." for layer in layers)
-    return [name for name in known if f"{name}.".startswith(prefixes)]
+    return [n for n in known if f"{n}.".startswith(tuple(f"{layer}." for layer in layers))]
 
 
 @register_algorithm
@@ -243,10 +239,10 @@ class Fishr(AnnealedPenalty):
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         risk = forward.pooled_risk()
-        # While λ = 0 the variances feed the average only: no need to differentiate them.
-        wanted = any(self.penalty_weights())
         penalty = self.matching(
-            self.featurizer, self.classifier, forward, self.hparams["ema"], wanted
+            *(self.featurizer, self.classifier, forward, self.hparams["ema"]),
+            # While λ = 0 the variances feed the average only: no need to differentiate them.
+            differentiable=any(self.penalty_weights()),
         )
         return self.penalised(risk, penalty)
 

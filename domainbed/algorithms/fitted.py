@@ -59,8 +59,7 @@ class FittedOnce(Algorithm):
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         x, y = concatenate(minibatches)
         with full_precision(x.device):
-            extras = joined_extras(minibatches) or {}
-            groups = extras["group"] if self.facts.group_names else y
+            groups = (joined_extras(minibatches) or {})["group"] if self.facts.group_names else y
             facts = self.fit(x.flatten(1).float(), y, groups)
             with torch.no_grad():
                 loss = F.cross_entropy(self.predict(x), y)
@@ -107,9 +106,14 @@ def logistic_regression(
         return loss.item(), gradient.double().flatten().cpu().numpy()
 
     limits = {"gtol": 1e-7, "ftol": 1e-15, "maxiter": 5000, "maxcor": 50}
-    start = np.zeros(num_classes * (x.shape[1] + 1))
     with torch.enable_grad():
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=limits)
+        found = minimize(
+            objective,
+            np.zeros(num_classes * (x.shape[1] + 1)),
+            jac=True,
+            method="L-BFGS-B",
+            options=limits,
+        )
     best = torch.from_numpy(found.x).to(x).view(num_classes, -1)
     return best[:, :-1], best[:, -1], float(abs(found.jac).max())
 
@@ -171,13 +175,11 @@ class NearestMean(FittedOnce):
     search_space = {
         "mean_distance": Choice("cosine", ("cosine", "euclidean"), "to the means of the classes")
     }
-    means: torch.Tensor
-    counts: torch.Tensor
 
     def build(self) -> None:
         super().build()
-        self.register_buffer("means", torch.zeros(self.num_classes, self.width))
-        self.register_buffer("counts", torch.zeros(self.num_classes))
+        self.means = nn.Buffer(torch.zeros(self.num_classes, self.width))
+        self.counts = nn.Buffer(torch.zeros(self.num_classes))
 
     def fit(self, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
         members = F.one_hot(y, self.num_classes).to(x.dtype)  # (N, C)
@@ -291,8 +293,7 @@ class DFR(LinearFit):
         mean_of_all = np.reshape(found, (-1, self.num_classes, self.width + 1)).mean(axis=0)
         fitted = torch.from_numpy(mean_of_all).to(x)
         weight = fitted[:, :-1] / std
-        bias = fitted[:, -1] - weight @ mean
-        self.classifier.load_state_dict({"weight": weight, "bias": bias})
+        self.classifier.load_state_dict({"weight": weight, "bias": fitted[:, -1] - weight @ mean})
         return {"zero_weights": (weight == 0).double().mean().item()}
 
 

@@ -146,8 +146,11 @@ class ForeignAlgorithm(Algorithm):
         }
         if {"model", "dataset", "optimizer"} <= inspect.signature(self.foreign).parameters.keys():
             network = WithFeatures(self.input_shape, self.num_classes, self.hparams)
-            optimizer = self.new_optimizer(network)
-            known |= {"model": network, "dataset": CurrentBatch(self), "optimizer": optimizer}
+            known |= {
+                "model": network,
+                "dataset": CurrentBatch(self),
+                "optimizer": self.new_optimizer(network),
+            }
         return known
 
     def _group_sizes(self) -> list[int]:
@@ -167,7 +170,7 @@ class ForeignAlgorithm(Algorithm):
             index = self.facts.splits[number].places[index].to(y.device)
         x = mapped(torch.Tensor.contiguous, x)
         known = {"x": x, "y": y, "domain": domain, "attribute": domain, "index": index}
-        return {**known, **(extras or {})}
+        return known | (extras or {})
 
     def _arguments(self, known: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Those of the class's `update`: by name, and the minibatches first where no name fits."""
@@ -175,13 +178,13 @@ class ForeignAlgorithm(Algorithm):
         kinds = {parameter.kind for parameter in parameters}
         if inspect.Parameter.VAR_POSITIONAL in kinds:
             return [known["minibatches"], known["unlabeled"]], {}
-        needs = (
-            f"the update of {self.foreign.__name__} needs {{}}, which its train script computes: "
-            "do that in the 'update' of a subclass"
-        )
         others = known.keys() - _OWN if inspect.Parameter.VAR_KEYWORD in kinds else ()
-        called_with = given(parameters, known, ("minibatches",), needs)
-        return [], {**{name: known[name] for name in others}, **called_with}
+        called_with = given(
+            *(parameters, known, ("minibatches",)),
+            f"the update of {self.foreign.__name__} needs {{}}, which its train script computes: "
+            "do that in the 'update' of a subclass",
+        )
+        return [], {name: known[name] for name in others} | called_with
 
     def _called(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """What a function of the class returns, on the run's device."""
@@ -235,7 +238,7 @@ class CurrentBatch:
     def loss_by_domain(self, out: torch.Tensor, y: torch.Tensor, domains: int) -> torch.Tensor:
         """(E,) mean losses."""
         parts = self.split_tensor_by_domains(out, y, domains)
-        return torch.stack(list(map(self._algorithm.label_type.risk, *parts)))
+        return torch.stack([*map(self._algorithm.label_type.risk, *parts)])
 
     def split_tensor_by_domains(
         self, out: torch.Tensor, y: torch.Tensor, domains: int

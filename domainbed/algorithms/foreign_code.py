@@ -122,8 +122,11 @@ def _called_by_scripts(folder: Path) -> set[str]:
 
 def _attributes(code: ast.AST) -> set[str]:
     """The names of attributes that are read, and `_STORES` where one is set."""
-    found = [node for node in ast.walk(code) if isinstance(node, ast.Attribute)]
-    return {_STORES if isinstance(node.ctx, ast.Store) else node.attr for node in found}
+    return {
+        _STORES if isinstance(node.ctx, ast.Store) else node.attr
+        for node in ast.walk(code)
+        if isinstance(node, ast.Attribute)
+    }
 
 
 def _methods(cls: Any) -> tuple[dict[str, ast.AST], dict[str, set[str]]]:
@@ -151,12 +154,15 @@ def construct(
     args = arguments(folder, {**of_run, "hparams": handed})
     needed = {name: value for name, value in vars(args).items() if name in needs_of(cls)}
     passed = _passed(cls, folder, {**vars(args), "args": args})
-    known = {**needed, **passed, **of_run, **more, "input_shape": of.input_shape}
-    known |= {"hparams": handed, "args": args}
-    needs = (
-        f"the constructor of {cls.__name__} needs {{}}, which nothing here gives: take a subclass"
+    known = {
+        **{**needed, **passed, **of_run, **more},
+        **{"input_shape": of.input_shape, "hparams": handed, "args": args},
+    }
+    values = given(
+        *(parameters_of(cls), known, _USUAL),
+        f"the constructor of {cls.__name__} needs {{}}, which nothing here gives: take a subclass "
+        "that does",
     )
-    values = given(parameters_of(cls), known, _USUAL, f"{needs} that does")
     takes_all = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(cls).parameters.values())
     first = [values.pop(name) for name in list(values)[: len(_USUAL) * takes_all]]
     return cls(*first, **values)

@@ -66,8 +66,11 @@ def _space(
     def drawn(name: str, seed: int) -> Any:
         return draw(seed, True).get(name, defaults[name])
 
-    names = [name for name in defaults if name not in _OF_IMAGES]
-    return {name: Foreign(defaults[name], partial(drawn, name)) for name in names}
+    return {
+        name: Foreign(default, partial(drawn, name))
+        for name, default in defaults.items()
+        if name not in _OF_IMAGES
+    }
 
 
 @cache
@@ -99,8 +102,11 @@ def _elsewhere(root: str, names: tuple[str, ...]) -> dict[str, tuple[Any, str]]:
     of_scripts = vars(arguments(fork.folder, {})).items()
     found = {name: (value, "as the fork's scripts set it") for name, value in of_scripts} | found
     files = filter(None, [getattr(module, "__file__", None) for module in fork.modules().values()])
-    texts = [Path(file).read_text("utf-8", "replace") for file in files]
-    compared = [pair for text in texts for pair in _COMPARED.findall(text)]
+    compared = [
+        pair
+        for file in files
+        for pair in _COMPARED.findall(Path(file).read_text("utf-8", "replace"))
+    ]
     return {n: (text, "which the fork compares it with") for n, text in compared[::-1]} | found
 
 

@@ -72,10 +72,10 @@ class GGA(ERM):
     @torch.enable_grad()
     def judged(self, minibatches: Minibatches) -> tuple[torch.Tensor, torch.Tensor]:
         """s and L at the weights as they are."""
-        parts = self.featurizer, self.classifier
-        forward = ForwardPass(minibatches, *parts, one_by_one=True, label_type=self.label_type)
-        weights = trained_parameters(self.network)
-        stacked = domain_gradients(forward.separate_risks(), weights)
+        forward = ForwardPass(
+            minibatches, self.featurizer, self.classifier, True, label_type=self.label_type
+        )
+        stacked = domain_gradients(forward.separate_risks(), trained_parameters(self.network))
         return aligned(stacked).min(), forward.pooled_risk().detach()
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """GroupDRO: minimise the risk of the worst domain."""
 
 import torch
+from torch import nn
 
 from domainbed.algorithms.base import Metrics, register_algorithm
 from domainbed.algorithms.erm import ERM, ForwardPass
@@ -41,15 +42,13 @@ class GroupDRO(ERM):
         )
     }
     passes_by_domain = True
-    q: torch.Tensor
 
     def build(self) -> None:
         super().build()
-        self.register_buffer("q", torch.ones(self.num_domains))
+        self.q: torch.Tensor = nn.Buffer(torch.ones(self.num_domains))
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         risks = forward.domain_risks()
+        reduce = torch.mean if self.option("groupdro_reduction") == "mean" else torch.sum
         self.q = reweighted(self.q, risks.detach(), self.hparams["groupdro_eta"])
-        weighted = self.q * risks
-        reduction = self.option("groupdro_reduction")
-        return weighted.mean() if reduction == "mean" else weighted.sum(), {}
+        return reduce(self.q * risks), {}

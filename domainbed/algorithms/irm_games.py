@@ -15,6 +15,7 @@ from domainbed.algorithms.base import (
     Unlabeled,
     as_numbers,
     register_algorithm,
+    step,
     trained_parameters,
     two_readings,
 )
@@ -75,8 +76,8 @@ class IRMGames(PooledAlgorithm):
         ]
         members = heads if shared else [*map(nn.Sequential, below, heads)]
         self.featurizer = below[0] if shared else nn.Identity()  # type: ignore[assignment]
-        is_coded = self.option("fidelity") == AUTHORS
-        self.classifier = Ensemble(members, 0.5 if is_coded else 1 / count)
+        share = 0.5 if self.option("fidelity") == AUTHORS else 1 / count
+        self.classifier = Ensemble(members, share)
         self.optimizers, self.turns = [*map(self.new_optimizer, members)], [*range(count)]
         if trained_parameters(self.featurizer):
             rate = self.hparams["lr"] * self.option("irm_games_lr_factor")
@@ -88,7 +89,5 @@ class IRMGames(PooledAlgorithm):
         self.update_count += 1
         seen = minibatches if turn == self.num_domains else [minibatches[turn]]
         risk, optimizer = self.forward_pass(seen).pooled_risk(), self.optimizers[turn]
-        optimizer.zero_grad()
-        risk.backward(inputs=optimizer.param_groups[0]["params"])
-        optimizer.step()
+        step(optimizer, risk, of=optimizer.param_groups[0]["params"])
         return as_numbers({"loss": risk})

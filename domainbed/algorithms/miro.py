@@ -75,9 +75,9 @@ class MIRO(ERM):
         self.pretrained = copy.deepcopy(self.featurizer).requires_grad_(False).eval()
         with torch.no_grad(), tapped(self.pretrained) as found:
             self.pretrained(torch.zeros(1, *self.input_shape))
-        start = math.log(math.expm1(0.1 - _LEAST))
         self.raw_variances = nn.ParameterList(
-            torch.full((z.shape[1 if z.dim() == 4 else -1],), start) for z in found
+            torch.full((z.shape[1 if z.dim() == 4 else -1],), math.log(math.expm1(0.1 - _LEAST)))
+            for z in found
         )
         faster = {"lr": self.hparams["lr"] * self.option("miro_lr_factor")}
         own, variances = [*self.network.parameters()], [*self.raw_variances]
@@ -88,6 +88,5 @@ class MIRO(ERM):
             risk = forward.pooled_risk()
         with torch.no_grad(), tapped(self.pretrained) as fixed:
             self.pretrained.eval()(forward.x)
-        terms = map(information_loss, own, fixed, self.raw_variances)
-        penalty = torch.stack(list(terms)).sum()
+        penalty = torch.stack([*map(information_loss, own, fixed, self.raw_variances)]).sum()
         return risk + self.hparams["miro_lambda"] * penalty, {"nll": risk, "penalty": penalty}

@@ -108,18 +108,17 @@ class MixStyle(AddOn):
         """(B, C, H, W) to the same shape."""
         weight, partners = self.draw_pairs(x)
         mean, std = (value.detach() for value in style(x))
-        mixed_std = weight * std + (1 - weight) * std[partners]
-        mixed_mean = weight * mean + (1 - weight) * mean[partners]
-        return (x - mean) / std * mixed_std + mixed_mean
+        new_mean, new_std = (weight * v + (1 - weight) * v[partners] for v in (mean, std))
+        return (x - mean) / std * new_std + new_mean
 
     def draw_pairs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """λ (B, 1, 1, 1), and the partners (B,)."""
         alpha = self.hparams["mix_alpha"]
         weight = torch.tensor([self.draws.beta(alpha, alpha) for _ in range(len(x))], dtype=x.dtype)
-        if self.option("mix_pairs") == "domains" and sum(self._sizes) == len(x):
-            partners = across_domains(self._sizes, self.draws)
-        else:
-            partners = self.draws.permutation(len(x))
+        across = self.option("mix_pairs") == "domains" and sum(self._sizes) == len(x)
+        partners = (
+            across_domains(self._sizes, self.draws) if across else self.draws.permutation(len(x))
+        )
         return sent(weight, x.device)[:, None, None, None], sent(partners, x.device)
 
 

@@ -71,11 +71,12 @@ class Mixup(ERM):
         pairs = cyclic_pairs(domains, self.draws.permutation(len(domains)).tolist())
         alpha = self.hparams["mixup_alpha"]
         weights = [self.draws.beta(alpha, alpha) for _ in pairs]
-        mixed = [
-            (weight * x_i + (1 - weight) * x_j, y_i)
-            for weight, ((x_i, y_i), (x_j, _)) in zip(weights, pairs)
-        ]
-        through = self.forward_pass(mixed)
+        through = self.forward_pass(
+            [
+                (weight * x_i + (1 - weight) * x_j, y_i)
+                for weight, ((x_i, y_i), (x_j, _)) in zip(weights, pairs)
+            ]
+        )
         risks = [
             mixed_risk(logits, y_i, y_j, weight, self.label_type)
             for logits, weight, ((_, y_i), (_, y_j)) in zip(

@@ -102,8 +102,7 @@ class MLDG(ERM):
     @classmethod
     def revision(cls, hparams: Mapping[str, Any]) -> int:
         """2: the statistics of batch norm that trains do not move in the reading domainbed."""
-        trains = not hparams.get("freeze_bn", True)
-        return 2 if trains and hparams["fidelity"] == DOMAINBED else 1
+        return 2 if not hparams.get("freeze_bn", True) and hparams["fidelity"] == DOMAINBED else 1
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:
         order = self.draws.permutation(len(minibatches)).tolist()
@@ -113,9 +112,9 @@ class MLDG(ERM):
             loss = self.paper_loss([minibatches[i] for i in train], [minibatches[j] for j in test])
             self.descend(loss)
             return as_numbers({"loss": loss})
-        if self.option("mldg_pairs") == "cyclic":
-            return self.update_by_pairs(minibatches, cyclic_pairs(order))
-        return self.update_by_pairs(minibatches, split_pairs(order, meta_test))
+        cyclic = self.option("mldg_pairs") == "cyclic"
+        pairs = cyclic_pairs(order) if cyclic else split_pairs(order, meta_test)
+        return self.update_by_pairs(minibatches, pairs)
 
     def paper_loss(self, train: Minibatches, test: Minibatches) -> torch.Tensor:
         """F(θ) + mldg_beta · G(θ − lr · ∇F(θ)) of meta-train and meta-test domains, a scalar."""
@@ -123,8 +122,7 @@ class MLDG(ERM):
         parameters = trained_parameters(self.network)
         gradients = gradients_of(risk, parameters, create_graph=True)
         stepped = [p - self.hparams["lr"] * g for p, g in zip(parameters, gradients, strict=True)]
-        transferred = self.mean_risk(moved(self.network, stepped), test)
-        return risk + self.hparams["mldg_beta"] * transferred
+        return risk + self.hparams["mldg_beta"] * self.mean_risk(moved(self.network, stepped), test)
 
     def mean_risk(self, network: Network, minibatches: Minibatches) -> torch.Tensor:
         """The mean over domains of their mean losses, a scalar."""

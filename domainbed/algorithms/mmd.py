@@ -10,8 +10,8 @@ from domainbed.algorithms.base import register_algorithm
 from domainbed.algorithms.coral import FeatureMatching
 from domainbed.algorithms.erm import in_full_precision
 
+# The inverse widths of DomainBed's Gaussian kernel, which is a sum of one term for each.
 GAMMAS = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
-"""The inverse widths of DomainBed's Gaussian kernel, which is a sum of one term for each."""
 
 
 def averages(sizes: Sequence[int], like: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Marginal transfer learning: a classifier of the features and of the domain they come from."""
 
 import torch
+from torch import nn
 
 from domainbed import networks
 from domainbed.algorithms.base import (
@@ -57,7 +58,6 @@ class MTL(PooledAlgorithm):
     predicts_batches = True
     passes_by_domain = True
     needs_classes = False
-    embeddings: torch.Tensor
 
     def build(self) -> None:
         self.featurizer = networks.Featurizer(self.input_shape, self.hparams)
@@ -66,7 +66,7 @@ class MTL(PooledAlgorithm):
             2 * width, self.num_classes, self.hparams["nonlinear_classifier"]
         )
         self.optimizer = self.new_optimizer(self.featurizer, self.classifier)
-        self.register_buffer("embeddings", torch.zeros(self.num_domains, width))
+        self.embeddings = nn.Buffer(torch.zeros(self.num_domains, width))
         self.is_noisy = self.option("fidelity") == DOMAINBED
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
@@ -78,10 +78,11 @@ class MTL(PooledAlgorithm):
         sizes, one_by_one = domain_sizes(minibatches), trains_batch_norm(self)
 
         def embedded(x: Nest) -> torch.Tensor:
-            if one_by_one:
-                z = [self.featurizer(x_e) for x_e in split(x, sizes)]
-            else:
-                z = self.featurizer(x).split(sizes)
+            z = (
+                [self.featurizer(x_e) for x_e in split(x, sizes)]
+                if one_by_one
+                else self.featurizer(x).split(sizes)
+            )
             return torch.cat([beside(z_e, self.embedding(z_e, e)) for e, z_e in enumerate(z)])
 
         return ForwardPass(minibatches, embedded, self.classifier, label_type=self.label_type)

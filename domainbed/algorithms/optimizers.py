@@ -19,9 +19,9 @@ from domainbed.config.run_facts import RunFacts
 from domainbed.core.registry import Registry
 from domainbed.errors import UserError
 
+# From the share of the updates after the warm-up that are done, in [0, 1), and the options, by
+# name, to the factor by which a rate is multiplied.
 Schedule = Callable[[float, Mapping[str, Any]], float]
-"""From the share of the updates after the warm-up that are done, in [0, 1), and the options, by
-name, to the factor by which a rate is multiplied."""
 
 
 def _check_optimizer(entry: Any) -> None:
@@ -68,10 +68,10 @@ def linear(progress: float, options: Mapping[str, Any]) -> float:
 @LR_SCHEDULES.register(name="step")
 def falling(progress: float, options: Mapping[str, Any]) -> float:
     """`lr_gamma` to the power of the number of `lr_milestones` passed."""
-    passed = sum(progress >= milestone for milestone in options["lr_milestones"])
-    return float(options["lr_gamma"] ** passed)
+    return float(options["lr_gamma"] ** sum(progress >= p for p in options["lr_milestones"]))
 
 
+# What every algorithm reads that makes its optimizers by `Algorithm.new_optimizer`.
 OPTIMIZER_OPTIONS: dict[str, Option] = {
     "optimizer": Option("adam", "what steps, at the rate 'lr'", OPTIMIZERS),
     "momentum": Option(0.9, "of sgd, and of rmsprop, which has none by default", least=0, below=1),
@@ -87,7 +87,6 @@ OPTIMIZER_OPTIONS: dict[str, Option] = {
         0.0, "largest norm of the gradient of an optimizer's parameters; 0: any", least=0
     ),
 }
-"""What every algorithm reads that makes its optimizers by `Algorithm.new_optimizer`."""
 
 
 def check_optimizer_options(chosen: Mapping[str, Any]) -> None:
@@ -103,14 +102,12 @@ def check_optimizer_options(chosen: Mapping[str, Any]) -> None:
     for name in ("lr_milestones", "lr_gamma"):
         if name in chosen and schedule in ("constant", "cosine", "linear"):
             raise _refusal(name, chosen, f"the schedule {schedule} does not use it")
-    shares = options["lr_milestones"]
-    if not all(isinstance(share, (int, float)) and 0 < share < 1 for share in shares):
+    if not all(isinstance(p, (int, float)) and 0 < p < 1 for p in options["lr_milestones"]):
         raise _refusal("lr_milestones", chosen, "expected numbers between 0 and 1")
 
 
 def _refusal(name: str, chosen: Mapping[str, Any], reason: str) -> UserError:
-    message = f"hyper-parameter {name!r} is {chosen[name]!r}, but {reason}"
-    return UserError(message, "hparams", name)
+    return UserError(f"hyper-parameter {name!r} is {chosen[name]!r}, but {reason}", "hparams", name)
 
 
 def _takes(make: Callable[..., Any], argument: str) -> bool:
@@ -137,8 +134,7 @@ def rate_factor(step: int, steps: int, options: Mapping[str, Any]) -> float:
     rising = round(options["warmup"] * steps)
     if step < rising:
         return (step + 1) / rising
-    schedule = LR_SCHEDULES[options["lr_schedule"]]
-    return schedule((step - rising) / (steps - rising), options)
+    return LR_SCHEDULES[options["lr_schedule"]]((step - rising) / (steps - rising), options)
 
 
 class StepRule:
@@ -179,13 +175,11 @@ def new_optimizer(
     parts: Sequence[Any],
     hparams: Mapping[str, Any],
     chosen: Mapping[str, Any],
-    rule: StepRule,
-    settings: Mapping[str, Any],
+    facts: RunFacts,
+    settings: dict[str, Any],
 ) -> torch.optim.Optimizer:
     """See `Algorithm.new_optimizer`; `chosen` are the options that are set."""
-    settings = dict(settings)
-    name = settings.pop("optimizer", None) or chosen.get("optimizer", "adam")
-    make = OPTIMIZERS[name]
+    make = OPTIMIZERS[settings.pop("optimizer", None) or chosen.get("optimizer", "adam")]
     usual = {name: hparams[name] for name in ("lr", "weight_decay") if name not in settings}
     if "momentum" in chosen and _takes(make, "momentum"):
         usual["momentum"] = chosen["momentum"]
@@ -194,7 +188,7 @@ def new_optimizer(
     are_networks = all(isinstance(part, nn.Module) for part in parts)
     parameters: Iterable[Any] = nn.ModuleList(parts).parameters() if are_networks else parts[0]
     optimizer = make(parameters, **{**usual, **settings})
-    rule.attach(optimizer)
+    StepRule(facts, chosen).attach(optimizer)
     return optimizer
 
 
@@ -212,8 +206,7 @@ class OptimizerGuard:
     """
 
     def __init__(self, algorithm: nn.Module, chosen: Mapping[str, Any]) -> None:
-        self._algorithm, self._chosen = algorithm, chosen
-        self._steps = 0
+        self._algorithm, self._chosen, self._steps = algorithm, chosen, 0
 
     def __enter__(self) -> None:
         if self._chosen:

@@ -37,14 +37,13 @@ class RIDG(ERM):
     needs_classes = True
     needs_linear = True
     classifier: nn.Linear
-    bank: torch.Tensor
-    seen: torch.Tensor
 
     def build(self) -> None:
         super().build()
-        classes = self.num_classes
-        self.register_buffer("bank", torch.zeros(classes, classes, self.featurizer.n_outputs))
-        self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
+        self.bank: torch.Tensor = nn.Buffer(
+            torch.zeros(self.num_classes, *self.classifier.weight.shape)
+        )
+        self.seen: torch.Tensor = nn.Buffer(torch.zeros(self.num_classes, dtype=torch.bool))
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         risk, y = forward.pooled_risk(), forward.y

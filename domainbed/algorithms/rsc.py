@@ -45,8 +45,7 @@ def kept_features(
         in_features = below_quantile(gradient, 1 - f_drop)
         muted = classifier(z * in_features)
         lost = logits.softmax(dim=1).gather(1, own) - muted.softmax(dim=1).gather(1, own)
-        in_samples = below_quantile(lost.squeeze(1), 1 - b_drop)
-    return in_features | in_samples.unsqueeze(1)
+    return in_features | below_quantile(lost.squeeze(1), 1 - b_drop).unsqueeze(1)
 
 
 @register_algorithm

@@ -154,15 +154,13 @@ class GSAM(SAM):
         options = with_defaults(OPTIMIZER_OPTIONS, chosen_options(type(self), self.hparams))
         factor = rate_factor(self.facts.step, self.facts.steps, options)
         least = self.option("gsam_least_rho")
-        rho = least + (self.hparams["sam_rho"] - least) * factor
         adaptive = self.option("gsam_adaptive")
         scales = [w.detach().abs() if adaptive else torch.ones_like(w) for w in weights]
-        return uphill(gradients, scales, rho)
+        return uphill(gradients, scales, least + (self.hparams["sam_rho"] - least) * factor)
 
     def directions(self, first: Tensors, second: Tensors) -> Tensors:
         share = inner_product(first, second) / (get_total_norm(second) + 1e-12) ** 2
-        alpha = self.hparams["gsam_alpha"]
-        return [h - alpha * (g - share * h) for g, h in zip(first, second)]
+        return [h - self.hparams["gsam_alpha"] * (g - share * h) for g, h in zip(first, second)]
 
 
 @register_algorithm

@@ -19,12 +19,10 @@ def sand_mask(gradients: torch.Tensor, tau: float, k: float) -> torch.Tensor:
     v: (*shape) unbiased variances over domains, 1e-17 of a single domain. A mask that is not a
     number, of gradients that are all equal and agree to tau, is 1e-17 as well.
     """
-    variances = torch.full_like(gradients[0], _TINY)
-    if len(gradients) > 1:
-        variances = gradients.var(dim=0)
+    several = len(gradients) > 1
+    variances = gradients.var(dim=0) if several else torch.full_like(gradients[0], _TINY)
     agreement = gradients.sign().mean(dim=0).abs()  # from 0 to 1
-    mask = torch.tanh(k * (agreement - tau) / variances)
-    return mask.clamp(min=0).nan_to_num(nan=_TINY)
+    return torch.tanh(k * (agreement - tau) / variances).clamp(min=0).nan_to_num(nan=_TINY)
 
 
 @register_algorithm

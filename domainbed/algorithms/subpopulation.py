@@ -24,15 +24,13 @@ class Grouped(ERM):
     """
 
     needs_classes = True
-    group_sizes: torch.Tensor
-    class_sizes: torch.Tensor
 
     def build(self) -> None:
         super().build()
         named, of_classes = self.facts.group_names, self.facts.class_sizes
         sizes = (self.facts.group_sizes if named else of_classes) or [1] * self.num_classes
-        self.register_buffer("group_sizes", torch.tensor(sizes, dtype=torch.float32))
-        self.register_buffer("class_sizes", self.group_sizes.view(self.num_classes, -1).sum(dim=1))
+        self.group_sizes = nn.Buffer(torch.tensor(sizes, dtype=torch.float32))
+        self.class_sizes = nn.Buffer(self.group_sizes.view(self.num_classes, -1).sum(dim=1))
 
     def groups(self, forward: ForwardPass) -> torch.Tensor:
         """(N,) the group of each sample."""
@@ -172,11 +170,10 @@ class GroupDROAttributes(Grouped):
 
     paper = GroupDRO.paper
     search_space = GroupDRO.search_space
-    q: torch.Tensor
 
     def build(self) -> None:
         super().build()
-        self.register_buffer("q", torch.ones_like(self.group_sizes) / len(self.group_sizes))
+        self.q: torch.Tensor = nn.Buffer(torch.ones_like(self.group_sizes) / len(self.group_sizes))
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         numbers = torch.arange(len(self.q), device=self.q.device)

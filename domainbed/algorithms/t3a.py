@@ -11,8 +11,7 @@ from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import Choice
 from domainbed.core.device import full_precision
 
-SUPPORTS = (1, 5, 20, 50, 100, 0)
-"""The paper's values of M; 0 keeps all (its "N/A")."""
+SUPPORTS = (1, 5, 20, 50, 100, 0)  # the paper's values of M; 0 keeps all (its "N/A")
 
 
 class Templates:

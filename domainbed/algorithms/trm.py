@@ -62,9 +62,10 @@ class DomainHeads:
         with torch.enable_grad():
             for _ in range(steps):
                 own = [self.weights, self.biases]
-                gradients = torch.autograd.grad(self.risks().sum(), own)
-                moved = [p - rate * g for p, g in zip(own, gradients, strict=True)]
-                self.weights, self.biases = (p.detach().requires_grad_() for p in moved)
+                pairs = zip(own, torch.autograd.grad(self.risks().sum(), own), strict=True)
+                self.weights, self.biases = (
+                    (p - rate * g).detach().requires_grad_() for p, g in pairs
+                )
 
 
 def cross_risks(
@@ -141,7 +142,6 @@ class TRM(AnnealedPenalty):
     options = two_readings(
         PAPER, "Neumann's series is overwritten while it is added up, α before the backward pass"
     )
-    alpha: torch.Tensor
     least_domains = 2
     needs_classes = True  # the heads' rate and Neumann's series suit the cross-entropy's Hessian
 
@@ -157,7 +157,7 @@ class TRM(AnnealedPenalty):
             nn.Linear(self.classifier.in_features, self.num_classes)
             for _ in range(self.num_domains)
         )
-        self.register_buffer("alpha", 1 - torch.eye(self.num_domains))
+        self.alpha: torch.Tensor = nn.Buffer(1 - torch.eye(self.num_domains))
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
         nll = forward.pooled_risk()
@@ -185,8 +185,7 @@ class TRM(AnnealedPenalty):
             # gradient that of the new one.
             moved = self.alpha * risks
             weighted = moved + (weighted - moved).detach()
-        alignment = (h * q).sum(dim=(1, 2))
-        return (weighted.sum(dim=1) - self.hparams["cos_lambda"] * alignment).mean()
+        return (weighted.sum(dim=1) - self.hparams["cos_lambda"] * (h * q).sum(dim=(1, 2))).mean()
 
     def trained_heads(
         self, features: Sequence[torch.Tensor], labels: Sequence[torch.Tensor]

@@ -22,12 +22,12 @@ from domainbed.config.dimensions import (
 )
 from domainbed.core.device import sent
 
+# The last layer of the featurizer, and the interval of the noise that features should resemble.
 ACTIVATIONS: dict[str, tuple[type[nn.Module], float, float]] = {
     "tanh": (nn.Tanh, -1.0, 1.0),
     "relu": (nn.ReLU, 0.0, 1.0),
     "sigmoid": (nn.Sigmoid, 0.0, 1.0),
 }
-"""The last layer of the featurizer, and the interval of the noise that features should resemble."""
 
 WIDTH = 100  # of the discriminator
 
@@ -110,12 +110,11 @@ class URM(ERM):
         activation, *self.interval = ACTIVATIONS[self.hparams["urm_generator_output"]]
         self.featurizer = nn.Sequential(self.featurizer, activation())  # type: ignore[assignment]
         self.network = nn.Sequential(self.featurizer, self.classifier)
-        of_its_own = self.hparams["urm_discriminator_optimizer"] != "adam"
         self.discriminator_opt = self.new_optimizer(
             self.discriminator,
             role="discriminator",
             lr=self.hparams["urm_discriminator_lr"],
-            optimizer="sgd" if of_its_own else None,
+            optimizer=None if self.hparams["urm_discriminator_optimizer"] == "adam" else "sgd",
         )
 
     def update(self, minibatches: Minibatches, unlabeled: Unlabeled = None) -> Metrics:

@@ -47,9 +47,9 @@ MUTANTS = (
     Mutant(
         *("algorithms/group_dro.py", "the weights before the update"),
         'self.q = reweighted(self.q, risks.detach(), self.hparams["groupdro_eta"])\n'
-        "        weighted = self.q * risks",
-        "weighted = self.q * risks\n"
-        '        self.q = reweighted(self.q, risks.detach(), self.hparams["groupdro_eta"])',
+        "        return reduce(self.q * risks), {}",
+        'q, self.q = self.q, reweighted(self.q, risks.detach(), self.hparams["groupdro_eta"])\n'
+        "        return reduce(q * risks), {}",
         _PENALTIES,
     ),
     Mutant(
