@@ -42,8 +42,8 @@ ALWAYS = (
 )
 """The fields of every identity; others are in it if they differ from the protocol's values."""
 
+# Fields that stand in no JSON and no identity where they have these values.
 _IF_SET = {"rerun": "", "tuned": "", "revision": 1}
-"""Fields that stand in no JSON and no identity where they have these values."""
 
 MOST_SEED = 2**32 - 1  # of NumPy's global source
 

@@ -84,8 +84,8 @@ class DataFields(Settings):
         return dict(pairs)
 
 
+# In place of fixed hyper-parameters, or among them: take the others from a released baseline.
 TUNED = "tuned"
-"""In place of fixed hyper-parameters, or among them: take the others from a released baseline."""
 
 FixedHparams = Annotated[
     dict[str, Any],

@@ -14,8 +14,8 @@ from domainbed.launchers.base import Event
 from domainbed.runs.states import PROGRESS
 
 _ENDING = ".events.jsonl"
+# Of the progress of one task: thousands may write to one file server.
 _SECONDS_BETWEEN_REPORTS = 5.0
-"""Of the progress of one task: thousands may write to one file server."""
 
 
 class EventWriter:

@@ -50,11 +50,11 @@ log = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")
 _SECONDS_BETWEEN_CHECKS = 1.0
+# For a task that was asked to stop: a step of a large network, and a checkpoint on a slow disk.
 SECONDS_TO_STOP = 30.0
-"""For a task that was asked to stop: a step of a large network, and a checkpoint on a slow disk."""
 _SECONDS_TO_END = 3.0
+# For what libraries do at the end of a process: the last upload of a tracker, for example.
 _SECONDS_TO_FINISH = 30.0
-"""For what libraries do at the end of a process: the last upload of a tracker, for example."""
 MOST_DEATHS = 2
 # What a terminal sends to all of its processes: the parent decides what it means for workers.
 _OF_THE_TERMINAL = [number for number in SIGNALS if number != signal.SIGTERM]

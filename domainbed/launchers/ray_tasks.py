@@ -38,10 +38,8 @@ from domainbed.launchers.local import MOST_DEATHS, SECONDS_TO_STOP, THREAD_VARIA
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import BUSY, ENDS, FAILED, INTERRUPTED, STARTED
 
-TEAM = "tasks"
-"""The name under which the coordinator and the tasks send events."""
-AFTER = "after.pkl"
-"""What is done when all tasks have ended."""
+TEAM = "tasks"  # the name under which the coordinator and the tasks send events
+AFTER = "after.pkl"  # what is done when all tasks have ended
 _SECONDS_BETWEEN_LOOKS = 0.5
 _SECONDS_BEFORE_RETRY = 2.0
 _MOST_RETRIES_OF_BUSY = 150

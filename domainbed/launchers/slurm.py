@@ -45,21 +45,20 @@ from domainbed.launchers.local import LocalLauncher
 from domainbed.runs.ownership import ENGINE_VARIABLE, JOB_VARIABLE
 from domainbed.runs.states import BUSY, DONE, FAILED, INTERRUPTED, PENDING, PROGRESS, RUNNING
 
+# The states of SLURM's jobs that are neither queued nor running, nor will be.
 _ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
-"""The states of SLURM's jobs that are neither queued nor running, nor will be."""
+# Of these, those of a job that another time would come to the same end.
 _BY_ITSELF = ("BOOT_FAIL", "FAILED", "OUT_OF_MEMORY")
-"""Of these, those of a job that another time would come to the same end."""
 # Of the reasons for which SLURM lets a job wait: until somebody changes the job, or the cluster.
 _STUCK = re.compile(
     r"PartitionConfig|Partition(Down|Inactive|NodeLimit|TimeLimit)|BadConstraints"
     r"|DependencyNeverSatisfied|ReservationDeleted|JobHeld.*|JobHoldMaxRequeue|.*requeued.held"
     r"|Invalid(Account|QOS)|(Account|QOS)NotAllowed|.*Per(Job|Node)(Limit)?|.*MinutesLimit"
 )
-_NAME = "domainbed"
-"""Of its jobs: others that a folder names are not asked for, nor cancelled."""
+_NAME = "domainbed"  # of its jobs: others that a folder names are not asked for, nor cancelled
 _JOB = re.compile(r"\d+(_\d+)?")  # a job of an array: 12_3
 _SECONDS_OF_WARNING = 90
 _MOST_FRUITLESS_TRIES = 3
@@ -67,6 +66,7 @@ _MOST_JOBS_A_COMMAND = 500
 _SECONDS_TO_ANSWER = 30.0  # of a command; without the controller some try for ever
 _COMPLETING = "COMPLETING"  # of a job that leaves its node: to end, or to be queued again
 _MAX_ARRAY = re.compile(r"MaxArraySize\s*=\s*(\d+)")
+# Options of sbatch that the launcher sets, and what to give in their place.
 _OF_THE_LAUNCHER = {
     **{"array": "give max_jobs", "cpus-per-task": "give cores", "gpus-per-node": "give gpus"},
     **{"mem": "give memory_gb", "time": "give minutes"},
@@ -76,7 +76,6 @@ _OF_THE_LAUNCHER = {
         ("error", "job-name", "open-mode", "output", "signal", "wckey"), "it cannot be changed"
     ),
 }
-"""Options of sbatch that the launcher sets, and what to give in their place."""
 
 
 def _sbatch(options: dict[str, Any]) -> dict[str, Any]:

@@ -50,8 +50,8 @@ Row = dict[str, Any]
 
 _VERSION = "3"
 _PLAN, _CONFIG = "plan.json", "sweep.yaml"
+# The columns that say which run it is, as the plan does.
 _KEYS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed", "steps")
-"""The columns that say which run it is, as the plan does."""
 _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("run", "dataset", "algorithm")),
@@ -61,12 +61,11 @@ _SCHEMA = pa.schema(
         ("content", pa.string()),
     ]
 )
-_SHARED = ("args", "hparams")
-"""What the records of a run have in common."""
+_SHARED = ("args", "hparams")  # what the records of a run have in common
+# Fields that are left out; a run's id is its name.
 _OF_MACHINE = {"output_dir", "data_dir", "launcher", "host", "place", "run_id"}
-"""Fields that are left out; a run's id is its name."""
+# What is before the name in an absolute path, in JSON.
 _FOLDERS = re.compile(r'(?<=[":])/(?!/)(?:[^"\\/]+/)*(?=\w)')
-"""What is before the name in an absolute path, in JSON."""
 _LEVEL = 12  # of the compression: half a second for 1,000 runs
 _PAGE = 2**27  # bytes: texts are compressed together with those that they are like
 _NO_EXPORT = (ValueError, LookupError, TypeError, AttributeError)

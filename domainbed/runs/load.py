@@ -44,8 +44,7 @@ PLAN_FILE = "plan.json"
 Folders = str | Path | Sequence[str | Path]
 Progress = Callable[[int, int], None]
 
-LEAST_FILES = 500
-"""Of a folder whose runs are cached: fewer are read quickly."""
+LEAST_FILES = 500  # of a folder whose runs are cached: fewer are read quickly
 
 _NAMED = 5  # of the runs that are left out
 _BATCH = 250  # files whose records are in memory as objects
@@ -55,8 +54,8 @@ _CODE = [__file__, *(str(module.__file__) for module in _MODULES)]
 
 _DIGEST = 32  # bytes
 
+# By folder, what shows a change of its files; of a packed run, the digest of the pack.
 Stamps = Mapping[str, Any]
-"""By folder, what shows a change of its files; of a packed run, the digest of the pack."""
 
 
 def load_records(folders: Folders, progress: Progress | None = None) -> Records:

@@ -36,8 +36,8 @@ from domainbed.core.stopping import Interrupted, stop_requested
 from domainbed.errors import UserError
 from domainbed.runs.states import Busy, Lost
 
+# A launcher sets these for a task: its own name, and the engine's id of the job.
 ENGINE_VARIABLE, JOB_VARIABLE = "DOMAINBED_ENGINE", "DOMAINBED_JOB"
-"""A launcher sets these for a task: its own name, and the engine's id of the job."""
 
 _SECONDS_BETWEEN_TURNS = 0.05
 _NAME = re.compile(r"owner\.([1-9]\d*)\.json")
@@ -207,8 +207,7 @@ class Owner:
         return self.process == Process.here() and self.token not in _held
 
 
-_held: set[str] = set()
-"""The tokens of the owners that this process is."""
+_held: set[str] = set()  # the tokens of the owners that this process is
 
 
 class Found(NamedTuple):
@@ -246,8 +245,8 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"owner.{number}.json"
 
 
+# By folder, its owner's last sign of life and when it was given, by this process's clock.
 _seen: dict[Path, tuple[bytes, float]] = {}
-"""By folder, its owner's last sign of life and when it was given, by this process's clock."""
 
 
 def silent_for(folder: Path, found: Found) -> float:

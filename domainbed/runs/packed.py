@@ -32,8 +32,8 @@ from domainbed.errors import UserError
 log = logging.getLogger(__name__)
 
 FOLDER, SUFFIX, MOST = "packed", ".pack", 100
+# The files of a run that are packed; `done` last, as it is written.
 TEXTS = ("results.jsonl", "run.json", "environment.json", "out.txt", "done")
-"""The files of a run that are packed; `done` last, as it is written."""
 
 
 def text_of(folder: Path, name: str) -> bytes | None:

@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+# The columns of `Records.runs` that say which run of a grid it is.
 RUN_KEYS = ["dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed"]
-"""The columns of `Records.runs` that say which run of a grid it is."""
 
+# The columns of `Records.runs` that say under which conditions a run was made, as text.
 PROTOCOL_KEYS = ["protocol", "protocol_version", "torch", "precision"]
-"""The columns of `Records.runs` that say under which conditions a run was made, as text."""
 
-NOT_RECORDED = "not recorded"
-"""What stands in them of runs that do not say."""
+NOT_RECORDED = "not recorded"  # what stands in them of runs that do not say
 
+# The domain of a value that was measured on no domain's split, such as the training loss.
 NO_DOMAIN = -1
-"""The domain of a value that was measured on no domain's split, such as the training loss."""
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,8 @@ from domainbed.runs.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
 log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-Run = dict[str, Any]
-"""The columns of `Records.runs` that describe one run."""
-Numbered = tuple[int, Any]
-"""The line of a record, and its content."""
+Run = dict[str, Any]  # the columns of `Records.runs` that describe one run
+Numbered = tuple[int, Any]  # the line of a record, and its content
 
 _REMEDY = "repair or remove the line"
 # An integer of thousands of digits is a ValueError, what is nested too deeply a RecursionError.
@@ -125,8 +123,8 @@ def _explain(error: Exception) -> str:
 
 # Stages
 
+# Marks the second stage in DomainBed's records, which have no stage number.
 _IN_SECOND_STAGE = record_key(0, "in", "accuracy", full_data=True)
-"""Marks the second stage in DomainBed's records, which have no stage number."""
 
 
 def merge_stages(records: list[Numbered]) -> list[Numbered]:

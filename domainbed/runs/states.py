@@ -6,14 +6,11 @@ from typing import Any
 
 DONE, RUNNING, PENDING = "done", "running", "pending"
 FAILED, INTERRUPTED, MISSING = "failed", "interrupted", "missing"
-STATES = (DONE, RUNNING, PENDING, FAILED, INTERRUPTED, MISSING)
-"""Of a run's folder."""
+STATES = (DONE, RUNNING, PENDING, FAILED, INTERRUPTED, MISSING)  # of a run's folder
 
-STARTED, PROGRESS, BUSY = "started", "progress", "busy"
-"""Of a task that a launcher was given."""
+STARTED, PROGRESS, BUSY = "started", "progress", "busy"  # of a task that a launcher was given
 
-ENDS = (DONE, FAILED, INTERRUPTED, BUSY)
-"""How a task ends."""
+ENDS = (DONE, FAILED, INTERRUPTED, BUSY)  # how a task ends
 
 
 class Busy(Exception):

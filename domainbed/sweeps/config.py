@@ -40,8 +40,8 @@ TestEnvs = tuple[int, ...]
 
 _FROM_MOST = get_args(RunFields.model_fields["eval_splits"].annotation)
 _MOST_RUNS = 1_000_000
+# Sets of test domains that are planned without being named: more are seldom meant.
 _MOST_SETS = 1_000
-"""Sets of test domains that are planned without being named: more are seldom meant."""
 
 
 def _test_envs(value: Any) -> Any:

@@ -16,8 +16,7 @@ log = logging.getLogger(__name__)
 
 _LAST_LINES = 3
 
-Statuses = Mapping[str, RunStatus]
-"""What is known of each run, by its id."""
+Statuses = Mapping[str, RunStatus]  # what is known of each run, by its id
 
 
 def reports(

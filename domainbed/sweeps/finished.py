@@ -61,6 +61,8 @@ class Method:
     of_several: bool = False
 
 
+# Soups are of Wortsman et al. 2022 (arXiv 2203.05482), DiWA is of Ramé et al. 2022 (arXiv
+# 2205.09739). The greedy choice is the same in both: recipe 1, and the restricted selection.
 METHODS = {
     "uniform-soup": Method("uniform soup"),
     "greedy-soup": Method("greedy soup", greedy=True),
@@ -68,8 +70,6 @@ METHODS = {
     "diwa-restricted": Method("DiWA restricted", greedy=True, of_several=True),
     "ensemble": Method("ensemble", of_weights=False, of_several=True),
 }
-"""Soups are of Wortsman et al. 2022 (arXiv 2203.05482), DiWA is of Ramé et al. 2022 (arXiv
-2205.09739). The greedy choice is the same in both: recipe 1, and the restricted selection."""
 
 
 class Member(NamedTuple):

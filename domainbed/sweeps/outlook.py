@@ -26,14 +26,12 @@ from domainbed.training.machine import process_set_up
 
 UPDATES = 10
 IMAGES = 256
-SECONDS = 20.0
-"""No further update is measured after so many seconds."""
+SECONDS = 20.0  # no further update is measured after so many seconds
 
+# Options of launchers that may run commands: a sweep's folder can be somebody else's.
 _IN_A_SHELL = ("setup", "python", "sbatch", "init")
-"""Options of launchers that may run commands: a sweep's folder can be somebody else's."""
 
-RECORD_BYTES = 2_000
-"""The size of a line of results.jsonl."""
+RECORD_BYTES = 2_000  # the size of a line of results.jsonl
 
 
 # ---- for people ----

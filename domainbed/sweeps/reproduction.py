@@ -12,6 +12,8 @@ from domainbed.sweeps.config import SweepConfig, load_config
 
 FULL = "paper"
 
+# By name, the settings in which a sweep differs from the paper; small takes minutes on MNIST.
+# Below full scale a sweep has the paper's foremost algorithms only.
 SCALES: dict[str, dict[str, Any]] = {
     FULL: {},
     "small": {
@@ -31,10 +33,6 @@ SCALES: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""By name, the settings in which a sweep differs from the paper; small takes minutes on MNIST.
-
-Below full scale a sweep has the paper's foremost algorithms only.
-"""
 
 
 def reproduction(

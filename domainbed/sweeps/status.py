@@ -29,14 +29,11 @@ from domainbed.sweeps.store import Cell, PlannedRun, Store, cell_of
 
 log = logging.getLogger(__name__)
 
-LOOKED_AT = 20
-"""Finished runs of each group that estimates rest on; more would change them little."""
-_LISTED = 20
-"""How many running runs, and how many jobs, the lines for people list."""
+LOOKED_AT = 20  # finished runs of each group that estimates rest on; more would change them little
+_LISTED = 20  # how many running runs, and how many jobs, the lines for people list
+# Seconds of silence of a process elsewhere from which the lines for people mention it.
 _SILENT = 15.0
-"""Seconds of silence of a process elsewhere from which the lines for people mention it."""
-_TAIL = 65536
-"""Bytes at the end of results.jsonl that hold its last record."""
+_TAIL = 65536  # bytes at the end of results.jsonl that hold its last record
 _LEFT = (RUNNING, PENDING, INTERRUPTED, MISSING)
 
 

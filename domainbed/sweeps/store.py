@@ -30,14 +30,13 @@ log = logging.getLogger(__name__)
 _PLAN_VERSION = 1
 _DONE, _MISSING = RunStatus(DONE), RunStatus(MISSING)
 
+# What distinguishes a run from the others of its sweep: see `spec.RunSpec.planned`.
 PlannedRun = Mapping[str, Any]
-"""What distinguishes a run from the others of its sweep: see `spec.RunSpec.planned`."""
 
 _GRID_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed")
 
 
-Cell = tuple[str, str]
-"""A dataset and an algorithm: their runs stand in one row of a table."""
+Cell = tuple[str, str]  # a dataset and an algorithm: their runs stand in one row of a table
 
 _MAY_DIFFER = (*_GRID_FIELDS, "seed", "hparams", "rerun", "metrics", "eval_splits")
 _NOT_GIVEN: Mapping[Cell, Mapping[str, Any]] = MappingProxyType({})
