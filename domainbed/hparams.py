@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from numpy.random import RandomState
 
@@ -167,14 +167,18 @@ class Space:
 
     def draw(self, seed: int, in_sequence: bool = False, ranges: Ranges = _NONE) -> dict[str, Any]:
         """A random draw; see `random_hparams`."""
-        changed = {name: _in_range(self.own[name], *ends) for name, ends in ranges.items()}
+        changed = {
+            name: replace(cast(Uniform, self.own[name]), low=low, high=high)
+            for name, (low, high) in ranges.items()
+        }
         own, source = {**self.own, **changed}, RandomState(seed)
         if in_sequence:
             # The shared ones that there were in 2020, then the algorithm's as it declares them.
             # One that the algorithm replaces (`batch_size` of ARM) is drawn all the same.
             drawn = {name: dimension.default for name, dimension in self.shared.items()}
-            first = [name for name in _FIRST_IN_SEQUENCE if name in self.shared]
-            drawn |= {name: self.shared[name].draw(source) for name in first}
+            drawn |= {
+                n: self.shared[n].draw(source) for n in _FIRST_IN_SEQUENCE if n in self.shared
+            }
             return drawn | {name: dimension.draw(source) for name, dimension in own.items()}
         drawn = {}
         for name, dimension in {**self.shared, **own}.items():
@@ -219,11 +223,6 @@ class Space:
                 f"on {self.dataset}: leave it out, or name a 'backbone'",
                 *("hparams", "weights"),
             )
-
-
-def _in_range(dimension: Dimension, low: float, high: float) -> Dimension:
-    assert isinstance(dimension, (Uniform, LogUniform)), dimension
-    return replace(dimension, low=low, high=high)
 
 
 def _space(algorithm: str, dataset: str, features: bool) -> Space:

@@ -128,14 +128,13 @@ class RunSpec(RunFields):
 
     def variant(self, hparams_seed: int, trial_seed: int, hparams: Mapping[str, Any]) -> RunSpec:
         """The run of another hparams seed and trial, with its own derived seed and these draws."""
-        seed = run_seed(
-            self.dataset_label, self.algorithm, self.test_envs, hparams_seed, trial_seed
-        )
         return self.model_copy(
             update={
                 "hparams_seed": hparams_seed,
                 "trial_seed": trial_seed,
-                "seed": seed,
+                "seed": run_seed(
+                    self.dataset_label, self.algorithm, self.test_envs, hparams_seed, trial_seed
+                ),
                 "hparams": dict(hparams),
             }
         )
@@ -155,8 +154,7 @@ class RunSpec(RunFields):
     @property
     def tolerance_ratio(self) -> float:
         """SWAD's, which differs for VLCS, as published (Cha et al. 2021, section 4.1)."""
-        published = 1.2 if self.dataset == "VLCS" else 1.3
-        return published if self.swad_ratio is None else self.swad_ratio
+        return self.swad_ratio or (1.2 if self.dataset == "VLCS" else 1.3)
 
     def identity(self) -> dict[str, Any]:
         """What the run's numbers depend on, as JSON values.
@@ -181,8 +179,7 @@ class RunSpec(RunFields):
     @property
     def run_id(self) -> str:
         """The name of the run's folder: a hash of its identity."""
-        text = json.dumps(self.identity(), sort_keys=True)
-        return hashlib.md5(text.encode("utf-8")).hexdigest()
+        return hashlib.md5(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def planned(self) -> dict[str, Any]:
         """What distinguishes the run from the others of its sweep, as plan.json keeps it."""
@@ -277,8 +274,7 @@ class Resolver:
         space = Space.of(algorithm, declaring, dataset, draft.features is not None, featurizer)
         if is_tuned:
             words = draft.features.describe() if draft.features else ""
-            released = baseline_of(draft.dataset_label, words)
-            draft = draft.model_copy(update={"tuned": released})
+            draft = draft.model_copy(update={"tuned": baseline_of(draft.dataset_label, words)})
         resolver = cls(data, declaring, published, space, draft)
         resolver._check()
         return resolver
@@ -297,14 +293,13 @@ class Resolver:
         """
         draft, envs = self.draft, tuple(sorted(test_envs))
         derived = run_seed(draft.dataset_label, draft.algorithm, envs, hparams_seed, trial_seed)
-        values = {
-            **dict(draft),
+        own = {
             "test_envs": envs,
             "hparams_seed": hparams_seed,
             "trial_seed": trial_seed,
             "seed": derived if seed is None else seed,
         }
-        spec = make(type(draft), values)
+        spec = make(type(draft), {**dict(draft), **own})
         self._check_test_envs(spec.test_envs)
         hparams, options = self.hparams(hparams_seed, trial_seed, envs), self.space.options
         files = {name: hparams[name] for name in hparams if name in options and options[name].file}
@@ -315,9 +310,13 @@ class Resolver:
             for name, file in files.items()
             if os.path.isfile(file)
         }
-        revision = self.algorithm.revision(hparams)
-        resolved = {"hparams": hparams, "digests": digests, "revision": revision}
-        return spec.model_copy(update=resolved)
+        return spec.model_copy(
+            update={
+                "hparams": hparams,
+                "digests": digests,
+                "revision": self.algorithm.revision(hparams),
+            }
+        )
 
     def hparams(
         self, hparams_seed: int, trial_seed: int, test_envs: Sequence[int]
@@ -340,8 +339,9 @@ class Resolver:
             drawn = {**self.space.defaults(), **protocol.defaults.get(draft.algorithm, {})}
         else:
             seed = hparams_draw_seed(hparams_seed, trial_seed, draft.shared_draws)
-            ranges = protocol.ranges.get(draft.algorithm, {})
-            drawn = self.space.draw(seed, draft.draws == "in-sequence", ranges)
+            drawn = self.space.draw(
+                seed, draft.draws == "in-sequence", protocol.ranges.get(draft.algorithm, {})
+            )
         if draft.tuned:
             tuned = tuned_hparams(draft.tuned, draft.dataset_label, draft.algorithm, test_envs)
             drawn = {name: tuned.get(name, value) for name, value in drawn.items()}

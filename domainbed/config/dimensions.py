@@ -180,8 +180,7 @@ class Uniform(_Range):
         return int(value) if self.integer else value
 
     def describe(self) -> str:
-        kind = "integer, uniform" if self.integer else "uniform"
-        return f"{kind} in [{self.low:g}, {self.high:g})"
+        return f"{'integer, ' * self.integer}uniform in [{self.low:g}, {self.high:g})"
 
 
 @dataclass(frozen=True)
@@ -201,8 +200,8 @@ class LogUniform(_Range):
         return int(value) if self.integer else value
 
     def describe(self) -> str:
-        kind = "integer, log-uniform" if self.integer else "log-uniform"
-        return f"{kind} in [{self.base}^{self.low:g}, {self.base}^{self.high:g})"
+        ends = f"[{self.base}^{self.low:g}, {self.base}^{self.high:g})"
+        return f"{'integer, ' * self.integer}log-uniform in {ends}"
 
 
 @dataclass(frozen=True)

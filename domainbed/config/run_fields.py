@@ -215,8 +215,8 @@ class RunFields(DataFields):
 
     def run_fields(self) -> dict[str, Any]:
         """The fields that were given, without a subclass's own; the protocol decides the others."""
-        names = [name for name in RunFields.model_fields if name in self.model_fields_set]
-        return {name: getattr(self, name) for name in names}
+        given = self.model_fields_set
+        return {name: getattr(self, name) for name in RunFields.model_fields if name in given}
 
 
 class RunOptions(Settings):
@@ -350,5 +350,5 @@ def add_run_flags(parser: argparse.ArgumentParser, model: type[Settings]) -> Non
     }
     add_flags(parser, model, only=own)
     for title, fields in groups.items():
-        names = [name for name in model.model_fields if name in fields]
-        add_flags(parser.add_argument_group(title), model, only=names)
+        group = parser.add_argument_group(title)
+        add_flags(group, model, only=[name for name in model.model_fields if name in fields])

@@ -135,8 +135,8 @@ class RayLauncher(Launcher):
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         if self.blocking:
-            gpus = float(len(visible_gpus(resources.device)))
-            nodes = [{"CPU": float(usable_cores()), "GPU": gpus, "memory": math.inf}]
+            gpus = len(visible_gpus(resources.device))
+            nodes = [{"CPU": float(usable_cores()), "GPU": float(gpus), "memory": math.inf}]
         else:
             with connected(self._cluster) as ray:
                 nodes = _nodes(ray)
@@ -360,8 +360,7 @@ def _reachable(cluster: str) -> str:
         if "://" not in cluster:
             address = canonicalize_bootstrap_address(cluster) or cluster
         host, _, port = address.rpartition("://")[2].rpartition(":")
-        place = host.strip("[]"), int(port)
-        with socket.create_connection(place, _SECONDS_TO_CONNECT) as stream:
+        with socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_CONNECT) as stream:
             if os.environ.get("RAY_USE_TLS", "0") == "0":
                 stream.sendall(_PREFACE)
                 if stream.recv(4)[3:] != bytes([_SETTINGS]):

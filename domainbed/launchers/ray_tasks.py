@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from domainbed.core.files import written_aside
 from domainbed.core.stopping import stopping_on
@@ -47,8 +47,7 @@ _MOST_RETRIES_OF_BUSY = 150
 
 def pickled(value: Any) -> bytes:
     """In Ray's own way, which pickles what is defined in a script, too."""
-    dumped: bytes = importlib.import_module("ray.cloudpickle").dumps(value)
-    return dumped
+    return bytes(importlib.import_module("ray.cloudpickle").dumps(value))
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,13 @@ def do_after(folder: Path) -> None:
 
 @cache
 def _plan_of(folder: Path) -> Plan:
-    plan: Plan = pickle.loads((folder / "plan.pkl").read_bytes())
-    return plan
+    return cast(Plan, pickle.loads((folder / "plan.pkl").read_bytes()))
 
 
 @cache
 def _work_of(folder: Path) -> tuple[Job, Sequence[Any]]:
     """The job of a plan and its tasks."""
-    work: tuple[Job, Sequence[Any]] = pickle.loads(_plan_of(folder).work)
-    return work
+    return cast(tuple[Job, Sequence[Any]], pickle.loads(_plan_of(folder).work))
 
 
 def log_file(folder: Path, index: int) -> Path:
@@ -209,10 +206,12 @@ class Coordinator:
             if index in self._stopped:
                 return self._fail(index, time_limit_reached(self._plan.minutes))
             if deaths == MOST_DEATHS:
-                how = "out of memory, or by a signal that Ray does not name"
                 said = stopped_by.partition(" Check ")[0]
-                error = f"{MOST_DEATHS} workers died at it: {how}. Ray says: {said}\n"
-                return self._fail(index, error)
+                return self._fail(
+                    index,
+                    f"{MOST_DEATHS} workers died at it: out of memory, or by a signal that Ray "
+                    f"does not name. Ray says: {said}\n",
+                )
             if busy > _MOST_RETRIES_OF_BUSY:
                 return self._end(Event(BUSY, index))
             if stopped_by == BUSY:  # owned by the lost process, which may not have noticed yet
@@ -326,8 +325,8 @@ def needs_of(nodes: Sequence[Mapping[str, float]], resources: Resources) -> dict
         gpus = float(wanted and any(node.get("GPU") for node in nodes))
     if gpus > 1 and gpus != int(gpus):
         raise UserError(f"gpus is {gpus:g}: expected a share of one GPU, or a whole number", "gpus")
-    memory = (resources.memory_gb or 0) * 1e9
-    return {"CPU": resources.cores or 1, "GPU": gpus, "memory": float(round(memory))}
+    memory = float(round((resources.memory_gb or 0) * 1e9))
+    return {"CPU": resources.cores or 1, "GPU": gpus, "memory": memory}
 
 
 def places(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:

@@ -65,8 +65,10 @@ def joined(batches: Sequence[Batch]) -> Batch:
         values.set_column(0, "run", pa.array(values["run"].to_numpy() + offset))
         for (_, values), offset in zip(batches, offsets)
     ]
-    runs = [run for batch in batches for run in batch.runs]
-    return Batch(runs, pa.concat_tables(parts).unify_dictionaries())
+    return Batch(
+        runs=[run for batch in batches for run in batch.runs],
+        values=pa.concat_tables(parts).unify_dictionaries(),
+    )
 
 
 def read_batch(
@@ -104,13 +106,19 @@ def read_batch(
             records.append((len(runs) - 1, step, numbers))
     counts = np.array([len(numbers) for _, _, numbers in records], dtype=int)
     keys = [key for _, _, numbers in records for key in numbers]
-    columns = {
-        "run": np.repeat(np.array([run for run, _, _ in records], dtype=int), counts),
-        "step": np.repeat(np.array([step for _, step, _ in records], dtype=int), counts),
-        "key": pa.array(keys, pa.string()).dictionary_encode(),
-        "value": _as_floats([value for _, _, numbers in records for value in numbers.values()]),
-    }
-    return Batch(runs, pa.table(columns))
+    return Batch(
+        runs,
+        pa.table(
+            {
+                "run": np.repeat(np.array([run for run, _, _ in records], dtype=int), counts),
+                "step": np.repeat(np.array([step for _, step, _ in records], dtype=int), counts),
+                "key": pa.array(keys, pa.string()).dictionary_encode(),
+                "value": _as_floats(
+                    [value for _, _, numbers in records for value in numbers.values()]
+                ),
+            }
+        ),
+    )
 
 
 def _as_floats(numbers: Sequence[float]) -> np.ndarray:

@@ -92,8 +92,11 @@ def write_export(root: Path, folders: Iterable[Path], file: Path) -> int:
         _row(run, contents.get(run), planned.get(run))
         for run in dict.fromkeys([*planned, *contents])
     ]
-    digest = _digest(about, rows)
-    metadata = {"domainbed_export": _VERSION, "domainbed_sweep": about, "domainbed_digest": digest}
+    metadata = {
+        "domainbed_export": _VERSION,
+        "domainbed_sweep": about,
+        "domainbed_digest": _digest(about, rows),
+    }
     table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(metadata))
     try:
         with written_aside(file) as aside:

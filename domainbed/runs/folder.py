@@ -89,11 +89,10 @@ class RunFolder:
             return
         # Version 0.1.0 left a lock.
         names = {self.errors.name, self.pending.name, self.log.name, "lock", self.before.name}
-        there = sorted(os.listdir(self.path))
-        strange = [name for name in there if name not in names and not is_owners(name)]
+        strange = [n for n in os.listdir(self.path) if n not in names and not is_owners(n)]
         if strange and not self.has_results():
             raise UserError(
-                f"{str(self.path)!r} is not empty, and no run's ({strange[0]!r} lies there): "
+                f"{str(self.path)!r} is not empty, and no run's ({min(strange)!r} lies there): "
                 "choose another --output_dir"
             )
 
@@ -122,9 +121,9 @@ class RunFolder:
         `options` are the launcher and its options.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"engine": engine, "job": job, "options": options}) + "\n"
+        content = {"engine": engine, "job": job, "options": options}
         with suppress(FileNotFoundError):  # it has been taken up already, and swept
-            write_text(self.pending, text)
+            write_text(self.pending, json.dumps(content) + "\n")
 
     def link_log(self, file: Path) -> None:
         """Links `log` to a file, which need not exist yet; does nothing where links are impossible.
@@ -207,8 +206,11 @@ class RunFolder:
         if self.errors.is_symlink():
             return f"{self.errors} is a link: remove it"
         text = self.errors.read_text(encoding="utf-8", errors="replace").strip()
-        is_own = self.spec.exists() or not (self.out.exists() or self.results.exists())
-        has_failed = is_own or "Traceback (most recent call last)" in text
+        has_failed = (
+            self.spec.exists()
+            or not (self.out.exists() or self.results.exists())
+            or "Traceback (most recent call last)" in text
+        )
         return printable(text.splitlines()[-1]) if text and has_failed else ""
 
     def has_results(self) -> bool:

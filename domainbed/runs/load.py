@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -21,13 +22,9 @@ from typing import Any
 import pyarrow as pa
 
 from domainbed.config.baselines import PREFIX, baseline_files
-from domainbed.core import files as core_files
-from domainbed.core import names
 from domainbed.core.files import cache_folder, written_aside
 from domainbed.core.text_table import count, printable
 from domainbed.errors import UserError
-from domainbed.runs import batches, packed, results_file
-from domainbed.runs import folder as run_folder
 from domainbed.runs.batches import Batch, joined, read_batch
 from domainbed.runs.exported import SUFFIX, unpacked
 from domainbed.runs.folder import RunFolder
@@ -49,8 +46,11 @@ LEAST_FILES = 500  # of a folder whose runs are cached: fewer are read quickly
 _NAMED = 5  # of the runs that are left out
 _BATCH = 250  # files whose records are in memory as objects
 _SETTLED = 2e9  # ns: a younger file could change again and keep its times
-_MODULES = (batches, core_files, packed, run_folder, results_file, names)
-_CODE = [__file__, *(str(module.__file__) for module in _MODULES)]
+_MODULES = (
+    *("domainbed.core.files", "domainbed.core.names", "domainbed.runs.batches"),
+    *("domainbed.runs.folder", "domainbed.runs.packed", "domainbed.runs.results_file"),
+)
+_CODE = [__file__, *(str(sys.modules[name].__file__) for name in _MODULES)]
 
 _DIGEST = 32  # bytes
 
@@ -149,8 +149,8 @@ def record_files(root: Path) -> list[Path]:
     found = [file for file in files if pack_of(file.parent) or _is_own_file(root, file)]
     if not found:
         sweeps = _sweeps_inside(root)
-        why = _failures([root]) or (_not_read(sweeps) if sweeps else "")
-        why = why or f"neither it nor a folder in it holds {RECORDS_FILE}"
+        nothing = f"neither it nor a folder in it holds {RECORDS_FILE}"
+        why = _failures([root]) or (_not_read(sweeps) if sweeps else nothing)
         raise UserError(f"no records in {str(root)!r}: {why}")
     return found
 
@@ -161,8 +161,7 @@ def _sweeps_inside(root: Path, files: Iterable[Path] = ()) -> list[Path]:
     if (root / PLAN_FILE).is_file() or not root.is_dir():
         return []
     runs = {file.parent for file in files}
-    others = [path for path in root.iterdir() if path not in runs]
-    return sorted(path for path in others if (path / PLAN_FILE).is_file())
+    return sorted(p for p in root.iterdir() if p not in runs and (p / PLAN_FILE).is_file())
 
 
 def _not_read(sweeps: Sequence[Path]) -> str:

@@ -145,11 +145,12 @@ def write_pack(root: Path, runs: Mapping[str, Mapping[str, bytes]]) -> None:
     """Writes a pack of a sweep; by run and name of the file, their texts."""
     import pyarrow as pa
 
-    texts = {
-        run: {name: text.decode("latin-1") for name, text in texts.items()}
-        for run, texts in runs.items()
-    }
-    content = orjson.dumps(texts)
+    content = orjson.dumps(
+        {
+            run: {name: text.decode("latin-1") for name, text in texts.items()}
+            for run, texts in runs.items()
+        }
+    )
     packed = pa.compress(content, codec="zstd", asbytes=True)
     title = sealed_json({"runs": list(runs), "texts": digest_of(packed), "size": len(content)})
     with written_aside(root / FOLDER / f"{uuid.uuid4().hex[:12]}{SUFFIX}") as aside:

@@ -71,11 +71,10 @@ def _finished(run: RunFolder) -> list[tuple[str, dict[str, bytes]]]:
     """A run's name and its texts; nothing if it is not finished any more, or is damaged."""
     try:
         read_records(run.path)
-        found = [(name, text_of(run.path, name)) for name in TEXTS]
+        texts = {name: text for name in TEXTS if (text := text_of(run.path, name)) is not None}
     except (UserError, OSError) as error:
         log.warning("warning: %s; the run is not packed", printable(error))
         return []
-    texts = {name: text for name, text in found if text is not None}
     return [(run.path.name, texts)] if is_done(os.fspath(run.path)) else []
 
 

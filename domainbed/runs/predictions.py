@@ -99,8 +99,8 @@ def read_predictions(
     Raises:
         UserError: the file is damaged or holds something else.
     """
-    wanted = {"domain": domain, "split": split}
-    filters = [(name, "==", value) for name, value in wanted.items() if value is not None]
+    wanted = (("domain", "==", domain), ("split", "==", split))
+    filters = [each for each in wanted if each[2] is not None]
     table, facts = _read(file, filters or None)
     frame = table.select(["image", "domain", "split", "label"]).to_pandas()
     logits, kind = _matrix(table, "logits"), facts.get("label_kind", "classes")

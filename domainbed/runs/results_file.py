@@ -6,7 +6,7 @@ nothing that reads records needs to know of either.
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -166,8 +166,8 @@ def _runs_of_stages(records: Iterable[Numbered]) -> Iterator[list[Numbered]]:
 
 
 def _merge_run(run: list[Numbered]) -> list[Numbered]:
-    planned = [record["args"].get("stages") for _, record in run]
-    numbers = [stages for stages in planned if isinstance(stages, int)]
+    planned = (record["args"].get("stages") for _, record in run)
+    numbers = (stages for stages in planned if isinstance(stages, int))
     stages = max(1, *numbers, *(_stage(record) for _, record in run))
     if stages == 1:
         return run
@@ -247,6 +247,21 @@ def _describe(record: Any, previous: Run) -> tuple[Run, int]:
     return run, step
 
 
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# By the keys of a run, what a value has to be, and that in words.
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("dataset", "algorithm"), (lambda name: isinstance(name, str), "a name")),
+    **dict.fromkeys(("hparams_seed", "trial_seed"), (_is_int, "an integer")),
+    "test_envs": (
+        lambda envs: isinstance(envs, list) and all(_is_int(env) and env >= 0 for env in envs),
+        "a list of domain numbers",
+    ),
+}
+
+
 def describe_run(args: Any, hparams: Any) -> Run:
     """The columns of `Records.runs` that args and hyper-parameters tell.
 
@@ -256,20 +271,14 @@ def describe_run(args: Any, hparams: Any) -> Run:
     if not isinstance(args, dict):
         raise TypeError(f"args is {args!r}, not an object")
     run = {key: args[key] for key in RUN_KEYS}
-    for key in ("dataset", "algorithm"):
-        if not isinstance(run[key], str):
-            raise TypeError(f"args.{key} is {run[key]!r}, not a name")
-    for key in ("hparams_seed", "trial_seed"):
-        if not _is_int(run[key]):
-            raise TypeError(f"args.{key} is {run[key]!r}, not an integer")
-    envs = run["test_envs"]
-    if not isinstance(envs, list) or not all(_is_int(env) and env >= 0 for env in envs):
-        raise TypeError(f"args.test_envs is {envs!r}, not a list of domain numbers")
+    for key, (can_be, expected) in _KINDS.items():
+        if not can_be(run[key]):
+            raise TypeError(f"args.{key} is {run[key]!r}, not {expected}")
     if rerun := args.get("rerun"):
         run["algorithm"] = rerun_algorithm(run["algorithm"], str(rerun))
     return {
         **run,
-        "test_envs": tuple(envs),
+        "test_envs": tuple(run["test_envs"]),
         "output_dir": args.get("output_dir"),
         "features": features_of(args),
         **{key: str(args.get(key, NOT_RECORDED)) for key in PROTOCOL_KEYS},
@@ -289,10 +298,6 @@ def features_of(args: Mapping[str, Any]) -> str:
         return FeatureSource.model_validate(source).describe()
     except ValueError:
         return "features of a kind that this version does not know"
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 _key = cache(record_key)
@@ -333,21 +338,21 @@ def _metrics_of(keys: tuple[str, ...]) -> tuple[str, list[str]]:
     return "accuracy" if accuracies or not others else others[0], accuracies
 
 
+_AS_COMPARED: Mapping[str, Callable[[Any], Any]] = {
+    "dataset": dataset_label,
+    "algorithm": trained_algorithm,
+    "test_envs": sorted,
+}
+
+
 def _check_run_json(folder: RunFolder, run: Run) -> None:
     """Raises where the folder's run.json names another run than its records do."""
     named = folder.read_json(folder.spec) or {}
     for key in [key for key in RUN_KEYS if key in named]:
-        ours, theirs = _comparable(key, run[key]), _comparable(key, named[key])
+        as_compared = _AS_COMPARED.get(key, lambda value: value)
+        ours, theirs = as_compared(run[key]), as_compared(named[key])
         if ours != theirs:
             raise UserError(
                 f"{folder.results} has records with {key} {ours!r}, but {folder.spec} names "
                 f"{theirs!r}: remove the file that is not of this run"
             )
-
-
-def _comparable(key: str, value: Any) -> Any:
-    if key == "dataset":
-        return dataset_label(value)
-    if key == "algorithm":
-        return trained_algorithm(value)
-    return sorted(value) if key == "test_envs" else value

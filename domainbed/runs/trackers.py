@@ -223,8 +223,9 @@ class MLflow(Tracker):
         from mlflow.entities import Metric
 
         now = time.time_ns() // 10**6
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
-        self._client.log_batch(self._run, metrics=metrics)
+        self._client.log_batch(
+            self._run, metrics=[Metric(name, value, now, step) for name, value in values.items()]
+        )
 
     def end(self, state: str) -> None:
         self._client.set_terminated(self._run, _MLFLOW_STATUS.get(state, "FAILED"))

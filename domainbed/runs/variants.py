@@ -1,6 +1,5 @@
 """Datasets of one name that are not one: other domains, classes or images, told apart in tables."""
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from domainbed.core.files import digest_of
 from domainbed.core.names import DATASET_DOMAINS, variant_label
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,7 @@ def _variants(name: str, seen: Sequence[_Seen]) -> list[str]:
     if len(variants) == 1:
         return [_OWN if own[first[each]] else "" for each in seen]
     # Short, and the same for the same data.
-    long = {v: v.digest or hashlib.sha256(repr(v.domains).encode()).hexdigest() for v in variants}
-    text = {variant: f"data {digest[:6]}" for variant, digest in long.items()}
+    text = {v: f"data {(v.digest or digest_of(repr(v.domains).encode()))[:6]}" for v in variants}
     said = (
         f"[{text[v]}] in {sum(counts[s] for s in counts if first[s] == v)} runs"
         + (f" (domains {', '.join(v.domains)})" if v.domains else "")

@@ -5,6 +5,7 @@ What needs PyTorch is imported when a config is checked, not when its flags are 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -170,12 +171,11 @@ class SweepConfig(RunFields, RunOptions):
                     *("datasets", position),
                 )
         seeds = {"trials": len(self.trials), "hparams_seeds": len(self.hparams_seeds)}
-        groups = sum(len(resolved.first) for resolved in self.resolved)
-        count = groups * seeds["trials"] * seeds["hparams_seeds"]
+        count = math.prod(seeds.values()) * sum(len(resolved.first) for resolved in self.resolved)
         if count > _MOST_RUNS:
-            largest = max(seeds, key=lambda name: seeds[name])
             raise UserError(
-                f"{count:,} runs: expected at most {_MOST_RUNS:,} in one sweep", largest
+                f"{count:,} runs: expected at most {_MOST_RUNS:,} in one sweep",
+                max(seeds, key=seeds.__getitem__),
             )
         return self
 

@@ -3,15 +3,15 @@
 import shutil
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 from tqdm import tqdm
 
 from domainbed.core.text_table import duration
 from domainbed.launchers import Event
 from domainbed.runs.states import DONE, ENDS, FAILED, PROGRESS, STARTED
-from domainbed.sweeps.time_left import TimeLeft
 
 _SECONDS_BETWEEN_LINES = 10.0
 _BAR = "{desc}  {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
@@ -26,10 +26,9 @@ class Display:
     """
 
     def __init__(self, steps: Sequence[int], kinds: Sequence[str] = ()) -> None:
-        self._steps, self._taken = steps, [0] * len(steps)
+        self._steps = steps
         self._time_left = TimeLeft(steps, kinds or [""] * len(steps))
         self._began = self._printed = time.monotonic()
-        self._at_work: set[int] = set()
         self._counts: Counter[str] = Counter()
         width, height = shutil.get_terminal_size()  # by itself tqdm may find none
         self._bar = tqdm(
@@ -44,21 +43,15 @@ class Display:
 
     def on_event(self, event: Event) -> None:
         """Counts an event, and shows the progress."""
-        self._time_left.on_event(event, self._steps[event.index])
-        if event.kind == PROGRESS:
-            self._taken[event.index] = event.steps
-        else:
+        self._time_left.on_event(event)
+        if event.kind != PROGRESS:
             self._counts[event.kind] += 1
-            self._at_work.discard(event.index)
-        if event.kind == STARTED:
-            self._at_work.add(event.index)
-        if event.kind in ENDS:  # a run that has ended counts as a whole
-            self._taken[event.index] = self._steps[event.index]
         summary = (
             f"{self._counts[DONE]} of {len(self._steps)} runs done, "
-            f"{self._counts[FAILED]} failed, {len(self._at_work)} running"
+            f"{self._counts[FAILED]} failed, {len(self._time_left.began)} running"
         )
-        now, share = time.monotonic(), sum(self._taken) / max(1, sum(self._steps))
+        taken = sum(self._steps) - sum(self._time_left.left)
+        now, share = time.monotonic(), taken / max(1, sum(self._steps))
         seconds = self._time_left.seconds()
         if seconds is None and share >= 0.01:
             seconds = (now - self._began) / share * (1 - share)
@@ -66,10 +59,55 @@ class Display:
         if not self._bar.disable:
             self._bar.set_description_str(summary, refresh=False)
             self._bar.set_postfix_str(left.lstrip(", "), refresh=False)
-            self._bar.update(sum(self._taken) - self._bar.n)
+            self._bar.update(taken - self._bar.n)
         elif now - self._printed >= _SECONDS_BETWEEN_LINES:
             self._printed = now
             print(f"{share:4.0%}  {summary}{left}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._bar.close()
+
+
+class TimeLeft:
+    """Follows the events of a launch, and counts what runs cost, not how many there are.
+
+    Args:
+        steps: of each run.
+        kinds: of each run, what its cost depends on, such as dataset and algorithm.
+
+    Attributes:
+        left: the steps that each run has still to take; none of one that has ended.
+        began: when each run at work did, and the steps that it had to take then.
+    """
+
+    def __init__(self, steps: Sequence[int], kinds: Sequence[str]) -> None:
+        self._steps, self._kinds = steps, kinds
+        self.left = list(steps)
+        self.began: dict[int, tuple[float, int]] = {}
+        self._paces: dict[str, list[float]] = defaultdict(list)  # seconds a step
+
+    def on_event(self, event: Event) -> None:
+        """Takes an event of a run."""
+        now, index = time.monotonic(), event.index
+        if event.kind == PROGRESS:
+            self.left[index] = self._steps[index] - event.steps
+            return
+        began, at_first = self.began.pop(index, (now, 0))
+        if event.kind == STARTED:
+            self.began[index] = now, self.left[index]
+        if event.kind in ENDS:
+            self.left[index] = 0
+        if event.kind == DONE and at_first:
+            self._paces[self._kinds[index]].append((now - began) / at_first)
+
+    def seconds(self) -> float | None:
+        """Until all runs are done; None before the first is.
+
+        A kind of which none is done yet is taken to cost as much as the others do on average.
+        """
+        if not self._paces:
+            return None
+        means = {kind: float(np.mean(paces)) for kind, paces in self._paces.items()}
+        usual = float(np.mean([*means.values()]))
+        costs = (left * means.get(kind, usual) for left, kind in zip(self.left, self._kinds))
+        return sum(costs) / max(1, len(self.began))

@@ -123,13 +123,11 @@ def _jobs_by_engine(statuses: Statuses) -> dict[str, dict[str, str]]:
     """By engine, the job of each run that was submitted to it, and may not have ended."""
     jobs: dict[str, dict[str, str]] = defaultdict(dict)
     for run_id, status in statuses.items():
-        may_be = status.state in (PENDING, RUNNING, INTERRUPTED)
-        if may_be and status.engine and status.job:
+        if status.state in (PENDING, RUNNING, INTERRUPTED) and status.engine and status.job:
             jobs[status.engine][run_id] = status.job
     return dict(jobs)
 
 
 def _launcher(engine: str, chosen: Mapping[str, Any]) -> Launcher:
     options = {name: value for name, value in chosen.items() if name != "name"}
-    launcher, _ = create_launcher(engine, options if chosen["name"] == engine else {})
-    return launcher
+    return create_launcher(engine, options if chosen["name"] == engine else {})[0]

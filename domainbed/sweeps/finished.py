@@ -100,14 +100,14 @@ class Averaged:
     def describe(self) -> str:
         """One line for people."""
         spec = self.taken[0].spec
-        domains = "+".join(map(str, spec.test_envs))
         names = ", ".join(
             f"{member.spec.algorithm} {member.spec.hparams_seed}" for member in self.taken
         )
         return (
-            f"{self.name} on {spec.dataset_label}, test domain {domains}, trial "
-            f"{spec.trial_seed}: {len(self.taken)} of {self.found} (hparams seeds: {names}), "
-            f"validation {_shown(self.validation, self.metric)}"
+            f"{self.name} on {spec.dataset_label}, test domain "
+            f"{'+'.join(map(str, spec.test_envs))}, trial {spec.trial_seed}: {len(self.taken)} of "
+            f"{self.found} (hparams seeds: {names}), validation "
+            f"{_shown(self.validation, self.metric)}"
         )
 
 
@@ -170,8 +170,7 @@ def mean_of(states: Iterable[Weights]) -> Weights:
         for name, value in state.items():
             if value.is_floating_point():
                 total[name] = total[name] + value.double() if count > 1 else value.double()
-    means = {name: (value / count).to(first[name].dtype) for name, value in total.items()}
-    return {**first, **means}
+    return first | {name: (value / count).to(first[name].dtype) for name, value in total.items()}
 
 
 class Ensemble(Algorithm):
@@ -208,8 +207,11 @@ def finished_runs(
     store = Store(root)
     if not store.root.is_dir():
         raise UserError(f"{str(store.root)!r} is no folder: name the folder of a sweep")
-    done = [folder for folder in store.run_folders() if folder.state() == DONE]
-    members = [Member(folder, read_spec(folder, dataset)) for folder in done]
+    members = [
+        Member(folder, read_spec(folder, dataset))
+        for folder in store.run_folders()
+        if folder.state() == DONE
+    ]
     names = order_algorithms(member.spec.algorithm for member in members)
     if unknown := [name for name in algorithms or () if name not in names]:
         raise UserError(
@@ -291,8 +293,8 @@ def _average(
         taken = _mix(experiment, members, metric if method.greedy else None)
     else:
         taken, device = list(members), str(experiment.device)
-        models = [load_model(member.folder.path, device).module for member in members]
-        experiment = replace(experiment, algorithm=Ensemble(models))
+        together = Ensemble([load_model(each.folder.path, device).module for each in members])
+        experiment = replace(experiment, algorithm=together)
     names = ", ".join(order_algorithms(member.spec.algorithm for member in members))
     name = averaged_algorithm(names, method.title)
     write_beside(root, name, experiment, runs=[member.spec.run_id for member in taken])
@@ -396,9 +398,8 @@ def write_beside(
     key = [name, spec.dataset_label, list(spec.test_envs), spec.trial_seed, *own]
     digest = hashlib.md5(json.dumps(key).encode()).hexdigest()
     folder = RunFolder(root / f"{kind}-{digest}")
-    fields = {k: v for k, v in spec.as_json().items() if k not in _OF_ONE_RUN}
     args = {
-        **fields,
+        **{k: v for k, v in spec.as_json().items() if k not in _OF_ONE_RUN},
         "algorithm": name,
         "hparams_seed": hparams_seed or 0,
         "environments": experiment.domain_names,
@@ -409,8 +410,7 @@ def write_beside(
     }
     declared = experiment.dataset.test_domains
     args |= {} if declared is None else {"test_domains": list(declared)}
-    values = experiment.evaluate(spec.steps - 1, experiment.all_splits())
-    measured = {record_key(v.domain, v.split, v.metric): v.value for v in values}
+    measured = _measured(experiment)
     record = {"step": spec.steps - 1, **measured, "hparams": dict(hparams), "args": args}
     line = json.dumps(as_json_values(record), sort_keys=True, allow_nan=False) + "\n"
     with folder.exclusive():
@@ -418,6 +418,11 @@ def write_beside(
         write_text(folder.environment, sealed_json({"data": experiment.data}, indent=2))
         write_text(folder.results, line)
         folder.mark_done(line)
+
+
+def _measured(experiment: Experiment) -> dict[str, float | None]:
+    values = experiment.evaluate(experiment.spec.steps - 1, experiment.all_splits())
+    return {record_key(v.domain, v.split, v.metric): v.value for v in values}
 
 
 # ---- adaptation ----
@@ -474,7 +479,6 @@ def adapt_runs(
         metric = selecting_metric(selection_metric, spec.labels, spec.metrics)
         found = [each.validated(metric) for each in adapted]
         best = found.index(max(found, key=lambda value: Unit.of(metric).sign * value))
-        base = experiment.evaluate(spec.steps - 1, experiment.all_splits())
         write_beside(
             Path(root),
             averaged_algorithm(spec.algorithm, method),
@@ -486,7 +490,7 @@ def adapt_runs(
             noted={
                 "adaptation": method,
                 "adapted_in": "batches of 64 of one split in stored order, each split afresh",
-                "unadapted": {record_key(v.domain, v.split, v.metric): v.value for v in base},
+                "unadapted": _measured(experiment),
             },
         )
         chosen = ", ".join(f"{name} {value or 'all'}" for name, value in tried[best].items())

@@ -102,7 +102,7 @@ class Launch:
 
     def costs(self) -> Costs | None:
         """Estimates from the runs that are done; None if none is."""
-        done = [run_id for run_id, state in self.states.items() if state == DONE]
+        done = (run_id for run_id, state in self.states.items() if state == DONE)
         return finished_costs(self.store, self.planned, done)
 
     def obstacles(self) -> list[str]:
@@ -131,9 +131,9 @@ class Launch:
     @property
     def others(self) -> list[str]:
         """The runs of earlier launches, queued or running, that this one leaves to them."""
-        todo = set(self.todo)
-        theirs = [i for i, s in self.states.items() if s == RUNNING or i in self.in_hand]
-        return [run_id for run_id in theirs if run_id not in todo]
+        running = {run_id for run_id, state in self.states.items() if state == RUNNING}
+        theirs = (running | self.in_hand).difference(self.todo)
+        return [run_id for run_id in self.states if run_id in theirs]
 
     def execute(self) -> dict[str, str]:
         """Submits the runs; those of a blocking launcher have ended when this returns.
@@ -151,8 +151,10 @@ class Launch:
             return unwritten
         assert isinstance(handle, BlockingHandle)
         runs = [self.runs[run_id] for run_id in self.todo]
-        kinds = [f"{spec.dataset_label} {spec.algorithm}" for spec in runs]
-        display = Display([spec.steps for spec in runs], kinds)
+        display = Display(
+            steps=[spec.steps for spec in runs],
+            kinds=[f"{spec.dataset_label} {spec.algorithm}" for spec in runs],
+        )
 
         def on_event(event: Event) -> None:
             if event.kind == FAILED:
@@ -188,9 +190,11 @@ class Launch:
             # Not where another launch has taken it up already.
             with contextlib.suppress(Busy), self.store.folder(run_id).exclusive():
                 self.store.folder(run_id).errors.unlink(missing_ok=True)
-        tasks = [self.runs[run_id] for run_id in self.todo]
         handle = self.launcher.submit(
-            self._job, tasks, self.resources, self.store.launcher_folder.absolute()
+            self._job,
+            [self.runs[run_id] for run_id in self.todo],
+            self.resources,
+            self.store.launcher_folder.absolute(),
         )
         for index, run_id in enumerate(() if self.launcher.blocking else self.todo):
             run_folder, engine = self.store.folder(run_id), self.config.launcher
@@ -198,11 +202,10 @@ class Launch:
             if handle.logs:
                 run_folder.link_log(handle.logs[index])
         if self.finished_by_engine:
-            of_jobs = {file.parent for file in handle.logs}
             try:
                 self.launcher.submit_after(
                     list(dict.fromkeys(handle.jobs)),
-                    partial(self.finish, sorted(of_jobs)),
+                    partial(self.finish, sorted({file.parent for file in handle.logs})),
                     self.resources,
                     self.store.launcher_folder.absolute(),
                 )
@@ -294,8 +297,7 @@ def prepare(
     resources = resources.model_copy(update={"device": config.device})
     statuses = store.statuses(runs)
     states = {run_id: status.state for run_id, status in statuses.items()}
-    counted = {DONE, INTERRUPTED} | ({FAILED} if retry else set())
-    begun = [run_id for run_id, state in states.items() if state in counted]
+    begun = [i for i, s in states.items() if s in (DONE, INTERRUPTED) or (retry and s == FAILED)]
     redone = _made_with_other_plugins(config, store, begun, planned)
     taken = in_hand(statuses, config.launcher)
     at_work = {status.job for status in statuses.values() if status.state == RUNNING}
@@ -306,12 +308,12 @@ def prepare(
     # A run whose pending job its engine has forgotten is done again. A run of another process is
     # left to a launcher that waits, which finds out whether that process is still alive.
     skipped = {DONE, FAILED} if launcher.blocking else {DONE, FAILED, RUNNING}
-    wanted = [
+    todo = [
         i
         for i, s in states.items()
+        if i not in taken
         if i in redone or i in again or (s == FAILED if retry else s not in skipped)
     ]
-    todo = [run_id for run_id in wanted if run_id not in taken]
     return Launch(
         config, store, launcher, resources, runs, planned, states, taken, todo, left_out, retry,
         withdrawn={run_id: statuses[run_id] for run_id in again},
@@ -346,9 +348,8 @@ def _made_with_other_plugins(
     if found and config.plugins_changed is None:
         first = describe_run(planned[next(iter(found))])
         names = sorted({name for of_run in found.values() for name in of_run})
-        were = "was" if len(found) == 1 else "were"
-        runs = f"{count_runs(len(found))} in {str(store.root)!r}, such as {first}, {were}"
-        raise made_with_others(runs, names)
+        runs = f"{count_runs(len(found))} in {str(store.root)!r}, such as {first},"
+        raise made_with_others(f"{runs} {'was' if len(found) == 1 else 'were'}", names)
     return set(found)
 
 

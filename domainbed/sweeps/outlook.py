@@ -47,24 +47,25 @@ def outlook(launch: Launch) -> list[str]:
     ]
     if waiting := [i for i in launch.in_hand if launch.states[i] == PENDING]:
         lines.append(f"{count_runs(len(waiting))} queued by an earlier launch")
-    for options, count in Counter(launch.outdated.values()).items():
-        lines.append(
-            f"{count} of them keep the options that they were submitted with "
-            f"({options}): `--resubmit` submits them again with those of this launch"
-        )
-    if launch.withdrawn:
-        lines.append(f"{count_runs(len(launch.withdrawn))} are queued: withdrawn, then resubmitted")
-    if requeued := [i for i in launch.in_hand if launch.states[i] == INTERRUPTED]:
-        lines.append(f"{count_runs(len(requeued))} interrupted, in jobs that are queued again")
-    if redone := [i for i in launch.todo if launch.states[i] == DONE]:
-        lines.append(f"{count_runs(len(redone))} done with other plug-ins: redone")
+    lines += [
+        f"{count} of them keep the options that they were submitted with "
+        f"({options}): `--resubmit` submits them again with those of this launch"
+        for options, count in Counter(launch.outdated.values()).items()
+    ]
+    in_hand, todo = (Counter(map(launch.states.get, ids)) for ids in (launch.in_hand, launch.todo))
+    counted = (
+        (len(launch.withdrawn), "are queued: withdrawn, then resubmitted"),
+        (in_hand[INTERRUPTED], "interrupted, in jobs that are queued again"),
+        (todo[DONE], "done with other plug-ins: redone"),
+    )
+    lines += [f"{count_runs(number)} {what}" for number, what in counted if number]
     launcher = launch.config.launcher
     told = [f"{name} {launcher[name]}" for name in _IN_A_SHELL if launcher.get(name)]
     if launch.todo and told:
         lines.append(printable(f"its jobs are started with {', '.join(told)}"))
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
-    for why, count in Counter(entry["why"] for entry in launch.left_out).items():
-        lines.append(f"{count_runs(seeds * count)} left out: {why}")
+    reasons = Counter(entry["why"] for entry in launch.left_out)
+    lines += [f"{count_runs(seeds * count)} left out: {why}" for why, count in reasons.items()]
     if any(run.dataset_label == "DomainNet" and run.steps == 5001 for run in launch.runs.values()):
         lines.append("DomainNet: 5,001 updates, as in DomainBed; most papers train 15,001 there")
     if launch.config.weights == "selected":
@@ -94,8 +95,8 @@ def plan_lines(launch: Launch, costs: Costs | None = None) -> list[str]:
         *status_lines(status_of(launch.store, launch.planned)),
         "",
         *_method_lines(launch, costs),
+        *(f"warning: {line}" for line in launch.obstacles()),
     ]
-    lines += [f"warning: {line}" for line in launch.obstacles()]
     if not launch.todo:
         return [*lines, "Nothing to do."]
     if costs is None:
@@ -119,8 +120,8 @@ def todo_line(launch: Launch, costs: Costs) -> str:
 def _method_lines(launch: Launch, costs: Costs | None) -> list[str]:
     """A row for each selection method: its runs, how many are left to do, and their cost."""
     methods = [SELECTION_METHODS[name] for name in launch.config.selection]
-    rows: list[list[object]] = [["selection method", "runs", "to do", "for it alone"]]
-    rows[0] += ["takes"] * bool(costs)
+    header = ["selection method", "runs", "to do", "for it alone"]
+    rows: list[list[object]] = [[*header, *["takes"] * bool(costs)]]
     for method in methods:
         needed = {run_id for run_id, run in launch.runs.items() if method.counts(run.test_envs)}
         todo = [run_id for run_id in launch.todo if run_id in needed]

@@ -66,26 +66,29 @@ def reproduction(
     usual = ALGORITHMS if scale == FULL else list(map(trained_algorithm, source.foremost))
     known = order_algorithms(n for n in trained if algorithms or n in usual)
     methods = set(values.loc[trained.isin(known), "selection"])
-    fields = {
-        "datasets": [dataset],
-        "algorithms": known,
-        "selection": [name for name in SELECTION_METHODS if name in methods],
-        "protocol": source.protocol,
-        "trials": source.trials,
-        "hparams_seeds": source.draws,
-        "steps": steps_of(source, dataset),
-        "output_dir": f"results/{paper}/{dataset}" + ("" if scale == FULL else f"_{scale}"),
-        "skip_model_save": True,
-        "checkpoint_freq": source.intervals.get(dataset),
-        **source.fields,
-        **SCALES[scale],
-        "hparams": {
-            n: {**source.fixed(n, dataset), **SCALES[scale].get("hparams", {}).get(n, {})}
-            for n in known
+    return load_config(
+        None,
+        {
+            "datasets": [dataset],
+            "algorithms": known,
+            "selection": [name for name in SELECTION_METHODS if name in methods],
+            "protocol": source.protocol,
+            "trials": source.trials,
+            "hparams_seeds": source.draws,
+            "steps": steps_of(source, dataset),
+            "output_dir": f"results/{paper}/{dataset}" + ("" if scale == FULL else f"_{scale}"),
+            "skip_model_save": True,
+            "checkpoint_freq": source.intervals.get(dataset),
+            **source.fields,
+            **SCALES[scale],
+            "hparams": {
+                n: {**source.fixed(n, dataset), **SCALES[scale].get("hparams", {}).get(n, {})}
+                for n in known
+            },
+            **(overrides or {}),
         },
-        **(overrides or {}),
-    }
-    return load_config(None, fields, **launcher_options)
+        **launcher_options,
+    )
 
 
 def left_out(config: SweepConfig, source: Source) -> list[str]:
@@ -96,10 +99,9 @@ def left_out(config: SweepConfig, source: Source) -> list[str]:
         "updates of each run": (config.steps or source.steps, source.steps),
     }
     less = [f"{of - ours} of {of} {what}" for what, (ours, of) in counts.items() if ours < of]
-    values = find_values([source.name], datasets=config.datasets)
     less += [
         name
-        for name in values["algorithm"].unique()
+        for name in find_values([source.name], datasets=config.datasets)["algorithm"].unique()
         if trained_algorithm(name) not in config.algorithms
     ]
     other = [] if config.precision == "float32" else [f"{config.precision} in place of float32"]
@@ -109,5 +111,5 @@ def left_out(config: SweepConfig, source: Source) -> list[str]:
         for name, value in own.items()
         if (name, value) not in source.fixed(algorithm, config.datasets[0]).items()
     ]
-    lines = {"left out": less, "done differently": other}
-    return [f"{what}: {', '.join(found)}" for what, found in lines.items() if found]
+    lines = (("left out", less), ("done differently", other))
+    return [f"{what}: {', '.join(found)}" for what, found in lines if found]

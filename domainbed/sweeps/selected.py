@@ -80,12 +80,12 @@ def load_selected(
     if trial_seed is not None:
         wanted["trial_seed"] = trial_seed
     records = records.only((runs["dataset"] == dataset) & (runs["algorithm"] == algorithm))
-    rows = [
+    found = [
         row
         for part in judged(records, selection_metric=selection_metric)
         for row in method.select(part).to_dict("records")
+        if all(row[name] == value for name, value in wanted.items())
     ]
-    found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     if not found:
         cell = ", ".join(f"{name} {value!r}" for name, value in wanted.items())
         raise UserError(
@@ -112,8 +112,7 @@ def _weights(
         return at_step
     spec = read_spec(folder)
     last = folder.model_file(average)
-    ended = step == run["last_step"] and spec.record_last_step
-    if last.is_file() and is_final(spec, step, ended):
+    if last.is_file() and is_final(spec, step, step == run["last_step"] and spec.record_last_step):
         return last
     keep = "all" if method.needs_pairs else "selected"
     raise UserError(
@@ -214,8 +213,9 @@ def _best(config: SweepConfig, records: Records, method: SelectionMethod) -> lis
     """
     chosen = method.select(records)
     chosen = chosen[chosen["algorithm"].map(trained_algorithm) == chosen["algorithm"]]
-    ascending = [records.lower_is_better, True]
-    ordered = chosen.sort_values(["val", "trial_seed"], ascending=ascending, kind="stable")
+    ordered = chosen.sort_values(
+        ["val", "trial_seed"], ascending=[records.lower_is_better, True], kind="stable"
+    )
     rows = ordered.drop_duplicates(["dataset", "algorithm", "test_env"]).sort_index()
     names = {dataset_label(name): name for name in config.datasets}
     specs = [

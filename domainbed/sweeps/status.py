@@ -110,25 +110,30 @@ def status_of(
         state = known[run_id].state
         counts[cell_of(run)][state] += 1
         by_state[state].append(run_id)
-    failures = [
-        (i, describe_run(runs[i]), known[i].why or store.folder(i).last_error())
-        for i in by_state[FAILED]
-    ]
     running = [
         Running(i, describe_run(runs[i]), known[i], share_taken(store.folder(i), runs[i]["steps"]))
         for i in by_state[RUNNING]
     ]
-    pending = Counter(known[i] for i in by_state[PENDING])
-    gone = Counter(s for s in known.values() if s.state in (INTERRUPTED, MISSING) and s.why)
     pace, left = None, None
     if running and (costs := finished_costs(store, runs, by_state[DONE])):
         share_left = {i: 1.0 for state in _LEFT for i in by_state[state]}
         share_left |= {each.run_id: 1 - each.taken for each in running}
-        mean = costs.of(share_left).seconds / len(share_left)
-        pace = 3600 * len(running) / max(mean, 1e-9)
+        pace = 3600 * len(running) / max(costs.of(share_left).seconds / len(share_left), 1e-9)
         seconds = sum(share * costs.of_run[i].seconds for i, share in share_left.items())
         left = seconds / len(running)
-    return Status(dict(counts), failures, running, pending, gone, known, pace, left)
+    return Status(
+        counts=dict(counts),
+        failures=[
+            (i, describe_run(runs[i]), known[i].why or store.folder(i).last_error())
+            for i in by_state[FAILED]
+        ],
+        running=running,
+        pending=Counter(known[i] for i in by_state[PENDING]),
+        gone=Counter(s for s in known.values() if s.state in (INTERRUPTED, MISSING) and s.why),
+        runs=known,
+        pace=pace,
+        left=left,
+    )
 
 
 def share_taken(folder: RunFolder, steps: int) -> float:
@@ -169,20 +174,17 @@ def status_lines(status: Status) -> list[str]:
     if status.pace is not None:
         lines += ["", summary_line(status)]
     if status.running:
-        listed = [_running_row(each) for each in status.running[:_LISTED]]
-        lines += ["", "Running:", *text_table(listed, indent="  ", right=[1])]
+        at_work = [_running_row(each) for each in status.running[:_LISTED]]
+        lines += ["", "Running:", *text_table(at_work, indent="  ", right=[1])]
         hidden = len(status.running) - _LISTED
         lines += [f"  and {hidden} more"] if hidden > 0 else []
-    if status.pending:
-        lines += ["", "Pending:", *_waiting_lines(status.pending)]
-    if status.gone:
-        lines += [
-            "",
-            "Withdrawn, or ended before these runs, which the next launch submits again:",
-            *_waiting_lines(status.gone),
-        ]
-    if status.failures:
-        lines += ["", "Failed:", *failure_lines(status.failures)]
+    gone = "Withdrawn, or ended before these runs, which the next launch submits again:"
+    for title, listed in (
+        ("Pending:", _waiting_lines(status.pending)),
+        (gone, _waiting_lines(status.gone)),
+        ("Failed:", failure_lines(status.failures)),
+    ):
+        lines += ["", title, *listed] if listed else []
     return lines
 
 
@@ -220,37 +222,38 @@ def failure_lines(failures: Iterable[tuple[str, str, str]]) -> list[str]:
 
 def status_json(status: Status) -> str:
     """The status for programs."""
-    content = {
-        "total": {state: status.total[state] for state in STATES},
-        "groups": [
-            {"dataset": dataset, "algorithm": algorithm, **{s: n.get(s, 0) for s in STATES}}
-            for (dataset, algorithm), n in status.counts.items()
-        ],
-        "running": [
-            {
-                "run": each.run_id,
-                "what": each.what,
-                "taken": each.taken,
-                "host": each.where.host,
-                "pid": each.where.pid,
-                "engine": each.where.engine,
-                "job": each.where.job,
-                "silent_for": each.where.silent_for,
-            }
-            for each in status.running
-        ],
-        **{
-            name: [
-                {"engine": s.engine, "job": s.job, "why": s.why, "stuck": s.stuck, "runs": n}
-                for s, n in waiting.items()
-            ]
-            for name, waiting in (("pending", status.pending), ("gone", status.gone))
-        },
-        "failures": [{"run": i, "what": what, "error": e} for i, what, e in status.failures],
-        "runs_per_hour": status.pace,
-        "seconds_left": status.left,
-    }
-    return json_text(content).rstrip()
+    return json_text(
+        {
+            "total": {state: status.total[state] for state in STATES},
+            "groups": [
+                {"dataset": dataset, "algorithm": algorithm, **{s: n.get(s, 0) for s in STATES}}
+                for (dataset, algorithm), n in status.counts.items()
+            ],
+            "running": [
+                {
+                    "run": each.run_id,
+                    "what": each.what,
+                    "taken": each.taken,
+                    "host": each.where.host,
+                    "pid": each.where.pid,
+                    "engine": each.where.engine,
+                    "job": each.where.job,
+                    "silent_for": each.where.silent_for,
+                }
+                for each in status.running
+            ],
+            **{
+                name: [
+                    {"engine": s.engine, "job": s.job, "why": s.why, "stuck": s.stuck, "runs": n}
+                    for s, n in waiting.items()
+                ]
+                for name, waiting in (("pending", status.pending), ("gone", status.gone))
+            },
+            "failures": [{"run": i, "what": what, "error": e} for i, what, e in status.failures],
+            "runs_per_hour": status.pace,
+            "seconds_left": status.left,
+        }
+    ).rstrip()
 
 
 # ---- costs ----
@@ -286,8 +289,7 @@ class Costs:
 
     def of(self, run_ids: Iterable[str]) -> Estimate:
         """The sum over these runs."""
-        estimates = [Estimate(), *(self.of_run[run_id] for run_id in run_ids)]
-        return Estimate(*map(sum, zip(*estimates)))
+        return Estimate(*map(sum, zip(Estimate(), *(self.of_run[run_id] for run_id in run_ids))))
 
 
 def finished_costs(
@@ -330,7 +332,6 @@ def _taken(folder: RunFolder, steps: int) -> list[list[float]]:
         return []
     seconds, on_cpu = facts["seconds"] / steps, facts.get("device", "cpu") == "cpu"
     paths = folder.path.iterdir() if folder.path.is_dir() else ()  # else it is packed: little
-    files = [file for file in paths if file.is_file() and not file.is_symlink()]
-    disk = sum(file.stat().st_size for file in files)
+    disk = sum(file.stat().st_size for file in paths if file.is_file() and not file.is_symlink())
     cores = facts.get("threads", 1) if on_cpu else 0
     return [[seconds, seconds * cores, seconds * (not on_cpu), disk]]

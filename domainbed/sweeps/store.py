@@ -163,17 +163,18 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with owning(self._plan_owners, in_turn=True):
-                self.refuse_other_settings(
-                    config, runs, common
-                )  # another launch may have been faster
+                # Once more: another launch may have been faster.
+                self.refuse_other_settings(config, runs, common)
                 before = self._content()
-                merged = {**before["runs"], **runs}
-                lacking = [dict(entry) for entry in left_out]
-                lacking = [e for e in before["left_out"] if e not in lacking] + lacking
-                content = {"version": _PLAN_VERSION, "runs": merged, "left_out": lacking}
                 for (dataset, algorithm), values in common.items():
                     before["common"].setdefault(dataset, {})[algorithm] = values
-                content["common"] = before["common"]
+                lacking = [dict(entry) for entry in left_out]
+                content = {
+                    "version": _PLAN_VERSION,
+                    "runs": {**before["runs"], **runs},
+                    "left_out": [e for e in before["left_out"] if e not in lacking] + lacking,
+                    "common": before["common"],
+                }
                 if used := before["plugins"] | config.used_plugins():
                     content["plugins"] = used
                 write_text(self.plan, sealed_json(content))
@@ -209,16 +210,18 @@ class Store:
             content = read_sealed_json(self.plan)
             if content["version"] != _PLAN_VERSION:
                 raise ValueError(f"its version is {content['version']!r}")
-            runs, left_out = dict(content["runs"]), list(content.get("left_out", ()))
-            plugins = dict(content.get("plugins", {}))
-            common = {name: dict(each) for name, each in content.get("common", {}).items()}
-            list(map(_place_in_grid, runs.values()))
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            list(map(_place_in_grid, content["runs"].values()))
+            return {
+                "runs": dict(content["runs"]),
+                "left_out": list(content.get("left_out", ())),
+                "plugins": dict(content.get("plugins", {})),
+                "common": {name: dict(each) for name, each in content.get("common", {}).items()},
+            }
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{self.plan} is damaged ({type(error).__name__}: {error}): remove it and launch "
                 "the sweep again, by its config; finished runs stay"
             ) from error
-        return {"runs": runs, "left_out": left_out, "plugins": plugins, "common": common}
 
     def run_folders(self) -> list[RunFolder]:
         """The folders of runs that are there, planned or not, by name."""
@@ -230,8 +233,11 @@ class Store:
 
     def incomplete(self) -> list[RunFolder]:
         """The folders of runs that are not done, not running, and were not done before a redo."""
-        folders = [folder for folder in self.run_folders() if not folder.before.exists()]
-        return [f for f in folders if f.state() not in (DONE, RUNNING)]
+        return [
+            folder
+            for folder in self.run_folders()
+            if not folder.before.exists() and folder.state() not in (DONE, RUNNING)
+        ]
 
 
 def common_to(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,8 +246,8 @@ def common_to(spec: Mapping[str, Any]) -> dict[str, Any]:
     Seeds and drawn hyper-parameters are meant to differ. Metrics and evaluated splits may: they
     change no number that both have, and tables name them.
     """
-    identity = spec.get("identity", {})
-    common = {name: value for name, value in identity.items() if name not in _MAY_DIFFER}
+    said = spec.get("identity", {}).items()
+    common = {name: value for name, value in said if name not in _MAY_DIFFER}
     common |= {f"hparams.{name}": value for name, value in spec.get("fixed_hparams", {}).items()}
     return common | {f"file {name}": value for name, value in spec.get("digests", {}).items()}
 

@@ -4,18 +4,18 @@ import pytest
 
 from domainbed.launchers import Event
 from domainbed.runs.states import DONE, PROGRESS, STARTED
-from domainbed.sweeps import time_left
+from domainbed.sweeps import display
 
 
 def test_a_slow_algorithm_takes_longer_than_its_steps_say(monkeypatch):
     """Of runs with 100 steps each, ERM takes 10 s and SWAD 200 s, one after the other."""
     clock = [0.0]
-    monkeypatch.setattr(time_left.time, "monotonic", lambda: clock[0])
-    left = time_left.TimeLeft([100] * 5, ["ERM", "SWAD", "ERM", "SWAD", "Fishr"])
+    monkeypatch.setattr(display.time, "monotonic", lambda: clock[0])
+    left = display.TimeLeft([100] * 5, ["ERM", "SWAD", "ERM", "SWAD", "Fishr"])
 
     def told(kind, index, after, steps=None):
         clock[0] += after
-        left.on_event(Event(kind, index, steps or 0), 100)
+        left.on_event(Event(kind, index, steps or 0))
         return left.seconds()
 
     assert told(STARTED, 0, 0) is None

@@ -16,8 +16,8 @@ from urllib.request import urlretrieve
 from domainbed.core.files import CHANGED, cache_folder, file_digest, written_aside
 from domainbed.errors import UserError, did_you_mean
 
+# What the name of a baseline begins with where a folder of records may be given.
 PREFIX = "baseline:"
-"""What the name of a baseline begins with where a folder of records may be given."""
 
 _FOLDER = Path(__file__).parent
 _CHECKOUT = Path(__file__).parents[3] / "results" / "baselines"

@@ -56,8 +56,8 @@ class Protocol:
 
 def protocol_names() -> list[str]:
     """All protocols, the default first."""
-    names = sorted(file.stem for file in _FOLDER.glob("*.yaml"))
-    return sorted(names, key=lambda name: name != DEFAULT_PROTOCOL)
+    names = (file.stem for file in _FOLDER.glob("*.yaml"))
+    return sorted(names, key=lambda name: (name != DEFAULT_PROTOCOL, name))
 
 
 @cache
@@ -73,8 +73,7 @@ def get_protocol(name: str) -> Protocol:
             + ", ".join(protocol_names()),
             "protocol",
         )
-    values = yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    return Protocol(**values)
+    return Protocol(**yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
 def of_frozen_features() -> list[str]:
@@ -100,6 +99,6 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values, those of nested mappings as "outer.inner"."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        nested = value if isinstance(value, Mapping) else None
-        found |= {name: value} if nested is None else {f"{name}.{k}": v for k, v in nested.items()}
+        nested = isinstance(value, Mapping)
+        found |= {f"{name}.{k}": v for k, v in value.items()} if nested else {name: value}
     return found
