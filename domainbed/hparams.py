@@ -214,8 +214,9 @@ class Space:
                     f"hyper-parameter {name!r} of {self.algorithm} cannot be {value!r}: {expected}",
                     *("hparams", name),
                 )
-        ours = [name for name in fixed if known.get(name) is OPTIMIZER_OPTIONS.get(name, self)]
-        check_optimizer_options({name: fixed[name] for name in ours})
+        check_optimizer_options(
+            {n: v for n, v in fixed.items() if known.get(n) is OPTIMIZER_OPTIONS.get(n, self)}
+        )
         named = set(fixed) & {"weights", "backbone", "featurizer"}
         if dataset_facts(self.dataset).small_images and named == {"weights"}:
             raise UserError(

@@ -224,8 +224,10 @@ class Resolver:
     def parts(self) -> list[Any]:
         """What is registered under the names that the runs have: what defines their numbers."""
         labels, metrics = label_type(self.draft.labels), registered_as(self.draft.metrics)
-        chosen = chosen_options(self.algorithm, self.draft.fixed_hparams)
-        return [self.data, self.algorithm, labels, *metrics, *optimizers.registered_as(chosen)]
+        return [
+            *(self.data, self.algorithm, labels, *metrics),
+            *optimizers.registered_as(chosen_options(self.algorithm, self.draft.fixed_hparams)),
+        ]
 
     @classmethod
     def of(

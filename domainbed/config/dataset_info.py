@@ -47,7 +47,12 @@ def published_info(name: str) -> DatasetInfo:
     """What datasets.yaml says about a dataset of the package."""
     said = _TABLE[name]
     classes, domains = said.get("classes"), said.get("domains", DATASET_DOMAINS[name])
-    usual = {"domains": domains, "classes": classes, "num_classes": len(classes or ())}
-    values: dict[str, Any] = {"images": (), **usual, **said}
+    values: dict[str, Any] = {
+        "images": (),
+        "domains": domains,
+        "classes": classes,
+        "num_classes": len(classes or ()),
+        **said,
+    }
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     return DatasetInfo(**{**values, **lists})

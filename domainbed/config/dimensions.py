@@ -200,8 +200,8 @@ class LogUniform(_Range):
         return int(value) if self.integer else value
 
     def describe(self) -> str:
-        ends = f"[{self.base}^{self.low:g}, {self.base}^{self.high:g})"
-        return f"{'integer, ' * self.integer}log-uniform in {ends}"
+        kind = "integer, log-uniform" if self.integer else "log-uniform"
+        return f"{kind} in [{self.base}^{self.low:g}, {self.base}^{self.high:g})"
 
 
 @dataclass(frozen=True)

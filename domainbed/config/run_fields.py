@@ -215,8 +215,11 @@ class RunFields(DataFields):
 
     def run_fields(self) -> dict[str, Any]:
         """The fields that were given, without a subclass's own; the protocol decides the others."""
-        given = self.model_fields_set
-        return {name: getattr(self, name) for name in RunFields.model_fields if name in given}
+        return {
+            name: getattr(self, name)
+            for name in RunFields.model_fields
+            if name in self.model_fields_set
+        }
 
 
 class RunOptions(Settings):

@@ -123,8 +123,12 @@ class LocalLauncher(Launcher):
                 "warning: a run has %d threads, and this machine %d cores for them",
                 resources.cores, usable_cores(),
             )  # fmt: skip
-        count = self.parallelism(len(tasks), resources)
-        return Pool(job, tasks, self._places(resources)[:count], resources.minutes)
+        return Pool(
+            job,
+            tasks,
+            self._places(resources)[: self.parallelism(len(tasks), resources)],
+            resources.minutes,
+        )
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         return min(self._capacity(resources), tasks)

@@ -135,8 +135,13 @@ class RayLauncher(Launcher):
 
     def parallelism(self, tasks: int, resources: Resources) -> int:
         if self.blocking:
-            gpus = len(visible_gpus(resources.device))
-            nodes = [{"CPU": float(usable_cores()), "GPU": float(gpus), "memory": math.inf}]
+            nodes = [
+                {
+                    "CPU": float(usable_cores()),
+                    "GPU": float(len(visible_gpus(resources.device))),
+                    "memory": math.inf,
+                }
+            ]
         else:
             with connected(self._cluster) as ray:
                 nodes = _nodes(ray)
@@ -153,8 +158,10 @@ class RayLauncher(Launcher):
                 # Only its own cluster, if it has one: it does not know the others' coordinators.
                 with connected(self._cluster or address) as ray:
                     for name, indices in by_coordinator.items():
-                        said = _reports(ray, name, indices)
-                        found |= {f"{name}_{i}@{address}": each for i, each in said.items()}
+                        found |= {
+                            f"{name}_{index}@{address}": report
+                            for index, report in _reports(ray, name, indices).items()
+                        }
             except UserError as error:
                 log.warning("warning: %s; its runs are considered lost", error)
         return found

@@ -347,11 +347,15 @@ def task_options(
         environment: the runtime environment of the sweep. A task has the rest of it from its
             coordinator, but these variables in place of all.
     """
-    threads = dict.fromkeys(THREAD_VARIABLES, str(int(needs["CPU"])))
     return {
         "num_cpus": needs["CPU"],
         "num_gpus": needs["GPU"],
         "memory": int(needs["memory"]) or None,
         "max_retries": 0,  # the coordinator decides
-        "runtime_env": {"env_vars": {**threads, **environment.get("env_vars", {})}},
+        "runtime_env": {
+            "env_vars": {
+                **dict.fromkeys(THREAD_VARIABLES, str(int(needs["CPU"]))),
+                **environment.get("env_vars", {}),
+            }
+        },
     }

@@ -139,8 +139,9 @@ class SlurmLauncher(Launcher):
         largest = max(1, int(found[1])) if found else 1000  # SLURM's default
         try:
             while len(jobs) < len(packs):
-                some = packs[len(jobs) : len(jobs) + largest]
-                jobs += self._submit(do, some, resources, folder, after)
+                jobs += self._submit(
+                    do, packs[len(jobs) : len(jobs) + largest], resources, folder, after
+                )
                 if self.max_jobs:  # which is of one array: the next one waits for it
                     after = f"afterany:{_array(jobs[-1])}"
         except UserError:

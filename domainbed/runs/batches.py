@@ -39,8 +39,10 @@ class Batch(NamedTuple):
         places[order] = np.arange(len(order))
         run = places[self.values["run"].to_numpy()]
         rows = np.argsort(run, kind="stable")[np.count_nonzero(run < 0) :]
-        values = self.values.take(rows).set_column(0, "run", pa.array(run[rows]))
-        return Batch([self.runs[place] for place in order], values)
+        return Batch(
+            runs=[self.runs[place] for place in order],
+            values=self.values.take(rows).set_column(0, "run", pa.array(run[rows])),
+        )
 
     def as_records(self) -> Records:
         """The tables that selection and reporting read."""

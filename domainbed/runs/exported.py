@@ -68,7 +68,6 @@ _OF_MACHINE = {"output_dir", "data_dir", "launcher", "host", "place", "run_id"}
 _FOLDERS = re.compile(r'(?<=[":])/(?!/)(?:[^"\\/]+/)*(?=\w)')
 _LEVEL = 12  # of the compression: half a second for 1,000 runs
 _PAGE = 2**27  # bytes: texts are compressed together with those that they are like
-_NO_EXPORT = (ValueError, LookupError, TypeError, AttributeError)
 _NAME = re.compile(r"[\w.+-]*\w[\w.+-]*", re.ASCII)
 
 
@@ -219,11 +218,15 @@ def unpack(file: Path, root: Path) -> None:
             planned = {row["run"]: {n: row[n] for n in _KEYS} for row in rows if row["planned"]}
             write_text(made / _PLAN, sealed_json({**about["plan"], "runs": planned}))
         if about["config"]:
-            config = yaml.safe_dump(about["config"], sort_keys=False)
-            write_text(made / _CONFIG, sealed_yaml(config))
+            write_text(
+                made / _CONFIG, sealed_yaml(yaml.safe_dump(about["config"], sort_keys=False))
+            )
         for first in range(0, len(rows), MOST):
-            some = [row for row in rows[first : first + MOST] if row["content"]]
-            texts = {row["run"]: _texts(row["run"], json.loads(row["content"])) for row in some}
+            texts = {
+                row["run"]: _texts(row["run"], json.loads(row["content"]))
+                for row in rows[first : first + MOST]
+                if row["content"]
+            }
             if done := {run: each for run, each in texts.items() if "done" in each}:
                 write_pack(made, done)
             for run in texts.keys() - done.keys():
@@ -254,7 +257,14 @@ def _read(file: Path) -> tuple[dict[str, Any], list[Row]]:
             if not _NAME.fullmatch(name) or name in (_PLAN, _CONFIG, PACKS):
                 raise ValueError(f"a run is called {name!r}")
         return json.loads(about), rows
-    except (pa.ArrowException, OSError, *_NO_EXPORT) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's, and not Arrow's
             raise
         raise UserError(f"{file} is damaged ({type(error).__name__}): get it again") from error

@@ -229,9 +229,13 @@ class RunFolder:
         if not self.has_results():
             return []
         facts = self.read_json(self.environment) or {}
-        sessions = [facts, *facts.get("resumed", [])]
         return changed(
-            [each for facts in sessions for each in facts.get("plugins", {}).items()], missing
+            [
+                each
+                for session in (facts, *facts.get("resumed", ()))
+                for each in session.get("plugins", {}).items()
+            ],
+            missing,
         )
 
     def set_aside(self) -> Path:

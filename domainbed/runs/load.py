@@ -46,11 +46,14 @@ LEAST_FILES = 500  # of a folder whose runs are cached: fewer are read quickly
 _NAMED = 5  # of the runs that are left out
 _BATCH = 250  # files whose records are in memory as objects
 _SETTLED = 2e9  # ns: a younger file could change again and keep its times
-_MODULES = (
-    *("domainbed.core.files", "domainbed.core.names", "domainbed.runs.batches"),
-    *("domainbed.runs.folder", "domainbed.runs.packed", "domainbed.runs.results_file"),
-)
-_CODE = [__file__, *(str(sys.modules[name].__file__) for name in _MODULES)]
+# The files of all code that a cache comes from.
+_CODE = [
+    str(sys.modules[f"domainbed.{name}"].__file__)
+    for name in (
+        *("runs.load", "runs.batches", "core.files", "runs.packed", "runs.folder"),
+        *("runs.results_file", "core.names"),
+    )
+]
 
 _DIGEST = 32  # bytes
 
@@ -130,8 +133,10 @@ def run_folders(root: Path) -> list[Path]:
     if is_packed(root):
         return [root]
     if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"{str(root)!r} {what}: name a sweep folder or a run folder")
+        raise UserError(
+            f"{str(root)!r} {'is not a folder' if root.exists() else 'does not exist'}: name a "
+            "sweep folder or a run folder"
+        )
     with os.scandir(root) as entries:  # far fewer system calls than by `Path.iterdir`
         found = [entry for entry in entries if entry.is_dir()]
     names = {entry.name for entry in found if not entry.is_symlink() or _stays(root, entry)}
@@ -366,6 +371,9 @@ def _load(file: Path, root: Path, stamps: Stamps) -> Batch | None:
         {**run, "folder": str(root / folder), "test_envs": tuple(run["test_envs"])}
         for folder, run in zip(about["folders"], about["runs"], strict=True)
     ]
-    pairs = zip(runs, about["stamps"], strict=True)
-    same = {run["folder"]: 0 for run, stamp in pairs if stamps.get(run["folder"]) == stamp}
+    same = {
+        run["folder"]: 0
+        for run, stamp in zip(runs, about["stamps"], strict=True)
+        if stamps.get(run["folder"]) == stamp
+    }
     return Batch(runs, values).only(same)

@@ -279,8 +279,9 @@ def _age(file: Path) -> float:
 
 def seems_at_work(folder: Path, found: Found) -> bool:
     """Whether the owner is at work, as far as one look can tell."""
-    has_left = found.owner is not None and found.owner.has_left()
-    return not has_left and silent_for(folder, found) <= silence_seconds()
+    return not (found.owner and found.owner.has_left()) and (
+        silent_for(folder, found) <= silence_seconds()
+    )
 
 
 @contextmanager

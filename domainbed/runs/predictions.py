@@ -100,8 +100,7 @@ def read_predictions(
         UserError: the file is damaged or holds something else.
     """
     wanted = (("domain", "==", domain), ("split", "==", split))
-    filters = [each for each in wanted if each[2] is not None]
-    table, facts = _read(file, filters or None)
+    table, facts = _read(file, [each for each in wanted if each[2] is not None] or None)
     frame = table.select(["image", "domain", "split", "label"]).to_pandas()
     logits, kind = _matrix(table, "logits"), facts.get("label_kind", "classes")
     lowest = np.where(np.isnan(logits), -np.inf, logits)

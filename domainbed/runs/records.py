@@ -141,8 +141,9 @@ class MetricTable:
         rows = np.asarray(wanted, dtype=bool)
         if rows.all():
             return self
-        keys = self.keys[rows].reset_index(drop=True)
-        return MetricTable(keys, self.in_split[rows], self.out_split[rows])
+        return MetricTable(
+            self.keys[rows].reset_index(drop=True), self.in_split[rows], self.out_split[rows]
+        )
 
 
 def pick(values: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -36,8 +36,13 @@ def on_scratch(
     with TemporaryDirectory(prefix="domainbed-", dir=os.path.expandvars(scratch)) as name:
         copy = RunFolder(name)
         copy.home = folder.path
-        ignored = shutil.ignore_patterns("owner.*.json", "*.tmp")
-        shutil.copytree(folder.path, name, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+        shutil.copytree(
+            folder.path,
+            name,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("owner.*.json", "*.tmp"),
+            dirs_exist_ok=True,
+        )
         seen = _seen(copy.path)
 
         def after_step(steps: int) -> None:

@@ -213,8 +213,9 @@ class MLflow(Tracker):
             self._run = known[0].info.run_id
             self._client.update_run(self._run, status="RUNNING")
             return
-        tags = {_RUN_ID_TAG: run.run_id}
-        self._run = self._client.create_run(experiment, tags=tags, run_name=run.name).info.run_id
+        self._run = self._client.create_run(
+            experiment, tags={_RUN_ID_TAG: run.run_id}, run_name=run.name
+        ).info.run_id
         for name, value in run.spec.items():
             shown = value if isinstance(value, str) else json.dumps(value)
             self._client.log_param(self._run, name, shown[:_LONGEST_PARAM])

@@ -34,8 +34,7 @@ def told_apart(runs: pd.DataFrame) -> pd.DataFrame:
     labels = runs["dataset"].tolist()
     for name in dict.fromkeys(labels):
         rows = [row for row, label in enumerate(labels) if label == name]
-        found = [seen[row] for row in rows]
-        for row, variant in zip(rows, _variants(name, found)):
+        for row, variant in zip(rows, _variants(name, [seen[row] for row in rows])):
             labels[row] = variant_label(name, variant)
     return runs.assign(dataset=labels)
 

@@ -196,8 +196,10 @@ class SweepConfig(RunFields, RunOptions):
             resolvers = {}
             for algorithm in dict.fromkeys([*self.algorithms, *own]):
                 # A config may set hyper-parameters of algorithms that it does not run.
-                usual = shared if algorithm in self.algorithms else {}
-                hparams = {**usual, **own.get(algorithm, {})}
+                hparams = {
+                    **(shared if algorithm in self.algorithms else {}),
+                    **own.get(algorithm, {}),
+                }
                 with self._placed(dataset, algorithm):
                     resolvers[algorithm] = Resolver.of(dataset, algorithm, hparams, fields)
                     draft = resolvers[algorithm].draft
@@ -228,9 +230,9 @@ class SweepConfig(RunFields, RunOptions):
                         "why": str(why),
                     }
                 )
-                continue
-            with self._placed(draft.dataset, draft.algorithm, envs):
-                first.append(resolver.run(envs))
+            else:
+                with self._placed(draft.dataset, draft.algorithm, envs):
+                    first.append(resolver.run(envs))
         return Resolved(resolver, first, left_out)
 
     @contextmanager
@@ -317,8 +319,11 @@ class SweepConfig(RunFields, RunOptions):
         """The values of a config file that describes the same sweep."""
         # A command is the user's own: it is not passed on with the folder.
         unset = {*RunFields.model_fields} - self.model_fields_set | {"on_finish", "plugins_changed"}
-        values = self.model_dump(mode="json", exclude=unset)
-        return {name: v for name, v in values.items() if v not in (None, {}, [])}
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json", exclude=unset).items()
+            if value not in (None, {}, [])
+        }
 
 
 def shipped_config(name: str) -> str:

@@ -295,8 +295,9 @@ def _average(
         taken, device = list(members), str(experiment.device)
         together = Ensemble([load_model(each.folder.path, device).module for each in members])
         experiment = replace(experiment, algorithm=together)
-    names = ", ".join(order_algorithms(member.spec.algorithm for member in members))
-    name = averaged_algorithm(names, method.title)
+    name = averaged_algorithm(
+        ", ".join(order_algorithms(member.spec.algorithm for member in members)), method.title
+    )
     write_beside(root, name, experiment, runs=[member.spec.run_id for member in taken])
     return Averaged(name, taken, len(members), experiment.validated(metric), metric)
 

@@ -111,5 +111,8 @@ def left_out(config: SweepConfig, source: Source) -> list[str]:
         for name, value in own.items()
         if (name, value) not in source.fixed(algorithm, config.datasets[0]).items()
     ]
-    lines = (("left out", less), ("done differently", other))
-    return [f"{what}: {', '.join(found)}" for what, found in lines if found]
+    return [
+        f"{what}: {', '.join(found)}"
+        for what, found in (("left out", less), ("done differently", other))
+        if found
+    ]

@@ -114,10 +114,9 @@ def _weights(
     last = folder.model_file(average)
     if last.is_file() and is_final(spec, step, step == run["last_step"] and spec.record_last_step):
         return last
-    keep = "all" if method.needs_pairs else "selected"
     raise UserError(
         f"{folder.path} holds no weights of step {step}, which {method.name} chose: run the sweep "
-        f"in another folder with `keep: {keep}`"
+        f"in another folder with `keep: {'all' if method.needs_pairs else 'selected'}`"
     )
 
 

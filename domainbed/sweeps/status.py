@@ -119,8 +119,9 @@ def status_of(
         share_left = {i: 1.0 for state in _LEFT for i in by_state[state]}
         share_left |= {each.run_id: 1 - each.taken for each in running}
         pace = 3600 * len(running) / max(costs.of(share_left).seconds / len(share_left), 1e-9)
-        seconds = sum(share * costs.of_run[i].seconds for i, share in share_left.items())
-        left = seconds / len(running)
+        left = sum(share * costs.of_run[i].seconds for i, share in share_left.items()) / len(
+            running
+        )
     return Status(
         counts=dict(counts),
         failures=[
@@ -333,5 +334,4 @@ def _taken(folder: RunFolder, steps: int) -> list[list[float]]:
     seconds, on_cpu = facts["seconds"] / steps, facts.get("device", "cpu") == "cpu"
     paths = folder.path.iterdir() if folder.path.is_dir() else ()  # else it is packed: little
     disk = sum(file.stat().st_size for file in paths if file.is_file() and not file.is_symlink())
-    cores = facts.get("threads", 1) if on_cpu else 0
-    return [[seconds, seconds * cores, seconds * (not on_cpu), disk]]
+    return [[seconds, seconds * facts.get("threads", 1) * on_cpu, seconds * (not on_cpu), disk]]

@@ -246,8 +246,7 @@ def common_to(spec: Mapping[str, Any]) -> dict[str, Any]:
     Seeds and drawn hyper-parameters are meant to differ. Metrics and evaluated splits may: they
     change no number that both have, and tables name them.
     """
-    said = spec.get("identity", {}).items()
-    common = {name: value for name, value in said if name not in _MAY_DIFFER}
+    common = {n: v for n, v in spec.get("identity", {}).items() if n not in _MAY_DIFFER}
     common |= {f"hparams.{name}": value for name, value in spec.get("fixed_hparams", {}).items()}
     return common | {f"file {name}": value for name, value in spec.get("digests", {}).items()}
 

@@ -85,8 +85,10 @@ def baseline_files(name: str) -> list[Path]:
             f"{', '.join(summaries()) or 'none in this version'}"
         )
     place = os.environ.get("DOMAINBED_BASELINES") or str(_CHECKOUT)
-    files = summaries()[name]["files"]
-    return [_file(place, f"{name}/{file}", digest) for file, digest in files.items()]
+    return [
+        _file(place, f"{name}/{file}", digest)
+        for file, digest in summaries()[name]["files"].items()
+    ]
 
 
 def _file(place: str, name: str, digest: str) -> Path:

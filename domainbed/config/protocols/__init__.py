@@ -56,8 +56,10 @@ class Protocol:
 
 def protocol_names() -> list[str]:
     """All protocols, the default first."""
-    names = (file.stem for file in _FOLDER.glob("*.yaml"))
-    return sorted(names, key=lambda name: (name != DEFAULT_PROTOCOL, name))
+    return sorted(
+        (file.stem for file in _FOLDER.glob("*.yaml")),
+        key=lambda name: (name != DEFAULT_PROTOCOL, name),
+    )
 
 
 @cache
