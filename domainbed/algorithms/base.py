@@ -440,8 +440,7 @@ def declared_options(algorithm: type) -> dict[str, Option]:
 def chosen_options(algorithm: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
     """The `OPTIMIZER_OPTIONS` that are set, but for names that the class gives its own meaning."""
     own = {**declared_options(algorithm), **declared_space(algorithm, DatasetFacts(""))}
-    names = optimizers.OPTIMIZER_OPTIONS.keys() - own
-    return {name: value for name, value in hparams.items() if name in names}
+    return {n: hparams[n] for n in hparams if n in optimizers.OPTIMIZER_OPTIONS and n not in own}
 
 
 def _declared(algorithm: type, name: str, kind: Any, *facts: DatasetFacts) -> dict[str, Any]:

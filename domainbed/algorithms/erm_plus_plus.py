@@ -183,8 +183,11 @@ class ERMPlusPlus(ERM):
     needs_classes = False
 
     def build(self) -> None:
-        pairs = (("lars", "optimizer"), ("auto_lr", "lr_schedule"), ("auto_lr", "warmup"))
-        for name, other in pairs:
+        for name, other in (
+            ("lars", "optimizer"),
+            ("auto_lr", "lr_schedule"),
+            ("auto_lr", "warmup"),
+        ):
             if self.option(name) and other in self.hparams:
                 raise UserError(
                     f"hyper-parameters {name!r} and {other!r} are both set, and decide the same: "

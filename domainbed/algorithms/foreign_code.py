@@ -132,8 +132,11 @@ def _attributes(code: ast.AST) -> set[str]:
 def _methods(cls: Any) -> tuple[dict[str, ast.AST], dict[str, set[str]]]:
     """The code of the methods that are not PyTorch's, `update` first, and what each uses."""
     found = {"update": cls.update, **dict(inspect.getmembers(cls, inspect.isfunction))}
-    standard = ("torch.", "domainbed.")
-    codes = {n: code_of(f) for n, f in found.items() if not f.__module__.startswith(standard)}
+    codes = {
+        name: code_of(function)
+        for name, function in found.items()
+        if not function.__module__.startswith(("torch.", "domainbed."))
+    }
     return codes, {name: _attributes(code) for name, code in codes.items()}
 
 
