@@ -2,39 +2,39 @@
 
 import argparse
 
-from domainbed.cli.common import Parser, Run, run_script
-from domainbed.cli.tables import collect_of_folders
+from domainbed.cli.common import argument, command, run_script
+from domainbed.cli.tables import OF_TABLES, print_tables
 
 
-def collect_results(parser: Parser) -> Run:
-    """Select models and print the results tables, with DomainBed's flags."""
-    parser.add_argument(
+@command(
+    argument(
         "--input_dir",
         dest="folders",
         nargs=1,
         required=True,
         metavar="FOLDER",
         help="sweep or run folder",
-    )
-    run = collect_of_folders(parser)
-    parser.add_argument(
+    ),
+    *OF_TABLES,
+    argument(
         "--latex",
         dest="format",
         action="store_const",
         const="latex",
         help="the same as --format latex",
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--auto_lr",
         dest="selection",
         action="store_const",
         const=["training-domain"],
         help="the same as --selection training-domain, which reads runs of two stages as well",
-    )
-    # DomainBed's prints a document.
-    return lambda args: run(
-        argparse.Namespace(**{**vars(args), "document": args.format == "latex"})
-    )
+    ),
+)
+def collect_results(args: argparse.Namespace) -> int:
+    """Select models and print the results tables, with DomainBed's flags."""
+    args.document = args.format == "latex"  # DomainBed's prints a document
+    return print_tables(args)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from domainbed.cli.common import BASELINE, Parser, Run, add_shared
+from domainbed.cli.common import BASELINE, argument, command
 from domainbed.cli.tables import write_output
 from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
@@ -11,14 +11,12 @@ from domainbed.errors import UserError
 FILE = "index.html"
 
 
-def leaderboard(parser: Parser) -> Run:
+@command(
+    *("folders", "--baseline", "--plugins"),
+    argument("-o", "--output_dir", required=True, metavar="FOLDER", help="of the pages"),
+)
+def leaderboard(args: argparse.Namespace) -> int:
     """Write static pages that rank the methods of exported sweeps, with how sure that is."""
-    add_shared(parser, "folders", "--baseline", "--plugins")
-    parser.add_argument("-o", "--output_dir", required=True, metavar="FOLDER", help="of the pages")
-    return _leaderboard
-
-
-def _leaderboard(args: argparse.Namespace) -> int:
     from domainbed.reporting.page.html import to_html
     from domainbed.sweeps.leaderboard import leaderboard
 
@@ -32,18 +30,18 @@ def _leaderboard(args: argparse.Namespace) -> int:
     return 0
 
 
-def check(parser: Parser) -> Run:
-    """Check an exported sweep before it is shared: whole, drawn as published, the same again."""
-    parser.add_argument("file", metavar="FILE.parquet", help="from `domainbed sweep export`")
-    parser.add_argument(
+@command(
+    argument("file", metavar="FILE.parquet", help="from `domainbed sweep export`"),
+    argument(
         "--rerun", type=int, default=0, metavar="N", help="do N of its runs again and compare (0)"
-    )
-    add_shared(parser, "--data_dir", "--plugins")
-    return _check
+    ),
+    *("--data_dir", "--plugins"),
+)
+def check(args: argparse.Namespace) -> int:
+    """Check an exported sweep before it is shared: whole, drawn as published, the same again.
 
-
-def _check(args: argparse.Namespace) -> int:
-    """Prints the checks; the status is 1 if one does not stand."""
+    The exit status is 1 if a check does not stand.
+    """
     from domainbed.sweeps.submission import check
 
     checks = check(Path(args.file), args.rerun, args.data_dir)

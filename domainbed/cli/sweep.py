@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from domainbed.cli.common import Parser, Run, add_shared
+from domainbed.cli.common import argument, command
 from domainbed.cli.launching import (
     add_launcher_flags,
     confirmed,
@@ -24,8 +24,8 @@ from domainbed.launchers import RayLauncher
 from domainbed.runs import packing
 from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import DONE, MISSING
+from domainbed.sweeps import engines
 from domainbed.sweeps.config import SweepConfig, load_config, shipped_config
-from domainbed.sweeps.engines import as_reported
 from domainbed.sweeps.status import (
     count_runs,
     status_json,
@@ -44,24 +44,23 @@ _LONGEST_PAUSE = 86_400  # a day; Python cannot sleep for ever
 # ---- which sweep is meant ----
 
 
-def _add_config(parser: Parser) -> None:
-    """The config, a flag for each of its fields, and one for each option of the launchers."""
-    parser.add_argument(
+_CONFIG = (
+    argument(
         "config",
         nargs="?",
         metavar="CONFIG",
         help="a YAML file, the folder of a sweep, or one that comes with domainbed (quickstart, "
         "zoo, laptop, paper/pacs, …); flags win over its values",
-    )
-    add_run_flags(parser, SweepConfig)
-    add_launcher_flags(parser)
+    ),
+    lambda parser: add_run_flags(parser, SweepConfig),
+    add_launcher_flags,
+)
+"""The config, a flag for each of its fields, and one for each option of the launchers."""
 
-
-def _add_target(parser: Parser) -> None:
-    parser.add_argument(
-        "target", metavar="FOLDER_OR_CONFIG", help="the folder of a sweep, or its config"
-    )
-    add_flags(parser, SweepConfig, only=["plugins"])
+_TARGET = (
+    argument("target", metavar="FOLDER_OR_CONFIG", help="the folder of a sweep, or its config"),
+    lambda parser: add_flags(parser, SweepConfig, only=["plugins"]),
+)
 
 
 def _load(target: str | None, args: argparse.Namespace) -> SweepConfig:
@@ -107,18 +106,16 @@ def _refuse_reruns(target: str | None) -> None:
 # ---- plan, launch, retry, rerun-best ----
 
 
-def plan(parser: Parser) -> Run:
-    """Show what a launch would do: runs of each selection method, time and disk; nothing is run."""
-    parser.add_argument(
+@command(
+    argument(
         "--measure",
         action="store_true",
         help="time a few updates of each algorithm on each dataset instead of finished runs",
-    )
-    _add_config(parser)
-    return _plan
-
-
-def _plan(args: argparse.Namespace) -> int:
+    ),
+    *_CONFIG,
+)
+def plan(args: argparse.Namespace) -> int:
+    """Show what a launch would do: runs of each selection method, time and disk; nothing is run."""
     _refuse_reruns(args.config)
     from domainbed.sweeps.launch import prepare
     from domainbed.sweeps.outlook import measured_costs, outlook, plan_lines
@@ -131,47 +128,46 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def launch(parser: Parser) -> Run:
-    """Do the runs that are not done. Interrupted ones resume where they stopped."""
-    _add_launch(parser)
-    return _launch
-
-
-def retry(parser: Parser) -> Run:
-    """Do the failed runs again."""
-    _add_launch(parser)
-    return partial(_launch, retry=True)
-
-
-def _add_launch(parser: Parser) -> None:
-    _add_dry_run(parser)
-    parser.add_argument(
-        "--wait",
-        action="store_true",
-        help="wait until all runs are done, also those of earlier launches",
-    )
-    parser.add_argument(
-        "--resubmit",
-        action="store_true",
-        help="withdraw queued runs, and submit them again with the options of this launch",
-    )
-    _add_config(parser)
-
-
-def _add_dry_run(parser: Parser) -> None:
-    add_shared(parser, "--skip_confirmation")
-    parser.add_argument(
+_DRY_RUN = (
+    "--skip_confirmation",
+    argument(
         "--dry_run",
         action="store_true",
         help="say what would be done, and how long if finished runs tell",
-    )
+    ),
+)
+_LAUNCH = (
+    *_DRY_RUN,
+    argument(
+        "--wait",
+        action="store_true",
+        help="wait until all runs are done, also those of earlier launches",
+    ),
+    argument(
+        "--resubmit",
+        action="store_true",
+        help="withdraw queued runs, and submit them again with the options of this launch",
+    ),
+    *_CONFIG,
+)
+
+
+@command(*_LAUNCH)
+def launch(args: argparse.Namespace) -> int:
+    """Do the runs that are not done. Interrupted ones resume where they stopped."""
+    return _launch(args)
+
+
+@command(*_LAUNCH)
+def retry(args: argparse.Namespace) -> int:
+    """Do the failed runs again."""
+    return _launch(args, retry=True)
 
 
 def _launch(args: argparse.Namespace, retry: bool = False) -> int:
     _refuse_reruns(args.config)
-    config = _load(args.config, args)
     return launch_sweep(
-        config,
+        _load(args.config, args),
         retry=retry,
         dry_run=args.dry_run,
         wait=args.wait,
@@ -180,32 +176,32 @@ def _launch(args: argparse.Namespace, retry: bool = False) -> int:
     )
 
 
-def rerun_best(parser: Parser) -> Run:
-    """Run what selection methods chose with new trials."""
-    parser.add_argument("folder", metavar="FOLDER", help="of a sweep with finished runs")
+@command(
+    argument("folder", metavar="FOLDER", help="of a sweep with finished runs"),
     # Of a config they would be fields, with another meaning.
-    parser.add_argument(
+    argument(
         "--trials", dest="new_trials", type=int, default=10, metavar="N", help="new ones (10)"
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--selection",
         dest="methods",
         nargs="+",
         default=[],
         metavar="NAME",
         help="methods (default: the sweep's own)",
-    )
-    parser.add_argument("--retry", action="store_true", help="do again what failed")
-    parser.add_argument("--wait", action="store_true", help="for runs that an engine does")
-    _add_dry_run(parser)
-    fields = parser.add_argument_group("fields of the config", "each wins over the sweep's value")
-    add_flags(fields, SweepConfig, only=_RERUN_FIELDS)
-    add_launcher_flags(parser)
-    return _rerun_best
-
-
-def _rerun_best(args: argparse.Namespace) -> int:
-    """Launches the new trials of each method in turn; returns the highest exit status."""
+    ),
+    argument("--retry", action="store_true", help="do again what failed"),
+    argument("--wait", action="store_true", help="for runs that an engine does"),
+    *_DRY_RUN,
+    lambda parser: add_flags(
+        parser.add_argument_group("fields of the config", "each wins over the sweep's value"),
+        SweepConfig,
+        only=_RERUN_FIELDS,
+    ),
+    add_launcher_flags,
+)
+def rerun_best(args: argparse.Namespace) -> int:
+    """Run what selection methods chose with new trials."""
     if args.new_trials < 1:
         raise UserError(f"--trials {args.new_trials}: expected a whole number from 1 on")
     config = _load(args.folder, args)
@@ -215,7 +211,7 @@ def _rerun_best(args: argparse.Namespace) -> int:
     for method in rerun_methods(config, args.methods):
         launch = prepare_reruns(config, method, args.new_trials, args.retry)
         found = launch_prepared(launch, args.dry_run, args.wait, args.skip_confirmation)
-        exit_status = max(exit_status, found)
+        exit_status = max(exit_status, found)  # of several methods the highest
         if exit_status >= 128:  # interrupted
             break
     return exit_status
@@ -224,24 +220,22 @@ def _rerun_best(args: argparse.Namespace) -> int:
 # ---- status ----
 
 
-def status(parser: Parser) -> Run:
-    """Count the runs by their state."""
-    _add_target(parser)
-    add_flags(parser, RayLauncher, only=["address"])
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument(
+@command(
+    *_TARGET,
+    lambda parser: add_flags(parser, RayLauncher, only=["address"]),
+    argument("--json", action="store_true", help="for programs"),
+    argument(
         "--watch", action="store_true", help="repeat until nothing is running or will be started"
-    )
-    parser.add_argument(
+    ),
+    argument(
         "--every",
         type=float,
         metavar="SECONDS",
         help="with --watch (default: 2 at first, and 30 in the long run)",
-    )
-    return _status
-
-
-def _status(args: argparse.Namespace) -> int:
+    ),
+)
+def status(args: argparse.Namespace) -> int:
+    """Count the runs by their state."""
     if args.watch and args.json:
         raise UserError("--watch is for people and --json for programs: give one of them")
     if args.every is not None and not (args.watch and 0 < args.every <= _LONGEST_PAUSE):
@@ -257,7 +251,7 @@ def _status(args: argparse.Namespace) -> int:
         config = _load(args.target, args)
         store, chosen = Store(config.output_dir), {**config.launcher, **address}
         runs = {run.run_id: run.planned() for run in config.plan()}
-    look = partial(status_of, store, runs, ask=partial(as_reported, store, chosen))
+    look = partial(status_of, store, runs, ask=partial(engines.as_reported, store, chosen))
     if args.watch:
         with suppress(KeyboardInterrupt):  # the usual end of watching
             return int(set(watch(look, args.every).total) != {DONE})
@@ -270,50 +264,38 @@ def _status(args: argparse.Namespace) -> int:
 # ---- pack, unpack ----
 
 
-def pack(parser: Parser) -> Run:
+@command(
+    argument("folder", metavar="FOLDER", help="of a sweep, which may be in progress"),
+)
+def pack(args: argparse.Namespace) -> int:
     """Put the texts of finished runs into few files, which all commands read as they do folders."""
-    parser.add_argument("folder", metavar="FOLDER", help="of a sweep, which may be in progress")
-    return _pack
-
-
-def unpack(parser: Parser) -> Run:
-    """Take runs out of the files of `sweep pack`, into folders as they were."""
-    parser.add_argument("folder", metavar="FOLDER", help="of a sweep")
-    parser.add_argument(
-        "runs",
-        metavar="RUN",
-        nargs="*",
-        help="ids (default: all)",
-    )
-    return _pack
-
-
-def _pack(args: argparse.Namespace) -> int:
     store = Store(args.folder)
     store.planned()  # which raises where there is no sweep
-    if "runs" in args:
-        print(f"unpacked {count_runs(packing.unpack(store.root, args.runs))}")
-    else:
-        print(f"packed {count_runs(packing.pack(store.root))}")
+    print(f"packed {count_runs(packing.pack(store.root))}")
+    return 0
+
+
+@command(
+    argument("folder", metavar="FOLDER", help="of a sweep"),
+    argument("runs", metavar="RUN", nargs="*", help="ids (default: all)"),
+)
+def unpack(args: argparse.Namespace) -> int:
+    """Take runs out of the files of `sweep pack`, into folders as they were."""
+    store = Store(args.folder)
+    store.planned()
+    print(f"unpacked {count_runs(packing.unpack(store.root, args.runs))}")
     return 0
 
 
 # ---- cancel, delete-incomplete, export, import ----
 
 
-def cancel(parser: Parser) -> Run:
+@command(*_TARGET, add_launcher_flags)
+def cancel(args: argparse.Namespace) -> int:
     """Stop the runs that are queued or running."""
-    _add_target(parser)
-    add_launcher_flags(parser)
-    return _cancel
-
-
-def _cancel(args: argparse.Namespace) -> int:
     config = _load(args.target, args)
-    from domainbed.sweeps.engines import cancel
-
     store = Store(config.output_dir)
-    cancelled = cancel(store, store.statuses(store.planned()), config.launcher)
+    cancelled = engines.cancel(store, store.statuses(store.planned()), config.launcher)
     for engine, jobs in cancelled.items():
         shown = ", ".join(sorted(map(shown_job, jobs))[:10]) + (", …" if len(jobs) > 10 else "")
         print(printable(f"{engine}: cancelled {len(jobs)} job{'s' * (len(jobs) != 1)} ({shown})"))
@@ -322,54 +304,41 @@ def _cancel(args: argparse.Namespace) -> int:
     return 0
 
 
-def delete_incomplete(parser: Parser) -> Run:
-    """Remove the folders of runs that are neither done nor running."""
-    _add_target(parser)
-    parser.add_argument(
+@command(
+    *_TARGET,
+    argument(
         "--skip_confirmation",
         action="store_true",
         help="do not ask (needed where there is no terminal)",
-    )
-    return _delete_incomplete
-
-
-def _delete_incomplete(args: argparse.Namespace) -> int:
+    ),
+)
+def delete_incomplete(args: argparse.Namespace) -> int:
+    """Remove the folders of runs that are neither done nor running."""
     is_config = Path(args.target).is_file()
     root = Path(_load(args.target, args).output_dir if is_config else args.target)
-    return delete_folders(root, args.skip_confirmation)
-
-
-def delete_folders(root: Path, skip_confirmation: bool) -> int:
-    """Removes the folders of runs that are neither done nor running; returns the exit status.
-
-    Raises:
-        UserError: there is no such folder, or nobody is there to confirm.
-    """
     if not root.is_dir():
         raise UserError(f"{str(root)!r} is no folder: name the folder of a sweep")
     folders = Store(root).incomplete()
     if not folders:
         print("no incomplete runs")
         return 0
-    if not skip_confirmation and not sys.stdin.isatty():
+    if not args.skip_confirmation and not sys.stdin.isatty():
         raise UserError(
             f"{count_runs(len(folders))} in {str(root)!r} would be deleted, and nobody is there to "
             "confirm it: give --skip_confirmation"
         )
     question = f"Delete the folders of {count_runs(len(folders))}, with all that they hold?"
-    if skip_confirmation or confirmed(question):
+    if args.skip_confirmation or confirmed(question):
         print(f"deleted {count_runs(sum(remove(folder) for folder in folders))}")
     return 0
 
 
-def export(parser: Parser) -> Run:
+@command(
+    argument("folder", metavar="FOLDER", help="of a sweep"),
+    argument("file", metavar="FILE.parquet", help="to write"),
+)
+def export(args: argparse.Namespace) -> int:
     """Write the records and specs of all runs into one file, which `domainbed collect` reads."""
-    parser.add_argument("folder", metavar="FOLDER", help="of a sweep")
-    parser.add_argument("file", metavar="FILE.parquet", help="to write")
-    return _export
-
-
-def _export(args: argparse.Namespace) -> int:
     from domainbed.runs.exported import SUFFIX, write_export
 
     root, file = Path(args.folder), Path(args.file)
@@ -383,14 +352,12 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def import_(parser: Parser) -> Run:
+@command(
+    argument("file", metavar="FILE.parquet", help="from `domainbed sweep export`"),
+    argument("-o", "--output_dir", required=True, metavar="FOLDER", help="new, or empty"),
+)
+def import_(args: argparse.Namespace) -> int:
     """Unpack an exported sweep into a folder, where a launch does the runs that are not done."""
-    parser.add_argument("file", metavar="FILE.parquet", help="from `domainbed sweep export`")
-    parser.add_argument("-o", "--output_dir", required=True, metavar="FOLDER", help="new, or empty")
-    return _import
-
-
-def _import(args: argparse.Namespace) -> int:
     from domainbed.runs.exported import unpack
 
     file, root = Path(args.file), Path(args.output_dir)

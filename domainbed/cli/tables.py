@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,20 @@ from typing import Any
 
 import pandas as pd
 
-from domainbed.cli.common import BASELINE, JUDGES, Parser, Run, add_shared, argument, command, tell
+from domainbed.cli.common import (
+    BASELINE,
+    JUDGES,
+    Argument,
+    Parser,
+    add_shared,
+    argument,
+    command,
+    tell,
+)
 from domainbed.config.baselines import PREFIX
 from domainbed.core.files import write_text
 from domainbed.core.names import key_suffix
-from domainbed.core.text_table import csv_text, json_text, over_progress, printable, text_table
+from domainbed.core.text_table import csv_text, json_text, over_progress
 from domainbed.errors import UserError
 from domainbed.reporting import (
     Report,
@@ -132,13 +141,7 @@ def write_output(text: str, output: str | None) -> None:
 # ---- collect ----
 
 
-def collect(parser: Parser) -> Run:
-    """Select models and print the results tables of sweeps."""
-    add_shared(parser, "folders")
-    return collect_of_folders(parser)
-
-
-@command(
+OF_TABLES: tuple[Argument, ...] = (
     "--datasets",
     "--algorithms",
     "--selection",
@@ -162,9 +165,11 @@ def collect(parser: Parser) -> Run:
         "--explain", action="store_true", help="say which runs the incomplete cells lack, and why"
     ),
 )
-def collect_of_folders(args: argparse.Namespace) -> int:
-    """As `collect`, where the folders are declared already."""
+"""What `print_tables` reads, besides the folders."""
 
+
+def print_tables(args: argparse.Namespace) -> int:
+    """Select models and print the results tables of sweeps."""
     for flag in ("by_folder", "single_source"):
         if args.explain and getattr(args, flag):
             raise UserError(f"--explain explains the usual tables: give it without --{flag}")
@@ -181,8 +186,10 @@ def collect_of_folders(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(args: argparse.Namespace, records: Records) -> Report:
+collect = command("folders", *OF_TABLES)(print_tables)
 
+
+def _report(args: argparse.Namespace, records: Records) -> Report:
     folders, gaps = args.folders, planned_gaps(args.folders)
     judges = {"metric": args.metric, "selection_metric": args.selection_metric}
     records = only(records, args.datasets, args.algorithms)
@@ -374,22 +381,25 @@ def top_hparams(args: argparse.Namespace) -> int:
 
     if args.top is not None and args.top < 1:
         raise UserError(f"--top {args.top} lists nothing: give a number from 1 on")
-    methods = [SELECTION_METHODS[name] for name in args.selection or PUBLISHED_METHODS]
+    names = dict.fromkeys(args.selection or PUBLISHED_METHODS)
+    methods = [SELECTION_METHODS[name] for name in names]
     records = load_records(args.input_dir, progress=show_progress)
     of_cell = _records_of_cell(records, args.dataset, args.algorithm, args.test_env)
     of_cell = judged_alike(of_cell, args.metric, args.selection_metric)
-    ranked = {each.title: ranking(of_cell, each, args.test_env, args.top) for each in methods}
-    choices = [choice for of_method in ranked.values() for choice in of_method]
+    choices = [
+        choice for each in methods for choice in ranking(of_cell, each, args.test_env, args.top)
+    ]
     if args.format == "json":
-        text = json_text(choices)
-    elif args.format == "csv":
-        text = _ranked_csv(choices, _numbers(of_cell))
-    else:
-        lines = [f"Total records: {len(records)}"]
-        for title, of_method in ranked.items():
-            lines += ["", f"Model selection: {title}", *_ranked_lines(of_method, _numbers(of_cell))]
-        text = "\n".join(lines) + "\n"
-    sys.stdout.write(text)
+        sys.stdout.write(json_text(choices))
+        return 0
+    columns = ["selection", "trial_seed", "rank", *_numbers(of_cell), *_AS_JSON]
+    table = pd.DataFrame(choices, columns=columns)
+    table[_AS_JSON] = table[_AS_JSON].map(partial(json.dumps, sort_keys=True))
+    if args.format == "csv":
+        sys.stdout.write(csv_text(table))
+        return 0
+    sections = [_ranked(each, table[table["selection"] == each.name]) for each in methods]
+    sys.stdout.write(section_renderer("text")(sections, [f"Total records: {len(records)}"]))
     return 0
 
 
@@ -446,6 +456,7 @@ def _records_of_cell(records: Records, dataset: str, algorithm: str, test_env: i
 
 
 _SCORES = ("hparams_seed", "step", "val", "test")
+_AS_JSON = ["hparams", "output_dirs"]
 
 
 def _numbers(records: Records) -> list[str]:
@@ -454,38 +465,16 @@ def _numbers(records: Records) -> list[str]:
     return ["hparams_seed", "step", f"val_{judges[0]}", f"test_{judges[1]}"]
 
 
-def _ranked_lines(choices: Sequence[dict[str, Any]], numbers: Sequence[str]) -> Iterator[str]:
-    """The best choice of each trial, as a table, and then all choices."""
-    if not choices:
-        yield "no result: `domainbed collect --explain` says which runs are missing"
-        return
-    # Validations compare within a trial only.
-    columns = ("trial_seed", *numbers, "hparams")
-    best = [[_shown(each[name]) for name in columns] for each in choices if each["rank"] == 1]
-    yield "best of each trial:"
-    yield from text_table([columns, *best], right=range(5), indent="  ")
-    for choice in choices:
-        if choice["rank"] == 1:
-            yield f"trial_seed: {choice['trial_seed']}"
-        names = (*numbers[2:], "step", "hparams_seed")
-        yield "\t" + ", ".join(f"{name}: {_shown(choice[name])}" for name in names)
-        yield f"\t\thparams: {_shown(choice['hparams'])}"
-        yield from (f"\t\toutput_dir: {printable(folder)}" for folder in choice["output_dirs"])
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value, sort_keys=True)
-    return f"{value:.6f}" if isinstance(value, float) else printable(value)
-
-
-def _ranked_csv(choices: Sequence[dict[str, Any]], numbers: Sequence[str]) -> str:
-    """One line per choice; hparams and output_dirs as JSON."""
-    as_json = ["hparams", "output_dirs"]
-    columns = ["selection", "trial_seed", "rank", *numbers, *as_json]
-    table = pd.DataFrame(choices, columns=columns)
-    table[as_json] = table[as_json].map(partial(json.dumps, sort_keys=True))
-    return csv_text(table)
+def _ranked(method: SelectionMethod, table: pd.DataFrame) -> Section:
+    """The choices of one method; their numbers have six decimals."""
+    texts = table.drop(columns="selection").map(
+        lambda value: f"{value:.6f}" if isinstance(value, float) else str(value)
+    )
+    notes = ["validations compare within a trial only"]
+    if table.empty:
+        notes = ["no result: `domainbed collect --explain` says which runs are missing"]
+    title = f"Model selection: {method.title}"
+    return Section("ranking", title, list(texts), texts.to_numpy().tolist(), notes, table)
 
 
 # ---- published ----
