@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from domainbed.cli.common import Parser, Run, add_shared, run_script, tell
+from domainbed.cli.common import Parser, Run, add_shared, execute, run_script, tell
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
-from domainbed.cli.sweep import delete_folders
+from domainbed.cli.sweep import delete_incomplete
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.names import DATASET_DOMAINS, DOMAINBED_ALGORITHMS, SUBPOPULATIONS
 from domainbed.errors import UserError
@@ -59,7 +58,8 @@ def sweep(parser: Parser) -> Run:
 
 def _sweep(args: argparse.Namespace) -> int:
     if args.command == "delete_incomplete":
-        return delete_folders(Path(args.output_dir), args.skip_confirmation)
+        flags = ["--skip_confirmation"] if args.skip_confirmation else []
+        return execute(delete_incomplete, [args.output_dir, *flags])
     if args.command == "status":
         store = Store(args.output_dir)
         print("\n".join(status_lines(status_of(store, store.planned()))))

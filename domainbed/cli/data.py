@@ -119,11 +119,12 @@ def _present(data_dir: str) -> list[str]:
 
 def _lines(report: Verification) -> list[str]:
     state = "ok" if report.ok else f"{len(report.problems)} problem(s)"
-    lines = [f"{report.name} in {report.folder or 'the package'}: {state}"]
-    if report.counts:
-        lines += _table(report)
-    lines += [f"  problem: {problem.message}" for problem in report.problems]
-    return lines + [f"  note: {note}" for note in report.notes]
+    return [
+        f"{report.name} in {report.folder or 'the package'}: {state}",
+        *(_table(report) if report.counts else ()),
+        *(f"  problem: {problem.message}" for problem in report.problems),
+        *(f"  note: {note}" for note in report.notes),
+    ]
 
 
 def _table(report: Verification) -> list[str]:
@@ -166,14 +167,9 @@ def pack(args: argparse.Namespace) -> int:
     from domainbed.datasets import load_dataset
     from domainbed.datasets.image_domains import PackedDomain
 
-    hparams = {
-        "data_path": "fast",
-        "packed_size": args.size,
-        "packed_format": args.format,
-        **_reading(args),
-    }
-    dataset = load_dataset(args.dataset, args.data_dir, [0], hparams, trial_seed=0)
-    first = dataset[0]
+    packed = {"data_path": "fast", "packed_size": args.size, "packed_format": args.format}
+    hparams = packed | _reading(args)
+    first = load_dataset(args.dataset, args.data_dir, [0], hparams, trial_seed=0)[0]
     assert isinstance(first, PackedDomain)
     print(f"{len(first.pack):,} images in {first.pack.folder}")
     if first.pack.unreadable:

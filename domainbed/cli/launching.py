@@ -52,10 +52,11 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
 
 def launcher_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The options that flags gave."""
-    given: dict[str, Any] = {}
-    for name, model in _LAUNCHER_OPTIONS.items():
-        given |= read_flags(args, model, only=[name])
-    return given
+    return {
+        option: value
+        for name, model in _LAUNCHER_OPTIONS.items()
+        for option, value in read_flags(args, model, only=[name]).items()
+    }
 
 
 def launch_sweep(
@@ -98,10 +99,13 @@ def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation
         print("\n".join(plan_lines(launch)))
         return 0
     todo = len(launch.todo)
-    if todo and sys.stdin.isatty() and not skip_confirmation:  # else nobody asks for the workers
-        question = f"Launch {count_runs(todo)}, {launch.workers} at a time?"
-        if not confirmed(question):
-            return 0
+    if (
+        todo
+        and sys.stdin.isatty()
+        and not skip_confirmation  # else nobody asks for the workers
+        and not confirmed(f"Launch {count_runs(todo)}, {launch.workers} at a time?")
+    ):
+        return 0
     if not launch.launcher.blocking and not wait and (todo or launch.others):
         return _tell_submitted(launch, launch.submit())
     look = partial(status_of, launch.store, launch.planned)

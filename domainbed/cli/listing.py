@@ -35,10 +35,10 @@ def algorithms(_: argparse.Namespace) -> int:
         fidelity = declared_options(algorithm).get("fidelity")
         # The default is listed first.
         readings = dict.fromkeys([fidelity.default, *fidelity.values]) if fidelity else ()
-        year = year_of(algorithm.paper)
-        rows.append([kinds.get(name, "other"), name, year, ", ".join(readings), algorithm.paper])
-    others = [[f"{add_on}+NAME", f"{add_on} added to another"] for add_on in ADD_ONS]
-    return _show(rows + [["", name, "", "", what] for name, what in others])
+        facts = year_of(algorithm.paper), ", ".join(readings), algorithm.paper
+        rows.append([kinds.get(name, "other"), name, *facts])
+    rows += [["", f"{add_on}+NAME", "", "", f"{add_on} added to another"] for add_on in ADD_ONS]
+    return _show(rows)
 
 
 @command("--plugins")

@@ -13,7 +13,7 @@ from operator import itemgetter, methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainbed.cli.common import argument, command
+from domainbed.cli.common import argument, command, execute
 from domainbed.cli.data import computed_features
 from domainbed.cli.launching import launch_sweep
 from domainbed.config.run_fields import CURVATURES, DiagnosisOptions, FeatureSource, RunOptions
@@ -323,10 +323,9 @@ def zero_shot(args: argparse.Namespace) -> int:
     A run for each test domain, whose records are in the same tables as those of trained runs. The
     features of the images are computed first, where they are missing.
     """
+    from domainbed.cli.tables import collect
     from domainbed.datasets.features import open_text_head
     from domainbed.networks.open_clip_models import PREFIX, prompt_templates
-    from domainbed.reporting import build_report, load_records
-    from domainbed.reporting.render import renderer
     from domainbed.sweeps.config import load_config
 
     if not args.backbone.startswith(PREFIX):
@@ -356,8 +355,4 @@ def zero_shot(args: argparse.Namespace) -> int:
             "plugins": args.plugins,
         },
     )
-    status = launch_sweep(config, skip_confirmation=True)
-    if status == 0:
-        report = build_report(load_records(args.output_dir), config.selection)
-        print(renderer("text")(report))
-    return status
+    return launch_sweep(config, skip_confirmation=True) or execute(collect, [args.output_dir])

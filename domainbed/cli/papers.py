@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from domainbed.cli.common import argument, command
+from domainbed.cli.common import argument, command, execute
 from domainbed.cli.launching import add_launcher_flags, launch_sweep, launcher_flags
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.settings import load
@@ -74,14 +74,10 @@ def reproduce(args: argparse.Namespace) -> int:
 
 
 def _tell(config: SweepConfig, paper: str) -> None:
-    from domainbed.reporting import build_report, load_records
-    from domainbed.reporting.published.agreement import agreement, agreement_sections
-    from domainbed.reporting.render import renderer
-    from domainbed.reporting.section import section_renderer
+    from domainbed.cli.tables import collect, compare
 
-    report = build_report(load_records(config.output_dir), config.selection)
-    print(renderer("text")(report))
-    print(section_renderer("text")(agreement_sections(agreement(report, paper), paper)))
+    execute(collect, [config.output_dir])
+    execute(compare, [config.output_dir, "--with", paper])
     print(
         f"`domainbed compare {in_shell(config.output_dir)}` compares the algorithms with each "
         "other."

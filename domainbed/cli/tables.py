@@ -43,7 +43,7 @@ from domainbed.reporting.published import find_values, published_sections
 from domainbed.reporting.published.agreement import agreement, agreement_sections
 from domainbed.reporting.released import beside_released
 from domainbed.reporting.render import renderer, styled
-from domainbed.reporting.section import Section, latex_document, section_renderer
+from domainbed.reporting.section import LATEX_DOCUMENT, Section, section_renderer
 from domainbed.reporting.single_source import count_single_source, single_source_report
 from domainbed.reporting.statistics import UNITS
 from domainbed.reporting.tables import Style
@@ -119,7 +119,7 @@ def printed(text: str, args: argparse.Namespace) -> None:
     """
     if args.document and args.format != "latex":
         raise UserError(f"--document is for --format latex, not {args.format}: leave it out")
-    write_output(latex_document(text) if args.document else text, args.output)
+    write_output(LATEX_DOCUMENT % text if args.document else text, args.output)
 
 
 def write_output(text: str, output: str | None) -> None:

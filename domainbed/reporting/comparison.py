@@ -176,10 +176,9 @@ def paired_cells(wide: pd.DataFrame, algorithm: str, baseline: str) -> tuple[lis
 
 def _numbers(cells: list[PairedCell], judge: Unit, unit: str, rope: float | None) -> dict[str, Any]:
     observed = statistics.observations(cells, unit)
-    intervals = [statistics.trial_interval(cells), statistics.dataset_interval(cells)]
-    if judge.sign < 0:  # differences are as recorded: a better one is negative
-        intervals = [(-high, -low) for low, high in intervals]
-    (trials_low, trials_high), (datasets_low, datasets_high) = intervals
+    # Differences are as recorded: of a metric that is better low, a better one is negative.
+    trials_low, trials_high = sorted(judge.sign * e for e in statistics.trial_interval(cells))
+    datasets_low, datasets_high = sorted(judge.sign * e for e in statistics.dataset_interval(cells))
     numbers: dict[str, Any] = {
         "difference": judge.sign * float(statistics.observations(cells, "dataset").mean()),
         "trials_low": trials_low,
@@ -224,7 +223,15 @@ def selection_gap(
     wide = chosen.pivot(index=_RUN, columns="selection", values=records.metric)
     gaps = wide.reindex(columns=[better, other]).dropna()
     frame = (gaps[better] - gaps[other]).rename("gap").reset_index()
-    return _in_order(_over_trials(frame, "gap", records.runs))
+    rows = []
+    for key, of_group in frame.groupby(_GROUP, sort=False):
+        names = domain_names(records.runs, key[0])
+        sets = {names[env]: of_env for env, of_env in of_group.groupby("test_env")}
+        for domain, of_domain in {**sets, AVERAGE: of_group}.items():
+            cell = mean_over_trials((of_domain.groupby("trial_seed")["gap"].mean() / 100).to_dict())
+            rows.append((*key, domain, cell.mean, cell.std_err, cell.n_trials))
+    columns = [*_GROUP, "domain", "gap", "std_err", "n_trials"]
+    return _in_order(pd.DataFrame(rows, columns=columns))
 
 
 def tuning_gain(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
@@ -235,16 +242,22 @@ def tuning_gain(records: Records, selection: Sequence[str] | None = None) -> pd.
     over `n_trials` trials (first averaged over test domains within a trial); and `n_draws`, the
     fewest hparams seeds that a choice was made from.
     """
-    frames = []
+    frames, rows, unit = [], [], Unit.of(records.metric)
     for name in _names(selection):
         ranked = SELECTION_METHODS[name].rank(records)
         best = ranked.drop_duplicates(_RUN).set_index(_RUN)["test"].rename("best")
         default = ranked[ranked["hparams_seed"] == DEFAULT_SEED].set_index(_RUN)["test"]
         draws = ranked.groupby(_RUN).size().rename("n_draws")
         both = pd.concat([best, default.rename("default"), draws], axis=1).dropna().reset_index()
-        frames.append(_gains(both, Unit.of(records.metric)).assign(selection=name))
+        frames.append(both.assign(selection=name))
+    for key, of_group in pd.concat(frames).groupby(["selection", *_GROUP], sort=False):
+        by_trial = of_group.groupby("trial_seed")[["default", "best"]].mean()
+        better = unit.sign * (by_trial["best"] - by_trial["default"])
+        gain = mean_over_trials(better.to_dict(), unit.factor)
+        numbers = gain.mean, gain.std_err, gain.n_trials, int(of_group["n_draws"].min())
+        rows.append((*key, *unit.factor * by_trial.mean(), *numbers))
     columns = ["selection", *_GROUP, "default", "best", "gain", "std_err", "n_trials", "n_draws"]
-    return _in_order(pd.concat(frames, ignore_index=True)[columns])
+    return _in_order(pd.DataFrame(rows, columns=columns))
 
 
 def expected_best(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
@@ -254,20 +267,16 @@ def expected_best(records: Records, selection: Sequence[str] | None = None) -> p
     and trial has), the metric under its name, the mean over test domains and trials, and
     `n_trials`.
     """
-    rows: list[dict[str, object]] = []
-    factor = Unit.of(records.metric).factor
+    rows, factor = [], Unit.of(records.metric).factor
     for name in _names(selection):
         ranked = SELECTION_METHODS[name].rank(records).iloc[::-1]  # from worst to best
-        for (dataset, algorithm), of_group in ranked.groupby(_GROUP, sort=False):
+        for key, of_group in ranked.groupby(_GROUP, sort=False):
             tests = [of["test"].to_numpy() for _, of in of_group.groupby(_RUN)]
             curves = [statistics.expected_best(of_run) for of_run in tests]
             fewest = min(map(len, curves))
             means = factor * np.mean([curve[:fewest] for curve in curves], axis=0)
-            rows += [
-                {"selection": name, "dataset": dataset, "algorithm": algorithm, "draws": draws,
-                 records.metric: mean, "n_trials": of_group["trial_seed"].nunique()}
-                for draws, mean in enumerate(means.tolist(), start=1)
-            ]  # fmt: skip
+            trials = of_group["trial_seed"].nunique()
+            rows += [(name, *key, k, mean, trials) for k, mean in enumerate(means.tolist(), 1)]
     columns = ["selection", *_GROUP, "draws", records.metric, "n_trials"]
     return _in_order(pd.DataFrame(rows, columns=columns))
 
@@ -332,34 +341,6 @@ def accuracy_on_the_line(records: Records) -> pd.DataFrame:
         rows.append((dataset, name, len(points), *fit))
     columns = ["dataset", "domain", "runs", "slope", "intercept", "correlation"]
     return _in_order(pd.DataFrame(rows, columns=columns))
-
-
-def _gains(both: pd.DataFrame, unit: Unit) -> pd.DataFrame:
-    """The mean over trials of what was averaged over test domains."""
-    rows = []
-    for key, of_group in both.groupby(_GROUP, sort=False):
-        by_trial = of_group.groupby("trial_seed")[["default", "best"]].mean()
-        better = unit.sign * (by_trial["best"] - by_trial["default"])
-        gain = mean_over_trials(better.to_dict(), unit.factor)
-        means = (unit.factor * by_trial.mean()).to_dict()
-        found = {"gain": gain.mean, "std_err": gain.std_err, "n_trials": gain.n_trials}
-        names = dict(zip(_GROUP, key, strict=True))
-        rows.append({**names, **means, **found, "n_draws": int(of_group["n_draws"].min())})
-    columns = [*_GROUP, "default", "best", "gain", "std_err", "n_trials", "n_draws"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _over_trials(frame: pd.DataFrame, value: str, runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean and standard error over trials of each domain, and of the mean over domains."""
-    rows = []
-    for key, of_group in frame.groupby(_GROUP, sort=False):
-        names = domain_names(runs, key[0])
-        sets = {names[env]: of_env for env, of_env in of_group.groupby("test_env")}
-        for domain, of_domain in {**sets, AVERAGE: of_group}.items():
-            numbers = of_domain.groupby("trial_seed")[value].mean() / 100
-            cell = mean_over_trials(numbers.to_dict())
-            rows.append((*key, domain, cell.mean, cell.std_err, cell.n_trials))
-    return pd.DataFrame(rows, columns=[*_GROUP, "domain", value, "std_err", "n_trials"])
 
 
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:

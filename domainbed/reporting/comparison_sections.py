@@ -124,8 +124,8 @@ def rank_sections(found: dict[str, CriticalDifference], unit: str) -> list[Secti
         rows = [[name, f"{rank:.2f}"] for name, rank in ranks.mean_ranks.items()]
         over = count(ranks.count, _OBSERVATIONS[unit])
         title = f"Mean ranks over {over}, model selection method: {selection}"
-        notes = rank_notes(ranks, unit)
-        sections.append(Section("ranks", title, ["Algorithm", "mean rank"], rows, notes, frame))
+        header, notes = ["Algorithm", "mean rank"], rank_notes(ranks, unit)
+        sections.append(Section("ranks", title, header, rows, notes, frame))
     return sections
 
 

@@ -159,10 +159,10 @@ def _reasons_of_cell(
 
 def _absent(report: Report, found: Survey) -> list[tuple[str, list[str]]]:
     """What is planned and asked for, but has no row or table because it has no record at all."""
-    tables = [table for table in report.tables if table.dataset]
     shown = {
         (dataset, name)
-        for table in tables
+        for table in report.tables
+        if table.dataset
         for dataset in (str(table.dataset), dataset_label(str(table.dataset)))
         for name in table.rows
     }
@@ -252,10 +252,9 @@ def _recorded_states(runs: pd.DataFrame) -> States:
     states: States = {}
     for row in runs.to_dict("records"):
         steps = row["args"].get("steps") or lengths[row["dataset"]]
-        progress = f"last record at step {row['last_step']} of {steps} steps"
-        state, run = _state(RunFolder(row["folder"]), progress), _run(row)
+        progress, run = f"last record at step {row['last_step']} of {steps} steps", _run(row)
         if states.get(run, (MISSING, ""))[0] != DONE:
-            states[run] = state
+            states[run] = _state(RunFolder(row["folder"]), progress)
     return states
 
 
@@ -267,23 +266,24 @@ def _state_without_records(folder: RunFolder) -> tuple[str, str]:
 
 def _state(folder: RunFolder, progress: str) -> tuple[str, str]:
     kind = folder.state()
-    what = folder.last_error() if kind == FAILED else progress
-    return kind, f"{what} ({folder.path})"
+    return kind, f"{folder.last_error() if kind == FAILED else progress} ({folder.path})"
 
 
 def _own_name(folder: RunFolder) -> Run | None:
     """The run that a folder's run.json names; None where that is missing or damaged."""
     try:
-        entry = folder.read_json(folder.spec)
-        return _run(entry) if entry is not None else None
+        return _run(folder.read_json(folder.spec))
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
 def _folders_without_records(root: Path) -> list[RunFolder]:
-    folders = [RunFolder(path) for path in run_folders(root)]
-    runs = [f for f in folders if any(file.exists() for file in (f.spec, f.errors, f.out))]
-    return [f for f in runs if not f.results.is_file() or not f.results.stat().st_size]
+    return [
+        folder
+        for folder in map(RunFolder, run_folders(root))
+        if any(file.exists() for file in (folder.spec, folder.errors, folder.out))
+        and not (folder.results.is_file() and folder.results.stat().st_size)
+    ]
 
 
 def planned_selection(folders: Folders) -> list[str] | None:
@@ -307,11 +307,10 @@ def planned_selection(folders: Folders) -> list[str] | None:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{file} is damaged: {names!r} are no selection methods, repair it")
         if unknown := [name for name in names if name not in SELECTION_METHODS]:
-            message = (
+            warn_once(
                 f"{root} was planned with {', '.join(unknown)}, which nothing here registers"
                 f"{plugin_hint(root)}: shown without"
             )
-            warn_once(message)
         planned |= set(names)
     return [name for name in SELECTION_METHODS if name in planned] or None
 
@@ -327,8 +326,8 @@ def planned_gaps(folders: Folders) -> Gaps:
         try:
             content = read_sealed_json(file) if file.is_file() else {}
             for entry in content.get("left_out", ()):
-                key = (entry["dataset"], entry["algorithm"], tuple(entry["test_envs"]))
-                gaps[key] = str(entry["why"])
+                envs = tuple(entry["test_envs"])
+                gaps[entry["dataset"], entry["algorithm"], envs] = str(entry["why"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             log.warning("warning: %s is damaged (%s): what it left out is not told", file, error)
     return gaps

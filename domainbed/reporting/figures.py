@@ -96,8 +96,10 @@ def difference_figures(findings: Findings) -> Figures:
     datasets = list(dict.fromkeys(frame["dataset"]))
     # One dataset is its own average.
     shown = [AVERAGE, *datasets[:-1]] if len(datasets) > 2 else datasets[:1]
-    unit = findings.unit.of_differences
-    return {name: _differences(frame[frame["dataset"] == name], unit) for name in shown}
+    return {
+        name: _differences(frame[frame["dataset"] == name], findings.unit.of_differences)
+        for name in shown
+    }
 
 
 def _differences(frame: pd.DataFrame, unit: str) -> Figure:
@@ -135,8 +137,7 @@ def rank_figures(findings: Findings) -> Figures:
     if not drawn:
         return {}
     size = max(len(ranks.mean_ranks) for ranks in drawn.values())
-    height = 1.0 + 0.2 * math.ceil(size / 2)
-    figure, panels = _panels(len(drawn), height, columns=1)
+    figure, panels = _panels(len(drawn), 1.0 + 0.2 * math.ceil(size / 2), columns=1)
     for axes, (name, ranks) in zip(panels, drawn.items()):
         _draw_ranks(axes, name, ranks)
     return {"": figure}
@@ -164,9 +165,9 @@ def _draw_ranks(axes: Axes, title: str, ranks: CriticalDifference) -> None:
                       ha="right" if on_left else "left", va="center")  # fmt: skip
     if ranks.can_differ:
         axes.errorbar(1 + ranks.distance / 2, 1.15, xerr=ranks.distance / 2, color=INK, capsize=3)
-        named = f"critical difference {ranks.distance:.2f}"
-        axes.annotate(named, (1 + ranks.distance, 1.15), (6, 0), textcoords="offset points",
-                      va="center", fontsize="small")  # fmt: skip
+        axes.annotate(f"critical difference {ranks.distance:.2f}", (1 + ranks.distance, 1.15),
+                      (6, 0), textcoords="offset points", va="center",
+                      fontsize="small")  # fmt: skip
     if ranks.tells_apart:
         for number, group in enumerate(ranks.groups):
             first, last = ranks.mean_ranks[group[0]], ranks.mean_ranks[group[-1]]

@@ -59,12 +59,12 @@ def error_sections(found: Misclassified, top: int) -> list[Section]:
     """How many images are wrong, then for each dataset the first `top` of each kind."""
     counts = found.counts()
     header = [_HEADINGS.get(name, f"only {name} wrong") for name in counts.columns]
-    notes = [
+    differ = (
         f"{found.earlier} of {found.runs} runs were chosen at a step before the last one, which "
         "the predictions are of: the tables' accuracies differ"
-    ]
+    )
     first = _section("How many images are wrong", header, counts)
-    sections = [first._replace(notes=notes) if found.earlier else first]
+    sections = [first._replace(notes=[differ] if found.earlier else [])]
     columns = ["domain", "trial_seed", "image", "label"]
     header = ["domain", "trial", "image", "label", *found.algorithms]
     for kind in (ALL, *found.algorithms):
@@ -122,8 +122,7 @@ def misclassified(
             f"{lacking[0]}: train them with --save_predictions, or, if they kept their weights, "
             f"use `domainbed model predict {in_shell(lacking[0])} --save_predictions`"
         )
-    unsealed = [f for f in named if not digest_file(RunFolder(f).predictions).exists()]
-    if unsealed:
+    if unsealed := [f for f in named if not digest_file(RunFolder(f).predictions).exists()]:
         log.warning(
             "warning: predictions of %d of %d runs have no digest, as those of earlier versions: "
             "damage to them may not be noticed",

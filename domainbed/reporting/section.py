@@ -32,7 +32,7 @@ NOTHING = "-"
 _TEXT_WIDTH = 100
 _ROWS_OF_A_PAGE = 40
 _NUMBER = re.compile(r"[<\[]?[+-]?\d|-$|X$")
-_DOCUMENT = r"""\documentclass{article}
+LATEX_DOCUMENT = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage[margin=2cm]{geometry}
@@ -42,6 +42,7 @@ _DOCUMENT = r"""\documentclass{article}
 %s
 \end{document}
 """
+"""What pdflatex compiles, with a place for tables."""
 
 
 class Section(NamedTuple):
@@ -159,11 +160,6 @@ def to_latex(sections: Sequence[Section], head: Sequence[str] = ()) -> str:
     for section in sections:
         lines += ["", *_tables(section)]
     return "\n".join(lines) + "\n"
-
-
-def latex_document(tables: str) -> str:
-    """A document of such tables, which pdflatex compiles."""
-    return _DOCUMENT % tables
 
 
 @SECTION_RENDERERS.register(name="csv")

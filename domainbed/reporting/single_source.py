@@ -74,9 +74,8 @@ def single_source_report(
         raise UserError("no run trains on one domain alone, with all others as its test_envs")
     records = judged_alike(records, metric, selection_metric)
     views = _views(records)
-    runs = records.runs
-    known = runs.groupby("dataset")["num_domains"].max()
-    domains = {name: list(range(known[name])) for name in order_datasets(runs["dataset"])}
+    known = records.runs.groupby("dataset")["num_domains"].max()
+    domains = {name: list(range(known[name])) for name in order_datasets(known.index)}
     tables = [
         table
         for method in methods

@@ -88,7 +88,9 @@ def dataset_interval(cells: Sequence[PairedCell], seed: int = 0) -> Interval:
     if len(means) < 2:
         return NO_INTERVAL
     drawn = np.random.default_rng(seed).integers(len(means), size=(RESAMPLES, len(means)))
-    return _percentiles(means[drawn].mean(axis=1))
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(means[drawn].mean(axis=1), [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def probability_of_improvement(cells: Sequence[PairedCell]) -> float:
@@ -218,9 +220,7 @@ def critical_difference(values: np.ndarray, algorithms: Sequence[str]) -> Critic
 def _groups(mean_ranks: dict[str, float], distance: float) -> list[tuple[str, ...]]:
     names, groups, last = list(mean_ranks), [], 0
     for first, name in enumerate(names):
-        near = [
-            other for other in names[first:] if mean_ranks[other] - mean_ranks[name] <= distance
-        ]
+        near = [n for n in names[first:] if mean_ranks[n] - mean_ranks[name] <= distance]
         if len(near) > 1 and first + len(near) > last:
             groups.append(tuple(near))
         last = max(last, first + len(near))
@@ -249,9 +249,3 @@ def _dataset_means(cells: Sequence[PairedCell], values: Sequence[Any]) -> np.nda
     """A number, or an array, of each cell averaged within datasets: (datasets, ...)."""
     names, stacked = np.array([cell.dataset for cell in cells]), np.array(values)
     return np.array([stacked[names == name].mean(axis=0) for name in dict.fromkeys(names)])
-
-
-def _percentiles(samples: np.ndarray) -> Interval:
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(samples, [tail, 100 - tail])
-    return float(low), float(high)

@@ -291,8 +291,8 @@ def tables_of(
     tables = []
     for place, (dataset, domains) in enumerate(domains_of.items()):
         names, chance = domain_names(runs, dataset), _chance(dataset, unit)
-        columns = [Column(names[env], dataset, str(env), chance) for env in domains]
-        columns.append(Column(AVERAGE, dataset, AVERAGE, chance))
+        labels = [*((names[env], str(env)) for env in domains), (AVERAGE, AVERAGE)]
+        columns = [Column(label, dataset, env, chance) for label, env in labels]
         rows = {}
         for algorithm in algorithms:
             cells = [
@@ -309,12 +309,16 @@ def tables_of(
         tables.append(
             Table(method.name, method.title, dataset, protocol, columns, marked, setting, *judges)
         )
-    columns = [Column(name, name, AVERAGE, _chance(name, unit)) for name in domains_of]
-    columns += [Column(label, AVERAGE, label) for label in (AVERAGE, MEAN_RANK)]
+    columns = [
+        *(Column(name, name, AVERAGE, _chance(name, unit)) for name in domains_of),
+        *(Column(label, AVERAGE, label) for label in (AVERAGE, MEAN_RANK)),
+    ]
     marked = mark_best(_printed(of_datasets, unit, ranks=True), columns, unit.sign)
     protocol = protocol_of(runs)
-    averages = Table(method.name, method.title, None, protocol, columns, marked, setting, *judges)
-    return [*tables, averages]
+    return [
+        *tables,
+        Table(method.name, method.title, None, protocol, columns, marked, setting, *judges),
+    ]
 
 
 def _gap(key: CellKey, method: SelectionMethod, gaps: Gaps) -> str:
@@ -346,8 +350,8 @@ def _diverged(
     both = chosen.merge(runs.loc[runs["diverged"], [*keys, "test_envs"]], on=keys)
     for row in both.to_dict("records"):
         if method.uses(row["test_envs"], row["test_env"]):
-            cell = (row["dataset"], row["algorithm"], row["test_env"])
-            found[cell].append((row["trial_seed"], row["hparams_seed"]))
+            seeds = row["trial_seed"], row["hparams_seed"]
+            found[row["dataset"], row["algorithm"], row["test_env"]].append(seeds)
     return found
 
 
@@ -359,10 +363,9 @@ def _averages_rows(
         cells = []
         for dataset, domains in domains_of.items():
             of_domains = [values.get((dataset, algorithm, env), {}) for env in domains]
-            trials = sorted(set().union(*of_domains))
             means = {
                 trial: float(np.mean([of[trial] for of in of_domains if trial in of]))
-                for trial in trials
+                for trial in sorted(set().union(*of_domains))
             }
             cells.append(mean_over_trials(means, unit.factor))
         rows[algorithm] = [*cells, mean_of_cells(cells)]

@@ -60,34 +60,29 @@ def _parts(folder: str, baseline: str) -> Iterator[Part]:
 
 def _table(records: Records, method: str, baseline: str) -> HtmlTable:
     """One row per algorithm, the best result first; no row where the method chooses nothing."""
-    unit = Unit.of(records.metric)
     cells = to_frame(build_report(records, [method]))
     means = cells[(cells["table"] == "dataset") & (cells["domain"] == "Avg")].dropna(subset="mean")
+    unit = Unit.of(records.metric, means["mean"])
     means = means.set_index("algorithm").sort_values("mean", ascending=unit.sign < 0)
     header = ["algorithm", *(name.format(baseline) for name in HEADER), "trials, draws", "paper"]
     if means.empty:
         return HtmlTable(method, header, [])
-    against = (
-        differences(records, [method], baseline).drop_duplicates("algorithm").set_index("algorithm")
-    )
+    against = differences(records, [method], baseline).drop_duplicates("algorithm")
+    against = against.set_index("algorithm").reindex(means.index)  # without numbers of the baseline
     ranks = critical_differences(records, [method])[method]
     costs = _milliseconds(records)
     runs = records.runs.groupby("algorithm")[["trial_seed", "hparams_seed"]].nunique()
     rows = []
     for name, mean in means.iterrows():
-        difference = interval = apart = ""
-        if name in against.index:
-            row = against.loc[name]
-            low, high = row["trials_low"], row["trials_high"]
-            difference, interval = f"{row['difference']:+.1f}", f"[{low:+.1f}, {high:+.1f}]"
-            apart = _apart(unit.sign * low, unit.sign * high)
+        difference, low, high = against.loc[name, ["difference", "trials_low", "trials_high"]]
+        apart = _apart(unit.sign * low, unit.sign * high)
         paper = ALGORITHMS[name].paper if name in ALGORITHMS else "by a plug-in"
         unchecked = name in ALGORITHMS and name not in ALGORITHM_ORDER
         texts = [
             f"{name} (provisional)" if unchecked else str(name),
             year_of(paper),
-            f"{mean['mean']:.1f} ± {mean['std_err']:.1f}",
-            *(difference, interval, apart),
+            unit.with_error(mean["mean"], mean["std_err"]).replace("+/-", "±"),
+            *(unit.text(difference, signed=True), unit.interval(low, high), apart),
             f"{ranks.mean_ranks.get(str(name), math.nan):.1f}",
             f"{costs.get(name, math.nan):.1f}",
             "{}, {}".format(*runs.loc[name]),

@@ -24,6 +24,7 @@ TOLERANCE = 0.02
 threads and versions: docs/submit.md says what was measured."""
 
 _OF_RUN = ("test_envs", "hparams_seed", "trial_seed", "seed", "hparams", "digests", "revision")
+_RESOLVED = ("dataset", "algorithm", "fixed_hparams", "protocol_version", "rerun", "tuned")
 _OF_MACHINE = {"args", "step_time", "mem_gb"}
 """What differs between records of the same run."""
 
@@ -56,7 +57,7 @@ def check(file: Path, rerun: int = 0, data_dir: str = "data") -> list[Check]:
     specs = {name: spec_of(folder) for name, folder in folders.items()}
     environments = [folder.read_json(folder.environment) or {} for folder in folders.values()]
     return [
-        _complete(planned, done),
+        Check("runs done", f"{len(done)} of {len(planned)} planned", len(done) == len(planned)),
         _grid(planned.values()),
         _drawn(specs),
         _records(folders, specs),
@@ -73,10 +74,6 @@ def spec_of(folder: RunFolder) -> RunSpec:
     content = folder.read_json(folder.spec) or {}
     values = {name: v for name, v in content.items() if name not in ("run_id", "identity")}
     return RunSpec.model_validate_json(json.dumps(values))
-
-
-def _complete(planned: Mapping[str, Any], done: list[str]) -> Check:
-    return Check("runs done", f"{len(done)} of {len(planned)} planned", len(done) == len(planned))
 
 
 def _grid(planned: Iterable[Mapping[str, Any]]) -> Check:
@@ -100,8 +97,7 @@ def _drawn(specs: Mapping[str, RunSpec]) -> Check:
     resolvers: dict[str, Resolver] = {}
     others = []
     for name, spec in specs.items():
-        fields = spec.model_dump(exclude={*_OF_RUN, "dataset", "algorithm", "fixed_hparams"})
-        fields = {key: v for key, v in fields.items() if key not in _RESOLVED}
+        fields = spec.model_dump(exclude={*_OF_RUN, *_RESOLVED})
         fixed = spec.fixed_hparams | ({"tuned": True} if spec.tuned else {})
         key = json.dumps([spec.dataset, spec.algorithm, fixed, fields], sort_keys=True, default=str)
         if key not in resolvers:
@@ -110,9 +106,6 @@ def _drawn(specs: Mapping[str, RunSpec]) -> Check:
         others += [spec.describe()] if {spec.run_id, expected.run_id} != {name} else []
     found = f"{others[0]} is not what its seeds draw" if others else "as the protocol draws them"
     return Check("hyper-parameters", found, not others)
-
-
-_RESOLVED = ("protocol_version", "rerun", "tuned")
 
 
 def _records(folders: Mapping[str, RunFolder], specs: Mapping[str, RunSpec]) -> Check:
@@ -167,9 +160,7 @@ def _again(
         with tempfile.TemporaryDirectory() as aside:
             again = RunFolder(Path(aside) / name)
             run(specs[name], again, RunOptions(data_dir=data_dir, keep="none"))
-            now = read(again)
-        found, stands = difference(before, now)
-        yield Check(f"again: {specs[name].describe()}", found, stands)
+            yield Check(f"again: {specs[name].describe()}", *difference(before, read(again)))
 
 
 def difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> tuple[str, bool]:
@@ -182,10 +173,7 @@ def difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> tuple
         return "the same, bit for bit", True
     if [record["step"] for record in before] != [record["step"] for record in now]:
         return "records of other steps", False
-    means = [
-        sum(values) / max(len(values), 1) for values in map(_accuracies, (before[-1], now[-1]))
-    ]
-    gap = abs(means[0] - means[1])
+    gap = abs(_mean_accuracy(before[-1]) - _mean_accuracy(now[-1]))
     return f"mean accuracy at the end differs by {100 * gap:.2f} points", gap <= TOLERANCE
 
 
@@ -195,5 +183,6 @@ def read(folder: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _accuracies(record: Mapping[str, Any]) -> list[float]:
-    return [v for name, v in record.items() if name.endswith("_acc") and v is not None]
+def _mean_accuracy(record: Mapping[str, Any]) -> float:
+    values = [v for name, v in record.items() if name.endswith("_acc") and v is not None]
+    return sum(values) / max(len(values), 1)

@@ -58,17 +58,18 @@ def build_page(
     """
     runs = report.records.runs
     findings = Findings(report.records, [method.name for method in report.methods], baseline)
-    of_findings = (_ranks, _tuning, _curves, _on_the_line)
     with plain_style():
         parts = [
             _differences(findings),
             _results(report, findings),
             *_single_source(report, findings),
-            *(part(findings) for part in of_findings),
+            *(part(findings) for part in (_ranks, _tuning, _curves, _on_the_line)),
         ]
-    wrong = wrong_images(report, baseline, read_images or partial(files_below, "data"))
-    parts += [wrong, _runs(report, folders)]
-    parts += [_choices(findings), _environment(runs["folder"]), _commands(folders)]
+    parts += [
+        wrong_images(report, baseline, read_images or partial(files_below, "data")),
+        *(_runs(report, folders), _choices(findings)),
+        *(_environment(runs["folder"]), _commands(folders)),
+    ]
     names = ", ".join(root.name or str(root) for root in as_paths(folders))
     facts = [f"{len(runs):,} runs", *head(report)]
     algorithms = order_algorithms(runs["algorithm"])
@@ -105,9 +106,8 @@ def _answer(findings: Findings) -> list[str]:
     return lines
 
 
-def _values(findings: Findings) -> str:
-    """What is measured, and its unit, as a sentence begins: "Accuracy in percent"."""
-    words = findings.unit.of_values
+def _begun(words: str) -> str:
+    """Words as a sentence begins."""
     return words[0].upper() + words[1:]
 
 
@@ -119,8 +119,10 @@ def _results(report: Report, findings: Findings) -> Part:
         (compared.gap_section, comparison.selection_gap(report.records)),
     )
     sections += [make(frame, findings.unit) for make, frame in frames if len(frame)]
-    intro = f"{_values(findings)} on each domain when it is held out{_legend(report)} Columns sort."
-    intro += " Below a number: what papers print." if papers else ""
+    intro = (
+        f"{_begun(findings.unit.of_values)} on each domain when it is held out{_legend(report)} "
+        f"Columns sort.{' Below a number: what papers print.' if papers else ''}"
+    )
     tables = [*result_tables(report, papers), *map(from_section, sections)]
     return Part("results", "Results", intro, tables=tables)
 
@@ -150,21 +152,21 @@ def _single_source(report: Report, findings: Findings) -> list[Part]:
         Part(
             "single-source",
             "Trained on one domain",
-            f"{_values(findings)}, the mean over all other domains, of runs that train on the one "
-            f"domain of a column{_legend(report)}",
+            f"{_begun(findings.unit.of_values)}, the mean over all other domains, of runs that "
+            f"train on the one domain of a column{_legend(report)}",
             tables=result_tables(found),
         )
     ]
 
 
 def _differences(findings: Findings) -> Part:
-    title, words = f"Differences to {findings.baseline}", findings.unit.of_differences
+    title = f"Differences to {findings.baseline}"
     part = Part(
         "differences",
         title,
-        f"{words[0].upper()}{words[1:]}, paired by dataset, test domain and trial. Dot: the mean; "
-        "thick bar: 95 % interval over trials (Student's t); thin bar: with datasets resampled. "
-        "Hollow and grey: an interval that includes zero tells nothing apart.",
+        f"{_begun(findings.unit.of_differences)}, paired by dataset, test domain and trial. "
+        "Dot: the mean; thick bar: 95 % interval over trials (Student's t); thin bar: with "
+        "datasets resampled. Hollow and grey: an interval that includes zero tells nothing apart.",
     )
     try:
         sections = compared.difference_sections(findings.differences, "trial", None, findings.unit)
@@ -207,7 +209,7 @@ def _tuning(findings: Findings) -> Part:
     points = " in points" * (unit.factor == PERCENT)
     part = Part(
         "hparams",
-        f"{unit.metric[0].upper()}{unit.metric[1:]} by hyper-parameter",
+        f"{_begun(unit.metric)} by hyper-parameter",
         f"One dot a run, or a group of runs: test {unit.name} at the last record,{points} above "
         "the mean of all runs on the same dataset and test domain. Diamonds were chosen by "
         f"{findings.selection[0]}. Where they crowd at an end, the range may be too narrow.",
@@ -215,18 +217,14 @@ def _tuning(findings: Findings) -> Part:
     if findings.tuning.empty:
         return replace(part, missing="one draw of the hyper-parameters: nothing was tuned")
     frame = ranges(findings.tuning)
-    rows = [
-        [row["algorithm"], row["name"], f"{row['lowest']:.3g}", f"{row['highest']:.3g}"]
-        + [str(row[name]) for name in ("choices", "low", "high")]
-        for row in frame.to_dict("records")
-    ]
+    texts = frame.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
     sections = [
         Section(
             "ranges",
             "Is a range too narrow?",
             ["Algorithm", "Hyper-parameter", "lowest", "highest", "choices", "in the lowest tenth",
              "in the highest tenth"],
-            rows,
+            texts.to_numpy().tolist(),
             ["tenths of the logarithm if a range spans a factor of ten; by chance a tenth of the "
              "choices lies in each, if draws are even"],
             frame,
@@ -237,8 +235,8 @@ def _tuning(findings: Findings) -> Part:
         (compared.expected_section, comparison.expected_best(findings.records, findings.selection)),
     )
     sections += [make(frame, unit) for make, frame in frames if len(frame)]
-    figures = _drawn(findings, "hparams", part.title)
-    return replace(part, figures=figures, tables=list(map(from_section, sections)))
+    tables = list(map(from_section, sections))
+    return replace(part, figures=_drawn(findings, "hparams", part.title), tables=tables)
 
 
 def _curves(findings: Findings) -> Part:
@@ -281,8 +279,8 @@ def _curves(findings: Findings) -> Part:
         notes,
         frame,
     )  # fmt: skip
-    figures = _drawn(findings, "curves", part.title)
-    return replace(part, figures=figures, tables=[from_section(section)])
+    drawn = _drawn(findings, "curves", part.title)
+    return replace(part, figures=drawn, tables=[from_section(section)])
 
 
 def _on_the_line(findings: Findings) -> Part:

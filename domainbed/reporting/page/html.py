@@ -149,17 +149,14 @@ def to_html(page: Page, refresh: int = 0) -> str:
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["code"] = _with_code
+    environment.filters["code"] = lambda text: Markup(
+        re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    )
     style = Markup((FOLDER / "style.css").read_text(encoding="utf-8"))
     script = Markup((FOLDER / "script.js").read_text(encoding="utf-8"))
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     template = environment.get_template("report.html")
     return template.render(page=page, style=style, script=script, refresh=refresh, made=made)
-
-
-def _with_code(text: str) -> Markup:
-    """Escaped text, with code in place of what is between backticks."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def inline_svg(figure: Figure, name: str, title: str, description: str) -> Markup:
@@ -185,6 +182,8 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> Marku
     figure.savefig(stream, format="svg", transparent=True)
     drawn = re.sub("<[^>]+>", adapted, _LEFT_OUT.sub("", stream.getvalue().rstrip()))
     names = f'role="img" aria-labelledby="{name}-title {name}-text"'
-    told = f'<title id="{name}-title">{escape(title)}</title>'
-    told += f'<desc id="{name}-text">{escape(description)}</desc>'
+    told = (
+        f'<title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-text">{escape(description)}</desc>'
+    )
     return Markup(re.sub("<svg([^>]*)>", lambda tag: f"<svg{tag[1]} {names}>{told}", drawn))

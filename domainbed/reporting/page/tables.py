@@ -89,9 +89,8 @@ def _results(
                 key = (table.selection, kind, column.dataset, algorithm, domain)
                 published = printed.get(key, [])
                 notes = [note] if published else notes
-                text = _typeset(cell_text(cell, style))
-                mark = _mark(cell, style)
-                rows[algorithm].append(HtmlCell(text, mark, [*_below(cell), *published]))
+                text, below = _typeset(cell_text(cell, style)), [*_below(cell), *published]
+                rows[algorithm].append(HtmlCell(text, _mark(cell, style), below))
     header = ["Algorithm", *(column.label for table in tables for column in table.columns)]
     groups = [("", 1), *((table.title, len(table.columns)) for table in tables)]
     return HtmlTable(
@@ -106,9 +105,12 @@ def _results(
 
 def _mark(cell: Cell, style: Style) -> str:
     """Whether a number is the best of its column, near it, or the second, if that is shown."""
-    is_weak = (cell.best or cell.near) and cell.n_trials < FEW
-    marks = {"best": cell.best, "near": cell.near, "second": cell.second and style.second}
-    marks["weak"] = is_weak
+    marks = {
+        "best": cell.best,
+        "near": cell.near,
+        "second": cell.second and style.second,
+        "weak": (cell.best or cell.near) and cell.n_trials < FEW,
+    }
     return " ".join(name for name, applies in marks.items() if applies)
 
 
@@ -123,8 +125,7 @@ def _published_line(source: str, cell: Any) -> HtmlCell:
     """What a paper prints, by the paper's number in the note, and the verdict if there is one."""
     error = "" if pd.isna(cell.published_std_err) else f" ± {cell.published_std_err:.1f}"
     verdict = {True: ", agrees", False: ", differs", None: ""}[cell.within]
-    text = f"[{_NUMBERS[source]}] {cell.published_mean:.1f}{error}{verdict}"
-    return HtmlCell(text, "published")
+    return HtmlCell(f"[{_NUMBERS[source]}] {cell.published_mean:.1f}{error}{verdict}", "published")
 
 
 def from_section(section: Section, is_open: bool = False) -> HtmlTable:
@@ -134,12 +135,11 @@ def from_section(section: Section, is_open: bool = False) -> HtmlTable:
     rows = [
         Row(list(map(HtmlCell, texts)), "" if place is None else texts[place]) for texts in shown
     ]
-    left_out = len(section.rows) - len(rows)
-    more = [f"{left_out:,} more rows are left out"] if left_out else []
     header = [name[:1].upper() + name[1:] for name in section.header]
-    columns = enumerate(section.of_numbers())
-    named = [number for number, of_numbers in columns if number and not of_numbers]
-    notes = [*map(_typeset, section.notes), *more]
+    named = [n for n, of_numbers in enumerate(section.of_numbers()) if n and not of_numbers]
+    notes = list(map(_typeset, section.notes))
+    if left_out := len(section.rows) - len(rows):
+        notes.append(f"{left_out:,} more rows are left out")
     return HtmlTable(section.title, header, rows, (), named, notes, is_open)
 
 

@@ -127,8 +127,9 @@ def _conditions(
     ]
     keys = [key for key in RUN_KEYS if key != "hparams_seed"]
     seeds = runs.groupby(keys)["hparams_seed"].transform("nunique")
-    conditions = pd.DataFrame(rows, index=runs.index)
-    conditions = conditions.assign(test_envs=runs["test_envs"], hparams_seeds=seeds)
+    conditions = pd.DataFrame(rows, index=runs.index).assign(
+        test_envs=runs["test_envs"], hparams_seeds=seeds
+    )
     return usual, dict(iter(conditions.groupby([runs["dataset"], runs["algorithm"]])))
 
 
@@ -159,8 +160,7 @@ def _mismatches(
     if (draws := runs["hparams_seeds"].min()) < paper.draws:
         yield Mismatch("draws", str(draws), str(paper.draws))
     for what, value in usual.items():
-        others = sorted(set(runs[what]) - {value})
-        if others:
+        if others := sorted(set(runs[what]) - {value}):
             yield Mismatch(what, ", ".join(others), value)
     # An average is over the test domains that are there.
     if cell["dataset"] in DATASET_DOMAINS and not cell["test_env"].isdigit():
@@ -192,8 +192,7 @@ def _fields(
 
 
 def _backbone(hparams: dict[str, Any]) -> str:
-    named = hparams.get("featurizer") or hparams.get("backbone")
-    if named:
+    if named := hparams.get("featurizer") or hparams.get("backbone"):
         return str(named)
     if hparams.get("resnet18"):
         return "ResNet-18"
