@@ -249,8 +249,7 @@ def tested_domains(runs: pd.DataFrame, dataset: str) -> list[int]:
 
 def _recorded(runs: pd.DataFrame, name: str) -> list[Any]:
     """A list among the args of the runs; empty if none of them has it."""
-    lists = (args.get(name) for args in runs["args"])
-    return next((found for found in lists if isinstance(found, list)), [])
+    return next((args[name] for args in runs["args"] if isinstance(args.get(name), list)), [])
 
 
 def only(
