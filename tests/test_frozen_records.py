@@ -1,10 +1,10 @@
 """Records of fixed runs, measured once: no change may move these numbers.
 
-The table holds the metrics of the last record, to six digits, on which threads and versions agree.
-Kinds of processors do not: rounding differs, and after 21 updates of batch norm and Adam a small
-penalty differs by up to four percent. So a run has the metrics of each kind that was measured (one
-with AVX-512, one with AVX2), and has to agree with one of them in all. Accuracies may differ by one
-image, whose logits are nearly tied.
+The table holds the metrics of the last record, to six digits, with one thread. Kinds of processors
+disagree: rounding differs, and after 21 updates of batch norm and Adam a small penalty differs by
+several percent. So a run has the metrics of each kind that was measured (one with AVX-512, one with
+AVX2), and has to agree with one of them in all. Accuracies may differ by one image, whose logits
+are nearly tied.
 """
 
 from __future__ import annotations

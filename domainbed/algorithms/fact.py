@@ -10,6 +10,7 @@ from domainbed.algorithms.base import Draws, Metrics, register_algorithm
 from domainbed.algorithms.erm import ERM, ForwardPass
 from domainbed.config.dimensions import Fixed
 from domainbed.core.device import full_precision, sent
+from domainbed.errors import UserError
 from domainbed.networks.pretrained import scale_and_offset
 
 
@@ -78,6 +79,11 @@ class FACT(ERM):
     counters = ("update_count",)
 
     def build(self) -> None:
+        if len(self.input_shape) != 3:
+            raise UserError(
+                f"FACT needs images, (channels, height, width), but the inputs have shape "
+                f"{self.input_shape}: choose another algorithm"
+            )
         super().build()
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)
 

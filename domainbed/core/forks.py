@@ -27,8 +27,6 @@ from textwrap import dedent
 from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
 
-import yaml
-
 from domainbed.errors import UserError, one_line
 
 _OF_FORKS = "domainbed_fork_"
@@ -308,6 +306,8 @@ def set_by_scripts(folder: Path) -> dict[str, Any]:
     These are the defaults of their arguments, what they put into variables and hyper-parameters, as
     in `hparams["temperature"] = args.t`, and what `config.yaml` has. None is a value of these.
     """
+    import yaml  # for forks alone
+
     scripts = [file for file in folder.rglob("*.py") if b"add_argument" in file.read_bytes()]
     scripts.sort(key=lambda file: (file.name.startswith("train"), file))
     nodes = [node for file in scripts for node in ast.walk(code_of(file))]

@@ -46,7 +46,9 @@ def train(algorithm: Any, steps: range) -> None:
 
 def optimizers_of(algorithm: Any) -> Iterator[torch.optim.Optimizer]:
     for module in algorithm.modules():
-        yield from (v for v in vars(module).values() if isinstance(v, torch.optim.Optimizer))
+        for value in vars(module).values():
+            listed = value if isinstance(value, list) else [value]
+            yield from (each for each in listed if isinstance(each, torch.optim.Optimizer))
 
 
 def rates_of(algorithm: Any) -> list[float]:

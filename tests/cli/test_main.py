@@ -33,7 +33,7 @@ def test_help_lists_all_commands_in_groups_with_their_summaries(capsys):
     assert set(names) == {
         *("data", "quickstart", "init", "train", "sweep", "collect", "compare", "report", "plot"),
         *("errors", "top-hparams", "published", "baselines", "reproduce", "model", "list"),
-        *("config", "completion", "irm-colored-mnist"),
+        *("config", "completion", "irm-colored-mnist", "leaderboard", "submit"),
     }
 
 

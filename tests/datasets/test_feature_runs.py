@@ -222,7 +222,7 @@ def test_a_killed_run_goes_on_with_the_same_views(folder, tmp_path):
 def test_the_config_of_make_laptop_has_all_algorithms():
     config = load_config(Path(__file__).parents[2] / "configs" / "laptop.yaml")
     assert list(config.algorithms) == list(ALGORITHMS)
-    of_images = {"ARM", "ZeroShot", "MIRO", "MixStyle", "EFDMix", "DSU"}
+    of_images = {"ARM", "ZeroShot", "MIRO", "MixStyle", "EFDMix", "DSU", "FACT"}
     assert {entry["algorithm"] for entry in config.left_out} == of_images
     runs = config.plan()
     assert len(runs) == (len(ALGORITHMS) - len(of_images)) * 4 * 2 * 2
