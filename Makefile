@@ -8,7 +8,8 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) +
 # Holds the datasets.
 DATA ?= data
 
-.PHONY: help install quickstart laptop measured test lint typecheck unit test-misuse test-slow test-faults docs bench clean
+.PHONY: help install quickstart laptop measured test lint typecheck unit test-misuse test-slow test-faults docs leaderboard \
+	bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -57,6 +58,10 @@ test-faults: .venv/installed-dev  ## damage files, mix runs and data, kill sweep
 
 docs: .venv/installed-dev  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+leaderboard: .venv/installed  ## the released baselines ranked, in site/leaderboard
+	$(BIN)/domainbed leaderboard $(patsubst results/baselines/%/config.yaml,baseline:%,\
+		$(wildcard results/baselines/*/config.yaml)) -o site/leaderboard
 
 bench: .venv/installed-dev  ## speed and memory beside a plain baseline, in results/speed.md
 	$(BIN)/python benchmarks/speed.py --data_dir $(DATA)
