@@ -12,12 +12,14 @@ from typing import Any
 from domainbed.algorithms import FittedOnce, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.files import file_digest
+from domainbed.errors import UserError
 from domainbed.runs.exported import unpacked
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.packed import text_of
 from domainbed.runs.states import DONE
 from domainbed.spec import Resolver, RunSpec
 from domainbed.sweeps.store import Store
+from domainbed.training.trained import read_spec
 
 TOLERANCE = 0.02
 """Of the mean accuracy over all splits at the last record, between kinds of processors, numbers of
@@ -47,14 +49,16 @@ def check(file: Path, rerun: int = 0, data_dir: str = "data") -> list[Check]:
         data_dir: where their datasets are.
 
     Raises:
-        UserError: the file is damaged, or names a plug-in that is not there.
+        UserError: the file is damaged, or names a plug-in that is not there; or a wrong count.
     """
+    if rerun < 0:
+        raise UserError(f"--rerun is {rerun}: expected 0 or more runs")
     root = unpacked(file)
     store = Store(root)
     planned = store.planned()
     done = [name for name, state in store.states(planned).items() if state == DONE]
     folders = {name: store.folder(name) for name in done}
-    specs = {name: spec_of(folder) for name, folder in folders.items()}
+    specs = {name: read_spec(folder) for name, folder in folders.items()}
     environments = [folder.read_json(folder.environment) or {} for folder in folders.values()]
     return [
         Check("runs done", f"{len(done)} of {len(planned)} planned", len(done) == len(planned)),
@@ -67,13 +71,6 @@ def check(file: Path, rerun: int = 0, data_dir: str = "data") -> list[Check]:
         Check("PyTorch", ", ".join(sorted({str(each.get("torch")) for each in environments}))),
         *_again(specs, folders, random.Random(file_digest(file)), rerun, data_dir),
     ]
-
-
-def spec_of(folder: RunFolder) -> RunSpec:
-    """The spec that a run's folder says it was made of."""
-    content = folder.read_json(folder.spec) or {}
-    values = {name: v for name, v in content.items() if name not in ("run_id", "identity")}
-    return RunSpec.model_validate_json(json.dumps(values))
 
 
 def _grid(planned: Iterable[Mapping[str, Any]]) -> Check:

@@ -10,6 +10,7 @@ import pytest
 
 from domainbed.cli import main
 from domainbed.core.files import sealed_json
+from domainbed.errors import UserError
 from domainbed.runs.exported import write_export
 from domainbed.runs.folder import RunFolder
 from domainbed.sweeps.config import load_config
@@ -51,6 +52,11 @@ def test_a_sweep_stands_and_is_the_same_when_run_again(sweep: Path, tmp_path: Pa
     assert found["seeds"].found == "2 methods on datasets, 2 draws, 2 trials each"
     again = [each.found for each in found.values() if each.what.startswith("again: ")]
     assert again == ["the same, bit for bit"] * 2
+
+
+def test_a_wrong_count_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--rerun is -1: expected 0 or more runs"):
+        check(tmp_path / "sweep.parquet", rerun=-1)
 
 
 def change_rate(folder: RunFolder) -> None:
