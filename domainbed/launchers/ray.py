@@ -186,21 +186,39 @@ def _grouped(jobs: Iterable[str]) -> dict[str, dict[str, set[int]]]:
 def _cancel(ray: Any, name: str, indices: Iterable[int]) -> None:
     """Stops tasks of a coordinator, if it is still there."""
     with contextlib.suppress(ValueError, ray.exceptions.RayActorError):
-        coordinator = ray.get_actor(name, namespace=NAMESPACE)
-        ray.get(coordinator.cancel.remote(sorted(indices)), timeout=_SECONDS_TO_ANSWER)
+        _answer(ray, name, "cancel", sorted(indices))
 
 
 def _reports(ray: Any, name: str, indices: set[int]) -> dict[int, JobReport]:
     """Of those of a coordinator's tasks that have not ended."""
     try:
-        coordinator = ray.get_actor(name, namespace=NAMESPACE)
-        left, begun, needs = ray.get(coordinator.look.remote(), timeout=_SECONDS_TO_ANSWER)
+        left, begun, needs = _answer(ray, name, "look")
+    except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError):
+        return dict.fromkeys(indices, JobReport(why="its coordinator is being restarted"))
     except (ValueError, ray.exceptions.RayActorError):  # it is gone: none was left
         return {}
-    except ray.exceptions.GetTimeoutError:
-        return dict.fromkeys(indices, JobReport(why="its coordinator is being restarted"))
     waiting = why_waiting(needs, _nodes(ray), ray.available_resources())
     return {i: JobReport(RUNNING) if i in begun else waiting for i in indices & set(left)}
+
+
+def _answer(ray: Any, name: str, method: str, *arguments: Any) -> Any:
+    """What a coordinator answers; one whose node was lost is restarted, which takes seconds.
+
+    Raises:
+        ValueError: there is none of this name.
+        RayActorError: it has ended, or is not back in time (`ActorUnavailableError`).
+        GetTimeoutError: it does not answer in time.
+    """
+    coordinator = ray.get_actor(name, namespace=NAMESPACE)
+    end = time.monotonic() + _SECONDS_TO_ANSWER
+    while True:
+        asked = getattr(coordinator, method).remote(*arguments)
+        try:
+            return ray.get(asked, timeout=_SECONDS_TO_ANSWER)
+        except ray.exceptions.ActorUnavailableError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _nodes(ray: Any) -> list[dict[str, float]]:

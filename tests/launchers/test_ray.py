@@ -54,6 +54,7 @@ def test_a_coordinator_that_is_lost_is_replaced_and_begins_what_has_not_ended(ra
     wait_until(lambda: "wait once" in submitted.job.begun())
     assert submitted.in_hand() >= {submitted.handle.jobs[2]}
     kill_coordinator(submitted.handle)
+    assert submitted.in_hand() >= {submitted.handle.jobs[2]}  # it is away, and not for good
     submitted.wait()
     begun = submitted.job.begun()
     assert (submitted.ends()[0], submitted.ends()[1], submitted.ends()[2]) == (DONE, FAILED, DONE)
