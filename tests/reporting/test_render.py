@@ -12,7 +12,7 @@ from fake_sweep import random_runs, write
 
 from domainbed.errors import UserError
 from domainbed.reporting import RENDERERS, build_report, cell_text, load_records
-from domainbed.reporting.section import latex_document
+from domainbed.reporting.section import LATEX_DOCUMENT
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_latex_structure(report):
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(report, tmp_path):
-    (tmp_path / "report.tex").write_text(latex_document(RENDERERS["latex"](report)))
+    (tmp_path / "report.tex").write_text(LATEX_DOCUMENT % RENDERERS["latex"](report))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
 
