@@ -1,9 +1,15 @@
-"""The one exception that means "the input was wrong", as opposed to "the program is wrong"."""
+"""The one exception that means "the input was wrong", as opposed to "the program is wrong".
+
+And the logger of what users should know that stops nothing.
+"""
 
 import difflib
 import errno
+import logging
 import shlex
 from collections.abc import Iterable
+
+log = logging.getLogger("domainbed")
 
 
 class UserError(Exception):

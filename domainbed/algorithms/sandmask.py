@@ -1,14 +1,11 @@
 """SAND-mask: the AND-mask made smooth, and smaller where gradients vary between domains."""
 
-import logging
-
 import torch
 
 from domainbed.algorithms.andmask import MaskedGradients
 from domainbed.algorithms.base import register_algorithm
 from domainbed.config.dimensions import LogUniform, Uniform
-
-log = logging.getLogger(__name__)
+from domainbed.errors import log
 
 _TINY = 1e-17  # as in the authors' code, for what is not a number
 

@@ -5,7 +5,6 @@ read again where its size or a time of it has changed.
 """
 
 import hashlib
-import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,8 +20,7 @@ from domainbed.core.text_table import printable
 from domainbed.datasets.base import MultipleDomainDataset
 from domainbed.datasets.domain import Domain
 from domainbed.datasets.images.dataset_files import in_order, state_of
-
-log = logging.getLogger(__name__)
+from domainbed.errors import log
 
 _DIGEST = 16  # bytes
 _THREADS = 8

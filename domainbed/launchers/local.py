@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import multiprocessing
 import os
@@ -28,7 +27,7 @@ from domainbed.core.stopping import (
     stop_signal,
     stopping_on,
 )
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.launchers.base import (
     LAUNCHERS,
     BlockingHandle,
@@ -45,8 +44,6 @@ from domainbed.launchers.base import (
 )
 from domainbed.runs.ownership import Process
 from domainbed.runs.states import INTERRUPTED, PROGRESS, STARTED
-
-log = logging.getLogger(__name__)
 
 _SPAWN = multiprocessing.get_context("spawn")
 _SECONDS_BETWEEN_CHECKS = 1.0

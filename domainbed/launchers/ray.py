@@ -31,7 +31,7 @@ from pydantic import Field
 from domainbed.core.cores import usable_cores
 from domainbed.core.files import written_aside
 from domainbed.core.settings import Text
-from domainbed.errors import UserError, one_line
+from domainbed.errors import UserError, log, one_line
 from domainbed.launchers.base import (
     LAUNCHERS,
     BlockingHandle,
@@ -61,8 +61,6 @@ from domainbed.launchers.ray_tasks import (
 )
 from domainbed.runs.ownership import Process
 from domainbed.runs.states import ENDS, INTERRUPTED, RUNNING
-
-log = logging.getLogger(__name__)
 
 NAMESPACE = "domainbed"
 _SECONDS_TO_CONNECT = 10.0

@@ -1,7 +1,6 @@
 """What sweeps planned, which runs a cell lacks, and what became of them."""
 
 import itertools
-import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from domainbed.core.names import dataset_label, trained_algorithm
 from domainbed.core.plugins import warn_once
 from domainbed.core.text_table import printable
 from domainbed.core.yaml_file import read_yaml
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.reporting.render import cell_text
 from domainbed.reporting.tables import Cell, Gaps, Report, tested_domains, trials_of
 from domainbed.runs.folder import RunFolder, plugin_hint
@@ -23,8 +22,6 @@ from domainbed.runs.load import PLAN_FILE, Folders, as_paths, run_folders
 from domainbed.runs.records import Records
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, MISSING, PENDING, RUNNING
 from domainbed.selection import SELECTION_METHODS, SelectionMethod
-
-log = logging.getLogger(__name__)
 
 _RUN = ["dataset", "algorithm", "test_envs", "trial_seed", "hparams_seed"]
 Run = tuple[str, str, tuple[int, ...], int, int]

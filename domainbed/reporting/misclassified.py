@@ -1,6 +1,5 @@
 """Which images of the test domains all, or only one, of several algorithms get wrong."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -8,15 +7,13 @@ import numpy as np
 import pandas as pd
 
 from domainbed.core.files import digest_file
-from domainbed.errors import UserError, in_shell
+from domainbed.errors import UserError, in_shell, log
 from domainbed.reporting.section import Section
 from domainbed.reporting.tables import domain_names, only
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.predictions import read_predictions
 from domainbed.runs.records import Records
 from domainbed.selection import SelectionMethod
-
-log = logging.getLogger(__name__)
 
 ALL, NONE, SOME = "all", "none", "some"
 

@@ -1,6 +1,5 @@
 """Aggregation: from records to the cells of the results tables, as numbers."""
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,15 +19,13 @@ from domainbed.core.names import (
     order_algorithms,
     order_datasets,
 )
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.reporting.mixtures import mixtures, protocols, within_means
 from domainbed.reporting.statistics import student_half_width
 from domainbed.reporting.units import Unit
 from domainbed.runs.records import Records
 from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS, SelectionMethod
 from domainbed.selection.judging import judged
-
-log = logging.getLogger(__name__)
 
 AVERAGE = "Avg"
 MEAN_RANK = "Mean rank"

@@ -11,7 +11,6 @@ Where records are read, the file stands for the sweep's folder: it is unpacked i
 
 import hashlib
 import json
-import logging
 import os
 import re
 import tempfile
@@ -35,14 +34,12 @@ from domainbed.core.files import (
 )
 from domainbed.core.settings import read_fields
 from domainbed.core.text_table import printable
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.runs.batches import read_batch
 from domainbed.runs.folder import RunFolder, seal_of
 from domainbed.runs.packed import FOLDER as PACKS
 from domainbed.runs.packed import MOST, pack_of, text_of, write_pack
 from domainbed.runs.results_file import parse_lines
-
-log = logging.getLogger(__name__)
 
 SUFFIX = ".parquet"
 

@@ -8,7 +8,6 @@ again. A damaged or foreign cache counts as none.
 import hashlib
 import itertools
 import json
-import logging
 import os
 import stat
 import sys
@@ -24,7 +23,7 @@ import pyarrow as pa
 from domainbed.config.baselines import PREFIX, baseline_files
 from domainbed.core.files import cache_folder, written_aside
 from domainbed.core.text_table import count, printable
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.runs.batches import Batch, joined, read_batch
 from domainbed.runs.exported import SUFFIX, unpacked
 from domainbed.runs.folder import RunFolder
@@ -32,8 +31,6 @@ from domainbed.runs.packed import is_packed, pack_of, packed_runs, title_of
 from domainbed.runs.records import RUN_KEYS, Records
 from domainbed.runs.results_file import parse_json
 from domainbed.runs.variants import told_apart
-
-log = logging.getLogger(__name__)
 
 RECORDS_FILE = "results.jsonl"
 PLAN_FILE = "plan.json"

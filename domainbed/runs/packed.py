@@ -8,7 +8,6 @@ A packed run is done, and its texts are those of the pack, whatever else lies in
 nothing depends on when that is emptied. What is no text, such as weights, stays there.
 """
 
-import logging
 import os
 import time
 import uuid
@@ -27,9 +26,7 @@ from domainbed.core.files import (
     sealed_json,
     written_aside,
 )
-from domainbed.errors import UserError
-
-log = logging.getLogger(__name__)
+from domainbed.errors import UserError, log
 
 FOLDER, SUFFIX, MOST = "packed", ".pack", 100
 # The files of a run that are packed; `done` last, as it is written.

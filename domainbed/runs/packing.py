@@ -6,7 +6,6 @@ removed. A process killed in between leaves both, which say the same, and the ne
 the folders. So any number of processes may pack and unpack.
 """
 
-import logging
 import os
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack, suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from domainbed.core.files import check_guard, written_aside
 from domainbed.core.text_table import printable
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.runs.folder import RunFolder, is_done, read_records
 from domainbed.runs.ownership import is_owners
 from domainbed.runs.packed import (
@@ -29,8 +28,6 @@ from domainbed.runs.packed import (
     write_pack,
 )
 from domainbed.runs.states import Busy
-
-log = logging.getLogger(__name__)
 
 
 def pack(root: Path) -> int:

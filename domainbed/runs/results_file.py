@@ -5,7 +5,6 @@ nothing that reads records needs to know of either.
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from itertools import groupby
@@ -25,12 +24,10 @@ from domainbed.core.names import (
     rerun_algorithm,
     trained_algorithm,
 )
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.packed import text_of
 from domainbed.runs.records import NOT_RECORDED, PROTOCOL_KEYS, RUN_KEYS
-
-log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 Run = dict[str, Any]  # the columns of `Records.runs` that describe one run

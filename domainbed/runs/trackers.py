@@ -4,7 +4,6 @@ A tracker is a class with three methods, see `Tracker`. Its library is imported 
 """
 
 import json
-import logging
 import math
 import os
 import time
@@ -18,10 +17,8 @@ from typing import Any
 
 from domainbed.core.registry import Registry, require_subclass
 from domainbed.core.seeding import global_sources_kept
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.runs.states import DONE, INTERRUPTED
-
-log = logging.getLogger(__name__)
 
 _RUN_ID_TAG = "domainbed.run_id"
 _LONGEST_PARAM = 500

@@ -1,6 +1,5 @@
 """Datasets of one name that are not one: other domains, classes or images, told apart in tables."""
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,8 +8,7 @@ import pandas as pd
 
 from domainbed.core.files import digest_of
 from domainbed.core.names import DATASET_DOMAINS, variant_label
-
-log = logging.getLogger(__name__)
+from domainbed.errors import log
 
 _OWN = "own images"
 

@@ -1,6 +1,5 @@
 """By which metrics runs are chosen and reported: those asked for, or those of their labels."""
 
-import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +11,7 @@ import pandas as pd
 
 from domainbed.core.names import average_in
 from domainbed.core.plugins import warn_once
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.metrics import (
     LABEL_TYPES,
     describe_metric,
@@ -23,8 +22,6 @@ from domainbed.metrics import (
 from domainbed.metrics.names import recorded_by
 from domainbed.runs.folder import RunFolder, plugin_hint
 from domainbed.runs.records import NO_DOMAIN, Records
-
-log = logging.getLogger(__name__)
 
 
 def judged(

@@ -1,18 +1,15 @@
 """The engines that have a sweep's runs: asking them for their jobs, and cancelling these."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.launchers import JobReport, Launcher, create_launcher
 from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import FAILED, INTERRUPTED, MISSING, PENDING, RUNNING, RunStatus
 from domainbed.sweeps.store import Store
-
-log = logging.getLogger(__name__)
 
 _LAST_LINES = 3
 

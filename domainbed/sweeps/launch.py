@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from domainbed.core.names import describe_run
 from domainbed.core.plugins import import_plugins
 from domainbed.core.stopping import Interrupted
 from domainbed.datasets import get_dataset_class
-from domainbed.errors import UserError, in_shell, is_out_of_memory, reason_of
+from domainbed.errors import UserError, in_shell, is_out_of_memory, log, reason_of
 from domainbed.launchers import (
     BlockingHandle,
     Event,
@@ -45,8 +44,6 @@ from domainbed.sweeps.engines import Statuses, cancel, in_hand
 from domainbed.sweeps.status import Costs, count_runs, finished_costs
 from domainbed.sweeps.store import Cell, PlannedRun, Store, common_to
 from domainbed.training import run
-
-log = logging.getLogger(__name__)
 
 _RUNS_BETWEEN_PACKS = 50
 

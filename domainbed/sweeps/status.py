@@ -1,7 +1,6 @@
 """The states of a sweep's runs, and what runs cost: time, cores or GPUs, and disk."""
 
 import json
-import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 
 from domainbed.core.names import describe_run
 from domainbed.core.text_table import duration, json_text, printable, text_table
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.ownership import shown_job
 from domainbed.runs.states import (
@@ -26,8 +25,6 @@ from domainbed.runs.states import (
     RunStatus,
 )
 from domainbed.sweeps.store import Cell, PlannedRun, Store, cell_of
-
-log = logging.getLogger(__name__)
 
 LOOKED_AT = 20  # finished runs of each group that estimates rest on; more would change them little
 _LISTED = 20  # how many running runs, and how many jobs, the lines for people list

@@ -3,7 +3,6 @@
 Runs are known here by their ids and by what plan.json keeps of each, so that PyTorch is not needed.
 """
 
-import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -18,14 +17,12 @@ from domainbed.core.files import read_sealed_json, sealed_json, sealed_yaml, wri
 from domainbed.core.names import describe_run
 from domainbed.core.settings import read_fields
 from domainbed.core.text_table import printable
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.runs.folder import Busy, RunFolder, is_done
 from domainbed.runs.ownership import owning
 from domainbed.runs.packed import packed_runs
 from domainbed.runs.states import DONE, MISSING, RUNNING, RunStatus
 from domainbed.sweeps.config import SweepConfig
-
-log = logging.getLogger(__name__)
 
 _PLAN_VERSION = 1
 _DONE, _MISSING = RunStatus(DONE), RunStatus(MISSING)

@@ -1,7 +1,6 @@
 """Metrics of splits, and which splits a record evaluates."""
 
 import json
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,14 +16,13 @@ from domainbed.algorithms.base import named_predictor_of
 from domainbed.core.minibatch import Minibatch, joined_extras, mapped
 from domainbed.core.names import average_key, record_key
 from domainbed.datasets.domain import Domain, evaluation_draws
+from domainbed.errors import log
 from domainbed.metrics import Value, describe_metric, get_metric
 from domainbed.metrics.accumulators import values_of_samples
 from domainbed.metrics.labels import LabelType, label_type
 from domainbed.spec import RunSpec
 from domainbed.training.ranks import is_first
 from domainbed.training.sampling import Split
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

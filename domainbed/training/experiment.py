@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,7 +31,7 @@ from domainbed.datasets.base import domains_of
 from domainbed.datasets.domain import Domain
 from domainbed.datasets.features import open_text_head
 from domainbed.datasets.listing import data_facts
-from domainbed.errors import UserError, reason_of
+from domainbed.errors import UserError, log, reason_of
 from domainbed.metrics import Value
 from domainbed.metrics.labels import LabelType, label_type
 from domainbed.metrics.names import BY_GROUP
@@ -52,8 +51,6 @@ from domainbed.training.sampling import (
     undivided,
 )
 from domainbed.training.shared_passes import share_passes, share_reading
-
-log = logging.getLogger(__name__)
 
 PROBE_L2 = float(LinearProbe.search_space["probe_l2"].default)
 """Weight of the penalty of a linear probe that runs start with."""

@@ -1,6 +1,5 @@
 """The settings of a run's own process, and the layout of networks on its device."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,9 +8,8 @@ import torch
 from torch import nn
 
 from domainbed.core.device import convolutions_in_tf32, products_in_tf32
+from domainbed.errors import log
 from domainbed.networks import MNIST_CNN
-
-log = logging.getLogger(__name__)
 
 
 def to_device(network: nn.Module, device: torch.device | str, precision: str) -> None:

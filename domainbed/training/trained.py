@@ -1,7 +1,6 @@
 """Trained runs: their experiment, their model, its predictions and the images they are of."""
 
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from domainbed.datasets.features import FeatureExtractor
 from domainbed.datasets.image_domains import decoding_of
 from domainbed.datasets.images.dataset_files import read_image
 from domainbed.datasets.images.transforms import IMAGE_SIZE, evaluation_transform
-from domainbed.errors import UserError
+from domainbed.errors import UserError, log
 from domainbed.hparams import default_hparams
 from domainbed.metrics.labels import LabelType, label_type
 from domainbed.networks import NETWORKS
@@ -40,8 +39,6 @@ from domainbed.training.artifacts import difference, read_model
 from domainbed.training.evaluation import EvaluationSplit, splits_to_evaluate
 from domainbed.training.experiment import Experiment, build, dataset_of
 from domainbed.training.sampling import shuffled
-
-log = logging.getLogger(__name__)
 
 
 def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
