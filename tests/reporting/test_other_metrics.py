@@ -13,6 +13,7 @@ from domainbed.cli import main
 from domainbed.errors import UserError
 from domainbed.reporting import build_report, collect, compare, comparison, load_records
 from domainbed.reporting.findings import Findings
+from domainbed.reporting.page import content
 from domainbed.reporting.published.agreement import agreement
 from domainbed.reporting.units import Unit
 from domainbed.runs.predictions import Predicted, write_predictions
@@ -129,6 +130,22 @@ def test_curves_show_the_reported_metric(sweeps):
     for column in ("validation", "test"):
         np.testing.assert_allclose(ours[column], SIZE * (1 - theirs[column] / 100))
     assert ours["chosen"].tolist() == theirs["chosen"].tolist()
+
+
+def test_the_lower_error_is_the_better_one(tmp_path):
+    """Fishr's error is 2 and 2.04 below ERM's."""
+    for seed, (name, gains) in enumerate({"ERM": (0, 0), "Fishr": (0.1, 0.102)}.items()):
+        runs = random_runs(0, ["PACS"], algorithms=[name], pairs=False)
+        for run in runs:
+            accuracy = 0.5 + gains[run[0]["args"]["trial_seed"]]
+            for record in run:
+                record.update({f"env{i}_in_acc": accuracy for i in range(4)})
+        write(tmp_path / name, [list(map(mirrored, run)) for run in runs], seed=seed)
+    error = judged_alike(load_records([tmp_path / "ERM", tmp_path / "Fishr"]))
+    assert (
+        content.answer(Findings(error, ["oracle"]))[1]
+        == "By oracle, better than ERM: Fishr (-2.020)."
+    )
 
 
 def test_commands_name_the_metric(sweeps, capsys, tmp_path):

@@ -111,7 +111,8 @@ def test_first_it_answers_what_differs_from_the_baseline(tmp_path):
     first, oracle, how = build_page(report, [tmp_path / name for name in gains]).answer
     assert first.startswith("4 algorithms on PACS: 2 trials")
     assert oracle == (
-        "By oracle, above ERM: Fish (+10.1); not told apart from ERM: IRM (-5.0), Fishr (+5.0)."
+        "By oracle, better than ERM: Fish (+10.1); "
+        "not told apart from ERM: IRM (-5.0), Fishr (+5.0)."
     )
     assert "the 95 % interval over 2 trials" in how
 

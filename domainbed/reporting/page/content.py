@@ -74,11 +74,11 @@ def build_page(
     facts = [f"{len(runs):,} runs", *head(report)]
     algorithms = order_algorithms(runs["algorithm"])
     parts.sort(key=lambda part: bool(part.missing))  # those that show nothing come last
-    warnings, answer = [*mixtures(runs), *within_means(runs)], _answer(findings)
-    return Page(f"Report of {names}", facts, warnings, algorithms, parts, answer)
+    warnings = [*mixtures(runs), *within_means(runs)]
+    return Page(f"Report of {names}", facts, warnings, algorithms, parts, answer(findings))
 
 
-def _answer(findings: Findings) -> list[str]:
+def answer(findings: Findings) -> list[str]:
     """What was compared on what, and for each selection method what differs from the baseline."""
     runs, baseline = findings.records.runs, findings.baseline
     trials = len(set(runs["trial_seed"]))
@@ -90,12 +90,13 @@ def _answer(findings: Findings) -> list[str]:
     with suppress(UserError):  # there is nothing to compare
         overall = findings.differences[findings.differences["dataset"] == AVERAGE]
         for method, rows in overall.groupby("selection", sort=False):
-            found: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+            unsure = "not told apart from"
+            found: dict[str, list[str]] = {"better than": [], "worse than": [], unsure: []}
             for row in rows.to_dict("records"):
                 difference = findings.unit.text(row["difference"], signed=True)
-                where = "not told apart from"
-                if row["trials_low"] > 0 or row["trials_high"] < 0:
-                    where = "above" if row["difference"] > 0 else "below"
+                is_sure = row["trials_low"] > 0 or row["trials_high"] < 0
+                is_better = findings.unit.sign * row["difference"] > 0
+                where = ("better than" if is_better else "worse than") if is_sure else unsure
                 found[where].append(f"{row['algorithm']} ({difference})")
             said = [f"{where} {baseline}: {', '.join(of)}" for where, of in found.items() if of]
             lines.append(f"By {method}, {'; '.join(said)}.")
