@@ -28,7 +28,7 @@ class Display:
     def __init__(self, steps: Sequence[int], kinds: Sequence[str] = ()) -> None:
         self._steps = steps
         self._time_left = TimeLeft(steps, kinds or [""] * len(steps))
-        self._began = self._printed = time.monotonic()
+        self._printed = time.monotonic()
         self._counts: Counter[str] = Counter()
         width, height = shutil.get_terminal_size()  # by itself tqdm may find none
         self._bar = tqdm(
@@ -53,8 +53,6 @@ class Display:
         taken = sum(self._steps) - sum(self._time_left.left)
         now, share = time.monotonic(), taken / max(1, sum(self._steps))
         seconds = self._time_left.seconds()
-        if seconds is None and share >= 0.01:
-            seconds = (now - self._began) / share * (1 - share)
         left = "" if seconds is None else f", about {duration(seconds)} left"
         if not self._bar.disable:
             self._bar.set_description_str(summary, refresh=False)
@@ -77,7 +75,8 @@ class TimeLeft:
 
     Attributes:
         left: the steps that each run has still to take; none of one that has ended.
-        began: when each run at work did, and the steps that it had to take then.
+        began: when each run at work did, and the steps that it had to take then: 0 until its first
+            step tells, since it may have resumed.
     """
 
     def __init__(self, steps: Sequence[int], kinds: Sequence[str]) -> None:
@@ -89,25 +88,31 @@ class TimeLeft:
     def on_event(self, event: Event) -> None:
         """Takes an event of a run."""
         now, index = time.monotonic(), event.index
+        began, at_first = self.began.pop(index, (now, 0))
         if event.kind == PROGRESS:
             self.left[index] = self._steps[index] - event.steps
-            return
-        began, at_first = self.began.pop(index, (now, 0))
+            self.began[index] = began, at_first or self.left[index] + 1
         if event.kind == STARTED:
-            self.began[index] = now, self.left[index]
+            self.began[index] = now, 0
         if event.kind in ENDS:
             self.left[index] = 0
         if event.kind == DONE and at_first:
             self._paces[self._kinds[index]].append((now - began) / at_first)
 
     def seconds(self) -> float | None:
-        """Until all runs are done; None before the first is.
+        """Until all runs are done; None as long as nothing tells.
 
         A kind of which none is done yet is taken to cost as much as the others do on average.
+        Before the first run is done, those at work tell that have taken a hundredth of their steps.
         """
-        if not self._paces:
+        paces, now = self._paces or defaultdict(list), time.monotonic()
+        for index, (began, at_first) in () if self._paces else self.began.items():
+            taken = at_first - self.left[index]
+            if taken > at_first / 100:
+                paces[self._kinds[index]].append((now - began) / taken)
+        if not paces:
             return None
-        means = {kind: float(np.mean(paces)) for kind, paces in self._paces.items()}
+        means = {kind: float(np.mean(of_kind)) for kind, of_kind in paces.items()}
         usual = float(np.mean([*means.values()]))
         costs = (left * means.get(kind, usual) for left, kind in zip(self.left, self._kinds))
         return sum(costs) / max(1, len(self.began))
