@@ -18,10 +18,10 @@ from io import StringIO
 from typing import NamedTuple
 
 from domainbed.cli.launching import launch_sweep
-from domainbed.cli.sweep import show_status
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.launch import Launch, prepare
+from domainbed.sweeps.status import status_lines, status_of
 from domainbed.sweeps.store import Store
 
 
@@ -53,7 +53,7 @@ def _times(size: int, rounds: int) -> dict[str, Cost]:
         _finish(launch)
         work: Mapping[str, Callable[[], object]] = {
             "planning": config.plan,
-            "status": lambda: show_status(Store(folder), Store(folder).planned()),
+            "status": lambda: status_lines(status_of(Store(folder), Store(folder).planned())),
             "resuming": lambda: launch_sweep(config, skip_confirmation=True),
         }
         return {name: _fastest(each, rounds) for name, each in work.items()}
