@@ -168,8 +168,8 @@ MUTANTS = (
     Mutant(
         *("datasets/domain.py", "texts of extras as in the domain, and not as drawn"),
         *(
-            "[values[index] for index in draw.indices.tolist()]",
-            "list(values)[: len(draw.indices)]",
+            "[each[index] for index in indices.tolist()]",
+            "list(each)[: len(indices)]",
             "tests/datasets/test_domain.py",
         ),
     ),
@@ -379,7 +379,9 @@ MUTANTS = (
     # hparams
     Mutant(
         *("hparams.py", "draws in sequence without the shared ones first"),
-        "            drawn |= {name: self.shared[name].draw(source) for name in first}\n",
+        "            drawn |= {\n"
+        "                n: self.shared[n].draw(source) for n in _FIRST_IN_SEQUENCE if n in self.shared\n"
+        "            }\n",
         *("", _DRAWS),
     ),
     Mutant(
@@ -477,8 +479,8 @@ MUTANTS = (
     Mutant(
         *("sweeps/store.py", "earlier launches forgotten in the plan"),
         *(
-            'merged = {**before["runs"], **runs}',
-            "merged = dict(runs)",
+            '"runs": {**before["runs"], **runs},',
+            '"runs": dict(runs),',
             "tests/sweeps/test_launch.py tests/sweeps/test_status.py",
         ),
     ),
