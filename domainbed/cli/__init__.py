@@ -44,8 +44,8 @@ _GROUPS = {
         "top-hparams": ("tables", "list the best hyper-parameters of a sweep"),
         "published": ("tables", "print the numbers that papers print"),
         "baselines": ("baselines", "list and show released sweeps, to compare with"),
-        "leaderboard": ("leaderboard", "rank the methods of exported sweeps, as static pages"),
-        "submit check": ("leaderboard", "check an exported sweep, and do some of its runs again"),
+        "leaderboard": ("baselines", "rank the methods of exported sweeps, as static pages"),
+        "submit check": ("baselines", "check an exported sweep, and do some of its runs again"),
         "reproduce": ("papers", "compute a paper's table and compare it with the paper"),
     },
     "trained models": {

@@ -1,13 +1,17 @@
-"""`domainbed baselines`: released sweeps, to look at and to compare with."""
+"""Commands for sweeps that are shared: released baselines, the leaderboard, what is submitted."""
 
 import argparse
+from pathlib import Path
 
-from domainbed.cli.common import argument, command
+from domainbed.cli.common import BASELINE, argument, command
 from domainbed.cli.functions import read_report
 from domainbed.cli.report import which
-from domainbed.cli.tables import OF_TABLES, print_tables, printed
+from domainbed.cli.tables import OF_TABLES, print_tables, printed, write_output
 from domainbed.config.baselines import PREFIX, summaries
+from domainbed.core.text_table import text_table
+from domainbed.errors import UserError
 
+FILE = "index.html"
 SHOWN = {"tables": "", "hparams": "choices", "curves": "curves", "expected": "expected"}
 """What can be shown, and which of the `Findings` it is."""
 
@@ -47,3 +51,42 @@ def baselines(args: argparse.Namespace) -> int:
     section = Section("baselines", title, list(frame), texts.to_numpy().tolist(), [], frame)
     printed(section_renderer(args.format, args.output)([section]), args)
     return 0
+
+
+@command(
+    *("folders", "--baseline", "--plugins"),
+    argument("-o", "--output_dir", required=True, metavar="FOLDER", help="of the pages"),
+)
+def leaderboard(args: argparse.Namespace) -> int:
+    """Write static pages that rank the methods of exported sweeps, with how sure that is."""
+    from domainbed.reporting.page.html import to_html
+    from domainbed.sweeps.leaderboard import leaderboard
+
+    page, file = leaderboard(args.folders, args.baseline or BASELINE), Path(args.output_dir, FILE)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {args.output_dir!r}: {error.strerror}") from error
+    write_output(to_html(page), str(file))
+    print(f"Leaderboard: {file}")
+    return 0
+
+
+@command(
+    argument("file", metavar="FILE.parquet", help="from `domainbed sweep export`"),
+    argument(
+        "--rerun", type=int, default=0, metavar="N", help="do N of its runs again and compare (0)"
+    ),
+    *("--data_dir", "--plugins"),
+)
+def check(args: argparse.Namespace) -> int:
+    """Check an exported sweep before it is shared: whole, drawn as published, the same again.
+
+    The exit status is 1 if a check does not stand.
+    """
+    from domainbed.sweeps.submission import check
+
+    checks = check(Path(args.file), args.rerun, args.data_dir)
+    rows = [["", "check", "found"], *(["ok" * c.stands or "NO", c.what, c.found] for c in checks)]
+    print("\n".join(text_table(rows)))
+    return 0 if all(each.stands for each in checks) else 1
