@@ -96,6 +96,12 @@ class Unit:
             return self.text(value, signed)
         return f"{self.text(value, signed)} +/- {std_err:.{self.decimals}f}"
 
+    def verdict(self, low: float, high: float) -> str:
+        """What an interval of differences says: "better", "worse", or "" if it contains zero."""
+        if low <= 0 <= high or math.isnan(low):
+            return ""
+        return "better" if self.sign * low > 0 else "worse"
+
     def interval(self, low: float, high: float) -> str:
         """The ends of an interval of differences."""
         if math.isnan(low):

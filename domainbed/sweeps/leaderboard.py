@@ -75,7 +75,7 @@ def _table(records: Records, method: str, baseline: str) -> HtmlTable:
     rows = []
     for name, mean in means.iterrows():
         difference, low, high = against.loc[name, ["difference", "trials_low", "trials_high"]]
-        apart = _apart(unit.sign * low, unit.sign * high)
+        apart = unit.verdict(low, high)
         paper = ALGORITHMS[name].paper if name in ALGORITHMS else "by a plug-in"
         unchecked = name in ALGORITHMS and name not in ALGORITHM_ORDER
         texts = [
@@ -95,13 +95,6 @@ def _table(records: Records, method: str, baseline: str) -> HtmlTable:
     if ranks.can_differ:
         note += f" Ranks closer than {ranks.distance:.1f} do not differ."
     return HtmlTable(method, header, rows, texts=[5, 9], notes=[note], is_open=True)
-
-
-def _apart(one: float, other: float) -> str:
-    """What an interval says, with the sign that makes higher better; "" if it contains zero."""
-    if min(one, other) > 0:
-        return "better"
-    return "worse" if max(one, other) < 0 else ""
 
 
 def _milliseconds(records: Records) -> pd.Series:

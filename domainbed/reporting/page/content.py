@@ -93,13 +93,11 @@ def answer(findings: Findings) -> list[str]:
             unsure = "not told apart from"
             found: dict[str, list[str]] = {"better than": [], "worse than": [], unsure: []}
             for row in rows.to_dict("records"):
-                difference = findings.unit.text(row["difference"], signed=True)
-                is_sure = row["trials_low"] > 0 or row["trials_high"] < 0
-                is_better = findings.unit.sign * row["difference"] > 0
-                where = ("better than" if is_better else "worse than") if is_sure else unsure
-                found[where].append(f"{row['algorithm']} ({difference})")
-            said = [f"{where} {baseline}: {', '.join(of)}" for where, of in found.items() if of]
-            lines.append(f"By {method}, {'; '.join(said)}.")
+                said = f"{row['algorithm']} ({findings.unit.text(row['difference'], signed=True)})"
+                told = findings.unit.verdict(row["trials_low"], row["trials_high"])
+                found[f"{told} than" if told else unsure].append(said)
+            parts = [f"{where} {baseline}: {', '.join(of)}" for where, of in found.items() if of]
+            lines.append(f"By {method}, {'; '.join(parts)}.")
         lines.append(
             f"Told apart: the 95 % interval over {count(trials, 'trial')} leaves out zero. "
             "It is not corrected for comparing several."
