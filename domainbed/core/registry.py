@@ -151,6 +151,12 @@ def require_subclass(
         raise ValueError(f"{kind} {shown} has no {', '.join(lacking)}")
 
 
+def require_callable(entry: Any, kind: str) -> None:
+    """A `check` of registries of functions; raises `ValueError` for what cannot be called."""
+    if not callable(entry):
+        raise ValueError(f"{entry!r} is no {kind}: register a class or a function")
+
+
 def _definition(entry: Any) -> Any:
     """The class or function; of an object the first that is among its attributes, or its class."""
     inside = getattr(entry, "__dict__", {}).values()

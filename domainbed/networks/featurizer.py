@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from domainbed.config.dimensions import Option, with_defaults
-from domainbed.core.registry import Registry
+from domainbed.core.registry import Registry, require_callable
 from domainbed.errors import UserError, one_line
 from domainbed.networks.pretrained import headless_model
 
@@ -75,14 +75,10 @@ class Featurizer(nn.Module, metaclass=_Choosing):
     n_outputs: int
 
 
-def _check_network(entry: Any) -> None:
-    """Raises `ValueError` where something builds no network."""
-    if not callable(entry):
-        raise ValueError(f"{entry!r} is no network: register a class or a function")
-
-
 NETWORKS: Registry[Callable[[Any, Mapping[str, Any]], nn.Module]] = Registry(
-    "network", entry_point_group="domainbed.networks", check=_check_network
+    "network",
+    entry_point_group="domainbed.networks",
+    check=lambda entry: require_callable(entry, "network"),
 )
 """Featurizers: called with the dataset's `input_shape` and the hyper-parameters, they have
 `n_outputs`. One may declare `options` of its own."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from domainbed.core.registry import Registry
+from domainbed.core.registry import Registry, require_callable
 from domainbed.core.text_table import (
     csv_text,
     in_latex,
@@ -95,13 +95,10 @@ def p_value_text(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _check_format(entry: Any) -> None:
-    if not callable(entry):
-        raise ValueError(f"{entry!r} is no format: expected a function from sections to a text")
-
-
 SECTION_RENDERERS: Registry[Callable[..., str]] = Registry(
-    "format", entry_point_group="domainbed.renderers", check=_check_format
+    "format",
+    entry_point_group="domainbed.renderers",
+    check=lambda entry: require_callable(entry, "format"),
 )
 """By name, functions from sections, and lines that come first where there are any, to a text."""
 
