@@ -83,12 +83,20 @@ class Metric:
         """Whether it is defined for labels of this type."""
         return not self.label_kinds or labels.kind in self.label_kinds
 
-    def values(self, accumulator: Accumulator) -> dict[str, float]:
-        """What an accumulator found, by names in records.
+    def measured(
+        self,
+        labels: LabelType,
+        outputs: torch.Tensor,
+        targets: torch.Tensor,
+        extras: Mapping[str, Any] | None,
+    ) -> dict[str, float]:
+        """Its values of a whole split, by names in records; see `Accumulator.update`.
 
         Raises:
             UserError: it is no number, or not what `parts` names.
         """
+        accumulator = self.new(labels)
+        accumulator.update(outputs, targets, extras)
         found = accumulator.compute()
         if not self.parts:
             return {self.name: number_of(self.name, found)}

@@ -35,8 +35,6 @@ def measure_predictions(file: Path, metrics: Sequence[str]) -> list[Value]:
         targets = targets if targets.is_floating_point() else targets.long()
         extras = None if part.groups is None else {"group": part.groups}
         for metric in map(get_metric, metrics):
-            accumulator = metric.new(labels)
-            accumulator.update(outputs, targets, extras)
-            values = metric.values(accumulator)
+            values = metric.measured(labels, outputs, targets, extras)
             found += [Value(part.domain, part.split, name, values[name]) for name in values]
     return found

@@ -162,9 +162,7 @@ class Evaluator:
             if extras and self._group in extras:
                 extras["group"] = extras[self._group]
             for metric in self._of_splits:
-                accumulator = metric.new(self._labels)
-                accumulator.update(outputs, targets, extras)
-                found |= metric.values(accumulator)
+                found |= metric.measured(self._labels, outputs, targets, extras)
         names = [name for metric in self._metrics for name in metric.recorded]
         ending = f"_{suffix}" if suffix else ""
         return [Value(split.domain, split.name, name + ending, found[name]) for name in names]

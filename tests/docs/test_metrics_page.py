@@ -38,9 +38,7 @@ def test_own_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_plugins([str(tmp_path / "page_metrics.py")])
     outputs = torch.tensor([[3.0, 2, 1], [3, 2, 1], [1, 2, 3], [2, 1, 3], [5, 0, 0]])
     targets = torch.tensor([0, 2, 2, 0, 0])
-    metric = get_metric("rarest_top2")
-    accumulator = metric.new(LABEL_TYPES["classes"]())
-    accumulator.update(outputs, targets, None)
-    assert metric.values(accumulator) == {"rarest_top2": 0.5}  # class 2: the second of two
+    found = get_metric("rarest_top2").measured(LABEL_TYPES["classes"](), outputs, targets, None)
+    assert found == {"rarest_top2": 0.5}  # class 2: the second of two
     assert describe_metric("rarest_top2") == ("rarest_top2", True, True)
     assert describe_metric("confidence").percent

@@ -29,10 +29,7 @@ LABELS = torch.tensor([0, 1, 2, 2, 0, 0, 1, 1])
 def measured(
     name: str, outputs: torch.Tensor, targets: torch.Tensor, labels: str = "classes", **extras: Any
 ) -> dict[str, float]:
-    metric = get_metric(name)
-    accumulator = metric.new(label_type(labels))
-    accumulator.update(outputs, targets, extras or None)
-    return metric.values(accumulator)
+    return get_metric(name).measured(label_type(labels), outputs, targets, extras or None)
 
 
 def test_classes_of_torchmetrics() -> None:
