@@ -162,13 +162,6 @@ def _layer_means(
     return torch.stack(rows)
 
 
-def _layer_second_moments(
-    delta: torch.Tensor, a: torch.Tensor, sizes: list[int], bias: bool
-) -> torch.Tensor:
-    """(E, out·in [+ out]) means of (δ_n ⊗ a_n)²."""
-    return _layer_means(delta.square(), a.square(), sizes, bias)
-
-
 class _LayerVariances(torch.autograd.Function):
     """Variances of δ_n ⊗ a_n over each domain's samples, for a weight and, if there is one, a bias.
 
@@ -232,7 +225,7 @@ def _variance_backward(
 
 _LAYER_MOMENTS = {
     "mean": _layer_means,
-    "second_moment": _layer_second_moments,
+    "second_moment": lambda delta, a, *rest: _layer_means(delta.square(), a.square(), *rest),
     "variance": _LayerVariances.apply,
 }
 
