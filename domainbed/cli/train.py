@@ -91,8 +91,8 @@ def train(args: argparse.Namespace) -> int:
     settings = load(TrainSettings, None, given)
     # What is wrong with the flags should be told at once, not after PyTorch's import.
     from domainbed.core.stopping import Interrupted, stop_signal, stopping_on
-    from domainbed.runs.folder import Busy, RunFolder
-    from domainbed.runs.states import DONE
+    from domainbed.runs.folder import RunFolder
+    from domainbed.runs.states import DONE, Busy
     from domainbed.training import ranks, run
 
     spec = spec_of(settings)

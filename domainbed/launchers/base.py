@@ -21,7 +21,6 @@ from pydantic import Field
 from domainbed.core.registry import Registry, require_subclass
 from domainbed.core.settings import Settings
 from domainbed.core.stopping import Interrupted
-from domainbed.runs.folder import Busy
 from domainbed.runs.ownership import (
     ENGINE_VARIABLE,
     JOB_VARIABLE,
@@ -36,6 +35,7 @@ from domainbed.runs.states import (
     PROGRESS,
     RUNNING,
     STARTED,
+    Busy,
 )
 
 LAUNCHERS: Registry[Any] = Registry(

@@ -23,12 +23,8 @@ from domainbed.runs.states import (
     MISSING,
     PENDING,
     RUNNING,
-    Busy,
     RunStatus,
 )
-
-__all__ = ["NOT_WHOLE", "Busy", "RunFolder"]
-
 
 NOT_WHOLE = "it is marked as done, but its records are not whole"
 

@@ -34,10 +34,10 @@ from domainbed.launchers import (
     Resources,
     create_launcher,
 )
-from domainbed.runs.folder import Busy, RunFolder, made_with_others
+from domainbed.runs.folder import RunFolder, made_with_others
 from domainbed.runs.packed import packed_runs
 from domainbed.runs.packing import pack, unpack
-from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, RUNNING
+from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, RUNNING, Busy
 from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.display import Display

@@ -18,10 +18,10 @@ from domainbed.core.names import describe_run
 from domainbed.core.settings import read_fields
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError, log
-from domainbed.runs.folder import Busy, RunFolder, is_done
+from domainbed.runs.folder import RunFolder, is_done
 from domainbed.runs.ownership import owning
 from domainbed.runs.packed import packed_runs
-from domainbed.runs.states import DONE, MISSING, RUNNING, RunStatus
+from domainbed.runs.states import DONE, MISSING, RUNNING, Busy, RunStatus
 from domainbed.sweeps.config import SweepConfig
 
 _PLAN_VERSION = 1

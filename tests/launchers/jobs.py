@@ -9,7 +9,7 @@ from pathlib import Path
 
 from domainbed.core.stopping import Interrupted, stop_requested
 from domainbed.launchers import Job
-from domainbed.runs.folder import Busy
+from domainbed.runs.states import Busy
 
 OPEN = []
 NOTED = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DOMAINBED_ENGINE", "DOMAINBED_JOB")

@@ -18,7 +18,8 @@ from domainbed.algorithms import ALGORITHMS, ERM, get_algorithm_class
 from domainbed.core.stopping import Interrupted, request_stop, stopping_on
 from domainbed.datasets import DATASETS, MultipleDomainDataset, domains_of, load_dataset
 from domainbed.errors import UserError
-from domainbed.runs.folder import Busy, RunFolder
+from domainbed.runs.folder import RunFolder
+from domainbed.runs.states import Busy
 from domainbed.spec import RunSpec
 from domainbed.training import build
 from domainbed.training.sampling import split_domains
