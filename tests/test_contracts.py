@@ -22,7 +22,7 @@ from helpers import (
 from domainbed.algorithms import ALGORITHMS, Algorithm, get_algorithm_class
 from domainbed.core.names import DATASET_DOMAINS, TEST_DOMAINS
 from domainbed.datasets import DATASETS
-from domainbed.download import SOURCES
+from domainbed.download.catalogue import SOURCES
 from domainbed.errors import UserError
 from domainbed.hparams import search_space
 from domainbed.spec import RunSpec

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from domainbed.datasets import DATASETS, PACS, get_dataset_class, load_dataset
-from domainbed.download import verify_dataset
+from domainbed.download.verify import verify_dataset
 from domainbed.errors import UserError
 from domainbed.spec import RunSpec
 from domainbed.training import RunOptions, build

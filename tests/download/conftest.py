@@ -8,7 +8,7 @@ import pytest
 from source_files import PACS_IMAGES, tree_files
 
 from domainbed.datasets import DATASETS
-from domainbed.download import download_dataset
+from domainbed.download.download import download_dataset
 
 
 @pytest.fixture

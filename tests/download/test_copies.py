@@ -23,7 +23,8 @@ from source_files import (
 )
 
 from domainbed.datasets import PACS
-from domainbed.download import catalogue, layouts, verify_dataset
+from domainbed.download import catalogue, layouts
+from domainbed.download.verify import verify_dataset
 from domainbed.errors import UserError
 
 PREFIXES = ["PACS", "kfold", "pacs_data/pacs_data", "a/b/PACS/kfold"]

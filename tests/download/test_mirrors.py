@@ -22,8 +22,9 @@ from small_copies import COPIES, write_copy
 from source_files import content_of, image_bytes, visible, write, write_tar
 
 from domainbed.datasets import DATASETS, PACS
-from domainbed.download import catalogue, verify_dataset
+from domainbed.download import catalogue
 from domainbed.download.catalogue import DataSource, Origin
+from domainbed.download.verify import verify_dataset
 from domainbed.errors import UserError
 
 COMMIT = hashlib.sha1(b"commit").hexdigest()

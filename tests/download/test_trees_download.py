@@ -21,8 +21,9 @@ from source_files import (
 )
 
 from domainbed.datasets import DATASETS
-from domainbed.download import catalogue, verify_dataset
+from domainbed.download import catalogue
 from domainbed.download.catalogue import Archive, DataSource
+from domainbed.download.verify import verify_dataset
 from domainbed.errors import UserError
 
 NAMES = ("WILDSCamelyon", "WILDSFMoW", "SpawriousO2O_easy", "Waterbirds", "MetaShift")

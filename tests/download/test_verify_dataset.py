@@ -13,7 +13,8 @@ from digits_as_idx import checksums, write_idx_files
 from PIL import Image
 from source_files import PACS_IMAGES, image_bytes, tree_files, write
 
-from domainbed.download import catalogue, verify, verify_dataset
+from domainbed.download import catalogue, verify
+from domainbed.download.verify import verify_dataset
 from domainbed.errors import UserError
 
 
