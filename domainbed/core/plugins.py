@@ -6,7 +6,6 @@ and the SHA-256 of its content; a module by its outermost package, and the SHA-2
 files in that; a fork by its name with a `/`, and the SHA-256 of its Python files.
 """
 
-import hashlib
 import importlib.util
 import os
 import sys
@@ -19,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from domainbed.core import forks
-from domainbed.core.files import file_digest
+from domainbed.core.files import digest_of, file_digest
 from domainbed.errors import UserError, one_line
 
 # By the name of the outermost module, the plug-in's name (of the file, or of the outermost package)
@@ -94,7 +93,7 @@ def _import_file(path: Path) -> str:
         )
     path, module_name = path.resolve(), _OF_FILES + path.stem
     content = path.read_bytes()
-    plugin = (path.name, f"sha256:{hashlib.sha256(content).hexdigest()}")
+    plugin = (path.name, f"sha256:{digest_of(content)}")
     loaded = getattr(sys.modules.get(module_name), "__file__", None)
     if loaded == str(path) and _imported.get(module_name) == plugin:
         return module_name
@@ -130,10 +129,10 @@ def _digest(root: str) -> str:
 
 def _digest_of(files: Iterable[tuple[Path, Path]]) -> str:
     """Of files, each with the folder that its name starts from."""
-    whole = hashlib.sha256()
-    for file, folder in files:
-        whole.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
-    return f"sha256:{whole.hexdigest()}"
+    lines = (
+        f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n" for file, folder in files
+    )
+    return f"sha256:{digest_of(''.join(lines).encode())}"
 
 
 def located(names: Any, folder: Path | str) -> Any:

@@ -1,6 +1,5 @@
 """Whether a dataset on disk is the published one, and whether every image can be read."""
 
-import hashlib
 import io
 import warnings
 from collections import defaultdict
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from domainbed.config.dataset_info import DatasetInfo
 from domainbed.core.cores import usable_cores
-from domainbed.core.files import regular
+from domainbed.core.files import digest_of, regular
 from domainbed.core.image_files import class_folders, folder_names, ignored, images
 from domainbed.download.catalogue import SOURCES, Origin
 from domainbed.errors import UserError, in_shell
@@ -330,7 +329,7 @@ def look_at(file: Path) -> tuple[str, str, str]:
         if mode != "DICOM":
             with Image.open(io.BytesIO(content)) as image:
                 image.verify()  # the checksums that PNG files have
-        return "", mode, hashlib.sha256(content).hexdigest()
+        return "", mode, digest_of(content)
     except Exception as error:  # decoders raise anything over damaged bytes
         return why_unreadable(error, content), "", ""
 

@@ -9,7 +9,6 @@ Where records are read, the file stands for the sweep's folder: it is unpacked i
 `runs.packed`, and what is not done into folders. One digest is of everything.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ import yaml
 from domainbed.core.files import (
     CHANGED,
     cache_folder,
+    digest_of,
     file_digest,
     read_sealed_json,
     sealed_json,
@@ -172,10 +172,8 @@ def _row(run: str, content: Mapping[str, Any] | None, planned: Mapping[str, Any]
 
 
 def _digest(about: str, rows: Iterable[Row]) -> str:
-    digest = hashlib.sha256(about.encode())
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True).encode())
-    return digest.hexdigest()
+    texts = (json.dumps(row, sort_keys=True) for row in rows)
+    return digest_of("".join([about, *texts]).encode())
 
 
 def unpacked(file: Path) -> Path:

@@ -15,7 +15,6 @@ that waits for it. An owner that was only slow finds the next number before it w
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -31,7 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from domainbed.core.files import aside_of, guarded, remove_asides, write_text
+from domainbed.core.files import aside_of, digest_of, guarded, remove_asides, write_text
 from domainbed.core.stopping import Interrupted, stop_requested
 from domainbed.errors import UserError
 from domainbed.runs.states import Busy, Lost
@@ -89,7 +88,7 @@ class Process:
     def name(self) -> str:
         """The machine and the number, after a digest of what nobody elsewhere can know of it."""
         seal = f"{self.boot} {self.namespace} {self.started}"
-        return f"{hashlib.sha256(seal.encode()).hexdigest()[:16]}@{self.host}:{self.pid}"
+        return f"{digest_of(seal.encode())[:16]}@{self.host}:{self.pid}"
 
     def is_gone(self) -> bool:
         """Whether it has ended for certain; of one of another machine nothing is known."""

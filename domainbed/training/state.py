@@ -12,7 +12,6 @@ refused by name when a run is resumed, unless it is as the constructor makes it.
 
 import enum
 import functools
-import hashlib
 import logging
 import pickle
 import random
@@ -30,6 +29,7 @@ import torch
 from torch import nn
 
 from domainbed.config.run_facts import HParams, RunFacts
+from domainbed.core.files import digest_of
 
 State = dict[str, Any]
 
@@ -223,7 +223,7 @@ def _hides(value: Any) -> bool:
 def fingerprint(value: Any) -> str | None:
     """A digest of the pickled value; None of what cannot be pickled, such as a generator."""
     try:
-        return hashlib.sha256(pickle.dumps(value)).hexdigest()
+        return digest_of(pickle.dumps(value))
     except Exception:  # classes refuse in their own ways
         return None
 
