@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, cast
 
 from numpy.random import RandomState
@@ -89,10 +88,6 @@ def shared_space(facts: DatasetFacts) -> dict[str, Dimension]:
     }
 
 
-# By hyper-parameter, low and high of a `Uniform` or `LogUniform` in place of its own.
-Ranges = Mapping[str, tuple[float, float]]
-
-_NONE: Ranges = MappingProxyType({})
 _FIRST_IN_SEQUENCE = ("resnet_dropout", "lr", "batch_size", "weight_decay")
 _OTHERWISE_CALLED = {"learning_rate": "lr", "dropout": "resnet_dropout"}
 
@@ -165,7 +160,12 @@ class Space:
         """The hyper-parameters of hparams seed 0."""
         return {name: dimension.default for name, dimension in self.dimensions.items()}
 
-    def draw(self, seed: int, in_sequence: bool = False, ranges: Ranges = _NONE) -> dict[str, Any]:
+    def draw(
+        self,
+        seed: int,
+        in_sequence: bool = False,
+        ranges: Mapping[str, tuple[float, float]] = {},
+    ) -> dict[str, Any]:
         """A random draw; see `random_hparams`."""
         changed = {
             name: replace(cast(Uniform, self.own[name]), low=low, high=high)
@@ -261,7 +261,7 @@ def random_hparams(
     dataset: str,
     seed: int,
     in_sequence: bool = False,
-    ranges: Ranges = _NONE,
+    ranges: Mapping[str, tuple[float, float]] = {},
     features: bool = False,
 ) -> dict[str, Any]:
     """A random draw.
@@ -272,7 +272,8 @@ def random_hparams(
         seed: of the draw, see `seeding.hparams_draw_seed`.
         in_sequence: draw all from one source in turn, as DomainBed did until 2020, instead of
             each from a source of its own name.
-        ranges: of hyper-parameters that the algorithm declares, where they are not its own.
+        ranges: low and high of hyper-parameters that the algorithm declares as a `Uniform` or
+            `LogUniform`, where they are not its own.
         features: whether inputs are features of the dataset's images.
     """
     return _space(algorithm, dataset, features).draw(seed, in_sequence, ranges)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -28,8 +27,6 @@ Batch = Sequence[Any]
 EVALUATION_BATCH = 64
 
 TRAINING = "training"
-
-_NONE: Mapping[str, Any] = MappingProxyType({})
 
 _Request = tuple[list[int], list[int], bool]  # indices, a seed for each, whether to augment
 
@@ -107,7 +104,7 @@ class Domain(ABC):
     unreadable: Sequence[int] = ()
     out_split: Sequence[int] | None = None
     groups: Sequence[str] | None = None
-    noted: Mapping[str, Any] = _NONE
+    noted: Mapping[str, Any] = {}
     files: Sequence[Path] = ()
     contents: Any = ()
     labels_at_hand: bool = True
@@ -197,7 +194,7 @@ class TensorDomain(Domain):
     """
 
     def __init__(
-        self, x: Nest, y: torch.Tensor, extras: Mapping[str, torch.Tensor | Sequence[Any]] = _NONE
+        self, x: Nest, y: torch.Tensor, extras: Mapping[str, torch.Tensor | Sequence[Any]] = {}
     ) -> None:
         self.x, self.y, self.extras, self._labels = x, y, extras, y.cpu()
         for values in (*tensors_of(x), *extras.values()):

@@ -23,7 +23,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -309,7 +308,7 @@ def _start(
 
 
 @contextlib.contextmanager
-def connected(cluster: str | None, init: Mapping[str, Any] = MappingProxyType({})) -> Iterator[Any]:
+def connected(cluster: str | None, init: Mapping[str, Any] = {}) -> Iterator[Any]:
     """Ray, connected to a cluster, or to one started here; an existing connection stays.
 
     Args:

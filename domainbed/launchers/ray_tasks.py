@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 from domainbed.core.files import written_aside
@@ -337,9 +336,7 @@ def places(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> 
     )
 
 
-def task_options(
-    needs: Mapping[str, float], environment: Mapping[str, Any] = MappingProxyType({})
-) -> dict[str, Any]:
+def task_options(needs: Mapping[str, float], environment: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Of Ray's `remote`. It ends a worker that had a GPU after a task, which frees the memory.
 
     Args:

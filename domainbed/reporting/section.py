@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from textwrap import wrap
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -65,7 +64,7 @@ class Section(NamedTuple):
     rows: list[list[str]]
     notes: list[str]
     frame: pd.DataFrame
-    marks: Mapping[tuple[int, int], str] = MappingProxyType({})
+    marks: Mapping[tuple[int, int], str] = {}
     least: int = 0
 
     def of_numbers(self) -> list[bool]:

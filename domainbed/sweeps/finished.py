@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -377,8 +376,8 @@ def write_beside(
     runs: Sequence[str],
     kind: str = "average",
     hparams_seed: int | None = None,
-    hparams: Mapping[str, Any] = MappingProxyType({}),
-    noted: Mapping[str, Any] = MappingProxyType({}),
+    hparams: Mapping[str, Any] = {},
+    noted: Mapping[str, Any] = {},
 ) -> None:
     """Evaluates the experiment's algorithm, and writes a record that tables read like a run's.
 

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -36,7 +35,6 @@ _GRID_FIELDS = ("dataset", "algorithm", "test_envs", "hparams_seed", "trial_seed
 Cell = tuple[str, str]  # a dataset and an algorithm: their runs stand in one row of a table
 
 _MAY_DIFFER = (*_GRID_FIELDS, "seed", "hparams", "rerun", "metrics", "eval_splits")
-_NOT_GIVEN: Mapping[Cell, Mapping[str, Any]] = MappingProxyType({})
 
 
 class Store:
@@ -98,7 +96,7 @@ class Store:
         self,
         config: SweepConfig,
         runs: Mapping[str, PlannedRun],
-        common: Mapping[Cell, Mapping[str, Any]] = _NOT_GIVEN,
+        common: Mapping[Cell, Mapping[str, Any]] = {},
     ) -> None:
         """Makes sure that `runs` do not contradict those that were planned here before.
 
@@ -148,7 +146,7 @@ class Store:
         config: SweepConfig,
         runs: Mapping[str, PlannedRun],
         left_out: Iterable[Mapping[str, Any]] = (),
-        common: Mapping[Cell, Mapping[str, Any]] = _NOT_GIVEN,
+        common: Mapping[Cell, Mapping[str, Any]] = {},
     ) -> None:
         """Adds runs to the plan, and those that are left out; writes the config of this launch.
 
