@@ -64,8 +64,7 @@ def and_mask(gradients: torch.Tensor, tau: float) -> torch.Tensor:
 
     Compared as sums, which are whole numbers: full agreement of any number of domains is 1.
     """
-    votes = gradients.sign().sum(dim=0).abs()
-    return (votes >= tau * len(gradients)).to(gradients.dtype)
+    return (gradients.sign().sum(dim=0).abs() >= tau * len(gradients)).to(gradients.dtype)
 
 
 @register_algorithm

@@ -58,8 +58,7 @@ class CDANN(DANN):
         self.disc_opt = self.optimizer_over("d", self.discriminator, self.class_embeddings)
 
     def disc_loss_of(self, z: torch.Tensor, forward: ForwardPass) -> torch.Tensor:
-        present_only = self.option("fidelity") == PAPER
-        divisors = class_divisors(forward.y, self.num_classes, present_only)
+        divisors = class_divisors(forward.y, self.num_classes, self.option("fidelity") == PAPER)
         return self.discriminator_loss(
             z + self.class_embeddings(forward.y), forward.sizes, divisors
         )

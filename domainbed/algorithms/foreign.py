@@ -179,12 +179,11 @@ class ForeignAlgorithm(Algorithm):
         if inspect.Parameter.VAR_POSITIONAL in kinds:
             return [known["minibatches"], known["unlabeled"]], {}
         others = known.keys() - _OWN if inspect.Parameter.VAR_KEYWORD in kinds else ()
-        called_with = given(
+        return [], {name: known[name] for name in others} | given(
             *(parameters, known, ("minibatches",)),
             f"the update of {self.foreign.__name__} needs {{}}, which its train script computes: "
             "do that in the 'update' of a subclass",
         )
-        return [], {name: known[name] for name in others} | called_with
 
     def _called(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """What a function of the class returns, on the run's device."""

@@ -156,9 +156,8 @@ def construct(
     handed = Handed({**of_run, **dict(of.facts.data_options), **of.hparams}, of.facts, elsewhere)
     args = arguments(folder, {**of_run, "hparams": handed})
     needed = {name: value for name, value in vars(args).items() if name in needs_of(cls)}
-    passed = _passed(cls, folder, {**vars(args), "args": args})
     known = {
-        **{**needed, **passed, **of_run, **more},
+        **{**needed, **_passed(cls, folder, {**vars(args), "args": args}), **of_run, **more},
         **{"input_shape": of.input_shape, "hparams": handed, "args": args},
     }
     values = given(

@@ -28,8 +28,7 @@ def style(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     The variance is unbiased; that of a single place is 0.
     """
-    one_less = min(1, x.shape[2] * x.shape[3] - 1)
-    variance = x.var(dim=(2, 3), correction=one_less, keepdim=True)
+    variance = x.var(dim=(2, 3), correction=min(1, x.shape[2] * x.shape[3] - 1), keepdim=True)
     return x.mean(dim=(2, 3), keepdim=True), (variance + 1e-6).sqrt()
 
 

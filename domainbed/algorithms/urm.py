@@ -139,8 +139,7 @@ class URM(ERM):
         noise = (high - low) * sent(self.draws.uniform(*z.shape).to(z.dtype), z.device) + low
         ones, zeros = self.noise_labels(z)
         of_noise = noise_loss(self.discriminator(noise), ones)
-        of_features = noise_loss(self.discriminator(z), zeros)
-        return of_noise + self.hparams["urm_adv_lambda"] * of_features
+        return of_noise + self.hparams["urm_adv_lambda"] * noise_loss(self.discriminator(z), zeros)
 
     def noise_labels(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The discriminator's (N,) labels of noise and of features z (N, d)."""

@@ -231,8 +231,7 @@ def computed_features(
     dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)
     listing = listing_of(dataset, dataset_label(args.dataset), hparams)
     device, cache = choose_device(args.device), cache_folder(args.data_dir)
-    stored = open_features(
+    return dataset, open_features(
         *(listing, cache, source, device, usable_cores()),
         skip_corrupt=hparams.get("corrupt_images") == "skip",
     )
-    return dataset, stored

@@ -57,8 +57,7 @@ def datasets(_: argparse.Namespace) -> int:
             classes = str(info.num_classes)
             images = f"{sum(info.images):,}" if info.images else "not stated"
             facts = [info.folder or "(none)", info.licence, info.citation]
-        steps = str(dataset.N_STEPS)
-        rows.append([name, ", ".join(names), tested, classes, images, steps, *facts])
+        rows.append([name, ", ".join(names), tested, classes, images, str(dataset.N_STEPS), *facts])
     return _show(rows)
 
 

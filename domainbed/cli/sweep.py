@@ -313,8 +313,7 @@ def cancel(args: argparse.Namespace) -> int:
 )
 def delete_incomplete(args: argparse.Namespace) -> int:
     """Remove the folders of runs that are neither done nor running."""
-    is_config = Path(args.target).is_file()
-    root = Path(_load(args.target, args).output_dir if is_config else args.target)
+    root = Path(_load(args.target, args).output_dir if Path(args.target).is_file() else args.target)
     if not root.is_dir():
         raise UserError(f"{str(root)!r} is no folder: name the folder of a sweep")
     folders = Store(root).incomplete()

@@ -65,8 +65,7 @@ def _flag_options(model: type[Settings], name: str, schema: Schema) -> dict[str,
 
 
 def _meant(model: type[Settings], name: str, value: Any) -> Any:
-    words = _words(model, name)
-    if _is_text(words) or isinstance(value, bool):
+    if _is_text(_words(model, name)) or isinstance(value, bool):
         return value
     texts = value if isinstance(value, list) else [value]
     try:

@@ -254,8 +254,7 @@ def domains_of(dataset: Any, labels: LabelType = CLASSES) -> list[Domain]:
         if attributes is not None:
             group = attribute = torch.as_tensor(attributes[number])
             if labels.has_classes:
-                values = len(dataset.attribute_names)
-                group = attribute + values * domain.labels.reshape(-1).long()
+                group = attribute + len(dataset.attribute_names) * domain.labels.reshape(-1).long()
             domain.noted = {**domain.noted, "attribute": attribute, "group": group}
     return domains
 

@@ -213,8 +213,7 @@ def features_folder(listing: Listing, cache: Path, source: FeatureSource) -> Pat
                 "'imagenet', 'none' or the path of a state dict"
             ) from error
     made_by |= {} if listing.size is None else {"image_size": listing.size}
-    key = json.dumps([VERSION, listing.digest, made_by])
-    digest = hashlib.md5(key.encode()).hexdigest()[:12]
+    digest = hashlib.md5(json.dumps([VERSION, listing.digest, made_by]).encode()).hexdigest()[:12]
     return cache / f"{listing.name}-features-{digest}"
 
 

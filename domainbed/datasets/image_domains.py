@@ -244,8 +244,7 @@ def apply_data_options(
         domain.size, domain.decoding = chosen["image_size"], listing.decoding
     cache, threads = cache_folder(data_dir), min(8, torch.get_num_threads())
     if chosen["data_path"] == "fast":
-        options = PackOptions(size, chosen["packed_format"], skip, threads)
-        pack = open_pack(listing, cache, options)
+        pack = open_pack(listing, cache, PackOptions(size, chosen["packed_format"], skip, threads))
         dataset.datasets = [PackedDomain(pack, *place) for place in _places(dataset)]
     elif skip:
         unreadable = unreadable_images(listing, cache, threads)

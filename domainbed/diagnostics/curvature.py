@@ -220,8 +220,7 @@ def _hessian_rows(
     _refuse_large(head, name)
     parameters = list(head.parameters())
     risk = F.cross_entropy(head(features), labels)
-    gradient = _flat(torch.autograd.grad(risk, parameters, create_graph=True))
-    for entry in gradient:
+    for entry in _flat(torch.autograd.grad(risk, parameters, create_graph=True)):
         yield _flat(
             torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)
         )

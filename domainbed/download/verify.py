@@ -194,10 +194,9 @@ def _look_into(dataset: Any, root: Path) -> tuple[ImageFiles, list[Problem]]:
 
 def scan(root: Path) -> ImageFiles:
     """The images of each class of each domain; a folder without images counts as a class, too."""
-    places = class_folders(root, folder_names(root))
     return {
         domain: {name: images(root / domain / folder) for name, folder in own.items()}
-        for domain, own in places.items()
+        for domain, own in class_folders(root, folder_names(root)).items()
     }
 
 

@@ -182,8 +182,7 @@ class Multilabel(LabelType):
         from torch.nn import functional as F
 
         outputs, targets = _alike(outputs, targets)
-        each = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
-        return each.mean(dim=1)
+        return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(dim=1)
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         return outputs.sigmoid()

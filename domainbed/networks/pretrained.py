@@ -317,8 +317,7 @@ def preprocessing_of(name: str) -> Preprocessing:
         UserError: the model has none, or one that is not offered here.
     """
     if name == PACKAGED:
-        usual = _of_timm(_TIMM_OF_PACKAGED, name)
-        found = replace(usual, mean=_PACKAGED_MEAN, std=_PACKAGED_STD)
+        found = replace(_of_timm(_TIMM_OF_PACKAGED, name), mean=_PACKAGED_MEAN, std=_PACKAGED_STD)
     elif name.startswith("timm:"):
         found = _of_timm(name.removeprefix("timm:"), name)
     elif name.startswith(open_clip_models.PREFIX):

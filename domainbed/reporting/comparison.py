@@ -230,8 +230,7 @@ def selection_gap(
         for domain, of_domain in {**sets, AVERAGE: of_group}.items():
             cell = mean_over_trials((of_domain.groupby("trial_seed")["gap"].mean() / 100).to_dict())
             rows.append((*key, domain, cell.mean, cell.std_err, cell.n_trials))
-    columns = [*_GROUP, "domain", "gap", "std_err", "n_trials"]
-    return _in_order(pd.DataFrame(rows, columns=columns))
+    return _in_order(pd.DataFrame(rows, columns=[*_GROUP, "domain", "gap", "std_err", "n_trials"]))
 
 
 def tuning_gain(records: Records, selection: Sequence[str] | None = None) -> pd.DataFrame:
@@ -296,8 +295,7 @@ def worst_domains(report: Report) -> pd.DataFrame:
             domains, mean = of_row.iloc[:-1], of_row["mean"].iloc[-1]
             worst = domains.loc[(sign * domains["mean"]).idxmin()]
             rows.append((*key, worst["domain"], worst["mean"], mean, worst["n_trials"]))
-    columns = ["selection", *_GROUP, "domain", "worst", "mean", "n_trials"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["selection", *_GROUP, "domain", "worst", "mean", "n_trials"])
 
 
 def in_and_out(records: Records) -> pd.DataFrame:

@@ -192,8 +192,7 @@ def _curves(frame: pd.DataFrame, domains: Sequence[str], axis: str) -> Figure:
     names = order_algorithms(frame["algorithm"])
     figure, panels = _panels(len(names), height=2.1, sharex=True, sharey=True)
     for axes, name in zip(panels, names):
-        of_algorithm = frame[frame["algorithm"] == name]
-        for env, of_env in of_algorithm.groupby("test_env"):
+        for env, of_env in frame[frame["algorithm"] == name].groupby("test_env"):
             look = _look(int(env))
             measured, best = of_env.dropna(subset=["test"]), of_env[of_env["chosen"] > 0]
             axes.plot(measured["step"], measured["test"], color=look["color"])
@@ -218,8 +217,7 @@ def line_figures(findings: Findings) -> Figures:
     figure, panels = _panels(len(datasets), height=3.0, columns=3)
     for axes, dataset in zip(panels, datasets):
         names = domain_names(findings.records.runs, dataset)
-        of_dataset = points[points["dataset"] == dataset]
-        for env, of_env in of_dataset.groupby("test_env"):
+        for env, of_env in points[points["dataset"] == dataset].groupby("test_env"):
             look = _look(int(env))
             _scatter(axes, of_env["in_domain"], of_env["out_of_domain"], **look)
             fits = lines[(lines["dataset"] == dataset) & (lines["domain"] == names[env])]
@@ -305,10 +303,9 @@ def _scatter(axes: Axes, x: pd.Series, y: pd.Series, color: str, marker: str) ->
     points = pd.DataFrame({"x": x, "y": y, "n": 1})
     if len(points) > ALL_POINTS:
         across = axes.xaxis.get_transform().transform(x.to_numpy())
-        cells = points.groupby(
+        points = points.groupby(
             [pd.cut(across, ACROSS, labels=False), pd.cut(y, DOWN, labels=False)]
-        )
-        points = cells.agg({"x": "median", "y": "median", "n": "sum"})
+        ).agg({"x": "median", "y": "median", "n": "sum"})
     most = points["n"].max()
     below = 0.0
     for share, size in ((0.1, 3), (0.4, 5), (1.0, 8)):  # markers of one size are small in a file

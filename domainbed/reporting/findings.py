@@ -155,8 +155,7 @@ def ranges(tuning: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for algorithm in order_algorithms(tuning["algorithm"]):
-        of_algorithm = tuning[tuning["algorithm"] == algorithm]
-        for name, of_name in of_algorithm.groupby("name", sort=False):
+        for name, of_name in tuning[tuning["algorithm"] == algorithm].groupby("name", sort=False):
             if is_numeric(of_name["value"]):
                 values = of_name["value"].astype(float)
                 places = position(values)[of_name["chosen"].to_numpy()]

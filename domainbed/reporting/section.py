@@ -69,8 +69,7 @@ class Section(NamedTuple):
 
     def of_numbers(self) -> list[bool]:
         """For each column whether all its texts are numbers, intervals, bounds or gaps."""
-        columns = zip(*self.rows, strict=True)
-        return [all(map(_NUMBER.match, column)) for column in columns]
+        return [all(map(_NUMBER.match, column)) for column in zip(*self.rows, strict=True)]
 
     def formatted(self, escape: Callable[[str], str], marks: Mapping[str, str]) -> list[list[str]]:
         """The rows in a format; `marks` are templates by kind of mark."""

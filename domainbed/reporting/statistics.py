@@ -156,10 +156,9 @@ def practically_equal(differences: np.ndarray, rope: float, seed: int = 0) -> di
         from baycomp import SignedRankTest
     except ImportError as error:
         raise UserError("the Bayesian test needs baycomp: pip install baycomp") from error
-    zeros = np.zeros(len(differences))
     # Its first probability is that of the first argument.
     better, equal, worse = SignedRankTest.probs(
-        differences, zeros, rope=rope, nsamples=RESAMPLES, random_state=seed
+        differences, np.zeros(len(differences)), rope=rope, nsamples=RESAMPLES, random_state=seed
     )
     return {"p_worse": float(worse), "p_equal": float(equal), "p_better": float(better)}
 
@@ -204,8 +203,7 @@ def critical_difference(values: np.ndarray, algorithms: Sequence[str]) -> Critic
     count, size = values.shape
     ranks = pd.DataFrame(-values).rank(axis=1).to_numpy()
     ranks = ranks.mean(axis=0) if count else np.full(size, math.nan)
-    order = np.argsort(ranks, kind="stable")
-    mean_ranks = {algorithms[i]: float(ranks[i]) for i in order}
+    mean_ranks = {algorithms[i]: float(ranks[i]) for i in np.argsort(ranks, kind="stable")}
     if size < 3 or count < 2:
         return CriticalDifference(mean_ranks, count, math.nan, math.nan, [])
     from scipy import stats

@@ -60,10 +60,9 @@ def by_metric(records: Records, selection_metric: str, metric: str | None = None
         UserError: a metric is unknown.
     """
     chooses = describe_metric(selection_metric)
-    reported = describe_metric(metric or selection_metric)
     return replace(
         records,
-        metric=reported.name,
+        metric=describe_metric(metric or selection_metric).name,
         selection_metric=chooses.name,
         lower_is_better=not chooses.higher_is_better,
     )

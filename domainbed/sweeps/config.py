@@ -242,8 +242,7 @@ class SweepConfig(RunFields, RunOptions):
             yield
         except UserError as error:
             field, *inner = where = error.where or ("",)
-            own = self._own_hparams.get(algorithm, {})
-            if field == "hparams" and inner and inner[0] in own:
+            if field == "hparams" and inner and inner[0] in self._own_hparams.get(algorithm, {}):
                 where = ("hparams", algorithm, *inner)
             elif field == "test_envs" and self.test_envs is not None:
                 where = ("test_envs", self.test_envs.index(envs))

@@ -41,8 +41,7 @@ def leaderboard(folders: Sequence[str], baseline: str = "ERM") -> Page:
 
 def _parts(folder: str, baseline: str) -> Iterator[Part]:
     records = load_records(folder)
-    runs = records.runs
-    tuned = runs["args"].map(lambda args: bool(args.get("tuned")))
+    tuned = records.runs["args"].map(lambda args: bool(args.get("tuned")))
     without = f", without {tuned.sum()} runs with tuned hyper-parameters" if tuned.any() else ""
     for judged_records in judged(records.only(~tuned)):
         for dataset in order_datasets(judged_records.runs["dataset"]):

@@ -53,8 +53,7 @@ def check(file: Path, rerun: int = 0, data_dir: str = "data") -> list[Check]:
     """
     if rerun < 0:
         raise UserError(f"--rerun is {rerun}: expected 0 or more runs")
-    root = unpacked(file)
-    store = Store(root)
+    store = Store(unpacked(file))
     planned = store.planned()
     done = [name for name, state in store.states(planned).items() if state == DONE]
     folders = {name: store.folder(name) for name in done}

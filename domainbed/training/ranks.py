@@ -60,8 +60,7 @@ def joined(device: str | None) -> Iterator[None]:
     of_all = _whole_number("WORLD_SIZE", 1)
     _number, _count = _whole_number("RANK", 0, of_all - 1), of_all
     try:
-        own = _chosen_device(device)
-        _meet("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
+        _meet("cpu:gloo,cuda:nccl" if _chosen_device(device).type == "cuda" else "gloo")
         yield
     finally:
         if dist.is_initialized():

@@ -73,8 +73,7 @@ def read_spec(folder: RunFolder, dataset: str | None = None) -> RunSpec:
         warn_once(
             f"runs in {folder.path.parent} were made with another version of {', '.join(changed)}"
         )
-    of_features = spec.features is not None
-    expected = default_hparams(spec.algorithm, dataset or spec.dataset, of_features)
+    expected = default_hparams(spec.algorithm, dataset or spec.dataset, spec.features is not None)
     # Data that may be anywhere counts as images, and may have had a network of its own.
     lacking = set(expected) - set(spec.hparams) - {"resnet18", "resnet_dropout"}
     if lacking:

@@ -149,9 +149,8 @@ def _write(listing: Listing, folder: Path, options: PackOptions) -> None:
     shape = _common_size(files, options.size) or (options.size, options.size)
     _announce(listing, folder.parent, shape, options)
     encode = partial(_encoded, shape=shape, options=options, decoding=listing.decoding)
-    images = in_order(encode, listing.files, options.threads)
     bar = tqdm(
-        images,
+        in_order(encode, listing.files, options.threads),
         f"packing {listing.name}",
         len(listing.files),
         disable=None,

@@ -92,12 +92,11 @@ def _results(
                 text, below = _typeset(cell_text(cell, style)), [*_below(cell), *published]
                 rows[algorithm].append(HtmlCell(text, _mark(cell, style), below))
     header = ["Algorithm", *(column.label for table in tables for column in table.columns)]
-    groups = [("", 1), *((table.title, len(table.columns)) for table in tables)]
     return HtmlTable(
         tables[0].dataset or "Averages",
         header,
         [Row(cells, algorithm) for algorithm, cells in rows.items()],
-        groups,
+        [("", 1), *((table.title, len(table.columns)) for table in tables)],
         notes=notes,
         is_open=True,
     )
