@@ -80,38 +80,51 @@ def decide(
     )
     is_best = recall - fall_out if sensitivity is None else recall >= sensitivity
     threshold = float(at[np.argmax(is_best)])
+    temperature = _temperature(logits[validates], labels[validates])
+    by_domain = {}
+    for domain, own in frame.groupby("domain"):
+        outputs, targets = torch.from_numpy(logits[own.index]), torch.from_numpy(labels[own.index])
+        confusion = metrics.confusion_matrix(
+            own["truth"], own["score"] >= threshold, labels=[True, False]
+        )
+        by_domain[facts["domains"][domain]] = {
+            "test": domain in tests,
+            **_with_intervals(own, threshold, draws),
+            "ece": ece(outputs, targets, CLASSES),
+            "ece_calibrated": ece(outputs / temperature, targets, CLASSES),
+            **dict(zip(("tp", "fn", "fp", "tn"), confusion.ravel())),
+        }
+    return threshold, temperature, pd.DataFrame.from_dict(by_domain, orient="index")
+
+
+def _temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """What logits are divided by for the least cross-entropy."""
     calibrated = optimize.minimize_scalar(
         lambda temperature: metrics.log_loss(
-            labels[validates],
-            special.softmax(logits[validates] / temperature, axis=1),
-            labels=range(logits.shape[1]),
+            labels, special.softmax(logits / temperature, axis=1), labels=range(logits.shape[1])
         ),
         bounds=(0.01, 100),
         method="bounded",
     )
-    by_domain = {}
-    for domain, own in frame.groupby("domain"):
-        truth, score = own["truth"].to_numpy(), own["score"].to_numpy()
-        groups = list(own.groupby("group").indices.values())
-        again = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
-        resampled = (np.concatenate([groups[g] for g in each]) for each in again)
-        drawn = pd.DataFrame(
-            [_rates(truth[rows], score[rows], threshold) for rows in resampled], columns=RATES
-        )
-        outputs, targets = torch.from_numpy(logits[own.index]), torch.from_numpy(labels[own.index])
-        confusion = metrics.confusion_matrix(truth, score >= threshold, labels=[True, False])
-        by_domain[facts["domains"][domain]] = {
-            "test": domain in tests,
-            "images": len(own),
-            "groups": len(groups),
-            **dict(zip(RATES, _rates(truth, score, threshold))),
-            **drawn.quantile(0.025).add_suffix("_low"),
-            **drawn.quantile(0.975).add_suffix("_high"),
-            "ece": ece(outputs, targets, CLASSES),
-            "ece_calibrated": ece(outputs / calibrated.x, targets, CLASSES),
-            **dict(zip(("tp", "fn", "fp", "tn"), confusion.ravel())),
-        }
-    return threshold, float(calibrated.x), pd.DataFrame.from_dict(by_domain, orient="index")
+    return float(calibrated.x)
+
+
+def _with_intervals(own: pd.DataFrame, threshold: float, draws: int) -> dict[str, float]:
+    """How many images and groups a domain has, and `RATES`, with ends of their intervals."""
+    truth, score = own["truth"].to_numpy(), own["score"].to_numpy()
+    groups = list(own.groupby("group").indices.values())
+    again = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
+    resampled = (np.concatenate([groups[g] for g in each]) for each in again)
+    drawn = pd.DataFrame(
+        [_rates(truth[rows], score[rows], threshold) for rows in resampled], columns=RATES
+    )
+    return {
+        "images": len(own),
+        "groups": len(groups),
+        **dict(zip(RATES, _rates(truth, score, threshold))),
+        **drawn.quantile(0.025).add_suffix("_low"),
+        **drawn.quantile(0.975).add_suffix("_high"),
+    }
 
 
 def _rates(truth: np.ndarray, score: np.ndarray, threshold: float) -> list[float]:
