@@ -465,36 +465,48 @@ def adapt_runs(
         spec, experiment = member.spec, rebuild(member.folder, machine, dataset)
         load_trained_weights(experiment, member.folder)
         try:
-            if experiment.label_type.kind != "classes":
-                raise UserError(f"labels are {spec.labels!r}, and {method} adapts to classes")
-            parts = linear_head(experiment)
-            tried = settings_of(method, supports, spec.hparams.get("lr", 1e-3))
-            adapted = [
-                replace(experiment, algorithm=Adapted(*parts, method, {**spec.hparams, **each}))
-                for each in tried
-            ]
+            adapted = _adapted(experiment, method, supports)
         except UserError as error:
             yield f"{spec.describe()}: left out: {error}"
             continue
         metric = selecting_metric(selection_metric, spec.labels, spec.metrics)
-        found = [each.validated(metric) for each in adapted]
+        found = [each.validated(metric) for _, each in adapted]
         best = found.index(max(found, key=lambda value: Unit.of(metric).sign * value))
+        setting, chosen = adapted[best]
         write_beside(
             Path(root),
             averaged_algorithm(spec.algorithm, method),
-            adapted[best],
+            chosen,
             runs=[spec.run_id],
             kind="adapted",
             hparams_seed=spec.hparams_seed,
-            hparams={**spec.hparams, **tried[best]},
+            hparams={**spec.hparams, **setting},
             noted={
                 "adaptation": method,
                 "adapted_in": "batches of 64 of one split in stored order, each split afresh",
                 "unadapted": _measured(experiment),
             },
         )
-        chosen = ", ".join(f"{name} {value or 'all'}" for name, value in tried[best].items())
-        yield f"{spec.describe()}: {chosen}, validation {_shown(found[best], metric)}"
+        shown = ", ".join(f"{name} {value or 'all'}" for name, value in setting.items())
+        yield f"{spec.describe()}: {shown}, validation {_shown(found[best], metric)}"
         adapted_runs += 1
     if not adapted_runs:
         raise UserError(f"no run in {str(root)!r} predicts by a linear classifier on features")
+
+
+def _adapted(
+    experiment: Experiment, method: str, supports: Sequence[int] | None
+) -> list[tuple[dict[str, Any], Experiment]]:
+    """Each setting that is tried, and the experiment adapted by it.
+
+    Raises:
+        UserError: its labels or its model are not such as the method adapts.
+    """
+    spec = experiment.spec
+    if experiment.label_type.kind != "classes":
+        raise UserError(f"labels are {spec.labels!r}, and {method} adapts to classes")
+    parts = linear_head(experiment)
+    return [
+        (each, replace(experiment, algorithm=Adapted(*parts, method, {**spec.hparams, **each})))
+        for each in settings_of(method, supports, spec.hparams.get("lr", 1e-3))
+    ]
