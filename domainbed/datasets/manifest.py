@@ -160,15 +160,8 @@ def _composed(entries: Sequence[Entry]) -> Sequence[Entry]:
     ]
 
 
-def _arranged(
-    file: Path, entries: Sequence[Entry], options: DataFields
-) -> tuple[Contents, dict[Path, int]]:
-    """What lists these images, whatever their order in the file, and their lines."""
-    meant = options.meant
-    entries = [
-        {**entry, "label": meant.get(entry["label"], entry["label"])}
-        for entry in _composed(entries)
-    ]
+def _check_listed_once(file: Path, entries: Sequence[Entry]) -> None:
+    """Raises `UserError` where two lines name one image, by whatever paths."""
     real_folder = lru_cache(maxsize=None)(os.path.realpath)  # they are few, and images are many
     first: dict[str, int] = {}
     for entry in entries:
@@ -181,6 +174,18 @@ def _arranged(
                 f"{first[real]}: list each image once"
             )
         first[real] = entry["line"]
+
+
+def _arranged(
+    file: Path, entries: Sequence[Entry], options: DataFields
+) -> tuple[Contents, dict[Path, int]]:
+    """What lists these images, whatever their order in the file, and their lines."""
+    meant = options.meant
+    entries = [
+        {**entry, "label": meant.get(entry["label"], entry["label"])}
+        for entry in _composed(entries)
+    ]
+    _check_listed_once(file, entries)
     classes = in_order(entry["label"] for entry in entries)
     number = {name: label for label, name in enumerate(classes)}
     domains = sorted({entry["domain"] for entry in entries})
