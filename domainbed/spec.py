@@ -54,6 +54,8 @@ _OF_TEXT = "UnitFeatures"
 
 _NEEDS_TEXT = "needs features of a backbone that reads text: set 'features' to open_clip:NAME"
 
+_Rule = tuple[Any, str, Where]  # whether it holds, or else what is said, and of which field
+
 
 class RunSpec(RunFields):
     """One training run, as pure data. `RunSpec.create` makes it from what a user gives.
@@ -435,19 +437,14 @@ class Resolver:
 
     def _check(self) -> None:
         """Checks what depends on several fields or on the dataset, but not on test domains."""
-        draft, label, features = self.draft, self.draft.dataset_label, self.draft.features
-        reads_images = getattr(self.data, "reads_images", False)
-        adapts, on_text = draft.task == "domain_adaptation", draft.initial_weights == "text"
-        suited, featurizer = of_frozen_features(), draft.fixed_hparams.get("featurizer", _OF_TEXT)
-        others = f"leave 'protocol' out, or name one of frozen features ({', '.join(suited)})"
-        remedy = others if features else "set 'features'"
-        labels, class_balanced = label_type(draft.labels), draft.fixed_hparams.get("class_balanced")
+        draft, adapts = self.draft, self.draft.task == "domain_adaptation"
         held_out = f"uda_holdout_fraction is {draft.uda_holdout_fraction}"
         check_metrics(draft.metrics, label_type(draft.labels))
-        rules: list[tuple[Any, str, Where]] = [
+        rules: list[_Rule] = [
             (
                 len(self.data.ENVIRONMENTS) != 1,
-                f"dataset {label} has 1 domain: training needs one and testing another",
+                f"dataset {draft.dataset_label} has 1 domain: training needs one and testing "
+                "another",
                 ("dataset",),
             ),
             (
@@ -466,6 +463,23 @@ class Resolver:
                 f"({draft.swad_n_converge}) or more",
                 ("swad_n_tolerance",),
             ),
+            *self._rules_of_labels(),
+            *self._rules_of_features(),
+        ]
+        for holds, message, where in rules:
+            if not holds:
+                raise UserError(message, *where)
+        self.space.check(draft.fixed_hparams)
+
+    def _rules_of_features(self) -> list[_Rule]:
+        """What must hold of frozen features, and of weights that begin as a text's."""
+        draft, label, features = self.draft, self.draft.dataset_label, self.draft.features
+        reads_images = getattr(self.data, "reads_images", False)
+        suited, on_text = of_frozen_features(), draft.initial_weights == "text"
+        others = f"leave 'protocol' out, or name one of frozen features ({', '.join(suited)})"
+        remedy = others if features else "set 'features'"
+        featurizer = draft.fixed_hparams.get("featurizer", _OF_TEXT)
+        return [
             (
                 bool(features) == (draft.protocol in suited),
                 f"features {'is' if features else 'is not'} set under the protocol "
@@ -477,6 +491,24 @@ class Resolver:
                 f"features are of image files, and {label} has none: leave 'features' out",
                 ("features",),
             ),
+            (
+                not on_text or (features and reads_text(features)),
+                f"initial_weights is 'text', which {_NEEDS_TEXT}; or choose other initial_weights",
+                ("initial_weights",),
+            ),
+            (
+                not on_text or featurizer == _OF_TEXT,
+                f"hyper-parameter 'featurizer' is {featurizer!r}, but initial_weights is 'text', a "
+                f"classifier on features of length 1: leave it out, which means {_OF_TEXT!r}",
+                ("hparams", "featurizer"),
+            ),
+        ]
+
+    def _rules_of_labels(self) -> list[_Rule]:
+        """What must hold of options that need classes."""
+        draft, labels = self.draft, label_type(self.draft.labels)
+        class_balanced = draft.fixed_hparams.get("class_balanced")
+        return [
             (
                 not class_balanced or labels.has_classes,
                 f"hyper-parameter 'class_balanced' is {class_balanced}, but labels are "
@@ -495,22 +527,7 @@ class Resolver:
                 f"are {draft.labels!r}: choose 'shared' or 'own'",
                 ("initial_weights",),
             ),
-            (
-                not on_text or (features and reads_text(features)),
-                f"initial_weights is 'text', which {_NEEDS_TEXT}; or choose other initial_weights",
-                ("initial_weights",),
-            ),
-            (
-                not on_text or featurizer == _OF_TEXT,
-                f"hyper-parameter 'featurizer' is {featurizer!r}, but initial_weights is 'text', a "
-                f"classifier on features of length 1: leave it out, which means {_OF_TEXT!r}",
-                ("hparams", "featurizer"),
-            ),
         ]
-        for holds, message, where in rules:
-            if not holds:
-                raise UserError(message, *where)
-        self.space.check(draft.fixed_hparams)
 
 
 @lru_cache  # a sweep asks for each run
