@@ -59,10 +59,7 @@ def load_selected(
 
     Example:
         >>> model = load_selected(  # doctest: +SKIP
-        ...     "results/mine",
-        ...     algorithm="ERM",
-        ...     test_env=0,
-        ...     selection="training-domain",
+        ...     "results/mine", algorithm="ERM", test_env=0, selection="training-domain"
         ... )
         >>> model.classes  # doctest: +SKIP
         ['dog', 'elephant', 'giraffe', 'guitar', 'horse', 'house', 'person']
@@ -80,22 +77,33 @@ def load_selected(
     if trial_seed is not None:
         wanted["trial_seed"] = trial_seed
     records = records.only((runs["dataset"] == dataset) & (runs["algorithm"] == algorithm))
-    found = [
+    rows = [
         row
         for part in judged(records, selection_metric=selection_metric)
         for row in method.select(part).to_dict("records")
-        if all(row[name] == value for name, value in wanted.items())
     ]
-    if not found:
-        cell = ", ".join(f"{name} {value!r}" for name, value in wanted.items())
-        raise UserError(
-            f"{method.name} chose nothing in {str(sweep)!r} for {cell}: `domainbed collect` shows "
-            "the cells, and with --explain what they lack"
-        )
-    row = min(found, key=lambda row: row["trial_seed"])
+    row = _first_of(rows, wanted, f"{method.name} chose nothing in {str(sweep)!r}")
     run, step = _run_of(records, row), int(row["step"])
     folder = RunFolder(run["folder"])
     return model_in(folder, _weights(folder, run, step, algorithm, method), device)
+
+
+def _first_of(
+    rows: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any], otherwise: str
+) -> Mapping[str, Any]:
+    """The first trial's row that has what is wanted.
+
+    Raises:
+        UserError: there is none, which is said as `otherwise`.
+    """
+    found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    if not found:
+        cell = ", ".join(f"{name} {value!r}" for name, value in wanted.items())
+        raise UserError(
+            f"{otherwise} for {cell}: `domainbed collect` shows the cells, and with --explain what "
+            "they lack"
+        )
+    return min(found, key=lambda row: row["trial_seed"])
 
 
 def _weights(
