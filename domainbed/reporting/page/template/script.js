@@ -73,50 +73,62 @@
   }
 
   // A page of paper is narrower than most screens, and does not scroll.
-  const paperWidth = 690; // pixels within the margins of A4
-  const paperLetters = 12; // pixels
-  const legible = 0.75; // of the size of other letters; a table of less is cut at its groups
+  const paperWidth = 960; // pixels within the margins of A4 and of Letter, landscape
   const longTable = 100; // rows, or gaps; they are printed only if somebody opened them
   const undo = [];
 
-  function partsByGroup(table) {
-    let begin = 1;
-    return [...table.tHead.rows[0].cells].slice(1).map((group, number) => {
-      const part = table.cloneNode(true);
-      const end = begin + group.colSpan;
-      for (const row of part.rows) {
-        const isHead = row === part.tHead.rows[0];
-        const [first, last] = isHead ? [number + 1, number + 2] : [begin, end];
-        [...row.cells].forEach((cell, place) => {
-          if (place > 0 && (place < first || place >= last)) cell.remove();
-        });
+  // A copy with the first column and those from `begin` to `end`.
+  function partOf(table, begin, end) {
+    const part = table.cloneNode(true);
+    for (const row of part.rows) {
+      let place = 0;
+      for (const cell of [...row.cells]) {
+        const [first, last] = [place, (place += cell.colSpan)];
+        if (first === 0) continue;
+        const kept = Math.min(last, end) - Math.max(first, begin);
+        if (kept <= 0) cell.remove();
+        else if (kept < cell.colSpan) cell.colSpan = kept;
       }
-      begin = end;
-      return part;
-    });
+    }
+    return part;
+  }
+
+  // Where the parts of a table end that are not wider than paper, at best between groups.
+  function endsOfParts(table) {
+    const names = [...table.tHead.rows].at(-1).cells;
+    const [first, ...widths] = [...names].map((cell) => cell.offsetWidth);
+    const sum = (begin, end) => widths.slice(begin - 1, end - 1).reduce((a, b) => a + b, first);
+    const groups = table.tHead.rows.length > 1 ? [...table.tHead.rows[0].cells].slice(1) : [];
+    const ends = [];
+    let [begin, groupEnd] = [1, 1];
+    for (const span of groups.length ? groups.map((group) => group.colSpan) : widths.map(() => 1)) {
+      const groupBegin = groupEnd;
+      groupEnd += span;
+      if (sum(begin, groupEnd) <= paperWidth) continue;
+      if (begin < groupBegin) ends.push((begin = groupBegin));
+      for (let end = begin + 1; end <= groupEnd; end++) {
+        if (end - begin > 1 && sum(begin, end) > paperWidth) ends.push((begin = end - 1));
+      }
+    }
+    return [...ends, groupEnd];
   }
 
   function fitToPaper(table) {
-    const letters = parseFloat(getComputedStyle(document.documentElement).fontSize);
-    const ratio = paperWidth / ((table.offsetWidth * paperLetters) / letters);
-    if (ratio >= 1) return;
-    if (ratio < legible && table.tHead.rows.length > 1 && !table.dataset.part) {
-      const parts = partsByGroup(table);
-      for (const part of parts) part.dataset.part = "true";
-      table.after(...parts);
-      table.hidden = true;
-      undo.push(() => {
-        table.hidden = false;
-        for (const part of parts) part.remove();
-      });
-      parts.forEach(fitToPaper);
-    } else {
-      table.style.zoom = ratio;
-      undo.push(() => (table.style.zoom = ""));
-    }
+    const ends = endsOfParts(table);
+    if (ends.length === 1) return;
+    const parts = ends.map((end, number) => partOf(table, ends[number - 1] ?? 1, end));
+    for (const part of parts) part.dataset.part = "true";
+    table.after(...parts);
+    table.hidden = true;
+    undo.push(() => {
+      table.hidden = false;
+      for (const part of parts) part.remove();
+    });
   }
 
   function preparePrint() {
+    document.documentElement.classList.add("printing");
+    undo.push(() => document.documentElement.classList.remove("printing"));
     for (const each of document.querySelectorAll("details:not([open])")) {
       if (each.querySelectorAll("tbody tr, dd").length > longTable) continue;
       each.open = true;
