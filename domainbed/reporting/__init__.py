@@ -41,7 +41,7 @@ def collect(
 
     Args:
         folders: a sweep folder, a run folder, or a list of such.
-        selection: short names of selection methods; None for the published ones.
+        selection: short names of selection methods; None for those that a sweep was planned for.
         datasets: only these; None for all that have records.
         algorithms: only these; None for all that have records.
         metric: what is reported; None for the selection metric.
@@ -57,7 +57,8 @@ def collect(
         >>> cells = collect("results/quickstart", selection=["oracle"])  # doctest: +SKIP
         >>> cells.pivot(index="algorithm", columns="test_env", values="mean")  # doctest: +SKIP
     """
-    asked = selection, datasets, algorithms, planned_gaps(folders), metric, selection_metric
+    methods, gaps = selection or planned_selection(folders), planned_gaps(folders)
+    asked = methods, datasets, algorithms, gaps, metric, selection_metric
     return to_frame(build_report(load_records(folders), *asked))
 
 
@@ -76,7 +77,7 @@ def compare(
 
     Args:
         folders: a sweep folder, a run folder, or a list of such.
-        selection: short names of selection methods; None for the published ones.
+        selection: short names of selection methods; None for those that a sweep was planned for.
         datasets: only these; None for all that have records.
         algorithms: only these, and the baseline; None for all that have records.
         baseline: what the others are compared with.
@@ -101,4 +102,4 @@ def compare(
     wanted = algorithms and list(dict.fromkeys([baseline, *algorithms]))
     records = only(load_records(folders), datasets, wanted)
     records = judged_alike(records, metric, selection_metric)
-    return differences(records, selection, baseline, unit, rope)
+    return differences(records, selection or planned_selection(folders), baseline, unit, rope)
