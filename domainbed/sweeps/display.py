@@ -1,4 +1,4 @@
-"""The progress of runs that this process executes: a bar on a terminal, or lines in a log."""
+"""The progress of runs that this process executes: a bar, or lines in a log."""
 
 import shutil
 import sys
@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from domainbed.core.text_table import duration
 from domainbed.launchers import Event
@@ -30,15 +30,16 @@ class Display:
         self._time_left = TimeLeft(steps, kinds or [""] * len(steps))
         self._printed = time.monotonic()
         self._counts: Counter[str] = Counter()
+        is_terminal = sys.stderr.isatty()
         width, height = shutil.get_terminal_size()  # by itself tqdm may find none
         self._bar = tqdm(
             total=sum(steps),
             desc="starting workers",
             bar_format=_BAR,
             smoothing=0.02,
-            ncols=width,
+            ncols=width if is_terminal else None,
             nrows=height,
-            disable=not sys.stderr.isatty(),
+            disable=not is_terminal and "ipykernel" not in sys.modules,
         )
 
     def on_event(self, event: Event) -> None:
