@@ -63,7 +63,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """What to tell the user of an error that is no fault of the program's; "" of others."""
+    """What to tell the user of an error that is not the program's fault; "" for others."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):

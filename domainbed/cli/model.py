@@ -64,7 +64,7 @@ def predict(args: argparse.Namespace) -> int:
     """Predict with a trained run: image files, or a domain of its dataset.
 
     Prints CSV. Of files: the file, its class, and the probability of each class, as p(NAME); of a
-    domain also position and label. Where labels are no classes: the probability of each property,
+    domain also position and label. Where labels are not classes: the probability of each property,
     or the numbers, by the names of the outputs.
 
     Of a sweep, --algorithm, --selection and --test_env name the cell of the tables whose model

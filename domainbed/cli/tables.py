@@ -74,7 +74,7 @@ def add_style(parser: Parser) -> None:
             "--decimals",
             type=int,
             metavar="N",
-            help="of numbers (1; for a metric that is no percentage what makes four digits)",
+            help="of numbers (1; as many as make four digits for other metrics than percentages)",
         ),
         argument(
             "--spread",

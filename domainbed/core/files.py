@@ -225,7 +225,7 @@ def parse_sealed_json(text: bytes) -> dict[str, Any]:
 
 
 def digest_file(file: Path) -> Path:
-    """Where the digest of a file lies that is no text."""
+    """Where the digest of a binary file is."""
     return file.with_name(f"{file.name}.sha256")
 
 

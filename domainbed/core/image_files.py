@@ -214,7 +214,7 @@ def _dicom_pixels(data: bytes, window: Sequence[float]) -> np.ndarray:
         import pydicom
         from pydicom.pixels import processing
     except ImportError as error:
-        raise UserError("DICOM needs pydicom: pip install 'domainbed[dicom]'") from error
+        raise UserError("DICOM needs pydicom: pip install pydicom") from error
     file = pydicom.dcmread(io.BytesIO(data))
     if (frames := int(file.get("NumberOfFrames") or 1)) > 1:
         raise ValueError(f"it has {frames} frames: save each in a file of its own")

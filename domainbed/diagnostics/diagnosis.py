@@ -161,7 +161,7 @@ def _network(experiment: Experiment) -> nn.Sequential:
     """The featurizer and the classifier that the algorithm predicts with, in evaluation mode.
 
     Raises:
-        UserError: labels are no classes; the algorithm has no such parts, or looks at more than
+        UserError: labels are not classes; the algorithm has no such parts, or looks at more than
             them to predict.
     """
     if experiment.label_type.kind != "classes":

@@ -45,7 +45,7 @@ def decide(
         and the confusion `tp`, `fn`, `fp`, `tn`. What a domain has no images for is NaN.
 
     Raises:
-        UserError: there are no predictions, labels are no classes, there is no such class, or
+        UserError: there are no predictions, labels are not classes, there is no such class, or
             validation is all of it or has none of it.
     """
     run = RunFolder(folder)

@@ -321,7 +321,7 @@ def accuracy_on_the_line(records: Records) -> pd.DataFrame:
     """How well the in-domain result predicts the out-of-domain one, over all runs of a test domain.
 
     The line is fitted to the probits of both (Miller et al., "Accuracy on the Line", ICML 2021), or
-    to the values themselves of a metric that is no percentage. Columns: `dataset`, `domain` (its
+    to the values themselves of a metric other than a percentage. Columns: `dataset`, `domain` (its
     name), `runs`, `slope`, `intercept` and `correlation` (Pearson's, of what the line is fitted
     to); NaN for fewer than three runs, or if one of the two is constant.
     """

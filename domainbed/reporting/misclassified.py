@@ -102,7 +102,7 @@ def misclassified(
     Raises:
         UserError: there are fewer than two algorithms, a name is unknown, the algorithms have no
             test domain and trial in common, or runs have no predictions, or those of other images,
-            or labels are no classes.
+            or labels are not classes.
     """
     names = list(dict.fromkeys(algorithms))
     if len(names) < 2:

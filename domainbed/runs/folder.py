@@ -76,7 +76,7 @@ class RunFolder:
         return self.path / f"model{at_step}{of_average}.pkl"
 
     def refuse_foreign(self) -> None:
-        """Refuses a folder with files that are no run's.
+        """Refuses a folder with files that do not belong to a run.
 
         Raises:
             UserError: the folder is not empty, and no run's.

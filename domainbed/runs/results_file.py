@@ -303,7 +303,7 @@ _key = cache(record_key)
 def _check_values(record: Record, run: Run) -> int:
     """How many domains a record knows, after checking its accuracies and those of test domains.
 
-    A record without accuracies, of labels that are no classes, is checked by another metric.
+    A record without accuracies, of labels other than classes, is checked by another metric.
     """
     metric, accuracies = _metrics_of(tuple(record))
     domains = 0

@@ -175,7 +175,7 @@ def mean_of(states: Iterable[Weights]) -> Weights:
 class Ensemble(Algorithm):
     """Algorithms that predict together: logits are the logarithm of their mean probabilities.
 
-    Where labels are no classes of which each has a logit, outputs are the members' mean.
+    Where labels are not classes of which each has a logit, outputs are the members' mean.
     """
 
     def __init__(self, members: Sequence[Algorithm]) -> None:

@@ -168,7 +168,7 @@ class Model:
 
     Attributes:
         module: the algorithm, in evaluation mode.
-        classes: the names of its classes, in the order of the logits; where labels are no classes,
+        classes: the names of its classes, in the order of the logits; where labels are not classes,
             of their columns.
         input_shape: the dataset's: of one input, without the batch, or what else describes it.
         preprocess: from the file of an image to an input; None where inputs are no image files.
@@ -323,7 +323,7 @@ def predictions(
     """The names of columns, then a row for each image of a split.
 
     These are its position in the domain, its file where it has one, its label, the predicted class
-    and the probability of each. Where labels are no classes, a label and a number for each output.
+    and the probability of each. Where labels are not classes, a label and a number for each output.
 
     Args:
         folder: of a finished run with its weights.
