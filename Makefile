@@ -8,8 +8,8 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) +
 # Holds the datasets.
 DATA ?= data
 
-.PHONY: help install quickstart laptop measured test lint typecheck unit test-misuse test-slow test-faults docs leaderboard \
-	bench clean
+.PHONY: help install quickstart laptop measured test lint typecheck unit test-misuse test-slow test-faults docs notebooks \
+	leaderboard bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -58,6 +58,13 @@ test-faults: .venv/installed-dev  ## damage files, mix runs and data, kill sweep
 
 docs: .venv/installed-dev  ## the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: .venv/installed  ## execute the notebooks of the tutorials; they keep their outputs
+	$(BIN)/pip install --quiet nbconvert ipykernel
+	folder=$$(mktemp -d) && cp docs/tutorials/*.ipynb $$folder && \
+		PYTHONWARNINGS=ignore:IProgress $(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True \
+		$$folder/*.ipynb && cp $$folder/*.ipynb docs/tutorials
 
 leaderboard: .venv/installed  ## the released baselines ranked, in site/leaderboard
 	$(BIN)/domainbed leaderboard $(patsubst results/baselines/%/config.yaml,baseline:%,\

@@ -1,5 +1,7 @@
 """Times left count what runs cost."""
 
+import sys
+
 import pytest
 
 from domainbed.launchers import Event
@@ -41,3 +43,14 @@ def test_steps_of_an_earlier_launch_take_no_time(monkeypatch):
     clock[0] += 20
     left.on_event(Event(DONE, 0))
     assert left.seconds() == pytest.approx(100 * 2)
+
+
+def test_notebooks_show_a_bar_and_logs_lines(monkeypatch, capsys):
+    for kernel, is_bar in ((None, False), (sys, True)):
+        monkeypatch.setitem(sys.modules, "ipykernel", kernel)
+        if kernel is None:
+            monkeypatch.delitem(sys.modules, "ipykernel")
+        shown = display.Display([2])
+        shown.on_event(Event(PROGRESS, 0, 1))
+        shown.close()
+        assert ("50%|" in capsys.readouterr().err) == is_bar
