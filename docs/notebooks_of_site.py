@@ -46,6 +46,7 @@ def as_markdown(output: dict[str, Any]) -> str:
     if "image/png" in data:
         return f"![The figure](data:image/png;base64,{data['image/png'].strip()})"
     if "text/html" in data:
-        return re.sub(r"<style.*?</style>|\n\s*", "", data["text/html"], flags=re.S)
+        html = re.sub(r"<style.*?</style>|\n\s*", "", data["text/html"], flags=re.S)
+        return html.replace('<table border="1" class="dataframe">', "<table>")  # as other tables
     text = data.get("text/plain") or "".join(output["text"])
     return f"```text\n{text.rstrip()}\n```"

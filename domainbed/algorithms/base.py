@@ -410,7 +410,7 @@ def register_algorithm(
     A class that was written for DomainBed needs no change: its hyper-parameters may be
     declared here instead of in the class.
 
-    Example:
+    Examples:
         >>> from domainbed.config.dimensions import LogUniform
         >>> register_algorithm(
         ...     TheirMethod, search_space={"their_weight": LogUniform(1.0, -2, 2)}

@@ -38,7 +38,7 @@ _STANDARD = {"update", "predict", "forward", "train", "eval", "clone"}
 def role(name: str) -> str:
     """What a fork means by a name: a part of a minibatch, "step", or just that name.
 
-    Example:
+    Examples:
         >>> role("all_x"), role("env"), role("depth")
         ('x', 'domain', 'depth')
     """

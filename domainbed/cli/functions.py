@@ -50,7 +50,7 @@ def train(
     Raises:
         UserError: a setting is wrong, or the folder holds another run.
 
-    Example:
+    Examples:
         >>> domainbed.train("ColoredDigits", "Fishr", [2], "results/one")  # doctest: +SKIP
     """
     from tqdm.auto import tqdm
@@ -87,7 +87,7 @@ def sweep(config: Path | str | None = None, **fields: Any) -> Path:
     Raises:
         UserError: a field is wrong, or a run failed.
 
-    Example:
+    Examples:
         >>> domainbed.collect(domainbed.sweep("quickstart"))  # doctest: +SKIP
     """
     from domainbed.cli.launching import launch_sweep

@@ -32,7 +32,7 @@ class Minibatch(tuple[Nest, torch.Tensor]):
 
     The attributes are the arguments; any but x and y may be None.
 
-    Example:
+    Examples:
         >>> minibatch = Minibatch(torch.zeros(2, 3), torch.tensor([0, 1]), {"group": ["a", "b"]})
         >>> x, y = minibatch
         >>> minibatch.extras["group"]

@@ -97,7 +97,7 @@ _WITH = " + "
 def averaged_algorithm(algorithm: str, average: str) -> str:
     """What tables call an algorithm with averaged weights.
 
-    Example:
+    Examples:
         >>> averaged_algorithm("ERM", "SWAD")
         'ERM + SWAD'
     """
@@ -107,7 +107,7 @@ def averaged_algorithm(algorithm: str, average: str) -> str:
 def rerun_algorithm(algorithm: str, method: str) -> str:
     """What tables call an algorithm in new trials of what a selection method chose.
 
-    Example:
+    Examples:
         >>> rerun_algorithm("ERM", "oracle")
         'ERM (rerun: oracle)'
     """
@@ -138,7 +138,7 @@ _VARIANT = re.compile(r" \[(own images|data [0-9a-f]{6})\]$")
 def variant_label(label: str, variant: str) -> str:
     """What tables call one of several datasets of a name; `variant` is "" for the usual one.
 
-    Example:
+    Examples:
         >>> variant_label("pets", "data 3fa9c1")
         'pets [data 3fa9c1]'
     """
@@ -211,7 +211,7 @@ def record_key(domain: int, split: str, metric: str, full_data: bool = False) ->
         metric: "accuracy", "loss", …
         full_data: whether no domain is cut, so that "in" is all of it.
 
-    Example:
+    Examples:
         >>> record_key(0, "in", "accuracy")
         'env0_in_acc'
     """
@@ -222,7 +222,7 @@ def record_key(domain: int, split: str, metric: str, full_data: bool = False) ->
 def parse_record_key(key: str) -> tuple[int, str, str] | None:
     """Domain, split and metric of a key; None for a key that measures no split.
 
-    Example:
+    Examples:
         >>> parse_record_key("env2_out_loss")
         (2, 'out', 'loss')
     """
@@ -236,7 +236,7 @@ def parse_record_key(key: str) -> tuple[int, str, str] | None:
 def average_key(average: str, key: str) -> str:
     """The key for an average of the weights, given the key for the last weights.
 
-    Example:
+    Examples:
         >>> average_key("swad", "env0_in_acc")
         'swad_env0_in_acc'
     """
@@ -247,7 +247,7 @@ def average_key(average: str, key: str) -> str:
 def parse_average_key(key: str) -> tuple[str, str] | None:
     """The average that a key belongs to, and the key for the last weights; None for other keys.
 
-    Example:
+    Examples:
         >>> parse_average_key("swad_env0_in_acc")
         ('swad', 'env0_in_acc')
     """

@@ -28,7 +28,7 @@ class Registry(Mapping[str, T], Generic[T]):
             listed beside the built-in names, and imported when first asked for.
         check: raises `ValueError` for what cannot be registered.
 
-    Example:
+    Examples:
         >>> SHAPES = Registry("shape")
         >>> @SHAPES.register
         ... class Circle: ...

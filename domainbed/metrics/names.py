@@ -54,7 +54,7 @@ def get_metric(name: str) -> Metric:
 def recorded_by(value: str) -> str:
     """The name in a run's field `metrics` of what records a value.
 
-    Example:
+    Examples:
         >>> recorded_by("mae_worst_group")
         'mae_by_group'
     """
@@ -105,7 +105,7 @@ def check_metrics(names: Iterable[str], labels: LabelType) -> None:
 def recorded_names(metrics: Iterable[str]) -> tuple[str, ...]:
     """The names in records of the values of these metrics.
 
-    Example:
+    Examples:
         >>> recorded_names(["accuracy", "auroc_by_group"])
         ('accuracy', 'auroc_worst_group', 'auroc_mean_group', 'auroc_group_gap')
     """
@@ -141,7 +141,7 @@ def describe_metric(name: str) -> MetricFacts:
     Raises:
         UserError: no such metric is known, or it has several values.
 
-    Example:
+    Examples:
         >>> describe_metric("rmse_worst_group")
         MetricFacts(name='rmse_worst_group', higher_is_better=False, percent=False)
     """

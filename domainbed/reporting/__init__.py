@@ -53,7 +53,7 @@ def collect(
     Raises:
         UserError: a folder or a record is damaged, or a name is unknown.
 
-    Example:
+    Examples:
         >>> cells = collect("results/quickstart", selection=["oracle"])  # doctest: +SKIP
         >>> cells.pivot(index="algorithm", columns="test_env", values="mean")  # doctest: +SKIP
     """
@@ -94,7 +94,7 @@ def compare(
         UserError: a folder or a record is damaged, a name is unknown, nothing can be compared, or
             the datasets are judged by different metrics.
 
-    Example:
+    Examples:
         >>> compare("results/quickstart", selection=["oracle"])  # doctest: +SKIP
     """
     from domainbed.reporting.comparison import differences  # SciPy's statistics take a second

@@ -57,7 +57,7 @@ def load_selected(
     Raises:
         UserError: there is no such choice, its run is not finished, or its weights were not kept.
 
-    Example:
+    Examples:
         >>> model = load_selected(  # doctest: +SKIP
         ...     "results/mine", algorithm="ERM", test_env=0, selection="training-domain"
         ... )

@@ -247,7 +247,7 @@ def load_model(folder: Path | str, device: str | None = None, average: str | Non
     Raises:
         UserError: the folder holds no finished run with its weights, or no such average.
 
-    Example:
+    Examples:
         >>> model = load_model("results/one_run")  # doctest: +SKIP
         >>> x = model.preprocess(Path("cat.jpg"))[None]  # doctest: +SKIP
         >>> model.classes[model.module.predict(x).argmax()]  # doctest: +SKIP
