@@ -7,6 +7,7 @@ import pandas as pd
 from domainbed.reporting.explain import explain, planned_gaps, planned_selection
 from domainbed.reporting.render import RENDERERS, cell_text, to_frame
 from domainbed.reporting.tables import Cell, Column, Report, Table, build_report, only
+from domainbed.runs import exported  # it was a part of this room, and code imports it from here
 from domainbed.runs.load import Folders, load_records
 from domainbed.selection.judging import judged_alike
 
@@ -21,6 +22,7 @@ __all__ = [
     "collect",
     "compare",
     "explain",
+    "exported",
     "load_records",
     "only",
     "planned_gaps",
