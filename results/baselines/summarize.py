@@ -83,18 +83,20 @@ def _most(counts: Any) -> int:
 def _tuned(records: Records) -> dict[str, dict[str, dict[str, Any]]]:
     """By dataset, algorithm and test domain the hyper-parameters of the best choice of all trials.
 
-    As `sweep rerun-best` takes them: those with the highest validation, of averages none.
+    As `sweep rerun-best` takes them: those with the highest validation. None of averages, and of
+    algorithms with the default hyper-parameters only.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for part in judged(records):
         runs = part.runs[part.runs["test_envs"].map(len) == 1]
+        draws = runs.groupby("algorithm")["hparams_seed"].nunique()
         keys = ["dataset", "algorithm", "test_env", "hparams_seed", "trial_seed"]
         runs = runs.assign(test_env=runs["test_envs"].str[0]).set_index(keys)["hparams"]
         chosen = SELECTION_METHODS[CHOOSES].select(part)
         order = [part.lower_is_better, True]
         chosen = chosen.sort_values(["val", "trial_seed"], ascending=order, kind="stable")
         for row in chosen.drop_duplicates(keys[:3]).to_dict("records"):
-            if not average_in(row["algorithm"]):
+            if not average_in(row["algorithm"]) and draws[row["algorithm"]] > 1:
                 of_algorithm = found.setdefault(row["dataset"], {}).setdefault(row["algorithm"], {})
                 of_algorithm[str(row["test_env"])] = runs.loc[tuple(row[key] for key in keys)]
     return found
