@@ -278,7 +278,9 @@ class Resolver:
         space = Space.of(algorithm, declaring, dataset, draft.features is not None, featurizer)
         if is_tuned:
             words = draft.features.describe() if draft.features else ""
-            draft = draft.model_copy(update={"tuned": baseline_of(draft.dataset_label, words)})
+            draft = draft.model_copy(
+                update={"tuned": baseline_of(draft.dataset_label, words, True)}
+            )
         resolver = cls(data, declaring, published, space, draft)
         resolver._check()
         return resolver

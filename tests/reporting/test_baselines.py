@@ -151,7 +151,7 @@ def test_tuned_hyper_parameters_are_those_of_the_choice(released: Path) -> None:
     for wrong, says in (
         ({"hparams_seeds": 2}, "takes the place of the defaults, and the hparams seed is 1"),
         ({"algorithms": "Fishr"}, "tuned no Fishr for test domain 0 of ColoredMNIST"),
-        ({"datasets": "RotatedMNIST"}, "no released baseline has RotatedMNIST with images"),
+        ({"datasets": "RotatedMNIST"}, "no released baseline has tuned RotatedMNIST with images"),
     ):
         with pytest.raises(UserError, match=says):
             load_config(None, {**fields, "hparams": "tuned", "hparams_seeds": 1, **wrong}).plan()

@@ -35,8 +35,11 @@ def summaries() -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
-def baseline_of(dataset: str, features: str) -> str:
+def baseline_of(dataset: str, features: str, tuned: bool = False) -> str:
     """The baseline that has a dataset, with features described so, and most algorithms.
+
+    Args:
+        tuned: of those that chose among several draws.
 
     Raises:
         UserError: there is none.
@@ -44,12 +47,12 @@ def baseline_of(dataset: str, features: str) -> str:
     found = [
         (len(summary["algorithms"]), name)
         for name, summary in summaries().items()
-        if dataset in summary["datasets"] and features == summary["features"]
+        if dataset in summary["tuned" if tuned else "datasets"] and features == summary["features"]
     ]
     if not found:
         raise UserError(
-            f"no released baseline has {dataset} with {features or 'images'}: `domainbed "
-            "baselines` lists what there is"
+            f"no released baseline has {'tuned ' * tuned}{dataset} with {features or 'images'}: "
+            "`domainbed baselines` lists what there is"
         )
     return max(found)[1]
 
