@@ -62,6 +62,9 @@ from domainbed.training.trained import read_spec
 
 NOTICED, SAME, SILENT, TRACEBACK = "noticed", "same", "SILENT", "TRACEBACK"
 
+# Said of a mark that is cut just where those of earlier versions ended: its numbers still count.
+NO_DIGEST = "damage to their records may not be noticed"
+
 Read = Callable[[], Any]
 
 
@@ -165,7 +168,8 @@ def outcome(kind: Kind, expected: Any, say: Callable[[str], None] = lambda line:
         logging.getLogger().removeHandler(handler)
     if same(found, expected):
         return SAME
-    return NOTICED if any(file.parent.name in told.getvalue() for file in kind.files) else SILENT
+    says = [*(file.parent.name for file in kind.files), NO_DIGEST]
+    return NOTICED if any(words in told.getvalue() for words in says) else SILENT
 
 
 def campaign(
