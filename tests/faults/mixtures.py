@@ -45,6 +45,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "steps": {"steps": 3},
     "checkpoint_freq": {"checkpoint_freq": 2},
     "holdout_fraction": {"holdout_fraction": 0.3},
+    "split": {"split": "stratified"},
     "task": {"task": "domain_adaptation", "uda_holdout_fraction": 0.5},
     "draws": {"draws": "in-sequence"},
     "shared_draws": {"shared_draws": True},
@@ -68,7 +69,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "other hyper-parameter": {"hparams": {"batch_size": 4, "lr": 0.1}},
 }
 """Other values, by field; `uda_holdout_fraction` goes with the task."""
-NOT_HERE = {"features", "labels", "uda_holdout_fraction"}
+# Of features, of data of your own, and what goes with another field.
+NOT_HERE = {"features", "labels", "columns", "classes", "missing_classes", "uda_holdout_fraction"}
 
 
 class Heard(logging.Handler):
