@@ -8,11 +8,15 @@ from domainbed.cli.functions import read_report
 from domainbed.cli.report import which
 from domainbed.cli.tables import OF_TABLES, print_tables, printed, write_output
 from domainbed.config.baselines import PREFIX, summaries
+from domainbed.core.names import is_provisional
 from domainbed.core.text_table import text_table
 from domainbed.errors import UserError
 
 FILE = "index.html"
-SHOWN = {"tables": "", "hparams": "choices", "curves": "curves", "expected": "expected"}
+SHOWN = {
+    **{"tables": "", "cost": "costs", "hparams": "choices"},
+    **{"curves": "curves", "expected": "expected"},
+}
 """What can be shown, and which of the `Findings` it is."""
 
 
@@ -22,8 +26,8 @@ SHOWN = {"tables": "", "hparams": "choices", "curves": "curves", "expected": "ex
         "--show",
         choices=SHOWN,
         default="tables",
-        help="tables (default), what was chosen in them, the course of the chosen runs, or what "
-        "the best of k draws gives",
+        help="tables (default), their averages beside the cost of an update, what was chosen in "
+        "them, the course of the chosen runs, or what the best of k draws gives",
     ),
     *OF_TABLES,
 )
@@ -42,10 +46,13 @@ def baselines(args: argparse.Namespace) -> int:
     else:
         args.folders, args.baseline = [PREFIX + args.name], None
         if args.show == "tables":
-            return print_tables(args)
+            about = summaries().get(args.name, {"algorithms": ()})  # an unknown name is refused
+            found = ", ".join(filter(is_provisional, about["algorithms"]))
+            return print_tables(args, [f"provisional: {found}"] * bool(found))
         report = read_report(args.folders, **which(args))
-        methods = [method.name for method in report.methods]
-        frame = getattr(Findings(report.records, methods), SHOWN[args.show])
+        findings = Findings(report.records, [method.name for method in report.methods])
+        frame = getattr(findings, SHOWN[args.show])
+        frame["provisional"] = frame["algorithm"].map(is_provisional)
     texts = frame.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
     title = f"{args.name}: {args.show}" if args.name else "Released baselines"
     section = Section("baselines", title, list(frame), texts.to_numpy().tolist(), [], frame)

@@ -168,7 +168,7 @@ OF_TABLES: tuple[Argument, ...] = (
 """What `print_tables` reads, besides the folders."""
 
 
-def print_tables(args: argparse.Namespace) -> int:
+def print_tables(args: argparse.Namespace, notes: Sequence[str] = ()) -> int:
     """Select models and print the results tables of sweeps."""
     for flag in ("by_folder", "single_source"):
         if args.explain and getattr(args, flag):
@@ -177,7 +177,7 @@ def print_tables(args: argparse.Namespace) -> int:
     style = style_of(args)
     report = styled(_report(args, load_records(args.folders, progress=show_progress)), style)
     text = render(report)
-    reasons = explain(report, args.folders) if args.explain else []
+    reasons = [*notes, *(explain(report, args.folders) if args.explain else ())]
     if args.format in _AS_COMMENT:
         text += "".join(_AS_COMMENT[args.format].format(line).rstrip() + "\n" for line in reasons)
     elif reasons:  # a CSV or JSON file with more lines below would be damaged

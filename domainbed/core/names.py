@@ -1,5 +1,6 @@
 """Names and orders that tables, datasets and plans share; any module may import them."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -16,6 +17,24 @@ DOMAINBED_ALGORITHMS: tuple[str, ...] = (
 
 BASELINES: tuple[str, ...] = ("T3A", "LinearProbe", "NearestMean", "KNN", "ZeroShot")
 """Those that a sweep runs only where it names them."""
+
+# Those that somebody from outside this project has checked; all others are provisional.
+CHECKED = frozenset({*DOMAINBED_ALGORITHMS, "LinearProbe", "NearestMean", "KNN", "ZeroShot"})
+
+# Forward and backward passes of the network, over all images of an update, with three domains. A
+# forward pass is a third; on average over the kinds of updates, without further networks such as
+# discriminators. Not of GGA, JTT and IRMGames, which depend on the length of training or on turns,
+# nor of what is fitted.
+PASSES: dict[str, float] = {
+    **dict.fromkeys(DOMAINBED_ALGORITHMS, 1.0),
+    **{"DANN": 0.67, "CDANN": 0.67, "MLDG": 0.67, "SagNet": 2.33, "IGA": 3.0},
+    **{"Transfer": 2.33, "ADRMX": 1.11},
+    **dict.fromkeys(("SAM", "ASAM", "GSAM", "SAGM", "LfF"), 2.0),
+    **dict.fromkeys(("T3A", "GGA_L", "BIRM", "RIDG", "PCL", "MixStyle", "EFDMix", "DSU"), 1.0),
+    **{"MIRO": 1.33, "FACT": 2.67},
+    **dict.fromkeys(("LISA", "ReWeight", "SqrtReWeight", "CB", "ReSample", "Focal"), 1.0),
+    **dict.fromkeys(("LDAM", "BSoftmax", "GroupDROAttributes", "CVaRDRO"), 1.0),
+}
 
 ALGORITHM_ORDER = (*DOMAINBED_ALGORITHMS, *BASELINES)
 """The order of rows in the results tables."""
@@ -122,6 +141,21 @@ def trained_algorithm(name: str) -> str:
 def average_in(name: str) -> str:
     """What tables call the average in a name such as "ERM + SWAD"; "" where there is none."""
     return name.partition(_RERUN)[0].partition(_WITH)[2]
+
+
+def is_provisional(name: str) -> bool:
+    """Whether nobody from outside has checked a method yet, or a part of it.
+
+    Example:
+        >>> is_provisional("Fishr+CORAL"), is_provisional("SAM+CORAL")
+        (False, True)
+    """
+    return not CHECKED.issuperset(trained_algorithm(name).split("+"))
+
+
+def passes(name: str) -> float:
+    """`PASSES` of a method, also of a composed one such as SAM+Fishr; NaN where not known."""
+    return math.prod(PASSES.get(part, math.nan) for part in trained_algorithm(name).split("+"))
 
 
 def order_datasets(seen: Iterable[str]) -> list[str]:

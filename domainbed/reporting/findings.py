@@ -8,7 +8,7 @@ from functools import cached_property, partial
 import numpy as np
 import pandas as pd
 
-from domainbed.core.names import order_algorithms
+from domainbed.core.names import order_algorithms, passes
 from domainbed.reporting import comparison
 from domainbed.reporting.statistics import CriticalDifference
 from domainbed.reporting.units import Unit
@@ -74,6 +74,22 @@ class Findings:
     def expected(self) -> pd.DataFrame:
         """As from `comparison.expected_best`."""
         return comparison.expected_best(self.records, self.selection)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        """What methods achieve, the mean over test domains and trials, beside what updates cost.
+
+        Columns: `selection`, `dataset`, `algorithm`, the metric under its name; `ms`, see
+        `update_times`; `times`, their ratio to the baseline's; and `passes`, see `names.PASSES`.
+        """
+        of_cell = self.chosen.groupby(["selection", "dataset", "algorithm"], sort=False)
+        found = of_cell[self.records.metric].mean().reset_index()
+        found = found.join(update_times(self.records), on=["dataset", "algorithm"])
+        of_baseline = found[found["algorithm"] == self.baseline].groupby("dataset")["ms"].first()
+        return found.assign(
+            times=found["ms"] / found["dataset"].map(of_baseline),
+            passes=found["algorithm"].map(passes),
+        )
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -144,6 +160,13 @@ class Findings:
         texts = found["value"].map(partial(json.dumps, sort_keys=True, default=str))
         shared_by = [found[column] for column in ("dataset", "algorithm", "name")]
         return found[texts.groupby(shared_by).transform("nunique") > 1].infer_objects()
+
+
+def update_times(records: Records) -> pd.Series:
+    """The median milliseconds of an update, by dataset and algorithm, where records were made."""
+    times = records.values[records.values["metric"] == "step_time"]
+    runs = records.runs[["dataset", "algorithm"]].loc[times["run"]]
+    return runs.assign(ms=1000 * times["value"].to_numpy()).groupby([*runs])["ms"].median()
 
 
 def ranges(tuning: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 One row per run, done or not, in the order of the plan. `content` says what is in the run's files as
 one text of JSON, with what all its records share once; it is null of a run that has not begun.
+`provisional` says whether nobody from outside had checked the method when it was written.
 Nothing is lost but weights, checkpoints, predictions, what was printed, and what only means
 something on the machine that made it: its name, and where its folders are.
 
@@ -32,6 +33,7 @@ from domainbed.core.files import (
     write_text,
     written_aside,
 )
+from domainbed.core.names import is_provisional
 from domainbed.core.settings import read_fields
 from domainbed.core.text_table import printable
 from domainbed.errors import UserError, log
@@ -55,6 +57,7 @@ _SCHEMA = pa.schema(
         ("test_envs", pa.list_(pa.int64())),
         *((name, pa.int64()) for name in ("hparams_seed", "trial_seed", "steps")),
         ("planned", pa.bool_()),
+        ("provisional", pa.bool_()),
         ("content", pa.string()),
     ]
 )
@@ -167,6 +170,7 @@ def _row(run: str, content: Mapping[str, Any] | None, planned: Mapping[str, Any]
         "run": run,
         **{name: known.get(name) for name in _KEYS},
         "planned": planned is not None,
+        "provisional": is_provisional(str(known.get("algorithm"))),
         "content": content and _as_text(content),
     }
 

@@ -5,22 +5,33 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from domainbed.algorithms import ALGORITHMS
-from domainbed.core.names import ALGORITHM_ORDER, order_datasets, year_of
+from domainbed.config.baselines import PREFIX, summaries
+from domainbed.core.names import (
+    is_provisional,
+    order_datasets,
+    passes,
+    trained_algorithm,
+    year_of,
+)
 from domainbed.reporting import build_report
 from domainbed.reporting.comparison import critical_differences, differences
+from domainbed.reporting.findings import update_times
 from domainbed.reporting.mixtures import protocols
 from domainbed.reporting.page.html import HtmlCell, HtmlTable, Page, Part, Row
+from domainbed.reporting.released import beside_released
 from domainbed.reporting.render import to_frame
+from domainbed.reporting.section import NOTHING
 from domainbed.reporting.units import Unit
 from domainbed.runs.load import load_records
 from domainbed.runs.records import Records
 from domainbed.selection import PUBLISHED_METHODS
 from domainbed.selection.judging import judged
 
-HEADER = ("year", "result", "minus {}", "95 % (trials)", "told apart", "mean rank", "ms per update")
+HEADER = (
+    *("year", "result", "minus {}", "95 % (trials)", "told apart", "mean rank"),
+    *("passes per update", "ms per update"),
+)
 
 
 def leaderboard(folders: Sequence[str], baseline: str = "ERM") -> Page:
@@ -41,18 +52,25 @@ def leaderboard(folders: Sequence[str], baseline: str = "ERM") -> Page:
 
 def _parts(folder: str, baseline: str) -> Iterator[Part]:
     records = load_records(folder)
+    if baseline not in set(records.runs["algorithm"]):
+        records, _ = beside_released(records)
     tuned = records.runs["args"].map(lambda args: bool(args.get("tuned")))
     without = f", without {tuned.sum()} runs with tuned hyper-parameters" if tuned.any() else ""
+    commands = {
+        PREFIX + name: f", made by `{each['command']}`" for name, each in summaries().items()
+    }
     for judged_records in judged(records.only(~tuned)):
         for dataset in order_datasets(judged_records.runs["dataset"]):
             part = judged_records.only(judged_records.runs["dataset"] == dataset)
             steps = ", ".join(sorted({str(args["steps"]) for args in part.runs["args"]}))
             made = ", ".join(dict.fromkeys(protocols(part.runs)))
+            fixed = {args["hparams"] for args in part.runs["args"] if args.get("hparams")}
             tables = [_table(part, name, baseline) for name in PUBLISHED_METHODS]
             yield Part(
                 name=re.sub(r"\W+", "-", f"{folder}-{dataset}-{part.metric}"),
                 title=f"{dataset}, {part.metric}: {Path(folder).name}",
-                intro=f"{made}; {steps} updates{without}. Records: {folder}",
+                intro=f"{made}; {steps} updates; fixed: {', '.join(sorted(fixed)) or 'nothing'}"
+                f"{without}. Records: {folder}{commands.get(folder, '')}",
                 tables=[table for table in tables if table.rows],
             )
 
@@ -69,34 +87,29 @@ def _table(records: Records, method: str, baseline: str) -> HtmlTable:
     against = differences(records, [method], baseline).drop_duplicates("algorithm")
     against = against.set_index("algorithm").reindex(means.index)  # without numbers of the baseline
     ranks = critical_differences(records, [method])[method]
-    costs = _milliseconds(records)
+    times = update_times(records).droplevel("dataset")
     runs = records.runs.groupby("algorithm")[["trial_seed", "hparams_seed"]].nunique()
     rows = []
     for name, mean in means.iterrows():
         difference, low, high = against.loc[name, ["difference", "trials_low", "trials_high"]]
         apart = unit.verdict(low, high)
-        paper = ALGORITHMS[name].paper if name in ALGORITHMS else "by a plug-in"
-        unchecked = name in ALGORITHMS and name not in ALGORITHM_ORDER
+        composed = trained_algorithm(str(name)).split("+")
+        paper = "; ".join(ALGORITHMS[each].paper for each in composed if each in ALGORITHMS)
         texts = [
-            f"{name} (provisional)" if unchecked else str(name),
+            f"{name} (provisional)" if is_provisional(str(name)) else str(name),
             year_of(paper),
             unit.with_error(mean["mean"], mean["std_err"]).replace("+/-", "±"),
             *(unit.text(difference, signed=True), unit.interval(low, high), apart),
             f"{ranks.mean_ranks.get(str(name), math.nan):.1f}",
-            f"{costs.get(name, math.nan):.1f}",
+            f"{passes(str(name)):.2f}".replace("nan", NOTHING),
+            f"{times.get(name, math.nan):.1f}".replace("nan", NOTHING),
             "{}, {}".format(*runs.loc[name]),
-            paper,
+            paper or "by a plug-in",
         ]
-        kinds = ["", "", "", "", "", "near" * bool(apart), "", "", "", "long"]
+        kinds = ["", "", "", "", "", "near" * bool(apart), "", "", "", "", "long"]
         rows.append(Row([*map(HtmlCell, texts, kinds)], str(name)))
     said = "some methods differ" if ranks.tells_apart else "no two methods can be told apart"
     note = f"By mean rank over {ranks.count} test domains {said}."
     if ranks.can_differ:
         note += f" Ranks closer than {ranks.distance:.1f} do not differ."
-    return HtmlTable(method, header, rows, texts=[5, 9], notes=[note], is_open=True)
-
-
-def _milliseconds(records: Records) -> pd.Series:
-    """The median time of an update by algorithm, on the machines that made the records."""
-    times = records.values[records.values["metric"] == "step_time"]
-    return 1000 * times["value"].groupby(times["run"].map(records.runs["algorithm"])).median()
+    return HtmlTable(method, header, rows, texts=[5, 10], notes=[note], is_open=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import domainbed.config.baselines as package
 from domainbed.core.files import file_digest, write_text
-from domainbed.core.names import average_in, order_algorithms, order_datasets
+from domainbed.core.names import average_in, is_provisional, order_algorithms, order_datasets
 from domainbed.reporting.mixtures import protocols
 from domainbed.runs.load import load_records
 from domainbed.runs.records import Records
@@ -55,6 +55,7 @@ def summary(folder: Path) -> dict[str, Any]:
         "protocol": _one(folder, "protocols", set(protocols(runs.assign(features="")))),
         "steps": ", ".join(map(str, sorted({args["steps"] for args in runs["args"]}))),
         "algorithms": len(algorithms),
+        "provisional": sum(map(is_provisional, algorithms)),
         "trials": _most(cells["trial_seed"].nunique()),
         "draws": _most(cells["hparams_seed"].nunique()),
         "runs": len(runs),

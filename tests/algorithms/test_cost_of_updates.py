@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,8 +19,10 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from domainbed.algorithms import ALGORITHMS, base
+from domainbed.core import names
 
 SHAPE, SIZES = (2, 8, 8), (2, 2, 2)
 LAYERS = 4  # convolutions of the network
@@ -190,3 +193,26 @@ def test_what_waits_is_found(waits: Callable[[torch.Tensor, torch.Tensor], None]
         assert sent.waited == []
         waits(x, far)
     assert len(sent.waited) == 1
+
+
+def test_the_passes_that_tables_show_are_those_counted_here() -> None:
+    counted = {
+        name: PASSES.get(name, ONE) for name in NAMES if name not in ("GGA", "JTT", "IRMGames")
+    }
+    passes = {
+        name: float(forward + 2 * backward) / 3 for name, (forward, backward) in counted.items()
+    }
+    passes |= {"ARM": 1.0, "IGA": 3.0}  # without its context network; see below
+    assert pytest.approx(passes, abs=0.005) == names.PASSES
+    assert names.passes("SAM+Fishr+CORAL") == names.passes("SAM + SWAD") == 2
+    assert all(map(math.isnan, map(names.passes, ("GGA", "KNN", "SAM+Mine"))))
+
+
+def test_gradients_of_gradients_take_three_times_the_operations() -> None:
+    operations = {}
+    for name in ("ERM", "IGA"):
+        algorithm, minibatches = build(name, 3, shape=SHAPE), random_minibatches(SIZES, shape=SHAPE)
+        with FlopCounterMode(display=False) as counter:
+            algorithm.update(minibatches)
+        operations[name] = counter.get_total_flops()
+    assert operations["IGA"] / operations["ERM"] == pytest.approx(3, rel=0.05)

@@ -9,6 +9,7 @@ from page_files import REPOSITORY
 
 from domainbed.algorithms import ALGORITHMS, KINDS, declared_options, get_algorithm_class
 from domainbed.cli import run
+from domainbed.core.names import is_provisional
 from domainbed.errors import UserError
 
 PAGE = (REPOSITORY / "docs" / "algorithms.md").read_text()
@@ -43,6 +44,7 @@ def test_row(name):
         "one domain" if cls.predicts_batches else "",
         "classes" if cls.needs_classes else "all",
         takes_fishr(name),
+        "yes" if is_provisional(name) else "",
     ]
 
 

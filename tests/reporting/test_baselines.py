@@ -53,7 +53,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_they_are_listed_and_shown_by_name(released: Path, capsys) -> None:
-    row = ["toy", "ColoredMNIST", "default", "21", "2", "3", "3", "54"]
+    row = ["toy", "ColoredMNIST", "default", "21", "2", "0", "3", "3", "54"]
     assert said(capsys, "baselines").splitlines()[-1].split() == row
     assert baselines.summaries()["toy"]["command"] == "domainbed sweep launch toy"
     files = sorted(map(str, released.glob("*.parquet")))
@@ -64,6 +64,7 @@ def test_they_are_listed_and_shown_by_name(released: Path, capsys) -> None:
         ("hparams", {"selection", "trial_seed", "step", "accuracy", "hparams"}),
         ("curves", {"step", "validation", "test", "chosen"}),
         ("expected", {"draws", "accuracy"}),
+        ("cost", {"accuracy", "passes", "provisional"}),
     ):
         text = said(capsys, "baselines", "toy", "--show", show, "--format", "json")
         (section,) = json.loads(text)["baselines"]
@@ -71,6 +72,50 @@ def test_they_are_listed_and_shown_by_name(released: Path, capsys) -> None:
         assert columns <= section["rows"][0].keys()
     with pytest.raises(UserError, match=r"unknown baseline 'tay'\. Did you mean 'toy'\?"):
         load_records("baseline:tay")
+
+
+def test_what_nobody_has_checked_is_marked(tmp_path: Path, monkeypatch, capsys) -> None:
+    """In the export, in what is shown, and on the leaderboard; costs are beside results."""
+    folder, runs = tmp_path / "baselines" / "toy", []
+    for milliseconds, algorithm in ((2, "ERM"), (5, "SAM+CORAL"), (3, "DANN")):
+        own = random_runs(milliseconds, algorithms=(algorithm,), **GRID)
+        for record in (record for run in own for record in run):
+            record["step_time"] = milliseconds / 1000
+        runs += own
+    folders = write(tmp_path / "sweep", runs, done=True)
+    for run in folders:
+        args = json.loads((run / "results.jsonl").read_text().splitlines()[0])["args"]
+        (run / "run.json").write_text(json.dumps(args))
+    folder.mkdir(parents=True)
+    write_export(tmp_path / "sweep", folders, folder / "all.parquet")
+    rows = pd.read_parquet(folder / "all.parquet")
+    assert set(rows[rows["provisional"]]["algorithm"]) == {"SAM+CORAL"}
+    (folder / "README.md").write_text("domainbed sweep launch toy\n")
+    monkeypatch.setattr(baselines, "_FOLDER", tmp_path)
+    monkeypatch.setenv("DOMAINBED_BASELINES", str(folder.parent))
+    baselines.summaries.cache_clear()
+    (tmp_path / "toy.json").write_text(json.dumps(SUMMARIZE["summary"](folder)))
+    assert baselines.summaries()["toy"]["about"]["provisional"] == 1
+    assert said(capsys, "baselines", "toy").splitlines()[-1] == "provisional: SAM+CORAL"
+    words = ("--show", "cost", "--selection", "training-domain", "--format", "json")
+    (section,) = json.loads(said(capsys, "baselines", "toy", *words))["baselines"]
+    costs = {row["algorithm"]: row for row in section["rows"]}
+    found = {name: [row[n] for n in ("ms", "times", "passes", "provisional")]
+             for name, row in costs.items()}  # fmt: skip
+    assert found == {
+        "ERM": [2, 1, 1, False],
+        "SAM+CORAL": [5, 2.5, 2, True],
+        "DANN": [3, 1.5, 0.67, False],
+    }
+    tables = reporting.collect("baseline:toy")
+    average = tables[(tables["domain"] == "Avg") & (tables["selection"] == "training-domain")]
+    means = dict(zip(average["algorithm"], average["mean"]))
+    assert {name: row["accuracy"] for name, row in costs.items()} == pytest.approx(means)
+    said(capsys, "leaderboard", "baseline:toy", "-o", str(tmp_path / "site"))
+    page = (tmp_path / "site" / "index.html").read_text()
+    assert page.count("SAM+CORAL (provisional)") == page.count("(provisional)") == 2
+    assert ", made by <code>domainbed sweep launch toy</code>" in page
+    baselines.summaries.cache_clear()
 
 
 def test_records_are_fetched_once_and_checked(released: Path, monkeypatch) -> None:
