@@ -11,18 +11,20 @@ from typing import Any
 
 from domainbed.algorithms import FittedOnce, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
-from domainbed.core.files import file_digest
+from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError
 from domainbed.runs.exported import unpacked
 from domainbed.runs.folder import RunFolder
+from domainbed.runs.load import load_records
 from domainbed.runs.packed import text_of
 from domainbed.runs.states import DONE
 from domainbed.spec import Resolver, RunSpec
+from domainbed.sweeps.config import test_env_sets
 from domainbed.sweeps.store import Store
 from domainbed.training.trained import read_spec
 
-TOLERANCE = 0.02
-"""Of the mean accuracy over all splits at the last record, between kinds of processors, numbers of
+TOLERANCE, OF_ONE = 0.02, 0.1
+"""Of each record's mean over all splits, and of each split, between kinds of processors, numbers of
 threads and versions: docs/submit.md says what was measured."""
 
 _OF_RUN = ("test_envs", "hparams_seed", "trial_seed", "seed", "hparams", "digests", "revision")
@@ -45,7 +47,7 @@ def check(file: Path, rerun: int = 0, data_dir: str = "data") -> list[Check]:
 
     Args:
         file: as `runs.exported.write_export` writes it.
-        rerun: how many of its runs to do again; which ones follows from the file's digest.
+        rerun: how many of its runs to do again; chance decides which.
         data_dir: where their datasets are.
 
     Raises:
@@ -55,37 +57,54 @@ def check(file: Path, rerun: int = 0, data_dir: str = "data") -> list[Check]:
         raise UserError(f"--rerun is {rerun}: expected 0 or more runs")
     store = Store(unpacked(file))
     planned = store.planned()
-    done = [name for name, state in store.states(planned).items() if state == DONE]
+    in_tables = {Path(folder).name for folder in load_records(file).runs["folder"]}
+    done = [name for name, state in store.states(sorted(in_tables)).items() if state == DONE]
     folders = {name: store.folder(name) for name in done}
     specs = {name: read_spec(folder) for name, folder in folders.items()}
     environments = [folder.read_json(folder.environment) or {} for folder in folders.values()]
     return [
-        Check("runs done", f"{len(done)} of {len(planned)} planned", len(done) == len(planned)),
-        _grid(planned.values()),
+        Check(
+            "runs done",
+            f"{len(done)} of {len(planned)} planned",
+            {*done} == {*planned} == in_tables,
+        ),
+        _grid(specs.values()),
+        _alike(specs.values()),
         _drawn(specs),
         _records(folders, specs),
         *_data(specs.values(), environments),
         _plugins(folders),
-        _untuned(specs.values()),
         Check("PyTorch", ", ".join(sorted({str(each.get("torch")) for each in environments}))),
-        *_again(specs, folders, random.Random(file_digest(file)), rerun, data_dir),
+        *_again(specs, folders, rerun, data_dir),
     ]
 
 
-def _grid(planned: Iterable[Mapping[str, Any]]) -> Check:
-    """Whether all algorithms have the same test domains, draws and trials, counted from 0."""
-    grids = defaultdict(set)
-    for run in planned:
-        place = (*run["test_envs"],), run["hparams_seed"], run["trial_seed"]
-        grids[run["dataset"], run["algorithm"]].add(place)
+def _grid(specs: Iterable[RunSpec]) -> Check:
+    """Whether all algorithms have all test domains, and the same draws and trials from 0 on."""
+    grids = defaultdict(list)
+    for spec in specs:
+        place = spec.test_envs, spec.hparams_seed, spec.trial_seed
+        grids[spec.dataset, spec.algorithm].append(place)
     draws, trials = ({place[i] for grid in grids.values() for place in grid} for i in (1, 2))
-    whole = all(
-        len(grid) == len({place[0] for place in grid}) * len(draws) * len(trials)
-        for grid in grids.values()
-    )
-    counted = draws == {*range(len(draws))} and trials == {*range(len(trials))}
+    whole = draws == {*range(len(draws))} and trials == {*range(len(trials))}
+    for (dataset, _), grid in grids.items():
+        tested = test_env_sets(dataset, get_dataset_class(dataset), [])
+        sets = {*tested, *(place[0] for place in grid)}
+        whole &= len(grid) == len({*grid}) == len(sets) * len(draws) * len(trials)
     found = f"{len(grids)} methods on datasets, {len(draws)} draws, {len(trials)} trials"
-    return Check("seeds", found + " each" * whole, whole and counted)
+    return Check("seeds", found + " each" * whole, whole)
+
+
+def _alike(specs: Iterable[RunSpec]) -> Check:
+    """Whether all runs on a dataset were made alike, with nothing tuned; and what is fixed."""
+    said = set()
+    for spec in specs:
+        own = {n: v for n, v in spec.identity().items() if n not in (*_OF_RUN, "algorithm")}
+        for whose, values in (("all", own), (spec.algorithm, spec.fixed_hparams)):
+            said.add((spec.dataset, whose, json.dumps(values, sort_keys=True)))
+    stands = len(said) == len({each[:2] for each in said}) and not any(s.tuned for s in specs)
+    found = [f"{whose}: {values}" for _, whose, values in sorted(said) if values != "{}"]
+    return Check("protocol", "; ".join(found), stands)
 
 
 def _drawn(specs: Mapping[str, RunSpec]) -> Check:
@@ -105,13 +124,23 @@ def _drawn(specs: Mapping[str, RunSpec]) -> Check:
 
 
 def _records(folders: Mapping[str, RunFolder], specs: Mapping[str, RunSpec]) -> Check:
-    """Whether each run has the records of its plan; of several stages, the last."""
+    """Whether each run has its own records, at the steps of its spec; of stages, the last."""
     for name, folder in folders.items():
         records, spec = read(folder), specs[name]
         steps = [r["step"] for r in records if r.get("stage") == records[-1].get("stage")]
         expected = sorted({*range(0, spec.steps, spec.checkpoint_freq), spec.steps - 1})
-        if steps != expected and not issubclass(get_algorithm_class(spec.algorithm), FittedOnce):
+        if steps != expected and not (
+            len(steps) == 1 and issubclass(get_algorithm_class(spec.algorithm), FittedOnce)
+        ):
             return Check("records", f"{spec.describe()} has steps {steps}", False)
+        for args, drawn in ((record["args"], record["hparams"]) for record in records):
+            said = {
+                **args,
+                "hparams": drawn,
+                "fixed_hparams": json.loads(args.get("hparams") or "{}"),
+            }
+            if {**said, **spec.as_json(), "run_id": name} != said:
+                return Check("records", f"{spec.describe()} has records of another run", False)
     return Check("records", f"{len(folders)} runs, with the steps of their specs")
 
 
@@ -131,16 +160,9 @@ def _plugins(folders: Mapping[str, RunFolder]) -> Check:
     return Check("plug-ins", found, not changed)
 
 
-def _untuned(specs: Iterable[RunSpec]) -> Check:
-    tuned = {spec.tuned for spec in specs} - {""}
-    found = f"taken from {', '.join(sorted(tuned))}: no leaderboard shows them" if tuned else "own"
-    return Check("tuning", found, not tuned)
-
-
 def _again(
     specs: Mapping[str, RunSpec],
     folders: Mapping[str, RunFolder],
-    rng: random.Random,
     count: int,
     data_dir: str,
 ) -> Iterable[Check]:
@@ -149,36 +171,44 @@ def _again(
 
     from domainbed.training import run
 
-    for name in rng.sample(sorted(specs), min(count, len(specs))):
-        before = read(folders[name])
+    for name in random.SystemRandom().sample(sorted(specs), min(count, len(specs))):
         environment = folders[name].read_json(folders[name].environment) or {}
         torch.set_num_threads(environment.get("threads") or torch.get_num_threads())
         with tempfile.TemporaryDirectory() as aside:
             again = RunFolder(Path(aside) / name)
             run(specs[name], again, RunOptions(data_dir=data_dir, keep="none"))
-            yield Check(f"again: {specs[name].describe()}", *difference(before, read(again)))
+            now = again.read_json(again.environment) or {}
+            yield from _data([specs[name]] * 2, [environment, now])
+            yield Check(
+                f"again: {specs[name].describe()}",
+                *difference(read(folders[name]), read(again)),
+            )
 
 
 def difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> tuple[str, bool]:
-    """In words how records of one run differ, and whether that is within `TOLERANCE`."""
+    """In words how records of one run differ, and whether that is within the tolerances."""
     stripped = [
         [{name: v for name, v in record.items() if name not in _OF_MACHINE} for record in records]
         for records in (before, now)
     ]
     if stripped[0] == stripped[1]:
         return "the same, bit for bit", True
-    if [record["step"] for record in before] != [record["step"] for record in now]:
-        return "records of other steps", False
-    gap = abs(_mean_accuracy(before[-1]) - _mean_accuracy(now[-1]))
-    return f"mean accuracy at the end differs by {100 * gap:.2f} points", gap <= TOLERANCE
+    if [(r["step"], r.keys()) for r in stripped[0]] != [(r["step"], r.keys()) for r in stripped[1]]:
+        return "records of other steps or names", False
+    # Relative, of what exceeds 1; what could not be measured is null.
+    gaps = [
+        [((other[n] or 0) - (v or 0)) / max(1, abs(v or 0)) for n, v in each.items() if "env" in n]
+        for each, other in zip(*stripped)
+    ]
+    mean = max(abs(sum(of_record)) / len(of_record) for of_record in gaps)
+    of_one = max(abs(gap) for of_record in gaps for gap in of_record)
+    return (
+        f"means differ by up to {100 * mean:.2f} points, a split by {100 * of_one:.2f}",
+        mean <= TOLERANCE and of_one <= OF_ONE,
+    )
 
 
 def read(folder: RunFolder) -> list[dict[str, Any]]:
     """The records of a run, packed or not."""
     text = text_of(folder.path, folder.results.name) or b""
     return [json.loads(line) for line in text.splitlines()]
-
-
-def _mean_accuracy(record: Mapping[str, Any]) -> float:
-    values = [v for name, v in record.items() if name.endswith("_acc") and v is not None]
-    return sum(values) / max(len(values), 1)
