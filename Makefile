@@ -66,9 +66,11 @@ notebooks: .venv/installed  ## execute the notebooks of the tutorials; they keep
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.coalesce_streams=True \
 		$$folder/*.ipynb && cp $$folder/*.ipynb docs/tutorials
 
-leaderboard: .venv/installed  ## the released baselines ranked, in site/leaderboard
-	$(BIN)/domainbed leaderboard $(patsubst results/baselines/%/config.yaml,baseline:%,\
-		$(wildcard results/baselines/*/config.yaml)) -o site/leaderboard
+RANKED := $(patsubst results/baselines/%/config.yaml,baseline:%,$(wildcard results/baselines/*/config.yaml)) \
+	$(wildcard results/submissions/*/*.parquet)
+
+leaderboard: .venv/installed  ## what is released and submitted, ranked, in site/board
+	$(if $(strip $(RANKED)),$(BIN)/domainbed leaderboard $(RANKED) -o site/board,@echo "No baseline is released yet")
 
 bench: .venv/installed-dev  ## speed and memory beside a plain baseline, in results/speed.md
 	$(BIN)/python benchmarks/speed.py --data_dir $(DATA)
