@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from domainbed.core.flags import add_flags, read_flags
 from domainbed.core.settings import Settings
 from domainbed.core.stopping import SIGNALS, interrupting_on, signal_of
-from domainbed.core.text_table import count
 from domainbed.errors import in_shell
 from domainbed.launchers import WITH_FLAGS, Resources
 from domainbed.runs.ownership import silence_seconds
@@ -21,6 +20,7 @@ from domainbed.runs.states import DONE, FAILED
 from domainbed.sweeps.engines import as_reported
 from domainbed.sweeps.status import (
     Status,
+    count_runs,
     failure_lines,
     status_lines,
     status_of,
@@ -103,7 +103,7 @@ def launch_prepared(launch: Launch, dry_run: bool, wait: bool, skip_confirmation
         todo
         and sys.stdin.isatty()
         and not skip_confirmation  # else nobody asks for the workers
-        and not confirmed(f"Launch {count(todo, 'run')}, {launch.workers} at a time?")
+        and not confirmed(f"Launch {count_runs(todo)}, {launch.workers} at a time?")
     ):
         return 0
     if not launch.launcher.blocking and not wait and (todo or launch.others):
@@ -128,7 +128,7 @@ def _tell_submitted(launch: Launch, handle: Handle) -> int:
     jobs, root = list(dict.fromkeys(handle.jobs)), in_shell(launch.store.root)
     if jobs:
         shown = " … ".join(dict.fromkeys([jobs[0], jobs[-1]]))
-        print(f"submitted {count(len(handle.jobs), 'run')} as {len(jobs)} jobs: {shown}")
+        print(f"submitted {count_runs(len(handle.jobs))} as {len(jobs)} jobs: {shown}")
     address = launch.config.launcher.get("address")
     root += f" --address {in_shell(address)}" if address else ""
     print(
@@ -147,9 +147,9 @@ def _tell_outcome(launch: Launch, status: Status, unwritten: dict[str, str]) -> 
         root = in_shell(launch.store.root)
         print(f"All runs are done ({done}): `domainbed collect {root}` shows the tables.")
         return
-    print(f"{done} of {count(len(launch.runs), 'run')} are done, {failed} failed.")
+    print(f"{done} of {count_runs(len(launch.runs))} are done, {failed} failed.")
     if left:
-        print(f"{count(left, 'run')} more: not started, or not by this launch.")
+        print(f"{count_runs(left)} more: not started, or not by this launch.")
     if failed:
         print("\n".join(["Failed:", *failure_lines(failures)]))
         # Where a job ended before its runs began, their folders know of no failure.
@@ -197,14 +197,14 @@ def _screen(status: Status) -> str:
 
 def _interrupted_line(launch: Launch) -> str:
     done = list(launch.store.states(launch.runs).values()).count(DONE)
-    runs, root = count(len(launch.runs), "run"), in_shell(launch.store.root)
+    count, root = count_runs(len(launch.runs)), in_shell(launch.store.root)
     if not launch.launcher.blocking:
         return (
-            f"\nno longer waiting: {done} of {runs} are done, and the others continue. "
+            f"\nno longer waiting: {done} of {count} are done, and the others continue. "
             f"`domainbed sweep cancel {root}` cancels them."
         )
     return (
-        f"\nstopped: {done} of {runs} are done. The same command, or `domainbed sweep launch "
+        f"\nstopped: {done} of {count} are done. The same command, or `domainbed sweep launch "
         f"{root}`, resumes where this one stopped."
     )
 

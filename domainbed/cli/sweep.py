@@ -18,7 +18,7 @@ from domainbed.cli.launching import (
 )
 from domainbed.config.run_fields import add_run_flags
 from domainbed.core.flags import add_flags, read_flags
-from domainbed.core.text_table import count, printable
+from domainbed.core.text_table import printable
 from domainbed.errors import UserError, in_shell
 from domainbed.launchers import RayLauncher
 from domainbed.runs import packing
@@ -27,6 +27,7 @@ from domainbed.runs.states import DONE, MISSING
 from domainbed.sweeps import engines
 from domainbed.sweeps.config import SweepConfig, load_config, shipped_config
 from domainbed.sweeps.status import (
+    count_runs,
     status_json,
     status_lines,
     status_of,
@@ -270,7 +271,7 @@ def pack(args: argparse.Namespace) -> int:
     """Put the texts of finished runs into few files, which all commands read as they do folders."""
     store = Store(args.folder)
     store.planned()  # which raises where there is no sweep
-    print(f"packed {count(packing.pack(store.root), 'run')}")
+    print(f"packed {count_runs(packing.pack(store.root))}")
     return 0
 
 
@@ -282,7 +283,7 @@ def unpack(args: argparse.Namespace) -> int:
     """Take runs out of the files of `sweep pack`, into folders as they were."""
     store = Store(args.folder)
     store.planned()
-    print(f"unpacked {count(packing.unpack(store.root, args.runs), 'run')}")
+    print(f"unpacked {count_runs(packing.unpack(store.root, args.runs))}")
     return 0
 
 
@@ -322,12 +323,12 @@ def delete_incomplete(args: argparse.Namespace) -> int:
         return 0
     if not args.skip_confirmation and not sys.stdin.isatty():
         raise UserError(
-            f"{count(len(folders), 'run')} in {str(root)!r} would be deleted, and nobody is there "
-            "to confirm it: give --skip_confirmation"
+            f"{count_runs(len(folders))} in {str(root)!r} would be deleted, and nobody is there to "
+            "confirm it: give --skip_confirmation"
         )
-    question = f"Delete the folders of {count(len(folders), 'run')}, with all that they hold?"
+    question = f"Delete the folders of {count_runs(len(folders))}, with all that they hold?"
     if args.skip_confirmation or confirmed(question):
-        print(f"deleted {count(sum(remove(folder) for folder in folders), 'run')}")
+        print(f"deleted {count_runs(sum(remove(folder) for folder in folders))}")
     return 0
 
 
@@ -346,7 +347,7 @@ def export(args: argparse.Namespace) -> int:
     if not begun:
         raise UserError(f"{args.folder!r} holds no runs: name the folder of a launched sweep")
     written = write_export(root, begun, file)
-    print(f"{count(written, 'run')}: {file} ({file.stat().st_size / 1e6:.3g} MB)")
+    print(f"{count_runs(written)}: {file} ({file.stat().st_size / 1e6:.3g} MB)")
     return 0
 
 

@@ -22,7 +22,6 @@ from domainbed.core.files import write_text
 from domainbed.core.names import describe_run
 from domainbed.core.plugins import import_plugins
 from domainbed.core.stopping import Interrupted
-from domainbed.core.text_table import count
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError, in_shell, is_out_of_memory, log, reason_of
 from domainbed.launchers import (
@@ -42,7 +41,7 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps.config import SweepConfig
 from domainbed.sweeps.display import Display
 from domainbed.sweeps.engines import Statuses, cancel, in_hand
-from domainbed.sweeps.status import Costs, finished_costs
+from domainbed.sweeps.status import Costs, count_runs, finished_costs
 from domainbed.sweeps.store import Cell, PlannedRun, Store, common_to
 from domainbed.training import run
 
@@ -346,7 +345,7 @@ def _made_with_other_plugins(
     if found and config.plugins_changed is None:
         first = describe_run(planned[next(iter(found))])
         names = sorted({name for of_run in found.values() for name in of_run})
-        runs = f"{count(len(found), 'run')} in {str(store.root)!r}, such as {first},"
+        runs = f"{count_runs(len(found))} in {str(store.root)!r}, such as {first},"
         raise made_with_others(f"{runs} {'was' if len(found) == 1 else 'were'}", names)
     return set(found)
 

@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from domainbed.config.run_fields import RunOptions
 from domainbed.core.cores import usable_cores
-from domainbed.core.text_table import count, duration, printable, text_table
+from domainbed.core.text_table import duration, printable, text_table
 from domainbed.errors import UserError, in_shell
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED, PENDING, RUNNING
 from domainbed.selection import SELECTION_METHODS
 from domainbed.spec import RunSpec
 from domainbed.sweeps.launch import Launch
-from domainbed.sweeps.status import Costs, Estimate, status_lines, status_of
+from domainbed.sweeps.status import Costs, Estimate, count_runs, status_lines, status_of
 from domainbed.training.evaluation import EvaluationSplit, splits_to_evaluate
 from domainbed.training.experiment import Experiment, build
 from domainbed.training.machine import process_set_up
@@ -42,15 +42,15 @@ def outlook(launch: Launch) -> list[str]:
     states, root = list(launch.states.values()), launch.store.root
     failed = states.count(FAILED)
     lines = [
-        f"{root}: {count(len(states), 'run')}, {states.count(DONE)} done, "
+        f"{root}: {count_runs(len(states))}, {states.count(DONE)} done, "
         f"{failed} failed, {states.count(RUNNING)} running; {len(launch.todo)} to do"
     ]
     if waiting := [i for i in launch.in_hand if launch.states[i] == PENDING]:
-        lines.append(f"{count(len(waiting), 'run')} queued by an earlier launch")
+        lines.append(f"{count_runs(len(waiting))} queued by an earlier launch")
     lines += [
-        f"{number} of them keep the options that they were submitted with "
+        f"{count} of them keep the options that they were submitted with "
         f"({options}): `--resubmit` submits them again with those of this launch"
-        for options, number in Counter(launch.outdated.values()).items()
+        for options, count in Counter(launch.outdated.values()).items()
     ]
     in_hand, todo = (Counter(map(launch.states.get, ids)) for ids in (launch.in_hand, launch.todo))
     counted = (
@@ -58,14 +58,14 @@ def outlook(launch: Launch) -> list[str]:
         (in_hand[INTERRUPTED], "interrupted, in jobs that are queued again"),
         (todo[DONE], "done with other plug-ins: redone"),
     )
-    lines += [f"{count(number, 'run')} {what}" for number, what in counted if number]
+    lines += [f"{count_runs(number)} {what}" for number, what in counted if number]
     launcher = launch.config.launcher
     told = [f"{name} {launcher[name]}" for name in _IN_A_SHELL if launcher.get(name)]
     if launch.todo and told:
         lines.append(printable(f"its jobs are started with {', '.join(told)}"))
     seeds = len(launch.config.trials) * len(launch.config.hparams_seeds)
     reasons = Counter(entry["why"] for entry in launch.left_out)
-    lines += [f"{count(seeds * number, 'run')} left out: {why}" for why, number in reasons.items()]
+    lines += [f"{count_runs(seeds * count)} left out: {why}" for why, count in reasons.items()]
     if any(run.dataset_label == "DomainNet" and run.steps == 5001 for run in launch.runs.values()):
         lines.append("DomainNet: 5,001 updates, as in DomainBed; most papers train 15,001 there")
     if launch.config.weights == "selected":
@@ -77,7 +77,7 @@ def outlook(launch: Launch) -> list[str]:
         ]
     if failed and not launch.retried:
         lines.append(
-            f"{count(failed, 'run')} failed before and are left alone: "
+            f"{count_runs(failed)} failed before and are left alone: "
             f"`domainbed sweep retry {in_shell(root)}` runs them again"
         )
     return lines
@@ -111,7 +111,7 @@ def plan_lines(launch: Launch, costs: Costs | None = None) -> list[str]:
 def todo_line(launch: Launch, costs: Costs) -> str:
     """What the runs to do will cost."""
     total, workers = costs.of(launch.todo), max(1, launch.workers)
-    basis = f"{count(costs.basis, 'run')} that finished" if costs.basis else "a few updates of each"
+    basis = f"{count_runs(costs.basis)} that finished" if costs.basis else "a few updates of each"
     took = f"about {duration(total.seconds / workers)} with {workers} at a time"
     hours, disk = _hours(total, launch.gpu_share), tqdm.format_sizeof(total.disk, "B")
     return f"To do: {hours}, {took}; {disk} on disk (from {basis})."

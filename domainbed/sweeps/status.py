@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from domainbed.core.names import describe_run
-from domainbed.core.text_table import count, duration, json_text, printable, text_table
+from domainbed.core.text_table import duration, json_text, printable, text_table
 from domainbed.errors import UserError, log
 from domainbed.runs.folder import RunFolder
 from domainbed.runs.ownership import shown_job
@@ -146,6 +146,11 @@ def share_taken(folder: RunFolder, steps: int) -> float:
         return 0.0
 
 
+def count_runs(count: int) -> str:
+    """A number of runs for people."""
+    return f"{count} run" if count == 1 else f"{count} runs"
+
+
 def summary_line(status: Status) -> str:
     """One line: the counts, and if they are known the pace and the time left."""
     total = status.total
@@ -192,13 +197,13 @@ def _running_row(running: Running) -> list[str]:
 def _waiting_lines(waiting: Mapping[RunStatus, int]) -> list[str]:
     """For each engine, and each thing that it says, the number of runs, and their jobs."""
     groups: dict[tuple[str, str, bool], Counter[str]] = defaultdict(Counter)
-    for status, number in waiting.items():
-        groups[status.engine, status.why, status.stuck][status.job] += number
+    for status, count in waiting.items():
+        groups[status.engine, status.why, status.stuck][status.job] += count
     lines = []
     for (engine, why, stuck), jobs in groups.items():
         named = [job for job in jobs if job]
         listed = ", ".join(map(shown_job, named[:_LISTED])) + ", …" * (len(named) > _LISTED)
-        line = f"  {count(sum(jobs.values()), 'run')}, {engine or 'of an unknown engine'}"
+        line = f"  {count_runs(sum(jobs.values()))}, {engine or 'of an unknown engine'}"
         line += f" jobs {listed}" if listed else ""
         lines.append(printable(line + ": cannot start" * stuck + (f": {why}" if why else "")))
     return lines
