@@ -183,39 +183,21 @@ def _grouped(jobs: Iterable[str]) -> dict[str, dict[str, set[int]]]:
 def _cancel(ray: Any, name: str, indices: Iterable[int]) -> None:
     """Stops tasks of a coordinator, if it is still there."""
     with contextlib.suppress(ValueError, ray.exceptions.RayActorError):
-        _answer(ray, name, "cancel", sorted(indices))
+        coordinator = ray.get_actor(name, namespace=NAMESPACE)
+        ray.get(coordinator.cancel.remote(sorted(indices)), timeout=_SECONDS_TO_ANSWER)
 
 
 def _reports(ray: Any, name: str, indices: set[int]) -> dict[int, JobReport]:
     """Of those of a coordinator's tasks that have not ended."""
     try:
-        left, begun, needs = _answer(ray, name, "look")
-    except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError):
-        return dict.fromkeys(indices, JobReport(why="its coordinator is being restarted"))
+        coordinator = ray.get_actor(name, namespace=NAMESPACE)
+        left, begun, needs = ray.get(coordinator.look.remote(), timeout=_SECONDS_TO_ANSWER)
     except (ValueError, ray.exceptions.RayActorError):  # it is gone: none was left
         return {}
+    except ray.exceptions.GetTimeoutError:
+        return dict.fromkeys(indices, JobReport(why="its coordinator is being restarted"))
     waiting = why_waiting(needs, _nodes(ray), ray.available_resources())
     return {i: JobReport(RUNNING) if i in begun else waiting for i in indices & set(left)}
-
-
-def _answer(ray: Any, name: str, method: str, *arguments: Any) -> Any:
-    """What a coordinator answers; one whose node was lost is restarted, which takes seconds.
-
-    Raises:
-        ValueError: there is none of this name.
-        RayActorError: it has ended, or is not back in time (`ActorUnavailableError`).
-        GetTimeoutError: it does not answer in time.
-    """
-    coordinator = ray.get_actor(name, namespace=NAMESPACE)
-    end = time.monotonic() + _SECONDS_TO_ANSWER
-    while True:
-        asked = getattr(coordinator, method).remote(*arguments)
-        try:
-            return ray.get(asked, timeout=_SECONDS_TO_ANSWER)
-        except ray.exceptions.ActorUnavailableError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def _nodes(ray: Any) -> list[dict[str, float]]:
@@ -292,7 +274,8 @@ def _start(
     head = next((n for n in alive if "node:__internal_head__" in n["Resources"]), alive[0])
     options = {
         **{"name": folder.name, "namespace": NAMESPACE, "lifetime": "detached"},
-        **{"num_cpus": 0, "max_restarts": -1},
+        # Who asks while it is being restarted waits for the answer, and does not take it for ended.
+        **{"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1},
         "scheduling_strategy": NodeAffinitySchedulingStrategy(head["NodeID"], soft=True),
     }
     coordinator = ray.remote(**options)(Coordinator).remote(str(folder))
