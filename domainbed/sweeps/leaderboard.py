@@ -1,5 +1,6 @@
 """The leaderboard: what exported sweeps show, as one static page that anyone can rebuild."""
 
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,8 @@ def _parts(folder: str, baseline: str) -> Iterator[Part]:
             part = judged_records.only(judged_records.runs["dataset"] == dataset)
             steps = ", ".join(sorted({str(args["steps"]) for args in part.runs["args"]}))
             made = ", ".join(dict.fromkeys(protocols(part.runs)))
-            fixed = {args["hparams"] for args in part.runs["args"] if args.get("hparams")}
+            given = {args["hparams"] for args in part.runs["args"] if args.get("hparams")}
+            fixed = {f"{name} {v}" for text in given for name, v in json.loads(text).items()}
             tables = [_table(part, name, baseline) for name in PUBLISHED_METHODS]
             yield Part(
                 name=re.sub(r"\W+", "-", f"{folder}-{dataset}-{part.metric}"),
