@@ -1,19 +1,18 @@
 """Puts the tables of sweeps into pages, as they were measured.
 
-    python docs/measured_tables.py docs/laptop.md docs/averaging.md
+    python docs/measured_tables.py README.md docs/laptop.md docs/averaging.md
 
 In a page, what stands between these two lines is replaced by the first table that
-`domainbed collect` makes of the folder with the flags, below a line on the runs that are in it:
+`domainbed collect` makes of the sweep with the flags, below a line on the runs that are in it:
 
-    <!-- table of results/laptop --selection training-domain -->
+    <!-- table of baseline:pacs-features --selection training-domain -->
     <!-- end of table -->
 
-A folder that is not there leaves its place as it is.
+A sweep that is not there leaves its place as it is.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -21,7 +20,13 @@ from itertools import dropwhile, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pandas as pd
+
 from domainbed.cli import main as domainbed
+from domainbed.core.names import average_in
+from domainbed.core.text_table import count
+from domainbed.errors import UserError
+from domainbed.runs.load import load_records
 
 PLACE = re.compile(r"(<!-- table of (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
@@ -34,19 +39,23 @@ def main() -> None:
 
 def filled(place: re.Match[str]) -> str:
     begin, words, end = place.groups()
-    folder, *flags = shlex.split(words)
-    if not Path(folder).is_dir():
-        print(f"{folder} is not there: its table stays as it is")
+    sweep, *flags = shlex.split(words)
+    try:
+        runs = load_records(sweep).runs
+    except UserError as error:
+        print(f"{error}: the table of {sweep} stays as it is")
         return place.group()
-    return f"{begin}\n{runs_of(Path(folder))}\n\n{table_of(folder, flags)}\n\n{end}"
+    if "--algorithms" in flags:
+        runs = runs[runs["algorithm"].isin(flags)]
+    return f"{begin}\n{count_of(runs)}\n\n{table_of(sweep, flags)}\n\n{end}"
 
 
-def table_of(folder: str, flags: list[str]) -> str:
+def table_of(sweep: str, flags: list[str]) -> str:
     """The lines of the first table."""
     with TemporaryDirectory() as place:
         file = Path(place, "tables.md")
         try:
-            domainbed(["collect", folder, *flags, "--format", "markdown", "--output", str(file)])
+            domainbed(["collect", sweep, *flags, "--format", "markdown", "--output", str(file)])
         except SystemExit as exit_:
             if exit_.code:
                 raise
@@ -55,22 +64,14 @@ def table_of(folder: str, flags: list[str]) -> str:
     return "\n".join(takewhile(lambda line: line.startswith("|"), from_first))
 
 
-def runs_of(folder: Path) -> str:
-    """How many runs there are, of what, and how long they took."""
-    done = [file.parent for file in folder.glob("*/environment.json")]
-    specs = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in done]
-    facts = [json.loads((run / "environment.json").read_text(encoding="utf-8")) for run in done]
-    counts = [
-        (len({spec[name] for spec in specs}), what)
+def count_of(runs: pd.DataFrame) -> str:
+    """How many runs there are, of what; averages are no runs of their own."""
+    runs = runs[[not average_in(name) for name in runs["algorithm"]]]
+    trials, choices = (
+        count(runs[name].nunique(), what)
         for name, what in [("trial_seed", "trial"), ("hparams_seed", "choice")]
-    ]
-    trials, choices = (f"{n} {what}{'s' * (n > 1)}" for n, what in counts)
-    minutes = sum(each["seconds"] for each in facts) / 60
-    threads = max(each["threads"] for each in facts)
-    return (
-        f"From {len(done)} runs ({trials}, {choices} of hyper-parameters), {minutes:.0f} minutes "
-        f"of training in all, each on {threads} thread{'s' * (threads > 1)}."
     )
+    return f"From {count(len(runs), 'run')} ({trials}, {choices} of hyper-parameters)."
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ def test_the_config_of_make_laptop_has_all_algorithms():
     of_images = {"ARM", "ZeroShot", "MIRO", "MixStyle", "EFDMix", "DSU", "FACT"}
     assert {entry["algorithm"] for entry in config.left_out} == of_images
     runs = config.plan()
-    assert len(runs) == (len(ALGORITHMS) - len(of_images)) * 4 * 2 * 2
+    assert len(runs) == (len(ALGORITHMS) - len(of_images)) * 4 * 3
     for each in runs:  # no method begins its penalty after the last update
         switches = [v for k, v in each.hparams.items() if k.endswith("iters")]
         assert all(v < each.steps for v in switches), each.algorithm

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from page_files import REPOSITORY
 
+from domainbed.config.baselines import summaries
 from domainbed.config.run_fields import RunOptions
 from domainbed.spec import RunSpec
 from domainbed.training import run
@@ -52,13 +53,13 @@ def test_a_page_gets_its_tables(
     script.main()
     before, rest = page.read_text().split("\n\nFrom ")
     assert before == f"# Title\n\n<!-- table of {root} --selection training-domain -->"
-    assert rest.startswith("2 runs (2 trials, 1 choice of hyper-parameters), 0 minutes of training")
+    assert rest.startswith("2 runs (2 trials, 1 choice of hyper-parameters).")
     lines = rest.splitlines()
     assert lines[2].startswith("| Algorithm |")
     assert lines[4].startswith("| ERM |")
     assert lines[5:7] == ["", "<!-- end of table -->"]
     assert rest.endswith("Words.\n\n<!-- table of missing -->\nstays\n<!-- end of table -->\n")
-    assert "missing is not there: its table stays as it is" in capsys.readouterr().out
+    assert "the table of missing stays as it is" in capsys.readouterr().out
     accuracies = [
         json.loads(file.read_text().splitlines()[-1])["env0_in_acc"]
         for file in root.glob("*/results.jsonl")
@@ -67,12 +68,12 @@ def test_a_page_gets_its_tables(
 
 
 def test_pages_name_sweeps_that_there_are(script: ModuleType) -> None:
-    """Each place names the folder of a config."""
-    folders = [
-        place.split()[0]
-        for page in (REPOSITORY / "docs").glob("*.md")
-        for _, place, _ in script.PLACE.findall(page.read_text())
+    """Each place names the folder of a config, or a released baseline."""
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    sweeps = [
+        place.split()[0] for page in pages for _, place, _ in script.PLACE.findall(page.read_text())
     ]
-    known = "\n".join(file.read_text() for file in (REPOSITORY / "configs").glob("*.yaml"))
-    assert len(folders) == 3
-    assert all(f"output_dir: {folder}\n" in known for folder in folders)
+    configs = "\n".join(file.read_text() for file in (REPOSITORY / "configs").glob("*.yaml"))
+    known = {f"baseline:{name}" for name in summaries()}
+    assert len(sweeps) > 3
+    assert all(sweep in known or f"output_dir: {sweep}\n" in configs for sweep in sweeps)
