@@ -11,6 +11,7 @@ from typing import Any
 
 from domainbed.algorithms import FittedOnce, get_algorithm_class
 from domainbed.config.run_fields import RunOptions
+from domainbed.core.text_table import count
 from domainbed.datasets import get_dataset_class
 from domainbed.errors import UserError
 from domainbed.runs.exported import unpacked
@@ -62,6 +63,7 @@ def check(file: Path, rerun: int = 0, data_dir: str = "data") -> list[Check]:
     folders = {name: store.folder(name) for name in done}
     specs = {name: read_spec(folder) for name, folder in folders.items()}
     environments = [folder.read_json(folder.environment) or {} for folder in folders.values()]
+    again = [*_again(specs, folders, rerun, data_dir)]
     return [
         Check(
             "runs done",
@@ -72,10 +74,10 @@ def check(file: Path, rerun: int = 0, data_dir: str = "data") -> list[Check]:
         _alike(specs.values()),
         _drawn(specs),
         _records(folders, specs),
-        *_data(specs.values(), environments),
+        *_data([*zip(specs.values(), environments), *(each[:2] for each in again)]),
         _plugins(folders),
         Check("PyTorch", ", ".join(sorted({str(each.get("torch")) for each in environments}))),
-        *_again(specs, folders, rerun, data_dir),
+        *(found for _, _, found in again),
     ]
 
 
@@ -91,8 +93,12 @@ def _grid(specs: Iterable[RunSpec]) -> Check:
         tested = test_env_sets(dataset, get_dataset_class(dataset), [])
         sets = {*tested, *(place[0] for place in grid)}
         whole &= len(grid) == len({*grid}) == len(sets) * len(draws) * len(trials)
-    found = f"{len(grids)} methods on datasets, {len(draws)} draws, {len(trials)} trials"
-    return Check("seeds", found + " each" * whole, whole)
+    datasets, methods = ({*names} for names in zip(*grids))
+    found = (
+        f"{count(len(methods), 'method')} on {' and '.join(sorted(datasets))}, "
+        f"{count(len(trials), 'trial')}, {count(len(draws), 'draw')}"
+    )
+    return Check("seeds", found, whole)
 
 
 def _alike(specs: Iterable[RunSpec]) -> Check:
@@ -144,10 +150,10 @@ def _records(folders: Mapping[str, RunFolder], specs: Mapping[str, RunSpec]) -> 
     return Check("records", f"{len(folders)} runs, with the steps of their specs")
 
 
-def _data(specs: Iterable[RunSpec], environments: Iterable[Mapping[str, Any]]) -> Iterable[Check]:
-    """For each dataset, whether all its runs had the same data."""
+def _data(runs: Iterable[tuple[RunSpec, Mapping[str, Any]]]) -> Iterable[Check]:
+    """For each dataset, whether all its runs, repeated ones included, had the same data."""
     digests = defaultdict(set)
-    for spec, environment in zip(specs, environments):
+    for spec, environment in runs:
         digests[spec.dataset_label].add((environment.get("data") or {}).get("digest"))
     for dataset, found in digests.items():
         stands = len(found) == 1 and None not in found
@@ -163,25 +169,27 @@ def _plugins(folders: Mapping[str, RunFolder]) -> Check:
 def _again(
     specs: Mapping[str, RunSpec],
     folders: Mapping[str, RunFolder],
-    count: int,
+    rerun: int,
     data_dir: str,
-) -> Iterable[Check]:
-    """Does some runs again and compares all their records."""
+) -> Iterable[tuple[RunSpec, dict[str, Any], Check]]:
+    """Repeats some runs: the spec and the new environment of each, and how its records compare."""
     import torch
 
     from domainbed.training import run
 
-    for name in random.SystemRandom().sample(sorted(specs), min(count, len(specs))):
+    for name in random.SystemRandom().sample(sorted(specs), min(rerun, len(specs))):
         environment = folders[name].read_json(folders[name].environment) or {}
         torch.set_num_threads(environment.get("threads") or torch.get_num_threads())
         with tempfile.TemporaryDirectory() as aside:
             again = RunFolder(Path(aside) / name)
             run(specs[name], again, RunOptions(data_dir=data_dir, keep="none"))
-            now = again.read_json(again.environment) or {}
-            yield from _data([specs[name]] * 2, [environment, now])
-            yield Check(
-                f"again: {specs[name].describe()}",
-                *difference(read(folders[name]), read(again)),
+            yield (
+                specs[name],
+                again.read_json(again.environment) or {},
+                Check(
+                    f"again: {specs[name].describe()}",
+                    *difference(read(folders[name]), read(again)),
+                ),
             )
 
 

@@ -190,7 +190,10 @@ def test_published_numbers_can_be_left_out(opened):
 
 def test_print_shows_the_tables(opened):
     page, _ = opened()
+    hint = "getComputedStyle(document.querySelector('#results > .intro'), '::after').content"
+    assert "sort" in page.evaluate(hint)
     page.emulate_media(media="print")
+    assert page.evaluate(hint) == "none"
     assert not page.locator(".controls").is_visible()
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     rows = page.locator("details").evaluate_all(

@@ -61,7 +61,7 @@ def test_a_sweep_stands_and_is_the_same_when_run_again(sweep: Path, tmp_path: Pa
     found = checks_of(sweep, tmp_path, rerun=2)
     assert all(each.stands for each in found.values()), found
     assert found["runs done"].found == "24 of 24 planned"
-    assert found["seeds"].found == "2 methods on datasets, 2 draws, 2 trials each"
+    assert found["seeds"].found == "2 methods on Penguins, 2 trials, 2 draws"
     again = [each.found for each in found.values() if each.what.startswith("again: ")]
     assert again == ["the same, bit for bit"] * 2
 
@@ -275,3 +275,4 @@ def test_ci_checks_what_is_submitted(sweep: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == f"do not stand: {folder}/bad/sweep.parquet"
     assert done.stdout.count("the same, bit for bit") == 3
     assert done.stdout.count("NO  again: ") == 3
+    assert done.stdout.count("data of Penguins") == 2  # once in each file

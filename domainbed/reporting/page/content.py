@@ -119,8 +119,8 @@ def _results(report: Report, findings: Findings) -> Part:
     )
     sections += [make(frame, findings.unit) for make, frame in frames if len(frame)]
     intro = (
-        f"{_begun(findings.unit.of_values)} on each domain when it is held out{_legend(report)} "
-        f"Columns sort.{' Below a number: what papers print.' if papers else ''}"
+        f"{_begun(findings.unit.of_values)} on each domain when it is held out{_legend(report)}"
+        f"{' Below a number: what papers print.' if papers else ''}"
     )
     tables = [*result_tables(report, papers), *map(from_section, sections)]
     return Part("results", "Results", intro, tables=tables)
