@@ -1,4 +1,4 @@
-"""ADRMX: features of the label are what remains without the features of the domain."""
+"""ADRMX: the features of the label are what remains without the features of the domain."""
 
 import math
 from collections.abc import Sequence
@@ -141,7 +141,7 @@ class ADRMX(PooledAlgorithm):
         return as_numbers(losses)
 
     def losses(self, forward: ForwardPass) -> dict[str, torch.Tensor]:
-        """Of a network step, by DomainBed's names, the whole first."""
+        """The losses of a network step, under DomainBed's names, the total first."""
         f_l, f_d, y = forward.features, self.domain_featurizer(forward.x), forward.y
         f = f_l - f_d
         parts = {

@@ -1,4 +1,4 @@
-"""Adaptive risk minimisation: images with a map beside them that their batch has in common."""
+"""Adaptive risk minimisation: images get an extra channel that their batch has in common."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The contract of an algorithm. It is DomainBed's, so that code written for it runs here."""
+"""The interface of an algorithm. It is DomainBed's, so that code written for it runs here."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Draws:
         return Draws(seed_hash(self._seed, "prediction"))
 
     def permutation(self, size: int) -> torch.Tensor:
-        """(size,) the whole numbers below `size` in random order."""
+        """(size,) the integers below `size` in random order."""
         return torch.randperm(size, generator=self._generator)
 
     def uniform(self, *shape: int) -> torch.Tensor:
@@ -117,7 +117,7 @@ class Draws:
         return torch.randn(shape, generator=self._generator)
 
     def integer(self, below: int) -> int:
-        """A whole number in [0, below)."""
+        """An integer in [0, below)."""
         return int(self._random_state.randint(0, below))
 
     def beta(self, a: float, b: float) -> float:
@@ -327,7 +327,7 @@ class Algorithm(nn.Module):
         return self
 
     def training_stages(self) -> Sequence[Stage]:
-        """What a run of this method trains on; each stage after the first has a fresh model."""
+        """What a run of this method trains on; stages after the first start with a fresh model."""
         return (Stage(),)
 
     def take_over(self, before: Any) -> None:
@@ -343,7 +343,7 @@ class Algorithm(nn.Module):
         """Called after each update; its number is in `facts.step`, the data in `facts.splits`."""
 
     def context(self) -> AbstractContextManager[Any]:
-        """In which updates and their hooks are computed."""
+        """The context in which updates and their hooks are computed."""
         return nullcontext()
 
     def on_record(self, metrics: dict[str, float]) -> bool | None:
@@ -512,7 +512,7 @@ def predictor_of(algorithm: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def named_predictor_of(algorithm: Any) -> Callable[[torch.Tensor], Mapping[str, torch.Tensor]]:
-    """What it predicts, by name: with the empty name what `predictor_of` predicts."""
+    """Its predictors by name; the empty name stands for `predictor_of`."""
     predict = predictor_of(algorithm)
     return getattr(algorithm, "predict_named", None) or (lambda x: {"": predict(x)})
 
@@ -521,7 +521,7 @@ _AT_HAND = ("cpu",)  # the devices whose numbers can be read without waiting for
 
 
 def as_numbers(metrics: Metrics) -> dict[str, torch.Tensor | float]:
-    """The values as numbers; those on a GPU stay there, without their graphs, until a record."""
+    """The values as numbers; those on a GPU stay there, detached, until a record."""
     return {
         name: _as_number(value) if isinstance(value, torch.Tensor) else float(value)
         for name, value in metrics.items()

@@ -1,4 +1,4 @@
-"""BIRM: IRM's penalty, at classifiers that are as uncertain as the data is small."""
+"""BIRM: IRM's penalty, at classifiers whose uncertainty depends on the amount of data."""
 
 import torch
 

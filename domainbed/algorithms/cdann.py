@@ -23,7 +23,7 @@ def class_divisors(y: torch.Tensor, num_classes: int, present_only: bool) -> tor
 
 @register_algorithm
 class CDANN(DANN):
-    """DANN whose discriminator knows the class, and for which all classes weigh the same.
+    """DANN whose discriminator knows the class, with equal weight for all classes.
 
         disc_loss = Σ_n CE(D(z_n + e(y_n)), domain_n) / (n_{y_n} · K)
                     + grad_penalty · mean_n ‖∂ Σ CE / ∂(z_n + e(y_n))‖²

@@ -88,7 +88,7 @@ FALLS = 3  # of the rate, after which a training by plateau ends
 
 
 class PlateauRates:
-    """The learning rates of an optimizer, by the records of a training.
+    """Learning rates that fall when the loss at the records reaches a plateau.
 
     The rate falls to a tenth after the second record in a row whose loss is no improvement (by a
     ten-thousandth of the best so far).

@@ -102,7 +102,7 @@ def copy_to(weights: Sequence[torch.Tensor], values: torch.Tensor) -> None:
 
 @register_algorithm
 class GGA_L(ERM):
-    """Noise on gradients, the more of it the less the domains' gradients are aligned.
+    """Noise on the gradients, which is larger the less the domains' gradients are aligned.
 
         θ ← Adam(θ, ∇CE + γ (1 − c̄) ξ),  ξ ~ U(−1, 1)
 

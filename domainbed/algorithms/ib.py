@@ -1,4 +1,4 @@
-"""Information bottleneck: features of small variance, beside ERM and beside IRM."""
+"""Information bottleneck: features of small variance, in addition to ERM or IRM."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -147,7 +147,7 @@ class EFDMix(MixStyle):
 
 @register_algorithm
 class DSU(MixStyle):
-    """Domain shifts with uncertainty: noise on styles, as large as they differ in the minibatch.
+    """Domain shifts with uncertainty: noise on styles, as large as their spread in the minibatch.
 
         β = μ + ε s_μ,  γ = σ + ε' s_σ,  x̃ = γ (x − μ)/σ + β,  ε, ε' ~ N(0, 1)
 

@@ -1,4 +1,4 @@
-"""Optimizers by name, schedules of their rates over a run, and clipped gradients.
+"""Optimizers by name, learning rate schedules, and gradient clipping.
 
 The rate of an update is a function of its step: nothing of a schedule is in a checkpoint, and an
 optimizer that is made in the middle of a run starts at the rate of that step.
@@ -90,7 +90,7 @@ OPTIMIZER_OPTIONS: dict[str, Option] = {
 
 
 def check_optimizer_options(chosen: Mapping[str, Any]) -> None:
-    """Makes sure that options which may be set fit each other.
+    """Makes sure that the options fit each other.
 
     Raises:
         UserError: one would not be used; or a milestone is no share.
@@ -121,7 +121,7 @@ def registered_as(chosen: Mapping[str, Any]) -> list[Any]:
 
 
 def rate_factor(step: int, steps: int, options: Mapping[str, Any]) -> float:
-    """What all rates are multiplied by in update `step` of `steps`, counted from 0.
+    """The factor for all rates in update `step` of `steps`, counted from 0.
 
         (step + 1) / w                               for step < w, w = warmup · steps, rounded
         schedule((step − w) / (steps − w))           from then on
@@ -138,7 +138,7 @@ def rate_factor(step: int, steps: int, options: Mapping[str, Any]) -> float:
 
 
 class StepRule:
-    """What is done before each step of an optimizer: its rates are set, its gradients clipped.
+    """Prepares each step of an optimizer: sets its rates and clips its gradients.
 
     Args:
         facts: of the run, whose step the rates follow.
@@ -193,7 +193,7 @@ def new_optimizer(
 
 
 class OptimizerGuard:
-    """Refuses steps of optimizers that the options do not reach, in a `with` around updates.
+    """Refuses steps of optimizers that the options do not affect, in a `with` around updates.
 
     One over other tensors (the clones that a method steps within an update) is its own affair.
 
@@ -223,7 +223,7 @@ class OptimizerGuard:
             self._refuse(f"makes {type(optimizer).__name__} by itself")
 
     def require_steps(self) -> None:
-        """Refuses updates that so far took no step of any optimizer."""
+        """Refuses updates if no optimizer has taken a step so far."""
         if self._chosen and not self._steps:
             self._refuse("trains without an optimizer")
 

@@ -1,4 +1,4 @@
-"""RIDG: what speaks for a class in a sample stays near what spoke for it before."""
+"""RIDG: the rationale for a class in a sample stays near earlier rationales for that class."""
 
 import torch
 from torch import nn

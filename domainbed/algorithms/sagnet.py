@@ -52,7 +52,7 @@ def with_other_content(z: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 @register_algorithm
 class SagNet(PooledAlgorithm):
-    """Style-agnostic network: three steps an update, each with a forward pass of all samples.
+    """Style-agnostic network: three steps per update, each with a forward pass of all samples.
 
         content:   min_{φ, c}  CE(c(z in a style mixed with that of π), y)
         style:     min_s       CE(s(content of π in the style of z), y)

@@ -1,4 +1,4 @@
-"""Subpopulation shift: losses and draws for groups of label and attribute of different sizes.
+"""Subpopulation shift: losses and sampling for groups of label and attribute that differ in size.
 
 Without an attribute the groups are the classes.
 """
@@ -185,7 +185,7 @@ class GroupDROAttributes(Grouped):
 
 @register_algorithm
 class CVaRDRO(Grouped):
-    """Conditional value at risk: the mean of the largest losses, a share α of a minibatch of N.
+    """Conditional value at risk: the mean of the largest losses, a fraction α of a minibatch of N.
 
     The ⌊αN⌋ largest losses have the weight 1/(αN), and the next one what is left to 1.
     """
@@ -206,7 +206,7 @@ class CVaRDRO(Grouped):
 
 
 class TwoNetworks(Grouped):
-    """An algorithm with a further network, which its one optimizer trains as well.
+    """An algorithm with a second network, trained by the same optimizer.
 
     Attributes:
         biased: that network, of the same architecture and with a start of its own.
@@ -226,7 +226,7 @@ class TwoNetworks(Grouped):
 
 @register_algorithm
 class LfF(TwoNetworks):
-    """Learning from failure: a biased network, and one that learns from what that one fails at.
+    """Learning from failure: a biased network, and another that learns from its failures.
 
         loss = mean_n p_n^q q B_n  +  mean_n B_n / (B_n + CE_n + 1e-8) CE_n
 
@@ -249,7 +249,7 @@ class LfF(TwoNetworks):
 
 @register_algorithm
 class JTT(TwoNetworks):
-    """Just train twice: a network by ERM, and a fresh one that attends to what that one gets wrong.
+    """Just train twice: a network by ERM, and a fresh one that attends to the errors of the first.
 
         the first ⌊jtt_first · steps⌋ updates:  loss = mean_n B_n
         the others:  loss = Σ_n w_n CE_n / Σ_n w_n,  w_n = 1 + jtt_lambda if the first errs, else 1

@@ -1,4 +1,4 @@
-"""T3A: a linear classifier whose weights are adjusted to the images that it is tested on."""
+"""T3A: a linear classifier whose weights are adapted to the images that it is tested on."""
 
 from collections.abc import Callable
 
@@ -76,7 +76,7 @@ def entropies(logits: torch.Tensor) -> torch.Tensor:
 
 @register_algorithm
 class T3A(ERM):
-    """ERM that adjusts its classifier at test time, without gradients; see `Templates`.
+    """ERM that adapts its classifier at test time, without gradients; see `Templates`.
 
     It is trained as ERM. The images of a split are predicted as a stream, batch after batch,
     starting from the trained classifier; `predict` by itself takes its batch as the whole stream.

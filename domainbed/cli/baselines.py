@@ -26,15 +26,15 @@ SHOWN = {
         "--show",
         choices=SHOWN,
         default="tables",
-        help="tables (default), their averages beside the cost of an update, what was chosen in "
-        "them, the course of the chosen runs, or what the best of k draws gives",
+        help="tables (default), averages next to the cost of an update, the chosen "
+        "hyper-parameters, curves of the chosen runs, or the expected best of k draws",
     ),
     *OF_TABLES,
 )
 def baselines(args: argparse.Namespace) -> int:
-    """List the released baselines, or show one, in every format of tables.
+    """List the released baselines, or show one, in any table format.
 
-    `baseline:NAME` stands for its folder in all commands that read records.
+    In all commands that read records, `baseline:NAME` stands for its folder.
     """
     import pandas as pd
 
@@ -62,10 +62,10 @@ def baselines(args: argparse.Namespace) -> int:
 
 @command(
     *("folders", "--baseline", "--plugins"),
-    argument("-o", "--output_dir", required=True, metavar="FOLDER", help="of the pages"),
+    argument("-o", "--output_dir", required=True, metavar="FOLDER", help="folder of the pages"),
 )
 def leaderboard(args: argparse.Namespace) -> int:
-    """Write static pages that rank the methods of exported sweeps, with how sure that is."""
+    """Write static pages that rank the methods of exported sweeps, with intervals."""
     from domainbed.reporting.page.html import to_html
     from domainbed.sweeps.leaderboard import leaderboard
 
@@ -82,14 +82,18 @@ def leaderboard(args: argparse.Namespace) -> int:
 @command(
     argument("file", metavar="FILE.parquet", help="from `domainbed sweep export`"),
     argument(
-        "--rerun", type=int, default=0, metavar="N", help="do N of its runs again and compare (0)"
+        "--rerun",
+        type=int,
+        default=0,
+        metavar="N",
+        help="repeat N of its runs and compare them (default: 0)",
     ),
     *("--data_dir", "--plugins"),
 )
 def check(args: argparse.Namespace) -> int:
-    """Check an exported sweep before it is shared: whole, drawn as published, the same again.
+    """Check an exported sweep before you share it: complete, drawn as published, repeatable.
 
-    The exit status is 1 if a check does not stand.
+    The exit status is 1 if a check fails.
     """
     from domainbed.sweeps.submission import check
 

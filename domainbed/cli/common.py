@@ -45,7 +45,9 @@ class Parser(argparse.ArgumentParser):
         """The arguments in `words`, with the flags of all commands, which the help lists last."""
         general = self.add_argument_group("of every command")
         general.add_argument("-h", "--help", action="help", help="show this help and exit")
-        general.add_argument("--debug", action="store_true", help="show tracebacks of all errors")
+        general.add_argument(
+            "--debug", action="store_true", help="show the traceback of every error"
+        )
         declared = {name.replace("-", "_"): name for name in self._option_string_actions}
         return self.parse_args([_as_declared(word, declared) for word in words])
 
@@ -80,19 +82,22 @@ _SHARED: dict[str, dict[str, Any]] = {
     "folders": {"nargs": "+", "metavar": "FOLDER", "help": "sweep folders, or run folders"},
     "--datasets": {"nargs": "+", "metavar": "NAME", "help": "only these datasets"},
     "--algorithms": {"nargs": "+", "metavar": "NAME", "help": "only these algorithms"},
-    "--algorithm": {"metavar": "NAME", "help": "of a sweep: the algorithm, as tables call it"},
-    "--test_env": {"type": int, "metavar": "N", "help": "of a sweep: the test domain"},
+    "--algorithm": {"metavar": "NAME", "help": "for a sweep: the algorithm, as in the tables"},
+    "--test_env": {"type": int, "metavar": "N", "help": "for a sweep: the test domain"},
     "--selection": {
         "nargs": "+",
         "metavar": "NAME",
-        "help": "selection methods, by short name (those that the sweep was planned for)",
+        "help": "selection methods, by short name (default: those that the sweep was planned for)",
     },
-    "--metric": {"metavar": "NAME", "help": "what is shown (what selects)"},
+    "--metric": {"metavar": "NAME", "help": "metric to show (default: the one that selects)"},
     "--selection_metric": {
         "metavar": "NAME",
-        "help": "what selects (what the runs were told, or accuracy, or that of their labels)",
+        "help": "metric that selects (default: the runs' own, or that of their labels)",
     },
-    "--baseline": {"metavar": "NAME", "help": f"what algorithms are compared with ({BASELINE})"},
+    "--baseline": {
+        "metavar": "NAME",
+        "help": f"algorithm that the others are compared with (default: {BASELINE})",
+    },
     "--format": {
         "metavar": "NAME",
         "default": "text",
@@ -100,10 +105,10 @@ _SHARED: dict[str, dict[str, Any]] = {
     },
     "--document": {
         "action": "store_true",
-        "help": "with --format latex: a document, rather than tables for \\input",
+        "help": "with --format latex: a whole document, not tables for \\input",
     },
-    "--output": {"metavar": "FILE", "help": "write there instead of to the terminal"},
-    "--data_dir": {"default": "data", "help": "holds the datasets (default: data)"},
+    "--output": {"metavar": "FILE", "help": "write to this file instead of the terminal"},
+    "--data_dir": {"default": "data", "help": "folder of the datasets (default: data)"},
     "--dataset": {
         "help": "where the run's own images are now: folder:PATH, a YAML file or a manifest"
     },
@@ -111,17 +116,17 @@ _SHARED: dict[str, dict[str, Any]] = {
     "--image_size": {
         "type": int,
         "metavar": "N",
-        "help": "as the hyper-parameter of that name (default: 224, of features the backbone's)",
+        "help": "like the hyper-parameter (default: 224; for features the backbone's)",
     },
     "--orientation": {
         "choices": ("ignore", "exif"),
-        "help": "likewise: exif turns images as their EXIF says (default: ignore)",
+        "help": "likewise; exif rotates images as their EXIF data says (default: ignore)",
     },
     "--window": {
         "nargs": 2,
         "type": float,
         "metavar": ("LOW", "HIGH"),
-        "help": "likewise: the values of black and white, of more than 8 bits",
+        "help": "likewise; the values of black and white in images of more than 8 bits",
     },
     "--corrupt_images": {
         "choices": ("error", "skip"),
@@ -132,14 +137,14 @@ _SHARED: dict[str, dict[str, Any]] = {
         "nargs": "+",
         "default": [],
         "metavar": "MODULE",
-        "help": "modules, .py files or folders of forks to import first: more names",
+        "help": "modules, .py files or folders of forks to import first, which add names",
     },
     "--skip_confirmation": {
         "action": "store_true",
         "help": "do not ask (only a terminal is asked)",
     },
 }
-"""Arguments of several commands, as `argparse` takes them."""
+"""Arguments shared by several commands, as `argparse` takes them."""
 
 
 JUDGES = ("--metric", "--selection_metric")

@@ -38,12 +38,12 @@ _MOST_COLUMNS = 12  # classes that fit beside each other
     argument(
         "--accept_checksum",
         action="store_true",
-        help="take a file whose checksum is not the known one",
+        help="accept a file with another checksum than the known one",
     ),
     argument(
         "--accept_incomplete",
         action="store_true",
-        help="take a dataset whose domains, classes or numbers of images are not the published "
+        help="accept a dataset whose domains, classes or image counts differ from the published "
         "ones",
     ),
 )
@@ -148,20 +148,20 @@ def _table(report: Verification) -> list[str]:
         "--size",
         type=int,
         default=256,
-        help="height and width to squeeze images to, unless all have one size and are no larger "
+        help="height and width to resize images to, unless all have one size that is no larger "
         "(default: 256)",
     ),
     argument(
         "--format",
         choices=("raw", "jpeg"),
         default="raw",
-        help="jpeg: less disk, more work (default: raw)",
+        help="jpeg: less disk space, more work (default: raw)",
     ),
 )
 def pack(args: argparse.Namespace) -> int:
     """Pack the images of a dataset into one file, for runs with the hyper-parameter data_path fast.
 
-    Such runs do this by themselves at first use. The pack is in the folder `cache` of the data
+    The first such run does this by itself. The pack is in the folder `cache` of the data
     folder, or in the folder that the variable DOMAINBED_CACHE_DIR names.
     """
     from domainbed.datasets import load_dataset
@@ -193,7 +193,7 @@ def _reading(args: argparse.Namespace) -> dict[str, Any]:
 def features(args: argparse.Namespace) -> int:
     """Compute the features of all images of a dataset once, for runs with the field `features`.
 
-    Such runs do this by themselves at first use, with the cores they have. The features are in the
+    The first such run does this by itself, with the cores it has. The features are in the
     folder `cache` of the data folder, or in the folder that the variable DOMAINBED_CACHE_DIR names.
     An interrupted computation resumes when the same command is given again.
     """

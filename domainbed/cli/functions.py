@@ -33,15 +33,15 @@ def train(
     progress: bool = True,
     **settings: Any,
 ) -> pd.DataFrame:
-    """Trains one run, or resumes it; a finished one is read and not trained again.
+    """Trains one run, or resumes it; a finished run is only read.
 
     Args:
-        dataset: a name, or what else `domainbed train --dataset` takes.
+        dataset: a name, or anything else that `domainbed train --dataset` takes.
         algorithm: a name.
-        test_envs: the numbers of the domains that are held out.
+        test_envs: the numbers of the held-out domains.
         output_dir: the run's own folder.
         progress: whether to show a bar, in a terminal or a notebook.
-        settings: more of what `domainbed train --help` lists, by the names of the flags, such as
+        settings: others that `domainbed train --help` lists, under the names of the flags, such as
             `steps=300`, `hparams={"lr": 1e-3}` or `data_dir="data"`.
 
     Returns:
@@ -79,7 +79,7 @@ def sweep(config: Path | str | None = None, **fields: Any) -> Path:
 
     Args:
         config: a YAML file, or the name of one that comes with domainbed, such as "quickstart".
-        fields: win over those of the file, such as `algorithms=["ERM", "Fishr"]`.
+        fields: override those in the file, such as `algorithms=["ERM", "Fishr"]`.
 
     Returns:
         The sweep's folder, for `collect`, `compare`, `report` and `plot`.
@@ -108,10 +108,10 @@ def report(
     """Writes tables, comparisons and figures as one HTML file; returns its path.
 
     Args:
-        folders: a sweep folder, a run folder, or a list of such.
+        folders: a sweep folder, a run folder, or a list of these.
         output: the file; None for report.html in the first folder.
-        baseline: what the others are compared with; None for ERM.
-        which: `datasets`, `algorithms`, `selection`, `metric`, `selection_metric`, as `collect`.
+        baseline: the algorithm that the others are compared with; None for ERM.
+        which: `datasets`, `algorithms`, `selection`, `metric`, `selection_metric`, as in `collect`.
     """
     from domainbed.reporting.page import build_page, to_html
 
@@ -133,16 +133,16 @@ def plot(
     """Draws the figures of a kind, for a notebook or a paper.
 
     Args:
-        folders: a sweep folder, a run folder, or a list of such.
+        folders: a sweep folder, a run folder, or a list of these.
         kind: differences, ranks, hparams, curves or on-the-line.
-        output: the file to write, .pdf, .png or .svg; of several figures each is named after what
-            it is about.
+        output: the file to write, .pdf, .png or .svg; several figures get a file each, named after
+            what they show.
         width: column, single, double or page, see `figures.WIDTHS`.
-        baseline: what the others are compared with; None for ERM.
-        which: `datasets`, `algorithms`, `selection`, `metric`, `selection_metric`, as `collect`.
+        baseline: the algorithm that the others are compared with; None for ERM.
+        which: `datasets`, `algorithms`, `selection`, `metric`, `selection_metric`, as in `collect`.
 
     Returns:
-        matplotlib's figures by dataset or algorithm, or by "" where there is one.
+        Matplotlib figures by dataset or algorithm, or by "" if there is only one.
 
     Raises:
         UserError: a name is unknown, there is nothing to draw, or the file cannot be written.

@@ -23,7 +23,7 @@ Rows = list[list[str]]
 
 @command("--plugins")
 def algorithms(_: argparse.Namespace) -> int:
-    """List algorithms by what they do: names, years, readings of paper and code, papers."""
+    """List algorithms by what they do: names, years, readings (of paper and code), papers."""
     from domainbed.algorithms import ADD_ONS, ALGORITHMS, KINDS, declared_options
     from domainbed.core.names import year_of
 
@@ -76,7 +76,7 @@ def protocols(_: argparse.Namespace) -> int:
 @command(
     argument("algorithm", metavar="ALGORITHM"),
     argument("dataset", metavar="DATASET"),
-    argument("--features", action="store_true", help="on frozen features of images"),
+    argument("--features", action="store_true", help="for frozen features of images"),
     "--plugins",
 )
 def hparams(args: argparse.Namespace) -> int:
@@ -98,7 +98,7 @@ def hparams(args: argparse.Namespace) -> int:
     argument("path", metavar="PATH", help="a fork's folder, or one of its files"),
 )
 def plugin(args: argparse.Namespace) -> int:
-    """List the classes of a fork: those that run here, with what, and why others do not.
+    """List the classes of a fork: which run here, with what, and why others do not.
 
     Each algorithm is trained for two updates on small random images.
     """
@@ -127,13 +127,13 @@ def _show(rows: Rows) -> int:
 
 
 @command(
-    argument("what", choices=("schema", "table"), help="the form of it"),
+    argument("what", choices=("schema", "table"), help="its form"),
 )
 def config(args: argparse.Namespace) -> int:
-    """Print what the config of a sweep may say.
+    """Print the fields of a sweep's config.
 
-    `schema` is its JSON schema, by which editors complete and check YAML files; `table` is a
-    Markdown table of the fields.
+    `schema` is a JSON schema, with which editors complete and check YAML files; `table` is a
+    Markdown table.
     """
     from domainbed.core.flags import docs_table, json_schema
     from domainbed.sweeps.config import SweepConfig
@@ -146,7 +146,7 @@ def config(args: argparse.Namespace) -> int:
 
 
 @command(
-    argument("folder", metavar="FOLDER", help="a new one"),
+    argument("folder", metavar="FOLDER", help="a new folder"),
 )
 def init(args: argparse.Namespace) -> int:
     """Write a config, a plug-in and a manifest to start from, with a few images.

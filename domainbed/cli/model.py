@@ -37,24 +37,24 @@ _DIAGNOSIS_FLAGS = (
 
 
 @command(
-    argument("folder", metavar="FOLDER", help="a finished run with its weights; a sweep"),
+    argument("folder", metavar="FOLDER", help="a finished run with its weights, or a sweep"),
+    argument("images", nargs="*", metavar="IMAGE", help="image files, folders, or quoted globs"),
+    argument("--domain", type=int, metavar="N", help="instead of images: a domain of the dataset"),
     argument(
-        "images", nargs="*", metavar="IMAGE", help="files of images, folders, or globs in quotes"
+        "--split", choices=("in", "out"), default="in", help="split of that domain (default: in)"
     ),
-    argument("--domain", type=int, metavar="N", help="instead: a domain of the dataset"),
-    argument("--split", choices=("in", "out"), default="in", help="of that domain (in)"),
     argument(
         "--save_predictions",
         action="store_true",
-        help="instead: keep the logits of every image of the dataset in the run's folder, as "
+        help="instead of images: keep the logits of the whole dataset in the run's folder, as "
         "Parquet",
     ),
     argument(
         "--average",
         metavar="NAME",
-        help=f"with averaged weights of the run: {', '.join(AVERAGES)} (default: the last weights)",
+        help=f"use averaged weights of the run: {', '.join(AVERAGES)} (default: the last weights)",
     ),
-    argument("--selection", metavar="NAME", help="of a sweep: the method that chose"),
+    argument("--selection", metavar="NAME", help="for a sweep: the selection method"),
     "--algorithm",
     "--test_env",
     *_MACHINE,
@@ -63,11 +63,11 @@ _DIAGNOSIS_FLAGS = (
 def predict(args: argparse.Namespace) -> int:
     """Predict with a trained run: image files, or a domain of its dataset.
 
-    Prints CSV. Of files: the file, its class, and the probability of each class, as p(NAME); of a
-    domain also position and label. Where labels are not classes: the probability of each property,
-    or the numbers, by the names of the outputs.
+    Prints CSV: each file with its class and the probability of each class, as p(NAME); for a
+    domain also position and label. If labels are not classes, it prints the probability of each
+    property, or the numbers, under the names of the outputs.
 
-    Of a sweep, --algorithm, --selection and --test_env name the cell of the tables whose model
+    For a sweep, --algorithm, --selection and --test_env name the cell of the tables whose model
     predicts files. With --save_predictions it writes the logits of all images of the dataset into
     the run's folder.
     """
@@ -180,9 +180,9 @@ def _predicted(model: Model, files: list[str]) -> Iterator[tuple[int, list[str |
 
 
 @command(
-    argument("folder", metavar="RUN_FOLDER", help="of a finished run with its weights"),
+    argument("folder", metavar="RUN_FOLDER", help="folder of a finished run with its weights"),
     argument("--format", choices=("table", "json"), default="table", help="default: table"),
-    argument("--plot", metavar="FILE", help="also draw it, as .png, .pdf or .svg"),
+    argument("--plot", metavar="FILE", help="also draw a figure: .png, .pdf or .svg"),
     argument(
         "--curvature",
         dest="curvatures",
@@ -222,7 +222,7 @@ def diagnose(args: argparse.Namespace) -> int:
 
 
 @command(
-    argument("folder", metavar="FOLDER", help="of a sweep that kept its weights"),
+    argument("folder", metavar="FOLDER", help="folder of a sweep that kept its weights"),
     argument(
         "--method",
         required=True,
@@ -232,7 +232,7 @@ def diagnose(args: argparse.Namespace) -> int:
     argument(
         "--together",
         action="store_true",
-        help="average runs of different algorithms with each other (each algorithm by itself)",
+        help="average runs of different algorithms together (default: each by itself)",
     ),
     "--algorithms",
     "--selection_metric",
@@ -241,7 +241,7 @@ def diagnose(args: argparse.Namespace) -> int:
 def average(args: argparse.Namespace) -> int:
     """Average the finished runs of a sweep: their weights, or their predictions.
 
-    Writes a record of each average beside the runs, for `domainbed collect`.
+    Writes a record of each average next to the runs, for `domainbed collect`.
     """
     from domainbed.sweeps.finished import average_runs
 
@@ -254,7 +254,7 @@ def average(args: argparse.Namespace) -> int:
 
 
 @command(
-    argument("folder", metavar="FOLDER", help="of a sweep that kept its weights"),
+    argument("folder", metavar="FOLDER", help="folder of a sweep that kept its weights"),
     argument(
         "--method",
         default="T3A",
@@ -266,8 +266,8 @@ def average(args: argparse.Namespace) -> int:
         nargs="+",
         type=int,
         metavar="M",
-        help="of T3A and UniDG: images kept of each class, 0 for all; the best in validation is "
-        "taken (the paper's values)",
+        help="for T3A and UniDG: images kept per class, 0 for all; the best in validation is "
+        "taken (default: the paper's values)",
     ),
     "--algorithms",
     "--selection_metric",
@@ -276,7 +276,7 @@ def average(args: argparse.Namespace) -> int:
 def adapt(args: argparse.Namespace) -> int:
     """Adapt the finished runs of a sweep to their test images, without labels.
 
-    Each run that predicts by a linear classifier gets a record beside it, for `domainbed collect`.
+    Each run with a linear classifier gets a record next to it, for `domainbed collect`.
     """
     from domainbed.sweeps.finished import adapt_runs
 
@@ -305,23 +305,23 @@ def adapt(args: argparse.Namespace) -> int:
     argument(
         "--prompts",
         default="photo",
-        help="templates: photo (default), imagenet-7, imagenet-80, or a file with one in each "
+        help="templates: photo (default), imagenet-7, imagenet-80, or a file with one per "
         "line, {} for the class",
     ),
     argument(
         "--output_dir",
         default="results/zero-shot",
-        help="the folder of the runs (default: results/zero-shot)",
+        help="folder of the runs (default: results/zero-shot)",
     ),
     "--data_dir",
     "--device",
     "--plugins",
 )
 def zero_shot(args: argparse.Namespace) -> int:
-    """Classify the images of a dataset by the names of its classes, with a model that reads text.
+    """Classify a dataset's images by the names of its classes, with a model that reads text.
 
-    A run for each test domain, whose records are in the same tables as those of trained runs. The
-    features of the images are computed first, where they are missing.
+    There is one run per test domain, which appears in the same tables as trained runs. Missing
+    features of the images are computed first.
     """
     from domainbed.cli.tables import collect
     from domainbed.datasets.features import open_text_head

@@ -21,14 +21,14 @@ _FIELDS = (
 
 @command(
     argument("paper", metavar="PAPER", help="fishr-2022, domainbed-2020, miro-2022, …"),
-    argument("--dataset", required=True, metavar="NAME", help="one of the paper's"),
+    argument("--dataset", required=True, metavar="NAME", help="a dataset in the paper"),
     argument(
         "--scale",
         choices=SCALES,
         default=SCALES[0],
-        help="small: minutes on MNIST, not the paper's numbers",
+        help="small: minutes on MNIST, without the paper's numbers",
     ),
-    argument("--algorithms", nargs="+", metavar="NAME", help="only these of the paper"),
+    argument("--algorithms", nargs="+", metavar="NAME", help="only these algorithms of the paper"),
     argument("--selection", nargs="+", metavar="NAME", help="only these methods"),
     lambda parser: add_flags(parser, SweepConfig, only=_FIELDS),
     argument(
@@ -38,7 +38,7 @@ _FIELDS = (
     add_launcher_flags,
 )
 def reproduce(args: argparse.Namespace) -> int:
-    """Compute a paper's table and print it beside the paper's.
+    """Compute a paper's table and print it next to the paper's.
 
     Estimates the time and says what is left out, does the runs that are not done, prints their
     tables, and compares them with the paper's.
@@ -85,15 +85,15 @@ def _tell(config: SweepConfig, paper: str) -> None:
 
 
 @command(
-    argument("config", nargs="?", metavar="CONFIG", help="a YAML file of the fields"),
+    argument("config", nargs="?", metavar="CONFIG", help="a YAML file with the fields"),
     argument(
         "--format",
         choices=("text", "markdown", "latex", "csv", "json"),
         default="text",
-        help="of the table (default: text)",
+        help="format of the table (default: text)",
     ),
     lambda parser: add_flags(
-        parser.add_argument_group("fields of the config", "each wins over the file's value"),
+        parser.add_argument_group("fields of the config", "each overrides the file's value"),
         Config,
     ),
 )

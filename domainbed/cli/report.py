@@ -30,19 +30,24 @@ LOCAL = "127.0.0.1"
 @command(
     *_WHICH,
     argument(
-        "-o", "--output", metavar="FILE", help=f"the file to write (FOLDER/{FILE} of the first)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help=f"file to write (default: {FILE} in the first FOLDER)",
     ),
     add_style,
     "--data_dir",
     argument(
         "--serve", action="store_true", help="show it in a browser instead, and keep it up to date"
     ),
-    argument("--port", type=int, metavar="N", help=f"for --serve ({PORT}; 0: any that is free)"),
+    argument(
+        "--port", type=int, metavar="N", help=f"for --serve (default: {PORT}; 0: any free port)"
+    ),
     argument(
         "--host",
         metavar="ADDRESS",
-        help=f"for --serve: where to listen ({LOCAL}, this machine alone; 0.0.0.0: all that can "
-        "reach it, without a password)",
+        help=f"for --serve: where to listen (default: {LOCAL}, this machine only; 0.0.0.0: all "
+        "that can reach it, without a password)",
     ),
 )
 def report(args: argparse.Namespace) -> int:
@@ -93,13 +98,15 @@ def which(args: argparse.Namespace) -> dict[str, Any]:
 @command(
     *_WHICH,
     argument("kind", metavar="KIND", help=", ".join(FIGURES)),
-    argument("-o", "--output", required=True, metavar="FILE", help="ends with .pdf, .png or .svg"),
+    argument(
+        "-o", "--output", required=True, metavar="FILE", help="file to write: .pdf, .png or .svg"
+    ),
     argument(
         "--width",
         choices=WIDTHS,
         default="double",
-        help="of a column (3.25 inches), of a single-column page (5.5), of both columns (6.75; "
-        "default), or of the report's page (14)",
+        help="in inches: column 3.25, single (a single-column page) 5.5, double (both columns, "
+        "default) 6.75, page (as in the report) 14",
     ),
 )
 def plot(args: argparse.Namespace) -> int:

@@ -50,7 +50,7 @@ _CONFIG = (
         nargs="?",
         metavar="CONFIG",
         help="a YAML file, the folder of a sweep, or one that comes with domainbed (quickstart, "
-        "zoo, laptop, paper/pacs, …); flags win over its values",
+        "zoo, laptop, paper/pacs, …); flags override its values",
     ),
     lambda parser: add_run_flags(parser, SweepConfig),
     add_launcher_flags,
@@ -115,7 +115,7 @@ def _refuse_reruns(target: str | None) -> None:
     *_CONFIG,
 )
 def plan(args: argparse.Namespace) -> int:
-    """Show what a launch would do: runs of each selection method, time and disk; nothing is run."""
+    """Show what a launch would do, without running anything: runs per selection method, costs."""
     _refuse_reruns(args.config)
     from domainbed.sweeps.launch import prepare
     from domainbed.sweeps.outlook import measured_costs, outlook, plan_lines
@@ -133,7 +133,7 @@ _DRY_RUN = (
     argument(
         "--dry_run",
         action="store_true",
-        help="say what would be done, and how long if finished runs tell",
+        help="say what would be done, and how long it takes if finished runs show it",
     ),
 )
 _LAUNCH = (
@@ -141,7 +141,7 @@ _LAUNCH = (
     argument(
         "--wait",
         action="store_true",
-        help="wait until all runs are done, also those of earlier launches",
+        help="wait until all runs are done, including those of earlier launches",
     ),
     argument(
         "--resubmit",
@@ -154,13 +154,13 @@ _LAUNCH = (
 
 @command(*_LAUNCH)
 def launch(args: argparse.Namespace) -> int:
-    """Do the runs that are not done. Interrupted ones resume where they stopped."""
+    """Execute the runs that are not done. Interrupted ones resume where they stopped."""
     return _launch(args)
 
 
 @command(*_LAUNCH)
 def retry(args: argparse.Namespace) -> int:
-    """Do the failed runs again."""
+    """Repeat the failed runs."""
     return _launch(args, retry=True)
 
 
@@ -177,10 +177,15 @@ def _launch(args: argparse.Namespace, retry: bool = False) -> int:
 
 
 @command(
-    argument("folder", metavar="FOLDER", help="of a sweep with finished runs"),
+    argument("folder", metavar="FOLDER", help="folder of a sweep with finished runs"),
     # Of a config they would be fields, with another meaning.
     argument(
-        "--trials", dest="new_trials", type=int, default=10, metavar="N", help="new ones (10)"
+        "--trials",
+        dest="new_trials",
+        type=int,
+        default=10,
+        metavar="N",
+        help="number of new trials (10)",
     ),
     argument(
         "--selection",
@@ -188,20 +193,20 @@ def _launch(args: argparse.Namespace, retry: bool = False) -> int:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="methods (default: the sweep's own)",
+        help="selection methods (default: the sweep's)",
     ),
-    argument("--retry", action="store_true", help="do again what failed"),
-    argument("--wait", action="store_true", help="for runs that an engine does"),
+    argument("--retry", action="store_true", help="repeat failed runs"),
+    argument("--wait", action="store_true", help="wait for runs that an engine executes"),
     *_DRY_RUN,
     lambda parser: add_flags(
-        parser.add_argument_group("fields of the config", "each wins over the sweep's value"),
+        parser.add_argument_group("fields of the config", "each overrides the sweep's value"),
         SweepConfig,
         only=_RERUN_FIELDS,
     ),
     add_launcher_flags,
 )
 def rerun_best(args: argparse.Namespace) -> int:
-    """Run what selection methods chose with new trials."""
+    """Repeat what selection methods chose, in new trials."""
     if args.new_trials < 1:
         raise UserError(f"--trials {args.new_trials}: expected a whole number from 1 on")
     config = _load(args.folder, args)
@@ -223,7 +228,7 @@ def rerun_best(args: argparse.Namespace) -> int:
 @command(
     *_TARGET,
     lambda parser: add_flags(parser, RayLauncher, only=["address"]),
-    argument("--json", action="store_true", help="for programs"),
+    argument("--json", action="store_true", help="print JSON, for programs"),
     argument(
         "--watch", action="store_true", help="repeat until nothing is running or will be started"
     ),
@@ -231,7 +236,7 @@ def rerun_best(args: argparse.Namespace) -> int:
         "--every",
         type=float,
         metavar="SECONDS",
-        help="with --watch (default: 2 at first, and 30 in the long run)",
+        help="pause, with --watch (default: 2 at first, later 30)",
     ),
 )
 def status(args: argparse.Namespace) -> int:
@@ -265,10 +270,10 @@ def status(args: argparse.Namespace) -> int:
 
 
 @command(
-    argument("folder", metavar="FOLDER", help="of a sweep, which may be in progress"),
+    argument("folder", metavar="FOLDER", help="folder of a sweep, which may be in progress"),
 )
 def pack(args: argparse.Namespace) -> int:
-    """Put the texts of finished runs into few files, which all commands read as they do folders."""
+    """Move the texts of finished runs into a few files, which all commands read like folders."""
     store = Store(args.folder)
     store.planned()  # which raises where there is no sweep
     print(f"packed {count_runs(packing.pack(store.root))}")
@@ -280,7 +285,7 @@ def pack(args: argparse.Namespace) -> int:
     argument("runs", metavar="RUN", nargs="*", help="ids (default: all)"),
 )
 def unpack(args: argparse.Namespace) -> int:
-    """Take runs out of the files of `sweep pack`, into folders as they were."""
+    """Move packed runs back into folders as they were."""
     store = Store(args.folder)
     store.planned()
     print(f"unpacked {count_runs(packing.unpack(store.root, args.runs))}")

@@ -66,26 +66,26 @@ def add_style(parser: Parser) -> None:
             "--order",
             metavar="NAME",
             default="table",
-            help="of rows: table (default), given (as --algorithms and --datasets name them), mean "
+            help="order of rows: table (default), given (as in --algorithms and --datasets), mean "
             "(the best average first)",
         ),
-        argument("--domains", nargs="+", metavar="NAME", help="the domains that come first"),
+        argument("--domains", nargs="+", metavar="NAME", help="domains to show first"),
         argument(
             "--decimals",
             type=int,
             metavar="N",
-            help="of numbers (1; as many as make four digits for other metrics than percentages)",
+            help="decimals of numbers (default: 1; other metrics than percentages get four digits)",
         ),
         argument(
             "--spread",
             metavar="NAME",
             default="se",
-            help="behind +/-: se, the standard error (default), ci95, half a 95 %% interval, none",
+            help="after +/-: se, the standard error (default), ci95, half a 95 %% interval, none",
         ),
         argument(
             "--underline_second",
             action="store_true",
-            help="underline the second best of each column (not in text)",
+            help="underline the second best of each column (not in plain text)",
         ),
     )
 
@@ -154,15 +154,15 @@ OF_TABLES: tuple[Argument, ...] = (
     argument(
         "--by_folder",
         action="store_true",
-        help="a row for each algorithm and folder, instead of all together",
+        help="one row per algorithm and folder, instead of all folders together",
     ),
     argument(
         "--single_source",
         action="store_true",
-        help="the tables of runs that train on one domain alone",
+        help="tables of runs that train on a single domain",
     ),
     argument(
-        "--explain", action="store_true", help="say which runs the incomplete cells lack, and why"
+        "--explain", action="store_true", help="say which runs incomplete cells lack, and why"
     ),
 )
 """What `print_tables` reads, besides the folders."""
@@ -225,18 +225,18 @@ _AS_COMMENT = {"text": "{}", "markdown": "    {}", "latex": "% {}"}
         dest="paper",
         metavar="PAPER",
         help="put the tables beside a paper's: fishr-2022, domainbed-2020, miro-2022, …; "
-        "baselines, or baseline:NAME: compare with released runs that were made alike",
+        "baselines, or baseline:NAME: released runs with the same settings",
     ),
     argument(
         "--unit",
         choices=UNITS,
-        help="what wins and tests count as one observation (trial; for ranks domain)",
+        help="what counts as one observation in wins and tests (default: trial; for ranks domain)",
     ),
     argument(
         "--rope",
         type=float,
         metavar="POINTS",
-        help="also test whether differences are within this many percentage points, or this much",
+        help="also test whether differences are within this many points, or this much",
     ),
     "--format",
     "--document",
@@ -314,7 +314,7 @@ def _comparisons(
     argument(
         "--selection",
         metavar="NAME",
-        help="the selection method, by short name (the first that the sweep was planned for)",
+        help="selection method, by short name (default: the first that the sweep was planned for)",
     ),
     "--selection_metric",
     argument(
@@ -322,13 +322,13 @@ def _comparisons(
         type=int,
         default=_TOP,
         metavar="N",
-        help=f"only the first N images of each list ({_TOP})",
+        help=f"only the first N images of each list (default: {_TOP})",
     ),
     argument(
         "--format",
         choices=("text", "csv"),
         default="text",
-        help="text (default), or csv: every image, whoever is wrong",
+        help="text (default), or csv: every image, whoever gets it wrong",
     ),
 )
 def errors(args: argparse.Namespace) -> int:
@@ -361,15 +361,15 @@ def errors(args: argparse.Namespace) -> int:
     argument("--input_dir", required=True, metavar="FOLDER", help="sweep or run folder"),
     argument("--dataset", required=True, metavar="NAME"),
     argument("--algorithm", required=True, metavar="NAME"),
-    argument("--test_env", required=True, type=int, metavar="N", help="number of a domain"),
+    argument("--test_env", required=True, type=int, metavar="N", help="number of the test domain"),
     argument(
         "--selection",
         nargs="+",
         metavar="NAME",
-        help="selection methods, by short name (the published ones)",
+        help="selection methods, by short name (default: the published ones)",
     ),
     *JUDGES,
-    argument("--top", type=int, metavar="N", help="only the best N of each trial (all)"),
+    argument("--top", type=int, metavar="N", help="only the best N of each trial (default: all)"),
     argument("--format", choices=("text", "json", "csv"), default="text", help="default: text"),
     "--plugins",
 )

@@ -30,13 +30,13 @@ class TrainSettings(RunFields, RunOptions):
 
     dataset: Text = Field(
         "ColoredDigits",
-        description="a name of `domainbed list datasets`, folder:PATH, a YAML file, a .csv or "
+        description="a name from `domainbed list datasets`, folder:PATH, a YAML file, a .csv or "
         ".jsonl of images, table:FILE, arrays:FILE",
     )
-    algorithm: Text = Field("ERM", description="a name of `domainbed list algorithms`")
+    algorithm: Text = Field("ERM", description="a name from `domainbed list algorithms`")
     test_envs: Listed[int] = Field(
         (0,),
-        description="numbers of the domains held out, such as 0 1",
+        description="numbers of the held-out domains, such as 0 1",
         json_schema_extra={"several_words": True},
     )
     hparams: FixedHparams = Field(
@@ -49,15 +49,15 @@ class TrainSettings(RunFields, RunOptions):
     hparams_seed: int = Field(
         0, ge=0, description="0: the default hyper-parameters; any other: a random draw"
     )
-    trial_seed: int = Field(0, ge=0, description="decides the split")
+    trial_seed: int = Field(0, ge=0, description="determines the split")
     seed: int | None = Field(
         None,
         ge=0,
-        description="of everything else",
+        description="seed of everything else",
         json_schema_extra={"default_text": "derived from the run, as in a sweep"},
     )
     plugins: Items[Text] = Field(
-        (), description="modules, .py files or folders of forks to import first: more names"
+        (), description="modules, .py files or folders of forks to import first, which add names"
     )
 
 

@@ -34,9 +34,11 @@ class FeatureSource(Settings):
         description="a torchvision model, timm:NAME, open_clip:NAME, or efficientnet_lite0",
     )
     weights: Text = Field(
-        "imagenet", description="the published ones, none, or the path of a state dict"
+        "imagenet", description="imagenet: the published ones; none; or the path of a state dict"
     )
-    views: int = Field(0, ge=0, description="augmented views of each image, beside itself")
+    views: int = Field(
+        0, ge=0, description="augmented views of each image, besides the image itself"
+    )
     precision: Literal["float32", "bf16"] = Field(
         "float32", description="number format that features are computed and kept in"
     )
@@ -54,16 +56,18 @@ class DataFields(Settings):
 
     columns: dict[Text, Text | list[Text]] = Field(
         {},
-        description="of a table, by what they are: {path: image, label: diagnosis, group: patient}",
-        json_schema_extra={"default_text": "those named so; none for group and attribute"},
+        description="what a table's columns are: {path: image, label: diagnosis, group: patient}",
+        json_schema_extra={
+            "default_text": "columns with these names; none for group and attribute"
+        },
     )
     classes: dict[Text, Listed[Text]] = Field(
         {},
-        description="names in the data that mean a class: {bird: [vogel, flying]}",
+        description="names in the data that stand for a class: {bird: [vogel, flying]}",
         json_schema_extra={"default_text": "each name is a class"},
     )
     missing_classes: Literal["refuse", "allow"] = Field(
-        "refuse", description="domains that lack classes which others have"
+        "refuse", description="what to do about domains without some of the classes"
     )
 
     def of_data(self) -> str:
@@ -100,7 +104,7 @@ class RunFields(DataFields):
     """What a run's numbers depend on. A field that is not set has its protocol's value."""
 
     protocol: str = Field(
-        DEFAULT_PROTOCOL, description="the named protocol, which gives all values that are not set"
+        DEFAULT_PROTOCOL, description="the protocol, which gives all values that are not set"
     )
     features: (
         Annotated[
@@ -114,7 +118,7 @@ class RunFields(DataFields):
     ) = Field(
         None,
         description="train on frozen features: a backbone, or {backbone: …, weights: …, views: …}",
-        json_schema_extra={"default_text": "none, images"},
+        json_schema_extra={"default_text": "none: images"},
     )
     steps: int | None = Field(
         None, ge=1, description="updates", json_schema_extra={"default_text": "the dataset's"}
@@ -126,14 +130,17 @@ class RunFields(DataFields):
         json_schema_extra={"default_text": "the dataset's"},
     )
     holdout_fraction: float = Field(
-        0.2, gt=0, lt=1, description="the out-split's share of a domain"
+        0.2, gt=0, lt=1, description="fraction of a domain in its out-split"
     )
     uda_holdout_fraction: float = Field(
-        0.0, ge=0, lt=1, description="share of a test domain's in-split given without labels"
+        0.0,
+        ge=0,
+        lt=1,
+        description="fraction of a test domain's in-split that is given without labels",
     )
     split: Literal["published", "stratified"] = Field(
         "published",
-        description="published: the data's own, or at random; stratified: at random, with the same "
+        description="published: the data's own, else random; stratified: random, with the same "
         "share of each class in all splits of a domain",
     )
     task: Literal["domain_generalization", "domain_adaptation"] = Field(
@@ -141,32 +148,33 @@ class RunFields(DataFields):
     )
     labels: Text = Field(
         "classes",
-        description="what labels are: classes, binary, multilabel, regression, or a registered one",
-        json_schema_extra={"default_text": "the dataset's, most often classes"},
+        description="type of labels: classes, binary, multilabel, regression, or a registered one",
+        json_schema_extra={"default_text": "the dataset's, usually classes"},
     )
     draws: Literal["by-name", "in-sequence"] = Field(
         "by-name", description="how random hyper-parameters are drawn"
     )
     shared_draws: bool = Field(
-        False, description="the same random hyper-parameters in all trials (DomainBed redraws them)"
+        False,
+        description="use the same random hyper-parameters in all trials (DomainBed redraws them)",
     )
     data_seed: Literal["trial", "run"] = Field(
-        "trial", description="whose seed decides shuffle, label and colour noise of MNIST"
+        "trial", description="which seed determines the shuffling, label and colour noise of MNIST"
     )
     augment_validation: bool = Field(
         False, description="augment validation images of training domains, as DomainBed does"
     )
     eval_splits: Literal["all", "needed", "selection", "best"] = Field(
         "needed",
-        description="evaluated at records: all, all but the training domains' in-splits, what "
-        "selection can read, or what it can without leave-one-domain-out",
+        description="splits evaluated at records: all, all but the training domains' in-splits, "
+        "what selection can read, or what it can read without leave-one-domain-out",
     )
     record_last_step: bool = Field(
-        True, description="a record at the last step, whatever the interval"
+        True, description="write a record at the last step, whatever the interval"
     )
     metrics: Listed[Text] = Field(
         ("accuracy",),
-        description="what is recorded of every split; behind a name, _by_group asks for groups",
+        description="metrics recorded on every split; NAME_by_group measures each group",
         json_schema_extra={"default_text": "accuracy, or those of the labels"},
     )
     precision: Literal["float32", "bf16", "tf32"] = Field(
@@ -174,30 +182,28 @@ class RunFields(DataFields):
         description="bf16: mixed precision; tf32: matrix products on a GPU in TF32",
     )
     on_divergence: Literal["fail", "continue"] = Field(
-        "fail", description="what to do about a loss that is not finite"
+        "fail", description="what to do if the loss is not finite"
     )
 
     initial_weights: Literal["own", "shared", "linear-probe", "text"] = Field(
         "own",
-        description="shared: the same ones for all runs of a trial; linear-probe: and a classifier "
-        "fitted to the first features; text: one made of the classes' names",
+        description="shared: the same for all runs of a trial; linear-probe: also a classifier "
+        "fitted to the initial features; text: a classifier made from the class names",
     )
     averages: Items[Literal["ema", "sma", "swad", "wise"]] = Field(
-        (), description="averages of the weights to measure beside the last ones"
+        (), description="averages of the weights to evaluate besides the last weights"
     )
     ema_decay: float = Field(
-        0.999, ge=0, lt=1, description="what the exponential moving average keeps per update"
+        0.999, ge=0, lt=1, description="decay of the exponential moving average, per update"
     )
-    sma_start: int = Field(
-        100, ge=0, description="first update that the simple moving average includes"
-    )
+    sma_start: int = Field(100, ge=0, description="first update in the simple moving average")
     swad_n_converge: int = Field(
         3,
         ge=1,
-        description="consecutive records of which the first must be the best for SWAD to start",
+        description="SWAD starts at the first of this many records if it is the best of them",
     )
     swad_n_tolerance: int = Field(
-        6, ge=1, description="consecutive records above the limit that end SWAD"
+        6, ge=1, description="SWAD ends before this many consecutive records above its limit"
     )
     swad_ratio: float | None = Field(
         None,
@@ -207,10 +213,13 @@ class RunFields(DataFields):
     )
 
     swad_rule: Literal["paper", "authors"] = Field(
-        "paper", description="SWAD's range: algorithm 1 of the paper, or that of its authors' code"
+        "paper", description="SWAD's start and end: algorithm 1 of the paper, or its authors' code"
     )
     wise_alpha: float = Field(
-        0.5, ge=0, le=1, description="WiSE-FT's share of the trained weights; the rest is initial"
+        0.5,
+        ge=0,
+        le=1,
+        description="WiSE-FT's weight of the trained weights, against the initial ones",
     )
 
     def run_fields(self) -> dict[str, Any]:
@@ -225,7 +234,7 @@ class RunFields(DataFields):
 class RunOptions(Settings):
     """Where a run is trained and what is kept of it; nothing here changes its numbers."""
 
-    data_dir: Text = Field("data", description="holds the datasets")
+    data_dir: Text = Field("data", description="folder of the datasets")
     device: Text | None = Field(
         None,
         description="cpu, cuda or mps",
@@ -234,30 +243,30 @@ class RunOptions(Settings):
     num_workers: int | None = Field(
         None,
         ge=0,
-        description="processes that read images, in all",
+        description="processes that read images, in total",
         json_schema_extra={"default_text": "one per core, at most 8"},
     )
     scratch: Text | None = Field(
         None,
-        description="a folder on the machine's own disk, such as $TMPDIR, in which a run writes; "
-        "it is copied to the run's own at each record",
+        description="folder on the machine's own disk, such as $TMPDIR, in which a run writes; "
+        "it is copied to the run's folder at each record",
     )
     keep: Literal["all", "last", "selected", "none"] | None = Field(
         None,
-        description="weights: all (of each record), last, selected (what each selection method "
-        "chooses, beside the last), or none",
+        description="weights to keep: all (of each record), last, selected (the last, and those "
+        "that selection methods choose), or none",
         json_schema_extra={"default_text": "last"},
     )
     skip_model_save: bool = Field(False, description="DomainBed's name for keep: none")
     save_model_every_checkpoint: bool = Field(False, description="DomainBed's name for keep: all")
     selection: Items[Text] | None = Field(
         None,
-        description="selection methods that `keep: selected` is for",
+        description="selection methods for `keep: selected`",
         json_schema_extra={"default_text": "all"},
     )
     selection_metric: Text | None = Field(
         None,
-        description="the metric that selection methods choose by: for `keep: selected`, "
+        description="metric by which selection methods choose, for `keep: selected`, "
         "`eval_splits: best` and the tables",
         json_schema_extra={"default_text": "accuracy, or that of the labels"},
     )
@@ -265,13 +274,13 @@ class RunOptions(Settings):
         (), description="services that also receive records: tensorboard, wandb, mlflow"
     )
     save_predictions: bool = Field(
-        False, description="keep the logits of every image after training, as Parquet"
+        False, description="after training, keep the logits of every image, as Parquet"
     )
 
     plugins_changed: Literal["accept", "redo"] | None = Field(
         None,
-        description="what to do about runs made with another version of a plug-in: accept what is "
-        "there, or redo it and keep it in the run's folder",
+        description="what to do about runs made with another version of a plug-in: accept them, or "
+        "redo them and keep the old version in the run's folder",
         json_schema_extra={"default_text": "refuse"},
     )
 
@@ -324,8 +333,8 @@ class DiagnosisOptions(Settings):
     damping: float = Field(
         1e-3, gt=0, description="added to all curvatures, relative to their mean"
     )
-    samples: int = Field(2000, ge=0, description="images per domain, of its in-split; 0 for all")
-    data_dir: Text = Field("data", description="holds the datasets")
+    samples: int = Field(2000, ge=0, description="images per domain, from its in-split; 0 for all")
+    data_dir: Text = Field("data", description="folder of the datasets")
     dataset: Text | None = Field(
         None, description="where the run's own images are now: folder:PATH or a YAML file"
     )

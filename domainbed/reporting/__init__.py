@@ -42,7 +42,7 @@ def collect(
     """The results tables of one or several sweep folders, one row per cell.
 
     Args:
-        folders: a sweep folder, a run folder, or a list of such.
+        folders: a sweep folder, a run folder, or a list of these.
         selection: short names of selection methods; None for those that a sweep was planned for.
         datasets: only these; None for all that have records.
         algorithms: only these; None for all that have records.
@@ -78,7 +78,7 @@ def compare(
     """Each algorithm's difference to a baseline, paired by dataset, test domain and trial.
 
     Args:
-        folders: a sweep folder, a run folder, or a list of such.
+        folders: a sweep folder, a run folder, or a list of these.
         selection: short names of selection methods; None for those that a sweep was planned for.
         datasets: only these; None for all that have records.
         algorithms: only these, and the baseline; None for all that have records.

@@ -98,7 +98,7 @@ class SweepConfig(RunFields, RunOptions):
     """A checked sweep. Fields of a run that are not given have their protocol's values."""
 
     plugins: Items[Text] = Field(
-        (), description="modules, .py files or folders of forks that bring what is yours"
+        (), description="modules, .py files or folders of forks to import first, which add names"
     )
     datasets: Listed[Text] = Field(description="names of datasets")
     algorithms: Listed[_Algorithm] = Field(description="names of algorithms")
@@ -119,25 +119,25 @@ class SweepConfig(RunFields, RunOptions):
     )
     test_envs: Listed[_TestEnvs] | None = Field(
         None,
-        description="list of lists of test domains",
-        json_schema_extra={"default_text": "what the selection needs"},
+        description="list of sets of test domains, such as [[0], [1]]",
+        json_schema_extra={"default_text": "what selection needs"},
     )
     selection: Listed[_Selection] = Field(
         ("training-domain", "leave-one-domain-out", "oracle"),
-        description="selection methods that the runs are to serve",
+        description="selection methods to plan runs for",
     )
     pack: bool = Field(
-        False, description="pack finished runs as the sweep proceeds: few files in place of many"
+        False, description="pack finished runs as the sweep proceeds: few files instead of many"
     )
     on_finish: Text | None = Field(
         None,
-        description="shell command for when a launch has ended, with DOMAINBED_SWEEP, "
+        description="shell command to run when a launch has ended, with DOMAINBED_SWEEP, "
         "DOMAINBED_DONE and DOMAINBED_FAILED in its environment",
     )
     hparams: FixedHparams = Field(
         {},
-        description="fixed hyper-parameters; an algorithm's name holds its own; tuned: those that "
-        "a released baseline chose",
+        description="fixed hyper-parameters, those of one algorithm under its name; tuned: those "
+        "that a released baseline chose",
     )
     launcher: Annotated[
         dict[str, Any], checked(_launcher), converted(_chosen, accepts=str | dict[str, Any])

@@ -94,11 +94,12 @@ def _grid(specs: Iterable[RunSpec]) -> Check:
         sets = {*tested, *(place[0] for place in grid)}
         whole &= len(grid) == len({*grid}) == len(sets) * len(draws) * len(trials)
     datasets, methods = ({*names} for names in zip(*grids))
-    found = (
+    return Check(
+        "seeds",
         f"{count(len(methods), 'method')} on {' and '.join(sorted(datasets))}, "
-        f"{count(len(trials), 'trial')}, {count(len(draws), 'draw')}"
+        f"{count(len(trials), 'trial')}, {count(len(draws), 'draw')}",
+        whole,
     )
-    return Check("seeds", found, whole)
 
 
 def _alike(specs: Iterable[RunSpec]) -> Check:

@@ -71,7 +71,10 @@ def test_help_names_the_values_of_what_may_be_left_out_and_of_items():
     add_flags(parser, RunOptions, only=["keep"])
     add_flags(parser, RunFields, only=["averages", "metrics"])
     text = " ".join(parser.format_help().split())
-    assert "--keep {all,last,selected,none} weights: all (of each record), last, selected " in text
+    assert (
+        "--keep {all,last,selected,none} weights to keep: all (of each record), last, selected "
+        in text
+    )
     items = "{" + ",".join(AVERAGES) + "}"
     assert f"--averages {items} [{items} ...] averages of the weights" in text
     assert "--metrics NAME [NAME ...]" in text
