@@ -185,7 +185,7 @@ def _launch(args: argparse.Namespace, retry: bool = False) -> int:
         type=int,
         default=10,
         metavar="N",
-        help="number of new trials (10)",
+        help="number of new trials (default: 10)",
     ),
     argument(
         "--selection",

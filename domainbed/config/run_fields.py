@@ -118,7 +118,7 @@ class RunFields(DataFields):
     ) = Field(
         None,
         description="train on frozen features: a backbone, or {backbone: …, weights: …, views: …}",
-        json_schema_extra={"default_text": "none: images"},
+        json_schema_extra={"default_text": "images"},
     )
     steps: int | None = Field(
         None, ge=1, description="updates", json_schema_extra={"default_text": "the dataset's"}
