@@ -102,7 +102,7 @@ class DomainBottleneck(ERM):
         "lmbda": Choice(
             0.1, (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2), "weight of the bottleneck", least=0
         ),
-        "temperature": Choice(0.1, (0.05, 0.1), "τ, of the similarities", above=0),
+        "temperature": Choice(0.1, (0.05, 0.1), "temperature τ of the similarities", above=0),
         "is_normalized": Fixed(False, "scale the bottleneck's inputs to length 1"),
         "is_project": Fixed(False, "take the bottleneck behind a head of its own"),
         "is_flipped": Fixed(

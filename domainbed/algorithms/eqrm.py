@@ -63,7 +63,7 @@ def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
     doc = "step size of Adam on the quantile"
     return {
         "eqrm_quantile": Uniform(
-            0.75, 0.5, 0.99, "of the risks; below 0: log(1 - quantile)", below=1
+            0.75, 0.5, 0.99, "quantile of the risks; below 0: log(1 - quantile)", below=1
         ),
         "eqrm_burnin_iters": LogUniform(2500, 2.5, 3.5, "updates on the mean of the risks"),
         "eqrm_lr": learning_rate(facts, doc)

@@ -174,8 +174,8 @@ class ERMPlusPlus(ERM):
     )
     search_space = staticmethod(_search_space)
     options = {
-        "linear_steps": Option(500, "updates of the head alone, but for one", least=0),
-        "sma_start": Option(600, "update from which on weights are averaged", least=1),
+        "linear_steps": Option(500, "updates of the head alone, minus one", least=0),
+        "sma_start": Option(600, "update from which weights are averaged", least=1),
         "lars": Option(False, "LARS instead of Adam"),
         "auto_lr": Option(False, "two stages: rates by plateau, then all images with these rates"),
     }

@@ -70,9 +70,11 @@ class FACT(ERM):
     search_space = {
         "fact_alpha": Fixed(1.0, "largest share of a partner's amplitudes", least=0, most=1),
         "fact_weight": Fixed(2.0, "weight of the consistency with the teacher", least=0),
-        "fact_temperature": Fixed(10.0, "of the softmaxes that should be alike", above=0),
-        "fact_momentum": Fixed(0.9995, "memory of the teacher's weights", least=0, below=1),
-        "fact_warmup": Fixed(0.1, "share of the updates in which that weight rises", above=0),
+        "fact_temperature": Fixed(10.0, "temperature of the softmaxes that should agree", above=0),
+        "fact_momentum": Fixed(0.9995, "decay of the teacher's moving average", least=0, below=1),
+        "fact_warmup": Fixed(
+            0.1, "fraction of the updates during which that weight rises", above=0
+        ),
     }
     needs_images = True
     needs_classes = True

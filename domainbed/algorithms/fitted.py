@@ -173,7 +173,7 @@ class NearestMean(FittedOnce):
         "to New Classes at Near-Zero Cost, TPAMI 2013"
     )
     search_space = {
-        "mean_distance": Choice("cosine", ("cosine", "euclidean"), "to the means of the classes")
+        "mean_distance": Choice("cosine", ("cosine", "euclidean"), "distance to the class means")
     }
 
     def build(self) -> None:
@@ -276,7 +276,11 @@ class DFR(LinearFit):
     search_space = {
         "dfr_c": Choice(1.0, (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01), "weight of the loss", above=0)
     }
-    options = {"dfr_subsamples": Option(20, "of which each gives a classifier", least=1)}
+    options = {
+        "dfr_subsamples": Option(
+            20, "number of subsamples, each of which gives a classifier", least=1
+        )
+    }
 
     def fit(self, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor) -> dict[str, float]:
         std, mean = torch.std_mean(x, dim=0, correction=0)

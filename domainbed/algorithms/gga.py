@@ -56,10 +56,10 @@ class GGA(ERM):
     search_space = {
         "gga_start": Fixed(100, "first update with a search, from 0", least=0),
         "gga_end": Fixed(200, "last update with a search", least=0),
-        "gga_searches": Fixed(250, "places that such an update looks at", least=0),
-        "gga_noise": Choice(1e-5, (1e-6, 1e-5), "how far a weight moves at most", least=0),
+        "gga_searches": Fixed(250, "candidates that such an update evaluates", least=0),
+        "gga_noise": Choice(1e-5, (1e-6, 1e-5), "largest move of a weight", least=0),
     }
-    options = two_readings(PAPER, "authors: a walk, not a neighbourhood", values=OF_AUTHORS)
+    options = two_readings(PAPER, "authors: a random walk, not a neighbourhood", values=OF_AUTHORS)
     least_domains = 2
 
     def update_on(

@@ -58,7 +58,9 @@ class IRMGames(PooledAlgorithm):
     options = {
         **two_readings(PAPER, "authors: half the sum of the networks", values=OF_AUTHORS),
         "irm_game": Option("variable", "V-IRM or F-IRM", ("variable", "fixed")),
-        "irm_games_lr_factor": Option(0.1, "rate of the shared featurizer, in rates", above=0),
+        "irm_games_lr_factor": Option(
+            0.1, "learning rate of the shared featurizer, relative to lr", above=0
+        ),
     }
     counters = ("update_count",)
     needs_classes = False

@@ -41,13 +41,17 @@ class LISA(ERM):
         "Selective Augmentation, ICML 2022, arXiv 2201.00299"
     )
     search_space = {
-        "lisa_alpha": LogUniform(2.0, -1, 1, "both parameters of the Beta of weights", above=0),
+        "lisa_alpha": LogUniform(
+            2.0, -1, 1, "both parameters of the Beta distribution of the weights", above=0
+        ),
         "lisa_p": Uniform(
-            0.5, 0, 1, "share of updates with partners of one label", least=0, most=1
+            0.5, 0, 1, "fraction of updates with partners of the same label", least=0, most=1
         ),
     }
     options = {
-        **two_readings(PAPER, "authors: partners of one label, of any domain", values=OF_AUTHORS),
+        **two_readings(
+            PAPER, "authors: partners of the same label, from any domain", values=OF_AUTHORS
+        ),
         "lisa_mix": Option("mixup", "how two inputs are mixed", ("mixup", "cutmix")),
     }
     needs_tensor = True

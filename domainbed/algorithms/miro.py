@@ -66,7 +66,9 @@ class MIRO(ERM):
     search_space = {
         "miro_lambda": Choice(0.1, (0.001, 0.01, 0.1, 1.0), "weight of the regulariser", least=0)
     }
-    options = {"miro_lr_factor": Option(10.0, "rate of the variances, in rates", above=0)}
+    options = {
+        "miro_lr_factor": Option(10.0, "learning rate of the variances, relative to lr", above=0)
+    }
     needs_images = True  # features are already those of a pretrained network
     whole_batch_inside = True
 

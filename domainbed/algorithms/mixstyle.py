@@ -63,10 +63,14 @@ class MixStyle(AddOn):
         "Zhou, Yang, Qiao, Xiang, Domain Generalization with MixStyle, ICLR 2021, arXiv 2104.02008"
     )
     search_space = {
-        "mix_alpha": Choice(0.1, (0.1, 0.2, 0.3), "both parameters of Beta of weights", above=0)
+        "mix_alpha": Choice(
+            0.1, (0.1, 0.2, 0.3), "both parameters of the Beta distribution of the weights", above=0
+        )
     }
     options = {
-        "mix_probability": Option(0.5, "of a minibatch at each place", least=0, most=1),
+        "mix_probability": Option(
+            0.5, "probability that a minibatch is mixed at each place", least=0, most=1
+        ),
         "mix_places": Option("", "layers, such as network.layer1, network.layer2; empty: all"),
         "mix_pairs": Option("random", "whose styles are mixed", ("random", "domains")),
     }

@@ -84,7 +84,9 @@ class MLDG(ERM):
     )
     search_space = {
         "mldg_beta": LogUniform(1, -1, 1, "weight of the meta-test domains' loss"),
-        "n_meta_test": Choice(2, (1, 2), "meta-test domains, fewer than there are", least=1),
+        "n_meta_test": Choice(
+            2, (1, 2), "number of meta-test domains, fewer than there are training domains", least=1
+        ),
     }
     options = {
         **two_readings(

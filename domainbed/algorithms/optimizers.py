@@ -73,18 +73,22 @@ def falling(progress: float, options: Mapping[str, Any]) -> float:
 
 # What every algorithm reads that makes its optimizers by `Algorithm.new_optimizer`.
 OPTIMIZER_OPTIONS: dict[str, Option] = {
-    "optimizer": Option("adam", "what steps, at the rate 'lr'", OPTIMIZERS),
-    "momentum": Option(0.9, "of sgd, and of rmsprop, which has none by default", least=0, below=1),
-    "lr_schedule": Option("constant", "the course of all rates after the warm-up", LR_SCHEDULES),
-    "lr_milestones": Option(
-        [0.5, 0.75], "schedule step: shares of the updates after which rates fall"
+    "optimizer": Option("adam", "optimizer, with the learning rate 'lr'", OPTIMIZERS),
+    "momentum": Option(
+        0.9, "momentum of sgd, and of rmsprop, which has none by default", least=0, below=1
     ),
-    "lr_gamma": Option(0.1, "schedule step: what rates are multiplied by", above=0, most=1),
+    "lr_schedule": Option(
+        "constant", "schedule of all learning rates after the warm-up", LR_SCHEDULES
+    ),
+    "lr_milestones": Option(
+        [0.5, 0.75], "schedule step: fractions of training after which rates drop"
+    ),
+    "lr_gamma": Option(0.1, "schedule step: factor by which rates drop", above=0, most=1),
     "warmup": Option(
-        0.0, "share of the updates in which all rates rise from 0, in a line", least=0, below=1
+        0.0, "fraction of the updates during which all rates rise linearly from 0", least=0, below=1
     ),
     "gradient_clip": Option(
-        0.0, "largest norm of the gradient of an optimizer's parameters; 0: any", least=0
+        0.0, "largest norm of the gradient of an optimizer's parameters; 0: no limit", least=0
     ),
 }
 

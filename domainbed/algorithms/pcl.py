@@ -59,7 +59,7 @@ def proxy_loss(
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
     wide, terra = facts.name in ("OfficeHome", "TerraIncognita"), facts.name == "TerraIncognita"
     return {
-        "pcl_width": Fixed(512 if wide else 256, "width of what the classifier sees", least=1),
+        "pcl_width": Fixed(512 if wide else 256, "width of the classifier's input", least=1),
         "pcl_blocks": Fixed(2 if terra else 1, "hidden layers below it", least=0),
         "pcl_projection": Fixed(
             2 if facts.name == "OfficeHome" else 1, "linear layers of the projection", least=1

@@ -32,7 +32,7 @@ class RIDG(ERM):
     )
     search_space = {
         "ridg_lambda": LogUniform(0.01, -2, -1, "weight of the penalty"),
-        "ridg_momentum": LogUniform(1e-3, -4, -1, "share of a minibatch in the bank", most=1),
+        "ridg_momentum": LogUniform(1e-3, -4, -1, "weight of a minibatch in the bank", most=1),
     }
     needs_classes = True
     needs_linear = True

@@ -143,10 +143,12 @@ class GSAM(SAM):
         "Minimization Improves Sharpness-Aware Training, ICLR 2022, arXiv 2203.08065"
     )
     search_space = {
-        "gsam_alpha": Choice(0.001, (0.01, 0.02, 0.05, 0.1), "weight of the part across", least=0)
+        "gsam_alpha": Choice(
+            0.001, (0.01, 0.02, 0.05, 0.1), "weight of the orthogonal part", least=0
+        )
     }
     options = {
-        "gsam_least_rho": Option(0.0, "of sam_rho, where the rate's schedule is at 0", least=0),
+        "gsam_least_rho": Option(0.0, "smallest sam_rho, when the learning rate is 0", least=0),
         "gsam_adaptive": Option(False, "move weights in proportion to their size"),
     }
 

@@ -195,7 +195,7 @@ class CVaRDRO(Grouped):
         "Optimization, NeurIPS 2020, arXiv 2010.05893"
     )
     search_space = {
-        "cvar_alpha": LogUniform(0.1, -2, 0, "share of the samples that counts", above=0, most=1)
+        "cvar_alpha": LogUniform(0.1, -2, 0, "fraction of the samples that count", above=0, most=1)
     }
 
     def objective_of(self, forward: ForwardPass) -> tuple[torch.Tensor, Metrics]:
@@ -265,7 +265,7 @@ class JTT(TwoNetworks):
     )
     search_space = {
         "jtt_first": Uniform(
-            0.5, 0.2, 0.8, "share of the updates that train the first network", least=0, most=1
+            0.5, 0.2, 0.8, "fraction of the updates that train the first network", least=0, most=1
         ),
         "jtt_lambda": LogUniform(10.0, 0, 2.5, "how often its errors are repeated", least=0),
     }

@@ -87,7 +87,7 @@ class T3A(ERM):
         "Generalization, NeurIPS 2021"
     )
     search_space = {
-        "t3a_supports": Choice(20, SUPPORTS, "images kept of each class; 0 keeps all", least=0)
+        "t3a_supports": Choice(20, SUPPORTS, "images kept per class; 0 keeps all", least=0)
     }
     predicts_batches = True
     needs_classes = True  # each has its templates

@@ -35,12 +35,12 @@ WIDTH = 100  # of the discriminator
 def _search_space(facts: DatasetFacts) -> dict[str, Dimension]:
     rate, low, high = (1e-3, -5.5, -3.5) if facts.from_scratch else (5e-5, -6.0, -4.5)
     return {
-        "urm": Choice("adversarial", ("adversarial",), "how uniformity is sought; never read"),
+        "urm": Choice("adversarial", ("adversarial",), "kind of loss for uniformity; never read"),
         "urm_adv_lambda": Uniform(
             0.1, 0.0, 0.2, "weight of the features' terms in both losses", least=0
         ),
         "urm_generator_output": Choice(
-            "tanh", ("tanh", "relu"), "what the features end in", further=("sigmoid",)
+            "tanh", ("tanh", "relu"), "activation at the end of the features", further=("sigmoid",)
         ),
         "urm_discriminator_hidden_layers": Choice(
             1, (1, 2, 3), "discriminator: linear layers between the first and the last", least=0

@@ -33,11 +33,19 @@ from domainbed.errors import UserError
 DATA_OPTIONS: dict[str, Option] = {
     "data_path": Option("exact", "how images are read; fast: packed once", ("exact", "fast")),
     "packed_size": Option(256, "height and width of packed images"),
-    "packed_format": Option("raw", "of packed images; jpeg: less disk space", ("raw", "jpeg")),
-    "corrupt_images": Option("error", "images that cannot be read", ("error", "skip")),
+    "packed_format": Option(
+        "raw", "format of packed images; jpeg: less disk space", ("raw", "jpeg")
+    ),
+    "corrupt_images": Option(
+        "error", "what to do about images that cannot be read", ("error", "skip")
+    ),
     "image_size": Option(IMAGE_SIZE, "height and width of inputs", least=8),
-    "orientation": Option("ignore", "exif: turn images as their EXIF says", ("ignore", "exif")),
-    "window": Option([], "[low, high]: the values of black and white, of more than 8 bits"),
+    "orientation": Option(
+        "ignore", "exif: rotate images as their EXIF data says", ("ignore", "exif")
+    ),
+    "window": Option(
+        [], "[low, high]: the values of black and white in images of more than 8 bits"
+    ),
 }
 
 # Those of them that runs on features of images have as well.
