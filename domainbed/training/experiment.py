@@ -21,6 +21,7 @@ from domainbed.config.run_fields import RunOptions
 from domainbed.core.device import choose_device, tf32_products
 from domainbed.core.minibatch import Minibatch, Nest
 from domainbed.core.seeding import seed_everything, seed_hash
+from domainbed.core.stopping import Interrupted
 from domainbed.datasets import (
     MultipleDomainDataset,
     check_domains,
@@ -394,7 +395,7 @@ def _named(cls: type) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not reason_of(error):
+        if not (reason_of(error) or isinstance(error, Interrupted)):
             place = getattr(sys.modules.get(cls.__module__), "__file__", cls.__module__)
             log.error("error: making %s of %s failed:", cls.__qualname__, place)
         raise
