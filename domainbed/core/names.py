@@ -98,13 +98,13 @@ _YEAR = re.compile(r"\b((?:19|20)\d\d)\b(?!\.\d)|arXiv (\d\d)")
 
 
 def order_algorithms(seen: Iterable[str]) -> list[str]:
-    """The names of `seen`, once each: the known ones in table order, then the rest in their order.
+    """The names of `seen`, once each: DomainBed's in table order, then the rest by name.
 
     An algorithm with averaged weights, or rerun, follows the algorithm itself.
     """
     names = list(dict.fromkeys(seen))
     trained = dict.fromkeys(map(trained_algorithm, names))
-    order = [name for name in ALGORITHM_ORDER if name in trained] + list(trained)
+    order = [name for name in ALGORITHM_ORDER if name in trained] + sorted(trained)
     places = {name: order.index(trained_algorithm(name)) for name in names}
     return sorted(names, key=lambda name: (places[name], name != trained_algorithm(name)))
 

@@ -45,7 +45,7 @@ def test_keys_of_averages() -> None:
 
 
 def test_averages_stand_after_what_they_are_of() -> None:
-    seen = ["Mine + EMA", "ERM + SWAD", "Mine", "CORAL", "ERM", "Fish + SMA"]
-    ordered = ["ERM", "ERM + SWAD", "CORAL", "Fish + SMA", "Mine", "Mine + EMA"]
+    seen = ["Mine + EMA", "ERM + SWAD", "Mine", "CORAL", "LISA", "ERM", "Fish + SMA"]
+    ordered = ["ERM", "ERM + SWAD", "CORAL", "Fish + SMA", "LISA", "Mine", "Mine + EMA"]
     assert order_algorithms(seen) == ordered
     assert trained_algorithm("Fishr+ERM + SWAD") == "Fishr+ERM"
