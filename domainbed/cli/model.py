@@ -150,7 +150,7 @@ def _of_files(args: argparse.Namespace) -> Iterator[list[Any]]:
     model, files = _model_of(args), _files(args.images)
     if model.preprocess is None:
         raise UserError(
-            f"{args.folder} was trained on {model.spec.dataset_label}, whose inputs are no image "
+            f"{args.folder} was trained on {model.spec.dataset_label}, whose inputs are not image "
             "files: give --domain N instead"
         )
     yield ["file", *predicted_columns(label_type(model.spec.labels), model.classes)]

@@ -54,7 +54,9 @@ def report(args: argparse.Namespace) -> int:
     """Write tables, comparisons and figures of sweeps as one HTML file."""
     if args.serve:
         if args.output is not None:
-            raise UserError(f"--output {args.output} writes a file, and --serve none: give one")
+            raise UserError(
+                f"--output {args.output} writes a file, and --serve does not: give one of them"
+            )
         port = PORT if args.port is None else args.port
         return serve(lambda: _html(args, REFRESH), args.folders, args.host or LOCAL, port)
     for name in ("port", "host"):

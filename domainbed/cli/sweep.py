@@ -99,7 +99,7 @@ def _refuse_reruns(target: str | None) -> None:
         raise UserError(
             f"{target!r} holds new trials of what was chosen: `domainbed sweep rerun-best "
             f"{in_shell(Path(target).parent)}`, with the same --trials, resumes them, and with "
-            "--retry does again what failed"
+            "--retry repeats what failed"
         )
 
 
@@ -321,7 +321,7 @@ def delete_incomplete(args: argparse.Namespace) -> int:
     """Remove the folders of runs that are neither done nor running."""
     root = Path(_load(args.target, args).output_dir if Path(args.target).is_file() else args.target)
     if not root.is_dir():
-        raise UserError(f"{str(root)!r} is no folder: name the folder of a sweep")
+        raise UserError(f"{str(root)!r} is not a folder: name the folder of a sweep")
     folders = Store(root).incomplete()
     if not folders:
         print("no incomplete runs")

@@ -116,7 +116,7 @@ def _read(file: Path) -> str:
     try:
         size = file.stat().st_size
         if not file.is_file():
-            raise UserError(f"{str(file)!r} is no file: name a YAML file")
+            raise UserError(f"{str(file)!r} is not a file: name a YAML file")
         if size > _MOST_BYTES:
             raise UserError(
                 f"file {str(file)!r} has {size:,} bytes: expected at most {_MOST_BYTES:,}"

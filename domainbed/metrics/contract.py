@@ -131,7 +131,7 @@ def _check_entry(entry: Any) -> None:
     lacking = [n for n in ("update", "compute") if is_class and not hasattr(entry, n)]
     if lacking or not (callable(entry) or isinstance(entry, Metric)):
         raise ValueError(
-            f"{getattr(entry, '__name__', repr(entry))} is no metric: expected a class with "
+            f"{getattr(entry, '__name__', repr(entry))} is not a metric: expected a class with "
             "update and compute, or a function of outputs and targets"
         )
 

@@ -51,7 +51,9 @@ def metric(name: str) -> Metric:
     path, *given = name.removeprefix(PREFIX).split(":")
     pairs = [argument.partition("=") for argument in given]
     if lacking := [argument for (_, sign, _), argument in zip(pairs, given) if not sign]:
-        raise UserError(f"metric {name!r}: {lacking[0]!r} is no argument=value", "metrics")
+        raise UserError(
+            f"metric {name!r}: {lacking[0]!r} is not of the form argument=value", "metrics"
+        )
     arguments = {key: yaml.safe_load(value) for key, _, value in pairs}
     class_name = path.rpartition(".")[2]
     said = re.sub(r"\W+", "_", "_".join([class_name, *given]), flags=re.ASCII)

@@ -124,7 +124,7 @@ def _model(name: str, weights: str) -> Any:
                 open_clip.load_checkpoint(network, file, weights_only=True)
         except Exception as error:  # unpickling what is no state dict raises anything
             raise UserError(
-                f"the weights {file!r} cannot be read or are no state dict of {name!r} "
+                f"the weights {file!r} cannot be read or are not a state dict of {name!r} "
                 f"({one_line(error)[:200]}): give a file of that whole model, text encoder included"
             ) from error
     return network

@@ -107,7 +107,7 @@ def _published(name: str) -> Any:
         return models.get_model(name, weights=published)
     except (UnpicklingError, EOFError, KeyError, RuntimeError, OSError) as error:
         if file.exists():
-            raise UserError(f"{file} is no file of the weights of {name}: delete it") from error
+            raise UserError(f"{file} does not hold the weights of {name}: delete it") from error
         raise UserError(
             f"the ImageNet weights of {name} could not be downloaded from {published.url} "
             f"({one_line(error)}): put that file at {file}, or set the hyper-parameter 'weights' "

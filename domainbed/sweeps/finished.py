@@ -205,7 +205,7 @@ def finished_runs(
     """
     store = Store(root)
     if not store.root.is_dir():
-        raise UserError(f"{str(store.root)!r} is no folder: name the folder of a sweep")
+        raise UserError(f"{str(store.root)!r} is not a folder: name the folder of a sweep")
     members = [
         Member(folder, read_spec(folder, dataset))
         for folder in store.run_folders()

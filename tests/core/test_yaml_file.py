@@ -85,7 +85,7 @@ def test_texts_that_look_like_numbers_stand_in_quotes(write):
 def test_only_a_regular_file_of_some_size_is_read(write, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(UserError, match=r"is no file: name a YAML file$"):
+        with pytest.raises(UserError, match=r"is not a file: name a YAML file$"):
             read_yaml(path)
     with pytest.raises(UserError, match=r"has 10,000,001 bytes: expected at most 10,000,000"):
         read_yaml(write(b"#" * 10_000_001))

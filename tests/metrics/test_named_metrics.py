@@ -63,7 +63,7 @@ def test_classes_of_torchmetrics() -> None:
     [
         ("torchmetrics:CohenKapa", "classes", "no class 'CohenKapa'.*'CohenKappa'"),
         ("torchmetrics:nowhere.CohenKappa", "classes", "no class 'nowhere.CohenKappa'"),
-        ("torchmetrics:Metric:", "classes", "'' is no argument=value"),
+        ("torchmetrics:Metric:", "classes", "'' is not of the form argument=value"),
         ("torchmetrics:CohenKappa:weighs=linear", "classes", "cannot be made.*weighs"),
         ("torchmetrics:FBetaScore:beta=-1", "classes", "cannot be made.*beta"),
         ("torchmetrics:CohenKappa", "regression", "cannot be made.*BINARY.*regression"),
@@ -195,7 +195,7 @@ def test_an_own_metric_of_several_values(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_cannot_be_registered_or_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="is no metric: expected a class with update"):
+    with pytest.raises(ValueError, match="is not a metric: expected a class with update"):
         METRICS.register(type("Half", (), {"update": lambda self: None}))
     monkeypatch.setitem(METRICS._entries, "top-2", lambda outputs, targets: targets)
     with pytest.raises(UserError, match="'top-2' cannot be recorded under this name"):

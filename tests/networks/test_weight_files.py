@@ -140,5 +140,5 @@ def test_a_cached_file_with_code_in_it_is_refused(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     file = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
     torch.save({"conv1.weight": print}, file)
-    with pytest.raises(UserError, match=f"{file} is no file of the weights of resnet18: delete it"):
+    with pytest.raises(UserError, match=f"{file} does not hold the weights of resnet18: delete it"):
         networks.Backbone((3, 32, 32), HPARAMS)

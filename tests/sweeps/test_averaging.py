@@ -236,7 +236,7 @@ def test_what_cannot_be_averaged_is_said(sweep: Path, tmp_path: Path) -> None:
     fails(sweep, "uniform-soop", "Did you mean 'uniform-soup'")
     fails(sweep, "uniform-soup", "no finished runs of the algorithm 'Fish'", algorithms=["Fish"])
     fails(sweep, "uniform-soup", "--together is for diwa-uniform", together=True)
-    fails(tmp_path / "none", "ensemble", "is no folder")
+    fails(tmp_path / "none", "ensemble", "is not a folder")
     do(sweep, spec_of("MTL"))
     fails(sweep, "diwa-uniform", "MTL does not predict by its classifier", together=True)
     do(sweep, spec_of(seed=5, hparams={"mlp_width": 5}))

@@ -120,7 +120,7 @@ def _results(report: Report, findings: Findings) -> Part:
     sections += [make(frame, findings.unit) for make, frame in frames if len(frame)]
     intro = (
         f"{_begun(findings.unit.of_values)} on each domain when it is held out{_legend(report)}"
-        f"{' Below a number: what papers print.' if papers else ''}"
+        f"{' Below a number: the published ones.' if papers else ''}"
     )
     tables = [*result_tables(report, papers), *map(from_section, sections)]
     return Part("results", "Results", intro, tables=tables)
@@ -133,7 +133,7 @@ def _legend(report: Report) -> str:
     second = " Underlined: the second best." if report.style.second else ""
     near = "Dotted: not worse than the best by more than the standard error of the difference."
     weak = f" Coloured: over {FEW} trials or more."
-    return f"{spread}; X: no result. Bold: the best of a column. {near}{second}{weak}"
+    return f"{spread}; X: no result. Bold: the best in a column. {near}{second}{weak}"
 
 
 def _single_source(report: Report, findings: Findings) -> list[Part]:
@@ -165,7 +165,8 @@ def _differences(findings: Findings) -> Part:
         title,
         f"{_begun(findings.unit.of_differences)}, paired by dataset, test domain and trial. "
         "Dot: the mean; thick bar: 95 % interval over trials (Student's t); thin bar: with "
-        "datasets resampled. Hollow and grey: an interval that includes zero tells nothing apart.",
+        "datasets resampled. Hollow and grey: the interval includes zero, so the two are "
+        "not told apart.",
     )
     try:
         sections = compared.difference_sections(findings.differences, "trial", None, findings.unit)
@@ -209,9 +210,9 @@ def _tuning(findings: Findings) -> Part:
     part = Part(
         "hparams",
         f"{_begun(unit.metric)} by hyper-parameter",
-        f"One dot a run, or a group of runs: test {unit.name} at the last record,{points} above "
-        "the mean of all runs on the same dataset and test domain. Diamonds were chosen by "
-        f"{findings.selection[0]}. Where they crowd at an end, the range may be too narrow.",
+        f"One dot per run or group of runs: test {unit.name} at the last record,{points} above "
+        "the mean of all runs on the same dataset and test domain. Diamonds: chosen by "
+        f"{findings.selection[0]}. If they crowd at an end, the range may be too narrow.",
     )
     if findings.tuning.empty:
         return replace(part, missing="one draw of the hyper-parameters: nothing was tuned")
@@ -224,8 +225,8 @@ def _tuning(findings: Findings) -> Part:
             ["Algorithm", "Hyper-parameter", "lowest", "highest", "choices", "in the lowest tenth",
              "in the highest tenth"],
             texts.to_numpy().tolist(),
-            ["tenths of the logarithm if a range spans a factor of ten; by chance a tenth of the "
-             "choices lies in each, if draws are even"],
+            ["tenths of the logarithm if a range spans a factor of ten; with even draws, each "
+             "would hold a tenth of the choices by chance"],
             frame,
         )
     ]  # fmt: skip
@@ -245,7 +246,7 @@ def _curves(findings: Findings) -> Part:
     part = Part(
         "curves",
         "Learning curves",
-        f"Of the runs that {first} chose, the mean over trials: test {unit.name}, and validation "
+        f"The runs that {first} chose, mean over trials: test {unit.name}, and validation "
         f"{unit.metric} on the out-splits of the training domains. Marks: the chosen steps.",
     )
     if frame.empty:
@@ -287,8 +288,8 @@ def _on_the_line(findings: Findings) -> Part:
         "on-the-line",
         f"In-domain against out-of-domain {findings.unit.metric}",
         "All runs at their last record, by test domain, with the line that is fitted to "
-        f"{'the probits' if findings.unit.factor == PERCENT else 'them'}. Of many runs, dots "
-        "stand for groups: the larger, the more.",
+        f"{'the probits' if findings.unit.factor == PERCENT else 'them'}. With many runs, dots "
+        "stand for groups: the larger, the more runs.",
     )
     figures = _drawn(findings, "on-the-line", part.title)
     if not figures:
@@ -308,7 +309,7 @@ def _runs(report: Report, folders: Folders) -> Part:
     return Part(
         "runs",
         "Runs",
-        "How many runs there should be, by test domains, and what became of them."
+        "How many runs were planned, by test domains, and their states."
         + ("" if lacks else f" Nothing is missing: {EVERYTHING}."),
         tables=list(state_tables(count_states(report, found), report.records.runs)),
         reasons=shown,
@@ -361,7 +362,7 @@ def _environment(folders: Iterable[str]) -> Part:
         for value, n in values.dropna().map(str).value_counts().items()
     ]
     if not rows:
-        return replace(part, missing="the runs do not say what they were made with")
+        return replace(part, missing="the runs do not record their environment")
     took = f"{sum(seconds) / 3600:.2f} hours in all, of {count(len(seconds), 'run')}"
     notes = [took] if seconds else []
     section = Section("environment", part.title, ["What", "value", "runs"], rows, notes, found)
