@@ -167,17 +167,18 @@ def load_dataset(
         return dataset
 
     # Not inherited by the subclasses of plug-ins, whose constructors may read other things.
-    if not (vars(cls).get("shareable") or (cls.__module__.startswith(__name__) and cls.shareable)):
+    is_own = cls.__module__.startswith(__name__)
+    if not (vars(cls).get("shareable") or (is_own and cls.shareable)):
         return build()
-    chosen = {option: cls.option(option, hparams) for option in cls.options}
+    # The package's own draw only by a seed that their constructors take.
+    draws = not is_own or "trial_seed" in inspect.signature(cls).parameters
     key = (
         name,
         root,
-        trial_seed,
-        data_seed,
+        (trial_seed, data_seed) if draws else (),
         features,
         str(data_options(hparams)),
-        *chosen.items(),
+        *((option, cls.option(option, hparams)) for option in cls.options),
         options and options.of_data(),
     )
     if key not in _shared:

@@ -55,6 +55,7 @@ class MultipleDomainDataset:
         out_splits: for each domain the positions of the images that validate, where the dataset
             decides that; None where the trial does.
         features_folder: of the features that are the inputs; None where these are images.
+        digests: what `listing.content_digests` found of the files; None before it looked.
         notes: what a new run says of the data at its start, in lines.
         fingerprint: a digest of what the samples are made of, where these are no image files.
         encoding: what was learned of the samples that train, of how values become inputs: plain
@@ -106,6 +107,7 @@ class MultipleDomainDataset:
     groups: Sequence[Sequence[str]] | None = None
     out_splits: Sequence[Sequence[int]] | None = None
     features_folder: Path | None = None
+    digests: Any = None
     notes: Sequence[str] = ()
     fingerprint: str = ""
     encoding: Any = None

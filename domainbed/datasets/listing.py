@@ -53,7 +53,10 @@ def data_facts(
     digest.update(dataset.fingerprint.encode())
     if all(domain.files and domain.labels_at_hand for domain in domains):
         files = [file for domain in domains for file in domain.files]
-        contents, turned = content_digests(files, cache_folder(data_dir))
+        # Of features that are in memory, the files they were loaded for.
+        if dataset.features_folder is None or not dataset.digests:
+            dataset.digests = content_digests(files, cache_folder(data_dir))
+        contents, turned = dataset.digests
         digest.update(contents.tobytes())
         ends = np.cumsum([len(domain) for domain in domains])
         for domain, own in zip(domains, np.split(contents, ends[:-1])):

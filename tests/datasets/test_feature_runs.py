@@ -12,9 +12,11 @@ import pytest
 import torch
 from image_files import write_folder
 
+from domainbed import datasets
 from domainbed.algorithms import ALGORITHMS
 from domainbed.config.protocols import get_protocol
 from domainbed.config.run_fields import FeatureSource, RunOptions
+from domainbed.datasets import image_domains, listing
 from domainbed.errors import UserError
 from domainbed.hparams import default_hparams, random_hparams, search_space
 from domainbed.networks import Featurizer
@@ -59,6 +61,23 @@ def test_features_imply_their_protocol(folder):
     assert named.features == FeatureSource()
     short = RunSpec.create(f"folder:{folder}", "ERM", [0], features="efficientnet_lite0")
     assert short.run_id == named.run_id
+
+
+def test_a_worker_reads_features_and_looks_at_their_files_once(folder, tmp_path, monkeypatch):
+    calls: list[str] = []
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: calls.append(name) or function(*a, **k))
+
+    counted(image_domains, "open_features")
+    counted(listing, "content_digests")
+    datasets._shared.clear()
+    for trial in range(3):
+        run(spec_of(folder, trial_seed=trial), tmp_path / str(trial), RunOptions(keep="none"))
+    assert calls == ["open_features", "content_digests"]
+    facts = [json.loads((tmp_path / n / "environment.json").read_text())["data"] for n in "02"]
+    assert facts[0] == facts[1]
 
 
 def test_what_features_are_made_of_is_part_of_the_run(folder, tmp_path):
