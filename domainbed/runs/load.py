@@ -241,8 +241,6 @@ def _warn_of_what_counts(records: Records, files: Sequence[Path]) -> None:
 
 def _warn_of_duplicates(records: Records) -> None:
     runs = records.runs[records.runs.duplicated(RUN_KEYS, keep=False)]
-    if runs.empty:
-        return
     steps = records.values.loc[records.values["run"].isin(runs.index), ["run", "step"]]
     table = steps.drop_duplicates().join(runs, on="run").sort_values(["run", "step"])
     repeated = table[table.duplicated([*RUN_KEYS, "step"])]

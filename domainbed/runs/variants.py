@@ -48,9 +48,8 @@ def _variants(name: str, seen: Sequence[_Seen]) -> list[str]:
     """For each run the variant of its dataset; "" where there is one, as published."""
     counts = Counter(seen)
     # Runs that say more come first.
-    known = sorted(counts, key=lambda each: (each.digest is None, each.domains is None))
     first: dict[_Seen, _Seen] = {}
-    for each in known:
+    for each in sorted(counts, key=lambda each: (each.digest is None, each.domains is None)):
         others = [other for other in first.values() if _may_be_one(each, other)]
         first[each] = others[0] if others else each
     variants = dict.fromkeys(first.values())

@@ -104,8 +104,14 @@ def claim(
 
 
 def _new_run(folder: RunFolder, spec: RunSpec, identity: dict[str, Any]) -> dict[str, Any]:
-    content = {**spec.as_json(), "run_id": spec.run_id, "identity": identity}
-    write_text(folder.spec, sealed_json(content, indent=2, sort_keys=True))
+    write_text(
+        folder.spec,
+        sealed_json(
+            {**spec.as_json(), "run_id": spec.run_id, "identity": identity},
+            indent=2,
+            sort_keys=True,
+        ),
+    )
     return {}
 
 

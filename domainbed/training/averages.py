@@ -400,9 +400,8 @@ class Averages:
 
     def add(self) -> None:
         """Called after each update that is not recorded."""
-        weights = self._weights() if self._by_name else []
         for average in self._by_name.values():
-            average.add(weights)
+            average.add(self._weights())
 
     def add_recorded(self, update: int, loss: float) -> dict[str, float]:
         """Called after each recorded update, with the validation loss.
@@ -410,11 +409,10 @@ class Averages:
         Returns:
             what to record about the averages.
         """
-        weights = self._weights() if self._by_name else []
         return {
             f"{name}_{key}": value
             for name, average in self._by_name.items()
-            for key, value in average.add_recorded(weights, update, loss).items()
+            for key, value in average.add_recorded(self._weights(), update, loss).items()
         }
 
     @contextmanager

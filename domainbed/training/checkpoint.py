@@ -59,15 +59,17 @@ def save(
     if not is_first():
         return
     stream = io.BytesIO()
-    contents = {
-        "version": _VERSION,
-        "run_id": run_id,
-        "progress": asdict(progress),
-        "algorithm": capture(algorithm),
-        "averages": dict(averages or {}),
-        "random": _random_state(),
-    }
-    torch.save(contents, stream)
+    torch.save(
+        {
+            "version": _VERSION,
+            "run_id": run_id,
+            "progress": asdict(progress),
+            "algorithm": capture(algorithm),
+            "averages": dict(averages or {}),
+            "random": _random_state(),
+        },
+        stream,
+    )
     payload = stream.getvalue()
     with written_aside(folder.checkpoint) as aside:
         seal = seal_of("".join(progress.records).encode()).encode()
@@ -100,9 +102,8 @@ def load(
         UserError: no checkpoint is whole, it is another run's, or the algorithm cannot
             resume from it, see `restore`.
     """
-    files = [f for f in (folder.checkpoint, folder.checkpoint_before) if f.exists()]
     reasons = []
-    for file in files:
+    for file in filter(Path.exists, (folder.checkpoint, folder.checkpoint_before)):
         try:
             contents = _read(file)
         except OSError as error:

@@ -422,7 +422,6 @@ def save_predictions(experiment: Experiment, folder: RunFolder) -> None:
 @torch.no_grad()
 def _predicted(experiment: Experiment, split: EvaluationSplit) -> Predicted:
     domain, predict = experiment.domains[split.domain], experiment.algorithm.predictor()
-    key = experiment.dataset.group
     labels, logits = [], []
     groups: list[str] = []
     for batch in experiment.batches(split.domain, split.indices):
@@ -430,8 +429,8 @@ def _predicted(experiment: Experiment, split: EvaluationSplit) -> Predicted:
         with experiment.precision():
             logits.append(predict(x).float().cpu())
         labels.append(y.cpu())
-        extras = getattr(batch, "extras", None) or {}
-        groups += map(str, np.asarray(mapped(torch.Tensor.cpu, extras.get(key, []))))
+        of_batch = (batch.extras or {}).get(experiment.dataset.group, [])
+        groups += map(str, np.asarray(mapped(torch.Tensor.cpu, of_batch)))
     return Predicted(
         split.domain,
         split.name,

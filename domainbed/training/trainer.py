@@ -91,8 +91,9 @@ def run(
             with stopping_at_once():
                 experiment = ranks.together(partial(_built, spec, options, began.get("encoding")))
                 ranks.together(partial(refuse_other_data, folder, began, experiment))
-            arguments = (experiment, folder, options, began, echo, on_step)
-            ranks.together(partial(Trainer, *arguments)).train()
+            ranks.together(
+                partial(Trainer, experiment, folder, options, began, echo, on_step)
+            ).train()
 
 
 def sums_of_weights(algorithm: Algorithm) -> list[float] | None:
@@ -276,9 +277,11 @@ class Trainer:
         if self.folder.done.exists():
             self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
-        load = partial(checkpoint.load, self.folder, self.spec.run_id, self._enter_stage)
+        arguments = (self._enter_stage, self.averages.restore, self.table.line)
         # In all processes, before the first one replaces or removes what it reads.
-        progress = ranks.together(partial(load, self.averages.restore, self.table.line))
+        progress = ranks.together(
+            partial(checkpoint.load, self.folder, self.spec.run_id, *arguments)
+        )
         if progress.records:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
             self.history.diverged = any(
@@ -329,7 +332,7 @@ class Trainer:
             the record's line, and whether the algorithm ends the stage there.
         """
         measured = self._measured(step)
-        record: dict[str, Any] = {
+        own: dict[str, Any] = {
             "step": step,
             "epoch": step / self.experiment.batches_per_epoch,
             **self.history.means(),
@@ -338,11 +341,13 @@ class Trainer:
             **self._of_averages(step, validation.get("val_loss", math.nan)),
             "mem_gb": peak_memory(self.experiment.device),
         }
-        record = ranks.of_first(record)  # so that all processes decide alike
+        record = ranks.of_first(own)  # so that all processes decide alike
         self.table.record(record)
         ended = bool(self.algorithm.on_record(record))
-        args = args_of(self.experiment, self.folder, self.options)
-        record = as_json_values(record) | {"hparams": self.spec.hparams, "args": args}
+        record = as_json_values(record) | {
+            "hparams": self.spec.hparams,
+            "args": args_of(self.experiment, self.folder, self.options),
+        }
         if self.history.diverged:
             record["diverged"] = True
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
@@ -383,8 +388,11 @@ class Trainer:
 
     def _save_checkpoint(self, progress: Progress) -> None:
         """By the first process; the others wait, as none may end before it is written."""
-        arguments = (self.algorithm, progress, self.averages.state())
-        ranks.together(partial(checkpoint.save, self.folder, self.spec.run_id, *arguments))
+        ranks.together(
+            lambda: checkpoint.save(
+                self.folder, self.spec.run_id, self.algorithm, progress, self.averages.state()
+            )
+        )
 
     def _finish(self, progress: Progress) -> None:
         self.kept.at_end(self.experiment, self.averages)
