@@ -10,6 +10,8 @@ import pytest
 
 # The tensors of the tests are tiny: more threads would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Their runs last moments: each record is followed by a checkpoint, as in runs of hours.
+os.environ["DOMAINBED_CHECKPOINT_SECONDS"] = "1e-9"
 
 
 # Background jobs of a shell ignore Ctrl-C, as does all that they start: a test would wait for it.

@@ -45,15 +45,20 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.E
 
 def heartbeat_seconds() -> float:
     """The time between two signs of life of an owner."""
-    return _seconds("DOMAINBED_HEARTBEAT_SECONDS", 5.0)
+    return seconds_from("DOMAINBED_HEARTBEAT_SECONDS", 5.0)
 
 
 def silence_seconds() -> float:
     """After how many seconds without one an owner is taken for dead."""
-    return _seconds("DOMAINBED_SILENCE_SECONDS", 60.0)
+    return seconds_from("DOMAINBED_SILENCE_SECONDS", 60.0)
 
 
-def _seconds(variable: str, default: float) -> float:
+def seconds_from(variable: str, default: float) -> float:
+    """The number of seconds in an environment variable.
+
+    Raises:
+        UserError: it is none, or not above 0.
+    """
     text = os.environ.get(variable, str(default))
     try:
         if 0 < (seconds := float(text)) < math.inf:

@@ -50,7 +50,11 @@ def _variants(name: str, seen: Sequence[_Seen]) -> list[str]:
     # Runs that say more come first.
     first: dict[_Seen, _Seen] = {}
     for each in sorted(counts, key=lambda each: (each.digest is None, each.domains is None)):
-        others = [other for other in first.values() if _may_be_one(each, other)]
+        others = [
+            other
+            for other in first.values()
+            if all(x is None or y is None or x == y for x, y in zip(each, other))
+        ]
         first[each] = others[0] if others else each
     variants = dict.fromkeys(first.values())
     published = DATASET_DOMAINS.get(name)
@@ -69,7 +73,3 @@ def _variants(name: str, seen: Sequence[_Seen]) -> list[str]:
         len(variants), name, ", ".join(said),
     )  # fmt: skip
     return [text[first[each]] for each in seen]
-
-
-def _may_be_one(a: _Seen, b: _Seen) -> bool:
-    return all(x is None or y is None or x == y for x, y in zip(a, b))

@@ -142,8 +142,7 @@ def _listed(values: Any) -> str:
 
 
 def _first_difference(owner: dict[str, Any], identity: dict[str, Any]) -> str:
-    theirs = owner.get("identity")
-    theirs = theirs if isinstance(theirs, dict) else {}
+    theirs = owner.get("identity") or {}
     names = [n for n in {**identity, **theirs} if theirs.get(n) != identity.get(n)]
     return f"{names[0]} is {theirs.get(names[0])!r} there and {identity.get(names[0])!r} here"
 
@@ -300,19 +299,20 @@ class KeptModels:
                 if chosen == step and not is_final(self._spec, step, ended):
                     self._save(experiment, averages, name, file)
 
-    def after_checkpoint(self) -> None:
-        """Removes what is no longer chosen: a run resumed from the checkpoint does not need it."""
-        for file in self._folder.path.glob("model_step*.pkl") if self._selects_records else ():
+    def remove_others(self) -> None:
+        """Removes what is no longer chosen, once a resumed run does not need it.
+
+        Where this session has made no record yet, nothing is known of what is.
+        """
+        for file in self._folder.path.glob("model_step*.pkl") if self._wanted else ():
             if file not in self._wanted:
                 digest_file(file).unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
 
     def at_end(self, experiment: Experiment, averages: Averages) -> None:
         """Writes the last weights, unless no method would choose any."""
-        chooses_none = self._options.weights == "selected" and not self._methods
-        if self._options.weights == "none" or chooses_none:
-            return
-        for name in ("", *averages):
+        is_kept = self._options.weights in ("all", "last") or self._methods
+        for name in ("", *averages) if is_kept else ():
             self._save(experiment, averages, name, self._folder.model_file(name))
 
     def _save(self, experiment: Experiment, averages: Averages, name: str, file: Path) -> None:
@@ -332,10 +332,9 @@ class KeptModels:
         at_end = ended or step == self._last
         # What always chooses the last step will not stay with one before it.
         methods = [method for method in self._methods if at_end or not method.chooses_last]
-        records = read_batch([self._folder.results]).as_records()
         labels, metrics = self._spec.labels, self._spec.metrics
         metric = selecting_metric(self._options.selection_metric, labels, metrics)
-        records = by_metric(records, metric)
+        records = by_metric(read_batch([self._folder.results]).as_records(), metric)
         return {
             (AVERAGES_BY_TITLE.get(average_in(row["algorithm"]), ""), int(row["step"]))
             for method in methods

@@ -60,7 +60,18 @@ def capture(algorithm: nn.Module) -> State:
     Its tensors are the algorithm's own: save them before the next update.
     """
     return {
-        "modules": {path: _layout(module) for path, module in algorithm.named_modules()},
+        "modules": {  # what it takes to make those that an update has created
+            path: {
+                "class": class_name(module),
+                "parameters": {
+                    n: p is not None and p.requires_grad for n, p in module._parameters.items()
+                },
+                "buffers": {
+                    n: n not in module._non_persistent_buffers_set for n in module._buffers
+                },
+            }
+            for path, module in algorithm.named_modules()
+        },
         "tensors": _tensors(algorithm),
         "attributes": _Capture(algorithm).attributes(),
     }
@@ -83,15 +94,6 @@ def below(where: str, name: str) -> str:
 def _tensors(module: nn.Module) -> dict[str, Any]:
     """The state dict, and buffers that it leaves out but that the next step depends on."""
     return {**dict(module.named_buffers()), **module.state_dict()}
-
-
-def _layout(module: nn.Module) -> State:
-    """What it takes to make a module that an update has created."""
-    return {
-        "class": class_name(module),
-        "parameters": {n: p is not None and p.requires_grad for n, p in module._parameters.items()},
-        "buffers": {n: n not in module._non_persistent_buffers_set for n in module._buffers},
-    }
 
 
 def class_name(value: Any) -> str:

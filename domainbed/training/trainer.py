@@ -29,6 +29,7 @@ from domainbed.core.stopping import Interrupted, stop_requested, stopping_at_onc
 from domainbed.errors import UserError
 from domainbed.metrics import Value, recorded_names, selecting_metric
 from domainbed.runs.folder import NOT_WHOLE, RunFolder
+from domainbed.runs.ownership import seconds_from
 from domainbed.runs.scratch import on_scratch
 from domainbed.runs.states import DONE, FAILED, INTERRUPTED
 from domainbed.runs.trackers import TrackedRun, Trackers
@@ -144,6 +145,9 @@ class Trainer:
             ProgressTable, folder.out, echo, self.spec.steps, self._has_column
         )
         self.table = self._new_table()
+        # A checkpoint takes as long as some updates: runs of seconds need none.
+        self._between = seconds_from("DOMAINBED_CHECKPOINT_SECONDS", 5.0)
+        self._saved = time.monotonic()
 
     @property
     def algorithm(self) -> Algorithm:
@@ -166,7 +170,10 @@ class Trainer:
             self.trackers.each(lambda tracker: tracker.end(state))
 
     def _train_stage(self, progress: Progress) -> Progress:
-        """All steps that are left, with a record and a checkpoint at every interval."""
+        """All steps that are left, with a record at every interval.
+
+        A checkpoint follows it, unless the last one was written moments ago.
+        """
         self.history.restore(progress.history)
         self.experiment.facts.begin(max(progress.next_step - 1, 0))
         steps = range(progress.next_step, self.spec.steps)
@@ -198,8 +205,9 @@ class Trainer:
                 )
                 began = time.monotonic()
                 self.kept.after_record(self.experiment, self.averages, step, ended)
-                self._save_checkpoint(progress)
-                self.kept.after_checkpoint()
+                if ranks.of_first(began - self._saved >= self._between):
+                    self._save_checkpoint(progress)
+                    self.kept.remove_others()
             if self.on_step:
                 of_all_stages = (progress.stage - 1) * self.spec.steps + step + 1
                 self.on_step(of_all_stages // self.experiment.stages)
@@ -232,8 +240,7 @@ class Trainer:
     def _stop(self, progress: Progress) -> NoReturn:
         """Saves also what was done since the last record."""
         self.history.settle()
-        if values := self.history.values():
-            self._save_checkpoint(replace(progress, history=values))
+        self._save_checkpoint(replace(progress, history=self.history.values()))
         self.table.line(f"Stopping at step {progress.next_step} of {self.spec.steps}, as requested")
         raise Interrupted
 
@@ -277,10 +284,15 @@ class Trainer:
         if self.folder.done.exists():
             self.table.line(f"{NOT_WHOLE}: the run is done again")
             self.folder.done.unlink()
-        arguments = (self._enter_stage, self.averages.restore, self.table.line)
         # In all processes, before the first one replaces or removes what it reads.
         progress = ranks.together(
-            partial(checkpoint.load, self.folder, self.spec.run_id, *arguments)
+            lambda: checkpoint.load(
+                self.folder,
+                self.spec.run_id,
+                self._enter_stage,
+                self.averages.restore,
+                self.table.line,
+            )
         )
         if progress.records:
             self.table.line(f"Resuming at step {progress.next_step} of {self.spec.steps}")
@@ -301,9 +313,13 @@ class Trainer:
 
     def _tracked(self, progress: Progress) -> TrackedRun:
         path, spec = self.folder.path.absolute(), self.spec
-        next_step = (progress.stage - 1) * spec.steps + progress.next_step
         return TrackedRun(
-            spec.run_id, spec.describe(), path.parent.name, path, spec.as_json(), next_step
+            spec.run_id,
+            spec.describe(),
+            path.parent.name,
+            path,
+            spec.as_json(),
+            (progress.stage - 1) * spec.steps + progress.next_step,
         )
 
     def _announce(self) -> None:
@@ -332,16 +348,18 @@ class Trainer:
             the record's line, and whether the algorithm ends the stage there.
         """
         measured = self._measured(step)
-        own: dict[str, Any] = {
-            "step": step,
-            "epoch": step / self.experiment.batches_per_epoch,
-            **self.history.means(),
-            **{self._key(m.domain, m.split, m.metric): m.value for m in measured},
-            **(validation := self._of_stage(measured)),
-            **self._of_averages(step, validation.get("val_loss", math.nan)),
-            "mem_gb": peak_memory(self.experiment.device),
-        }
-        record = ranks.of_first(own)  # so that all processes decide alike
+        # The first process's, so that all decide alike.
+        record: dict[str, Any] = ranks.of_first(
+            {
+                "step": step,
+                "epoch": step / self.experiment.batches_per_epoch,
+                **self.history.means(),
+                **{self._key(m.domain, m.split, m.metric): m.value for m in measured},
+                **(validation := self._of_stage(measured)),
+                **self._of_averages(step, validation.get("val_loss", math.nan)),
+                "mem_gb": peak_memory(self.experiment.device),
+            }
+        )
         self.table.record(record)
         ended = bool(self.algorithm.on_record(record))
         record = as_json_values(record) | {
@@ -356,8 +374,12 @@ class Trainer:
         return line, ended
 
     def _measured(self, step: int, average: str = "") -> list[Value]:
-        evaluate = partial(self.experiment.evaluate, step, on_batch=self.table.evaluating)
-        return self.splits.measure(self.experiment.stage_splits, step, evaluate, average)
+        return self.splits.measure(
+            self.experiment.stage_splits,
+            step,
+            partial(self.experiment.evaluate, step, on_batch=self.table.evaluating),
+            average,
+        )
 
     def _of_averages(self, step: int, loss: float) -> dict[str, float]:
         """What a record has about averaged weights; `loss` is the last weights' validation loss."""
@@ -388,6 +410,7 @@ class Trainer:
 
     def _save_checkpoint(self, progress: Progress) -> None:
         """By the first process; the others wait, as none may end before it is written."""
+        self._saved = time.monotonic()
         ranks.together(
             lambda: checkpoint.save(
                 self.folder, self.spec.run_id, self.algorithm, progress, self.averages.state()
@@ -396,6 +419,7 @@ class Trainer:
 
     def _finish(self, progress: Progress) -> None:
         self.kept.at_end(self.experiment, self.averages)
+        self.kept.remove_others()
         if self.options.save_predictions:
             save_predictions(self.experiment, self.folder)
         write_environment(self.folder, self.experiment, self.began, progress)

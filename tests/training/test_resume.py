@@ -64,13 +64,13 @@ class Killed(BaseException):
     """Stands for a kill at a moment that a test chooses."""
 
 
-def run_until(spec: RunSpec, folder: Path, step: int) -> None:
+def run_until(spec: RunSpec, folder: Path, step: int, options: RunOptions | None = None) -> None:
     def on_step(taken: int) -> None:
         if taken == step:
             raise Killed
 
     with pytest.raises(Killed):
-        run(spec, RunFolder(folder), on_step=on_step)
+        run(spec, RunFolder(folder), options, on_step=on_step)
 
 
 def run_until_stopped(
@@ -157,6 +157,31 @@ def test_random_hparams_and_dropout_resume(tmp_path: Path) -> None:
     run_until(spec, tmp_path / "pieces", 5)
     run(spec, RunFolder(tmp_path / "pieces"), RunOptions())
     assert records(tmp_path / "pieces") == records(tmp_path / "whole")
+
+
+def test_a_run_of_seconds_writes_no_checkpoint_unless_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, pieces = spec_of("Fishr"), RunFolder(tmp_path / "pieces")
+    options = RunOptions(keep="selected")
+    run(spec, RunFolder(tmp_path / "whole"), options)
+    monkeypatch.setenv("DOMAINBED_CHECKPOINT_SECONDS", "1000")
+    run_until(spec, pieces.path, 5)
+    assert len(records(pieces.path)) == 3
+    assert not pieces.checkpoint.exists()
+    for step in (3, 6):  # at a record, and between two
+        run_until_stopped(spec, pieces.path, step, options)
+        assert pieces.checkpoint.exists()
+    run(spec, pieces, options)
+    assert f"Resuming at step 6 of {STEPS}" in pieces.out.read_text()
+    monkeypatch.setenv("DOMAINBED_CHECKPOINT_SECONDS", "1e-9")
+    run_until(spec, tmp_path / "ended", STEPS, options)  # which has nothing left to record
+    run(spec, tmp_path / "ended", options)
+    weights = {file.name for file in (tmp_path / "whole").glob("model*")}
+    assert len(weights) > 2
+    for folder in (pieces.path, tmp_path / "ended"):
+        assert records(folder) == records(tmp_path / "whole")
+        assert {file.name for file in folder.glob("model*")} == weights
 
 
 def test_kill_between_record_and_checkpoint(
