@@ -259,7 +259,7 @@ def test_a_part_that_shows_nothing_says_why(tmp_path):
     page = page_of(tmp_path)
     assert "no records of the baseline 'ERM'" in part(page, "differences").missing
     assert "two algorithms" in part(page, "ranks").missing
-    assert "do not say" in part(page, "environment").missing
+    assert "do not record their environment" in part(page, "environment").missing
     assert "Not shown: " in to_html(page)
 
 
