@@ -52,7 +52,10 @@ def main() -> None:
         )
         for checkout in args.checkouts
     ]
-    found = [[answer(worker) for worker in workers] for _ in range(args.rounds)]
+    found = []
+    for _ in range(args.rounds):
+        found.append([answer(worker) for worker in workers])
+        print("seconds of a run:", *(f"{each[ALL]:.3f}" for each in found[-1]), flush=True)
     for worker in workers:
         worker.communicate()
     for checkout, rounds in zip(args.checkouts, zip(*found)):
