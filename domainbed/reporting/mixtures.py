@@ -18,7 +18,7 @@ _FIELDS = {
     name: field.default
     for name, field in RunFields.model_fields.items()
     if name not in _SAID_OF_TABLES
-} | {"digests": {}}
+} | {"digests": {}, "tuned": ""}
 
 
 def mixtures(runs: pd.DataFrame) -> list[str]:
@@ -86,8 +86,9 @@ def _of_means(dataset: str, runs: pd.DataFrame) -> list[str]:
 
 def _settings(args: Mapping[str, Any], hparams: Any) -> bytes:
     """What runs of one mean should have in common; quick, since there may be 100,000 runs."""
-    # Records of DomainBed do not say what they leave to its code.
-    defaults = hparams if args.get("hparams_seed") == 0 and "protocol" in args else None
+    # Records of DomainBed do not say what they leave to its code; tuned are those of each domain.
+    is_default = args.get("hparams_seed") == 0 and "protocol" in args and not args.get("tuned")
+    defaults = hparams if is_default else None
     values = [args.get(name, usual) for name, usual in _FIELDS.items()]
     return orjson.dumps(
         [values, args.get("hparams"), defaults], option=orjson.OPT_SORT_KEYS, default=str

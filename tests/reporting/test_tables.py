@@ -262,6 +262,22 @@ def test_defaults_of_two_versions_and_shared_seeds_are_named(tmp_path, caplog):
     assert "share a seed, such as trials 0, 1, 2 of ERM (seed 7)" in caplog.text
 
 
+def test_tuned_hyper_parameters_differ_between_test_domains_without_a_warning(tmp_path, caplog):
+    given = {"protocol": "default", "protocol_version": 1}
+    runs = [
+        random_run(random.Random(env), "Birds", "ERM", [env], 0, 0, seed=env, **given, tuned="all")
+        for env in range(3)
+    ]
+    write(tmp_path / "tuned", runs)
+    build_report(load_records(tmp_path / "tuned"), selection=["oracle"])
+    assert "mix" not in caplog.text
+    write(
+        tmp_path / "both", [*runs, random_run(random.Random(0), "Birds", "ERM", [0], 0, 1, **given)]
+    )
+    build_report(load_records(tmp_path / "both"), selection=["oracle"])
+    assert 'mix tuned: "all" in 3 runs, "" in 1 run (ERM)' in caplog.text
+
+
 def test_mixtures_are_named(tmp_path, caplog):
     default = {"protocol": "default", "protocol_version": 1, "torch": "2.3.1", "precision": "fp32"}
     others = [
