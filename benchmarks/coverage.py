@@ -29,6 +29,7 @@ from domainbed.runs.load import load_records
 from domainbed.runs.records import Records
 
 METHOD = "training-domain"
+ENOUGH = 10  # trials, to know the mean and the spread
 
 
 def main() -> None:
@@ -37,17 +38,25 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[2, 3, 5])
     parser.add_argument("--samples", type=int, default=4000, help="random sets of trials, of each")
     parser.add_argument("--halves", type=int, default=200, help="random halves")
+    parser.add_argument(
+        "--near", type=float, metavar="POINTS", help="only algorithms that are as near to ERM"
+    )
     args = parser.parse_args()
     for folder in args.folders:
         records = load_records(folder)
+        if args.near is not None:
+            distances = (_averages(records) - _averages(records)["ERM"]).abs()
+            near = distances.index[distances <= args.near]
+            records = records.only(records.runs["algorithm"].isin(near))
         chosen = chosen_values(records, [METHOD])
         wide = chosen.pivot(index=PAIR, columns="algorithm", values=records.metric)
-        print(f"{folder}: {wide.index.get_level_values('trial_seed').nunique()} trials\n")
-        for name, table in {
-            "coverage": coverage(wide, args.trials, args.samples),
-            "trials that resolve one point": resolution(wide),
-            "order": order(records, args.halves),
-        }.items():
+        trials = wide.index.get_level_values("trial_seed").nunique()
+        print(f"{folder}: {trials} trials of {len(wide.columns)} algorithms\n")
+        tables = {"order": order(records, args.halves)}
+        if trials >= ENOUGH:
+            tables["coverage"] = coverage(wide, args.trials, args.samples)
+            tables["trials that resolve one point"] = resolution(wide)
+        for name, table in tables.items():
             if len(table):
                 print(f"{name}\n\n{table.to_string(index=False, float_format='{:.2f}'.format)}\n")
 
@@ -87,8 +96,6 @@ def resolution(wide: pd.DataFrame) -> pd.DataFrame:
     """Per pair and number of test domains the spread of a trial, and the trials for one point."""
     rows = []
     for name, cells in pairs(wide):
-        if len(cells[0].trials) < 10:  # too few to know the spread
-            continue
         differences = np.array([cell.differences for cell in cells])  # (domains, trials)
         row: dict[str, object] = {"difference": name, "mean": differences.mean()}
         for domains in sorted({1, 2, len(cells)}):
