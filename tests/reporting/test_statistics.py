@@ -98,6 +98,9 @@ def test_wilcoxon_by_hand_and_by_scipy():
     assert math.isnan(statistics.wilcoxon(np.zeros(4)))
     differences = statistics.observations(random_cells(6), "trial")
     assert statistics.wilcoxon(differences) == stats.wilcoxon(differences).pvalue
+    for count in (3, 5, 9, 13, 14):  # with ties and zeros
+        tied = np.random.default_rng(count).integers(-3, 5, count) / 2
+        assert statistics.wilcoxon(tied) == pytest.approx(stats.wilcoxon(tied).pvalue, rel=1e-12)
 
 
 def test_holm_by_hand():
