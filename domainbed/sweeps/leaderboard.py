@@ -16,7 +16,7 @@ from domainbed.core.names import (
     year_of,
 )
 from domainbed.reporting import build_report
-from domainbed.reporting.comparison import critical_differences, differences
+from domainbed.reporting.comparison import chosen_values, critical_differences, differences
 from domainbed.reporting.findings import update_times
 from domainbed.reporting.mixtures import protocols
 from domainbed.reporting.page.html import HtmlCell, HtmlTable, Page, Part, Row
@@ -67,25 +67,24 @@ def _parts(folder: str, baseline: str) -> Iterator[Part]:
             made = ", ".join(dict.fromkeys(protocols(part.runs)))
             given = {args["hparams"] for args in part.runs["args"] if args.get("hparams")}
             fixed = {f"{name} {v}" for text in given for name, v in json.loads(text).items()}
-            tables = [_table(part, name, baseline) for name in PUBLISHED_METHODS]
+            chosen = chosen_values(part, PUBLISHED_METHODS).dropna()
+            tables = [_table(part, name, baseline) for name in dict.fromkeys(chosen["selection"])]
             yield Part(
                 name=re.sub(r"\W+", "-", f"{folder}-{dataset}-{part.metric}"),
                 title=f"{dataset}, {part.metric}: {Path(folder).name}",
                 intro=f"{made}; {steps} updates; fixed: {', '.join(sorted(fixed)) or 'nothing'}"
                 f"{without}. Records: {folder}{commands.get(folder, '')}",
-                tables=[table for table in tables if table.rows],
+                tables=tables,
             )
 
 
 def _table(records: Records, method: str, baseline: str) -> HtmlTable:
-    """One row per algorithm, the best result first; no row where the method chooses nothing."""
+    """One row per algorithm, the best result first."""
     cells = to_frame(build_report(records, [method]))
     means = cells[(cells["table"] == "dataset") & (cells["domain"] == "Avg")].dropna(subset="mean")
     unit = Unit.of(records.metric, means["mean"])
     means = means.set_index("algorithm").sort_values("mean", ascending=unit.sign < 0)
     header = ["algorithm", *(name.format(baseline) for name in HEADER), "trials, draws", "paper"]
-    if means.empty:
-        return HtmlTable(method, header, [])
     against = differences(records, [method], baseline).drop_duplicates("algorithm")
     against = against.set_index("algorithm").reindex(means.index)  # without numbers of the baseline
     ranks = critical_differences(records, [method])[method]
