@@ -29,6 +29,7 @@ from domainbed.runs.records import Records
 from domainbed.selection import PUBLISHED_METHODS
 from domainbed.selection.judging import judged
 
+MANY = 20  # intervals at 95 %, of which one is expected to miss
 HEADER = (
     *("year", "result", "minus {}", "95 % (trials)", "told apart", "mean rank"),
     *("passes per update", "ms per update"),
@@ -113,4 +114,7 @@ def _table(records: Records, method: str, baseline: str) -> HtmlTable:
     note = f"By mean rank over {ranks.count} test domains {said}."
     if ranks.can_differ:
         note += f" Ranks closer than {ranks.distance:.1f} do not differ."
+    if len(rows) > MANY:
+        chance = round(0.05 * len(rows))
+        note += f" Of {len(rows)} intervals at 95 % about {chance} leave out zero by chance alone."
     return HtmlTable(method, header, rows, texts=[5, 10], notes=[note], is_open=True)
