@@ -57,7 +57,7 @@ def seconds_from(variable: str, default: float) -> float:
     """The number of seconds in an environment variable.
 
     Raises:
-        UserError: it is none, or not above 0.
+        UserError: it holds no number above 0.
     """
     text = os.environ.get(variable, str(default))
     try:

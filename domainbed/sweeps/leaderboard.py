@@ -114,7 +114,8 @@ def _table(records: Records, method: str, baseline: str) -> HtmlTable:
     note = f"By mean rank over {ranks.count} test domains {said}."
     if ranks.can_differ:
         note += f" Ranks closer than {ranks.distance:.1f} do not differ."
-    if len(rows) > MANY:
-        chance = round(0.05 * len(rows))
-        note += f" Of {len(rows)} intervals at 95 % about {chance} leave out zero by chance alone."
+    count = int(against["trials_low"].notna().sum())
+    if count > MANY:
+        chance = round(0.05 * count)
+        note += f" Of {count} intervals at 95 % about {chance} leave out zero by chance alone."
     return HtmlTable(method, header, rows, texts=[5, 10], notes=[note], is_open=True)
