@@ -229,8 +229,8 @@ def computed_features(
     from domainbed.datasets.image_domains import listing_of
 
     dataset = load_dataset(args.dataset, args.data_dir, [0], {}, trial_seed=0)
-    listing = listing_of(dataset, dataset_label(args.dataset), hparams)
     device, cache = choose_device(args.device), cache_folder(args.data_dir)
+    listing = listing_of(dataset, dataset_label(args.dataset), hparams, cache)
     return dataset, open_features(
         *(listing, cache, source, device, usable_cores()),
         skip_corrupt=hparams.get("corrupt_images") == "skip",

@@ -27,6 +27,7 @@ from domainbed.datasets.images.transforms import (
     normalised,
     training_transform,
 )
+from domainbed.datasets.listing import content_digests
 from domainbed.errors import UserError
 
 # How image files are read, whatever the algorithm.
@@ -195,15 +196,17 @@ def listing_of(
     dataset: MultipleDomainDataset,
     name: str,
     hparams: Mapping[str, Any],
+    cache: Path,
     reason: str = "features are computed from them",
     where: Sequence[str] = ("features",),
 ) -> Listing:
     """The images of all domains, domain by domain.
 
     Args:
-        dataset: with domains of image files.
+        dataset: with domains of image files; is given the digests of their contents.
         name: the dataset's, without paths.
         hparams: see `DATA_OPTIONS`.
+        cache: the folder of what is kept of all datasets.
         reason: why it needs to have image files, for the error.
         where: the field that asks for it.
 
@@ -213,11 +216,14 @@ def listing_of(
     domains = [domain for domain in dataset.datasets if isinstance(domain, ImageDomain)]
     if len(domains) < len(dataset.datasets):
         raise UserError(f"{name} has no image files, but {reason}", *where)
+    files = [file for domain in domains for file in domain.files]
+    dataset.digests = content_digests(files, cache)
     return Listing(
         name,
-        [file for domain in domains for file in domain.files],
+        files,
         [target for domain in domains for target in domain.targets],
         [domain.crop for domain in domains for _ in domain.files],
+        dataset.digests[0],
         decoding_of(hparams),
         hparams.get("image_size"),
     )
@@ -242,7 +248,8 @@ def apply_data_options(
         return
     option, value = next(iter(wanted.items()))
     reason = f"hyper-parameter {option!r} is {value!r}: leave it out"
-    listing = listing_of(dataset, name, hparams, reason, ("hparams", option))
+    cache, threads = cache_folder(data_dir), min(8, torch.get_num_threads())
+    listing = listing_of(dataset, name, hparams, cache, reason, ("hparams", option))
     chosen = with_defaults(DATA_OPTIONS, hparams)
     size, skip = chosen["packed_size"], chosen["corrupt_images"] == "skip"
     if chosen["data_path"] == "fast" and size < chosen["image_size"]:
@@ -250,7 +257,6 @@ def apply_data_options(
     dataset.input_shape = (3, chosen["image_size"], chosen["image_size"])
     for _, domain in _places(dataset):
         domain.size, domain.decoding = chosen["image_size"], listing.decoding
-    cache, threads = cache_folder(data_dir), min(8, torch.get_num_threads())
     if chosen["data_path"] == "fast":
         pack = open_pack(listing, cache, PackOptions(size, chosen["packed_format"], skip, threads))
         dataset.datasets = [PackedDomain(pack, *place) for place in _places(dataset)]
@@ -279,7 +285,7 @@ def apply_features(
     Raises:
         UserError: the dataset has no image files; or see `open_features`.
     """
-    listing, threads = listing_of(dataset, name, hparams), torch.get_num_threads()
+    listing, threads = listing_of(dataset, name, hparams, cache), torch.get_num_threads()
     stored = open_features(
         *(listing, cache, source),
         skip_corrupt=hparams.get("corrupt_images") == "skip",

@@ -53,8 +53,7 @@ def data_facts(
     digest.update(dataset.fingerprint.encode())
     if all(domain.files and domain.labels_at_hand for domain in domains):
         files = [file for domain in domains for file in domain.files]
-        # Of features that are in memory, the files they were loaded for.
-        if dataset.features_folder is None or not dataset.digests:
+        if dataset.features_folder is None:  # features have those of the files they came from
             dataset.digests = content_digests(files, cache_folder(data_dir))
         contents, turned = dataset.digests
         digest.update(contents.tobytes())
@@ -88,7 +87,8 @@ def content_digests(files: Sequence[Path], cache: Path) -> tuple[np.ndarray, np.
     # Missing, cut off or damaged: NumPy's files have checksums, and raise anything.
     with suppress(Exception), np.load(kept) as before:
         digests, turned = before["digests"], before["turned"]
-        known = (before["states"] == states).all(axis=1)
+        # What could not be read once may be readable now.
+        known = (before["states"] == states).all(axis=1) & digests.any(axis=1)
     unknown = np.flatnonzero(~known)
     if not len(unknown):
         return digests, turned

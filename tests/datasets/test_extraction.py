@@ -40,7 +40,7 @@ def plain(folder: Path) -> Any:
 
 
 def computed(folder: Path, cache: Path, threads: int = 0, **source: Any) -> StoredFeatures:
-    listing = listing_of(plain(folder), "images", {})
+    listing = listing_of(plain(folder), "images", {}, cache)
     return open_features(listing, cache, FeatureSource(**{**SMALL, **source}), threads=threads)
 
 
@@ -117,7 +117,7 @@ def test_what_a_kill_leaves_is_gone_on_with(folder, tmp_path, monkeypatch):
 def test_progress_with_other_weights_is_not_gone_on_with(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "_SAVE_EVERY", 1)
     name = extraction.features_folder(
-        listing_of(plain(folder), "images", {}), tmp_path, FeatureSource(**SMALL)
+        listing_of(plain(folder), "images", {}, tmp_path), tmp_path, FeatureSource(**SMALL)
     ).name
     aside = tmp_path / f"{name}.part"
     aside.mkdir()
@@ -131,7 +131,7 @@ def test_each_of_what_features_depend_on_has_its_own(folder, tmp_path):
     torch.manual_seed(1)
     file = tmp_path / "weights.pt"
     torch.save(models.squeezenet1_1().state_dict(), file)
-    listing = listing_of(plain(folder), "images", {})
+    listing = listing_of(plain(folder), "images", {}, tmp_path)
 
     def place(**source: Any) -> str:
         return extraction.features_folder(
@@ -144,8 +144,12 @@ def test_each_of_what_features_depend_on_has_its_own(folder, tmp_path):
     assert place(weights=str(tmp_path / "moved.pt")) == places[-1]
     torch.save(models.squeezenet1_1().state_dict(), file)
     places.append(place(weights=str(file)))
-    plain(folder)[0].files[0].touch()
-    listing = listing_of(plain(folder), "images", {})
+    image = plain(folder)[0].files[0]
+    image.touch()
+    listing = listing_of(plain(folder), "images", {}, tmp_path)
+    assert place() == places[0]
+    image.write_bytes(image.read_bytes() + b" ")
+    listing = listing_of(plain(folder), "images", {}, tmp_path)
     assert place() not in places
     assert len(set(places)) == 6
 
@@ -235,9 +239,9 @@ def test_a_source_that_cannot_be(source, said, folder, tmp_path):
         computed(folder, tmp_path, **source)
 
 
-def test_features_are_of_image_files():
+def test_features_are_of_image_files(tmp_path):
     with pytest.raises(UserError, match="Debug28 has no image files, but features are computed"):
-        listing_of(load_dataset("Debug28", "", [0], {}, 0), "Debug28", {})
+        listing_of(load_dataset("Debug28", "", [0], {}, 0), "Debug28", {}, tmp_path)
 
 
 def test_the_command(folder, tmp_path, monkeypatch, capsys):
@@ -257,7 +261,8 @@ def test_the_command(folder, tmp_path, monkeypatch, capsys):
         assert exit_.value.code == 0
         said = capsys.readouterr().out
         assert said.startswith("512 features of 12 images and 1 views of each in ")
-    assert len([each for each in (tmp_path / "cache").iterdir() if each.is_dir()]) == 1
+    made = (tmp_path / "cache").glob("images-features-*")
+    assert len([each for each in made if each.is_dir()]) == 1
 
 
 def test_preprocessing_is_the_models_own():

@@ -363,7 +363,7 @@ def _of_images(root: Path, cache: Path) -> list[Kind]:
     folder = write_folder(root / "images", sizes=((40, 50), (60, 60)), per_class=2)
     (folder / "b" / "dog" / "1.png").write_bytes(b"no image")
     dataset = datasets.get_dataset_class(f"folder:{folder}")("", [0], {})
-    listing = listing_of(dataset, "images", {})
+    listing = listing_of(dataset, "images", {}, cache)
     source = FeatureSource(backbone="squeezenet1_1", weights="none")
     options = PackOptions(size=224, skip_corrupt=True)
 

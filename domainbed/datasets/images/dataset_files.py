@@ -78,6 +78,7 @@ class Listing:
         files: all of them.
         targets: their labels.
         crops: what the training augmentation crops of each.
+        contents: (n, 16) uint8, digests of the files' contents, zeros where one cannot be read.
         decoding: of the files.
         size: height and width of inputs; None for the usual ones.
     """
@@ -86,6 +87,7 @@ class Listing:
     files: Sequence[Path]
     targets: Sequence[int]
     crops: Sequence[Crop]
+    contents: np.ndarray
     decoding: Decoding = USUAL
     size: int | None = None
 
@@ -97,12 +99,15 @@ class Listing:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with any name, size in bytes, or time of the last change, of a file.
+        """Changes with the name or the content of any file, and with how they are decoded.
 
-        Also with how they are decoded.
+        Times do not count, so that a copy of the files is the same data.
         """
         lines = [
-            *(f"{name}\t{state_of(file)[:2]}\n" for name, file in zip(self.relative, self.files)),
+            *(
+                f"{name}\t{own.tobytes().hex()}\n"
+                for name, own in zip(self.relative, self.contents)
+            ),
             *([] if self.decoding == USUAL else [repr(self.decoding)]),
         ]
         return hashlib.md5("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:12]
