@@ -29,6 +29,7 @@ TOLERANCE, OF_ONE = 0.02, 0.1
 threads and versions: docs/submit.md says what was measured."""
 
 _OF_RUN = ("test_envs", "hparams_seed", "trial_seed", "seed", "hparams", "digests", "revision")
+_FEW = 3  # methods that are named
 _RESOLVED = ("dataset", "algorithm", "fixed_hparams", "protocol_version", "rerun", "tuned")
 _OF_MACHINE = {"args", "step_time", "mem_gb"}
 """What differs between records of the same run."""
@@ -71,7 +72,7 @@ def check(file: Path, rerun: int = 0, data_dir: str = "data") -> list[Check]:
             {*done} == {*planned} == in_tables,
         ),
         _grid(specs.values()),
-        _alike(specs.values()),
+        alike(specs.values()),
         _drawn(specs),
         _records(folders, specs),
         *_data([*zip(specs.values(), environments), *(each[:2] for each in again)]),
@@ -102,7 +103,7 @@ def _grid(specs: Iterable[RunSpec]) -> Check:
     )
 
 
-def _alike(specs: Iterable[RunSpec]) -> Check:
+def alike(specs: Iterable[RunSpec]) -> Check:
     """Whether all runs on a dataset were made alike, with nothing tuned; and what is fixed."""
     said = set()
     for spec in specs:
@@ -110,7 +111,14 @@ def _alike(specs: Iterable[RunSpec]) -> Check:
         for whose, values in (("all", own), (spec.algorithm, spec.fixed_hparams)):
             said.add((spec.dataset, whose, json.dumps(values, sort_keys=True)))
     stands = len(said) == len({each[:2] for each in said}) and not any(s.tuned for s in specs)
-    found = [f"{whose}: {values}" for _, whose, values in sorted(said) if values != "{}"]
+    having = defaultdict(set)
+    for _, whose, values in said:
+        having[values].add(whose)
+    found = sorted(
+        f"{', '.join(sorted(them)) if len(them) <= _FEW else count(len(them), 'method')}: {values}"
+        for values, them in having.items()
+        if values != "{}"
+    )
     return Check("protocol", "; ".join(found), stands)
 
 

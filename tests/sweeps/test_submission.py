@@ -21,7 +21,7 @@ from domainbed.spec import RunSpec
 from domainbed.sweeps.config import load_config
 from domainbed.sweeps.launch import prepare
 from domainbed.sweeps.store import Store
-from domainbed.sweeps.submission import OF_ONE, TOLERANCE, Check, check, difference
+from domainbed.sweeps.submission import OF_ONE, TOLERANCE, Check, alike, check, difference
 from domainbed.training.trained import read_spec
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +64,18 @@ def test_a_sweep_stands_and_is_the_same_when_run_again(sweep: Path, tmp_path: Pa
     assert found["seeds"].found == "2 methods on Penguins, 2 trials, 2 draws"
     again = [each.found for each in found.values() if each.what.startswith("again: ")]
     assert again == ["the same, bit for bit"] * 2
+
+
+def test_methods_with_the_same_fixed_hyperparameters_are_told_together(tmp_path: Path) -> None:
+    fixed = {"batch_size": 8, "CORAL": {"mmd_gamma": 0.5}}
+    methods = ["ERM", "CORAL", "IRM", "VREx", "Fish"]
+    changed = {"algorithms": methods, "hparams": fixed, "output_dir": str(tmp_path)}
+    planned = prepare(load_config(None, CONFIG | changed))
+    told = alike(planned.runs.values())
+    assert told.stands
+    assert told.found.startswith(
+        '4 methods: {"batch_size": 8}; CORAL: {"batch_size": 8, "mmd_gamma": 0.5}; all: {'
+    )
 
 
 def test_a_wrong_count_is_refused(tmp_path: Path) -> None:
