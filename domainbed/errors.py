@@ -91,5 +91,5 @@ FEW_NAMES = 12
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """What a misspelt name may mean: " Did you mean 'x'?", or nothing if no known name is near."""
     by_lower = {each.lower(): each for each in known}
-    nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.51)
     return f" Did you mean {by_lower[nearest[0]]!r}?" if nearest else ""

@@ -193,8 +193,6 @@ def read_report(
     asked = datasets, algorithms
     records = judged_alike(reporting.only(records, *asked), metric, selection_metric)
     selection = selection or reporting.planned_selection(folders)
-    known = sorted(set(records.runs["algorithm"]))
-    if baseline is not None and baseline not in known:
-        raise UserError(f"no records of --baseline {baseline!r}: there are {', '.join(known)}")
+    reporting.only(records, None, [baseline] if baseline else None)
     gaps, judges = reporting.planned_gaps(folders), (records.metric, records.selection_metric)
     return reporting.build_report(records, selection, *asked, gaps, *judges)

@@ -443,11 +443,7 @@ def _choice(
 
 
 def _records_of_cell(records: Records, dataset: str, algorithm: str, test_env: int) -> Records:
-    for column, value in (("dataset", dataset), ("algorithm", algorithm)):
-        known = list(dict.fromkeys(records.runs[column]))
-        if value not in known:
-            raise UserError(f"no records of --{column} {value}: there are {', '.join(known)}")
-        records = records.only(records.runs[column] == value)
+    records = only(records, [dataset], [algorithm])
     test_envs = records.runs["test_envs"]
     known_envs = sorted({env for envs in test_envs for env in envs})
     if test_env not in known_envs:

@@ -13,11 +13,11 @@ import pandas as pd
 from scipy.special import ndtri  # `scipy.stats` would take a second to import
 
 from domainbed.core.names import order_algorithms, order_datasets
-from domainbed.errors import UserError, did_you_mean
+from domainbed.errors import UserError
 from domainbed.reporting import statistics
 from domainbed.reporting.render import to_frame
 from domainbed.reporting.statistics import CriticalDifference, PairedCell
-from domainbed.reporting.tables import AVERAGE, Report, domain_names, mean_over_trials
+from domainbed.reporting.tables import AVERAGE, Report, domain_names, mean_over_trials, only
 from domainbed.reporting.units import PERCENT, Unit
 from domainbed.runs.records import Records
 from domainbed.selection import PUBLISHED_METHODS, SELECTION_METHODS
@@ -129,13 +129,8 @@ def _check(records: Records, baseline: str, unit: str, rope: float | None) -> No
         raise UserError(f"unit is {unit!r}: expected one of {', '.join(statistics.UNITS)}")
     if rope is not None and not (rope > 0 and math.isfinite(rope)):
         raise UserError(f"rope is {rope:g}: expected a number of points above 0")
-    known = order_algorithms(records.runs["algorithm"])
-    if baseline not in known:
-        raise UserError(
-            f"no records of the baseline {baseline!r}.{did_you_mean(baseline, known)} "
-            f"There are: {', '.join(known)}"
-        )
-    if len(known) < 2:
+    only(records, None, [baseline])
+    if records.runs["algorithm"].nunique() < 2:
         raise UserError(f"{baseline!r} is the only algorithm: there is nothing to compare it with")
 
 

@@ -19,7 +19,7 @@ from domainbed.core.names import (
     order_algorithms,
     order_datasets,
 )
-from domainbed.errors import UserError, log
+from domainbed.errors import UserError, did_you_mean, log
 from domainbed.reporting.mixtures import mixtures, protocols, within_means
 from domainbed.reporting.statistics import student_half_width
 from domainbed.reporting.units import Unit
@@ -258,11 +258,13 @@ def only(
         UserError: a name is unknown, or no record is left.
     """
     for column, names in (("dataset", datasets), ("algorithm", algorithms)):
-        present = set(records.runs[column])
+        known = sorted(set(records.runs[column]))
         for name in names or ():
-            if name not in present:
-                known = ", ".join(sorted(present)) or "none"
-                raise UserError(f"no records of {column} {name!r}: the folder has {known}")
+            if name not in known:
+                raise UserError(
+                    f"no records of {column} {name!r}.{did_you_mean(name, known)} There are: "
+                    f"{', '.join(known) or 'none'}"
+                )
         if names is not None:
             records = records.only(records.runs[column].isin(names))
     if records.runs.empty:

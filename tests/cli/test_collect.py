@@ -228,8 +228,11 @@ def test_top_hparams_for_programs(sweep, capsys):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"--dataset": "VLCS"}, "no records of --dataset VLCS: there are PACS"),
-        ({"--algorithm": "erm"}, "no records of --algorithm erm: there are ERM"),
+        ({"--dataset": "VLCS"}, r"no records of dataset 'VLCS'\. There are: PACS"),
+        (
+            {"--algorithm": "erm"},
+            r"no records of algorithm 'erm'\. Did you mean 'ERM'\? There are: ERM",
+        ),
         ({"--test_env": "7"}, r"no records with --test_env 7: there are \[0, 1, 2, 3\]"),
         ({"--top": "0"}, "--top 0 lists nothing"),
         ({"--selection": "best"}, "unknown selection method 'best'"),

@@ -309,9 +309,9 @@ def test_mixtures_are_named(tmp_path, caplog):
 def test_unknown_names(tmp_path):
     write(tmp_path, random_runs(0))
     records = load_records(tmp_path)
-    with pytest.raises(UserError, match="no records of dataset 'VLCS': the folder has Colored"):
+    with pytest.raises(UserError, match=r"no records of dataset 'VLCS'\. There are: Colored"):
         build_report(records, datasets=["VLCS"])
-    with pytest.raises(UserError, match="no records of algorithm 'erm'"):
+    with pytest.raises(UserError, match=r"no records of algorithm 'erm'\. Did you mean 'ERM'\?"):
         build_report(records, algorithms=["erm"])
     with pytest.raises(UserError, match="unknown selection method 'iid'"):
         build_report(records, selection=["iid"])
