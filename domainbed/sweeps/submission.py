@@ -112,12 +112,12 @@ def alike(specs: Iterable[RunSpec]) -> Check:
             said.add((spec.dataset, whose, json.dumps(values, sort_keys=True)))
     stands = len(said) == len({each[:2] for each in said}) and not any(s.tuned for s in specs)
     having = defaultdict(set)
-    for _, whose, values in said:
-        having[values].add(whose)
+    for _, whose, text in said:
+        having[text].add(whose)
     found = sorted(
-        f"{', '.join(sorted(them)) if len(them) <= _FEW else count(len(them), 'method')}: {values}"
-        for values, them in having.items()
-        if values != "{}"
+        f"{', '.join(sorted(them)) if len(them) <= _FEW else count(len(them), 'method')}: {text}"
+        for text, them in having.items()
+        if text != "{}"
     )
     return Check("protocol", "; ".join(found), stands)
 
