@@ -279,7 +279,7 @@ class Resolver:
         if is_tuned:
             words = draft.features.describe() if draft.features else ""
             draft = draft.model_copy(
-                update={"tuned": baseline_of(draft.dataset_label, words, True)}
+                update={"tuned": baseline_of(draft.dataset_label, words, tuned=True)}
             )
         resolver = cls(data, declaring, published, space, draft)
         resolver._check()

@@ -23,7 +23,7 @@ from domainbed.cli.common import (
 )
 from domainbed.config.baselines import PREFIX
 from domainbed.core.files import write_text
-from domainbed.core.names import key_suffix
+from domainbed.core.names import key_suffix, order_algorithms
 from domainbed.core.text_table import csv_text, json_text, over_progress
 from domainbed.errors import UserError
 from domainbed.reporting import (
@@ -256,8 +256,10 @@ def compare(args: argparse.Namespace) -> int:
     selection = args.selection or planned_selection(args.folders)
     if released:
         name = "" if args.paper == _BASELINES else args.paper.removeprefix(PREFIX)
+        first = order_algorithms(records.runs["algorithm"])[0]
         records, notes = beside_released(records, name)
-        args.baseline = args.baseline or records.runs["algorithm"][0]
+        yours = f"{first} (yours)"
+        args.baseline = args.baseline or (yours if yours in {*records.runs["algorithm"]} else first)
         sections = _comparisons(args, records, selection)
         sections[0].notes.extend(notes)
     elif args.paper:

@@ -30,7 +30,7 @@ def beside_released(records: Records, name: str = "") -> tuple[Records, list[str
 
     Args:
         records: as from `load_records`.
-        name: of the baseline; "" for that of each dataset and its features.
+        name: of the baseline; "" for that of each dataset, its features, draws and trials.
 
     Returns:
         Both, and what is left out, in words.
@@ -39,7 +39,9 @@ def beside_released(records: Records, name: str = "") -> tuple[Records, list[str
         UserError: there is no such baseline, or nothing to compare.
     """
     ours = records.runs
-    names = [name] if name else dict.fromkeys(map(baseline_of, ours["dataset"], ours["features"]))
+    budgets = ours.groupby(["dataset", "features"])[["hparams_seed", "trial_seed"]].nunique()
+    wanted = (baseline_of(*of, *budget) for of, *budget in budgets.itertuples())
+    names = [name] if name else dict.fromkeys(wanted)
     released = load_records([PREFIX + each for each in names])
     released = released.only(released.runs["dataset"].isin(ours["dataset"]))
     known = set(released.runs["algorithm"])

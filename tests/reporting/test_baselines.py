@@ -7,6 +7,7 @@ import runpy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from fake_sweep import random_runs, write
 from domainbed import reporting
 from domainbed.cli import main
 from domainbed.config import baselines
+from domainbed.config.baselines import baseline_of
 from domainbed.errors import UserError
 from domainbed.reporting.released import beside_released
 from domainbed.runs.exported import write_export
@@ -160,6 +162,22 @@ def test_only_runs_that_were_made_alike_are_compared(released: Path, tmp_path: P
     short = replace(records, runs=records.runs.assign(hparams_seed=7))
     with pytest.raises(UserError, match="no run was made like one of toy: left out: "):
         beside_released(short)
+
+
+def test_the_baseline_with_the_most_of_ones_draws_and_trials_is_taken(monkeypatch) -> None:
+    def summary(draws: int, trials: int, *algorithms: str) -> dict[str, Any]:
+        about = {"draws": draws, "trials": trials}
+        return {"about": about, "datasets": ["PACS"], "features": "", "algorithms": algorithms}
+
+    found = {
+        "all": summary(1, 3, "ERM", "CORAL", "IRM"),
+        "draws": summary(20, 3, "ERM", "CORAL"),
+        "trials": summary(1, 30, "ERM"),
+    }
+    monkeypatch.setattr(baselines, "summaries", lambda: found)
+    assert baseline_of("PACS", "") == baseline_of("PACS", "", 1, 3) == "all"
+    assert baseline_of("PACS", "", 2, 3) == baseline_of("PACS", "", 40, 1) == "draws"
+    assert baseline_of("PACS", "", 1, 5) == "trials"
 
 
 def test_the_command_compares_with_them(released: Path, tmp_path: Path, capsys) -> None:

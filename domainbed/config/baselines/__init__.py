@@ -35,17 +35,25 @@ def summaries() -> dict[str, dict[str, Any]]:
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
-def baseline_of(dataset: str, features: str, tuned: bool = False) -> str:
-    """The baseline that has a dataset, with features described so, and most algorithms.
+def baseline_of(
+    dataset: str, features: str, draws: int = 1, trials: int = 1, tuned: bool = False
+) -> str:
+    """The baseline that has a dataset, with features described so.
 
     Args:
+        draws: of these, and of the trials, it has most; then it has most algorithms.
+        trials: how many are wanted.
         tuned: of those that chose among several draws.
 
     Raises:
         UserError: there is none.
     """
     found = [
-        (len(summary["algorithms"]), name)
+        (
+            min(draws, summary["about"]["draws"]) * min(trials, summary["about"]["trials"]),
+            len(summary["algorithms"]),
+            name,
+        )
         for name, summary in summaries().items()
         if dataset in summary["tuned" if tuned else "datasets"] and features == summary["features"]
     ]
@@ -54,7 +62,7 @@ def baseline_of(dataset: str, features: str, tuned: bool = False) -> str:
             f"no released baseline has {'tuned ' * tuned}{dataset} with {features or 'images'}: "
             "`domainbed baselines` lists what there is"
         )
-    return max(found)[1]
+    return max(found)[-1]
 
 
 def tuned_hparams(name: str, dataset: str, algorithm: str, envs: Sequence[int]) -> dict[str, Any]:
