@@ -71,11 +71,12 @@ def test_a_worker_reads_features_and_looks_at_their_files_once(folder, tmp_path,
         monkeypatch.setattr(module, name, lambda *a, **k: calls.append(name) or function(*a, **k))
 
     counted(image_domains, "open_features")
+    counted(image_domains, "content_digests")
     counted(listing, "content_digests")
     datasets._shared.clear()
     for trial in range(3):
         run(spec_of(folder, trial_seed=trial), tmp_path / str(trial), RunOptions(keep="none"))
-    assert calls == ["open_features", "content_digests"]
+    assert calls == ["content_digests", "open_features"]
     facts = [json.loads((tmp_path / n / "environment.json").read_text())["data"] for n in "02"]
     assert facts[0] == facts[1]
 
