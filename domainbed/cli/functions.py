@@ -193,6 +193,6 @@ def read_report(
     asked = datasets, algorithms
     records = judged_alike(reporting.only(records, *asked), metric, selection_metric)
     selection = selection or reporting.planned_selection(folders)
-    reporting.only(records, None, [baseline] if baseline else None)
+    reporting.only(records, None, [baseline] if baseline else None, ", the baseline")
     gaps, judges = reporting.planned_gaps(folders), (records.metric, records.selection_metric)
     return reporting.build_report(records, selection, *asked, gaps, *judges)

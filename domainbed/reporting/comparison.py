@@ -129,7 +129,7 @@ def _check(records: Records, baseline: str, unit: str, rope: float | None) -> No
         raise UserError(f"unit is {unit!r}: expected one of {', '.join(statistics.UNITS)}")
     if rope is not None and not (rope > 0 and math.isfinite(rope)):
         raise UserError(f"rope is {rope:g}: expected a number of points above 0")
-    only(records, None, [baseline])
+    only(records, None, [baseline], ", the baseline")
     if records.runs["algorithm"].nunique() < 2:
         raise UserError(f"{baseline!r} is the only algorithm: there is nothing to compare it with")
 

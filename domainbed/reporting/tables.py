@@ -250,9 +250,15 @@ def _recorded(runs: pd.DataFrame, name: str) -> list[Any]:
 
 
 def only(
-    records: Records, datasets: Sequence[str] | None, algorithms: Sequence[str] | None
+    records: Records,
+    datasets: Sequence[str] | None,
+    algorithms: Sequence[str] | None,
+    role: str = "",
 ) -> Records:
     """The records of these datasets and algorithms; None means all.
+
+    Args:
+        role: of the names, for the message of an error, such as ", the baseline".
 
     Raises:
         UserError: a name is unknown, or no record is left.
@@ -262,8 +268,8 @@ def only(
         for name in names or ():
             if name not in known:
                 raise UserError(
-                    f"no records of {column} {name!r}.{did_you_mean(name, known)} There are: "
-                    f"{', '.join(known) or 'none'}"
+                    f"no records of {column} {name!r}{role}.{did_you_mean(name, known)} "
+                    f"There are: {', '.join(known) or 'none'}"
                 )
         if names is not None:
             records = records.only(records.runs[column].isin(names))

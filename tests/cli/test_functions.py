@@ -53,7 +53,7 @@ def test_a_sweep_its_report_and_figures(tmp_path, capsys):
     content = (tmp_path / "curves.pdf").read_bytes()
     assert re.search(rb"/FontFile2", content)  # TrueType, as publishers ask for
     assert b"/Type3" not in content
-    with pytest.raises(UserError, match="no records of algorithm 'Fish'"):
+    with pytest.raises(UserError, match="no records of algorithm 'Fish', the baseline"):
         domainbed.plot(folder, "curves", baseline="Fish")
     capsys.readouterr()
     run(["plot", str(folder), "curves", "-o", str(tmp_path / "c.svg")])

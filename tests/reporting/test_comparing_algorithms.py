@@ -123,7 +123,7 @@ def test_practical_equality(folder):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"baseline": "Fisher"}, "algorithm 'Fisher'. Did you mean 'Fishr'"),
+        ({"baseline": "Fisher"}, "algorithm 'Fisher', the baseline. Did you mean 'Fishr'"),
         ({"unit": "run"}, "unit is 'run': expected one of trial, domain, dataset"),
         ({"rope": -1.0}, "rope is -1"),
         ({"rope": math.nan}, "rope is nan"),

@@ -257,7 +257,7 @@ def test_what_became_of_the_runs_of_a_cell():
 def test_a_part_that_shows_nothing_says_why(tmp_path):
     write(tmp_path, random_runs(0, algorithms=["Fishr"], n_trials=1, pairs=False))
     page = page_of(tmp_path)
-    assert "no records of algorithm 'ERM'" in part(page, "differences").missing
+    assert "no records of algorithm 'ERM', the baseline" in part(page, "differences").missing
     assert "two algorithms" in part(page, "ranks").missing
     assert "do not record their environment" in part(page, "environment").missing
     assert "Not shown: " in to_html(page)
