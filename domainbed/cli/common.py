@@ -79,7 +79,11 @@ def _as_declared(word: str, declared: dict[str, str]) -> str:
 Declare = Callable[[Parser], Run]
 
 _SHARED: dict[str, dict[str, Any]] = {
-    "folders": {"nargs": "+", "metavar": "FOLDER", "help": "sweep folders, or run folders"},
+    "folders": {
+        "nargs": "+",
+        "metavar": "FOLDER",
+        "help": "sweeps, runs, exports, or baseline:NAME",
+    },
     "--datasets": {"nargs": "+", "metavar": "NAME", "help": "only these datasets"},
     "--algorithms": {"nargs": "+", "metavar": "NAME", "help": "only these algorithms"},
     "--algorithm": {"metavar": "NAME", "help": "for a sweep: the algorithm, as in the tables"},

@@ -62,7 +62,8 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
     """Reads the records of all runs in one or several folders, DomainBed's own included.
 
     Args:
-        folders: a sweep folder (of run folders), a run folder, or a list of such.
+        folders: a sweep folder (of run folders), a run folder, an exported sweep, a folder of
+            such, or a list of these.
         progress: called with (run folders read, run folders in all).
 
     Returns:
@@ -106,7 +107,8 @@ def load_records(folders: Folders, progress: Progress | None = None) -> Records:
 def as_paths(folders: Folders) -> list[Path]:
     """One or several folders as a list; an exported sweep as the folder that it holds.
 
-    `baseline:NAME` stands for the exports of a released baseline.
+    `baseline:NAME` stands for the exports of a released baseline, a folder that has exports and no
+    records for these.
 
     Raises:
         UserError: a name is empty or of no baseline, or a file holds no sweep.
@@ -117,8 +119,16 @@ def as_paths(folders: Folders) -> list[Path]:
     paths: list[Path] = []
     for each in map(str, several):
         released = each.startswith(PREFIX)
-        paths += baseline_files(each.removeprefix(PREFIX)) if released else [Path(each)]
+        found = baseline_files(each.removeprefix(PREFIX)) if released else _exports_in(Path(each))
+        paths += found or [Path(each)]
     return [unpacked(path) if path.suffix == SUFFIX else path for path in paths]
+
+
+def _exports_in(folder: Path) -> list[Path]:
+    """None of a folder that has records: an export in it may be a part of them."""
+    patterns = PLAN_FILE, RECORDS_FILE, f"*/{RECORDS_FILE}"
+    recorded = any(found for pattern in patterns for found in folder.glob(pattern))
+    return [] if recorded else sorted(folder.glob(f"*{SUFFIX}"))
 
 
 def run_folders(root: Path) -> list[Path]:
@@ -151,8 +161,12 @@ def record_files(root: Path) -> list[Path]:
     found = [file for file in files if pack_of(file.parent) or _is_own_file(root, file)]
     if not found:
         sweeps = _sweeps_inside(root)
-        nothing = f"neither it nor a folder in it holds {RECORDS_FILE}"
-        why = _failures([root]) or (_not_read(sweeps) if sweeps else nothing)
+        why = _failures([root]) or (
+            _not_read(sweeps)
+            if sweeps
+            else f"neither it nor a folder in it holds {RECORDS_FILE}, and it has no exports: "
+            f"of a folder of sweeps, name these ({root}/*)"
+        )
         raise UserError(f"no records in {str(root)!r}: {why}")
     return found
 
@@ -179,10 +193,8 @@ def _not_read(sweeps: Sequence[Path]) -> str:
 def _failures(roots: Iterable[Path]) -> str:
     """How many runs failed, and why the first one did; "" if none did."""
     folders = [RunFolder(path) for root in roots for path in run_folders(root)]
-    failed = [(folder.path, error) for folder in folders if (error := folder.last_error())]
-    if not failed:
-        return ""
-    return f"{count(len(failed), 'run')} failed, such as {failed[0][0]}: {failed[0][1]}"
+    failed = [f"{folder.path}: {error}" for folder in folders if (error := folder.last_error())]
+    return f"{count(len(failed), 'run')} failed, such as {failed[0]}" if failed else ""
 
 
 def _is_own_file(root: Path, file: Path) -> bool:
@@ -304,7 +316,7 @@ def _cache_file(root: Path) -> Path | None:
     file = cache_folder(root) / "records" / f"{digest}.arrow"
     if os.environ.get("DOMAINBED_CACHE_DIR"):
         return file
-    is_own = (root / "plan.json").is_file() and root.stat().st_uid == os.geteuid()
+    is_own = (root / PLAN_FILE).is_file() and root.stat().st_uid == os.geteuid()
     return file if is_own and os.access(root, os.W_OK) else None
 
 

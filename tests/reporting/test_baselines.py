@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,17 @@ def test_what_nobody_has_checked_is_marked(tmp_path: Path, monkeypatch, capsys) 
     baselines.summaries.cache_clear()
 
 
+def test_a_folder_of_exports_is_read_as_one_sweep(released: Path, tmp_path: Path, capsys) -> None:
+    expected = load_records("baseline:toy").values
+    pd.testing.assert_frame_equal(load_records(released).values, expected)
+    said(capsys, "leaderboard", str(released), "-o", str(tmp_path / "site"))
+    # Beside records, an export could hold the same ones.
+    shutil.copy(released / "ERM.parquet", tmp_path / "sweep1")
+    assert set(load_records(tmp_path / "sweep1").runs["algorithm"]) == {"CORAL"}
+    with pytest.raises(UserError, match=r"has no exports: .* name these \(.*baselines/\*\)"):
+        load_records(released.parent)
+
+
 def test_records_are_fetched_once_and_checked(released: Path, monkeypatch) -> None:
     expected = load_records("baseline:toy").values
     monkeypatch.setenv("DOMAINBED_BASELINES", released.parent.as_uri())
@@ -143,7 +155,7 @@ def test_only_runs_that_were_made_alike_are_compared(released: Path, tmp_path: P
     both, notes = beside_released(records)
     counts = both.runs.groupby("algorithm").size().to_dict()
     assert counts == dict.fromkeys(("Mine", "ERM (yours)", "ERM", "CORAL"), 3 * 2 * 2)
-    assert notes == ["left out: 30 runs on ColoredMNIST whose draw or trial the other lacks"]
+    assert notes == ["left out: 30 runs on ColoredMNIST with test domains, a draw or a trial that the other lacks"]
     alone = load_records("baseline:toy")
     wanted = (alone.runs["hparams_seed"] < 2) & (alone.runs["trial_seed"] < 2)
     kept = both.only(both.runs["algorithm"].isin(["ERM", "CORAL"]))
