@@ -205,10 +205,8 @@ def _ranges(numbers: Iterable[int]) -> str:
 def _read_plan(root: Path) -> dict[Path, Run]:
     """The planned runs of a sweep folder by their folders; empty without a plan."""
     path = root / PLAN_FILE
-    if not path.is_file():
-        return {}
     try:
-        runs = read_sealed_json(path)["runs"]
+        runs = read_sealed_json(path)["runs"] if path.is_file() else {}
         return {root / name: _run(entry) for name, entry in runs.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -65,7 +65,10 @@ def beside_released(records: Records, name: str = "") -> tuple[Records, list[str
             else:
                 kept[found.index[found.isin(common)]] = True
         if more := len(cells) - len(cells[cells.isin(common)]):
-            notes.append(f"left out: {more} runs on {dataset} whose draw or trial the other lacks")
+            notes.append(
+                f"left out: {more} runs on {dataset} whose test domains, draw or trial the other "
+                "lacks"
+            )
     if not kept.any():
         raise UserError(f"no run was made like one of {', '.join(names)}: {'; '.join(notes)}")
     return replace(records, runs=runs, values=values).only(kept), notes
