@@ -368,7 +368,10 @@ def import_(args: argparse.Namespace) -> int:
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise UserError(f"{args.output_dir!r} is there already: name a new folder, or an empty one")
     if not file.is_file():
-        raise UserError(f"{args.file!r} is not a file: name an exported sweep")
+        raise UserError(
+            f"{args.file!r} {'is not a file' if file.exists() else 'does not exist'}: name an "
+            "exported sweep"
+        )
     unpack(file, root)
     print("\n".join(status_lines(status_of(Store(root), Store(root).planned()))))
     return 0

@@ -187,7 +187,10 @@ def unpacked(file: Path) -> Path:
         UserError: the file holds no sweep, or nothing can be written there.
     """
     if not file.is_file():
-        raise UserError(f"{str(file)!r} is not a file: name a sweep folder, or an exported sweep")
+        raise UserError(
+            f"{str(file)!r} {'is not a file' if file.exists() else 'does not exist'}: name a sweep "
+            "folder, or an exported sweep"
+        )
     folder = cache_folder(file.parent) / "exports" / file_digest(file)[:32] / file.stem
     try:
         if not folder.is_dir():
