@@ -188,8 +188,8 @@ def unpacked(file: Path) -> Path:
     """
     if not file.is_file():
         raise UserError(
-            f"{str(file)!r} {'is not a file' if file.exists() else 'does not exist'}: name a sweep "
-            "folder, or an exported sweep"
+            f"{str(file)!r} {'is not a file' if file.exists() else 'does not exist'}: name an "
+            "exported sweep"
         )
     folder = cache_folder(file.parent) / "exports" / file_digest(file)[:32] / file.stem
     try:
