@@ -114,6 +114,7 @@ def test_computes_what_is_missing(folder, run):
     own = {"seconds": 0, "sha256": ""}
     assert {**again, **own} == {**lost, **own}
     assert lost["environment"]["device"] == "cpu"
+    assert "host" not in lost["environment"]
 
 
 def test_other_settings_have_other_results(folder, run):

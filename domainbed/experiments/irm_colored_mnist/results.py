@@ -137,7 +137,9 @@ class RestartJob(Job):
             *(config.settings, algorithm, number, images, digits, device),
             on_step=on_step_unless_stopped,
         )
-        result["environment"] = describe(device)
+        result["environment"] = {  # without the name of the machine: a result may be handed on
+            key: fact for key, fact in describe(device).items() if key != "host"
+        }
         write_text(result_file(config, restart), sealed_json(result, indent=2))
 
 
