@@ -108,7 +108,7 @@ def _table(records: Records, method: str, baseline: str) -> HtmlTable:
             "{}, {}".format(*runs.loc[name]),
             paper or "by a plug-in",
         ]
-        kinds = ["", "", "", "", "", "near" * bool(apart), "", "", "", "", "long"]
+        kinds = ["", "", "", "", "", "apart" * bool(apart), "", "", "", "", "long"]
         rows.append(Row([*map(HtmlCell, texts, kinds)], str(name)))
     said = "some methods differ" if ranks.tells_apart else "no two methods can be told apart"
     note = f"By mean rank over {ranks.count} test domains {said}."
