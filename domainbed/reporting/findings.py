@@ -144,7 +144,7 @@ class Findings:
         texts = self._hparams.assign(hparams=self._hparams["name"] + "=" + values)
         joined = texts.groupby(_RUN, sort=False)["hparams"].agg(", ".join).reset_index()
         both = self.chosen.merge(joined, on=_RUN, how="left")
-        return both.assign(hparams=both["hparams"].fillna("as all draws"))
+        return both.assign(hparams=both["hparams"].fillna("same in all draws"))
 
     @cached_property
     def _hparams(self) -> pd.DataFrame:

@@ -70,7 +70,7 @@ def test_one_draw_shows_nothing(tmp_path):
             record["hparams"] = {"lr": 0.1}
     findings = findings_of(tmp_path, runs)
     assert findings.tuning.empty
-    assert set(findings.choices["hparams"]) == {"as all draws"}
+    assert set(findings.choices["hparams"]) == {"same in all draws"}
 
 
 def test_choices_at_the_ends_of_a_range():
