@@ -279,7 +279,11 @@ class Resolver:
         if is_tuned:
             words = draft.features.describe() if draft.features else ""
             draft = draft.model_copy(
-                update={"tuned": baseline_of(draft.dataset_label, words, tuned=True)}
+                update={
+                    "tuned": baseline_of(
+                        draft.dataset_label, words, MOST_SEED, tuned=draft.algorithm
+                    )
+                }
             )
         resolver = cls(data, declaring, published, space, draft)
         resolver._check()

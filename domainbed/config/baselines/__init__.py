@@ -36,20 +36,22 @@ def summaries() -> dict[str, dict[str, Any]]:
 
 
 def baseline_of(
-    dataset: str, features: str, draws: int = 1, trials: int = 1, tuned: bool = False
+    dataset: str, features: str, draws: int = 1, trials: int = 1, tuned: str = ""
 ) -> str:
     """The baseline that has a dataset, with features described so.
 
     Args:
         draws: of these, and of the trials, it has most; then it has most algorithms.
         trials: how many are wanted.
-        tuned: of those that chose among several draws.
+        tuned: the algorithm whose choice among the draws is wanted, if any; one that has it is
+            preferred.
 
     Raises:
         UserError: there is none.
     """
     found = [
         (
+            bool(tuned) and tuned in summary["tuned"].get(dataset, {}),
             min(draws, summary["about"]["draws"]) * min(trials, summary["about"]["trials"]),
             len(summary["algorithms"]),
             name,
@@ -59,8 +61,8 @@ def baseline_of(
     ]
     if not found:
         raise UserError(
-            f"no released baseline has {'tuned ' * tuned}{dataset} with {features or 'images'}: "
-            "`domainbed baselines` lists what there is"
+            f"no released baseline has {'tuned ' if tuned else ''}{dataset} with "
+            f"{features or 'images'}: `domainbed baselines` lists what there is"
         )
     return max(found)[-1]
 
