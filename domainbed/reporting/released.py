@@ -36,7 +36,7 @@ def beside_released(records: Records, name: str = "") -> tuple[Records, list[str
         Both, and what is left out, in words.
 
     Raises:
-        UserError: there is no such baseline, or nothing to compare.
+        UserError: there is no such baseline, or none of its runs was made like those of `records`.
     """
     ours = records.runs
     budgets = ours.groupby(["dataset", "features"])[["hparams_seed", "trial_seed"]].nunique()
@@ -49,7 +49,7 @@ def beside_released(records: Records, name: str = "") -> tuple[Records, list[str
     runs = pd.concat([ours.assign(algorithm=own), released.runs], ignore_index=True)
     theirs = released.values.assign(run=released.values["run"] + len(ours))
     values = pd.concat([records.values, theirs], ignore_index=True)
-    kept, notes = np.zeros(len(runs), dtype=bool), []
+    kept, notes, left = np.zeros(len(runs), dtype=bool), [], {}
     for dataset, of_dataset in runs.groupby("dataset", sort=False):
         cells = of_dataset[["test_envs", "hparams_seed", "trial_seed"]].apply(tuple, axis=1)
         offered = set(cells[of_dataset["algorithm"].isin(known)])
@@ -58,10 +58,12 @@ def beside_released(records: Records, name: str = "") -> tuple[Records, list[str
         for algorithm, of_algorithm in of_dataset.groupby("algorithm", sort=False):
             found = cells[of_algorithm.index]
             lacks = len(common - set(found))
-            reasons = _differences(first, of_algorithm.iloc[0])
-            reasons += [f"{lacks} of {len(common)} runs lack a counterpart"] if lacks else []
+            reasons = [
+                *_differences(first, of_algorithm.iloc[0]),
+                *([f"{lacks} of {len(common)} runs lack a counterpart"] if lacks else []),
+            ]
             if reasons:
-                notes.append(f"left out: {algorithm} on {dataset} ({'; '.join(reasons)})")
+                left.setdefault((dataset, "; ".join(reasons)), []).append(algorithm)
             else:
                 kept[found.index[found.isin(common)]] = True
         if more := len(cells) - len(cells[cells.isin(common)]):
@@ -69,8 +71,12 @@ def beside_released(records: Records, name: str = "") -> tuple[Records, list[str
                 f"left out: {more} runs on {dataset} whose test domains, draw or trial the other "
                 "lacks"
             )
-    if not kept.any():
-        raise UserError(f"no run was made like one of {', '.join(names)}: {'; '.join(notes)}")
+    notes += [
+        f"left out: {', '.join(sorted(algorithms))} on {dataset} ({why})"
+        for (dataset, why), algorithms in left.items()
+    ]
+    if not kept[len(ours) :].any():
+        raise UserError(f"no run of {', '.join(names)} was made like yours: {'; '.join(notes)}")
     return replace(records, runs=runs, values=values).only(kept), notes
 
 

@@ -170,26 +170,38 @@ def test_only_runs_that_were_made_alike_are_compared(released: Path, tmp_path: P
     ):
         args = [{**each, field: value} for each in records.runs["args"]]
         other = replace(records, runs=records.runs.assign(args=args))
-        notes = beside_released(other)[1]
-        assert f"left out: CORAL on ColoredMNIST ({reason})" in notes
+        with pytest.raises(UserError) as raised:
+            beside_released(other)
+        said = f"no run of toy was made like yours: left out: 30 runs on ColoredMNIST {lacking}; "
+        assert str(raised.value).startswith(said)
+        assert f"left out: CORAL, ERM on ColoredMNIST ({reason})" in str(raised.value)
     short = replace(records, runs=records.runs.assign(hparams_seed=7))
-    with pytest.raises(UserError, match="no run was made like one of toy: left out: "):
+    with pytest.raises(UserError, match="no run of toy was made like yours: left out: "):
         beside_released(short)
 
 
 def test_the_baseline_with_the_most_of_ones_draws_and_trials_is_taken(monkeypatch) -> None:
     def summary(draws: int, trials: int, *algorithms: str) -> dict[str, Any]:
         about = {"draws": draws, "trials": trials}
-        return {"about": about, "datasets": ["PACS"], "features": "", "algorithms": algorithms}
+        tuned = {"PACS": {name: {} for name in algorithms}} if draws > 1 else {}
+        return {
+            **{"about": about, "datasets": ["PACS"], "features": ""},
+            **{"algorithms": algorithms, "tuned": tuned},
+        }
 
     found = {
         "all": summary(1, 3, "ERM", "CORAL", "IRM"),
         "draws": summary(20, 3, "ERM", "CORAL"),
         "trials": summary(1, 30, "ERM"),
+        "two": summary(2, 3, "ERM", "CORAL", "IRM"),
     }
     monkeypatch.setattr(baselines, "summaries", lambda: found)
+    assert baseline_of("PACS", "", 40, 1) == "draws"
+    assert baseline_of("PACS", "", 40, tuned="ERM") == "draws"
+    assert baseline_of("PACS", "", 40, tuned="IRM") == "two"  # the only one that has it
+    del found["two"]
     assert baseline_of("PACS", "") == baseline_of("PACS", "", 1, 3) == "all"
-    assert baseline_of("PACS", "", 2, 3) == baseline_of("PACS", "", 40, 1) == "draws"
+    assert baseline_of("PACS", "", 2, 3) == "draws"
     assert baseline_of("PACS", "", 1, 5) == "trials"
 
 
