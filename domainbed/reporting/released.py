@@ -47,9 +47,12 @@ def beside_released(records: Records, name: str = "") -> tuple[Records, list[str
     known = set(released.runs["algorithm"])
     own = [f"{each} (yours)" if each in known else each for each in ours["algorithm"]]
     runs = pd.concat([ours.assign(algorithm=own), released.runs], ignore_index=True)
-    theirs = released.values.assign(run=released.values["run"] + len(ours))
-    values = pd.concat([records.values, theirs], ignore_index=True)
-    kept, notes, left = np.zeros(len(runs), dtype=bool), [], {}
+    values = pd.concat(
+        [records.values, released.values.assign(run=released.values["run"] + len(ours))],
+        ignore_index=True,
+    )
+    kept, notes = np.zeros(len(runs), dtype=bool), []
+    left: dict[tuple[str, str], list[str]] = {}  # algorithms by dataset and reason
     for dataset, of_dataset in runs.groupby("dataset", sort=False):
         cells = of_dataset[["test_envs", "hparams_seed", "trial_seed"]].apply(tuple, axis=1)
         offered = set(cells[of_dataset["algorithm"].isin(known)])
